@@ -1,0 +1,118 @@
+"""Encoded pictures of digits to the 28x28 pixels that MNIST models were trained on.
+
+MNIST digits are bright ink on a dark background, fitted into a 20x20 box with their aspect ratio
+kept, and placed so that the centre of mass is the centre of the 28x28 field (LeCun et al., "The
+MNIST database of handwritten digits"). A 28x28 picture that is bright on dark is taken as it is;
+every other one goes through the same steps here, since merely resizing a drawing or a photo would
+give a confident wrong answer.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from service.core.errors import InvalidArgument, RequestTooLarge
+
+Pixels = npt.NDArray[np.uint8]
+
+SIDE = 28
+_BOX = 20
+# Of 255: what is closer to the background than this is paper, not ink.
+_LEAST_CONTRAST = 32
+
+
+def open_image(body: bytes, max_pixels: int) -> Image.Image:
+    """Read the header of a PNG or JPEG; nothing is decoded yet, so this is cheap and bounded.
+
+    Raises InvalidArgument if it is neither, RequestTooLarge if it has more than `max_pixels`.
+    """
+    if not body:
+        raise InvalidArgument("image: the body is empty; send a PNG or JPEG file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(body), formats=("PNG", "JPEG"))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise RequestTooLarge(f"image: has more than {max_pixels} pixels.") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise InvalidArgument("image: this is not a PNG or JPEG image.") from None
+    if image.width * image.height > max_pixels:
+        raise RequestTooLarge(
+            f"image: {image.width}x{image.height} has more than {max_pixels} pixels."
+        )
+    return image
+
+
+def to_pixels(image: Image.Image) -> Pixels:
+    """Decode a picture and bring it to MNIST's form: uint8 [1,28,28], bright ink on dark.
+
+    Raises InvalidArgument if the data is damaged or the picture shows nothing.
+    """
+    grey = _grey(image)
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    background = float(np.median(border))
+    if grey.shape == (SIDE, SIDE) and background < 128:
+        return grey[None]
+    ink = 255.0 - grey if background >= 128 else grey.astype(np.float64)
+    paper = 255.0 - background if background >= 128 else background
+    return _centred(np.clip(ink - paper, 0, 255))[None]
+
+
+def _grey(image: Image.Image) -> Pixels:
+    try:
+        if image.has_transparency_data:
+            # What a person sees of a transparent drawing is what a white page shows.
+            drawn = image.convert("RGBA")
+            page = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(page, drawn)
+        elif image.mode.startswith("I"):
+            # 16-bit grey: convert("L") would clip it instead of scaling it.
+            return (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
+        return np.asarray(image.convert("L"), dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError, EOFError):
+        raise InvalidArgument("image: the file is damaged or cut short.") from None
+
+
+def _centred(ink: npt.NDArray[np.float64]) -> Pixels:
+    """Ink (0 = paper) of any size to [28,28], as the MNIST digits were made."""
+    peak = ink.max()
+    if peak < _LEAST_CONTRAST:
+        raise InvalidArgument("image: it is blank; no digit stands out from the background.")
+    # Shadows and JPEG noise are below a quarter of the darkest stroke.
+    ink = np.where(ink < peak / 4, 0.0, ink) * (255.0 / peak)
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    digit = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+    scale = _BOX / max(digit.shape)
+    size = (max(1, round(digit.shape[1] * scale)), max(1, round(digit.shape[0] * scale)))
+    # Box averages every source pixel when shrinking, as MNIST's own anti-aliasing did.
+    method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    fitted = np.asarray(Image.fromarray(digit.astype(np.uint8)).resize(size, method), np.float64)
+
+    height, width = fitted.shape
+    mass = fitted.sum()
+    centre_y = (fitted.sum(axis=1) @ np.arange(height)) / mass
+    centre_x = (fitted.sum(axis=0) @ np.arange(width)) / mass
+    top = int(np.clip(round((SIDE - 1) / 2 - centre_y), 0, SIDE - height))
+    left = int(np.clip(round((SIDE - 1) / 2 - centre_x), 0, SIDE - width))
+    field = np.zeros((SIDE, SIDE), np.uint8)
+    field[top : top + height, left : left + width] = fitted.astype(np.uint8)
+    return field
+
+
+def check_pixels(raw: bytes) -> Pixels:
+    """View raw pixels as uint8 [N,28,28]: no copy.
+
+    Raises InvalidArgument unless there is at least one whole image of 784 bytes.
+    """
+    if not raw or len(raw) % (SIDE * SIDE):
+        raise InvalidArgument(
+            f"pixels: {len(raw)} bytes are not a whole number (1 or more) of 28x28 = 784 byte "
+            "images."
+        )
+    return np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE)

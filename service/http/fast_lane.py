@@ -1,0 +1,140 @@
+"""The HTTP front of a worker: an RSGI callable that answers predict calls itself.
+
+RSGI (Granian's interface) hands over a request with far fewer steps than WSGI or ASGI do; see
+docs/performance.md for what that is worth. Whatever is not a predict call goes to Flask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
+
+from service.core.errors import RequestTimeout, RequestTooLarge, ServiceError
+from service.http.flask_app import too_large
+from service.http.message import HttpRequest, HttpResponse
+from service.http.routes import Answerer, FastRoutes, error_response
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
+
+
+class HttpFront:
+    """Answers every HTTP request of one worker, on its event loop."""
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        wsgi_app: WsgiApp,
+        executor: Executor,
+        *,
+        max_request_bytes: int,
+        body_timeout: float,
+        fast_lane: bool = True,
+    ) -> None:
+        self._answerer = answerer
+        self._wsgi_app = wsgi_app
+        self._executor = executor
+        self._max_request_bytes = max_request_bytes
+        self._body_timeout = body_timeout
+        self._routes = FastRoutes() if fast_lane else None
+
+    async def __call__(self, scope: Scope, protocol: HTTPProtocol) -> None:
+        """Answer one request (RSGI's callable)."""
+        found = self._routes.find(scope.method, scope.path) if self._routes else None
+        try:
+            body = await self._body(scope, protocol)
+        except (ProtocolError, ProtocolClosed):
+            return  # the caller has gone
+        except ServiceError as error:
+            if found is None:
+                response = error_response(error)
+            else:
+                request = HttpRequest(scope.headers.get, b"")
+                response = await self._answerer.refuse(found[0], request, error)
+            # The rest of the body is still on its way: the connection cannot be used again.
+            response.headers.append(("connection", "close"))
+        else:
+            if found is not None:
+                request = HttpRequest(scope.headers.get, body, scope.query_string)
+                response = await self._answerer.answer(found[0], request, found[1])
+            else:
+                response = await asyncio.get_running_loop().run_in_executor(
+                    self._executor, self._through_flask, scope, body
+                )
+        protocol.response_bytes(response.status, response.headers, response.body)
+
+    async def _body(self, scope: Scope, protocol: HTTPProtocol) -> bytes:
+        """The whole body. Raises RequestTooLarge before reading past the limit."""
+        length = scope.headers.get("content-length")
+        if length is not None and int(length) > self._max_request_bytes:
+            raise RequestTooLarge(too_large(self._max_request_bytes))
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                if length is not None or scope.method in ("GET", "HEAD"):
+                    return await protocol()
+                body = bytearray()  # chunked: the length shows only as it comes
+                async for chunk in protocol:
+                    body += chunk
+                    if len(body) > self._max_request_bytes:
+                        raise RequestTooLarge(too_large(self._max_request_bytes))
+                return bytes(body)
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The body did not arrive within {self._body_timeout:g} seconds (body_timeout)."
+            ) from None
+
+    def _through_flask(self, scope: Scope, body: bytes) -> HttpResponse:
+        """Call Flask through WSGI (PEP 3333). Runs in a thread: Flask waits for the loop."""
+        status = 500
+        headers: list[tuple[str, str]] = []
+
+        def start_response(line: str, given: list[tuple[str, str]], exc_info: Any = None) -> None:
+            nonlocal status
+            status = int(line.split(" ", 1)[0])
+            # The server counts the body itself, as it does in the fast lane.
+            headers[:] = [(n.lower(), v) for n, v in given if n.lower() != "content-length"]
+
+        chunks = self._wsgi_app(_environ(scope, body), start_response)
+        try:
+            content = b"".join(chunks)
+        finally:
+            getattr(chunks, "close", lambda: None)()
+        return HttpResponse(status, headers, content)
+
+
+def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
+    host, _, port = scope.server.rpartition(":")
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope.method,
+        "SCRIPT_NAME": "",
+        # PEP 3333: bytes of the path, carried as latin-1.
+        "PATH_INFO": unquote_to_bytes(scope.path).decode("latin-1"),
+        "QUERY_STRING": scope.query_string,
+        "SERVER_NAME": host,
+        "SERVER_PORT": port,
+        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
+        "REMOTE_ADDR": scope.client.rpartition(":")[0],
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.scheme,
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    for name, value in scope.headers.items():
+        key = name.upper().replace("-", "_")
+        if key == "CONTENT_TYPE":
+            environ[key] = value
+        elif key != "CONTENT_LENGTH":
+            environ[f"HTTP_{key}"] = value
+    if scope.authority:
+        environ.setdefault("HTTP_HOST", scope.authority)
+    return environ

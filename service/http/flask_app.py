@@ -1,0 +1,77 @@
+"""The Flask application: every route of the service, for everything that is not in a hurry.
+
+Its views run in threads and hand each request to the worker's event loop, where the same
+`Answerer` that serves the fast lane answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import flask
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from service.core import errors
+from service.http.message import HttpRequest, HttpResponse
+from service.http.routes import ROUTES, Answerer, Route
+
+_UNMATCHED = Route("*", "*", "unmatched", Answerer.refuse)
+
+
+def create_app(
+    answerer: Answerer, loop: asyncio.AbstractEventLoop, max_request_bytes: int
+) -> flask.Flask:
+    """A Flask application whose requests are answered on `loop`, which runs in another thread."""
+    app = flask.Flask("service.http", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
+    app.url_map.strict_slashes = False
+
+    def add(route: Route) -> None:
+        def view(**parameters: str) -> flask.Response:
+            try:
+                request = _request(flask.request.get_data(cache=False))
+            except RequestEntityTooLarge:
+                refused = errors.RequestTooLarge(too_large(max_request_bytes))
+                return _wait(answerer.refuse(route, _request(b""), refused))
+            return _wait(answerer.answer(route, request, parameters))
+
+        endpoint = f"{route.method} {route.path}"
+        app.add_url_rule(route.path, endpoint, view, methods=[route.method])
+
+    def unmatched(error: HTTPException) -> flask.Response:
+        refused = _as_service_error(error)
+        response = _wait(answerer.refuse(_UNMATCHED, _request(b""), refused))
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    def _wait(answer: Any) -> flask.Response:
+        return _response(asyncio.run_coroutine_threadsafe(answer, loop).result())
+
+    for route in ROUTES:
+        add(route)
+    app.register_error_handler(HTTPException, unmatched)
+    return app
+
+
+def too_large(max_request_bytes: int) -> str:
+    """What a caller is told whose body is over the limit."""
+    return f"The body is larger than {max_request_bytes} bytes (max_request_bytes)."
+
+
+def _request(body: bytes) -> HttpRequest:
+    return HttpRequest(flask.request.headers.get, body, flask.request.query_string.decode("latin1"))
+
+
+def _response(response: HttpResponse) -> flask.Response:
+    return flask.Response(response.body, response.status, response.headers)
+
+
+def _as_service_error(error: HTTPException) -> errors.ServiceError:
+    method, path = flask.request.method, flask.request.path
+    if error.code == errors.MethodNotAllowed.http_status:
+        return errors.MethodNotAllowed(f"{path} does not take {method}.")
+    if error.code == errors.NoSuchEndpoint.http_status:
+        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists what there is.")
+    return errors.InvalidArgument(f"{error.name}: {error.description}")

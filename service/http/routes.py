@@ -1,0 +1,132 @@
+"""Every HTTP route, once, and the one function through which every route is answered."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import NamedTuple
+
+from service import SERVER_NAME, __version__
+from service.core.errors import InternalError, Overloaded, ServiceError
+from service.http import open_inference
+from service.http.digits import predict
+from service.http.message import HttpRequest, HttpResponse, json_response
+from service.observe import metrics
+from service.observe.requests import RequestRecorder
+from service.operations import Operations
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[..., Awaitable[HttpResponse]]
+
+
+class Route(NamedTuple):
+    """`path` in Flask's notation; `fast` routes are answered ahead of Flask."""
+
+    method: str
+    path: str
+    operation: str
+    handler: Handler
+    fast: bool = False
+
+
+async def index(operations: Operations, request: HttpRequest) -> HttpResponse:
+    """GET /: what this server is, and what can be asked of it."""
+    endpoints = [f"{route.method} {route.path}" for route in ROUTES]
+    return json_response({"name": SERVER_NAME, "version": __version__, "endpoints": endpoints})
+
+
+async def prometheus(operations: Operations, request: HttpRequest) -> HttpResponse:
+    """GET /metrics: Prometheus' text format."""
+    return HttpResponse(200, [("content-type", metrics.CONTENT_TYPE)], metrics.exposition())
+
+
+def _of_model(method: str, end: str, operation: str, handler: Handler, fast: bool) -> list[Route]:
+    model = "/v2/models/<model>"
+    return [
+        Route(method, model + end, operation, handler, fast),
+        Route(method, model + "/versions/<version>" + end, operation, handler, fast),
+    ]
+
+
+ROUTES = [
+    Route("GET", "/", "index", index),
+    Route("GET", "/metrics", "metrics", prometheus),
+    Route("POST", "/predict", "predict", predict, fast=True),
+    Route("GET", "/v2", "server_metadata", open_inference.server_metadata),
+    Route("GET", "/v2/health/live", "live", open_inference.live),
+    Route("GET", "/v2/health/ready", "ready", open_inference.ready),
+    *_of_model("GET", "", "model_metadata", open_inference.model_metadata, False),
+    *_of_model("GET", "/ready", "model_ready", open_inference.model_ready, False),
+    *_of_model("POST", "/infer", "infer", open_inference.infer, True),
+]
+
+
+class Answerer:
+    """Answers a matched route: runs the handler, translates errors, records how it ended."""
+
+    def __init__(self, operations: Operations, recorder: RequestRecorder) -> None:
+        self._operations = operations
+        self._recorder = recorder
+
+    async def answer(
+        self, route: Route, request: HttpRequest, parameters: dict[str, str]
+    ) -> HttpResponse:
+        """Never raises: what a handler raises becomes a JSON body {"error": sentence}."""
+        start = perf_counter()
+        request_id = self._recorder.request_id(request.header("x-request-id"))
+        error = ""
+        try:
+            response = await route.handler(self._operations, request, **parameters)
+        except ServiceError as failure:
+            error = failure.message
+            response = error_response(failure)
+        except Exception:
+            log.exception("Request %s failed.", request_id)
+            error = f"Internal error; the server's log has it under request id {request_id}."
+            response = error_response(InternalError(error))
+        response.headers.append(("x-request-id", request_id))
+        self._recorder.finished(
+            "http", route.operation, request_id, str(response.status), start, error
+        )
+        return response
+
+    async def refuse(self, route: Route, request: HttpRequest, error: ServiceError) -> HttpResponse:
+        """Answer a request whose body could not be had, and record it as any other."""
+
+        async def refused(operations: Operations, request: HttpRequest) -> HttpResponse:
+            raise error
+
+        return await self.answer(route._replace(handler=refused), request, {})
+
+
+def error_response(error: ServiceError) -> HttpResponse:
+    """The protocol's error body and the status of the error's kind."""
+    response = json_response({"error": error.message}, error.http_status)
+    if isinstance(error, Overloaded):
+        response.headers.append(("retry-after", str(error.retry_after_s)))
+    return response
+
+
+class FastRoutes:
+    """Finds the fast route of a path: by one dictionary look-up, or by one regular expression."""
+
+    def __init__(self) -> None:
+        fast = [route for route in ROUTES if route.fast]
+        self._exact = {(r.method, r.path): r for r in fast if "<" not in r.path}
+        self._patterns = [(r, _pattern(r.path)) for r in fast if "<" in r.path]
+
+    def find(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
+        """The route and the parameters in its path, or None for Flask to answer."""
+        if route := self._exact.get((method, path)):
+            return route, {}
+        for route, pattern in self._patterns:
+            if route.method == method and (match := pattern.fullmatch(path)):
+                return route, match.groupdict()
+        return None
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"<(\w+)>", r"(?P<\1>[^/]+)", path))

@@ -1,0 +1,64 @@
+"""Structured logs on standard error: one JSON object a line, or text for a person at a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from service.settings import Settings
+
+requests = logging.getLogger("service.requests")
+
+
+class JsonFormatter(logging.Formatter):
+    """One line of JSON: time (RFC 3339, UTC), level, logger, pid, message and extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "pid": record.process,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """The same for people: time of day, level, message, then extra fields as key=value."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        fields = getattr(record, "fields", {})
+        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
+
+
+def logging_config(settings: Settings) -> dict[str, Any]:
+    """Configuration for logging.config.dictConfig; Granian's own loggers follow it as well."""
+    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    level = settings.log_level.upper()
+    # Granian tells of every step at level info; what matters of it we say ourselves.
+    granian = "DEBUG" if level == "DEBUG" else "WARNING"
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"lines": {"()": TextFormatter if text else JsonFormatter}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "stream": "ext://sys.stderr",
+                "formatter": "lines",
+            }
+        },
+        "root": {"handlers": ["stderr"], "level": level},
+        "loggers": {"_granian": {"level": granian}, "granian.access": {"level": granian}},
+    }

@@ -1,0 +1,53 @@
+"""The model card: what model.json says beside a model.onnx. Optional for foreign models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from service.runtime.session import LoadError
+
+PROBABILITIES = "probabilities"
+LOGITS = "logits"
+
+
+class Card(NamedTuple):
+    """The fields that the server uses.
+
+    `sha256` of model.onnx, checked before loading; `output_kinds` says of an output whether it
+    holds logits or probabilities; an output with either word as its name needs no entry.
+    """
+
+    sha256: str = ""
+    output_kinds: Mapping[str, str] = MappingProxyType({})
+
+    def kind(self, output: str) -> str:
+        """`logits`, `probabilities`, or empty where nothing is known of this output."""
+        return self.output_kinds.get(output, output if output in (PROBABILITIES, LOGITS) else "")
+
+
+def read(path: Path) -> Card:
+    """Read a card; a missing file is an empty card. Raises LoadError for one that is damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Card()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"cannot read {path}: {error}") from error
+    try:
+        fields: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LoadError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise LoadError(f"{path} must hold a JSON object")
+    sha256, kinds = fields.get("sha256", ""), fields.get("output_kinds", {})
+    if not isinstance(sha256, str):
+        raise LoadError(f"{path}: sha256 must be a string")
+    if not isinstance(kinds, dict) or set(kinds.values()) - {PROBABILITIES, LOGITS}:
+        raise LoadError(
+            f"{path}: output_kinds must map names of outputs to '{LOGITS}' or '{PROBABILITIES}'"
+        )
+    return Card(sha256, kinds)

@@ -1,0 +1,174 @@
+"""One ONNX model in ONNX Runtime: loaded, checked, warmed up and timed.
+
+The execution provider is read back from the session and proved by a run, since ONNX Runtime falls
+back from CUDA to the CPU with no more than a warning of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from service.core.tensors import DTYPES, Array, TensorSpec, datatype_of
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+_ERRORS_ONLY = 3  # ONNX Runtime's log severity; what it warns of, we report ourselves
+_WARM_UP_ROWS = 16
+
+_NUMPY_NAMES = {
+    "tensor(bool)": "?",
+    "tensor(float16)": "f2",
+    "tensor(float)": "f4",
+    "tensor(double)": "f8",
+    **{
+        f"tensor({sign}int{8 * size})": f"{sign or 'i'}{size}"
+        for sign in ("u", "")
+        for size in (1, 2, 4, 8)
+    },
+}
+
+
+class LoadError(Exception):
+    """The model cannot be served; the message says why."""
+
+
+class ProviderUnavailable(Exception):
+    """The execution provider that was asked for does not work on this machine."""
+
+
+class SessionOptions(NamedTuple):
+    """What of the settings concerns ONNX Runtime."""
+
+    provider: str = "auto"
+    intra_op_threads: int = 1
+    spinning: bool = False
+
+
+class Session:
+    """A warmed-up model. `run` may be called from any thread, one call at a time.
+
+    Attributes: `inputs` and `outputs` in the model's order; `provider`, the execution provider in
+    use, and `fallback`, why it is not CUDA (empty where CUDA runs or was not asked for);
+    `batchable`, whether rows of several requests may be joined along dimension 0.
+    """
+
+    def __init__(self, session: ort.InferenceSession, fallback: str = "") -> None:
+        self._session = session
+        self.provider: str = session.get_providers()[0]
+        self.fallback = fallback
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self._input_names = [spec.name for spec in self.inputs]
+        self._output_names = [spec.name for spec in self.outputs]
+        self.batchable = all(
+            spec.shape and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs)
+        )
+        self._fixed_s, self._row_s = self._warm_up()
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """All outputs, in the model's order, for all inputs, in the model's order."""
+        outputs: list[Array] = self._session.run(
+            self._output_names, dict(zip(self._input_names, inputs, strict=True))
+        )
+        return outputs
+
+    def expected_seconds(self, rows: int) -> float:
+        """How long a run of so many rows took when the model was warmed up, interpolated."""
+        return self._fixed_s + rows * self._row_s
+
+    def _warm_up(self) -> tuple[float, float]:
+        one = self._time(1)
+        if not self.batchable:
+            return one, 0.0
+        many = self._time(_WARM_UP_ROWS)
+        per_row = max(0.0, (many - one) / (_WARM_UP_ROWS - 1))
+        return max(0.0, one - per_row), per_row
+
+    def _time(self, rows: int) -> float:
+        inputs = [
+            np.zeros(
+                [rows if i == 0 and n < 0 else max(n, 1) for i, n in enumerate(spec.shape)],
+                DTYPES[spec.datatype],
+            )
+            for spec in self.inputs
+        ]
+        best = float("inf")
+        for _ in range(3):  # the first one allocates; the least is what the machine can do
+            start = time.perf_counter()
+            self.run(inputs)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+
+def load(path: Path, options: SessionOptions) -> Session:
+    """Load and prove one model file.
+
+    Raises LoadError if ONNX Runtime refuses the model or it has tensors that cannot be served,
+    ProviderUnavailable if `options.provider` is cuda and CUDA does not run the model.
+    """
+    if options.provider == "cpu":
+        return _create(path, options, [CPU])
+    try:
+        return _create_cuda(path, options)
+    except ProviderUnavailable as error:
+        if options.provider == "cuda":
+            raise
+        session = _create(path, options, [CPU])
+        session.fallback = str(error)
+        return session
+
+
+def cuda_is_built_in() -> bool:
+    """Whether the installed ONNX Runtime could use CUDA, if the machine has it."""
+    return CUDA in ort.get_available_providers()
+
+
+def _create_cuda(path: Path, options: SessionOptions) -> Session:
+    if not cuda_is_built_in():
+        raise ProviderUnavailable(
+            f"the installed ONNX Runtime {ort.__version__} is built without CUDA; "
+            "install the extra 'gpu' instead of 'cpu'"
+        )
+    ort.preload_dlls()  # finds CUDA and cuDNN in their wheels; reports failure only below
+    try:
+        # With CUDA alone and fallback off, ONNX Runtime fails instead of using the CPU.
+        session = _create(path, options, [CUDA], {"session.disable_cpu_ep_fallback": "1"})
+    except LoadError as error:
+        raise ProviderUnavailable(f"CUDA does not run {path}: {error}") from error
+    if session.provider != CUDA:
+        raise ProviderUnavailable(f"ONNX Runtime chose {session.provider} for {path}")
+    return session
+
+
+def _create(
+    path: Path,
+    options: SessionOptions,
+    providers: list[str],
+    entries: dict[str, str] | None = None,
+) -> Session:
+    made = ort.SessionOptions()
+    made.intra_op_num_threads = options.intra_op_threads
+    made.inter_op_num_threads = 1
+    made.log_severity_level = _ERRORS_ONLY
+    made.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    for key, value in (entries or {}).items():
+        made.add_session_config_entry(key, value)
+    try:
+        return Session(ort.InferenceSession(str(path), made, providers=providers))
+    except LoadError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise LoadError(" ".join(str(error).split())) from error
+
+
+def _spec(node: Any) -> TensorSpec:
+    if node.type not in _NUMPY_NAMES:
+        raise LoadError(f"tensor '{node.name}' is a {node.type}, which is not served")
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return TensorSpec(node.name, datatype_of(np.dtype(_NUMPY_NAMES[node.type])), shape)

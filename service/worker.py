@@ -1,0 +1,200 @@
+"""The composition root of one worker process: everything is made and joined here.
+
+One asyncio loop holds the HTTP front, the gRPC front, the batchers and the models, so that a
+request needs no lock and no hand-off between its socket and its inference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Event
+from typing import TYPE_CHECKING, NoReturn
+
+import flask
+
+from service.core.batching import Batcher, BatchLimits
+from service.grpc.front import GrpcFront
+from service.http.fast_lane import HttpFront
+from service.http.flask_app import create_app
+from service.http.routes import Answerer
+from service.observe.metrics import Metrics
+from service.observe.requests import RequestRecorder
+from service.operations import Operations
+from service.repository.repository import Repository
+from service.runtime.session import ProviderUnavailable, Session, SessionOptions
+from service.settings import Settings, load
+
+if TYPE_CHECKING:
+    from granian.rsgi import HTTPProtocol, Scope
+
+log = logging.getLogger(__name__)
+
+_FLASK_THREADS = 8
+
+
+class Core:
+    """What both fronts stand on: models, operations, metrics. Belongs to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.recorder = RequestRecorder(self.metrics, settings.log_requests)
+        self.executor = ThreadPoolExecutor(thread_name_prefix="inference")
+        self.repository = Repository(
+            settings.models,
+            SessionOptions(settings.provider, settings.intra_op_threads, settings.spinning),
+            self._make_batcher,
+            self.executor,
+            settings.versions,
+            self._models_changed,
+        )
+        self.operations = Operations(self.repository, settings.model, settings.max_image_pixels)
+        self.answerer = Answerer(self.operations, self.recorder)
+
+    def _make_batcher(self, name: str, version: str, session: Session) -> Batcher:
+        images, seconds, failures = self.metrics.batch_observer(name, version)
+
+        def on_batch(rows: int, elapsed: float) -> None:
+            images.observe(rows)
+            seconds.observe(elapsed)
+
+        def on_failure(error: Exception) -> None:
+            failures.inc()
+            log.error("Model %s version %s failed on a request: %s", name, version, error)
+
+        settings = self.settings
+        limits = BatchLimits(
+            settings.max_batch_size,
+            settings.max_queue,
+            settings.max_queue_delay / 1000,
+            settings.inline_budget / 1000,
+        )
+        return Batcher(session, limits, self.executor, on_batch, on_failure)
+
+    def _models_changed(self) -> None:
+        loaded = {
+            (model.name, model.version, model.session.provider, model.sha256)
+            for model in self.repository.loaded
+        }
+        self.metrics.models_loaded(loaded, len(self.repository.failures))
+
+    async def watch(self) -> None:
+        """Look for new versions, for ever."""
+        while True:
+            await asyncio.sleep(self.settings.poll_interval)
+            try:
+                await self.repository.refresh()
+            except ProviderUnavailable as error:
+                log.error("A new version cannot be served: %s.", error)
+
+
+class Worker:
+    """The RSGI application that Granian runs in each worker process."""
+
+    def __init__(self, settings: Settings, startup_failed: Event) -> None:
+        self._settings = settings
+        self._startup_failed = startup_failed
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Load the models and open the gRPC port, before HTTP requests come."""
+        try:
+            loop.run_until_complete(self._start(loop))
+        except (ProviderUnavailable, RuntimeError) as error:
+            self._give_up(str(error))
+        # Granian's handlers stop the HTTP front alone. SIGTERM is ours: it stops both fronts.
+        loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
+
+    async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
+        """Answer one HTTP request."""
+        await self._http(scope, protocol)
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Finish what was accepted; Granian has already finished the HTTP requests."""
+        self._begin_stopping(loop)
+        loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        self._core.executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        settings = self._settings
+        core = self._core = Core(settings)
+        await core.repository.refresh()
+        self._http = HttpFront(
+            core.answerer,
+            create_app(core.answerer, loop, settings.max_request_bytes),
+            ThreadPoolExecutor(_FLASK_THREADS, "flask"),
+            max_request_bytes=settings.max_request_bytes,
+            body_timeout=settings.body_timeout,
+            fast_lane=settings.fast_lane,
+        )
+        self._grpc = GrpcFront(core.operations, core.recorder, settings)
+        await self._grpc.start()
+        if settings.poll_interval:
+            self._watching = loop.create_task(self._watch())
+        self._say_ready()
+
+    async def _watch(self) -> None:
+        watching = asyncio.ensure_future(self._core.watch())
+        while not watching.done():
+            await asyncio.wait([watching], timeout=self._settings.poll_interval)
+            await self._grpc.publish_health()
+
+    def _say_ready(self) -> None:
+        settings, state = self._settings, self._core.operations.readiness()
+        where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if state.ready:
+            model = self._core.repository.get(settings.model)
+            log.info(
+                "Serving %s version %s on %s: %s of %s.",
+                model.name,
+                model.version,
+                model.session.provider,
+                where,
+                settings.host,
+            )
+        else:
+            log.warning(
+                "Not ready: %s mnist-train publishes one into %s, and it is taken up by itself. %s.",
+                state.reason,
+                settings.models.resolve(),
+                where,
+            )
+
+    def _stop_soon(self) -> None:
+        self._begin_stopping(asyncio.get_running_loop())
+        os.kill(os.getpid(), signal.SIGINT)  # Granian's own handler, for the HTTP front
+
+    def _begin_stopping(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._core.operations.stopping:
+            self._core.operations.stopping = True
+            self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
+
+    def _give_up(self, reason: str) -> NoReturn:
+        """Stop the whole server: another worker would fail in the same way."""
+        log.error("Cannot start: %s.", reason)
+        self._startup_failed.set()
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
+        sys.exit(1)
+
+
+def flask_app() -> flask.Flask:
+    """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no fast lane."""
+    settings = load([])
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="loop", daemon=True).start()
+
+    async def make() -> Core:
+        core = Core(settings)
+        await core.repository.refresh()
+        return core
+
+    core = asyncio.run_coroutine_threadsafe(make(), loop).result()
+    return create_app(core.answerer, loop, settings.max_request_bytes)
