@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 run: $(INSTALLED)  ## train on the whole of MNIST, publish, serve, and predict one test image
-	@PATH="$(abspath $(BIN)):$$PATH" clients/run.sh
+	@$(BIN)/python -m clients.demo
 
 train: $(INSTALLED)  ## train the default recipe and publish a new version into models/
 	$(BIN)/mnist-train

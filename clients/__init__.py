@@ -1,0 +1,1 @@
+"""Programs that call the service: the command line client and the demonstration of `make run`."""

@@ -80,6 +80,11 @@ def _preflight(settings: Settings) -> None:
         )
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
+    check_ports_free(settings)
+
+
+def check_ports_free(settings: Settings) -> None:
+    """Raise SettingsError if another process listens on one of the ports."""
     for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
         _check_port_free(settings.host, name, port)
 

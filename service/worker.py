@@ -160,7 +160,7 @@ class Worker:
             )
         else:
             log.warning(
-                "Not ready: %s mnist-train publishes one into %s, and it is taken up by itself. %s.",
+                "Not ready: %s mnist-train publishes one into %s; it is taken up by itself. %s.",
                 state.reason,
                 settings.models.resolve(),
                 where,

@@ -1,0 +1,181 @@
+"""mnist-predict: send images to a running service, show what it answers."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from rich.columns import Columns
+from rich.console import Console
+from rich.text import Text
+
+_BAR_WIDTH = 32
+_THUMBNAIL = 28
+_SHADES = " ░▒▓█"
+
+
+class PredictError(Exception):
+    """A prediction failed; the message is a sentence for people."""
+
+
+class Answer(NamedTuple):
+    """The service's answer for one image; probabilities are ten floats, index = digit."""
+
+    model_name: str
+    model_version: str
+    digit: int
+    probabilities: list[float]
+    entropy_bits: float
+
+
+def predict_http(image: bytes, address: str, model: str, version: str, timeout: float) -> Answer:
+    """POST one PNG or JPEG to /predict. Raises PredictError."""
+    query = urllib.parse.urlencode({"model": model, "version": version})
+    request = urllib.request.Request(
+        f"http://{address}/predict?{query}", data=image, headers={"content-type": _type_of(image)}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            body: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError as error:
+        raise PredictError(_error_of(error)) from None
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise PredictError(_unreachable("HTTP", address, getattr(error, "reason", error))) from None
+    return Answer(body["model_name"], body["model_version"], **body["predictions"][0])
+
+
+def predict_grpc(image: bytes, address: str, model: str, version: str, timeout: float) -> Answer:
+    """Call digits.v1.DigitClassifier/Predict with one PNG or JPEG. Raises PredictError."""
+    import grpc
+
+    from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
+
+    request = digits_pb2.PredictRequest(image=image, model_name=model, model_version=version)
+    with grpc.insecure_channel(address) as channel:
+        stub: Any = digits_pb2_grpc.DigitClassifierStub(channel)  # type: ignore[no-untyped-call]
+        try:
+            response = stub.Predict(request, timeout=timeout)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                reason = _unreachable("gRPC", address, error.details())
+                raise PredictError(reason) from None
+            raise PredictError(f"The server says: {error.details()}") from None
+    found = response.predictions[0]
+    return Answer(
+        response.model_name,
+        response.model_version,
+        found.digit,
+        list(found.probabilities),
+        found.entropy_bits,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Predict every file. Returns 0 if all were answered, 1 otherwise."""
+    options = _parser().parse_args(arguments)
+    predict = predict_grpc if options.grpc else predict_http
+    address = options.address or f"127.0.0.1:{8001 if options.grpc else 8000}"
+    console, errors = Console(), Console(stderr=True)
+    failed = False
+    for path in options.files:
+        try:
+            image = _read(path)
+            answer = predict(image, address, options.model, options.version, options.timeout)
+        except PredictError as error:
+            errors.print(f"[red]{path}[/]: {error}", highlight=False)
+            failed = True
+            continue
+        if options.json:
+            print(json.dumps({"file": str(path), **answer._asdict()}))
+        else:
+            how = "gRPC" if options.grpc else "HTTP"
+            console.print(f"[bold]{path}[/] over {how}", highlight=False)
+            console.print(Columns([_thumbnail(image), bars(answer)], padding=(0, 3)))
+    return int(failed)
+
+
+def bars(answer: Answer) -> Text:
+    """The distribution as ten bars, the most probable digit in colour."""
+    text = Text()
+    for digit, probability in enumerate(answer.probabilities):
+        filled = round(probability * _BAR_WIDTH)
+        style = "bold green" if digit == answer.digit else "dim"
+        text.append(f"{digit} ", style)
+        text.append("█" * filled + "·" * (_BAR_WIDTH - filled), style)
+        text.append(f" {probability:8.3%}\n", style)
+    text.append(f"It is a {answer.digit}", "bold")
+    text.append(
+        f", entropy {answer.entropy_bits:.3f} bits "
+        f"({answer.model_name} version {answer.model_version})\n"
+    )
+    return text
+
+
+def _thumbnail(image: bytes) -> Text:
+    grey = Image.open(io.BytesIO(image)).convert("L").resize((_THUMBNAIL, _THUMBNAIL // 2))
+    pixels = grey.tobytes()
+    lines = []
+    for row in range(grey.height):
+        line = pixels[row * grey.width : (row + 1) * grey.width]
+        lines.append("".join(_SHADES[value * len(_SHADES) // 256] for value in line))
+    return Text("\n".join(lines), no_wrap=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        image = path.read_bytes()
+        Image.open(io.BytesIO(image), formats=("PNG", "JPEG")).verify()
+    except UnidentifiedImageError:
+        raise PredictError("this is not a PNG or JPEG image.") from None
+    except OSError as error:
+        raise PredictError(f"cannot be read: {error.strerror or error}.") from None
+    return image
+
+
+def _type_of(image: bytes) -> str:
+    return "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
+
+
+def _error_of(error: urllib.error.HTTPError) -> str:
+    try:
+        return f"The server says: {json.load(error)['error']}"
+    except (ValueError, KeyError, TypeError):
+        return f"The server answers with status {error.code} {error.reason}."
+
+
+def _unreachable(what: str, address: str, reason: object) -> str:
+    return (
+        f"No {what} answer from {address} ({reason}). "
+        "Start a server with mnist-serve, or name another with --address."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mnist-predict", description="Ask a running service which digits images show."
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG or JPEG images")
+    parser.add_argument("--grpc", action="store_true", help="call over gRPC instead of HTTP")
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="the server (default: 127.0.0.1:8000, with --grpc 127.0.0.1:8001)",
+    )
+    parser.add_argument("--model", default="", help="model (default: the server's)")
+    parser.add_argument("--version", default="", help="model version (default: the newest)")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds (default: 10)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, no pictures")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

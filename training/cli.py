@@ -1,0 +1,230 @@
+"""mnist-train: from a recipe to a published model, with a run folder that tells how it went."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import checkpoint, recipes
+from training.data import Mnist, load_mnist
+from training.errors import InterruptedRunError, TrainingError, UsageError
+from training.evaluate import evaluation, fit_temperature, logits_of
+from training.export import IR_VERSION, MODEL_FILE, OPSET, export, prove, publish
+from training.loop import Interrupted, split, train
+from training.models import Classifier, count_parameters
+from training.progress import RunWatcher
+from training.recipes import RECIPES, Recipe
+from training.run_folder import RunFolder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, evaluate, publish. Returns 0, 1 on failure, 2 on misuse, 128 + the signal's number."""
+    try:
+        options = _parser().parse_args(arguments)
+        _run(options)
+    except InterruptedRunError as error:
+        print(f"mnist-train: {error}", file=sys.stderr)
+        return 128 + error.signal_number
+    except TrainingError as error:
+        print(f"mnist-train: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = _device(options.device)
+    if options.from_checkpoint:
+        found = checkpoint.read(options.from_checkpoint)
+        recipe, seed = found.recipe, found.seed
+    else:
+        recipe, seed = _recipe(options), options.seed
+    data = load_mnist(options.data_dir, download=options.download)
+    folder = RunFolder(options.runs, recipe.name)
+    folder.write_json(
+        "config.json",
+        {"recipe": recipes.to_json(recipe), "seed": seed, "device": str(device)}
+        | {"threads": torch.get_num_threads(), "data": data.sha256, "versions": _versions()},
+    )
+    say(f"Recipe {recipe.name} on {device}, seed {seed}; the run is in {folder.path}.")
+    network = (
+        found.network if options.from_checkpoint else _train(recipe, data, seed, device, folder)
+    )
+    _finish(options, Classifier(network.cpu().eval()), recipe, seed, data, folder)
+
+
+def _train(
+    recipe: Recipe, data: Mnist, seed: int, device: torch.device, folder: RunFolder
+) -> torch.nn.Sequential:
+    with RunWatcher(recipe, seed, len(split(data, recipe).images), folder) as watcher:
+        try:
+            return train(recipe, data, seed, device, watcher)
+        except Interrupted as stopped:
+            watcher.save(stopped.network, stopped.epochs)
+            folder.draw_curve()
+            raise InterruptedRunError(watcher.signal_number, folder.checkpoint) from None
+
+
+def _finish(
+    options: argparse.Namespace,
+    classifier: Classifier,
+    recipe: Recipe,
+    seed: int,
+    data: Mnist,
+    folder: RunFolder,
+) -> None:
+    """Calibrate on the held-out images, look at the test set once, publish."""
+    folder.draw_curve()
+    cpu = torch.device("cpu")
+    held_out = split(data, recipe)
+    labels = held_out.validation_labels
+    if len(labels):
+        logits = logits_of(classifier.network, held_out.validation_images, cpu)
+        classifier.temperature = fit_temperature(logits, labels)
+    checkpoint.save(
+        folder.checkpoint,
+        checkpoint.Checkpoint(
+            classifier.network, recipe, seed, recipe.epochs, classifier.temperature
+        ),
+    )
+    test_logits = logits_of(classifier.network, data.test_images, cpu)
+    figures = evaluation(test_logits, data.test_labels, classifier.temperature)
+    folder.write_json("evaluation.json", figures)
+    say(
+        f"Test accuracy {figures['accuracy']:.2%} ± {figures['accuracy_standard_error']:.2%}, "
+        f"loss {figures['loss']:.4f}, calibration error {figures['calibration_error']:.2%} "
+        f"(temperature {classifier.temperature:.3f})."
+    )
+    if options.no_publish:
+        say(f"Not published; do so with: mnist-train --from-checkpoint {folder.checkpoint}")
+        return
+    with _quiet_exporter():
+        model = export(classifier, {"recipe": recipe.name, "seed": str(seed)})
+    accuracy = prove(model, classifier, data.test_images, data.test_labels)
+    card = _card(options.model_name, classifier, recipe, seed, data) | {
+        "accuracy": accuracy,
+        "loss": figures["loss"],
+        "evaluation": figures,
+    }
+    published = publish(options.models, options.model_name, model, card)
+    say(f"Published {published / MODEL_FILE}. Serve it with: mnist-serve --models {options.models}")
+
+
+def _card(
+    name: str, classifier: Classifier, recipe: Recipe, seed: int, data: Mnist
+) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "model": name,
+        "recipe": recipes.to_json(recipe),
+        "seed": seed,
+        "data": {"files": data.sha256},
+        "parameters": count_parameters(classifier.network),
+        "temperature": classifier.temperature,
+        "labels": [str(digit) for digit in range(10)],
+        "git_revision": _git_revision(),
+        "opset": OPSET,
+        "ir_version": IR_VERSION,
+        "versions": _versions(),
+    }
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    given = {
+        knob.name: getattr(options, knob.name)
+        for knob in recipes.knobs()
+        if getattr(options, knob.name) is not None
+    }
+    return dataclasses.replace(RECIPES[options.recipe], **given)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no CUDA here; use cpu or auto.")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        # Without it cuBLAS refuses deterministic algorithms.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device(wanted)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "onnx", "onnxscript")}
+
+
+def _git_revision() -> str | None:
+    """The revision of the source tree this runs from, None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Any:
+    """Keep the exporter's own chatter off the terminal; its errors are exceptions."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal, or the log."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mnist-train", description="Train a classifier of digits and publish it as ONNX."
+    )
+    add = parser.add_argument
+    add("--recipe", choices=RECIPES, default="fast", help="what to train (default: fast)")
+    add("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
+    add("--data-dir", type=Path, help="folder with MNIST's files (default: the bundled ones)")
+    add("--download", action="store_true", help="fetch MNIST from torchvision's mirrors first")
+    add("--models", type=Path, default=Path("models"), help="model repository (default: models)")
+    add("--model-name", default="mnist", help="name to publish under (default: mnist)")
+    add("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
+    add("--no-publish", action="store_true", help="train and evaluate only")
+    add("--from-checkpoint", type=Path, help="evaluate and publish a checkpoint, train nothing")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
+    knobs = parser.add_argument_group("override a knob of the recipe")
+    for knob in recipes.knobs():
+        _add_knob(knobs, knob)
+    return parser
+
+
+def _add_knob(group: Any, knob: dataclasses.Field[Any]) -> None:
+    flag, text = recipes.flag_of(knob), knob.metadata["help"]
+    if isinstance(knob.default, bool):
+        group.add_argument(
+            flag, dest=knob.name, action=argparse.BooleanOptionalAction, help=text, default=None
+        )
+        return
+    kind: Any = _numbers if isinstance(knob.default, tuple) else type(knob.default)
+    group.add_argument(flag, dest=knob.name, type=kind, help=text, choices=knob.metadata["choices"])
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

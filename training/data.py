@@ -1,0 +1,185 @@
+"""MNIST as tensors: from the files bundled here, from a folder, or from torchvision's mirrors.
+
+The four IDX files are bundled gzipped in `training/mnist/`. On first use they are unpacked into a
+cache; every use checks the SHA-256 of what it read against `SHA256SUMS`, so neither a damaged
+download nor a damaged cache can train a model silently. The IDX format is described on
+http://yann.lecun.com/exdb/mnist/: two zero bytes, a type code (8: unsigned byte), the number of
+dimensions, each dimension as a big-endian 32-bit integer, then the values.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import math
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from training.errors import DataError
+from training.files import write_atomically
+
+BUNDLE = Path(__file__).parent / "mnist"
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+
+class Mnist(NamedTuple):
+    """The whole data set on the CPU; images are uint8 [N, 28, 28], labels int64 [N]."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    sha256: dict[str, str]  # of each uncompressed file, by name
+
+
+def load_mnist(data_dir: Path | None = None, *, download: bool = False) -> Mnist:
+    """Load MNIST from the bundle, or from `data_dir`, which `download` fills first.
+
+    `data_dir` has torchvision's layout (`DIR/MNIST/raw/`), or the files themselves, gzipped or
+    not. Without `download` nothing is ever fetched.
+    """
+    if download:
+        data_dir = data_dir or cache_dir()
+        _download(data_dir)
+    read = _read_bundled if data_dir is None else _reader_of(data_dir)
+    contents = {name: read(name) for name in FILES}
+    train_images, train_labels = _pair(contents, TRAIN_IMAGES, TRAIN_LABELS)
+    test_images, test_labels = _pair(contents, TEST_IMAGES, TEST_LABELS)
+    hashes = {name: _sha256(content) for name, (content, _) in contents.items()}
+    return Mnist(train_images, train_labels, test_images, test_labels, hashes)
+
+
+def cache_dir() -> Path:
+    """Return the cache folder, by the XDG base directory specification."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mnist-service"
+
+
+def parse_idx(content: bytes, path: Path) -> npt.NDArray[np.uint8]:
+    """Parse an IDX file of unsigned bytes; `path` is only for the error message."""
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path} is not an IDX file of unsigned bytes. Fetch it again.")
+    dimensions = content[3]
+    start = 4 + 4 * dimensions
+    if dimensions == 0 or len(content) < start:
+        raise DataError(f"{path} is damaged: its IDX header is incomplete. Fetch it again.")
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    values = math.prod(shape)
+    if len(content) != start + values:
+        raise DataError(
+            f"{path} is damaged: its header promises {values} bytes of values and it holds "
+            f"{len(content) - start}. Fetch it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+# What a reader returns: the uncompressed bytes, and the file they came from.
+_Content = tuple[bytes, Path]
+
+
+def _read_bundled(name: str) -> _Content:
+    """Return a bundled file from the cache, unpacking it there if it is absent or damaged."""
+    expected = _bundled_sums()[name]
+    cached = cache_dir() / name
+    with contextlib.suppress(OSError):
+        content = cached.read_bytes()
+        if _sha256(content) == expected:
+            return content, cached
+
+    packed = BUNDLE / f"{name}.gz"
+    content = _gunzip(packed)
+    if _sha256(content) != expected:
+        raise DataError(
+            f"{packed} is damaged: its SHA-256 is not the one in SHA256SUMS. "
+            "Restore it from the repository, or install the package again."
+        )
+    # The cache only saves time: a read-only or full home folder must not stop a run.
+    with contextlib.suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, content)
+    return content, packed
+
+
+def _bundled_sums() -> dict[str, str]:
+    sums = BUNDLE / "SHA256SUMS"
+    try:
+        pairs = [line.split() for line in sums.read_text("ascii").splitlines()]
+        found = {name: digest for digest, name in pairs}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{sums} cannot be read ({error}). Install the package again.") from error
+    if missing := set(FILES) - set(found):
+        raise DataError(f"{sums} has no line for {', '.join(sorted(missing))}.")
+    return found
+
+
+def _reader_of(data_dir: Path) -> Callable[[str], _Content]:
+    """Return a reader of the files of a folder; these may be another data set in MNIST's shape."""
+    folders = (data_dir / "MNIST" / "raw", data_dir)
+
+    def read(name: str) -> _Content:
+        for folder in folders:
+            raw, packed = folder / name, folder / f"{name}.gz"
+            try:
+                if raw.exists():
+                    return raw.read_bytes(), raw
+                if packed.exists():
+                    return _gunzip(packed), packed
+            except OSError as error:
+                raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+        raise DataError(
+            f"{name} (or {name}.gz) is neither in {folders[0]} nor in {folders[1]}. "
+            "Give another --data-dir, add --download, or leave both out for the bundled MNIST."
+        )
+
+    return read
+
+
+def _gunzip(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} is damaged: it cannot be unpacked ({error}). Fetch it again."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _pair(contents: dict[str, _Content], images: str, labels: str) -> tuple[Tensor, Tensor]:
+    pixels, digits = (parse_idx(*contents[name]) for name in (images, labels))
+    image_path, label_path = contents[images][1], contents[labels][1]
+    if pixels.ndim != 3 or pixels.shape[1:] != (28, 28) or not len(pixels):
+        raise DataError(f"{image_path} holds an array {pixels.shape}, not images [N, 28, 28].")
+    if digits.shape != pixels.shape[:1]:
+        raise DataError(
+            f"{label_path} has {digits.size} labels for the {len(pixels)} images of {image_path}."
+        )
+    if digits.max() > 9:
+        raise DataError(f"{label_path} has the label {digits.max()}; labels are 0 to 9.")
+    return torch.from_numpy(pixels.copy()), torch.from_numpy(digits.astype(np.int64))
+
+
+def _download(root: Path) -> None:
+    from torchvision.datasets import MNIST
+
+    try:
+        MNIST(str(root), download=True)
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"MNIST could not be downloaded into {root} ({error}). Check the network, or leave "
+            "out --download: MNIST is bundled."
+        ) from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,104 @@
+"""How good a classifier is, and how honest its probabilities are.
+
+Calibration is temperature scaling: one number T, fitted on held-out images by their negative
+log-likelihood, by which all logits are divided (Guo et al. 2017, "On Calibration of Modern Neural
+Networks"). It never changes which digit is the most probable.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.models import scale
+
+ECE_BINS = 15
+_CHUNK = 1000
+
+
+def logits_of(network: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Logits float32 [N,10] on the CPU for uint8 images [N,28,28], in evaluation mode."""
+    training = network.training
+    network.eval()
+    with torch.inference_mode():
+        parts = [network(scale(chunk.to(device))).cpu() for chunk in images.split(_CHUNK)]
+    network.train(training)
+    return torch.cat(parts)
+
+
+def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy in nats and share of correct answers; NaN for no images."""
+    if not len(labels):
+        return math.nan, math.nan
+    loss = functional.cross_entropy(logits.double(), labels).item()
+    return loss, (logits.argmax(1) == labels).double().mean().item()
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature that gives the held-out labels the greatest likelihood.
+
+    1 if there are no images, or if every one is right: then any sharpening fits ever better.
+    """
+    if not len(labels) or bool((logits.argmax(1) == labels).all()):
+        return 1.0
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+    exact = logits.double()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(exact / log_temperature.exp(), labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return math.exp(log_temperature.item())
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
+    """Expected calibration error: |confidence - accuracy| over equal bins of confidence.
+
+    Weighted by the images in each bin (Naeini et al. 2015).
+    """
+    confidence, predicted = probabilities.max(1)
+    correct = (predicted == labels).double()
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64)
+    gap.index_add_(0, index, confidence.double() - correct)
+    return gap.abs().sum().item() / len(labels)
+
+
+def brier_score(probabilities: Tensor, labels: Tensor) -> float:
+    """Mean squared distance between distribution and truth, 0 to 2 (Brier 1950)."""
+    truth = functional.one_hot(labels, probabilities.shape[1]).double()
+    return (probabilities.double() - truth).square().sum(1).mean().item()
+
+
+def _honesty(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    probabilities = torch.softmax(logits.double(), 1)
+    return {
+        "loss": loss_and_accuracy(logits, labels)[0],
+        "brier": brier_score(probabilities, labels),
+        "calibration_error": calibration_error(probabilities, labels),
+    }
+
+
+def evaluation(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Any]:
+    """All figures of one set of images, as JSON values; losses in nats, shares from 0 to 1."""
+    _, accuracy = loss_and_accuracy(logits, labels)
+    confusion = torch.zeros(10, 10, dtype=torch.int64)
+    confusion.index_put_((labels, logits.argmax(1)), torch.ones_like(labels), accumulate=True)
+    return {
+        "images": len(labels),
+        "accuracy": accuracy,
+        "accuracy_standard_error": math.sqrt(accuracy * (1 - accuracy) / len(labels)),
+        "temperature": temperature,
+        **_honesty(logits / temperature, labels),
+        "before_calibration": _honesty(logits, labels),
+        "accuracy_by_digit": (confusion.diag() / confusion.sum(1).clamp(min=1)).tolist(),
+        "confusion": confusion.tolist(),  # row: true digit, column: predicted digit
+    }

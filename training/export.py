@@ -1,0 +1,159 @@
+"""From a trained classifier to a version in the model repository: export, prove, publish.
+
+The graph holds everything a client would otherwise have to know: uint8 pixels in, normalisation,
+network, temperature and softmax inside, logits and probabilities out.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime as ort
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor
+
+from training.errors import ExportError
+from training.evaluate import loss_and_accuracy
+from training.files import sync_folder, write_atomically
+from training.models import Classifier, fold_batch_norm
+
+# Newer defaults do not load in slightly older runtimes: ONNX Runtime 1.20 reads up to IR 10, and
+# opset 18 is what torch's exporter is written in, so nothing needs converting.
+OPSET = 18
+IR_VERSION = 10
+MODEL_FILE, CARD_FILE = "model.onnx", "model.json"
+_PROBABILITY_TOLERANCE = 1e-5
+
+
+def export(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
+    """The classifier as the bytes of one ONNX file; the same classifier gives the same bytes.
+
+    Input `image` uint8 [batch,28,28]; outputs `logits` and `probabilities` float32 [batch,10].
+    Raises ExportError if the graph is not what it should be.
+    """
+    folded = Classifier(fold_batch_norm(classifier.network.cpu()), classifier.temperature).eval()
+    program = torch.onnx.export(
+        folded,
+        (torch.zeros(2, 28, 28, dtype=torch.uint8),),  # 0 and 1 would be taken as constants
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=["logits", "probabilities"],
+        dynamic_shapes={"image": {0: "batch"}},
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing.")
+    graph = ClearMetadataAndDocStringPass()(program.model).model
+    model = onnx_ir.to_proto(graph)
+    _clean(model, metadata)
+    _check(model)
+    return model.SerializeToString(deterministic=True)
+
+
+def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Remove what differs by machine (stack traces, paths), state what should not be left open."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "mnist-service", ""
+    model.domain, model.doc_string, model.model_version = "", "", 1
+    model.graph.name = "mnist"
+    graph = model.graph
+    values: list[Any] = [
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+    ]
+    for value in values:
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    del model.metadata_props[:]
+    for key in sorted(metadata):
+        model.metadata_props.add(key=key, value=metadata[key])
+
+
+def _check(model: onnx.ModelProto) -> None:
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    if opsets != {"": OPSET} or model.ir_version != IR_VERSION:
+        raise ExportError(f"The graph has opsets {opsets} and IR {model.ir_version}.")
+    if any(initializer.data_location for initializer in model.graph.initializer):
+        raise ExportError("The graph keeps its weights outside of its file.")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"onnx.checker refuses the graph: {error}") from error
+
+
+def prove(model: bytes, classifier: Classifier, images: Tensor, labels: Tensor) -> float:
+    """Compare the file with PyTorch on uint8 images [N,28,28]; the file's own accuracy.
+
+    Raises ExportError unless every argmax is the same and every probability within 1e-5.
+    """
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    logits, probabilities = session.run(["logits", "probabilities"], {"image": images.numpy()})
+    with torch.inference_mode():
+        ours, expected = (part.numpy() for part in classifier.eval()(images))
+    difference = float(np.abs(probabilities - expected).max())
+    if difference > _PROBABILITY_TOLERANCE:
+        raise ExportError(f"The graph's probabilities differ from PyTorch's by {difference:.1e}.")
+    if (wrong := int((logits.argmax(1) != ours.argmax(1)).sum())) > 0:
+        raise ExportError(f"The graph gives another digit than PyTorch for {wrong} images.")
+    for count in (1, 2, 7, 64):
+        shapes = [out.shape for out in session.run(None, {"image": images[:count].numpy()})]
+        if shapes != [(count, 10)] * 2:
+            raise ExportError(f"The graph gives shapes {shapes} for {count} images.")
+    return loss_and_accuracy(torch.from_numpy(logits), labels)[1]
+
+
+def publish(repository: Path, name: str, model: bytes, card: Mapping[str, Any]) -> Path:
+    """Publish a model file and its card as the next version: repository/name/<version>/.
+
+    The folder appears by one rename, whole or not at all, and never in place of another.
+    Raises ExportError if it cannot be written.
+    """
+    folder = repository / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
+        try:
+            temporary.chmod(0o755)  # mkdtemp makes it private
+            write_atomically(temporary / MODEL_FILE, model)
+            full = {**card, "sha256": hashlib.sha256(model).hexdigest()}
+            write_atomically(temporary / CARD_FILE, json.dumps(full, indent=2).encode() + b"\n")
+            return _rename_to_next(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise ExportError(
+            f"The model cannot be published in {folder}: {error.strerror}. The run folder has its "
+            "checkpoint; publish that with mnist-train --from-checkpoint and another --models."
+        ) from error
+
+
+def _rename_to_next(temporary: Path, folder: Path) -> Path:
+    while True:
+        taken = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+        target = folder / str(max(taken, default=0) + 1)
+        try:
+            temporary.rename(target)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                continue  # another publisher was faster: take the next number
+            raise
+        sync_folder(folder)
+        return target

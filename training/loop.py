@@ -1,0 +1,188 @@
+"""The training loop, whole: top to bottom in `train`.
+
+Everything random comes from the seed, in a fixed order, with deterministic algorithms: the same
+seed, versions, machine and number of threads give the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.augment import augment
+from training.data import Mnist
+from training.errors import DivergedError
+from training.evaluate import logits_of, loss_and_accuracy
+from training.models import build_network, scale
+from training.recipes import Recipe
+
+
+class Split(NamedTuple):
+    """The training images cut in two: to learn from, and held out. uint8 [N,28,28], int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+
+
+class Watcher(Protocol):
+    """Who is told how the run goes."""
+
+    def step(self, epoch: int, images: int, loss: float) -> None:
+        """So many images of this epoch are done; `loss` is that of the last batch."""
+
+    def epoch(self, epoch: int, network: nn.Sequential, figures: dict[str, Any]) -> None:
+        """Tell of the end of an epoch: the weights as they would be used, and its figures."""
+
+    def stopping(self) -> bool:
+        """Whether to stop after this batch."""
+
+
+class Interrupted(Exception):
+    """The watcher wanted to stop; carries the weights reached and the epochs completed."""
+
+    def __init__(self, network: nn.Sequential, epochs: int) -> None:
+        super().__init__("interrupted")
+        self.network = network
+        self.epochs = epochs
+
+
+def split(data: Mnist, recipe: Recipe) -> Split:
+    """Hold out the last `validation_size` training images; the test set is not looked at."""
+    cut = len(data.train_images) - recipe.validation_size
+    end = min(cut, recipe.train_limit) if recipe.train_limit else cut
+    return Split(
+        data.train_images[:end],
+        data.train_labels[:end],
+        data.train_images[cut:],
+        data.train_labels[cut:],
+    )
+
+
+def train(
+    recipe: Recipe,
+    data: Mnist,
+    seed: int,
+    device: torch.device,
+    watcher: Watcher,
+) -> nn.Sequential:
+    """Train a network and return the weights to use (their moving average where there is one).
+
+    The last epoch's weights are the result: nothing is chosen by looking at the test set, which
+    serves only recipes that report it. Raises DivergedError when the loss stops being a number,
+    Interrupted when the watcher wants to stop.
+    """
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(mode=True)
+    random = torch.Generator().manual_seed(seed)  # order and augmentation, apart from the weights
+
+    cut = split(data, recipe)
+    images, labels = cut.images.to(device), cut.labels.to(device)
+    network = build_network(recipe).to(device)
+    network.to(memory_format=torch.channels_last)
+    used = copy.deepcopy(network) if recipe.ema_decay else network
+    optimizer = _optimizer(recipe, network)
+    steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
+    rate = _schedule(recipe, steps_per_epoch * recipe.epochs)
+
+    step = 0
+    for epoch in range(1, recipe.epochs + 1):
+        started = time.perf_counter()
+        network.train()
+        loss_sum, seen = 0.0, 0
+        for chosen in torch.randperm(len(images), generator=random).split(recipe.batch_size):
+            chosen = chosen.to(device)  # noqa: PLW2901
+            pixels = augment(scale(images[chosen]), recipe, random)
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            loss = functional.cross_entropy(
+                network(pixels), labels[chosen], label_smoothing=recipe.label_smoothing
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            if recipe.ema_decay:
+                _move_average(used, network, recipe.ema_decay, step)
+
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"The loss became {value} in epoch {epoch}. Choose a smaller --lr than "
+                    f"{recipe.learning_rate}; the last checkpoint is that of the epoch before."
+                )
+            # The mean over images, not over batches: the last batch may be smaller.
+            loss_sum += value * len(chosen)
+            seen += len(chosen)
+            watcher.step(epoch, seen, value)
+            if watcher.stopping():
+                raise Interrupted(used, epoch - 1)
+
+        figures = {
+            "epoch": epoch,
+            "train_loss": loss_sum / seen,
+            **_figures("validation", used, cut.validation_images, cut.validation_labels, device),
+            "learning_rate": rate(step - 1),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        if recipe.report_test_each_epoch:
+            figures |= _figures("test", used, data.test_images, data.test_labels, device)
+        watcher.epoch(epoch, used, figures)
+    return used
+
+
+def _figures(
+    name: str, network: nn.Module, images: Tensor, labels: Tensor, device: torch.device
+) -> dict[str, float]:
+    if not len(images):
+        return {}
+    loss, accuracy = loss_and_accuracy(logits_of(network, images, device), labels)
+    return {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+
+
+def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    parameters = network.parameters()
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def _schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """Learning rate by step: constant, or one cycle (Smith 2018), linear up and cosine down."""
+    peak = recipe.learning_rate
+    if recipe.schedule == "constant":
+        return lambda step: peak
+    warm_up = max(1, round(0.2 * steps))
+
+    def one_cycle(step: int) -> float:
+        if step < warm_up:
+            return peak * (0.04 + 0.96 * step / warm_up)
+        rest = (step - warm_up) / max(1, steps - warm_up)
+        return peak * 0.5 * (1 + math.cos(math.pi * rest))
+
+    return one_cycle
+
+
+@torch.no_grad()
+def _move_average(used: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and of batch norm statistics, faster at the start."""
+    decay = min(decay, (1 + step) / (10 + step))
+    ours, theirs = used.state_dict(), network.state_dict()
+    floats = [name for name, value in ours.items() if value.is_floating_point()]
+    torch._foreach_lerp_(
+        [ours[name] for name in floats], [theirs[name] for name in floats], 1 - decay
+    )

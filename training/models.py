@@ -1,0 +1,113 @@
+"""The networks, and the classifier that is served: pixels in, logits and probabilities out."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from training.recipes import Recipe
+
+MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
+CLASSES = 10
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+class Standardise(nn.Module):
+    """Shift and scale pixels in [0, 1] to mean 0 and deviation 1."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels - MNIST_MEAN) / MNIST_DEVIATION
+
+
+class Flatten(nn.Module):
+    """Flatten to `features` columns.
+
+    `nn.Flatten` would do, but with a dynamic batch it exports as Shape, Gather and Concat; a
+    reshape whose only unknown is the batch exports as one node.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, self.features)
+
+
+def build_network(recipe: Recipe) -> nn.Sequential:
+    """Return the untrained network: float32 pixels [N, 1, 28, 28] in [0, 1] to logits [N, 10].
+
+    The initial weights come from torch's global generator: seed it first. Convolutions are 5x5
+    for the first and 3x3 for the rest, each with batch normalisation; a 2x2 maximum follows the
+    first two and the last one, which leaves 3x3 maps.
+    """
+    layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
+    inputs, side = 1, 28
+    for index, outputs in enumerate(recipe.channels):
+        kernel = 5 if index == 0 else 3
+        layers += [
+            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            _ACTIVATIONS[recipe.activation](),
+        ]
+        if index < 2 or index == len(recipe.channels) - 1:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        inputs = outputs
+
+    features = inputs * side * side
+    layers.append(Flatten(features))
+    for units in recipe.hidden:
+        layers += [nn.Linear(features, units), _ACTIVATIONS[recipe.activation]()]
+        if recipe.dropout:
+            layers.append(nn.Dropout(recipe.dropout))
+        features = units
+    layers.append(nn.Linear(features, CLASSES))
+    return nn.Sequential(*layers)
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def scale(image: Tensor) -> Tensor:
+    """Map uint8 pixels [N, 28, 28] to float32 [N, 1, 28, 28] in [0, 1], as torchvision's ToTensor.
+
+    Division, not multiplication by 1/255: the two differ in the last bit.
+    """
+    return image.to(torch.float32).div(255).unsqueeze(1)
+
+
+class Classifier(nn.Module):
+    """A trained network with its preprocessing and its calibration: exactly what is exported."""
+
+    def __init__(self, network: nn.Sequential, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uint8 pixels [N, 28, 28] to (logits, probabilities), both float32 [N, 10].
+
+        The logits are the network's own, unscaled; the probabilities are
+        softmax(logits / temperature).
+        """
+        logits = cast(Tensor, self.network(scale(image)))
+        return logits, torch.softmax(logits / self.temperature, dim=-1)
+
+
+def fold_batch_norm(network: nn.Sequential) -> nn.Sequential:
+    """Return the network in evaluation mode with each BatchNorm folded into its convolution."""
+    folded: list[nn.Module] = []
+    for layer in network.eval():
+        if isinstance(layer, nn.BatchNorm2d) and folded and isinstance(folded[-1], nn.Conv2d):
+            folded[-1] = fuse_conv_bn_eval(folded[-1], layer)
+        else:
+            folded.append(layer)
+    return nn.Sequential(*folded).eval()

@@ -1,0 +1,95 @@
+"""Telling a person how a run goes: a live bar on a terminal, one line an epoch always."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from training import checkpoint
+from training.recipes import Recipe
+from training.run_folder import RunFolder
+
+_LABELS = {
+    "train_loss": "training loss",
+    "validation_loss": "validation loss",
+    "validation_accuracy": "accuracy",
+    "test_loss": "test loss",
+    "test_accuracy": "test accuracy",
+}
+
+
+class RunWatcher:
+    """Shows a run, saves its checkpoint after each epoch, and takes SIGINT and SIGTERM for it."""
+
+    def __init__(self, recipe: Recipe, seed: int, images: int, folder: RunFolder) -> None:
+        self._recipe = recipe
+        self._seed = seed
+        self._images = images
+        self._folder = folder
+        self._started = time.perf_counter()
+        self._seen = 0
+        self.signal_number = 0
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %  loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[rate]:,.0f} images/s"),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+
+    def __enter__(self) -> RunWatcher:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+        self._progress.start()
+        total = self._images * self._recipe.epochs
+        self._task = self._progress.add_task("", total=total, epoch=1, loss=float("nan"), rate=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        # A second signal leaves at once.
+        signal.signal(number, signal.SIG_DFL)
+
+    def stopping(self) -> bool:
+        """Whether a signal asked to stop."""
+        return bool(self.signal_number)
+
+    def step(self, epoch: int, images: int, loss: float) -> None:
+        """Move the bar."""
+        done = (epoch - 1) * self._images + images
+        rate = done / (time.perf_counter() - self._started)
+        self._progress.update(self._task, completed=done, epoch=epoch, loss=loss, rate=rate)
+
+    def epoch(self, epoch: int, network: nn.Sequential, figures: dict[str, Any]) -> None:
+        """Save, record and print one line."""
+        self.save(network, epoch)
+        self._folder.add_epoch(figures)
+        parts = [
+            f"{label} {figures[key]:.2%}" if "accuracy" in key else f"{label} {figures[key]:.4f}"
+            for key, label in _LABELS.items()
+            if key in figures
+        ]
+        line = f"epoch {epoch:>2}/{self._recipe.epochs}: {', '.join(parts)}"
+        self._progress.console.print(
+            f"{line}, {figures['seconds']:.1f} s", highlight=False, soft_wrap=True
+        )
+
+    def save(self, network: nn.Sequential, epoch: int, temperature: float = 1.0) -> None:
+        """Write the checkpoint of the run."""
+        found = checkpoint.Checkpoint(network, self._recipe, self._seed, epoch, temperature)
+        checkpoint.save(self._folder.checkpoint, found)

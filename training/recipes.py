@@ -1,0 +1,171 @@
+"""Recipes: everything that decides what is learnt, as data.
+
+A recipe is one frozen `Recipe`; a reader sees every hyper-parameter of it in `RECIPES`. The
+command line's override flags, `config.json`, the checkpoint's metadata and the model card all
+come from these fields, so a knob is added here and nowhere else.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.errors import UsageError
+
+TRAIN_IMAGES = 60_000
+
+
+def _knob(
+    default: Any,
+    help: str,  # noqa: A002 - argparse's own word
+    *,
+    flag: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Any:
+    """Return a dataclass field with what its command-line flag needs: `low <= value <= high`."""
+    metadata = {"help": help, "flag": flag, "choices": choices, "low": low, "high": high}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is learnt and how. The defaults are the course notes' classifier: recipe `book`."""
+
+    name: str
+
+    # The network: convolutions, then dense layers, then the ten logits.
+    channels: tuple[int, ...] = _knob(
+        (), "output channels of each convolution, as 16,32; empty for a dense network", low=1
+    )
+    hidden: tuple[int, ...] = _knob(
+        (256,), "units of each hidden dense layer, as 30,30; empty for none", low=1
+    )
+    activation: str = _knob(
+        "relu", "activation after each hidden layer", choices=("relu", "sigmoid", "tanh")
+    )
+    dropout: float = _knob(
+        0.0, "share of units dropped before each dense layer but the first", low=0, high=0.95
+    )
+    standardise: bool = _knob(False, "shift and scale pixels to MNIST's mean 0 and deviation 1")
+
+    # The optimisation.
+    epochs: int = _knob(40, "passes over the training images", low=1)
+    batch_size: int = _knob(64, "images per step", low=1, high=TRAIN_IMAGES)
+    optimizer: str = _knob("sgd", "optimiser", choices=("sgd", "adamw"))
+    learning_rate: float = _knob(
+        1e-3, "learning rate (the peak one, if it is scheduled)", flag="--lr", low=0
+    )
+    schedule: str = _knob(
+        "constant", "how the learning rate moves", choices=("constant", "one-cycle")
+    )
+    momentum: float = _knob(0.0, "momentum (sgd only)", low=0, high=0.999)
+    weight_decay: float = _knob(0.0, "weight decay", low=0)
+    label_smoothing: float = _knob(0.0, "label smoothing of the training loss", low=0, high=0.5)
+    ema_decay: float = _knob(
+        0.0, "decay of the moving average of the weights; 0 keeps the last ones", low=0, high=0.9999
+    )
+
+    # The images.
+    shift: float = _knob(0.0, "random shifts of up to this many pixels", low=0, high=14)
+    rotation: float = _knob(0.0, "random turns of up to this many degrees", low=0, high=180)
+    zoom: float = _knob(0.0, "random zoom of up to this share", low=0, high=0.9)
+    validation_size: int = _knob(
+        5000, "last training images held out to calibrate on", low=0, high=TRAIN_IMAGES - 1
+    )
+    train_limit: int = _knob(
+        0, "train on the first so many images only; 0 for all", low=0, high=TRAIN_IMAGES
+    )
+    # Pure reporting: no weight, temperature or choice of epoch ever depends on it.
+    report_test_each_epoch: bool = _knob(False, "also print the test figures after every epoch")
+
+    def __post_init__(self) -> None:
+        for knob in knobs():
+            _check(knob, getattr(self, knob.name))
+
+
+def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
+    choices, low, high = (knob.metadata[key] for key in ("choices", "low", "high"))
+    if choices is not None and value not in choices:
+        raise UsageError(f"{flag_of(knob)} is {value!r}; it must be one of {', '.join(choices)}.")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not low <= number <= high:
+            raise UsageError(f"{flag_of(knob)} is {number}; it must be from {low} to {high}.")
+
+
+def knobs() -> tuple["dataclasses.Field[Any]", ...]:
+    """Return the overridable fields: all but the name."""
+    return tuple(f for f in dataclasses.fields(Recipe) if f.name != "name")
+
+
+def flag_of(knob: "dataclasses.Field[Any]") -> str:
+    """Return the command-line flag of a field."""
+    return knob.metadata["flag"] or "--" + knob.name.replace("_", "-")
+
+
+# The notes train on all 60,000 images and print the test figures each epoch. With nothing held
+# out there is nothing to calibrate on, so these keep temperature 1.
+_BOOK = Recipe(name="book", validation_size=0, report_test_each_epoch=True)
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="fast",
+            channels=(16, 32, 64, 64),
+            hidden=(),
+            epochs=8,
+            batch_size=256,
+            optimizer="adamw",
+            learning_rate=0.01,
+            schedule="one-cycle",
+            weight_decay=0.01,
+            ema_decay=0.99,
+            shift=2.0,
+            rotation=10.0,
+            zoom=0.1,
+        ),
+        _BOOK,
+        dataclasses.replace(_BOOK, name="sgd-30-30", hidden=(30, 30)),
+        Recipe(
+            name="mlp",
+            hidden=(512, 512),
+            dropout=0.2,
+            standardise=True,
+            epochs=20,
+            batch_size=256,
+            optimizer="adamw",
+            learning_rate=2e-3,
+            schedule="one-cycle",
+            weight_decay=0.01,
+            ema_decay=0.99,
+            shift=2.0,
+            rotation=10.0,
+            zoom=0.1,
+        ),
+    )
+}
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields as JSON values (tuples as lists)."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(recipe).items()
+    }
+
+
+def from_json(fields: Mapping[str, Any]) -> Recipe:
+    """Rebuild a recipe from `to_json`'s mapping; raise `TypeError` on unknown fields."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
+    return Recipe(**values)
+
+
+def describe(recipe: Recipe) -> str:
+    """Return the recipe on one line of JSON, keys in field order."""
+    return json.dumps(to_json(recipe))
