@@ -24,6 +24,7 @@ from training.errors import InterruptedRunError, TrainingError, UsageError
 from training.evaluate import evaluation, fit_temperature, logits_of
 from training.export import IR_VERSION, MODEL_FILE, OPSET, export, prove, publish
 from training.loop import Interrupted, split, train
+from training.memory import keep_freed_memory
 from training.models import Classifier, count_parameters
 from training.progress import RunWatcher
 from training.recipes import RECIPES, Recipe
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     device = _device(options.device)
     if options.from_checkpoint:
         found = checkpoint.read(options.from_checkpoint)
