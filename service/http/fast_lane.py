@@ -19,7 +19,7 @@ from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 from service.core.errors import RequestTimeout, RequestTooLarge, ServiceError
 from service.http.flask_app import too_large
 from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import Answerer, FastRoutes, error_response
+from service.http.routes import UNMATCHED, Answerer, FastRoutes
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
@@ -52,11 +52,9 @@ class HttpFront:
         except (ProtocolError, ProtocolClosed):
             return  # the caller has gone
         except ServiceError as error:
-            if found is None:
-                response = error_response(error)
-            else:
-                request = HttpRequest(scope.headers.get, b"")
-                response = await self._answerer.refuse(found[0], request, error)
+            route = found[0] if found else UNMATCHED
+            request = HttpRequest(scope.headers.get, b"")
+            response = await self._answerer.refuse(route, request, error)
             # The rest of the body is still on its way: the connection cannot be used again.
             response.headers.append(("connection", "close"))
         else:

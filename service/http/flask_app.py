@@ -14,9 +14,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 
 from service.core import errors
 from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import ROUTES, Answerer, Route
-
-_UNMATCHED = Route("*", "*", "unmatched", Answerer.refuse)
+from service.http.routes import ROUTES, UNMATCHED, Answerer, Route
 
 
 def create_app(
@@ -41,7 +39,7 @@ def create_app(
 
     def unmatched(error: HTTPException) -> flask.Response:
         refused = _as_service_error(error)
-        response = _wait(answerer.refuse(_UNMATCHED, _request(b""), refused))
+        response = _wait(answerer.refuse(UNMATCHED, _request(b""), refused))
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["allow"] = ", ".join(sorted(error.valid_methods))
         return response

@@ -64,6 +64,10 @@ ROUTES = [
 ]
 
 
+# What requests are recorded as that never came to a route.
+UNMATCHED = Route("*", "*", "unmatched", index)
+
+
 class Answerer:
     """Answers a matched route: runs the handler, translates errors, records how it ended."""
 

@@ -1,0 +1,155 @@
+"""What tests of every kind share: real MNIST, a real server process, one full training run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHIPPED_MODELS = ROOT / "models"
+
+
+class Mnist(NamedTuple):
+    """The 10,000 test images, uint8 [N,28,28], and their labels, uint8 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Server:
+    """A real `mnist-serve` process on ports of its own, ready when made."""
+
+    def __init__(self, folder: Path, models: Path, **settings: object) -> None:
+        self.http_port, self.grpc_port = free_ports(2)
+        self.http = f"127.0.0.1:{self.http_port}"
+        self.grpc = f"127.0.0.1:{self.grpc_port}"
+        self.log = folder / f"serve-{self.http_port}.log"
+        settings = {
+            "models": models,
+            "http_port": self.http_port,
+            "grpc_port": self.grpc_port,
+            "log_format": "json",
+        } | settings
+        environ = {f"MNIST_{name.upper()}": str(value) for name, value in settings.items()}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli"],
+                env=os.environ | environ,
+                stderr=log,
+                stdout=log,
+            )
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+        """Poll until the condition holds; fail with the server's log when it does not."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > end:
+                pytest.fail(f"The server did not get there:\n{self.log.read_text()}")
+            time.sleep(0.02)
+
+    def is_ready(self) -> bool:
+        try:
+            return self.get("/v2/health/ready")[0] == 200
+        except OSError:
+            return False
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        return self.request("GET", path)
+
+    def post(self, path: str, body: bytes, content_type: str) -> tuple[int, Any]:
+        status, answer = self.request("POST", path, body, {"content-type": content_type})
+        return status, json.loads(answer)
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Any = None
+    ) -> tuple[int, bytes]:
+        url = f"http://{self.http}{path}"
+        request = urllib.request.Request(url, body, headers or {}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def worker_pids(self) -> list[int]:
+        """Processes of the server besides its supervisor."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        pids = [int(pid) for pid in children.split()]
+        return [pid for pid in pids if b"resource_tracker" not in _command(pid)]
+
+    def stop(self) -> int:
+        """Stop gracefully; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Mnist:
+    folder = ROOT / "training" / "mnist"
+    images = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
+    labels = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
+    return Mnist(
+        np.frombuffer(images, np.uint8).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8)
+    )
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """A function that starts a server on a model repository; all are stopped at the end."""
+    started: list[Server] = []
+
+    def start(models: Path = SHIPPED_MODELS, *, ready: bool = True, **settings: object) -> Server:
+        server = Server(tmp_path_factory.mktemp("server"), models, **settings)
+        started.append(server)
+        if ready:
+            server.wait_until(server.is_ready)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., Server]) -> Server:
+    """A server with the shipped model and nothing configured; for tests that only ask."""
+    return start_server(log_requests="all")
+
+
+@pytest.fixture(scope="session")
+def fast_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One full run of the `fast` recipe on the whole of MNIST, as a user would start it."""
+    from tests.training.full_run import train_fast
+
+    return train_fast(tmp_path_factory.mktemp("fast"))

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.core.errors import InvalidArgument, RequestTooLarge
+from service.core.images import check_pixels, open_image, to_pixels
+from tests.conftest import Mnist
+
+
+def png(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def decode(body: bytes) -> np.ndarray:
+    return to_pixels(open_image(body, 1_000_000))
+
+
+def closeness(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def test_an_mnist_image_passes_untouched(mnist: Mnist) -> None:
+    for image in mnist.images[:200]:
+        assert np.array_equal(decode(png(Image.fromarray(image)))[0], image)
+
+
+def test_drawings_of_every_form_come_back_as_mnist(mnist: Mnist) -> None:
+    for image in mnist.images[:20]:
+        large = Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC)
+        transparent = Image.new("RGBA", large.size, (0, 0, 0, 0))
+        transparent.paste((0, 0, 0, 255), mask=Image.fromarray(255 - np.asarray(large)))
+        deep = Image.fromarray(np.asarray(large, np.uint16) * 257)
+        for form in (large, large.convert("RGB"), large.convert("P"), transparent, deep):
+            assert closeness(decode(png(form))[0], image) > 0.8, form.mode
+        assert closeness(decode(png(large, "JPEG"))[0], image) > 0.8
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_blank_page_is_refused(value: int) -> None:
+    with pytest.raises(InvalidArgument, match="blank"):
+        decode(png(Image.new("L", (100, 60), value)))
+
+
+def test_a_page_with_one_dark_pixel_is_not_an_error() -> None:
+    page = Image.new("L", (300, 200), 255)
+    page.putpixel((7, 9), 0)
+    assert decode(png(page)).shape == (1, 28, 28)
+
+
+def test_a_truncated_file_is_refused(mnist: Mnist) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100), np.uint8)
+    for kind in ("PNG", "JPEG"):
+        body = png(Image.fromarray(noise), kind)
+        with pytest.raises(InvalidArgument, match="image"):
+            decode(body[: len(body) // 2])
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
+    body = png(Image.new("1", (20_000, 20_000)))
+    assert len(body) < 100_000
+    with pytest.raises(RequestTooLarge, match="pixels"):
+        open_image(body, 1_000_000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"]))
+def test_no_bytes_fail_in_another_way(body: bytes, magic: bytes) -> None:
+    with pytest.raises(InvalidArgument):
+        decode(magic + body)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_picture_with_flipped_bytes_is_decoded_or_refused(data: st.DataObject) -> None:
+    body = bytearray(png(Image.fromarray(np.eye(28, dtype=np.uint8) * 255), "JPEG"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(2, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = decode(bytes(body))
+    except InvalidArgument:
+        return
+    assert pixels.shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize("length", [0, 1, 783, 785])
+def test_raw_pixels_come_in_whole_images(length: int) -> None:
+    with pytest.raises(InvalidArgument, match="784"):
+        check_pixels(bytes(length))
+    assert check_pixels(bytes(784 * 3)).shape == (3, 28, 28)

@@ -1,0 +1,45 @@
+"""The promise of the default recipe, on the whole of MNIST."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from tests.training.full_run import FastRun
+
+
+def test_fast_reaches_its_accuracy_on_the_test_set(fast_run: FastRun) -> None:
+    card = json.loads((fast_run.model_dir / "model.json").read_text())
+    evaluation = json.loads((fast_run.run_dir / "evaluation.json").read_text())
+    assert card["accuracy"] >= 0.995
+    assert evaluation["accuracy"] == card["accuracy"]
+    assert evaluation["images"] == 10_000
+    # Calibrated means better than before, on images that calibration did not see.
+    assert evaluation["loss"] < evaluation["before_calibration"]["loss"]
+    assert evaluation["calibration_error"] < 0.005
+
+
+def test_the_run_folder_tells_the_story(fast_run: FastRun) -> None:
+    names = {path.name for path in fast_run.run_dir.iterdir()}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "loss.png",
+        "checkpoint.safetensors",
+        "evaluation.json",
+    }
+    epochs = [json.loads(line) for line in (fast_run.run_dir / "metrics.jsonl").open()]
+    assert [figures["epoch"] for figures in epochs] == list(range(1, len(epochs) + 1))
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    assert not any("test_loss" in figures for figures in epochs)  # read once, at the end
+    assert (fast_run.run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_published_is_small_whole_and_named_by_its_card(fast_run: FastRun) -> None:
+    card = json.loads((fast_run.model_dir / "model.json").read_text())
+    model = (fast_run.model_dir / "model.onnx").read_bytes()
+    assert len(model) < 2_000_000
+    assert card["sha256"] == hashlib.sha256(model).hexdigest()
+    assert card["recipe"]["name"] == "fast"
+    assert len(card["data"]["files"]) == 4
+    assert "mnist-serve" in fast_run.output

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from training import recipes
+from training.augment import augment
+from training.cli import main
+from training.errors import UsageError
+from training.models import Classifier, build_network, count_parameters
+from training.recipes import RECIPES, Recipe
+
+
+def test_book_is_the_course_notes_classifier() -> None:
+    book = RECIPES["book"]
+    assert (book.hidden, book.activation, book.optimizer) == ((256,), "relu", "sgd")
+    assert (book.learning_rate, book.batch_size, book.epochs) == (1e-3, 64, 40)
+    assert (book.momentum, book.weight_decay, book.shift, book.standardise) == (0, 0, 0, False)
+    assert count_parameters(build_network(book)) == 784 * 256 + 256 + 256 * 10 + 10
+    assert "Conv" not in str(build_network(book))
+
+
+def test_the_small_net_of_the_notes_has_about_25000_parameters() -> None:
+    assert count_parameters(build_network(RECIPES["sgd-30-30"])) == 24_790
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_maps_images_to_logits_and_distributions(name: str) -> None:
+    images = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8)
+    logits, probabilities = Classifier(build_network(RECIPES[name])).eval()(images)
+    assert logits.shape == probabilities.shape == (3, 10)
+    assert torch.allclose(probabilities.sum(1), torch.ones(3), atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+def test_neurons_can_be_chosen(activation: str) -> None:
+    network = build_network(Recipe(name="x", activation=activation))
+    assert activation in str(network).lower()
+
+
+def test_a_recipe_survives_json() -> None:
+    for recipe in RECIPES.values():
+        assert recipes.from_json(recipes.to_json(recipe)) == recipe
+
+
+def test_values_out_of_bounds_are_refused_by_flag() -> None:
+    with pytest.raises(UsageError, match="--lr"):
+        Recipe(name="x", learning_rate=-1.0)
+    assert main(["--epochs", "0"]) == 2
+
+
+def test_every_knob_is_a_flag() -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "training.cli", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for knob in recipes.knobs():
+        assert recipes.flag_of(knob) in text
+
+
+def test_augmentation_moves_within_its_bounds_and_only_if_asked() -> None:
+    pixels = torch.zeros(64, 1, 28, 28)
+    pixels[:, :, 13:15, 13:15] = 1.0
+    random = torch.Generator().manual_seed(0)
+    assert augment(pixels, Recipe(name="x"), random) is pixels
+    moved = augment(pixels, Recipe(name="x", shift=2.0), random)
+    columns = torch.arange(28.0)
+    centres = (moved.sum(2).squeeze(1) @ columns) / moved.sum((1, 2, 3))
+    assert 1.0 < (centres - 13.5).abs().max() <= 2.01
+    assert centres.unique().numel() > 50  # each image by its own amount
