@@ -16,6 +16,7 @@ from service.core.errors import InvalidArgument
 
 Array = npt.NDArray[Any]
 
+_EXACT_IN_DOUBLES = 2.0**53
 # Protocol name -> numpy dtype; little-endian as the protocol says for raw contents.
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -113,6 +114,11 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
     """
     try:
         array = np.asarray(values)
+        if array.dtype.kind == "f" and dtype.kind in "iu" and dtype.itemsize == 8:
+            # numpy makes doubles of integers that straddle INT64 and UINT64, and loses digits.
+            exact = np.asarray(values, dtype=object)
+            if all(type(value) is int for value in exact.flat):
+                array = exact.astype(dtype)
     except ValueError:
         raise InvalidArgument(f"{field} has rows of different lengths.") from None
     except OverflowError:
@@ -124,6 +130,8 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
         raise InvalidArgument(f"{field} must hold nothing but {wanted}.")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
+        if array.dtype.kind == "f" and np.any(np.abs(array) > _EXACT_IN_DOUBLES):
+            raise InvalidArgument(f"{field} has a number that is too large to be exact.")
         # Written so that NaN fails it as well.
         if not (array.min() >= limits.min and array.max() <= limits.max):
             raise InvalidArgument(

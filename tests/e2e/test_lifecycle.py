@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.conftest import SHIPPED_MODELS, Server
+from tests.conftest import SHIPPED_MODELS, Server, free_ports
 from tests.e2e.onnx_models import publish_slow_model
 
 RAW = "application/octet-stream"
@@ -72,11 +72,13 @@ def test_a_slow_call_is_given_up_when_its_deadline_passes(
     server = start_server(tmp_path)
     with grpc.insecure_channel(server.grpc) as channel:
         stub = digits_pb2_grpc.DigitClassifierStub(channel)
-        first = stub.Predict.future(digits_pb2.PredictRequest(pixels=BLANK * 16))
+        first = stub.Predict.future(digits_pb2.PredictRequest(pixels=BLANK * 64))
+        # Answered after the first call has come, hence so is the second one below.
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         with pytest.raises(grpc.RpcError) as caught:
             stub.Predict(digits_pb2.PredictRequest(pixels=BLANK), timeout=0.05)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert len(first.result().predictions) == 16
+        assert len(first.result().predictions) == 64
 
 
 def test_a_new_version_is_taken_up_without_losing_a_request(
@@ -160,6 +162,29 @@ def test_a_killed_worker_is_replaced(start_server: Callable[..., Server]) -> Non
     server.wait_until(lambda: server.worker_pids() not in ([], [killed]))
     server.wait_until(server.is_ready)
     assert server.post("/predict", BLANK, RAW)[0] == 200
+
+
+def test_flask_alone_serves_the_same_routes(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    arguments = ["--app", "service.worker:flask_app", "run", "--port", str(port)]
+    flask = subprocess.Popen(
+        [sys.executable, "-m", "flask", *arguments],
+        env=os.environ | {"MNIST_MODELS": str(SHIPPED_MODELS)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert flask.stderr is not None
+        while f":{port}" not in (line := flask.stderr.readline()):
+            assert line, "flask ended by itself"
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/predict", BLANK, {"content-type": RAW})
+        answer = json.load(connection.getresponse())
+        assert len(answer["predictions"][0]["probabilities"]) == 10
+        connection.close()
+    finally:
+        flask.terminate()
+        flask.communicate(timeout=10)
 
 
 def serve(*arguments: str) -> tuple[int, str]:

@@ -88,6 +88,12 @@ def test_values_that_would_be_bent_are_refused(values: Any) -> None:
         numbers("field", values, np.dtype(np.uint8))
 
 
+@pytest.mark.parametrize("values", [[2.0**63], [2**64], [-(2**63) - 1, 0], [2**63, -1]])
+def test_integers_that_do_not_fit_64_bits_are_refused(values: Any) -> None:
+    with pytest.raises(InvalidArgument, match="field"):
+        numbers("field", values, np.dtype(np.int64))
+
+
 def test_whole_floats_are_numbers_too() -> None:
     assert numbers("field", [0.0, 255.0], np.dtype(np.uint8)).tolist() == [0, 255]
 
