@@ -55,8 +55,10 @@ class HttpFront:
             route = found[0] if found else UNMATCHED
             request = HttpRequest(scope.headers.get, b"")
             response = await self._answerer.refuse(route, request, error)
-            # The rest of the body is still on its way: the connection cannot be used again.
-            response.headers.append(("connection", "close"))
+            # The rest of the body is still on its way, so an HTTP/1 connection cannot be used
+            # again. HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
+            if scope.http_version.startswith("1"):
+                response.headers.append(("connection", "close"))
         else:
             if found is not None:
                 request = HttpRequest(scope.headers.get, body, scope.query_string)
