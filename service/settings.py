@@ -93,7 +93,8 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least, most = field.metadata["least"], field.metadata["most"]
-            if (least is not None and value < least) or (most is not None and value > most):
+            # Written so that NaN fails it as well.
+            if not ((least is None or value >= least) and (most is None or value <= most)):
                 bounds = f"at least {least}" + (f" and at most {most}" if most is not None else "")
                 raise SettingsError(f"{field.name} must be {bounds}, not {value}.")
         if self.http_port == self.grpc_port:
@@ -111,7 +112,10 @@ def _convert(name: str, kind: Any, raw: object, source: str) -> object:
             if isinstance(raw, bool):
                 return raw
             return {"true": True, "1": True, "false": False, "0": False}[str(raw).lower()]
-        if isinstance(raw, bool) or (kind is int and isinstance(raw, float)):
+        wrong = (kind is int and isinstance(raw, float)) or (
+            kind is str and not isinstance(raw, str)
+        )
+        if isinstance(raw, bool) or wrong:
             raise ValueError(f"must be {kind.__name__}")
         return kind(raw)
     except (ValueError, TypeError, KeyError) as error:

@@ -49,6 +49,14 @@ class _Waiting(NamedTuple):
     outputs: asyncio.Future[list[Array]]
 
 
+class _Ran(NamedTuple):
+    """A run: the outputs of each request in it, or what the model raised on its only one."""
+
+    batch: list[_Waiting]
+    result: list[list[Array]] | Exception
+    seconds: float = 0.0
+
+
 class Batcher:
     """The queue in front of one session. Lives on one event loop; not thread-safe.
 
@@ -87,6 +95,8 @@ class Batcher:
         `deadline` (loop time) passes before inference, with InternalError if the model fails.
         Cancelling the future takes the rows out of the queue.
         """
+        if self._queued_rows + rows > self._limits.max_queue:
+            self._forget_cancelled()
         if self._queued_rows and self._queued_rows + rows > self._limits.max_queue:
             raise Overloaded(
                 f"The queue is full with {self._queued_rows} images waiting; try again later."
@@ -103,6 +113,10 @@ class Batcher:
                 loop.call_soon(self._turn)
         return outputs
 
+    def _forget_cancelled(self) -> None:
+        self._queue = deque(waiting for waiting in self._queue if not waiting.outputs.done())
+        self._queued_rows = sum(waiting.rows for waiting in self._queue)
+
     def _turn(self) -> None:
         self._turn_asked = False
         batch = self._take()
@@ -110,21 +124,17 @@ class Batcher:
             return
         rows = sum(waiting.rows for waiting in batch)
         if self._session.expected_seconds(rows) <= self._limits.inline_budget_s:
-            self._finish(batch, *self._run(batch))
+            self._finish(self._run(batch))
             self._next_turn()
             return
         loop = asyncio.get_running_loop()
         self._in_thread = True
         running = loop.run_in_executor(self._executor, self._run, batch)
-        running.add_done_callback(lambda done: self._back_from_thread(batch, done))
+        running.add_done_callback(self._back_from_thread)
 
-    def _back_from_thread(
-        self,
-        batch: list[_Waiting],
-        done: asyncio.Future[tuple[list[list[Array]] | Exception, float]],
-    ) -> None:
+    def _back_from_thread(self, done: asyncio.Future[list[_Ran]]) -> None:
         self._in_thread = False
-        self._finish(batch, *done.result())
+        self._finish(done.result())
         self._next_turn()
 
     def _next_turn(self) -> None:
@@ -159,8 +169,11 @@ class Batcher:
             rows += waiting.rows
         return batch
 
-    def _run(self, batch: list[_Waiting]) -> tuple[list[list[Array]] | Exception, float]:
-        """One run for the whole batch; the outputs of each request, or what the model raised."""
+    def _run(self, batch: list[_Waiting]) -> list[_Ran]:
+        """One run for the whole batch; if that fails, one for each of its members.
+
+        A batch that failed may have one bad member: the others must not pay for it.
+        """
         start = time.perf_counter()
         try:
             if len(batch) == 1:
@@ -169,29 +182,22 @@ class Batcher:
                 columns = zip(*(waiting.inputs for waiting in batch), strict=True)
                 parts = _split(self._session.run([np.concatenate(c) for c in columns]), batch)
         except Exception as error:  # whatever ONNX Runtime raises must reach a caller
-            return error, 0.0
-        return parts, time.perf_counter() - start
+            if len(batch) == 1:
+                return [_Ran(batch, error)]
+            return [ran for waiting in batch for ran in self._run([waiting])]
+        return [_Ran(batch, parts, time.perf_counter() - start)]
 
-    def _finish(
-        self, batch: list[_Waiting], result: list[list[Array]] | Exception, seconds: float
-    ) -> None:
-        if isinstance(result, Exception):
-            self._fail(batch, result)
-            return
-        self._on_batch(sum(waiting.rows for waiting in batch), seconds)
-        for waiting, outputs in zip(batch, result, strict=True):
-            if not waiting.outputs.done():
-                waiting.outputs.set_result(outputs)
-
-    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
-        """A batch that failed may have one bad member: the others must not pay for it."""
-        if len(batch) == 1:
-            self._on_failure(error)
-            if not batch[0].outputs.done():
-                batch[0].outputs.set_exception(InternalError("The model failed on this input."))
-            return
-        for waiting in batch:
-            self._finish([waiting], *self._run([waiting]))
+    def _finish(self, runs: list[_Ran]) -> None:
+        for batch, result, seconds in runs:
+            if isinstance(result, Exception):
+                self._on_failure(result)
+                if not batch[0].outputs.done():
+                    batch[0].outputs.set_exception(InternalError("The model failed on this input."))
+                continue
+            self._on_batch(sum(waiting.rows for waiting in batch), seconds)
+            for waiting, outputs in zip(batch, result, strict=True):
+                if not waiting.outputs.done():
+                    waiting.outputs.set_result(outputs)
 
 
 def _split(outputs: list[Array], batch: list[_Waiting]) -> list[list[Array]]:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
@@ -113,8 +112,8 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
         "SCRIPT_NAME": "",
-        # PEP 3333: bytes of the path, carried as latin-1.
-        "PATH_INFO": unquote_to_bytes(scope.path).decode("latin-1"),
+        # PEP 3333: bytes of the path, carried as latin-1. Granian has undone its %-escapes.
+        "PATH_INFO": scope.path.encode().decode("latin-1"),
         "QUERY_STRING": scope.query_string,
         "SERVER_NAME": host,
         "SERVER_PORT": port,

@@ -72,4 +72,6 @@ def _as_service_error(error: HTTPException) -> errors.ServiceError:
         return errors.MethodNotAllowed(f"{path} does not take {method}.")
     if error.code == errors.NoSuchEndpoint.http_status:
         return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists what there is.")
+    if error.code is None or error.code >= errors.InternalError.http_status:
+        return errors.InternalError("Internal error; the server's log has it.")
     return errors.InvalidArgument(f"{error.name}: {error.description}")

@@ -39,14 +39,16 @@ def read(path: Path) -> Card:
         raise LoadError(f"cannot read {path}: {error}") from error
     try:
         fields: Any = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
         raise LoadError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise LoadError(f"{path} must hold a JSON object")
     sha256, kinds = fields.get("sha256", ""), fields.get("output_kinds", {})
     if not isinstance(sha256, str):
         raise LoadError(f"{path}: sha256 must be a string")
-    if not isinstance(kinds, dict) or set(kinds.values()) - {PROBABILITIES, LOGITS}:
+    if not isinstance(kinds, dict) or any(
+        kind not in (PROBABILITIES, LOGITS) for kind in kinds.values()
+    ):
         raise LoadError(
             f"{path}: output_kinds must map names of outputs to '{LOGITS}' or '{PROBABILITIES}'"
         )

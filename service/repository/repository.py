@@ -117,12 +117,12 @@ class Repository:
             self._root_error = str(error)
             return
         self._root_error = ""
-        changed = False
+        changed, failed = False, dict(self._failed)
         for name in sorted(set(found) | set(self._models)):
             changed |= await self._refresh_model(name, found.get(name, []))
         on_disk = {(v.name, v.version) for versions in found.values() for v in versions}
         self._failed = {key: why for key, why in self._failed.items() if key in on_disk}
-        if changed:
+        if changed or self._failed != failed:
             self._on_change()
 
     async def _refresh_model(self, name: str, found: list[FoundVersion]) -> bool:
@@ -158,7 +158,6 @@ class Repository:
         except LoadError as error:
             self._failed[key] = (found.signature, str(error))
             log.error("Version %s of model %s is not served: %s.", found.version, found.name, error)
-            self._on_change()
             return current
         self._failed.pop(key, None)
         log.info("Loaded %s version %s on %s.", model.name, model.version, model.session.provider)
