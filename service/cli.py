@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any
 
 from service.observe.logs import logging_config
@@ -34,12 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mnist-serve: {error}", file=sys.stderr)
         return 2
     logging.config.dictConfig(logging_config(settings))
-    with tempfile.TemporaryDirectory(prefix="mnist-metrics-") as metrics:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
-        return _serve(settings)
+    with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:
+        # What the workers share: their metrics, and the sockets by which they tell each other.
+        metrics, control = Path(folder, "metrics"), Path(folder, "control")
+        metrics.mkdir()
+        control.mkdir()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        return _serve(settings, control)
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, control: Path) -> int:
     from granian.constants import Interfaces, Loops
     from granian.log import LogLevels
     from granian.server import MPServer
@@ -60,15 +65,17 @@ def _serve(settings: Settings) -> int:
         # A little longer than the fronts themselves wait.
         workers_kill_timeout=int(settings.stop_timeout) + 5,
     )
-    server.serve(target_loader=partial(_load_worker, settings, startup_failed), wrap_loader=False)
+    server.serve(
+        target_loader=partial(_load_worker, settings, startup_failed, control), wrap_loader=False
+    )
     return 1 if startup_failed.is_set() else 0
 
 
-def _load_worker(settings: Settings, startup_failed: Event) -> Any:
+def _load_worker(settings: Settings, startup_failed: Event, control: Path) -> Any:
     """Runs in the worker process: the heavy imports happen here."""
     from service.worker import Worker
 
-    return Worker(settings, startup_failed)
+    return Worker(settings, startup_failed, control)
 
 
 def _preflight(settings: Settings) -> None:

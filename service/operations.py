@@ -1,74 +1,46 @@
-"""What the service can do, once, for every transport.
+"""What callers ask of the service, once, for every transport.
 
-A transport turns its bytes into the values here, awaits one of these operations, and turns the
-answer back into bytes. Everything wrong with a request is raised as one of `errors`.
+A transport turns its bytes into the values of `core.request`, awaits one of these operations, and
+turns the answer back into bytes. Everything wrong with a request is raised as one of `errors`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from math import log2
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from PIL.Image import Image
 
-from service.core.errors import InvalidArgument
-from service.core.images import SIDE, Pixels, check_pixels, open_image, to_pixels
-from service.core.tensors import Array, Tensor, TensorSpec, from_bytes, from_values
-from service.repository.card import LOGITS, PROBABILITIES
+from service.administration import Administration
+from service.core.batching import Batcher
+from service.core.classification import classes
+from service.core.datatypes import BYTES, Array, one_element
+from service.core.errors import DeadlineExceeded, InvalidArgument
+from service.core.images import Pixels, check_pixels, open_image, to_pixels
+from service.core.request import (
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    OutputTensor,
+    RequestedOutput,
+    timeout_of,
+)
+from service.core.tensors import (
+    Tensor,
+    TensorSpec,
+    from_bytes,
+    from_values,
+    shape_of_raw,
+    to_bytes,
+)
+from service.digits import Classification, as_classifier, softmax
+from service.repository.config import PLATFORM
 from service.repository.repository import Repository, ServedModel
+from service.runtime.shared_memory import Regions
 
 # Decoding a picture up to this size costs less than handing it to a thread and back.
 _INLINE_IMAGE_PIXELS = 128 * 128
-
-
-class Classification(NamedTuple):
-    """Distributions over the digits: float32 [N,10], rows sum to 1 within 1e-6."""
-
-    model: str
-    version: str
-    probabilities: npt.NDArray[np.float32]
-
-
-class Prediction(NamedTuple):
-    """One row of a classification, with what people want to know of it."""
-
-    digit: int
-    probabilities: npt.NDArray[np.float32]
-    entropy_bits: float
-
-
-class InputTensor(NamedTuple):
-    """A tensor as it came: either `raw` little-endian bytes, or `values`, nested or flat."""
-
-    name: str
-    datatype: str
-    shape: Sequence[int]
-    raw: bytes | None = None
-    values: Any = None
-
-
-class InferRequest(NamedTuple):
-    """A request of the Open Inference Protocol; `outputs` empty means all of them."""
-
-    model: str
-    version: str
-    inputs: Sequence[InputTensor]
-    outputs: Sequence[str] = ()
-    id: str = ""
-    deadline: float | None = None
-
-
-class InferResponse(NamedTuple):
-    """The answer to an InferRequest."""
-
-    model: str
-    version: str
-    id: str
-    outputs: list[Tensor]
 
 
 class ModelMetadata(NamedTuple):
@@ -95,10 +67,17 @@ class Operations:
     """All operations on the models of one repository. Lives on one event loop."""
 
     def __init__(
-        self, repository: Repository, default_model: str, max_image_pixels: int = 16_000_000
+        self,
+        repository: Repository,
+        default_model: str,
+        regions: Regions,
+        administration: Administration,
+        max_image_pixels: int = 16_000_000,
     ) -> None:
         self.repository = repository
         self.default_model = default_model
+        self.administration = administration
+        self._regions = regions
         self._max_image_pixels = max_image_pixels
         self.stopping = False
 
@@ -111,9 +90,9 @@ class Operations:
         what `Batcher.submit` raises.
         """
         served = self.repository.get(model or self.default_model, version)
-        inputs, index, is_logits = _as_classifier(served, pixels)
+        inputs, index, is_logits = as_classifier(served, pixels)
         outputs = await served.batcher.submit(inputs, len(pixels), deadline)
-        distribution = _softmax(outputs[index]) if is_logits else outputs[index]
+        distribution = softmax(outputs[index]) if is_logits else outputs[index]
         return Classification(served.name, served.version, distribution)
 
     async def classify_image(
@@ -132,22 +111,86 @@ class Operations:
     async def infer(self, request: InferRequest) -> InferResponse:
         """Run a model on the tensors of a request of the Open Inference Protocol.
 
-        Raises ModelNotFound; InvalidArgument naming the tensor that is missing, unknown, given
-        twice or not of the model's datatype and shape; and what `Batcher.submit` raises.
+        Raises ModelNotFound; InvalidArgument naming the tensor or parameter that is missing,
+        unknown, given twice or not of the model's datatype and shape; and what `Batcher.submit`
+        raises.
         """
         served = self.repository.get(request.model, request.version)
         wanted = _wanted_outputs(served, request.outputs)
-        arrays = _arrays(served, request.inputs)
+        timeout = timeout_of(request.parameters) if request.parameters else None
+        arrays = self._arrays(served, request.inputs)
         rows = arrays[0].shape[0] if served.session.batchable else 1
         if any(array.shape[0] != rows for array in arrays if served.session.batchable):
             raise InvalidArgument("The inputs have different batch sizes.")
-        outputs = await served.batcher.submit(arrays, rows, request.deadline)
+        if timeout is None:
+            outputs = await served.batcher.submit(arrays, rows, request.deadline)
+        else:
+            outputs = await _within(timeout, served.batcher, arrays, rows, request.deadline)
         specs = served.session.outputs
         return InferResponse(
             served.name,
             served.version,
             request.id,
-            [Tensor(specs[index].name, outputs[index]) for index in wanted],
+            [self._output(served, specs[i], output, outputs[i]) for i, output in wanted],
+        )
+
+    def raw_request(self, model: str, version: str, raw: bytes) -> InferRequest:
+        """A request that is nothing but the contents of the model's only input.
+
+        Raises ModelNotFound; InvalidArgument if the model has several inputs, or if the shape
+        does not follow from the number of bytes.
+        """
+        served = self.repository.get(model, version)
+        if len(served.session.inputs) != 1:
+            raise InvalidArgument(
+                f"Model '{served.name}' takes {len(served.session.inputs)} inputs; name them in "
+                "a JSON header before the binary data."
+            )
+        spec = served.session.inputs[0]
+        shape = shape_of_raw(spec, len(raw))
+        content = one_element(raw) if spec.datatype == BYTES else raw
+        tensor = InputTensor(spec.name, spec.datatype, shape, content)
+        return InferRequest(model, version, [tensor])
+
+    def _arrays(self, served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
+        """The arrays of a request in the model's order, each checked."""
+        specs = served.session.inputs
+        given = {tensor.name: tensor for tensor in tensors}
+        if len(given) != len(tensors):
+            raise InvalidArgument("An input is given twice.")
+        known = [spec.name for spec in specs]
+        for name in given:
+            if name not in known:
+                raise InvalidArgument(
+                    f"Input '{name}' is not one of model '{served.name}', which takes: "
+                    f"{', '.join(known)}."
+                )
+        arrays = []
+        for spec in specs:
+            if spec.name not in given:
+                raise InvalidArgument(f"Input '{spec.name}' is missing.")
+            _, datatype, shape, raw, values, region = given[spec.name]
+            if region is not None:
+                raw = self._regions.read(f"Input '{spec.name}'", region)
+            if raw is not None:
+                arrays.append(from_bytes(spec, datatype, shape, raw))
+            else:
+                arrays.append(from_values(spec, datatype, shape, values))
+        return arrays
+
+    def _output(
+        self, served: ServedModel, spec: TensorSpec, wanted: RequestedOutput, array: Array
+    ) -> OutputTensor:
+        """An output as it is wanted: itself or its classes, in the answer or in shared memory."""
+        tensor = Tensor(spec.name, spec.datatype, array)
+        if wanted.classification:
+            labels = served.card.labels if served.card.kind(spec.name) else ()
+            tensor = classes(tensor, wanted.classification, labels, served.session.batchable)
+        if wanted.region is None:
+            return OutputTensor(*tensor)
+        field = f"Output '{spec.name}'"
+        return OutputTensor(
+            *tensor, region=self._regions.write(field, wanted.region, to_bytes(tensor))
         )
 
     def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
@@ -157,12 +200,26 @@ class Operations:
         return ModelMetadata(
             served.name,
             [version] if version else self.repository.versions(name),
-            "onnxruntime_onnx",
+            PLATFORM,
             session.inputs,
             session.outputs,
             session.provider,
             session.fallback,
         )
+
+    def extensions(self) -> list[str]:
+        """The extensions of the protocol that this server has, by Triton's names."""
+        return [
+            "classification",
+            "model_repository",
+            "model_repository(unload_dependents)",
+            "model_configuration",
+            "binary_tensor_data",
+            "parameters",
+            "statistics",
+            "logging",
+            *(["system_shared_memory"] if self._regions.enabled else []),
+        ]
 
     def readiness(self) -> Readiness:
         """Ready means: not stopping, and the default model is loaded."""
@@ -174,29 +231,20 @@ class Operations:
         return Readiness(True, "", failures)
 
 
-def predictions(classification: Classification) -> list[Prediction]:
-    """The rows of a classification: the most probable digit and the entropy in bits of each."""
-    made = []
-    for row, values in zip(
-        classification.probabilities, classification.probabilities.tolist(), strict=True
-    ):
-        entropy = -sum(p * log2(p) for p in values if p > 0.0)
-        made.append(Prediction(values.index(max(values)), row, entropy + 0.0))
-    return made
+async def _within(
+    seconds: float, batcher: Batcher, inputs: Sequence[Array], rows: int, deadline: float | None
+) -> list[Array]:
+    """The outputs if they are there in so many seconds, else DeadlineExceeded.
 
-
-def pixels_from_values(array: Array) -> Pixels:
-    """Arrange uint8 [28,28], [784], [N,28,28] or [N,784] as [N,28,28].
-
-    Raises InvalidArgument for any other shape.
+    Transports that know deadlines end such a call themselves; for them `deadline` suffices.
     """
-    if array.shape[-2:] == (SIDE, SIDE) and array.ndim in (2, 3):
-        return array.reshape(-1, SIDE, SIDE)
-    if array.shape[-1:] == (SIDE * SIDE,) and array.ndim in (1, 2):
-        return array.reshape(-1, SIDE, SIDE)
-    raise InvalidArgument(
-        f"image: has shape {list(array.shape)}; send 28x28, Nx28x28 or 784 numbers."
-    )
+    end = asyncio.get_running_loop().time() + seconds
+    try:
+        async with asyncio.timeout_at(end):
+            until = end if deadline is None else min(end, deadline)
+            return await batcher.submit(inputs, rows, until)
+    except TimeoutError:
+        raise DeadlineExceeded("The timeout passed before the answer was there.") from None
 
 
 async def _decode(image: Image) -> Pixels:
@@ -205,70 +253,19 @@ async def _decode(image: Image) -> Pixels:
     return await asyncio.get_running_loop().run_in_executor(None, to_pixels, image)
 
 
-def _as_classifier(served: ServedModel, pixels: Pixels) -> tuple[list[Array], int, bool]:
-    """Inputs for a model of digits, the index of the output to read, and whether it is logits."""
-    inputs, outputs = served.session.inputs, served.session.outputs
-    kinds = [served.card.kind(output.name) for output in outputs]
-    if PROBABILITIES in kinds:
-        index = kinds.index(PROBABILITIES)
-    elif LOGITS in kinds:
-        index = kinds.index(LOGITS)
-    else:
-        raise InvalidArgument(
-            f"Model '{served.name}' has no output known to be logits or probabilities; "
-            "its model.json can say so in output_kinds."
-        )
-    spec = inputs[0]
-    if len(inputs) == 1 and spec.datatype == "UINT8" and spec.shape == (-1, SIDE, SIDE):
-        return [pixels], index, kinds[index] == LOGITS
-    size = int(np.prod(spec.shape[1:]))
-    if len(inputs) != 1 or spec.datatype != "FP32" or size != SIDE * SIDE or spec.shape[0] != -1:
-        raise InvalidArgument(
-            f"Model '{served.name}' does not take images of 28x28; use the infer endpoint."
-        )
-    # Foreign models: pixels in 0..1, as torchvision's ToTensor makes them.
-    scaled = pixels.reshape((len(pixels), *spec.shape[1:])).astype(np.float32) / np.float32(255)
-    return [scaled], index, kinds[index] == LOGITS
-
-
-def _softmax(logits: Array) -> npt.NDArray[np.float32]:
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
-def _wanted_outputs(served: ServedModel, names: Sequence[str]) -> list[int]:
+def _wanted_outputs(
+    served: ServedModel, outputs: Sequence[RequestedOutput]
+) -> list[tuple[int, RequestedOutput]]:
+    """The wanted outputs in the order asked, each with its place among the model's."""
     known = [spec.name for spec in served.session.outputs]
-    if not names:
-        return list(range(len(known)))
-    for name in names:
-        if name not in known:
+    if not outputs:
+        return [(index, RequestedOutput(name)) for index, name in enumerate(known)]
+    for output in outputs:
+        if output.name not in known:
             raise InvalidArgument(
-                f"Output '{name}' is not one of model '{served.name}', which gives: "
+                f"Output '{output.name}' is not one of model '{served.name}', which gives: "
                 f"{', '.join(known)}."
             )
-    return [known.index(name) for name in names]
-
-
-def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
-    """The arrays of a request in the model's order, each checked."""
-    specs = served.session.inputs
-    given = {tensor.name: tensor for tensor in tensors}
-    if len(given) != len(tensors):
-        raise InvalidArgument("An input is given twice.")
-    known = [spec.name for spec in specs]
-    for name in given:
-        if name not in known:
-            raise InvalidArgument(
-                f"Input '{name}' is not one of model '{served.name}', which takes: "
-                f"{', '.join(known)}."
-            )
-    arrays = []
-    for spec in specs:
-        if spec.name not in given:
-            raise InvalidArgument(f"Input '{spec.name}' is missing.")
-        _, datatype, shape, raw, values = given[spec.name]
-        if raw is not None:
-            arrays.append(from_bytes(spec, datatype, shape, raw))
-        else:
-            arrays.append(from_values(spec, datatype, shape, values))
-    return arrays
+    if len({output.name for output in outputs}) != len(outputs):
+        raise InvalidArgument("An output is asked for twice.")
+    return [(known.index(output.name), output) for output in outputs]

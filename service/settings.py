@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,15 @@ class Settings:
         2.0, "seconds between two looks for new versions; 0 never looks again", least=0
     )
 
+    control: Literal["auto", "on", "off"] = _setting(
+        "auto",
+        "let callers load and unload models and change the log level; "
+        "auto allows it where the server listens on this machine only",
+    )
+    shared_memory_regions: int = _setting(
+        0, "regions of system shared memory that callers may register; 0 is off", least=0
+    )
+
     provider: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "ONNX Runtime execution provider: auto takes CUDA where it really works"
     )
@@ -69,8 +79,14 @@ class Settings:
     body_timeout: float = _setting(
         30.0, "seconds in which the body of a request must have arrived", least=0.1
     )
+    compress_min_bytes: int = _setting(
+        1024, "smallest HTTP answer that is compressed for callers who accept gzip or deflate"
+    )
     max_connections: int = _setting(
         1024, "HTTP connections that one worker serves at a time", least=1
+    )
+    max_stream_requests: int = _setting(
+        64, "requests of one gRPC stream that are worked on at a time", least=1
     )
     stop_timeout: float = _setting(
         30.0, "seconds that accepted requests have to finish after SIGTERM", least=0, most=3600
@@ -99,6 +115,18 @@ class Settings:
                 raise SettingsError(f"{field.name} must be {bounds}, not {value}.")
         if self.http_port == self.grpc_port:
             raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")
+
+    @property
+    def allows_control(self) -> bool:
+        """Whether callers may load and unload models and change the log level."""
+        return self.control == "on" or (self.control == "auto" and _is_loopback(self.host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _convert(name: str, kind: Any, raw: object, source: str) -> object:

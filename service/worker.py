@@ -12,14 +12,18 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
+from service.administration import Administration
 from service.core.batching import Batcher, BatchLimits
 from service.grpc.front import GrpcFront
+from service.http.compression import Compression
 from service.http.fast_lane import HttpFront
 from service.http.flask_app import create_app
 from service.http.routes import Answerer
@@ -28,6 +32,7 @@ from service.observe.requests import RequestRecorder
 from service.operations import Operations
 from service.repository.repository import Repository
 from service.runtime.session import ProviderUnavailable, Session, SessionOptions
+from service.runtime.shared_memory import Regions
 from service.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -41,11 +46,18 @@ _FLASK_THREADS = 8
 class Core:
     """What both fronts stand on: models, operations, metrics. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, control_folder: Path | None = None) -> None:
         self.settings = settings
+        self.models_changed: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
         self.executor = ThreadPoolExecutor(thread_name_prefix="inference")
+        self._limits = BatchLimits(
+            settings.max_batch_size,
+            settings.max_queue,
+            settings.max_queue_delay / 1000,
+            settings.inline_budget / 1000,
+        )
         self.repository = Repository(
             settings.models,
             SessionOptions(settings.provider, settings.intra_op_threads, settings.spinning),
@@ -54,8 +66,22 @@ class Core:
             settings.versions,
             self._models_changed,
         )
-        self.operations = Operations(self.repository, settings.model, settings.max_image_pixels)
-        self.answerer = Answerer(self.operations, self.recorder)
+        regions = Regions(settings.shared_memory_regions, settings.max_request_bytes)
+        self.administration = Administration(
+            self.repository, regions, settings, self._limits, control_folder
+        )
+        self.operations = Operations(
+            self.repository,
+            settings.model,
+            regions,
+            self.administration,
+            settings.max_image_pixels,
+        )
+        self.answerer = Answerer(
+            self.operations,
+            self.recorder,
+            Compression(settings.max_request_bytes, settings.compress_min_bytes, self.executor),
+        )
 
     def _make_batcher(self, name: str, version: str, session: Session) -> Batcher:
         images, seconds, failures = self.metrics.batch_observer(name, version)
@@ -68,14 +94,7 @@ class Core:
             failures.inc()
             log.error("Model %s version %s failed on a request: %s", name, version, error)
 
-        settings = self.settings
-        limits = BatchLimits(
-            settings.max_batch_size,
-            settings.max_queue,
-            settings.max_queue_delay / 1000,
-            settings.inline_budget / 1000,
-        )
-        return Batcher(session, limits, self.executor, on_batch, on_failure)
+        return Batcher(session, self._limits, self.executor, on_batch, on_failure)
 
     def _models_changed(self) -> None:
         loaded = {
@@ -83,6 +102,7 @@ class Core:
             for model in self.repository.loaded
         }
         self.metrics.models_loaded(loaded, len(self.repository.failures))
+        self.models_changed()
 
     async def watch(self) -> None:
         """Look for new versions, for ever."""
@@ -97,8 +117,9 @@ class Core:
 class Worker:
     """The RSGI application that Granian runs in each worker process."""
 
-    def __init__(self, settings: Settings, startup_failed: Event) -> None:
+    def __init__(self, settings: Settings, startup_failed: Event, control_folder: Path) -> None:
         self._settings = settings
+        self._control_folder = control_folder
         self._startup_failed = startup_failed
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -123,7 +144,8 @@ class Worker:
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        core = self._core = Core(settings)
+        core = self._core = Core(settings, self._control_folder)
+        await core.administration.control.start()
         await core.repository.refresh()
         self._http = HttpFront(
             core.answerer,
@@ -135,15 +157,13 @@ class Worker:
         )
         self._grpc = GrpcFront(core.operations, core.recorder, settings)
         await self._grpc.start()
+        core.models_changed = self._publish_health
         if settings.poll_interval:
-            self._watching = loop.create_task(self._watch())
+            self._watching = loop.create_task(core.watch())
         self._say_ready()
 
-    async def _watch(self) -> None:
-        watching = asyncio.ensure_future(self._core.watch())
-        while not watching.done():
-            await asyncio.wait([watching], timeout=self._settings.poll_interval)
-            await self._grpc.publish_health()
+    def _publish_health(self) -> None:
+        self._publishing = asyncio.ensure_future(self._grpc.publish_health())
 
     def _say_ready(self) -> None:
         settings, state = self._settings, self._core.operations.readiness()
@@ -173,6 +193,7 @@ class Worker:
     def _begin_stopping(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._core.operations.stopping:
             self._core.operations.stopping = True
+            self._core.administration.control.stop()
             self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
 
     def _give_up(self, reason: str) -> NoReturn:

@@ -17,8 +17,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from service.core.datatypes import Array
 from service.core.errors import DeadlineExceeded, InternalError, Overloaded
-from service.core.tensors import Array
+from service.core.statistics import BatchRun, ModelStatistics
 
 
 class Runnable(Protocol):
@@ -47,20 +48,25 @@ class _Waiting(NamedTuple):
     rows: int
     deadline: float | None
     outputs: asyncio.Future[list[Array]]
+    arrived: float  # perf_counter(), as the times of a run are
 
 
 class _Ran(NamedTuple):
-    """A run: the outputs of each request in it, or what the model raised on its only one."""
+    """A run: the outputs of each request in it, or what the model raised on its only one.
+
+    `times` are those of its start, its inputs joined, the inference done, its outputs split.
+    """
 
     batch: list[_Waiting]
     result: list[list[Array]] | Exception
-    seconds: float = 0.0
+    times: tuple[float, float, float, float]
 
 
 class Batcher:
     """The queue in front of one session. Lives on one event loop; not thread-safe.
 
-    `on_batch(rows, seconds)` is told of every run; `on_failure(error)` of every run that raised.
+    `on_batch(rows, seconds)` is told of every run; `on_failure(error)` of every run that raised;
+    `statistics` has where the time went.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Batcher:
         self._executor = executor
         self._on_batch = on_batch
         self._on_failure = on_failure
+        self.statistics = ModelStatistics()
         self._queue: deque[_Waiting] = deque()
         self._queued_rows = 0
         self._turn_asked = False
@@ -98,12 +105,13 @@ class Batcher:
         if self._queued_rows + rows > self._limits.max_queue:
             self._forget_cancelled()
         if self._queued_rows and self._queued_rows + rows > self._limits.max_queue:
+            self.statistics.failed(0.0)
             raise Overloaded(
                 f"The queue is full with {self._queued_rows} images waiting; try again later."
             )
         loop = asyncio.get_running_loop()
         outputs: asyncio.Future[list[Array]] = loop.create_future()
-        self._queue.append(_Waiting(inputs, rows, deadline, outputs))
+        self._queue.append(_Waiting(inputs, rows, deadline, outputs, time.perf_counter()))
         self._queued_rows += rows
         if not self._turn_asked and not self._in_thread:
             self._turn_asked = True
@@ -161,6 +169,7 @@ class Batcher:
             if gone:
                 continue
             if late:
+                self.statistics.failed(time.perf_counter() - waiting.arrived)
                 waiting.outputs.set_exception(
                     DeadlineExceeded("The deadline passed while the request was waiting.")
                 )
@@ -174,33 +183,59 @@ class Batcher:
 
         A batch that failed may have one bad member: the others must not pay for it.
         """
-        start = time.perf_counter()
+        start = joined = time.perf_counter()
         try:
             if len(batch) == 1:
                 parts = [self._session.run(batch[0].inputs)]
+                inferred = done = time.perf_counter()
             else:
                 columns = zip(*(waiting.inputs for waiting in batch), strict=True)
-                parts = _split(self._session.run([np.concatenate(c) for c in columns]), batch)
+                inputs = [np.concatenate(column) for column in columns]
+                joined = time.perf_counter()
+                outputs = self._session.run(inputs)
+                inferred = time.perf_counter()
+                parts = _split(outputs, batch)
+                done = time.perf_counter()
         except Exception as error:  # whatever ONNX Runtime raises must reach a caller
             if len(batch) == 1:
-                return [_Ran(batch, error)]
+                return [_Ran(batch, error, (start,) * 4)]
             return [ran for waiting in batch for ran in self._run([waiting])]
-        return [_Ran(batch, parts, time.perf_counter() - start)]
+        return [_Ran(batch, parts, (start, joined, inferred, done))]
 
     def _finish(self, runs: list[_Ran]) -> None:
-        for batch, result, seconds in runs:
+        for batch, result, times in runs:
             if isinstance(result, Exception):
+                self.statistics.failed(time.perf_counter() - batch[0].arrived)
                 self._on_failure(result)
                 if not batch[0].outputs.done():
                     batch[0].outputs.set_exception(InternalError("The model failed on this input."))
                 continue
-            self._on_batch(sum(waiting.rows for waiting in batch), seconds)
+            start, joined, inferred, done = times
+            rows = sum(waiting.rows for waiting in batch)
+            arrivals = sum(waiting.arrived for waiting in batch)
+            count = len(batch)
+            self._on_batch(rows, done - start)
+            self.statistics.ran(
+                BatchRun(
+                    count,
+                    rows,
+                    count * done - arrivals,
+                    count * start - arrivals,
+                    joined - start,
+                    inferred - joined,
+                    done - inferred,
+                )
+            )
             for waiting, outputs in zip(batch, result, strict=True):
                 if not waiting.outputs.done():
                     waiting.outputs.set_result(outputs)
 
 
 def _split(outputs: list[Array], batch: list[_Waiting]) -> list[list[Array]]:
+    rows = sum(waiting.rows for waiting in batch)
+    if any(len(output) != rows for output in outputs):
+        # Its shapes promised a row for a row. Alone, each request gets all of its outputs.
+        raise RuntimeError("the model gives outputs of another batch size than its inputs")
     parts: list[list[Array]] = []
     start = 0
     for waiting in batch:

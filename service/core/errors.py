@@ -51,11 +51,50 @@ class RequestTimeout(InvalidArgument):
     http_status = 408
 
 
-class ModelNotFound(ServiceError):
-    """No such model, or no such version of it, is loaded."""
+class NotFound(ServiceError):
+    """What the caller names is not there."""
 
     http_status = 404
     grpc_code = "NOT_FOUND"
+
+
+class ModelNotFound(NotFound):
+    """No such model, or no such version of it, is loaded."""
+
+
+class LoadFailed(ServiceError):
+    """A model that was to be loaded cannot be; what was loaded of it before still is."""
+
+    http_status = 400
+    grpc_code = "FAILED_PRECONDITION"
+
+
+class AlreadyExists(ServiceError):
+    """The name is taken."""
+
+    http_status = 409
+    grpc_code = "ALREADY_EXISTS"
+
+
+class Forbidden(ServiceError):
+    """The settings of this server do not allow it."""
+
+    http_status = 403
+    grpc_code = "PERMISSION_DENIED"
+
+
+class Unimplemented(ServiceError):
+    """The protocol has it, this server does not."""
+
+    http_status = 501
+    grpc_code = "UNIMPLEMENTED"
+
+
+class Unavailable(ServiceError):
+    """Something that is needed does not answer: try again."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
 
 
 class Overloaded(ServiceError):

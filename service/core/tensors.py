@@ -10,28 +10,22 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from service.core.datatypes import (
+    BF16,
+    BYTES,
+    DTYPES,
+    Array,
+    Buffer,
+    from_bfloat16,
+    join_bytes,
+    split_bytes,
+    strings,
+    to_bfloat16,
+)
 from service.core.errors import InvalidArgument
 
-Array = npt.NDArray[Any]
-
 _EXACT_IN_DOUBLES = 2.0**53
-# Protocol name -> numpy dtype; little-endian as the protocol says for raw contents.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
 
 
 class TensorSpec(NamedTuple):
@@ -43,18 +37,11 @@ class TensorSpec(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A named array as it travels; the datatype follows from the array."""
+    """A tensor as it travels; BF16 and BYTES are held as `datatypes` says."""
 
     name: str
+    datatype: str
     array: Array
-
-
-def datatype_of(dtype: np.dtype[Any]) -> str:
-    """The protocol's name of a numpy dtype, e.g. float32 -> FP32."""
-    return _NAMES[dtype.newbyteorder("<")]
-
-
-_NAMES = {dtype.newbyteorder("<"): name for name, dtype in DTYPES.items()}
 
 
 def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None:
@@ -73,13 +60,36 @@ def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None:
         )
 
 
-def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: bytes) -> Array:
-    """View raw contents as an array of the given shape: no copy, read-only.
+def shape_of_raw(spec: TensorSpec, size: int) -> list[int]:
+    """The shape of an input of which only its size in bytes is known (one element for BYTES).
+
+    Of several dimensions that may vary the first, the batch, is taken as 1. Raises InvalidArgument
+    if the shape does not follow.
+    """
+    shape = list(spec.shape)
+    if spec.datatype == BYTES:
+        return [1 if length < 0 else length for length in shape]
+    if shape.count(-1) > 1 and shape[0] == -1:
+        shape[0] = 1
+    if shape.count(-1) > 1:
+        raise InvalidArgument(
+            f"Input '{spec.name}' is {list(spec.shape)}: its shape does not follow from its size; "
+            "say it in a JSON header."
+        )
+    step = prod(length for length in shape if length >= 0) * DTYPES[spec.datatype].itemsize
+    return [size // step if length < 0 else length for length in shape]
+
+
+def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffer) -> Array:
+    """View raw contents as an array of the given shape: no copy, read-only (but for BYTES).
 
     Raises InvalidArgument when datatype or shape are not the model's, when the number of bytes is
     not the shape's, or when a float is not finite.
     """
     check_spec(spec, datatype, shape)
+    if spec.datatype == BYTES:
+        field = f"Input '{spec.name}'"
+        return _shaped(spec, shape, strings(field, split_bytes(field, raw)))
     dtype = DTYPES[spec.datatype]
     expected = prod(shape) * dtype.itemsize
     if len(raw) != expected:
@@ -87,7 +97,11 @@ def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: bytes
             f"Input '{spec.name}' has {len(raw)} bytes of raw contents, but shape {list(shape)} "
             f"of {spec.datatype} is {expected} bytes."
         )
-    return _finite(spec, np.frombuffer(raw, dtype).reshape(tuple(shape)))
+    array = np.frombuffer(raw, dtype).reshape(tuple(shape))
+    if spec.datatype == "BOOL" and array.view(np.uint8).max() > 1:
+        raise InvalidArgument(f"Input '{spec.name}' has bytes other than 0 and 1 for BOOL.")
+    # Behind a JSON header numbers may begin anywhere, and kernels may load them aligned.
+    return _finite(spec, array if array.flags.aligned else array.copy())
 
 
 def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: Any) -> Array:
@@ -97,13 +111,24 @@ def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: A
     does not fit into it: nothing is rounded or wrapped silently.
     """
     check_spec(spec, datatype, shape)
-    array = numbers(f"Input '{spec.name}'", values, DTYPES[spec.datatype])
-    if array.size != prod(shape) or (array.ndim > 1 and array.shape != tuple(shape)):
-        raise InvalidArgument(
-            f"Input '{spec.name}' has data of shape {list(array.shape)} ({array.size} values), "
-            f"but its shape says {list(shape)} ({prod(shape)} values)."
-        )
-    return _finite(spec, array.reshape(tuple(shape)))
+    field = f"Input '{spec.name}'"
+    if spec.datatype == BYTES:
+        return _shaped(spec, shape, strings(field, _flat(values, len(shape))))
+    if spec.datatype == BF16:
+        exact = _finite(spec, numbers(field, values, np.dtype(np.float32)))
+        return _shaped(spec, shape, _finite(spec, to_bfloat16(exact)))
+    return _finite(spec, _shaped(spec, shape, numbers(field, values, DTYPES[spec.datatype])))
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    """Raw contents: little-endian in row-major order, BYTES with the length before each."""
+    return join_bytes(tensor.array) if tensor.datatype == BYTES else tensor.array.tobytes()
+
+
+def to_values(tensor: Tensor) -> Array:
+    """The values flat in row-major order, BF16 as float32."""
+    flat = tensor.array.ravel()
+    return from_bfloat16(flat) if tensor.datatype == BF16 else flat
 
 
 def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
@@ -146,7 +171,27 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
     return array.astype(dtype, copy=False)
 
 
+def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
+    if array.size != prod(shape) or (array.ndim > 1 and array.shape != tuple(shape)):
+        raise InvalidArgument(
+            f"Input '{spec.name}' has data of shape {list(array.shape)} ({array.size} values), "
+            f"but its shape says {list(shape)} ({prod(shape)} values)."
+        )
+    return array.reshape(tuple(shape))
+
+
+def _flat(values: list[Any], rank: int) -> list[Any]:
+    """The leaves of lists that are nested as deep as `rank` at the most."""
+    for _ in range(rank - 1):
+        if any(isinstance(value, list) for value in values):
+            values = [
+                leaf for value in values for leaf in (value if isinstance(value, list) else [value])
+            ]
+    return values
+
+
 def _finite(spec: TensorSpec, array: Array) -> Array:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    floats = from_bfloat16(array) if spec.datatype == BF16 and array.dtype.kind == "u" else array
+    if floats.dtype.kind == "f" and not np.isfinite(floats).all():
         raise InvalidArgument(f"Input '{spec.name}' has values that are NaN or infinite.")
     return array

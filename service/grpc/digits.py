@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
+import grpc
+
 from service.core.errors import InvalidArgument
-from service.grpc.calls import Calls, Context
-from service.operations import Operations, predictions
+from service.digits import predictions
+from service.grpc.calls import Calls, Method
+from service.operations import Operations
 from service.stubs.digits.v1 import digits_pb2 as pb
-from service.stubs.digits.v1 import digits_pb2_grpc
+
+DESCRIPTOR = pb.DESCRIPTOR.services_by_name["DigitClassifier"]
 
 
-class DigitClassifier(digits_pb2_grpc.DigitClassifierServicer):
-    """The servicer of proto/digits/v1/digits.proto."""
+def service(operations: Operations, calls: Calls) -> grpc.GenericRpcHandler:
+    """The service of proto/digits/v1/digits.proto."""
 
-    def __init__(self, operations: Operations, calls: Calls) -> None:
-        self._operations = operations
-        self._calls = calls
-
-    async def Predict(  # noqa: N802 (the name in the proto)
-        self,
-        request: pb.PredictRequest,
-        context: Context[pb.PredictRequest, pb.PredictResponse],
-    ) -> pb.PredictResponse:
-        return await self._calls.answer("predict", self._predict, request, context)
-
-    async def _predict(
-        self, request: pb.PredictRequest, deadline: float | None
-    ) -> pb.PredictResponse:
+    async def predict(request: pb.PredictRequest, deadline: float | None) -> pb.PredictResponse:
         given = request.WhichOneof("input")
         model, version = request.model_name, request.model_version
         if given == "pixels":
-            answer = await self._operations.classify_pixels(
-                request.pixels, model, version, deadline
-            )
+            answer = await operations.classify_pixels(request.pixels, model, version, deadline)
         elif given == "image":
-            answer = await self._operations.classify_image(request.image, model, version, deadline)
+            answer = await operations.classify_image(request.image, model, version, deadline)
         else:
             raise InvalidArgument("input: give either pixels or image.")
         return pb.PredictResponse(
@@ -44,3 +33,5 @@ class DigitClassifier(digits_pb2_grpc.DigitClassifierServicer):
                 for digit, row, entropy in predictions(answer)
             ],
         )
+
+    return calls.service(DESCRIPTOR, {"Predict": Method("predict", predict)})

@@ -6,14 +6,20 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-import orjson
 
 from service.core.errors import InvalidArgument, UnsupportedMediaType
 from service.core.tensors import numbers
-from service.http.message import JSON, HttpRequest, HttpResponse, json_response
-from service.operations import Classification, Operations, pixels_from_values, predictions
+from service.digits import Classification, pixels_from_values, predictions
+from service.http.message import (
+    JSON,
+    OCTETS,
+    HttpRequest,
+    HttpResponse,
+    json_response,
+    parse_json,
+)
+from service.operations import Operations
 
-_PIXELS = "application/octet-stream"
 _IMAGES = ("image/png", "image/jpeg")
 _UINT8 = np.dtype(np.uint8)
 
@@ -28,7 +34,7 @@ async def predict(operations: Operations, request: HttpRequest) -> HttpResponse:
     query = dict(parse_qsl(request.query)) if request.query else {}
     model, version = query.get("model", ""), query.get("version", "")
     content_type = media_type(request)
-    if content_type == _PIXELS:
+    if content_type == OCTETS:
         answer = await operations.classify_pixels(request.body, model, version)
     elif content_type in _IMAGES:
         answer = await operations.classify_image(request.body, model, version)
@@ -37,7 +43,7 @@ async def predict(operations: Operations, request: HttpRequest) -> HttpResponse:
         answer = await operations.classify(pixels_from_values(values), model, version)
     else:
         raise UnsupportedMediaType(
-            f"Content-Type is '{content_type}'; send {JSON}, {_PIXELS}, {' or '.join(_IMAGES)}."
+            f"Content-Type is '{content_type}'; send {JSON}, {OCTETS}, {' or '.join(_IMAGES)}."
         )
     return json_response(as_json(answer))
 
@@ -54,15 +60,6 @@ def as_json(answer: Classification) -> dict[str, Any]:
 def media_type(request: HttpRequest) -> str:
     """The content type without its parameters, in lower case; empty if there is none."""
     return (request.header("content-type") or "").partition(";")[0].strip().lower()
-
-
-def parse_json(body: bytes) -> Any:
-    """Parse strict JSON (RFC 8259, so no NaN). Raises InvalidArgument if it is not."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        what = "is empty" if not body else f"is not valid JSON: {error}"
-        raise InvalidArgument(f"The body {what}.") from None
 
 
 def _image_of(parsed: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import orjson
 
+from service.core.errors import InvalidArgument
+
 JSON = "application/json"
+OCTETS = "application/octet-stream"
 
 
 class HttpRequest(NamedTuple):
@@ -26,7 +29,32 @@ class HttpResponse(NamedTuple):
     body: bytes
 
 
-def json_response(value: Any, status: int = 200) -> HttpResponse:
+def to_json(value: Any) -> bytes:
     """Encode a value, numpy arrays included (floats in their shortest exact form)."""
-    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    return HttpResponse(status, [("content-type", JSON)], body)
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def json_response(value: Any, status: int = 200) -> HttpResponse:
+    """A response that is nothing but JSON."""
+    return HttpResponse(status, [("content-type", JSON)], to_json(value))
+
+
+def parse_json(body: bytes | memoryview) -> Any:
+    """Parse strict JSON (RFC 8259, so no NaN). Raises InvalidArgument if it is not."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        what = "is empty" if not body else f"is not valid JSON: {error}"
+        raise InvalidArgument(f"The body {what}.") from None
+
+
+def parse_object(body: bytes | memoryview) -> dict[str, Any]:
+    """Parse a JSON object; an empty body is an empty one. Raises InvalidArgument."""
+    parsed = parse_json(body) if body else {}
+    if not isinstance(parsed, dict):
+        raise InvalidArgument("The body must be a JSON object.")
+    return parsed
+
+
+# Called with the operations, the request and the parameters in the path.
+Handler = Callable[..., Awaitable[HttpResponse]]

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import NamedTuple
 
 from service import SERVER_NAME, __version__
 from service.core.errors import InternalError, Overloaded, ServiceError
-from service.http import open_inference
+from service.http import administration, open_inference
+from service.http.administration import MemoryHandlers
+from service.http.compression import Compression
 from service.http.digits import predict
-from service.http.message import HttpRequest, HttpResponse, json_response
+from service.http.message import Handler, HttpRequest, HttpResponse, json_response
 from service.observe import metrics
 from service.observe.requests import RequestRecorder
 from service.operations import Operations
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[..., Awaitable[HttpResponse]]
-
 
 class Route(NamedTuple):
-    """`path` in Flask's notation; `fast` routes are answered ahead of Flask."""
+    """`path` in Flask's notation; `fast` routes are answered ahead of Flask.
+
+    Answers are compressed for callers who accept that on `compress` routes alone: asyncio's
+    tritonclient accepts gzip everywhere, but undoes it in answers to inference only.
+    """
 
     method: str
     path: str
     operation: str
     handler: Handler
     fast: bool = False
+    compress: bool = False
 
 
 async def index(operations: Operations, request: HttpRequest) -> HttpResponse:
@@ -43,24 +47,55 @@ async def prometheus(operations: Operations, request: HttpRequest) -> HttpRespon
     return HttpResponse(200, [("content-type", metrics.CONTENT_TYPE)], metrics.exposition())
 
 
-def _of_model(method: str, end: str, operation: str, handler: Handler, fast: bool) -> list[Route]:
+def _of_model(
+    method: str, end: str, operation: str, handler: Handler, fast: bool = False
+) -> list[Route]:
     model = "/v2/models/<model>"
     return [
-        Route(method, model + end, operation, handler, fast),
-        Route(method, model + "/versions/<version>" + end, operation, handler, fast),
+        Route(method, model + end, operation, handler, fast, compress=fast),
+        Route(method, model + "/versions/<version>" + end, operation, handler, fast, fast),
     ]
 
 
+def _of_memory(kind: str, handlers: MemoryHandlers) -> list[Route]:
+    every, one = f"/v2/{kind}sharedmemory", f"/v2/{kind}sharedmemory/region/<region>"
+    operation = f"{kind}_shared_memory"
+    return [
+        Route("GET", every + "/status", operation + "_status", handlers.status),
+        Route("GET", one + "/status", operation + "_status", handlers.status),
+        Route("POST", one + "/register", operation + "_register", handlers.register),
+        Route("POST", every + "/unregister", operation + "_unregister", handlers.unregister),
+        Route("POST", one + "/unregister", operation + "_unregister", handlers.unregister),
+    ]
+
+
+_LOAD = "/v2/repository/models/<model>"
+_TRACE = "/v2/models/<model>/trace/setting"
+
 ROUTES = [
     Route("GET", "/", "index", index),
-    Route("GET", "/metrics", "metrics", prometheus),
-    Route("POST", "/predict", "predict", predict, fast=True),
+    Route("GET", "/metrics", "metrics", prometheus, compress=True),
+    Route("POST", "/predict", "predict", predict, fast=True, compress=True),
     Route("GET", "/v2", "server_metadata", open_inference.server_metadata),
     Route("GET", "/v2/health/live", "live", open_inference.live),
     Route("GET", "/v2/health/ready", "ready", open_inference.ready),
-    *_of_model("GET", "", "model_metadata", open_inference.model_metadata, False),
-    *_of_model("GET", "/ready", "model_ready", open_inference.model_ready, False),
+    *_of_model("GET", "", "model_metadata", open_inference.model_metadata),
+    *_of_model("GET", "/ready", "model_ready", open_inference.model_ready),
     *_of_model("POST", "/infer", "infer", open_inference.infer, True),
+    *_of_model("GET", "/config", "model_config", administration.model_config),
+    Route("GET", "/v2/models/stats", "statistics", administration.statistics),
+    *_of_model("GET", "/stats", "statistics", administration.statistics),
+    Route("POST", "/v2/repository/index", "repository_index", administration.index),
+    Route("POST", _LOAD + "/load", "load", administration.load),
+    Route("POST", _LOAD + "/unload", "unload", administration.unload),
+    Route("GET", "/v2/logging", "log_settings", administration.log_settings),
+    Route("POST", "/v2/logging", "change_log_settings", administration.log_settings),
+    Route("GET", "/v2/trace/setting", "trace_settings", administration.trace_settings),
+    Route("POST", "/v2/trace/setting", "trace_settings", administration.trace_settings),
+    Route("GET", _TRACE, "trace_settings", administration.trace_settings),
+    Route("POST", _TRACE, "trace_settings", administration.trace_settings),
+    *_of_memory("system", administration.SYSTEM_MEMORY),
+    *_of_memory("cuda", administration.CUDA_MEMORY),
 ]
 
 
@@ -71,9 +106,12 @@ UNMATCHED = Route("*", "*", "unmatched", index)
 class Answerer:
     """Answers a matched route: runs the handler, translates errors, records how it ended."""
 
-    def __init__(self, operations: Operations, recorder: RequestRecorder) -> None:
+    def __init__(
+        self, operations: Operations, recorder: RequestRecorder, compression: Compression
+    ) -> None:
         self._operations = operations
         self._recorder = recorder
+        self._compression = compression
 
     async def answer(
         self, route: Route, request: HttpRequest, parameters: dict[str, str]
@@ -83,6 +121,8 @@ class Answerer:
         request_id = self._recorder.request_id(request.header("x-request-id"))
         error = ""
         try:
+            if request.header("content-encoding"):
+                request = await self._compression.decoded(request)
             response = await route.handler(self._operations, request, **parameters)
         except ServiceError as failure:
             error = failure.message
@@ -91,6 +131,8 @@ class Answerer:
             log.exception("Request %s failed.", request_id)
             error = f"Internal error; the server's log has it under request id {request_id}."
             response = error_response(InternalError(error))
+        if route.compress:
+            response = await self._compression.encode(request, response)
         response.headers.append(("x-request-id", request_id))
         self._recorder.finished(
             "http", route.operation, request_id, str(response.status), start, error

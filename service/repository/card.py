@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,11 +18,13 @@ class Card(NamedTuple):
     """The fields that the server uses.
 
     `sha256` of model.onnx, checked before loading; `output_kinds` says of an output whether it
-    holds logits or probabilities; an output with either word as its name needs no entry.
+    holds logits or probabilities; an output with either word as its name needs no entry; `labels`
+    are the names of its classes.
     """
 
     sha256: str = ""
     output_kinds: Mapping[str, str] = MappingProxyType({})
+    labels: Sequence[str] = ()
 
     def kind(self, output: str) -> str:
         """`logits`, `probabilities`, or empty where nothing is known of this output."""
@@ -52,4 +54,7 @@ def read(path: Path) -> Card:
         raise LoadError(
             f"{path}: output_kinds must map names of outputs to '{LOGITS}' or '{PROBABILITIES}'"
         )
-    return Card(sha256, kinds)
+    labels = fields.get("labels", [])
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise LoadError(f"{path}: labels must be a list of strings")
+    return Card(sha256, kinds, tuple(labels))

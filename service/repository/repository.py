@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.core.batching import Batcher
-from service.core.errors import InvalidArgument, ModelNotFound
+from service.core.errors import InvalidArgument, LoadFailed, ModelNotFound, Unavailable
 from service.repository.card import Card
 from service.repository.card import read as read_card
 from service.repository.versions import (
@@ -44,6 +44,15 @@ class ServedModel(NamedTuple):
     signature: tuple[int, int, int]
 
 
+class IndexEntry(NamedTuple):
+    """A version on disk: whether it is loaded, and if not why, as far as that is known."""
+
+    name: str
+    version: str
+    ready: bool
+    reason: str
+
+
 class Repository:
     """The loaded versions of every model. Read and changed on one event loop only."""
 
@@ -66,6 +75,8 @@ class Repository:
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._failed: dict[tuple[str, int], tuple[tuple[int, int, int], str]] = {}
         self._root_error = ""
+        self._unloaded: set[str] = set()
+        self._refreshing = asyncio.Lock()
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model of that version, or of the newest one.
@@ -108,30 +119,85 @@ class Repository:
 
         Raises ProviderUnavailable, and only that: everything else becomes a failure on record.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.run_in_executor(self._executor, scan, self._root)
-        except OSError as error:
-            if not self._root_error:
-                log.error("The model repository %s cannot be read: %s.", self._root, error)
-            self._root_error = str(error)
-            return
-        self._root_error = ""
-        changed, failed = False, dict(self._failed)
-        for name in sorted(set(found) | set(self._models)):
-            changed |= await self._refresh_model(name, found.get(name, []))
-        on_disk = {(v.name, v.version) for versions in found.values() for v in versions}
-        self._failed = {key: why for key, why in self._failed.items() if key in on_disk}
-        if changed or self._failed != failed:
+        async with self._refreshing:
+            try:
+                found = await self._scan()
+            except OSError as error:
+                if not self._root_error:
+                    log.error("The model repository %s cannot be read: %s.", self._root, error)
+                self._root_error = str(error)
+                return
+            self._root_error = ""
+            changed, failed = False, dict(self._failed)
+            for name in sorted(set(found) | set(self._models)):
+                changed |= await self._refresh_model(name, found.get(name, []))
+            on_disk = {(v.name, v.version) for versions in found.values() for v in versions}
+            self._failed = {key: why for key, why in self._failed.items() if key in on_disk}
+            if changed or self._failed != failed:
+                self._on_change()
+
+    async def load(self, name: str) -> None:
+        """Load the newest versions of a model anew; allow it again if it was unloaded.
+
+        Raises ModelNotFound if it is not on disk, LoadFailed if none of its versions, or not the
+        newest one, can be loaded: then what was loaded of it stays.
+        """
+        async with self._refreshing:
+            try:
+                found = (await self._scan()).get(name, [])
+            except OSError as error:
+                raise LoadFailed(f"The model repository cannot be read: {error}.") from error
+            if not found:
+                raise ModelNotFound(f"Model '{name}' is not in the repository.")
+            self._unloaded.discard(name)
+            self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
+            await self._refresh_model(name, found, anew=True)
+            self._on_change()
+            if failure := self._failed.get((name, found[0].version)):
+                raise LoadFailed(f"Version {found[0].version} of '{name}': {failure[1]}.")
+
+    async def unload(self, name: str) -> None:
+        """Unload a model and keep it out until `load`. Requests it has accepted are answered.
+
+        Raises ModelNotFound if it is neither loaded nor on disk.
+        """
+        async with self._refreshing:
+            if name not in self._models and all(e.name != name for e in await self.index()):
+                raise ModelNotFound(f"Model '{name}' is not in the repository.")
+            self._unloaded.add(name)
+            await self._refresh_model(name, [])
             self._on_change()
 
-    async def _refresh_model(self, name: str, found: list[FoundVersion]) -> bool:
+    async def index(self) -> list[IndexEntry]:
+        """Every version on disk, by model, newest first. Raises Unavailable if it is unreadable."""
+        try:
+            found = await self._scan()
+        except OSError as error:
+            raise Unavailable(f"The model repository cannot be read: {error}.") from error
+        entries = []
+        for version in (v for versions in found.values() for v in versions):
+            name, number = version.name, str(version.version)
+            ready = number in self._models.get(name, ())
+            _, reason = self._failed.get((name, version.version), (None, ""))
+            if not ready and not reason:
+                out = name in self._unloaded
+                reason = "unloaded" if out else f"not among the newest {self._keep}"
+            entries.append(IndexEntry(name, number, ready, reason))
+        return entries
+
+    async def _scan(self) -> dict[str, list[FoundVersion]]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, scan, self._root)
+
+    async def _refresh_model(
+        self, name: str, found: list[FoundVersion], anew: bool = False
+    ) -> bool:
         loaded = self._models.get(name, {})
         kept: dict[str, ServedModel] = {}
-        for version in found:
+        for version in found if name not in self._unloaded else ():
             if len(kept) == self._keep:
                 break
-            model = await self._current_or_loaded(version, loaded.get(str(version.version)))
+            model = await self._current_or_loaded(version, loaded.get(str(version.version)), anew)
             if model is not None:
                 kept[model.version] = model
         if list(kept.values()) == list(loaded.values()):
@@ -139,16 +205,16 @@ class Repository:
         if kept:
             self._models[name] = kept
         else:
-            del self._models[name]
+            self._models.pop(name, None)
         for version_name in loaded.keys() - kept.keys():
             log.info("Unloaded %s version %s.", name, version_name)
         return True
 
     async def _current_or_loaded(
-        self, found: FoundVersion, current: ServedModel | None
+        self, found: FoundVersion, current: ServedModel | None, anew: bool
     ) -> ServedModel | None:
         key = (found.name, found.version)
-        if current is not None and current.signature == found.signature:
+        if current is not None and current.signature == found.signature and not anew:
             return current
         if key in self._failed and self._failed[key][0] == found.signature:
             return current

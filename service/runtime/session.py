@@ -6,6 +6,7 @@ back from CUDA to the CPU with no more than a warning of its own.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +15,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from service.core.tensors import DTYPES, Array, TensorSpec, datatype_of
+from service.core.datatypes import BF16, BYTES, DTYPES, Array
+from service.core.tensors import TensorSpec
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity; what it warns of, we report ourselves
 _WARM_UP_ROWS = 16
 
-_NUMPY_NAMES = {
-    "tensor(bool)": "?",
-    "tensor(float16)": "f2",
-    "tensor(float)": "f4",
-    "tensor(double)": "f8",
+# ONNX Runtime's name of a tensor's type -> the protocol's datatype.
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(float16)": "FP16",
+    "tensor(bfloat16)": BF16,
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": BYTES,
     **{
-        f"tensor({sign}int{8 * size})": f"{sign or 'i'}{size}"
+        f"tensor({sign}int{size})": f"{sign.upper()}INT{size}"
         for sign in ("u", "")
-        for size in (1, 2, 4, 8)
+        for size in (8, 16, 32, 64)
     },
 }
+_ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
 class LoadError(Exception):
@@ -66,6 +72,7 @@ class Session:
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._input_names = [spec.name for spec in self.inputs]
         self._output_names = [spec.name for spec in self.outputs]
+        self._has_bfloat16 = any(s.datatype == BF16 for s in (*self.inputs, *self.outputs))
         self.batchable = all(
             spec.shape and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs)
         )
@@ -73,10 +80,23 @@ class Session:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """All outputs, in the model's order, for all inputs, in the model's order."""
+        if self._has_bfloat16:
+            return self._run_ort_values(inputs)
         outputs: list[Array] = self._session.run(
             self._output_names, dict(zip(self._input_names, inputs, strict=True))
         )
         return outputs
+
+    def _run_ort_values(self, inputs: Sequence[Array]) -> list[Array]:
+        # ONNX Runtime's `run` takes numpy arrays, and numpy has no bfloat16.
+        feed = {
+            spec.name: _as_ort_value(spec, array)
+            for spec, array in zip(self.inputs, inputs, strict=True)
+        }
+        return [
+            _as_array(value)
+            for value in self._session.run_with_ort_values(self._output_names, feed)
+        ]
 
     def expected_seconds(self, rows: int) -> float:
         """How long a run of so many rows took when the model was warmed up, interpolated."""
@@ -92,8 +112,9 @@ class Session:
 
     def _time(self, rows: int) -> float:
         inputs = [
-            np.zeros(
+            np.full(
                 [rows if i == 0 and n < 0 else max(n, 1) for i, n in enumerate(spec.shape)],
+                "" if spec.datatype == BYTES else 0,
                 DTYPES[spec.datatype],
             )
             for spec in self.inputs
@@ -168,7 +189,22 @@ def _create(
 
 
 def _spec(node: Any) -> TensorSpec:
-    if node.type not in _NUMPY_NAMES:
+    if node.type not in _DATATYPES:
         raise LoadError(f"tensor '{node.name}' is a {node.type}, which is not served")
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
-    return TensorSpec(node.name, datatype_of(np.dtype(_NUMPY_NAMES[node.type])), shape)
+    return TensorSpec(node.name, _DATATYPES[node.type], shape)
+
+
+def _as_ort_value(spec: TensorSpec, array: Array) -> ort.OrtValue:
+    if spec.datatype == BF16:
+        bits = np.ascontiguousarray(array)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _as_array(value: ort.OrtValue) -> Array:
+    if value.data_type() != "tensor(bfloat16)":
+        return np.asarray(value.numpy())
+    size = value.tensor_size_in_bytes()
+    bits = np.frombuffer(ctypes.string_at(value.data_ptr(), size), DTYPES[BF16])
+    return bits.reshape(value.shape())

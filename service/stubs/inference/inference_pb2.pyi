@@ -10,6 +10,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import service.stubs.inference.model_config_pb2
 import sys
 import typing
 
@@ -604,3 +605,1091 @@ class ModelInferResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["id", b"id", "model_name", b"model_name", "model_version", b"model_version", "outputs", b"outputs", "parameters", b"parameters", "raw_output_contents", b"raw_output_contents"]) -> None: ...
 
 Global___ModelInferResponse: typing_extensions.TypeAlias = ModelInferResponse
+
+@typing.final
+class ModelStreamInferResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ERROR_MESSAGE_FIELD_NUMBER: builtins.int
+    INFER_RESPONSE_FIELD_NUMBER: builtins.int
+    error_message: builtins.str
+    """Why this request failed; empty if it did not."""
+    @property
+    def infer_response(self) -> Global___ModelInferResponse:
+        """The answer; of a request that failed only its id."""
+
+    def __init__(
+        self,
+        *,
+        error_message: builtins.str = ...,
+        infer_response: Global___ModelInferResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["infer_response", b"infer_response"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error_message", b"error_message", "infer_response", b"infer_response"]) -> None: ...
+
+Global___ModelStreamInferResponse: typing_extensions.TypeAlias = ModelStreamInferResponse
+
+@typing.final
+class ModelConfigRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of the model."""
+    version: builtins.str
+    """Version in decimal; empty for the newest one served."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        version: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "version", b"version"]) -> None: ...
+
+Global___ModelConfigRequest: typing_extensions.TypeAlias = ModelConfigRequest
+
+@typing.final
+class ModelConfigResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: builtins.int
+    @property
+    def config(self) -> service.stubs.inference.model_config_pb2.ModelConfig:
+        """How the model is served."""
+
+    def __init__(
+        self,
+        *,
+        config: service.stubs.inference.model_config_pb2.ModelConfig | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["config", b"config"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["config", b"config"]) -> None: ...
+
+Global___ModelConfigResponse: typing_extensions.TypeAlias = ModelConfigResponse
+
+@typing.final
+class ModelStatisticsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of the model; empty for all of them."""
+    version: builtins.str
+    """Version in decimal; empty for all that are loaded."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        version: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "version", b"version"]) -> None: ...
+
+Global___ModelStatisticsRequest: typing_extensions.TypeAlias = ModelStatisticsRequest
+
+@typing.final
+class StatisticDuration(google.protobuf.message.Message):
+    """How often something happened, and how long it took in all."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: builtins.int
+    NS_FIELD_NUMBER: builtins.int
+    count: builtins.int
+    """How often."""
+    ns: builtins.int
+    """Nanoseconds, all of them together."""
+    def __init__(
+        self,
+        *,
+        count: builtins.int = ...,
+        ns: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "ns", b"ns"]) -> None: ...
+
+Global___StatisticDuration: typing_extensions.TypeAlias = StatisticDuration
+
+@typing.final
+class InferStatistics(google.protobuf.message.Message):
+    """Requests, by how they ended and by where their time went."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SUCCESS_FIELD_NUMBER: builtins.int
+    FAIL_FIELD_NUMBER: builtins.int
+    QUEUE_FIELD_NUMBER: builtins.int
+    COMPUTE_INPUT_FIELD_NUMBER: builtins.int
+    COMPUTE_INFER_FIELD_NUMBER: builtins.int
+    COMPUTE_OUTPUT_FIELD_NUMBER: builtins.int
+    CACHE_HIT_FIELD_NUMBER: builtins.int
+    CACHE_MISS_FIELD_NUMBER: builtins.int
+    @property
+    def success(self) -> Global___StatisticDuration:
+        """Requests that were answered, from their arrival in the queue to their answer."""
+
+    @property
+    def fail(self) -> Global___StatisticDuration:
+        """Requests that the model failed on, that waited too long, or that found the queue full."""
+
+    @property
+    def queue(self) -> Global___StatisticDuration:
+        """Waiting in the queue."""
+
+    @property
+    def compute_input(self) -> Global___StatisticDuration:
+        """Joining the inputs of several requests."""
+
+    @property
+    def compute_infer(self) -> Global___StatisticDuration:
+        """Inference itself."""
+
+    @property
+    def compute_output(self) -> Global___StatisticDuration:
+        """Cutting the outputs apart."""
+
+    @property
+    def cache_hit(self) -> Global___StatisticDuration:
+        """Always zero: nothing is cached."""
+
+    @property
+    def cache_miss(self) -> Global___StatisticDuration:
+        """Always zero: nothing is cached."""
+
+    def __init__(
+        self,
+        *,
+        success: Global___StatisticDuration | None = ...,
+        fail: Global___StatisticDuration | None = ...,
+        queue: Global___StatisticDuration | None = ...,
+        compute_input: Global___StatisticDuration | None = ...,
+        compute_infer: Global___StatisticDuration | None = ...,
+        compute_output: Global___StatisticDuration | None = ...,
+        cache_hit: Global___StatisticDuration | None = ...,
+        cache_miss: Global___StatisticDuration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["cache_hit", b"cache_hit", "cache_miss", b"cache_miss", "compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "fail", b"fail", "queue", b"queue", "success", b"success"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cache_hit", b"cache_hit", "cache_miss", b"cache_miss", "compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output", "fail", b"fail", "queue", b"queue", "success", b"success"]) -> None: ...
+
+Global___InferStatistics: typing_extensions.TypeAlias = InferStatistics
+
+@typing.final
+class InferResponseStatistics(google.protobuf.message.Message):
+    """Answers of models that give several to one request, which none here does."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMPUTE_INFER_FIELD_NUMBER: builtins.int
+    COMPUTE_OUTPUT_FIELD_NUMBER: builtins.int
+    SUCCESS_FIELD_NUMBER: builtins.int
+    FAIL_FIELD_NUMBER: builtins.int
+    EMPTY_RESPONSE_FIELD_NUMBER: builtins.int
+    CANCEL_FIELD_NUMBER: builtins.int
+    @property
+    def compute_infer(self) -> Global___StatisticDuration:
+        """Inference."""
+
+    @property
+    def compute_output(self) -> Global___StatisticDuration:
+        """Output."""
+
+    @property
+    def success(self) -> Global___StatisticDuration:
+        """Answers given."""
+
+    @property
+    def fail(self) -> Global___StatisticDuration:
+        """Answers that failed."""
+
+    @property
+    def empty_response(self) -> Global___StatisticDuration:
+        """Answers without content."""
+
+    @property
+    def cancel(self) -> Global___StatisticDuration:
+        """Answers that were cancelled."""
+
+    def __init__(
+        self,
+        *,
+        compute_infer: Global___StatisticDuration | None = ...,
+        compute_output: Global___StatisticDuration | None = ...,
+        success: Global___StatisticDuration | None = ...,
+        fail: Global___StatisticDuration | None = ...,
+        empty_response: Global___StatisticDuration | None = ...,
+        cancel: Global___StatisticDuration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["cancel", b"cancel", "compute_infer", b"compute_infer", "compute_output", b"compute_output", "empty_response", b"empty_response", "fail", b"fail", "success", b"success"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancel", b"cancel", "compute_infer", b"compute_infer", "compute_output", b"compute_output", "empty_response", b"empty_response", "fail", b"fail", "success", b"success"]) -> None: ...
+
+Global___InferResponseStatistics: typing_extensions.TypeAlias = InferResponseStatistics
+
+@typing.final
+class InferBatchStatistics(google.protobuf.message.Message):
+    """Runs of one batch size."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BATCH_SIZE_FIELD_NUMBER: builtins.int
+    COMPUTE_INPUT_FIELD_NUMBER: builtins.int
+    COMPUTE_INFER_FIELD_NUMBER: builtins.int
+    COMPUTE_OUTPUT_FIELD_NUMBER: builtins.int
+    batch_size: builtins.int
+    """Rows (images) in the batch."""
+    @property
+    def compute_input(self) -> Global___StatisticDuration:
+        """Joining the inputs."""
+
+    @property
+    def compute_infer(self) -> Global___StatisticDuration:
+        """Inference itself."""
+
+    @property
+    def compute_output(self) -> Global___StatisticDuration:
+        """Cutting the outputs apart."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: builtins.int = ...,
+        compute_input: Global___StatisticDuration | None = ...,
+        compute_infer: Global___StatisticDuration | None = ...,
+        compute_output: Global___StatisticDuration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "compute_infer", b"compute_infer", "compute_input", b"compute_input", "compute_output", b"compute_output"]) -> None: ...
+
+Global___InferBatchStatistics: typing_extensions.TypeAlias = InferBatchStatistics
+
+@typing.final
+class MemoryUsage(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    BYTE_SIZE_FIELD_NUMBER: builtins.int
+    type: builtins.str
+    """Kind of memory."""
+    id: builtins.int
+    """Device."""
+    byte_size: builtins.int
+    """Bytes."""
+    def __init__(
+        self,
+        *,
+        type: builtins.str = ...,
+        id: builtins.int = ...,
+        byte_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["byte_size", b"byte_size", "id", b"id", "type", b"type"]) -> None: ...
+
+Global___MemoryUsage: typing_extensions.TypeAlias = MemoryUsage
+
+@typing.final
+class ModelStatistics(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ResponseStatsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___InferResponseStatistics: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___InferResponseStatistics | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    LAST_INFERENCE_FIELD_NUMBER: builtins.int
+    INFERENCE_COUNT_FIELD_NUMBER: builtins.int
+    EXECUTION_COUNT_FIELD_NUMBER: builtins.int
+    INFERENCE_STATS_FIELD_NUMBER: builtins.int
+    BATCH_STATS_FIELD_NUMBER: builtins.int
+    MEMORY_USAGE_FIELD_NUMBER: builtins.int
+    RESPONSE_STATS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of the model."""
+    version: builtins.str
+    """Version in decimal."""
+    last_inference: builtins.int
+    """When the last run ended, in milliseconds since 1970; 0 if there was none."""
+    inference_count: builtins.int
+    """Rows (images) that were inferred."""
+    execution_count: builtins.int
+    """Runs of the model: fewer than rows where batching joins them."""
+    @property
+    def inference_stats(self) -> Global___InferStatistics:
+        """Requests."""
+
+    @property
+    def batch_stats(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___InferBatchStatistics]:
+        """Runs by batch size, ascending."""
+
+    @property
+    def memory_usage(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MemoryUsage]:
+        """Not measured: empty."""
+
+    @property
+    def response_stats(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___InferResponseStatistics]:
+        """Only for models that give several answers to one request: empty."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        version: builtins.str = ...,
+        last_inference: builtins.int = ...,
+        inference_count: builtins.int = ...,
+        execution_count: builtins.int = ...,
+        inference_stats: Global___InferStatistics | None = ...,
+        batch_stats: collections.abc.Iterable[Global___InferBatchStatistics] | None = ...,
+        memory_usage: collections.abc.Iterable[Global___MemoryUsage] | None = ...,
+        response_stats: collections.abc.Mapping[builtins.str, Global___InferResponseStatistics] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["inference_stats", b"inference_stats"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch_stats", b"batch_stats", "execution_count", b"execution_count", "inference_count", b"inference_count", "inference_stats", b"inference_stats", "last_inference", b"last_inference", "memory_usage", b"memory_usage", "name", b"name", "response_stats", b"response_stats", "version", b"version"]) -> None: ...
+
+Global___ModelStatistics: typing_extensions.TypeAlias = ModelStatistics
+
+@typing.final
+class ModelStatisticsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_STATS_FIELD_NUMBER: builtins.int
+    @property
+    def model_stats(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelStatistics]:
+        """One per loaded version."""
+
+    def __init__(
+        self,
+        *,
+        model_stats: collections.abc.Iterable[Global___ModelStatistics] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model_stats", b"model_stats"]) -> None: ...
+
+Global___ModelStatisticsResponse: typing_extensions.TypeAlias = ModelStatisticsResponse
+
+@typing.final
+class ModelRepositoryParameter(google.protobuf.message.Message):
+    """A parameter of loading and unloading."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BOOL_PARAM_FIELD_NUMBER: builtins.int
+    INT64_PARAM_FIELD_NUMBER: builtins.int
+    STRING_PARAM_FIELD_NUMBER: builtins.int
+    BYTES_PARAM_FIELD_NUMBER: builtins.int
+    bool_param: builtins.bool
+    int64_param: builtins.int
+    string_param: builtins.str
+    bytes_param: builtins.bytes
+    def __init__(
+        self,
+        *,
+        bool_param: builtins.bool = ...,
+        int64_param: builtins.int = ...,
+        string_param: builtins.str = ...,
+        bytes_param: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["bool_param", b"bool_param", "bytes_param", b"bytes_param", "int64_param", b"int64_param", "parameter_choice", b"parameter_choice", "string_param", b"string_param"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bool_param", b"bool_param", "bytes_param", b"bytes_param", "int64_param", b"int64_param", "parameter_choice", b"parameter_choice", "string_param", b"string_param"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["parameter_choice", b"parameter_choice"]) -> typing.Literal["bool_param", "int64_param", "string_param", "bytes_param"] | None: ...
+
+Global___ModelRepositoryParameter: typing_extensions.TypeAlias = ModelRepositoryParameter
+
+@typing.final
+class RepositoryIndexRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPOSITORY_NAME_FIELD_NUMBER: builtins.int
+    READY_FIELD_NUMBER: builtins.int
+    repository_name: builtins.str
+    """Must be empty: there is one repository."""
+    ready: builtins.bool
+    """True for the versions that are served only."""
+    def __init__(
+        self,
+        *,
+        repository_name: builtins.str = ...,
+        ready: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ready", b"ready", "repository_name", b"repository_name"]) -> None: ...
+
+Global___RepositoryIndexRequest: typing_extensions.TypeAlias = RepositoryIndexRequest
+
+@typing.final
+class RepositoryIndexResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ModelIndex(google.protobuf.message.Message):
+        """One version in the repository."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: builtins.int
+        VERSION_FIELD_NUMBER: builtins.int
+        STATE_FIELD_NUMBER: builtins.int
+        REASON_FIELD_NUMBER: builtins.int
+        name: builtins.str
+        """Name of the model."""
+        version: builtins.str
+        """Version in decimal."""
+        state: builtins.str
+        """READY or UNAVAILABLE."""
+        reason: builtins.str
+        """Why it is not served, where it is not."""
+        def __init__(
+            self,
+            *,
+            name: builtins.str = ...,
+            version: builtins.str = ...,
+            state: builtins.str = ...,
+            reason: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["name", b"name", "reason", b"reason", "state", b"state", "version", b"version"]) -> None: ...
+
+    MODELS_FIELD_NUMBER: builtins.int
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RepositoryIndexResponse.ModelIndex]:
+        """By name, then by version, newest first."""
+
+    def __init__(
+        self,
+        *,
+        models: collections.abc.Iterable[Global___RepositoryIndexResponse.ModelIndex] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["models", b"models"]) -> None: ...
+
+Global___RepositoryIndexResponse: typing_extensions.TypeAlias = RepositoryIndexResponse
+
+@typing.final
+class RepositoryModelLoadRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ParametersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___ModelRepositoryParameter: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___ModelRepositoryParameter | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REPOSITORY_NAME_FIELD_NUMBER: builtins.int
+    MODEL_NAME_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    repository_name: builtins.str
+    """Must be empty: there is one repository."""
+    model_name: builtins.str
+    """Name of the model."""
+    @property
+    def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelRepositoryParameter]:
+        """Must be empty: config and files cannot be overridden."""
+
+    def __init__(
+        self,
+        *,
+        repository_name: builtins.str = ...,
+        model_name: builtins.str = ...,
+        parameters: collections.abc.Mapping[builtins.str, Global___ModelRepositoryParameter] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model_name", b"model_name", "parameters", b"parameters", "repository_name", b"repository_name"]) -> None: ...
+
+Global___RepositoryModelLoadRequest: typing_extensions.TypeAlias = RepositoryModelLoadRequest
+
+@typing.final
+class RepositoryModelLoadResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___RepositoryModelLoadResponse: typing_extensions.TypeAlias = RepositoryModelLoadResponse
+
+@typing.final
+class RepositoryModelUnloadRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ParametersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___ModelRepositoryParameter: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___ModelRepositoryParameter | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REPOSITORY_NAME_FIELD_NUMBER: builtins.int
+    MODEL_NAME_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    repository_name: builtins.str
+    """Must be empty: there is one repository."""
+    model_name: builtins.str
+    """Name of the model."""
+    @property
+    def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelRepositoryParameter]:
+        """unload_dependents is accepted; no model depends on another."""
+
+    def __init__(
+        self,
+        *,
+        repository_name: builtins.str = ...,
+        model_name: builtins.str = ...,
+        parameters: collections.abc.Mapping[builtins.str, Global___ModelRepositoryParameter] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model_name", b"model_name", "parameters", b"parameters", "repository_name", b"repository_name"]) -> None: ...
+
+Global___RepositoryModelUnloadRequest: typing_extensions.TypeAlias = RepositoryModelUnloadRequest
+
+@typing.final
+class RepositoryModelUnloadResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___RepositoryModelUnloadResponse: typing_extensions.TypeAlias = RepositoryModelUnloadResponse
+
+@typing.final
+class SystemSharedMemoryStatusRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of a region; empty for all of them."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___SystemSharedMemoryStatusRequest: typing_extensions.TypeAlias = SystemSharedMemoryStatusRequest
+
+@typing.final
+class SystemSharedMemoryStatusResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class RegionStatus(google.protobuf.message.Message):
+        """One region."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: builtins.int
+        KEY_FIELD_NUMBER: builtins.int
+        OFFSET_FIELD_NUMBER: builtins.int
+        BYTE_SIZE_FIELD_NUMBER: builtins.int
+        name: builtins.str
+        """Name under which it was registered."""
+        key: builtins.str
+        """Its key, as for shm_open."""
+        offset: builtins.int
+        """Where the region begins in the shared memory object, in bytes."""
+        byte_size: builtins.int
+        """Size of the region in bytes."""
+        def __init__(
+            self,
+            *,
+            name: builtins.str = ...,
+            key: builtins.str = ...,
+            offset: builtins.int = ...,
+            byte_size: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["byte_size", b"byte_size", "key", b"key", "name", b"name", "offset", b"offset"]) -> None: ...
+
+    @typing.final
+    class RegionsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___SystemSharedMemoryStatusResponse.RegionStatus: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___SystemSharedMemoryStatusResponse.RegionStatus | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REGIONS_FIELD_NUMBER: builtins.int
+    @property
+    def regions(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___SystemSharedMemoryStatusResponse.RegionStatus]:
+        """Region by name."""
+
+    def __init__(
+        self,
+        *,
+        regions: collections.abc.Mapping[builtins.str, Global___SystemSharedMemoryStatusResponse.RegionStatus] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["regions", b"regions"]) -> None: ...
+
+Global___SystemSharedMemoryStatusResponse: typing_extensions.TypeAlias = SystemSharedMemoryStatusResponse
+
+@typing.final
+class SystemSharedMemoryRegisterRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    BYTE_SIZE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name to register it under."""
+    key: builtins.str
+    """Its key, as for shm_open."""
+    offset: builtins.int
+    """Where the region begins in the shared memory object, in bytes."""
+    byte_size: builtins.int
+    """Size of the region in bytes."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        key: builtins.str = ...,
+        offset: builtins.int = ...,
+        byte_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["byte_size", b"byte_size", "key", b"key", "name", b"name", "offset", b"offset"]) -> None: ...
+
+Global___SystemSharedMemoryRegisterRequest: typing_extensions.TypeAlias = SystemSharedMemoryRegisterRequest
+
+@typing.final
+class SystemSharedMemoryRegisterResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___SystemSharedMemoryRegisterResponse: typing_extensions.TypeAlias = SystemSharedMemoryRegisterResponse
+
+@typing.final
+class SystemSharedMemoryUnregisterRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of a region; empty for all of them."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___SystemSharedMemoryUnregisterRequest: typing_extensions.TypeAlias = SystemSharedMemoryUnregisterRequest
+
+@typing.final
+class SystemSharedMemoryUnregisterResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___SystemSharedMemoryUnregisterResponse: typing_extensions.TypeAlias = SystemSharedMemoryUnregisterResponse
+
+@typing.final
+class CudaSharedMemoryStatusRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of a region; empty for all of them."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___CudaSharedMemoryStatusRequest: typing_extensions.TypeAlias = CudaSharedMemoryStatusRequest
+
+@typing.final
+class CudaSharedMemoryStatusResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class RegionStatus(google.protobuf.message.Message):
+        """One region."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: builtins.int
+        DEVICE_ID_FIELD_NUMBER: builtins.int
+        BYTE_SIZE_FIELD_NUMBER: builtins.int
+        name: builtins.str
+        """Name under which it was registered."""
+        device_id: builtins.int
+        """The GPU."""
+        byte_size: builtins.int
+        """Size of the region in bytes."""
+        def __init__(
+            self,
+            *,
+            name: builtins.str = ...,
+            device_id: builtins.int = ...,
+            byte_size: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["byte_size", b"byte_size", "device_id", b"device_id", "name", b"name"]) -> None: ...
+
+    @typing.final
+    class RegionsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___CudaSharedMemoryStatusResponse.RegionStatus: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___CudaSharedMemoryStatusResponse.RegionStatus | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REGIONS_FIELD_NUMBER: builtins.int
+    @property
+    def regions(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___CudaSharedMemoryStatusResponse.RegionStatus]:
+        """Always empty."""
+
+    def __init__(
+        self,
+        *,
+        regions: collections.abc.Mapping[builtins.str, Global___CudaSharedMemoryStatusResponse.RegionStatus] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["regions", b"regions"]) -> None: ...
+
+Global___CudaSharedMemoryStatusResponse: typing_extensions.TypeAlias = CudaSharedMemoryStatusResponse
+
+@typing.final
+class CudaSharedMemoryRegisterRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RAW_HANDLE_FIELD_NUMBER: builtins.int
+    DEVICE_ID_FIELD_NUMBER: builtins.int
+    BYTE_SIZE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name to register it under."""
+    raw_handle: builtins.bytes
+    """The cudaIpcMemHandle_t."""
+    device_id: builtins.int
+    """The GPU."""
+    byte_size: builtins.int
+    """Size of the region in bytes."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        raw_handle: builtins.bytes = ...,
+        device_id: builtins.int = ...,
+        byte_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["byte_size", b"byte_size", "device_id", b"device_id", "name", b"name", "raw_handle", b"raw_handle"]) -> None: ...
+
+Global___CudaSharedMemoryRegisterRequest: typing_extensions.TypeAlias = CudaSharedMemoryRegisterRequest
+
+@typing.final
+class CudaSharedMemoryRegisterResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___CudaSharedMemoryRegisterResponse: typing_extensions.TypeAlias = CudaSharedMemoryRegisterResponse
+
+@typing.final
+class CudaSharedMemoryUnregisterRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of a region; empty for all of them."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___CudaSharedMemoryUnregisterRequest: typing_extensions.TypeAlias = CudaSharedMemoryUnregisterRequest
+
+@typing.final
+class CudaSharedMemoryUnregisterResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___CudaSharedMemoryUnregisterResponse: typing_extensions.TypeAlias = CudaSharedMemoryUnregisterResponse
+
+@typing.final
+class TraceSettingRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class SettingValue(google.protobuf.message.Message):
+        """Values of one setting."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        VALUE_FIELD_NUMBER: builtins.int
+        @property
+        def value(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+            """None of them resets the setting."""
+
+        def __init__(
+            self,
+            *,
+            value: collections.abc.Iterable[builtins.str] | None = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["value", b"value"]) -> None: ...
+
+    @typing.final
+    class SettingsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___TraceSettingRequest.SettingValue: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___TraceSettingRequest.SettingValue | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SETTINGS_FIELD_NUMBER: builtins.int
+    MODEL_NAME_FIELD_NUMBER: builtins.int
+    model_name: builtins.str
+    """Name of the model; empty for the server's settings."""
+    @property
+    def settings(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___TraceSettingRequest.SettingValue]:
+        """Settings to change, by name."""
+
+    def __init__(
+        self,
+        *,
+        settings: collections.abc.Mapping[builtins.str, Global___TraceSettingRequest.SettingValue] | None = ...,
+        model_name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model_name", b"model_name", "settings", b"settings"]) -> None: ...
+
+Global___TraceSettingRequest: typing_extensions.TypeAlias = TraceSettingRequest
+
+@typing.final
+class TraceSettingResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class SettingValue(google.protobuf.message.Message):
+        """Values of one setting."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        VALUE_FIELD_NUMBER: builtins.int
+        @property
+        def value(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+            """The values."""
+
+        def __init__(
+            self,
+            *,
+            value: collections.abc.Iterable[builtins.str] | None = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["value", b"value"]) -> None: ...
+
+    @typing.final
+    class SettingsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___TraceSettingResponse.SettingValue: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___TraceSettingResponse.SettingValue | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SETTINGS_FIELD_NUMBER: builtins.int
+    @property
+    def settings(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___TraceSettingResponse.SettingValue]:
+        """Every setting, by name."""
+
+    def __init__(
+        self,
+        *,
+        settings: collections.abc.Mapping[builtins.str, Global___TraceSettingResponse.SettingValue] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["settings", b"settings"]) -> None: ...
+
+Global___TraceSettingResponse: typing_extensions.TypeAlias = TraceSettingResponse
+
+@typing.final
+class LogSettingsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class SettingValue(google.protobuf.message.Message):
+        """Value of one setting."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        BOOL_PARAM_FIELD_NUMBER: builtins.int
+        UINT32_PARAM_FIELD_NUMBER: builtins.int
+        STRING_PARAM_FIELD_NUMBER: builtins.int
+        bool_param: builtins.bool
+        uint32_param: builtins.int
+        string_param: builtins.str
+        def __init__(
+            self,
+            *,
+            bool_param: builtins.bool = ...,
+            uint32_param: builtins.int = ...,
+            string_param: builtins.str = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["bool_param", b"bool_param", "parameter_choice", b"parameter_choice", "string_param", b"string_param", "uint32_param", b"uint32_param"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["bool_param", b"bool_param", "parameter_choice", b"parameter_choice", "string_param", b"string_param", "uint32_param", b"uint32_param"]) -> None: ...
+        def WhichOneof(self, oneof_group: typing.Literal["parameter_choice", b"parameter_choice"]) -> typing.Literal["bool_param", "uint32_param", "string_param"] | None: ...
+
+    @typing.final
+    class SettingsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___LogSettingsRequest.SettingValue: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___LogSettingsRequest.SettingValue | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SETTINGS_FIELD_NUMBER: builtins.int
+    @property
+    def settings(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___LogSettingsRequest.SettingValue]:
+        """Settings to change, by name: log_error, log_warning, log_info, log_verbose_level."""
+
+    def __init__(
+        self,
+        *,
+        settings: collections.abc.Mapping[builtins.str, Global___LogSettingsRequest.SettingValue] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["settings", b"settings"]) -> None: ...
+
+Global___LogSettingsRequest: typing_extensions.TypeAlias = LogSettingsRequest
+
+@typing.final
+class LogSettingsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class SettingValue(google.protobuf.message.Message):
+        """Value of one setting."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        BOOL_PARAM_FIELD_NUMBER: builtins.int
+        UINT32_PARAM_FIELD_NUMBER: builtins.int
+        STRING_PARAM_FIELD_NUMBER: builtins.int
+        bool_param: builtins.bool
+        uint32_param: builtins.int
+        string_param: builtins.str
+        def __init__(
+            self,
+            *,
+            bool_param: builtins.bool = ...,
+            uint32_param: builtins.int = ...,
+            string_param: builtins.str = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["bool_param", b"bool_param", "parameter_choice", b"parameter_choice", "string_param", b"string_param", "uint32_param", b"uint32_param"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["bool_param", b"bool_param", "parameter_choice", b"parameter_choice", "string_param", b"string_param", "uint32_param", b"uint32_param"]) -> None: ...
+        def WhichOneof(self, oneof_group: typing.Literal["parameter_choice", b"parameter_choice"]) -> typing.Literal["bool_param", "uint32_param", "string_param"] | None: ...
+
+    @typing.final
+    class SettingsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___LogSettingsResponse.SettingValue: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___LogSettingsResponse.SettingValue | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SETTINGS_FIELD_NUMBER: builtins.int
+    @property
+    def settings(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___LogSettingsResponse.SettingValue]:
+        """Every setting, by name."""
+
+    def __init__(
+        self,
+        *,
+        settings: collections.abc.Mapping[builtins.str, Global___LogSettingsResponse.SettingValue] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["settings", b"settings"]) -> None: ...
+
+Global___LogSettingsResponse: typing_extensions.TypeAlias = LogSettingsResponse

@@ -1,0 +1,87 @@
+"""A model as a classifier of digits: pixels in the form that it takes, probabilities out."""
+
+from __future__ import annotations
+
+from math import log2
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from service.core.datatypes import Array
+from service.core.errors import InvalidArgument
+from service.core.images import SIDE, Pixels
+from service.repository.card import LOGITS, PROBABILITIES
+from service.repository.repository import ServedModel
+
+
+class Classification(NamedTuple):
+    """Distributions over the digits: float32 [N,10], rows sum to 1 within 1e-6."""
+
+    model: str
+    version: str
+    probabilities: npt.NDArray[np.float32]
+
+
+class Prediction(NamedTuple):
+    """One row of a classification, with what people want to know of it."""
+
+    digit: int
+    probabilities: npt.NDArray[np.float32]
+    entropy_bits: float
+
+
+def predictions(classification: Classification) -> list[Prediction]:
+    """The rows of a classification: the most probable digit and the entropy in bits of each."""
+    made = []
+    for row, values in zip(
+        classification.probabilities, classification.probabilities.tolist(), strict=True
+    ):
+        entropy = -sum(p * log2(p) for p in values if p > 0.0)
+        made.append(Prediction(values.index(max(values)), row, entropy + 0.0))
+    return made
+
+
+def pixels_from_values(array: Array) -> Pixels:
+    """Arrange uint8 [28,28], [784], [N,28,28] or [N,784] as [N,28,28].
+
+    Raises InvalidArgument for any other shape.
+    """
+    if array.shape[-2:] == (SIDE, SIDE) and array.ndim in (2, 3):
+        return array.reshape(-1, SIDE, SIDE)
+    if array.shape[-1:] == (SIDE * SIDE,) and array.ndim in (1, 2):
+        return array.reshape(-1, SIDE, SIDE)
+    raise InvalidArgument(
+        f"image: has shape {list(array.shape)}; send 28x28, Nx28x28 or 784 numbers."
+    )
+
+
+def as_classifier(served: ServedModel, pixels: Pixels) -> tuple[list[Array], int, bool]:
+    """Inputs for a model of digits, the index of the output to read, and whether it is logits."""
+    inputs, outputs = served.session.inputs, served.session.outputs
+    kinds = [served.card.kind(output.name) for output in outputs]
+    if PROBABILITIES in kinds:
+        index = kinds.index(PROBABILITIES)
+    elif LOGITS in kinds:
+        index = kinds.index(LOGITS)
+    else:
+        raise InvalidArgument(
+            f"Model '{served.name}' has no output known to be logits or probabilities; "
+            "its model.json can say so in output_kinds."
+        )
+    spec = inputs[0]
+    if len(inputs) == 1 and spec.datatype == "UINT8" and spec.shape == (-1, SIDE, SIDE):
+        return [pixels], index, kinds[index] == LOGITS
+    size = int(np.prod(spec.shape[1:]))
+    if len(inputs) != 1 or spec.datatype != "FP32" or size != SIDE * SIDE or spec.shape[0] != -1:
+        raise InvalidArgument(
+            f"Model '{served.name}' does not take images of 28x28; use the infer endpoint."
+        )
+    # Foreign models: pixels in 0..1, as torchvision's ToTensor makes them.
+    scaled = pixels.reshape((len(pixels), *spec.shape[1:])).astype(np.float32) / np.float32(255)
+    return [scaled], index, kinds[index] == LOGITS
+
+
+def softmax(logits: Array) -> npt.NDArray[np.float32]:
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)

@@ -1,0 +1,161 @@
+"""inference.GRPCInferenceService: what operators ask; the same as over HTTP, as messages.
+
+Source: Triton's extensions of the protocol, as in `service.http.administration`.
+"""
+
+from __future__ import annotations
+
+from service.administration import Administration
+from service.core.errors import InvalidArgument
+from service.grpc.calls import Method
+from service.grpc.codec import parameters_of
+from service.runtime.shared_memory import Registered
+from service.stubs.inference import inference_pb2 as pb
+from service.stubs.inference import model_config_pb2
+
+
+class AdministrationService:
+    """The methods for operators; those that serve models are in `open_inference`."""
+
+    def __init__(self, administration: Administration) -> None:
+        self._administration = administration
+
+    def methods(self) -> dict[str, Method]:
+        """The methods by their names in proto/inference/inference.proto."""
+        return {
+            "ModelConfig": Method("model_config", self._config),
+            "ModelStatistics": Method("statistics", self._statistics),
+            "RepositoryIndex": Method("repository_index", self._index),
+            "RepositoryModelLoad": Method("load", self._load),
+            "RepositoryModelUnload": Method("unload", self._unload),
+            "LogSettings": Method("log_settings", self._log),
+            "TraceSetting": Method("trace_settings", self._trace),
+            "SystemSharedMemoryStatus": Method("system_shared_memory_status", self._status),
+            "SystemSharedMemoryRegister": Method("system_shared_memory_register", self._register),
+            "SystemSharedMemoryUnregister": Method(
+                "system_shared_memory_unregister", self._unregister
+            ),
+            "CudaSharedMemoryStatus": Method("cuda_shared_memory_status", self._cuda_status),
+            "CudaSharedMemoryRegister": Method("cuda_shared_memory_register", self._cuda_register),
+            "CudaSharedMemoryUnregister": Method(
+                "cuda_shared_memory_unregister", self._cuda_unregister
+            ),
+        }
+
+    async def _config(
+        self, request: pb.ModelConfigRequest, deadline: float | None
+    ) -> pb.ModelConfigResponse:
+        found = self._administration.configuration(request.name, request.version)
+        return pb.ModelConfigResponse(config=model_config_pb2.ModelConfig(**found))
+
+    async def _statistics(
+        self, request: pb.ModelStatisticsRequest, deadline: float | None
+    ) -> pb.ModelStatisticsResponse:
+        found = await self._administration.statistics(request.name, request.version)
+        return pb.ModelStatisticsResponse(
+            model_stats=[pb.ModelStatistics(**each) for each in found]
+        )
+
+    async def _index(
+        self, request: pb.RepositoryIndexRequest, deadline: float | None
+    ) -> pb.RepositoryIndexResponse:
+        _check_repository(request.repository_name)
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=name,
+                    version=version,
+                    state="READY" if ready else "UNAVAILABLE",
+                    reason=reason,
+                )
+                for name, version, ready, reason in await self._administration.index(request.ready)
+            ]
+        )
+
+    async def _load(
+        self, request: pb.RepositoryModelLoadRequest, deadline: float | None
+    ) -> pb.RepositoryModelLoadResponse:
+        _check_repository(request.repository_name)
+        parameters = parameters_of(request.parameters)
+        await self._administration.load_model(request.model_name, parameters)
+        return pb.RepositoryModelLoadResponse()
+
+    async def _unload(
+        self, request: pb.RepositoryModelUnloadRequest, deadline: float | None
+    ) -> pb.RepositoryModelUnloadResponse:
+        _check_repository(request.repository_name)
+        await self._administration.unload_model(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    async def _log(
+        self, request: pb.LogSettingsRequest, deadline: float | None
+    ) -> pb.LogSettingsResponse:
+        changes: dict[str, object] = {}
+        for name, given in request.settings.items():
+            choice = given.WhichOneof("parameter_choice")
+            changes[name] = getattr(given, choice) if choice else None
+        response = pb.LogSettingsResponse()
+        for name, value in (await self._administration.change_log_settings(changes)).items():
+            setting = response.settings[name]
+            if isinstance(value, bool):
+                setting.bool_param = value
+            elif isinstance(value, int):
+                setting.uint32_param = value
+            else:
+                setting.string_param = value
+        return response
+
+    async def _trace(
+        self, request: pb.TraceSettingRequest, deadline: float | None
+    ) -> pb.TraceSettingResponse:
+        changes = {name: list(setting.value) for name, setting in request.settings.items()}
+        response = pb.TraceSettingResponse()
+        settings = self._administration.trace_settings(changes, request.model_name)
+        for name, value in settings.items():
+            response.settings[name].value.extend([value] if isinstance(value, str) else value)
+        return response
+
+    async def _status(
+        self, request: pb.SystemSharedMemoryStatusRequest, deadline: float | None
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        status = pb.SystemSharedMemoryStatusResponse.RegionStatus
+        found = self._administration.regions(request.name)
+        return pb.SystemSharedMemoryStatusResponse(
+            regions={region.name: status(**region._asdict()) for region in found}
+        )
+
+    async def _register(
+        self, request: pb.SystemSharedMemoryRegisterRequest, deadline: float | None
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        await self._administration.register_region(
+            Registered(request.name, request.key, request.offset, request.byte_size)
+        )
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def _unregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, deadline: float | None
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        await self._administration.unregister_region(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def _cuda_status(
+        self, request: pb.CudaSharedMemoryStatusRequest, deadline: float | None
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        self._administration.cuda_regions(request.name)
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def _cuda_register(
+        self, request: pb.CudaSharedMemoryRegisterRequest, deadline: float | None
+    ) -> pb.CudaSharedMemoryRegisterResponse:
+        self._administration.register_cuda_region()
+        return pb.CudaSharedMemoryRegisterResponse()
+
+    async def _cuda_unregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, deadline: float | None
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        return pb.CudaSharedMemoryUnregisterResponse()  # there is none to forget
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise InvalidArgument(f"repository_name: there is one repository, and it is not '{name}'.")

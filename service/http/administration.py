@@ -1,0 +1,130 @@
+"""What operators ask over HTTP: model configuration, statistics, loading, log, shared memory.
+
+Source: Triton's extensions of the protocol: "Model Configuration", "Statistics", "Model
+Repository", "Logging", "Trace", "System Shared Memory", "CUDA Shared Memory".
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from service.core.errors import InvalidArgument
+from service.http.message import Handler, HttpRequest, HttpResponse, json_response, parse_object
+from service.operations import Operations
+from service.runtime.shared_memory import Registered
+
+
+async def model_config(
+    operations: Operations, request: HttpRequest, model: str, version: str = ""
+) -> HttpResponse:
+    """GET v2/models/{model}[/versions/{version}]/config."""
+    return json_response(operations.administration.configuration(model, version))
+
+
+async def statistics(
+    operations: Operations, request: HttpRequest, model: str = "", version: str = ""
+) -> HttpResponse:
+    """GET v2/models[/{model}[/versions/{version}]]/stats, over all workers."""
+    found = await operations.administration.statistics(model, version)
+    return json_response({"model_stats": found})
+
+
+async def index(operations: Operations, request: HttpRequest) -> HttpResponse:
+    """POST v2/repository/index: every version on disk, or with "ready" those that are served."""
+    ready = _field(parse_object(request.body), "ready", False)
+    return json_response(
+        [
+            {
+                "name": name,
+                "version": version,
+                "state": "READY" if loaded else "UNAVAILABLE",
+                "reason": reason,
+            }
+            for name, version, loaded, reason in await operations.administration.index(ready)
+        ]
+    )
+
+
+async def load(operations: Operations, request: HttpRequest, model: str) -> HttpResponse:
+    """POST v2/repository/models/{model}/load."""
+    parameters = _field(parse_object(request.body), "parameters", {})
+    await operations.administration.load_model(model, parameters)
+    return json_response({})
+
+
+async def unload(operations: Operations, request: HttpRequest, model: str) -> HttpResponse:
+    """POST v2/repository/models/{model}/unload; no model has dependents to unload as well."""
+    _field(parse_object(request.body), "parameters", {})
+    await operations.administration.unload_model(model)
+    return json_response({})
+
+
+async def log_settings(operations: Operations, request: HttpRequest) -> HttpResponse:
+    """GET v2/logging; POST v2/logging changes the settings that the body has."""
+    changes = parse_object(request.body)
+    return json_response(await operations.administration.change_log_settings(changes))
+
+
+async def trace_settings(
+    operations: Operations, request: HttpRequest, model: str = ""
+) -> HttpResponse:
+    """GET and POST v2[/models/{model}]/trace/setting: tracing is off, and stays off."""
+    changes = parse_object(request.body)
+    return json_response(operations.administration.trace_settings(changes, model))
+
+
+class MemoryHandlers(NamedTuple):
+    """The handlers of one kind of shared memory."""
+
+    status: Handler
+    register: Handler
+    unregister: Handler
+
+
+async def _status(operations: Operations, request: HttpRequest, region: str = "") -> HttpResponse:
+    found = operations.administration.regions(region)
+    return json_response([registered._asdict() for registered in found])
+
+
+async def _register(operations: Operations, request: HttpRequest, region: str) -> HttpResponse:
+    body = parse_object(request.body)
+    key = _field(body, "key", "")
+    offset, size = _field(body, "offset", 0), _field(body, "byte_size", 0)
+    await operations.administration.register_region(Registered(region, key, offset, size))
+    return json_response({})
+
+
+async def _unregister(
+    operations: Operations, request: HttpRequest, region: str = ""
+) -> HttpResponse:
+    await operations.administration.unregister_region(region)
+    return json_response({})
+
+
+async def _cuda_status(
+    operations: Operations, request: HttpRequest, region: str = ""
+) -> HttpResponse:
+    return json_response(operations.administration.cuda_regions(region))
+
+
+async def _cuda_register(operations: Operations, request: HttpRequest, region: str) -> HttpResponse:
+    operations.administration.register_cuda_region()
+    return json_response({})
+
+
+async def _cuda_unregister(
+    operations: Operations, request: HttpRequest, region: str = ""
+) -> HttpResponse:
+    return json_response({})  # there is none to forget
+
+
+SYSTEM_MEMORY = MemoryHandlers(_status, _register, _unregister)
+CUDA_MEMORY = MemoryHandlers(_cuda_status, _cuda_register, _cuda_unregister)
+
+
+def _field(body: dict[str, Any], name: str, default: Any) -> Any:
+    """A field that has the type of its default. Raises InvalidArgument if it has another."""
+    value = body.get(name, default)
+    if type(value) is not type(default):
+        raise InvalidArgument(f"{name}: must be of type {type(default).__name__}.")
+    return value

@@ -1,0 +1,205 @@
+"""Inference requests and answers as HTTP bodies: JSON, or JSON with binary tensors behind it.
+
+Source: Open Inference Protocol (KServe V2), "HTTP/REST"; Triton's "Binary Tensor Data Extension",
+its raw binary request included. Unknown fields are ignored, as the protocol says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from service.core.datatypes import BYTES
+from service.core.errors import InvalidArgument
+from service.core.request import (
+    NO_PARAMETERS,
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    OutputTensor,
+    Parameters,
+    RequestedOutput,
+    classification_of,
+    region_of,
+)
+from service.core.tensors import Tensor, to_bytes, to_values
+from service.http.message import (
+    OCTETS,
+    HttpRequest,
+    HttpResponse,
+    json_response,
+    parse_json,
+    to_json,
+)
+
+HEADER_LENGTH = "inference-header-content-length"
+
+
+class BinaryOutputs(NamedTuple):
+    """Which outputs are to come as bytes: those named, and the others by default."""
+
+    default: bool = False
+    named: Mapping[str, bool] = {}
+
+
+ALL_BINARY = BinaryOutputs(True)
+
+
+def header_length(request: HttpRequest) -> int | None:
+    """How many bytes of the body are JSON; None if all are. Raises InvalidArgument."""
+    text = request.header(HEADER_LENGTH)
+    if text is None:
+        return None
+    # int() would take signs, spaces and underscores as well; 18 digits are more than any body.
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise InvalidArgument(f"Inference-Header-Content-Length: '{text}' is not a length.")
+    if int(text) > len(request.body):
+        raise InvalidArgument(
+            f"Inference-Header-Content-Length is {text}, but the body has {len(request.body)} "
+            "bytes."
+        )
+    return int(text)
+
+
+def decode(
+    request: HttpRequest, json_bytes: int | None, model: str, version: str
+) -> tuple[InferRequest, BinaryOutputs]:
+    """A body as a request; binary tensors are views of it. `json_bytes` is `header_length`'s.
+
+    Raises InvalidArgument naming the field that is wrong.
+    """
+    if json_bytes is None:
+        body, tail = parse_json(request.body), memoryview(b"")
+    else:
+        view = memoryview(request.body)
+        body, tail = parse_json(view[:json_bytes]), view[json_bytes:]
+    _want(isinstance(body, dict), "The body must be a JSON object.")
+    request_id, inputs = body.get("id", ""), body.get("inputs")
+    outputs = body.get("outputs", [])
+    _want(isinstance(request_id, str), "id: must be a string.")
+    _want(isinstance(inputs, list) and bool(inputs), "inputs: must be a list of tensors.")
+    _want(isinstance(outputs, list), "outputs: must be a list.")
+    parameters = _parameters(body, "parameters")
+    tensors = []
+    for index, tensor in enumerate(inputs):
+        decoded, tail = _decode_input(tensor, f"inputs[{index}]", tail)
+        tensors.append(decoded)
+    _want(not tail, f"The body has {len(tail)} bytes more than its inputs' binary_data_size say.")
+    wanted = [_decode_output(output, f"outputs[{index}]") for index, output in enumerate(outputs)]
+    binary = BinaryOutputs(
+        _flag("parameters", parameters, "binary_data_output", False),
+        {output.name: flag for output, flag in wanted if flag is not None},
+    )
+    decoded_outputs = [output for output, _ in wanted]
+    return (
+        InferRequest(model, version, tensors, decoded_outputs, request_id, parameters),
+        binary,
+    )
+
+
+def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
+    """An answer as a body: JSON alone if no output is to be binary."""
+    blobs: list[bytes] = []
+    outputs = [
+        _encode_output(output, binary.named.get(output.name, binary.default), blobs)
+        for output in answer.outputs
+    ]
+    body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    if answer.id:
+        body["id"] = answer.id
+    body["outputs"] = outputs
+    if not blobs:
+        return json_response(body)
+    head = to_json(body)
+    headers = [("content-type", OCTETS), (HEADER_LENGTH, str(len(head)))]
+    return HttpResponse(200, headers, b"".join([head, *blobs]))
+
+
+def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTensor, memoryview]:
+    """One input, and what of the binary data is left for the next ones."""
+    _want(isinstance(tensor, dict), f"{field}: must be an object.")
+    name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
+    _want(isinstance(name, str), f"{field}.name: must be a string.")
+    _want(isinstance(datatype, str), f"{field}.datatype: must be a string.")
+    _want(
+        isinstance(shape, list) and all(type(size) is int for size in shape),
+        f"{field}.shape: must be a list of whole numbers.",
+    )
+    parameters = _parameters(tensor, f"{field}.parameters")
+    size = parameters.get("binary_data_size")
+    region = region_of(f"{field}.parameters", parameters)
+    if region is not None or size is not None:
+        _want("data" not in tensor, f"{field}: has data both in JSON and outside of it.")
+        _want(region is None or size is None, f"{field}: has two places for its data.")
+    if region is not None:
+        return InputTensor(name, datatype, shape, region=region), tail
+    if size is None:
+        _want(isinstance(tensor.get("data"), list), f"{field}.data: must be a list.")
+        return InputTensor(name, datatype, shape, values=tensor["data"]), tail
+    if type(size) is not int or not 0 <= size <= len(tail):
+        raise InvalidArgument(
+            f"{field}.parameters.binary_data_size is {size}, but {len(tail)} bytes of binary data "
+            "are left in the body."
+        )
+    return InputTensor(name, datatype, shape, raw=tail[:size]), tail[size:]
+
+
+def _decode_output(output: Any, field: str) -> tuple[RequestedOutput, bool | None]:
+    """A wanted output, and whether it is to be binary where that is said."""
+    _want(isinstance(output, dict), f"{field}: must be an object.")
+    name = output.get("name")
+    _want(isinstance(name, str), f"{field}.name: must be a string.")
+    if "parameters" not in output:
+        return RequestedOutput(name), None
+    field = f"{field}.parameters"
+    parameters = _parameters(output, field)
+    wanted = RequestedOutput(
+        name, classification_of(field, parameters), region_of(field, parameters)
+    )
+    if "binary_data" not in parameters:
+        return wanted, None
+    return wanted, _flag(field, parameters, "binary_data", False)
+
+
+def _encode_output(output: OutputTensor, binary: bool, blobs: list[bytes]) -> dict[str, Any]:
+    name, datatype, array, region = output
+    encoded: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
+    tensor = Tensor(name, datatype, array)
+    if region is not None:
+        encoded["parameters"] = {
+            "shared_memory_region": region.name,
+            "shared_memory_offset": region.offset,
+            "shared_memory_byte_size": region.byte_size,
+        }
+    elif binary:
+        blob = to_bytes(tensor)
+        blobs.append(blob)
+        encoded["parameters"] = {"binary_data_size": len(blob)}
+    else:
+        values = to_values(tensor)
+        encoded["data"] = values.tolist() if datatype == BYTES else values
+    return encoded
+
+
+def _parameters(holder: dict[str, Any], field: str) -> Parameters:
+    parameters: Any = holder.get("parameters")
+    if not parameters:
+        return NO_PARAMETERS
+    _want(
+        isinstance(parameters, dict)
+        and all(isinstance(value, bool | int | float | str) for value in parameters.values()),
+        f"{field}: must be an object of strings, numbers, true and false.",
+    )
+    return dict(parameters)
+
+
+def _flag(field: str, parameters: Parameters, name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{field}.{name}: must be true or false.")
+    return value
+
+
+def _want(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise InvalidArgument(otherwise)
