@@ -42,3 +42,78 @@ def publish_slow_model(repository: Path, name: str = "mnist", size: int = 1024) 
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
+
+
+# Datatype of the protocol -> element type of ONNX.
+ELEMENT_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BF16": TensorProto.BFLOAT16,
+    "BYTES": TensorProto.STRING,
+}
+
+
+def publish_identity(repository: Path, datatype: str) -> None:
+    """A model `identity_<datatype>` that gives `y` [N,2], its input `x` [N,2]."""
+    _publish(
+        repository,
+        f"identity_{datatype.lower()}",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [("x", ELEMENT_TYPES[datatype], ["batch", 2])],
+        [("y", ELEMENT_TYPES[datatype], ["batch", 2])],
+    )
+
+
+def publish_sum(repository: Path) -> None:
+    """A model `sum` of two inputs and two outputs: FP32 [N,3] `total` = a + b, `gap` = a - b."""
+    of_rows = ["batch", 3]
+    _publish(
+        repository,
+        "sum",
+        [
+            helper.make_node("Add", ["a", "b"], ["total"]),
+            helper.make_node("Sub", ["a", "b"], ["gap"]),
+        ],
+        [(name, TensorProto.FLOAT, of_rows) for name in ("a", "b")],
+        [(name, TensorProto.FLOAT, of_rows) for name in ("total", "gap")],
+    )
+
+
+def publish_scalar(repository: Path) -> None:
+    """A model `scalar` without a batch: INT64 [] `x` to its double `y`."""
+    _publish(
+        repository,
+        "scalar",
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [("x", TensorProto.INT64, [])],
+        [("y", TensorProto.INT64, [])],
+    )
+
+
+def _publish(
+    repository: Path,
+    name: str,
+    nodes: list[onnx.NodeProto],
+    inputs: list[tuple[str, int, list[str | int]]],
+    outputs: list[tuple[str, int, list[str | int]]],
+) -> None:
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info(*each) for each in inputs],
+        [helper.make_tensor_value_info(*each) for each in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")

@@ -15,10 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.core.batching import Batcher, BatchLimits
 from service.core.errors import InvalidArgument, ModelNotFound
-from service.operations import InferRequest, InputTensor, Operations, predictions
+from service.core.request import InferRequest, InputTensor, RequestedOutput
+from service.digits import predictions
+from service.operations import Operations
 from service.repository.repository import Repository
 from service.runtime.packages import conflicting_packages
 from service.runtime.session import CPU, LoadError, ProviderUnavailable, SessionOptions, load
+from tests.service.composition import operations_of
 
 WEIGHTS = np.random.default_rng(0).normal(0, 1, (784, 10)).astype(np.float32)
 
@@ -53,7 +56,7 @@ async def operations_on(root: Path, executor: ThreadPoolExecutor, keep: int = 1)
     options = SessionOptions(provider="cpu")
     repository = Repository(root, options, make_batcher, executor, keep)
     await repository.refresh()
-    return Operations(repository, "linear")
+    return operations_of(repository, "linear")
 
 
 def run(root: Path, scenario: Any) -> None:
@@ -99,11 +102,11 @@ def test_a_model_of_unknown_output_is_not_guessed_at(tmp_path: Path) -> None:
         ([], [], "'x' is missing"),
         ([InputTensor("y", "FP32", [1, 784], bytes(3136))], [], "'y'"),
         ([InputTensor("x", "FP32", [1, 784], bytes(3136))] * 2, [], "twice"),
-        ([InputTensor("x", "FP32", [1, 784], bytes(3136))], ["z"], "'z'"),
+        ([InputTensor("x", "FP32", [1, 784], bytes(3136))], [RequestedOutput("z")], "'z'"),
     ],
 )
 def test_infer_names_the_tensor_that_is_wrong(
-    tmp_path: Path, inputs: list[InputTensor], outputs: list[str], named: str
+    tmp_path: Path, inputs: list[InputTensor], outputs: list[RequestedOutput], named: str
 ) -> None:
     publish(tmp_path)
 
@@ -154,8 +157,8 @@ def test_a_repository_that_vanishes_keeps_what_is_loaded(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_served_is_refused_at_loading(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match="string"):
-        load(publish(tmp_path, TensorProto.STRING), SessionOptions("cpu"))
+    with pytest.raises(LoadError, match="float8"):
+        load(publish(tmp_path, TensorProto.FLOAT8E4M3FN), SessionOptions("cpu"))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(LoadError):

@@ -20,15 +20,16 @@ from service.core.batching import Batcher, BatchLimits
 from service.core.errors import InvalidArgument
 from service.core.images import open_image, to_pixels
 from service.core.tensors import Array
+from service.http.compression import Compression
 from service.http.flask_app import create_app
 from service.http.routes import Answerer
 from service.observe.metrics import Metrics
 from service.observe.requests import RequestRecorder
-from service.operations import Operations
 from service.repository.repository import Repository
 from service.runtime.session import SessionOptions
 from service.settings import SettingsError, load
 from tests.conftest import SHIPPED_MODELS
+from tests.service.composition import operations_of
 
 EXECUTOR = ThreadPoolExecutor(2)
 
@@ -68,8 +69,10 @@ def app(tmp_path: Path) -> Iterator[flask.Flask]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    operations = Operations(repository(tmp_path), "mnist")
-    yield create_app(Answerer(operations, RequestRecorder(Metrics(), "none")), loop, 1 << 20)
+    operations = operations_of(repository(tmp_path), "mnist")
+    recorder = RequestRecorder(Metrics(), "none")
+    answerer = Answerer(operations, recorder, Compression(1 << 20, 1024, EXECUTOR))
+    yield create_app(answerer, loop, 1 << 20)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

@@ -1,0 +1,220 @@
+"""ModelStreamInfer, health and reflection, over real channels."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tritonclient.grpc import service_pb2 as inference
+from tritonclient.grpc import service_pb2_grpc as inference_grpc
+
+from tests.conftest import SHIPPED_MODELS, Mnist, Server
+from tests.e2e.onnx_models import publish_slow_model
+from tests.e2e.triton import Triton
+
+
+@pytest.fixture(scope="module")
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.grpc) as channel:
+        yield channel
+
+
+def request_for(mnist: Mnist, index: int, model: str = "mnist") -> inference.ModelInferRequest:
+    request = inference.ModelInferRequest(model_name=model, id=str(index))
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, 28, 28])
+    request.raw_input_contents.append(mnist.images[index].tobytes())
+    return request
+
+
+def digit(response: inference.ModelInferResponse) -> int:
+    index = [output.name for output in response.outputs].index("probabilities")
+    return int(np.frombuffer(response.raw_output_contents[index], np.float32).argmax())
+
+
+def test_tritonclient_streams(server: Server, mnist: Mnist) -> None:
+    results: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        client.start_stream(lambda result, error: results.put((result, error)))
+        tensor = tritonclient.grpc.InferInput("image", [1, 28, 28], "UINT8")
+        for index in range(20):
+            tensor.set_data_from_numpy(mnist.images[index : index + 1])
+            model = "none" if index == 5 else "mnist"
+            client.async_stream_infer(
+                model, [tensor], request_id=str(index), enable_empty_final_response=True
+            )
+        answers = [results.get(timeout=30) for _ in range(20)]
+        client.stop_stream()
+    assert "'none' is not loaded" in answers[5][1].message()
+    for index, (result, error) in enumerate(answers):
+        if index == 5:
+            continue
+        assert error is None
+        response = result.get_response()
+        assert response.id == str(index)
+        assert response.parameters["triton_final_response"].bool_param
+        assert result.as_numpy("probabilities").argmax() == mnist.labels[index]
+
+
+def test_asyncio_tritonclient_streams(server: Server, mnist: Mnist) -> None:
+    triton = Triton("grpc.aio", server)
+
+    async def requests() -> Any:
+        for index in range(10):
+            tensor = triton.input("image", mnist.images[index : index + 1], "UINT8")
+            model = "none" if index == 5 else "mnist"
+            yield {"model_name": model, "inputs": [tensor], "request_id": str(index)}
+
+    async def stream() -> list[Any]:
+        return [answer async for answer in triton.client.stream_infer(requests())]
+
+    answers = triton.run(stream())
+    triton.close()
+    assert len(answers) == 10
+    assert "'none' is not loaded" in str(answers[5][1])
+    found = [result.as_numpy("probabilities").argmax() for result, error in answers if not error]
+    assert found == [int(label) for i, label in enumerate(mnist.labels[:10]) if i != 5]
+
+
+def test_an_error_in_a_stream_has_the_id_of_its_request(
+    channel: grpc.Channel, mnist: Mnist
+) -> None:
+    stub = inference_grpc.GRPCInferenceServiceStub(channel)
+    wrong = request_for(mnist, 1)
+    wrong.inputs[0].datatype = "FP32"
+    answers = list(stub.ModelStreamInfer(iter([wrong, request_for(mnist, 2)])))
+    assert "UINT8" in answers[0].error_message
+    assert answers[0].infer_response.id == "1"
+    assert answers[1].error_message == ""
+    assert digit(answers[1].infer_response) == mnist.labels[2]
+
+
+def test_a_stream_ends_with_the_error_for_who_asks_for_that(
+    channel: grpc.Channel, mnist: Mnist
+) -> None:
+    stub = inference_grpc.GRPCInferenceServiceStub(channel)
+    requests = [request_for(mnist, 0), request_for(mnist, 1, "none"), request_for(mnist, 2)]
+    stream = stub.ModelStreamInfer(iter(requests), metadata=[("triton_grpc_error", "true")])
+    assert digit(next(stream).infer_response) == mnist.labels[0]
+    with pytest.raises(grpc.RpcError) as caught:
+        next(stream)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_bytes_that_are_no_message_do_not_end_a_stream(channel: grpc.Channel, mnist: Mnist) -> None:
+    raw = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    good = request_for(mnist, 0).SerializeToString()
+    answers = [
+        inference.ModelStreamInferResponse.FromString(answer)
+        for answer in raw(iter([b"\xff\xff", bytes(9 << 20), good]))
+    ]
+    assert "inference.ModelInferRequest" in answers[0].error_message
+    assert "max_request_bytes" in answers[1].error_message
+    assert digit(answers[2].infer_response) == mnist.labels[0]
+
+
+def test_answers_come_in_the_order_of_their_requests(channel: grpc.Channel, mnist: Mnist) -> None:
+    stub = inference_grpc.GRPCInferenceServiceStub(channel)
+    requests = [request_for(mnist, index) for index in range(300)]
+    answers = [answer.infer_response for answer in stub.ModelStreamInfer(iter(requests))]
+    assert [answer.id for answer in answers] == [str(index) for index in range(300)]
+    right = [digit(a) == label for a, label in zip(answers, mnist.labels, strict=False)]
+    assert sum(right) > 290
+
+
+@pytest.fixture(scope="module")
+def slow_server(
+    start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
+) -> Server:
+    root = tmp_path_factory.mktemp("slow")
+    publish_slow_model(root)
+    return start_server(root, max_stream_requests=4)
+
+
+def inferred(stub: Any) -> tuple[int, int]:
+    """Images inferred so far, and runs of the model that took."""
+    (found,) = stub.ModelStatistics(inference.ModelStatisticsRequest(name="mnist")).model_stats
+    return found.inference_count, found.execution_count
+
+
+def test_requests_of_a_stream_share_batches(slow_server: Server, mnist: Mnist) -> None:
+    with grpc.insecure_channel(slow_server.grpc) as channel:
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        images, runs = inferred(stub)
+        answers = list(stub.ModelStreamInfer(iter([request_for(mnist, i) for i in range(9)])))
+        assert [answer.infer_response.id for answer in answers] == [str(i) for i in range(9)]
+        assert inferred(stub)[0] - images == 9
+        assert inferred(stub)[1] - runs < 9
+
+
+def test_a_stream_that_is_cancelled_costs_nothing_more(slow_server: Server, mnist: Mnist) -> None:
+    with grpc.insecure_channel(slow_server.grpc) as channel:
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        before, _ = inferred(stub)
+        stream = stub.ModelStreamInfer(iter([request_for(mnist, i) for i in range(100)]))
+        next(stream)
+        stream.cancel()
+        assert stub.ModelInfer(request_for(mnist, 0)).id == "0"
+        assert inferred(stub)[0] - before <= 10  # one answered, four in hand at a time
+    assert "Traceback" not in slow_server.log.read_text()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "1", tmp_path / "mnist" / "1")
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "1", tmp_path / "other" / "1")
+    return tmp_path
+
+
+def test_health_is_known_by_model_and_watched(
+    start_server: Callable[..., Server], repository: Path
+) -> None:
+    server = start_server(repository, poll_interval=0)
+    states = health_pb2.HealthCheckResponse
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "inference.GRPCInferenceService", "mnist", "mnist/1", "other/1"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == states.SERVING
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="other"), timeout=30)
+        assert next(watch).status == states.SERVING
+        triton = Triton("grpc", server)
+        triton.unload_model("other")
+        assert next(watch).status == states.NOT_SERVING
+        triton.load_model("other")
+        assert next(watch).status == states.SERVING
+        unknown = stub.Watch(health_pb2.HealthCheckRequest(service="none"), timeout=30)
+        assert next(unknown).status == states.SERVICE_UNKNOWN
+        triton.unload_model("mnist")
+        answer = stub.Check(health_pb2.HealthCheckRequest(service=""))
+        assert answer.status == states.NOT_SERVING  # it is the default model
+        triton.close()
+
+
+def test_reflection_lists_and_describes_the_services(channel: grpc.Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+    def ask(**question: str) -> Any:
+        request = reflection_pb2.ServerReflectionRequest(**question)
+        (answer,) = stub.ServerReflectionInfo(iter([request]))
+        return answer
+
+    listed = {service.name for service in ask(list_services="").list_services_response.service}
+    assert listed == {
+        "digits.v1.DigitClassifier",
+        "inference.GRPCInferenceService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    for symbol in ("inference.GRPCInferenceService", "digits.v1.PredictRequest"):
+        found = ask(file_containing_symbol=symbol).file_descriptor_response
+        assert found.file_descriptor_proto
