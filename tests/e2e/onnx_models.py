@@ -89,6 +89,17 @@ def publish_sum(repository: Path) -> None:
     )
 
 
+def publish_log(repository: Path) -> None:
+    """A model `log`: FP32 [N] `x` to its natural logarithm `y`, which may be NaN or infinite."""
+    _publish(
+        repository,
+        "log",
+        [helper.make_node("Log", ["x"], ["y"])],
+        [("x", TensorProto.FLOAT, ["batch"])],
+        [("y", TensorProto.FLOAT, ["batch"])],
+    )
+
+
 def publish_scalar(repository: Path) -> None:
     """A model `scalar` without a batch: INT64 [] `x` to its double `y`."""
     _publish(

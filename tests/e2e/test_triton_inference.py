@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,13 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import SHIPPED_MODELS, Mnist, Server
-from tests.e2e.onnx_models import ELEMENT_TYPES, publish_identity, publish_scalar, publish_sum
+from tests.e2e.onnx_models import (
+    ELEMENT_TYPES,
+    publish_identity,
+    publish_log,
+    publish_scalar,
+    publish_sum,
+)
 from tests.e2e.triton import OVER_HTTP, Triton, fixture_of
 
 
@@ -27,6 +34,7 @@ def models_server(
         publish_identity(root, datatype)
     publish_sum(root)
     publish_scalar(root)
+    publish_log(root)
     return start_server(root)
 
 
@@ -98,6 +106,19 @@ def test_json_and_binary_tensors_may_be_mixed(http_triton: Triton) -> None:
 def test_a_model_without_a_batch_takes_a_scalar(triton: Triton) -> None:
     result = triton.infer("scalar", [triton.input("x", np.array(21), "INT64")])
     assert result.as_numpy("y").tolist() == 42
+
+
+def test_what_is_no_number_comes_back_as_it_is_and_as_null_in_json(
+    triton: Triton, models_server: Server
+) -> None:
+    array = np.array([-1, 0, 1], np.float32)
+    answer = triton.infer("log", [triton.input("x", array, "FP32")]).as_numpy("y")
+    assert np.isnan(answer[0])
+    assert answer[1:].tolist() == [-np.inf, 0]
+    tensor = {"name": "x", "datatype": "FP32", "shape": [3], "data": array.tolist()}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    _, parsed = models_server.post("/v2/models/log/infer", body, "application/json")
+    assert parsed["outputs"][0]["data"] == [None, None, 0.0]
 
 
 def images(triton: Triton, mnist: Mnist, count: int = 3) -> list[Any]:
