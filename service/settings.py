@@ -104,6 +104,9 @@ class Settings:
     fast_lane: bool = _setting(
         True, "answer predict calls ahead of Flask; off sends every HTTP request through Flask"
     )
+    fast_grpc: bool = _setting(
+        True, "answer gRPC by the server's own HTTP/2 front; off answers it by grpcio"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -119,10 +122,11 @@ class Settings:
     @property
     def allows_control(self) -> bool:
         """Whether callers may load and unload models and change the log level."""
-        return self.control == "on" or (self.control == "auto" and _is_loopback(self.host))
+        return self.control == "on" or (self.control == "auto" and is_loopback(self.host))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, as far as can be told from it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

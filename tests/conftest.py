@@ -33,6 +33,8 @@ class Mnist(NamedTuple):
 class Server:
     """A real `mnist-serve` process on ports of its own, ready when made."""
 
+    is_grpcio = False
+
     def __init__(self, folder: Path, models: Path, **settings: object) -> None:
         self.http_port, self.grpc_port = free_ports(2)
         self.http = f"127.0.0.1:{self.http_port}"
@@ -145,6 +147,14 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 def server(start_server: Callable[..., Server]) -> Server:
     """A server with the shipped model and nothing configured; for tests that only ask."""
     return start_server(log_requests="all")
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["own front", "grpcio"])
+def grpc_server(request: pytest.FixtureRequest, start_server: Callable[..., Server]) -> Server:
+    """A server with the shipped model for each of the two gRPC fronts."""
+    server = start_server(log_requests="all", fast_grpc=request.param)
+    server.is_grpcio = not request.param
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from service.administration import Administration
 from service.core.errors import InvalidArgument
-from service.grpc.calls import Method
+from service.grpc.calls import Method, Unary
 from service.grpc.codec import parameters_of
 from service.runtime.shared_memory import Registered
 from service.stubs.inference import inference_pb2 as pb
@@ -23,21 +23,21 @@ class AdministrationService:
     def methods(self) -> dict[str, Method]:
         """The methods by their names in proto/inference/inference.proto."""
         return {
-            "ModelConfig": Method("model_config", self._config),
-            "ModelStatistics": Method("statistics", self._statistics),
-            "RepositoryIndex": Method("repository_index", self._index),
-            "RepositoryModelLoad": Method("load", self._load),
-            "RepositoryModelUnload": Method("unload", self._unload),
-            "LogSettings": Method("log_settings", self._log),
-            "TraceSetting": Method("trace_settings", self._trace),
-            "SystemSharedMemoryStatus": Method("system_shared_memory_status", self._status),
-            "SystemSharedMemoryRegister": Method("system_shared_memory_register", self._register),
-            "SystemSharedMemoryUnregister": Method(
+            "ModelConfig": Unary("model_config", self._config),
+            "ModelStatistics": Unary("statistics", self._statistics),
+            "RepositoryIndex": Unary("repository_index", self._index),
+            "RepositoryModelLoad": Unary("load", self._load),
+            "RepositoryModelUnload": Unary("unload", self._unload),
+            "LogSettings": Unary("log_settings", self._log),
+            "TraceSetting": Unary("trace_settings", self._trace),
+            "SystemSharedMemoryStatus": Unary("system_shared_memory_status", self._status),
+            "SystemSharedMemoryRegister": Unary("system_shared_memory_register", self._register),
+            "SystemSharedMemoryUnregister": Unary(
                 "system_shared_memory_unregister", self._unregister
             ),
-            "CudaSharedMemoryStatus": Method("cuda_shared_memory_status", self._cuda_status),
-            "CudaSharedMemoryRegister": Method("cuda_shared_memory_register", self._cuda_register),
-            "CudaSharedMemoryUnregister": Method(
+            "CudaSharedMemoryStatus": Unary("cuda_shared_memory_status", self._cuda_status),
+            "CudaSharedMemoryRegister": Unary("cuda_shared_memory_register", self._cuda_register),
+            "CudaSharedMemoryUnregister": Unary(
                 "cuda_shared_memory_unregister", self._cuda_unregister
             ),
         }

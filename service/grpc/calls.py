@@ -1,159 +1,217 @@
-"""The two functions through which every gRPC call is answered: errors, deadline, limits, record.
+"""The functions through which every gRPC call is answered, whichever front it came by.
 
-Services are tables of handlers rather than generated servicers, so that a message is measured
-before it is parsed, and that one that cannot be parsed is the caller's error (INVALID_ARGUMENT)
-and not ours.
+A front hands over a message as bytes and gets bytes or an error back. Services are tables of
+handlers rather than generated servicers, so that a message is measured before it is parsed, and
+that one that cannot be parsed is the caller's error (INVALID_ARGUMENT) and not ours.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from time import perf_counter
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from service.core.errors import InternalError, InvalidArgument, RequestTooLarge, ServiceError
+from service.core.errors import (
+    InternalError,
+    InvalidArgument,
+    RequestTooLarge,
+    ServiceError,
+    Unavailable,
+)
 from service.observe.requests import RequestRecorder
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
 # Answers a message, given its deadline in loop time (None if the caller set none).
 Handler = Callable[[Any, float | None], Awaitable[Any]]
 # What a message may have beside its tensor bytes before the limit of the request bites.
 MESSAGE_SLACK = 64 * 1024
 
 
-class Method(NamedTuple):
-    """How a method is answered; `operation` is its name in metrics and logs.
+class Unary(NamedTuple):
+    """A method with one answer to one message; `operation` is its name in metrics and logs."""
 
-    A method that streams has `refuse`, which makes the answer to a message that failed.
+    operation: str
+    handler: Handler
+
+
+class Pipelined(NamedTuple):
+    """A method of streams with one answer to each message, in their order.
+
+    `refuse` makes the answer to a message that failed.
     """
 
     operation: str
     handler: Handler
-    refuse: Callable[[Any, ServiceError], Any] | None = None
+    refuse: Callable[[Any, ServiceError], Any]
+
+
+class Streaming(NamedTuple):
+    """Any other method of streams: messages in, messages out."""
+
+    operation: str
+    handler: Callable[[AsyncIterator[Any]], AsyncIterator[Any]]
+
+
+Method = Unary | Pipelined | Streaming
+
+
+class Rpc(NamedTuple):
+    """A method with the classes of its messages."""
+
+    method: Method
+    request: Any
+    response: Any
+
+
+def rpcs(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> dict[str, Rpc]:
+    """The methods of a service by their paths; there must be one for each that it has."""
+    return {
+        f"/{descriptor.full_name}/{method.name}": Rpc(
+            methods[method.name],
+            GetMessageClass(method.input_type),
+            GetMessageClass(method.output_type),
+        )
+        for method in descriptor.methods
+    }
 
 
 class Calls:
-    """Answers calls by tables of methods. One for all services of a worker."""
+    """Answers calls. One for all fronts and services of a worker."""
 
     def __init__(
         self, recorder: RequestRecorder, max_request_bytes: int, max_stream_requests: int
     ) -> None:
+        self.request_id = recorder.request_id
         self._recorder = recorder
         self._max_request_bytes = max_request_bytes
         self._max_stream_requests = max_stream_requests
+        self._stopping = False
+        self._reading: set[asyncio.Task[None]] = set()
 
-    def service(
-        self, descriptor: ServiceDescriptor, methods: Mapping[str, Method]
-    ) -> grpc.GenericRpcHandler:
-        """The handler of a whole service; there must be a method for each that it has."""
-        return grpc.method_handlers_generic_handler(
-            descriptor.full_name,
-            {
-                method.name: self._rpc(
-                    methods[method.name],
-                    self._parser(GetMessageClass(method.input_type)),
-                    GetMessageClass(method.output_type).SerializeToString,
-                )
-                for method in descriptor.methods
-            },
+    async def answer(
+        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
+    ) -> bytes | ServiceError:
+        """The answer to a unary call, or the error to end it with."""
+        assert isinstance(rpc.method, Unary)
+        request = self._parse(rpc, content)
+        answer = await self._attempt(rpc.method, request, deadline, request_id)
+        return (
+            answer if isinstance(answer, ServiceError) else rpc.response.SerializeToString(answer)
         )
 
-    def _rpc(
-        self, method: Method, parse: Callable[[bytes], Any], serialize: Callable[[Any], bytes]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        if method.refuse is None:
+    async def stream(
+        self,
+        rpc: Rpc,
+        contents: AsyncIterator[bytes],
+        deadline: float | None,
+        request_id: str,
+        ends_with_error: bool,
+    ) -> AsyncIterator[bytes]:
+        """The answers to a stream. Raises the ServiceError to end it with.
 
-            async def answer(request: Any, context: Context) -> Any:
-                return await self._answer(method, request, context)
-
-            return grpc.unary_unary_rpc_method_handler(answer, parse, serialize)
-
-        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            async for response in self._stream(method, requests, context):
-                yield response
-
-        return grpc.stream_stream_rpc_method_handler(stream, parse, serialize)
-
-    def _parser(self, message: type[Any]) -> Callable[[bytes], Any]:
-        most = self._max_request_bytes + MESSAGE_SLACK
-
-        def parse(content: bytes) -> Any:
-            """The message, or the error to answer: gRPC would call whatever is raised its own."""
-            if len(content) > most:
-                return RequestTooLarge(
-                    f"The message is larger than {self._max_request_bytes} bytes "
-                    "(max_request_bytes)."
-                )
+        A message of a Pipelined method that fails has an answer that says so, and the stream goes
+        on; with `ends_with_error` it ends instead.
+        """
+        method, serialize = rpc.method, rpc.response.SerializeToString
+        if isinstance(method, Streaming):
+            start, code, message = perf_counter(), "OK", ""
             try:
-                return message.FromString(content)
-            except DecodeError:
-                return InvalidArgument(f"The message is not a {message.DESCRIPTOR.full_name}.")
+                async for answer in method.handler(self._whole(rpc, contents)):
+                    yield serialize(answer)
+            except ServiceError as error:
+                code, message = error.grpc_code, error.message
+                raise
+            finally:
+                self._recorder.finished("grpc", method.operation, request_id, code, start, message)
+        else:
+            assert isinstance(method, Pipelined)
+            async for request, answer in self._pipeline(rpc, contents, deadline, request_id):
+                if not isinstance(answer, ServiceError):
+                    yield serialize(answer)
+                elif ends_with_error:
+                    raise answer
+                else:
+                    yield serialize(method.refuse(request, answer))
+        if self._stopping:
+            raise Unavailable("The server is stopping.")
 
-        return parse
+    def stop(self) -> None:
+        """Read no more messages of streams: each ends once what it has sent is answered."""
+        self._stopping = True
+        for reading in self._reading:
+            reading.cancel()
 
-    async def _answer(self, method: Method, request: Any, context: Context) -> Any:
-        """The answer to a unary call; abort it with the error's code if there is none.
-
-        The call's id is the caller's x-request-id, or made up, and goes back in the trailing
-        metadata.
-        """
-        request_id = self._request_id(context)
-        answer = await self._attempt(method, request, context, request_id)
-        if isinstance(answer, ServiceError):
-            await _abort(context, answer)
-        return answer
-
-    async def _stream(
-        self, method: Method, requests: AsyncIterator[Any], context: Context
-    ) -> AsyncIterator[Any]:
-        """Answers in the order of the requests, several of which are worked on at a time.
-
-        A request that fails has an answer that says so, and the stream goes on; a caller who sends
-        the metadata `triton_grpc_error: true` has it end with the error's code instead.
-        """
-        request_id = self._request_id(context)
-        ends = ("triton_grpc_error", "true") in ((k, v) for k, v in _metadata(context))
-        room = asyncio.Semaphore(self._max_stream_requests)
-        answering: asyncio.Queue[tuple[Any, asyncio.Task[Any]] | None] = asyncio.Queue()
+    async def _pipeline(
+        self, rpc: Rpc, contents: AsyncIterator[bytes], deadline: float | None, request_id: str
+    ) -> AsyncIterator[tuple[Any, Any]]:
+        """Each request with its answer, in order; several are worked on at a time."""
+        room = _Room(self._max_stream_requests)
+        answering: asyncio.Queue[tuple[Any, int, asyncio.Task[Any]] | None] = asyncio.Queue()
+        assert isinstance(rpc.method, Pipelined)
+        method = rpc.method
 
         async def read() -> None:
             try:
-                async for request in requests:
-                    await room.acquire()
-                    attempt = self._attempt(method, request, context, request_id)
-                    answering.put_nowait((request, asyncio.ensure_future(attempt)))
+                async for content in contents:
+                    # Large messages count as several, so that all together hold what one may.
+                    share = len(content) * self._max_stream_requests // self._max_request_bytes
+                    size = min(max(share, 1), self._max_stream_requests)
+                    await room.take(size)
+                    request = self._parse(rpc, content)
+                    attempt = self._attempt(method, request, deadline, request_id)
+                    answering.put_nowait((request, size, asyncio.ensure_future(attempt)))
             finally:
                 answering.put_nowait(None)
 
-        reading = asyncio.ensure_future(read())
+        reading = self._start_reading(read())
         try:
             while (item := await answering.get()) is not None:
-                request, attempt = item
+                request, size, attempt = item
                 answer = await attempt
-                room.release()
-                if isinstance(answer, ServiceError):
-                    if ends:
-                        await _abort(context, answer)
-                    assert method.refuse is not None
-                    answer = method.refuse(request, answer)
-                yield answer
+                yield request, answer
+                room.give(size)
         finally:
             reading.cancel()
             while not answering.empty():
                 if (item := answering.get_nowait()) is not None:
-                    item[1].cancel()
+                    item[2].cancel()
+
+    async def _whole(self, rpc: Rpc, contents: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """The messages of a stream. Raises the error that is in the place of one."""
+        read: asyncio.Queue[Any] = asyncio.Queue(1)
+
+        async def relay() -> None:
+            try:
+                async for content in contents:
+                    await read.put(self._parse(rpc, content))
+                await read.put(None)
+            except asyncio.CancelledError:
+                read.put_nowait(None)
+
+        reading = self._start_reading(relay())
+        try:
+            while (request := await read.get()) is not None:
+                if isinstance(request, ServiceError):
+                    raise request
+                yield request
+        finally:
+            reading.cancel()
+
+    def _start_reading(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        reading = asyncio.ensure_future(work)
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+        return reading
 
     async def _attempt(
-        self, method: Method, request: Any, context: Context, request_id: str
+        self, method: Unary | Pipelined, request: Any, deadline: float | None, request_id: str
     ) -> Any:
         """The handler's answer, or the error to answer with; recorded either way."""
         start = perf_counter()
@@ -161,7 +219,7 @@ class Calls:
         try:
             if isinstance(request, ServiceError):
                 raise request
-            return await method.handler(request, _deadline(context))
+            return await method.handler(request, deadline)
         except ServiceError as error:
             code, message = error.grpc_code, error.message
             return error
@@ -176,22 +234,31 @@ class Calls:
         finally:
             self._recorder.finished("grpc", method.operation, request_id, code, start, message)
 
-    def _request_id(self, context: Context) -> str:
-        wanted = next((str(v) for k, v in _metadata(context) if k == "x-request-id"), None)
-        request_id = self._recorder.request_id(wanted)
-        context.set_trailing_metadata((("x-request-id", request_id),))
-        return request_id
+    def _parse(self, rpc: Rpc, content: bytes) -> Any:
+        """The message, or the error to answer."""
+        if len(content) > self._max_request_bytes + MESSAGE_SLACK:
+            return RequestTooLarge(
+                f"The message is larger than {self._max_request_bytes} bytes (max_request_bytes)."
+            )
+        try:
+            return rpc.request.FromString(content)
+        except DecodeError:
+            return InvalidArgument(f"The message is not a {rpc.request.DESCRIPTOR.full_name}.")
 
 
-def _metadata(context: Context) -> Any:
-    return context.invocation_metadata() or ()
+class _Room:
+    """How much more may be taken on; one waits for it at a time."""
 
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._given = asyncio.Event()
 
-def _deadline(context: Context) -> float | None:
-    remaining = context.time_remaining()
-    return None if remaining is None else asyncio.get_running_loop().time() + remaining
+    async def take(self, size: int) -> None:
+        while self._left < size:
+            self._given.clear()
+            await self._given.wait()
+        self._left -= size
 
-
-async def _abort(context: Context, error: ServiceError) -> NoReturn:
-    await context.abort(grpc.StatusCode[error.grpc_code], error.message)
-    raise AssertionError("abort always raises")
+    def give(self, size: int) -> None:
+        self._left += size
+        self._given.set()

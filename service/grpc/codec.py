@@ -63,6 +63,8 @@ def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferReques
             region = region_of(field, parameters_of(tensor.parameters))
         if region is not None:
             raw = values = None
+            if tensor.HasField("contents"):
+                raise InvalidArgument(f"Input '{tensor.name}' has two places for its data.")
         elif raws:
             raw, values = next(left, None), None
             if raw is None:
@@ -80,6 +82,7 @@ def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferReques
         request.id,
         parameters_of(request.parameters) if request.parameters else NO_PARAMETERS,
         deadline,
+        size=0 if raws else request.ByteSize(),
     )
 
 
@@ -102,15 +105,10 @@ def encode(answer: InferResponse, typed: bool) -> pb.ModelInferResponse:
 def parameters_of(fields: Any) -> Parameters:
     """A map of InferParameter, or of another message with parameter_choice, as plain values.
 
-    Raises InvalidArgument for a parameter that holds nothing.
+    A parameter that holds nothing is as good as none.
     """
-    parameters = {}
-    for name, field in fields.items():
-        choice = field.WhichOneof("parameter_choice")
-        if choice is None:
-            raise InvalidArgument(f"parameters: {name} has no value.")
-        parameters[name] = getattr(field, choice)
-    return parameters
+    choices = {name: field.WhichOneof("parameter_choice") for name, field in fields.items()}
+    return {name: getattr(fields[name], choice) for name, choice in choices.items() if choice}
 
 
 def _wanted(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:
@@ -128,6 +126,10 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> list[object]:
         raise InvalidArgument(
             f"Input '{tensor.name}': datatype '{tensor.datatype}' has no typed contents; "
             "send raw_input_contents."
+        )
+    if any(descriptor.name != field for descriptor, _ in tensor.contents.ListFields()):
+        raise InvalidArgument(
+            f"Input '{tensor.name}' is {tensor.datatype}, so its values belong into {field} alone."
         )
     return list(getattr(tensor.contents, field))
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import grpc
-
 from service.core.errors import InvalidArgument
 from service.digits import predictions
-from service.grpc.calls import Calls, Method
+from service.grpc.calls import Method, Unary
 from service.operations import Operations
 from service.stubs.digits.v1 import digits_pb2 as pb
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["DigitClassifier"]
 
 
-def service(operations: Operations, calls: Calls) -> grpc.GenericRpcHandler:
-    """The service of proto/digits/v1/digits.proto."""
+def methods(operations: Operations) -> dict[str, Method]:
+    """The methods by their names in proto/digits/v1/digits.proto."""
 
     async def predict(request: pb.PredictRequest, deadline: float | None) -> pb.PredictResponse:
         given = request.WhichOneof("input")
@@ -34,4 +32,4 @@ def service(operations: Operations, calls: Calls) -> grpc.GenericRpcHandler:
             ],
         )
 
-    return calls.service(DESCRIPTOR, {"Predict": Method("predict", predict)})
+    return {"Predict": Unary("predict", predict)}

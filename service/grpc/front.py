@@ -1,16 +1,19 @@
-"""The gRPC front of a worker: a grpc.aio server on the worker's own event loop."""
+"""The gRPC front of a worker: every service on one port that the workers share."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.grpc import digits
+from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
-from service.grpc.calls import MESSAGE_SLACK, Calls
+from service.grpc.calls import Calls, Rpc, Streaming, rpcs
+from service.grpc.grpcio_server import GrpcioServer
+from service.grpc.health import Health
+from service.grpc.http2_server import Http2Server
 from service.grpc.open_inference import OpenInference
 from service.observe.requests import RequestRecorder
 from service.operations import Operations
@@ -20,73 +23,74 @@ from service.stubs.inference import inference_pb2
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _SERVICES = (digits.DESCRIPTOR.full_name, _INFERENCE.full_name)
+_REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+
+
+class Server(Protocol):
+    """What carries calls: the server's own, or grpcio's."""
+
+    async def start(self) -> None:
+        """Accept calls."""
+
+    async def stop(self, timeout: float) -> None:
+        """Refuse new calls at once; give those in flight so many seconds."""
 
 
 class GrpcFront:
-    """All gRPC services of one worker, on a port that the workers share."""
+    """All gRPC services of one worker."""
 
     def __init__(
         self, operations: Operations, recorder: RequestRecorder, settings: Settings
     ) -> None:
         self._operations = operations
-        self._server = grpc.aio.server(
-            options=[
-                # Every worker binds the port; the kernel spreads connections over them.
-                ("grpc.so_reuseport", 1),
-                # Up to twice the limit a message is refused by us, with the limit's name;
-                # beyond it gRPC itself refuses, before the message is read.
-                (
-                    "grpc.max_receive_message_length",
-                    2 * (settings.max_request_bytes + MESSAGE_SLACK),
-                ),
-                ("grpc.max_send_message_length", -1),
-            ],
-            maximum_concurrent_rpcs=settings.max_connections,
-        )
-        calls = Calls(recorder, settings.max_request_bytes, settings.max_stream_requests)
-        methods = OpenInference(operations).methods()
-        methods |= AdministrationService(operations.administration).methods()
-        self._server.add_generic_rpc_handlers(
-            (digits.service(operations, calls), calls.service(_INFERENCE, methods))
-        )
-        self._health = health.aio.HealthServicer()
-        self._publishing = asyncio.Lock()
-        self._published: set[str] = set()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        self._health = Health()
+        limits = settings.max_request_bytes, settings.max_stream_requests
+        self._calls = Calls(recorder, *limits)
+        server = Http2Server if settings.fast_grpc else GrpcioServer
+        self._server: Server = server(self._rpcs(), self._calls, settings)
+
+    def _rpcs(self) -> Mapping[str, Rpc]:
+        operations = self._operations
+        inference = OpenInference(operations).methods()
+        inference |= AdministrationService(operations.administration).methods()
+        return {
+            **rpcs(digits.DESCRIPTOR, digits.methods(operations)),
+            **rpcs(_INFERENCE, inference),
+            **rpcs(health_service.DESCRIPTOR, self._health.methods()),
+            **rpcs(_REFLECTION, {"ServerReflectionInfo": Streaming("reflection", _reflection())}),
+        }
 
     async def start(self) -> None:
         """Accept calls."""
-        await self.publish_health()
+        self.publish_health()
         await self._server.start()
 
-    async def publish_health(self) -> None:
+    def publish_health(self) -> None:
         """Tell the health service (grpc.health.v1) what is ready.
 
         Its service names are ours, `` for the server as a whole, and of each model NAME and
         NAME/VERSION, which are NOT_SERVING once they are unloaded.
         """
-        states = health_pb2.HealthCheckResponse
-        async with self._publishing:
-            operations = self._operations
-            ready = operations.readiness().ready
-            serving = {name for m in operations.repository.loaded for name in _names(m)}
-            self._published |= serving
-            for name in ("", *_SERVICES):
-                await self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
-            for name in self._published:
-                await self._health.set(
-                    name, states.SERVING if name in serving else states.NOT_SERVING
-                )
+        operations = self._operations
+        ready = operations.readiness().ready
+        models = {name: True for m in operations.repository.loaded for name in _names(m)}
+        self._health.publish(dict.fromkeys(("", *_SERVICES), ready) | models)
 
     async def stop(self, timeout: float) -> None:
-        """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
-        await self._health.enter_graceful_shutdown()
+        """Say that nothing is ready, refuse new calls; give those in flight `timeout` seconds."""
+        self._health.stop()
+        self._calls.stop()
         await self._server.stop(timeout)
+
+
+def _reflection() -> Any:
+    names = (*_SERVICES, health_service.DESCRIPTOR.full_name, _REFLECTION.full_name)
+    servicer = reflection.aio.ReflectionServicer(names)
+
+    def answer(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        return servicer.ServerReflectionInfo(requests, None)  # type: ignore[no-any-return]
+
+    return answer
 
 
 def _names(model: ServedModel) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from service import SERVER_NAME, __version__
 from service.core.errors import ModelNotFound, ServiceError
 from service.core.tensors import TensorSpec
-from service.grpc.calls import Method
+from service.grpc.calls import Method, Pipelined, Unary
 from service.grpc.codec import decode, encode, is_typed
 from service.operations import Operations
 from service.stubs.inference import inference_pb2 as pb
@@ -27,13 +27,13 @@ class OpenInference:
     def methods(self) -> dict[str, Method]:
         """The methods by their names in proto/inference/inference.proto."""
         return {
-            "ServerLive": Method("live", self._live),
-            "ServerReady": Method("ready", self._ready),
-            "ModelReady": Method("model_ready", self._model_ready),
-            "ServerMetadata": Method("server_metadata", self._server_metadata),
-            "ModelMetadata": Method("model_metadata", self._model_metadata),
-            "ModelInfer": Method("infer", self._infer),
-            "ModelStreamInfer": Method("stream_infer", self._stream_infer, _refuse),
+            "ServerLive": Unary("live", self._live),
+            "ServerReady": Unary("ready", self._ready),
+            "ModelReady": Unary("model_ready", self._model_ready),
+            "ServerMetadata": Unary("server_metadata", self._server_metadata),
+            "ModelMetadata": Unary("model_metadata", self._model_metadata),
+            "ModelInfer": Unary("infer", self._infer),
+            "ModelStreamInfer": Pipelined("stream_infer", self._stream_infer, _refuse),
         }
 
     async def _live(

@@ -21,14 +21,14 @@ from tests.conftest import ROOT, Mnist, Server
 
 
 @pytest.fixture(scope="module")
-def channel(server: Server) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.grpc) as channel:
+def channel(grpc_server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(grpc_server.grpc) as channel:
         yield channel
 
 
 @pytest.fixture(scope="module")
-def triton(server: Server) -> Iterator[InferenceServerClient]:
-    with InferenceServerClient(server.grpc) as client:
+def triton(grpc_server: Server) -> Iterator[InferenceServerClient]:
+    with InferenceServerClient(grpc_server.grpc) as client:
         yield client
 
 

@@ -24,8 +24,8 @@ from tests.e2e.triton import Triton
 
 
 @pytest.fixture(scope="module")
-def channel(server: Server) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.grpc) as channel:
+def channel(grpc_server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(grpc_server.grpc) as channel:
         yield channel
 
 
@@ -41,9 +41,9 @@ def digit(response: inference.ModelInferResponse) -> int:
     return int(np.frombuffer(response.raw_output_contents[index], np.float32).argmax())
 
 
-def test_tritonclient_streams(server: Server, mnist: Mnist) -> None:
+def test_tritonclient_streams(grpc_server: Server, mnist: Mnist) -> None:
     results: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+    with tritonclient.grpc.InferenceServerClient(grpc_server.grpc) as client:
         client.start_stream(lambda result, error: results.put((result, error)))
         tensor = tritonclient.grpc.InferInput("image", [1, 28, 28], "UINT8")
         for index in range(20):
@@ -65,8 +65,8 @@ def test_tritonclient_streams(server: Server, mnist: Mnist) -> None:
         assert result.as_numpy("probabilities").argmax() == mnist.labels[index]
 
 
-def test_asyncio_tritonclient_streams(server: Server, mnist: Mnist) -> None:
-    triton = Triton("grpc.aio", server)
+def test_asyncio_tritonclient_streams(grpc_server: Server, mnist: Mnist) -> None:
+    triton = Triton("grpc.aio", grpc_server)
 
     async def requests() -> Any:
         for index in range(10):
@@ -131,13 +131,15 @@ def test_answers_come_in_the_order_of_their_requests(channel: grpc.Channel, mnis
     assert sum(right) > 290
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[True, False], ids=["own front", "grpcio"])
 def slow_server(
-    start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    start_server: Callable[..., Server],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Server:
     root = tmp_path_factory.mktemp("slow")
     publish_slow_model(root)
-    return start_server(root, max_stream_requests=4)
+    return start_server(root, max_stream_requests=4, fast_grpc=request.param)
 
 
 def inferred(stub: Any) -> tuple[int, int]:
@@ -175,10 +177,11 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("fast_grpc", [True, False])
 def test_health_is_known_by_model_and_watched(
-    start_server: Callable[..., Server], repository: Path
+    start_server: Callable[..., Server], repository: Path, fast_grpc: bool
 ) -> None:
-    server = start_server(repository, poll_interval=0)
+    server = start_server(repository, poll_interval=0, fast_grpc=fast_grpc)
     states = health_pb2.HealthCheckResponse
     with grpc.insecure_channel(server.grpc) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -24,10 +25,8 @@ from tests.e2e.triton import OVER_HTTP, Triton, fixture_of
 
 
 @pytest.fixture(scope="module")
-def models_server(
-    start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
-) -> Server:
-    """A server with the shipped model, and one for each datatype of the protocol."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model, and one for each datatype of the protocol."""
     root = tmp_path_factory.mktemp("models")
     shutil.copytree(SHIPPED_MODELS / "mnist", root / "mnist")
     for datatype in ELEMENT_TYPES:
@@ -35,10 +34,20 @@ def models_server(
     publish_sum(root)
     publish_scalar(root)
     publish_log(root)
-    return start_server(root)
+    return root
 
 
-triton = fixture_of("models_server")
+@pytest.fixture(scope="module")
+def models_server(start_server: Callable[..., Server], models: Path) -> Server:
+    return start_server(models)
+
+
+@pytest.fixture(scope="module")
+def grpcio_server(start_server: Callable[..., Server], models: Path) -> Server:
+    return start_server(models, fast_grpc=False)
+
+
+triton = fixture_of("models_server", grpcio_fixture="grpcio_server")
 http_triton = fixture_of("models_server", OVER_HTTP)
 
 EXAMPLES: dict[str, np.ndarray] = {

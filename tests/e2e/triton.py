@@ -84,12 +84,23 @@ _OF_HTTP = {
 }
 
 
-def fixture_of(server_fixture: str, kinds: tuple[str, ...] = OVER_HTTP + OVER_GRPC) -> Any:
-    """A pytest fixture: a client of each kind in turn, of the server that a fixture gives."""
+def fixture_of(
+    server_fixture: str,
+    kinds: tuple[str, ...] = OVER_HTTP + OVER_GRPC,
+    grpcio_fixture: str | None = None,
+) -> Any:
+    """A pytest fixture: a client of each kind in turn, of the server that a fixture gives.
 
-    @pytest.fixture(scope="module", params=kinds)
+    The gRPC clients are also those of a second server, which answers by grpcio.
+    """
+    params = [(server_fixture, kind) for kind in kinds]
+    if grpcio_fixture:
+        params += [(grpcio_fixture, kind) for kind in OVER_GRPC]
+
+    @pytest.fixture(scope="module", params=params, ids=[f"{kind}@{of}" for of, kind in params])
     def triton(request: pytest.FixtureRequest) -> Iterator[Triton]:
-        client = Triton(request.param, request.getfixturevalue(server_fixture))
+        fixture, kind = request.param
+        client = Triton(kind, request.getfixturevalue(fixture))
         yield client
         client.close()
 

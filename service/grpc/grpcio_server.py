@@ -1,0 +1,112 @@
+"""gRPC carried by grpcio: the reference that our own front is held against (`fast_grpc` off)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NoReturn
+
+import grpc
+
+from service.core.errors import ServiceError
+from service.grpc.calls import MESSAGE_SLACK, Calls, Rpc, Unary
+from service.settings import Settings
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GrpcioServer:
+    """A grpc.aio server on the worker's event loop."""
+
+    def __init__(self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings) -> None:
+        self._calls = calls
+        self._server = grpc.aio.server(
+            options=[
+                # Every worker binds the port; the kernel spreads connections over them.
+                ("grpc.so_reuseport", 1),
+                # Up to twice the limit a message is refused by us, with the limit's name;
+                # beyond it gRPC itself refuses, before the message is read.
+                (
+                    "grpc.max_receive_message_length",
+                    2 * (settings.max_request_bytes + MESSAGE_SLACK),
+                ),
+                ("grpc.max_send_message_length", -1),
+            ],
+            maximum_concurrent_rpcs=settings.max_connections,
+        )
+        self._server.add_generic_rpc_handlers((_Handlers(rpcs, self._unary, self._stream),))
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+
+    async def start(self) -> None:
+        """Accept calls."""
+        await self._server.start()
+
+    async def stop(self, timeout: float) -> None:
+        """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
+        await self._server.stop(timeout)
+
+    async def _unary(self, rpc: Rpc, content: bytes, context: _Context) -> bytes:
+        request_id = self._request_id(context)
+        answer = await self._calls.answer(rpc, content, _deadline(context), request_id)
+        if isinstance(answer, ServiceError):
+            await _abort(context, answer)
+        return answer
+
+    async def _stream(
+        self, rpc: Rpc, contents: AsyncIterator[bytes], context: _Context
+    ) -> AsyncIterator[bytes]:
+        request_id = self._request_id(context)
+        ends = _metadata(context).get("triton_grpc_error") == "true"
+        answers = self._calls.stream(rpc, contents, _deadline(context), request_id, ends)
+        try:
+            async for answer in answers:
+                yield answer
+        except ServiceError as error:
+            await _abort(context, error)
+
+    def _request_id(self, context: _Context) -> str:
+        request_id = self._calls.request_id(_metadata(context).get("x-request-id"))
+        context.set_trailing_metadata((("x-request-id", request_id),))
+        return request_id
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    """Every method as a handler of bytes: messages are parsed by `Calls`."""
+
+    def __init__(self, rpcs: Mapping[str, Rpc], unary: Any, stream: Any) -> None:
+        self._handlers = {path: self._handler(rpc, unary, stream) for path, rpc in rpcs.items()}
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return self._handlers.get(handler_call_details.method)
+
+    @staticmethod
+    def _handler(rpc: Rpc, unary: Any, stream: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        if isinstance(rpc.method, Unary):
+
+            async def answer(content: bytes, context: _Context) -> Any:
+                return await unary(rpc, content, context)
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+        async def answers(contents: AsyncIterator[bytes], context: _Context) -> Any:
+            async for content in stream(rpc, contents, context):
+                yield content
+
+        return grpc.stream_stream_rpc_method_handler(answers)
+
+
+def _metadata(context: _Context) -> dict[str, str]:
+    return {key: str(value) for key, value in context.invocation_metadata() or ()}
+
+
+def _deadline(context: _Context) -> float | None:
+    remaining = context.time_remaining()
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining
+
+
+async def _abort(context: _Context, error: ServiceError) -> NoReturn:
+    await context.abort(grpc.StatusCode[error.grpc_code], error.message)
+    raise AssertionError("abort always raises")

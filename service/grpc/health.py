@@ -1,0 +1,75 @@
+"""grpc.health.v1.Health: which services and models are ready, asked and watched.
+
+Source: the gRPC Health Checking Protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from grpc_health.v1 import health_pb2 as pb
+
+from service.core.errors import NotFound
+from service.grpc.calls import Method, Streaming, Unary
+
+DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Health"]
+
+
+class Health:
+    """The state of each service. Lives on one event loop."""
+
+    def __init__(self) -> None:
+        self._ready: dict[str, bool] = {}
+        self._changed = asyncio.Event()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Nothing is ready any more; who watches is told, and let go."""
+        self._stopped = True
+        self.publish({})
+
+    def publish(self, ready: dict[str, bool]) -> None:
+        """Set the state of all services. One that was there before and is no more is not ready."""
+        self._ready = dict.fromkeys(self._ready, False) | ready
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def methods(self) -> dict[str, Method]:
+        """The methods by their names in health.proto."""
+        return {
+            "Check": Unary("health_check", self._check),
+            "List": Unary("health_list", self._list),  # which older releases of the proto lack
+            "Watch": Streaming("health_watch", self._watch),
+        }
+
+    async def _check(
+        self, request: pb.HealthCheckRequest, deadline: float | None
+    ) -> pb.HealthCheckResponse:
+        if request.service not in self._ready:
+            raise NotFound(f"There is no service or model '{request.service}'.")
+        return self._response(request.service)
+
+    async def _list(self, request: object, deadline: float | None) -> pb.HealthListResponse:
+        return pb.HealthListResponse(statuses={name: self._response(name) for name in self._ready})
+
+    async def _watch(
+        self, requests: AsyncIterator[pb.HealthCheckRequest]
+    ) -> AsyncIterator[pb.HealthCheckResponse]:
+        async for request in requests:
+            told = None
+            while True:
+                changed = self._changed
+                state = self._response(request.service)
+                if state != told:
+                    told = state
+                    yield state
+                if self._stopped:
+                    return
+                await changed.wait()
+
+    def _response(self, name: str) -> pb.HealthCheckResponse:
+        states = pb.HealthCheckResponse
+        if name not in self._ready:
+            return states(status=states.SERVICE_UNKNOWN)
+        return states(status=states.SERVING if self._ready[name] else states.NOT_SERVING)

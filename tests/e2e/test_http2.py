@@ -1,0 +1,443 @@
+"""Our own HTTP/2 front against what peers may do to it, frame by frame over real sockets.
+
+Source: RFC 9113; the numbers in names of tests are its sections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import hpack
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2 as inference
+from tritonclient.grpc import service_pb2_grpc as inference_grpc
+
+from service.grpc import wire
+from tests.conftest import Mnist, Server
+from tests.e2e.onnx_models import publish_slow_model
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+NO_SETTINGS = wire.frame(wire.SETTINGS, 0, 0)
+
+
+def headers(path: str = INFER, content_type: str = "application/grpc", **more: str) -> bytes:
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "x",
+        "content-type": content_type,
+        "te": "trailers",
+    } | {name.replace("_", "-"): value for name, value in more.items()}
+    return bytes(hpack.Encoder().encode(list(fields.items())))
+
+
+def message(mnist: Mnist, count: int = 1) -> bytes:
+    request = inference.ModelInferRequest(model_name="mnist")
+    request.inputs.add(name="image", datatype="UINT8", shape=[count, 28, 28])
+    request.raw_input_contents.append(mnist.images[:count].tobytes())
+    content = request.SerializeToString()
+    return struct.pack(">BI", 0, len(content)) + content
+
+
+class Peer:
+    """A socket to the gRPC port; `frames` gives what comes, as (kind, flags, stream, payload)."""
+
+    def __init__(self, server: Server, start: bytes = wire.PREFACE + NO_SETTINGS) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=20)
+        self._received = b""
+        self.send(start)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, content: bytes) -> None:
+        self.socket.sendall(content)
+
+    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Until the connection is closed."""
+        while True:
+            while len(self._received) >= 9:
+                high, low, kind, flags, stream = wire.FRAME_HEAD.unpack_from(self._received)
+                end = 9 + (high << 8 | low)
+                if len(self._received) < end:
+                    break
+                payload, self._received = self._received[9:end], self._received[end:]
+                yield kind, flags, stream, payload
+            try:
+                more = self.socket.recv(65536)
+            except ConnectionResetError:
+                return
+            if not more:
+                return
+            self._received += more
+
+    def goaway(self) -> tuple[int, str]:
+        """The code and the reason with which the connection is ended; it must be closed then."""
+        found = None
+        for kind, _, _, payload in self.frames():
+            if kind == wire.GOAWAY:
+                found = struct.unpack_from(">I", payload, 4)[0], payload[8:].decode()
+        assert found is not None, "closed without GOAWAY"
+        return found
+
+    def answer(self, stream: int) -> tuple[dict[str, str], bytes]:
+        """Headers and trailers, and the data, of a call; or what it was reset with."""
+        decoder, fields, data = hpack.Decoder(), {}, b""
+        for kind, flags, number, payload in self.frames():
+            if kind == wire.HEADERS:
+                block = dict(decoder.decode(payload))
+                fields |= block if number == stream else {}
+            elif kind == wire.DATA and number == stream:
+                data += payload
+            elif kind == wire.RST_STREAM and number == stream:
+                return {"reset": str(struct.unpack(">I", payload)[0])} | fields, data
+            if flags & wire.END_STREAM and number == stream and kind in (wire.HEADERS, wire.DATA):
+                return fields, data
+        raise AssertionError("the connection was closed")
+
+
+def call(stream: int, block: bytes, *data: bytes) -> bytes:
+    """The frames of a whole call."""
+    flags = wire.END_HEADERS | (0 if data else wire.END_STREAM)
+    frames = [wire.frame(wire.HEADERS, flags, stream, block)]
+    for index, chunk in enumerate(data):
+        end = wire.END_STREAM if index == len(data) - 1 else 0
+        frames.append(wire.frame(wire.DATA, end, stream, chunk))
+    return b"".join(frames)
+
+
+def is_ok(answer: tuple[dict[str, str], bytes]) -> bool:
+    fields, data = answer
+    if fields.get("grpc-status") != "0":
+        return False
+    return inference.ModelInferResponse.FromString(data[5:]).model_name == "mnist"
+
+
+@pytest.fixture(autouse=True)
+def unharmed(server: Server, mnist: Mnist) -> Iterator[None]:
+    """Whatever a peer did, the next one is answered, by the same process, without a traceback."""
+    before = server.worker_pids()
+    yield
+    with Peer(server) as peer:
+        peer.send(call(1, headers(), message(mnist)))
+        assert is_ok(peer.answer(1))
+    assert server.worker_pids() == before
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_padding_priority_and_continuation_are_understood(server: Server, mnist: Mnist) -> None:
+    block, body = headers(), message(mnist)
+    with Peer(server) as peer:
+        flags = wire.PADDED | wire.PRIORITISED
+        first = bytes([3]) + bytes(5) + block[:7] + bytes(3)
+        peer.send(wire.frame(wire.HEADERS, flags, 1, first))
+        peer.send(wire.frame(wire.CONTINUATION, 0, 1, block[7:9]))
+        peer.send(wire.frame(wire.CONTINUATION, wire.END_HEADERS, 1, block[9:]))
+        padded = bytes([10]) + body + bytes(10)
+        peer.send(wire.frame(wire.DATA, wire.PADDED | wire.END_STREAM, 1, padded))
+        peer.send(wire.frame(wire.PRIORITY, 0, 1, bytes(5)) + wire.frame(0xBE, 0xFF, 0, b"new"))
+        assert is_ok(peer.answer(1))
+
+
+def test_frames_may_come_byte_by_byte(server: Server, mnist: Mnist) -> None:
+    with Peer(server, b"") as peer:
+        for byte in wire.PREFACE + NO_SETTINGS + call(1, headers(), message(mnist)):
+            peer.send(bytes([byte]))
+        assert is_ok(peer.answer(1))
+
+
+def test_a_ping_is_answered(server: Server) -> None:
+    with Peer(server) as peer:
+        peer.send(wire.frame(wire.PING, 0, 0, b"12345678"))
+        assert (wire.PING, wire.ACK, 0, b"12345678") in (frame for frame in peer.frames())
+
+
+def test_many_calls_share_a_connection_and_their_headers(server: Server, mnist: Mnist) -> None:
+    """The client's HPACK table changes under way: later blocks mean something else."""
+    encoder = hpack.Encoder()
+    with Peer(server) as peer:
+        decoder, fields = hpack.Decoder(), {}
+        for index in range(60):
+            block = encoder.encode(
+                [
+                    (":method", "POST"),
+                    (":scheme", "http"),
+                    (":path", INFER),
+                    ("content-type", "application/grpc"),
+                    ("x-request-id", f"call-{index // 3}"),
+                ]
+            )
+            peer.send(call(2 * index + 1, bytes(block), message(mnist)))
+        for kind, flags, stream, payload in peer.frames():
+            if kind == wire.HEADERS:
+                block = dict(decoder.decode(payload))
+                if flags & wire.END_STREAM:
+                    fields[stream] = block
+            if len(fields) == 60:
+                break
+    for index in range(60):
+        assert fields[2 * index + 1]["grpc-status"] == "0"
+        assert fields[2 * index + 1]["x-request-id"] == f"call-{index // 3}"
+
+
+def test_no_more_is_sent_than_the_peers_windows_allow(server: Server, mnist: Mnist) -> None:
+    """5.2: a peer with tiny windows gets its answer in as many pieces as it asks for."""
+    config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+    client = h2.connection.H2Connection(config)
+    client.local_settings = h2.settings.Settings(
+        client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 100}
+    )
+    client.initiate_connection()
+    with Peer(server, client.data_to_send()) as peer:
+        client.send_headers(1, list(hpack.Decoder().decode(headers())))
+        client.send_data(1, message(mnist, 20), end_stream=True)
+        peer.send(client.data_to_send())
+        data, chunks = b"", 0
+        ended = False
+        while not ended:
+            for event in client.receive_data(peer.socket.recv(65536)):
+                if isinstance(event, h2.events.DataReceived):
+                    data += event.data or b""
+                    chunks += 1
+                    client.acknowledge_received_data(event.flow_controlled_length or 0, 1)
+                ended |= isinstance(event, h2.events.StreamEnded)
+            peer.send(client.data_to_send())
+    response = inference.ModelInferResponse.FromString(data[5:])
+    assert response.outputs[0].shape == [20, 10]
+    assert chunks > 10
+
+
+def test_a_large_batch_goes_both_ways(server: Server) -> None:
+    count = 9000  # 7 MB in, 0.7 MB out
+    with grpc.insecure_channel(server.grpc) as channel:
+        request = inference.ModelInferRequest(model_name="mnist")
+        request.inputs.add(name="image", datatype="UINT8", shape=[count, 28, 28])
+        request.raw_input_contents.append(bytes(784 * count))
+        answer = inference_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    rows = np.frombuffer(answer.raw_output_contents[1], np.float32).reshape(count, 10)
+    assert (rows == rows[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("frames", "code", "word"),
+    [
+        (wire.frame(wire.PING, 0, 0, b"short"), wire.FRAME_SIZE_ERROR, "PING"),
+        (wire.frame(wire.SETTINGS, 0, 0, b"short"), wire.FRAME_SIZE_ERROR, "SETTINGS"),
+        (wire.frame(wire.SETTINGS, 0, 1), wire.PROTOCOL_ERROR, "SETTINGS"),
+        (wire.settings({wire.INITIAL_WINDOW_SIZE: 2**31}), wire.FLOW_CONTROL_ERROR, "window"),
+        (wire.settings({wire.MAX_FRAME_SIZE: 1}), wire.PROTOCOL_ERROR, "frame size"),
+        (wire.window_update(0, 0), wire.PROTOCOL_ERROR, "window"),
+        (wire.window_update(0, 2**31 - 1), wire.FLOW_CONTROL_ERROR, "window"),
+        (wire.frame(wire.WINDOW_UPDATE, 0, 0, b"x"), wire.FRAME_SIZE_ERROR, "size"),
+        (wire.frame(wire.DATA, 0, 1, b"x"), wire.PROTOCOL_ERROR, "data"),
+        (wire.frame(wire.DATA, 0, 0, b"x"), wire.PROTOCOL_ERROR, "data"),
+        (wire.reset(1, 0), wire.PROTOCOL_ERROR, "reset"),
+        (wire.frame(wire.PUSH_PROMISE, 0, 1, bytes(4)), wire.PROTOCOL_ERROR, "push"),
+        (wire.frame(wire.CONTINUATION, 0, 1), wire.PROTOCOL_ERROR, "continuation"),
+        (call(2, headers()), wire.PROTOCOL_ERROR, "number"),
+        (call(3, headers()) + call(1, headers()), wire.PROTOCOL_ERROR, "number"),
+        (wire.frame(wire.HEADERS, 4, 1, b"\xff\xff\xff\xff\xff\xff"), wire.COMPRESSION_ERROR, ""),
+        (wire.frame(wire.HEADERS, 4, 1, b"\xc5"), wire.COMPRESSION_ERROR, ""),
+        (wire.frame(wire.HEADERS, 12, 1, bytes([9, 1])), wire.PROTOCOL_ERROR, "padding"),
+        (wire.frame(wire.HEADERS, 0, 1, b"x") + NO_SETTINGS, wire.PROTOCOL_ERROR, "interrupted"),
+        (wire.FRAME_HEAD.pack(0xFFFF, 0xFF, 0, 0, 1), wire.FRAME_SIZE_ERROR, "larger"),
+        (
+            wire.frame(wire.HEADERS, 4, 1, headers()) + wire.frame(wire.HEADERS, 4, 1, headers()),
+            wire.PROTOCOL_ERROR,
+            "middle",
+        ),
+    ],
+)
+def test_what_breaks_http2_ends_the_connection_with_a_reason(
+    server: Server, frames: bytes, code: int, word: str
+) -> None:
+    with Peer(server) as peer:
+        peer.send(frames)
+        found, reason = peer.goaway()
+        assert found == code, reason
+        assert word in reason
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b"PRI * HTTP/1"])
+def test_what_is_no_preface_is_told_what_this_port_is(server: Server, start: bytes) -> None:
+    with Peer(server, start) as peer:
+        assert peer.goaway() == (wire.PROTOCOL_ERROR, "this port speaks gRPC over HTTP/2")
+
+
+def test_data_past_the_windows_ends_the_connection(server: Server, mnist: Mnist) -> None:
+    """Who takes no answers is given back no window; who sends on all the same is cut off."""
+    silent = wire.PREFACE + wire.settings({wire.INITIAL_WINDOW_SIZE: 0})
+    stream = wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers(INFER[:-5] + "StreamInfer"))
+    requests = wire.frame(wire.DATA, 0, 1, message(mnist, 20))
+    with Peer(server, silent) as peer:
+        peer.send(stream)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(400):
+                peer.send(requests)
+        assert peer.goaway() == (wire.FLOW_CONTROL_ERROR, "more data than allowed")
+
+
+def test_headers_that_never_end_end_the_connection(server: Server) -> None:
+    """CVE-2024-27316: a flood of CONTINUATION frames."""
+    with Peer(server) as peer:
+        peer.send(wire.frame(wire.HEADERS, 0, 1, headers()))
+        for _ in range(3):
+            peer.send(wire.frame(wire.CONTINUATION, 0, 1, bytes(16_000)))
+        assert peer.goaway() == (wire.ENHANCE_YOUR_CALM, "headers larger than allowed")
+
+
+def test_headers_that_inflate_end_the_connection(server: Server) -> None:
+    """One header of 4,000 bytes in the table, named a thousand times in a byte each."""
+    block = hpack.Encoder().encode([("x", "y" * 4000)])
+    with Peer(server) as peer:
+        peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, bytes(block) + b"\xbe" * 1000))
+        assert peer.goaway()[0] == wire.COMPRESSION_ERROR
+
+
+def test_calls_given_up_by_the_thousand_end_the_connection(
+    start_server: Callable[..., Server], tmp_path: Path, mnist: Mnist
+) -> None:
+    """CVE-2023-44487: rapid reset."""
+    publish_slow_model(tmp_path)
+    slow = start_server(tmp_path)
+    with Peer(slow) as peer:
+        body = message(mnist)
+        streams = [2 * index + 1 for index in range(400)]
+        calls = (call(n, headers(), body) + wire.reset(n, wire.CANCEL) for n in streams)
+        with contextlib.suppress(ConnectionError):
+            for frames in calls:
+                peer.send(frames)
+        assert peer.goaway() == (wire.ENHANCE_YOUR_CALM, "too many calls given up")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"content_type": "application/json"}, {":status": "415"}),
+        ({"content_type": "application/grpc+proto", "path": "/none"}, {"grpc-status": "12"}),
+        ({"grpc_encoding": "br"}, {"grpc-status": "12"}),
+        ({"grpc_encoding": "identity"}, {"grpc-status": "13"}),
+        ({"grpc_encoding": "gzip"}, {"grpc-status": "3"}),
+    ],
+)
+def test_what_is_wrong_with_a_call_is_said_in_its_answer(
+    server: Server, fields: dict[str, str], expected: dict[str, str]
+) -> None:
+    with Peer(server) as peer:
+        compressed = struct.pack(">BI", 1, 4) + b"none"
+        peer.send(call(1, headers(**fields), compressed))
+        answered, _ = peer.answer(1)
+        assert expected.items() <= answered.items(), answered
+
+
+def test_an_answer_before_the_end_of_a_request_stops_it(server: Server) -> None:
+    """8.1: the answer is whole, and then the peer is told to send no more."""
+    with Peer(server) as peer:
+        peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers()))
+        peer.send(wire.frame(wire.DATA, 0, 1, struct.pack(">BI", 0, 1 << 30)))
+        fields, _ = peer.answer(1)
+        assert fields["grpc-status"] == "8"
+        assert next(peer.frames()) == (wire.RST_STREAM, 0, 1, bytes(4))  # NO_ERROR
+        peer.send(wire.frame(wire.DATA, 0, 1, bytes(1000)))  # was on its way
+
+
+@pytest.fixture(scope="module")
+def small_server(start_server: Callable[..., Server]) -> Server:
+    return start_server(body_timeout=0.3, max_connections=4)
+
+
+def test_a_message_that_never_comes_times_out(small_server: Server, mnist: Mnist) -> None:
+    with Peer(small_server) as peer:
+        peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers()))
+        peer.send(wire.frame(wire.DATA, 0, 1, message(mnist)[:100]))
+        fields, _ = peer.answer(1)
+        assert fields["grpc-status"] == "3"
+        assert "body_timeout" in fields["grpc-message"]
+
+
+def test_a_preface_that_never_comes_times_out(small_server: Server) -> None:
+    with Peer(small_server, b"PRI") as peer:
+        assert peer.goaway() == (wire.PROTOCOL_ERROR, "no preface came")
+
+
+def test_more_calls_than_allowed_are_refused_to_be_tried_again(
+    small_server: Server, mnist: Mnist
+) -> None:
+    with Peer(small_server) as peer:
+        for stream in (1, 3, 5, 7, 9):
+            peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, stream, headers()))
+        assert peer.answer(9)[0] == {"reset": str(wire.REFUSED_STREAM)}
+        peer.send(wire.frame(wire.DATA, wire.END_STREAM, 7, message(mnist)))
+        assert is_ok(peer.answer(7))
+
+
+def test_more_connections_than_allowed_are_told_so(small_server: Server) -> None:
+    with Peer(small_server), Peer(small_server), Peer(small_server), Peer(small_server):
+        time.sleep(0.05)
+        with Peer(small_server) as fifth:
+            assert "max_connections" in fifth.goaway()[1]
+
+
+def test_stopping_answers_what_came_and_refuses_what_comes(
+    start_server: Callable[..., Server], tmp_path: Path, mnist: Mnist
+) -> None:
+    publish_slow_model(tmp_path)
+    slow = start_server(tmp_path)
+    with Peer(slow) as peer:
+        peer.send(call(1, headers(), message(mnist, 8)))
+        peer.send(wire.frame(wire.PING, 0, 0, b"received"))
+        assert (wire.PING, wire.ACK, 0, b"received") in (frame for frame in peer.frames())
+        stopping = threading.Thread(target=slow.stop)
+        stopping.start()
+        kinds = []
+        for kind, _, stream, _ in peer.frames():
+            kinds.append((kind, stream))
+            if kind == wire.GOAWAY:
+                peer.send(call(3, headers(), message(mnist)))
+        stopping.join()
+        assert (wire.RST_STREAM, 3) in kinds
+        assert kinds.count((wire.HEADERS, 1)) == 2  # headers and trailers
+        assert slow.process.returncode == 0
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 11),
+            st.integers(0, 255),
+            st.sampled_from([0, 1, 3, 5, 2**31 - 1]),
+            st.binary(max_size=60) | st.just(headers()) | st.just(struct.pack(">I", 70_000)),
+        ),
+        max_size=12,
+    ),
+    st.binary(max_size=20),
+)
+def test_no_frames_harm_the_server(
+    server: Server, frames: list[tuple[int, int, int, bytes]], tail: bytes
+) -> None:
+    with Peer(server) as peer:
+        peer.send(b"".join(wire.frame(*each) for each in frames) + tail)
+        peer.socket.shutdown(socket.SHUT_WR)
+        for _ in peer.frames():
+            pass  # until it is closed
