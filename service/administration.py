@@ -1,7 +1,6 @@
 """What operators ask of the service: its models, their statistics, its log, shared memory.
 
-Every change goes through `Control`, so that it holds in all workers; `apply` is what each of them
-then does.
+Every change is one of the state that `Control` keeps for all workers, and that each follows.
 """
 
 from __future__ import annotations
@@ -10,17 +9,18 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from service.control import Command, Control
+from service.control import Command, Control, State
 from service.core.batching import BatchLimits
-from service.core.errors import Forbidden, InvalidArgument, NotFound, Unimplemented
+from service.core.errors import AlreadyExists, Forbidden, InvalidArgument, NotFound, Unimplemented
 from service.core.request import Parameters
 from service.core.statistics import merge
 from service.observe.log_settings import LogSettings, level_of, settings_of
 from service.repository.config import configuration
 from service.repository.repository import IndexEntry, Repository
 from service.runtime.shared_memory import Regions, Registered
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +50,40 @@ class Administration:
         self._regions = regions
         self._settings = settings
         self._limits = limits
-        self.control = Control(control_folder, self.apply)
+        self._default_level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+        self.control = Control(control_folder, self._follow, self._answer)
 
-    async def apply(self, command: Command) -> Any:
-        """Carry out a command in this worker."""
+    async def _follow(self, state: State) -> None:
+        """Bring this worker in line with what operators want of the server.
+
+        A state has the `log_level`; the `regions` of shared memory, by name; the models that are
+        `unloaded`; and how often each was to be loaded anew, `loads`. Each may be missing.
+        """
+        logging.getLogger().setLevel(state.get("log_level", self._default_level))
+        regions = state.get("regions", {})
+        for known in self._regions.status():
+            if regions.get(known.name) != known._asdict():
+                self._regions.unregister(known.name)
+        await self._repository.follow(set(state.get("unloaded", ())), state.get("loads", {}))
+        for name in self._missing(regions):
+            self._regions.register(Registered(**regions[name]))
+
+    async def start(self) -> None:
+        """Begin where the other workers are. A region whose memory is gone by now is forgotten."""
+        await self.control.start()
+        for name in self._missing(self.control.state.get("regions", {})):
+            log.warning("Shared memory region %s is gone; it is unregistered.", name)
+            await self.unregister_region(name)
+
+    def _missing(self, regions: Mapping[str, Any]) -> set[str]:
+        return regions.keys() - {region.name for region in self._regions.status()}
+
+    async def _answer(self, command: Command) -> Any:
+        """Answer another worker's question."""
         match command:
-            case {"do": "load", "model": name}:
-                await self._repository.load(name)
-            case {"do": "unload", "model": name}:
-                await self._repository.unload(name)
-            case {"do": "log", "level": level}:
-                logging.getLogger().setLevel(level)
-            case {"do": "register", "region": region}:
-                self._regions.register(Registered(**region))
-            case {"do": "unregister", "region": name}:
-                self._regions.unregister(name)
             case {"do": "statistics", "model": name, "version": version}:
                 return self._statistics(name, version)
-            case _:
-                raise InvalidArgument(f"Unknown command: {command}.")
-        return None
+        raise InvalidArgument(f"Unknown command: {command}.")
 
     async def load_model(self, name: str, parameters: Parameters) -> None:
         """Load the newest versions of a model, anew if they are loaded.
@@ -82,12 +96,23 @@ class Administration:
                 f"parameters: {next(iter(parameters))} is not supported; a model is loaded as it "
                 "is in the repository."
             )
-        await self.control.tell({"do": "load", "model": name}, forget=f"model {name}".__eq__)
+
+        def change(state: State) -> None:
+            state["unloaded"] = [out for out in state.get("unloaded", ()) if out != name]
+            loads = state.setdefault("loads", {})
+            loads[name] = loads.get(name, 0) + 1
+
+        await self.control.change(change)
 
     async def unload_model(self, name: str) -> None:
         """Unload a model until it is loaded again. Raises Forbidden, ModelNotFound."""
         self._check_control()
-        await self.control.tell({"do": "unload", "model": name}, remember=f"model {name}")
+        await self._repository.check_known(name)
+
+        def change(state: State) -> None:
+            state["unloaded"] = sorted({*state.get("unloaded", ()), name})
+
+        await self.control.change(change)
 
     async def index(self, ready: bool = False) -> list[IndexEntry]:
         """Every version in the repository, or those that are served. Raises Unavailable."""
@@ -138,9 +163,8 @@ class Administration:
         """
         if changes:
             self._check_control()
-            default = logging.getLevelNamesMapping()[self._settings.log_level.upper()]
-            level = level_of(logging.getLogger().level, changes, default)
-            await self.control.tell({"do": "log", "level": level}, remember="log")
+            level = level_of(logging.getLogger().level, changes, self._default_level)
+            await self.control.change(lambda state: state.update(log_level=level))
         return self.log_settings()
 
     def trace_settings(
@@ -158,20 +182,31 @@ class Administration:
                 known = ", ".join(_TRACE_OFF)
                 raise InvalidArgument(f"'{name}' is not a trace setting; they are {known}.")
             off = _TRACE_OFF[name]
-            if value not in (off, [off], [], None):  # nothing means: back to the default
+            said = value if isinstance(value, list) else [] if value is None else [value]
+            # Nothing means: back to the default. Numbers may come as such.
+            if said and [str(each) for each in said] != (off if isinstance(off, list) else [off]):
                 raise Unimplemented(f"{name}: tracing is off in this server and stays off.")
         return dict(_TRACE_OFF)
 
     async def register_region(self, region: Registered) -> None:
         """Register system shared memory. Raises what `Regions.register` raises."""
-        command = {"do": "register", "region": region._asdict()}
-        await self.control.tell(command, remember=f"region {region.name}")
+
+        def change(state: State) -> None:
+            regions = state.setdefault("regions", {})
+            if region.name in regions:
+                raise AlreadyExists(f"Shared memory region '{region.name}' is already registered.")
+            regions[region.name] = region._asdict()
+
+        await self.control.change(change)
 
     async def unregister_region(self, name: str = "") -> None:
         """Forget a region of system shared memory, or all of them."""
-        keys = f"region {name}"
-        forget = keys.__eq__ if name else lambda key: str(key).startswith("region ")
-        await self.control.tell({"do": "unregister", "region": name}, forget=forget)
+
+        def change(state: State) -> None:
+            kept = state.get("regions", {}).items() if name else ()
+            state["regions"] = {known: region for known, region in kept if known != name}
+
+        await self.control.change(change)
 
     def regions(self, name: str = "") -> list[Registered]:
         """The registered regions, or that one. Raises NotFound."""
@@ -189,6 +224,22 @@ class Administration:
             "CUDA shared memory is not supported by this server; send the tensors, or use system "
             "shared memory."
         )
+
+    def check_origin(self, host: str | None, origin: str | None) -> None:
+        """Raise Forbidden for a change that a web page asks for, by the headers of its request.
+
+        A browser sends an Origin with whatever a page asks of another server. Where control is
+        allowed because nobody but this machine reaches the server, the Host must be this machine
+        as well: a page may have its own name resolve to it (DNS rebinding).
+        """
+        named = urlsplit(f"//{host or ''}")
+        if origin is not None and urlsplit(origin).netloc != named.netloc:
+            raise Forbidden(f"Changes are not taken from web pages of other servers ({origin}).")
+        if self._settings.control == "auto" and host and not is_loopback(named.hostname or ""):
+            raise Forbidden(
+                f"Host is '{host}', but changes are taken from this machine alone; start the "
+                "server with --control on to take them from others."
+            )
 
     def _check_control(self) -> None:
         if not self._settings.allows_control:

@@ -19,6 +19,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+from service.control import LONGEST_FOLDER
 from service.observe.logs import logging_config
 from service.runtime.packages import conflicting_packages
 from service.settings import Settings, SettingsError, load
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:
         # What the workers share: their metrics, and the sockets by which they tell each other.
         metrics, control = Path(folder, "metrics"), Path(folder, "control")
+        if len(str(control)) > LONGEST_FOLDER:
+            print(f"mnist-serve: TMPDIR is too long for sockets: {control}", file=sys.stderr)
+            return 2
         metrics.mkdir()
         control.mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)

@@ -41,6 +41,8 @@ from service.runtime.shared_memory import Regions
 
 # Decoding a picture up to this size costs less than handing it to a thread and back.
 _INLINE_IMAGE_PIXELS = 128 * 128
+# Likewise what has to be made of JSON, of typed contents or of strings.
+_INLINE_BYTES = 64 * 1024
 
 
 class ModelMetadata(NamedTuple):
@@ -118,7 +120,12 @@ class Operations:
         served = self.repository.get(request.model, request.version)
         wanted = _wanted_outputs(served, request.outputs)
         timeout = timeout_of(request.parameters) if request.parameters else None
-        arrays = self._arrays(served, request.inputs)
+        inputs = [self._fetched(tensor) for tensor in request.inputs]
+        if any(_takes_long(tensor, request.size) for tensor in inputs):
+            loop = asyncio.get_running_loop()
+            arrays = await loop.run_in_executor(None, _arrays, served, inputs)
+        else:
+            arrays = _arrays(served, inputs)
         rows = arrays[0].shape[0] if served.session.batchable else 1
         if any(array.shape[0] != rows for array in arrays if served.session.batchable):
             raise InvalidArgument("The inputs have different batch sizes.")
@@ -152,31 +159,12 @@ class Operations:
         tensor = InputTensor(spec.name, spec.datatype, shape, content)
         return InferRequest(model, version, [tensor])
 
-    def _arrays(self, served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
-        """The arrays of a request in the model's order, each checked."""
-        specs = served.session.inputs
-        given = {tensor.name: tensor for tensor in tensors}
-        if len(given) != len(tensors):
-            raise InvalidArgument("An input is given twice.")
-        known = [spec.name for spec in specs]
-        for name in given:
-            if name not in known:
-                raise InvalidArgument(
-                    f"Input '{name}' is not one of model '{served.name}', which takes: "
-                    f"{', '.join(known)}."
-                )
-        arrays = []
-        for spec in specs:
-            if spec.name not in given:
-                raise InvalidArgument(f"Input '{spec.name}' is missing.")
-            _, datatype, shape, raw, values, region = given[spec.name]
-            if region is not None:
-                raw = self._regions.read(f"Input '{spec.name}'", region)
-            if raw is not None:
-                arrays.append(from_bytes(spec, datatype, shape, raw))
-            else:
-                arrays.append(from_values(spec, datatype, shape, values))
-        return arrays
+    def _fetched(self, tensor: InputTensor) -> InputTensor:
+        """The tensor with what is in shared memory as its raw contents."""
+        if tensor.region is None:
+            return tensor
+        field = f"Input '{tensor.name}'"
+        return tensor._replace(raw=self._regions.read(field, tensor.region))
 
     def _output(
         self, served: ServedModel, spec: TensorSpec, wanted: RequestedOutput, array: Array
@@ -245,6 +233,38 @@ async def _within(
             return await batcher.submit(inputs, rows, until)
     except TimeoutError:
         raise DeadlineExceeded("The timeout passed before the answer was there.") from None
+
+
+def _takes_long(tensor: InputTensor, size: int) -> bool:
+    """Whether to make an array of a tensor in a thread: what is not raw is made value by value."""
+    if tensor.raw is None:
+        return size > _INLINE_BYTES
+    return tensor.datatype == BYTES and len(tensor.raw) > _INLINE_BYTES
+
+
+def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
+    """The arrays of a request in the model's order, each checked."""
+    specs = served.session.inputs
+    given = {tensor.name: tensor for tensor in tensors}
+    if len(given) != len(tensors):
+        raise InvalidArgument("An input is given twice.")
+    known = [spec.name for spec in specs]
+    for name in given:
+        if name not in known:
+            raise InvalidArgument(
+                f"Input '{name}' is not one of model '{served.name}', which takes: "
+                f"{', '.join(known)}."
+            )
+    arrays = []
+    for spec in specs:
+        if spec.name not in given:
+            raise InvalidArgument(f"Input '{spec.name}' is missing.")
+        _, datatype, shape, raw, values, _ = given[spec.name]
+        if raw is not None:
+            arrays.append(from_bytes(spec, datatype, shape, raw))
+        else:
+            arrays.append(from_values(spec, datatype, shape, values))
+    return arrays
 
 
 async def _decode(image: Image) -> Pixels:

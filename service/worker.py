@@ -80,7 +80,7 @@ class Core:
         self.answerer = Answerer(
             self.operations,
             self.recorder,
-            Compression(settings.max_request_bytes, settings.compress_min_bytes, self.executor),
+            Compression(settings.max_request_bytes, settings.compress_min_bytes),
         )
 
     def _make_batcher(self, name: str, version: str, session: Session) -> Batcher:
@@ -108,6 +108,7 @@ class Core:
         """Look for new versions, for ever."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
+            await self.administration.control.catch_up()
             try:
                 await self.repository.refresh()
             except ProviderUnavailable as error:
@@ -127,7 +128,7 @@ class Worker:
         """Load the models and open the gRPC port, before HTTP requests come."""
         try:
             loop.run_until_complete(self._start(loop))
-        except (ProviderUnavailable, RuntimeError) as error:
+        except (ProviderUnavailable, RuntimeError, OSError) as error:
             self._give_up(str(error))
         # Granian's handlers stop the HTTP front alone. SIGTERM is ours: it stops both fronts.
         loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
@@ -145,7 +146,7 @@ class Worker:
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         core = self._core = Core(settings, self._control_folder)
-        await core.administration.control.start()
+        await core.administration.start()
         await core.repository.refresh()
         self._http = HttpFront(
             core.answerer,
@@ -157,13 +158,10 @@ class Worker:
         )
         self._grpc = GrpcFront(core.operations, core.recorder, settings)
         await self._grpc.start()
-        core.models_changed = self._publish_health
+        core.models_changed = self._grpc.publish_health
         if settings.poll_interval:
             self._watching = loop.create_task(core.watch())
         self._say_ready()
-
-    def _publish_health(self) -> None:
-        self._publishing = asyncio.ensure_future(self._grpc.publish_health())
 
     def _say_ready(self) -> None:
         settings, state = self._settings, self._core.operations.readiness()

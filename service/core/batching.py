@@ -122,8 +122,14 @@ class Batcher:
         return outputs
 
     def _forget_cancelled(self) -> None:
+        for waiting in self._queue:
+            if waiting.outputs.done():
+                self._given_up(waiting)
         self._queue = deque(waiting for waiting in self._queue if not waiting.outputs.done())
         self._queued_rows = sum(waiting.rows for waiting in self._queue)
+
+    def _given_up(self, waiting: _Waiting) -> None:
+        self.statistics.failed(time.perf_counter() - waiting.arrived)
 
     def _turn(self) -> None:
         self._turn_asked = False
@@ -167,9 +173,10 @@ class Batcher:
             self._queue.popleft()
             self._queued_rows -= waiting.rows
             if gone:
+                self._given_up(waiting)
                 continue
             if late:
-                self.statistics.failed(time.perf_counter() - waiting.arrived)
+                self._given_up(waiting)
                 waiting.outputs.set_exception(
                     DeadlineExceeded("The deadline passed while the request was waiting.")
                 )
@@ -205,30 +212,33 @@ class Batcher:
     def _finish(self, runs: list[_Ran]) -> None:
         for batch, result, times in runs:
             if isinstance(result, Exception):
-                self.statistics.failed(time.perf_counter() - batch[0].arrived)
+                self._given_up(batch[0])
                 self._on_failure(result)
                 if not batch[0].outputs.done():
                     batch[0].outputs.set_exception(InternalError("The model failed on this input."))
                 continue
             start, joined, inferred, done = times
             rows = sum(waiting.rows for waiting in batch)
-            arrivals = sum(waiting.arrived for waiting in batch)
-            count = len(batch)
             self._on_batch(rows, done - start)
+            answered, arrivals = 0, 0.0
+            for waiting, outputs in zip(batch, result, strict=True):
+                if waiting.outputs.done():
+                    self._given_up(waiting)
+                    continue
+                waiting.outputs.set_result(outputs)
+                answered += 1
+                arrivals += waiting.arrived
             self.statistics.ran(
                 BatchRun(
-                    count,
+                    answered,
                     rows,
-                    count * done - arrivals,
-                    count * start - arrivals,
+                    answered * done - arrivals,
+                    answered * start - arrivals,
                     joined - start,
                     inferred - joined,
                     done - inferred,
                 )
             )
-            for waiting, outputs in zip(batch, result, strict=True):
-                if not waiting.outputs.done():
-                    waiting.outputs.set_result(outputs)
 
 
 def _split(outputs: list[Array], batch: list[_Waiting]) -> list[list[Array]]:

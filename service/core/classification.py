@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.core.datatypes import BF16, BYTES, from_bfloat16
+from service.core.datatypes import BF16, BYTES, Array, from_bfloat16
 from service.core.errors import InvalidArgument
 from service.core.tensors import Tensor
 
@@ -27,14 +27,22 @@ def classes(tensor: Tensor, count: int, labels: Sequence[str], batchable: bool) 
         )
     values = from_bfloat16(tensor.array) if tensor.datatype == BF16 else tensor.array
     rows = values.reshape(len(values) if batchable else 1, -1)
-    # Doubles, since an unsigned number has no negative to sort by.
-    chosen = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    chosen = _descending(rows)[:, :count]
     found = [
         [_class(row[index], index, labels) for index in indices]
         for row, indices in zip(rows.tolist(), chosen.tolist(), strict=True)
     ]
     array = np.array(found, dtype=object)
     return Tensor(tensor.name, BYTES, array if batchable else array[0])
+
+
+def _descending(rows: Array) -> Array:
+    """The indices that sort each row, largest first and NaN last, equals by their index."""
+    if rows.dtype.kind == "f":
+        return np.asarray(np.argsort(-rows, axis=1, kind="stable"))
+    # An integer may have no negative of its kind: sort the row from its end, and turn it round.
+    last = rows.shape[1] - 1
+    return np.asarray(last - np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1])
 
 
 def _class(value: float, index: int, labels: Sequence[str]) -> str:

@@ -45,9 +45,15 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def to_bfloat16(array: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round float32 to bfloat16, ties to even; the bits as uint16. NaN must not be among them."""
-    bits = array.view(np.uint32)
+def to_bfloat16(array: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
+    """Round doubles to bfloat16, ties to even; the bits as uint16. NaN must not be among them."""
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    bits = single.view(np.uint32).copy()
+    # By way of float32, but once only: to odd, so that no tie is made that was none.
+    exact = single.astype(np.float64)
+    bits[np.abs(exact) > np.abs(array)] -= 1
+    bits[exact != array] |= 1
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
@@ -77,14 +83,16 @@ def strings(field: str, elements: Iterable[Any]) -> Array:
     return array
 
 
-def split_bytes(field: str, raw: Buffer) -> list[bytes]:
-    """The elements of raw BYTES contents: each its length as uint32, then its bytes.
+def split_bytes(field: str, raw: Buffer, count: int) -> list[bytes]:
+    """The `count` elements of raw BYTES contents: each its length as uint32, then its bytes.
 
-    Raises InvalidArgument, naming `field`, where they end inside an element.
+    Raises InvalidArgument, naming `field`, if they are more, or end inside an element.
     """
     elements: list[bytes] = []
     position, end = 0, len(raw)
     while position < end:
+        if len(elements) == count:
+            raise InvalidArgument(f"{field} has more than the {count} elements of its shape.")
         start = position + _LENGTH.size
         if start > end:
             raise InvalidArgument(f"{field} ends inside the length of element {len(elements)}.")

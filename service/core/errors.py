@@ -106,7 +106,7 @@ class Overloaded(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The caller's deadline passed before inference began."""
+    """The caller's deadline or timeout passed before the answer was there."""
 
     http_status = 504
     grpc_code = "DEADLINE_EXCEEDED"

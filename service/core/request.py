@@ -54,7 +54,8 @@ class RequestedOutput(NamedTuple):
 class InferRequest(NamedTuple):
     """A request of the Open Inference Protocol.
 
-    `outputs` empty means all of them; `deadline` is in the event loop's time.
+    `outputs` empty means all of them; `deadline` is in the event loop's time; `size` is in bytes
+    what its `values` came in.
     """
 
     model: str
@@ -64,6 +65,7 @@ class InferRequest(NamedTuple):
     id: str = ""
     parameters: Parameters = NO_PARAMETERS
     deadline: float | None = None
+    size: int = 0
 
 
 class OutputTensor(NamedTuple):

@@ -5,7 +5,9 @@ Source: Open Inference Protocol (KServe V2), "Tensor Data Types" and "Tensor Dat
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from service.core.datatypes import (
 from service.core.errors import InvalidArgument
 
 _EXACT_IN_DOUBLES = 2.0**53
+_DEEPEST = 16  # lists in lists; no tensor that is served has more dimensions
 
 
 class TensorSpec(NamedTuple):
@@ -89,7 +92,7 @@ def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffe
     check_spec(spec, datatype, shape)
     if spec.datatype == BYTES:
         field = f"Input '{spec.name}'"
-        return _shaped(spec, shape, strings(field, split_bytes(field, raw)))
+        return _shaped(spec, shape, strings(field, split_bytes(field, raw, prod(shape))))
     dtype = DTYPES[spec.datatype]
     expected = prod(shape) * dtype.itemsize
     if len(raw) != expected:
@@ -115,7 +118,7 @@ def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: A
     if spec.datatype == BYTES:
         return _shaped(spec, shape, strings(field, _flat(values, len(shape))))
     if spec.datatype == BF16:
-        exact = _finite(spec, numbers(field, values, np.dtype(np.float32)))
+        exact = _finite(spec, numbers(field, values, np.dtype(np.float64)))
         return _shaped(spec, shape, _finite(spec, to_bfloat16(exact)))
     return _finite(spec, _shaped(spec, shape, numbers(field, values, DTYPES[spec.datatype])))
 
@@ -137,22 +140,24 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
     Raises InvalidArgument, naming `field`, where the lists are ragged or a value is not a number,
     is out of the range of the dtype, or has a fraction that an integer would lose.
     """
+    flat, shape, kinds = _flatten(field, values)
+    if kinds == {int} and dtype == np.uint8:
+        with contextlib.suppress(ValueError):  # one is out of range; which is said below
+            return np.frombuffer(bytes(flat), np.uint8).reshape(shape)
+    # Looked at first, since numpy makes room for the longest string at each place of the array.
+    if not kinds <= ({bool} if dtype.kind == "b" else {int, float}):
+        wanted = "true and false" if dtype.kind == "b" else "numbers"
+        raise InvalidArgument(f"{field} must hold nothing but {wanted}.")
     try:
-        array = np.asarray(values)
-        if array.dtype.kind == "f" and dtype.kind in "iu" and dtype.itemsize == 8:
+        array = np.array(flat)
+        if array.dtype.kind == "f" and dtype.kind in "iu" and kinds == {int}:
             # numpy makes doubles of integers that straddle INT64 and UINT64, and loses digits.
-            exact = np.asarray(values, dtype=object)
-            if all(type(value) is int for value in exact.flat):
-                array = exact.astype(dtype)
-    except ValueError:
-        raise InvalidArgument(f"{field} has rows of different lengths.") from None
+            array = np.array(flat, dtype=object).astype(dtype)
     except OverflowError:
         raise InvalidArgument(f"{field} has a number that is too large.") from None
-    wanted = "true and false" if dtype.kind == "b" else "numbers"
-    if array.size == 0:
-        raise InvalidArgument(f"{field} is empty.")
-    if (array.dtype.kind == "b") != (dtype.kind == "b") or array.dtype.kind not in "biuf":
-        raise InvalidArgument(f"{field} must hold nothing but {wanted}.")
+    if array.dtype.kind not in "biuf":
+        raise InvalidArgument(f"{field} has a number that is too large.")
+    array = array.reshape(shape)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if array.dtype.kind == "f" and np.any(np.abs(array) > _EXACT_IN_DOUBLES):
@@ -188,6 +193,28 @@ def _flat(values: list[Any], rank: int) -> list[Any]:
                 leaf for value in values for leaf in (value if isinstance(value, list) else [value])
             ]
     return values
+
+
+def _flatten(field: str, values: Any) -> tuple[list[Any], list[int], set[type]]:
+    """The leaves of nested lists row by row, the shape that they make, and their types.
+
+    Raises InvalidArgument if the lists are ragged, empty or nested too deeply.
+    """
+    flat = values if isinstance(values, list) else [values]
+    shape = [len(flat)] if isinstance(values, list) else []
+    while (kinds := set(map(type, flat))) == {list}:
+        sizes = set(map(len, flat))
+        if len(sizes) > 1:
+            raise InvalidArgument(f"{field} has rows of different lengths.")
+        if len(shape) == _DEEPEST:
+            raise InvalidArgument(f"{field} is nested too deeply.")
+        shape += sizes
+        flat = list(chain.from_iterable(flat))
+    if list in kinds:
+        raise InvalidArgument(f"{field} has rows of different lengths.")
+    if not flat:
+        raise InvalidArgument(f"{field} is empty.")
+    return flat, shape, kinds
 
 
 def _finite(spec: TensorSpec, array: Array) -> Array:

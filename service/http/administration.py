@@ -47,6 +47,7 @@ async def index(operations: Operations, request: HttpRequest) -> HttpResponse:
 
 async def load(operations: Operations, request: HttpRequest, model: str) -> HttpResponse:
     """POST v2/repository/models/{model}/load."""
+    _check_origin(operations, request)
     parameters = _field(parse_object(request.body), "parameters", {})
     await operations.administration.load_model(model, parameters)
     return json_response({})
@@ -54,13 +55,20 @@ async def load(operations: Operations, request: HttpRequest, model: str) -> Http
 
 async def unload(operations: Operations, request: HttpRequest, model: str) -> HttpResponse:
     """POST v2/repository/models/{model}/unload; no model has dependents to unload as well."""
+    _check_origin(operations, request)
     _field(parse_object(request.body), "parameters", {})
     await operations.administration.unload_model(model)
     return json_response({})
 
 
 async def log_settings(operations: Operations, request: HttpRequest) -> HttpResponse:
-    """GET v2/logging; POST v2/logging changes the settings that the body has."""
+    """GET v2/logging."""
+    return json_response(operations.administration.log_settings())
+
+
+async def change_log_settings(operations: Operations, request: HttpRequest) -> HttpResponse:
+    """POST v2/logging changes the settings that the body has."""
+    _check_origin(operations, request)
     changes = parse_object(request.body)
     return json_response(await operations.administration.change_log_settings(changes))
 
@@ -68,7 +76,14 @@ async def log_settings(operations: Operations, request: HttpRequest) -> HttpResp
 async def trace_settings(
     operations: Operations, request: HttpRequest, model: str = ""
 ) -> HttpResponse:
-    """GET and POST v2[/models/{model}]/trace/setting: tracing is off, and stays off."""
+    """GET v2[/models/{model}]/trace/setting: tracing is off."""
+    return json_response(operations.administration.trace_settings({}, model))
+
+
+async def change_trace_settings(
+    operations: Operations, request: HttpRequest, model: str = ""
+) -> HttpResponse:
+    """POST v2[/models/{model}]/trace/setting: tracing is off, and stays off."""
     changes = parse_object(request.body)
     return json_response(operations.administration.trace_settings(changes, model))
 
@@ -87,6 +102,7 @@ async def _status(operations: Operations, request: HttpRequest, region: str = ""
 
 
 async def _register(operations: Operations, request: HttpRequest, region: str) -> HttpResponse:
+    _check_origin(operations, request)
     body = parse_object(request.body)
     key = _field(body, "key", "")
     offset, size = _field(body, "offset", 0), _field(body, "byte_size", 0)
@@ -97,6 +113,7 @@ async def _register(operations: Operations, request: HttpRequest, region: str) -
 async def _unregister(
     operations: Operations, request: HttpRequest, region: str = ""
 ) -> HttpResponse:
+    _check_origin(operations, request)
     await operations.administration.unregister_region(region)
     return json_response({})
 
@@ -120,6 +137,12 @@ async def _cuda_unregister(
 
 SYSTEM_MEMORY = MemoryHandlers(_status, _register, _unregister)
 CUDA_MEMORY = MemoryHandlers(_cuda_status, _cuda_register, _cuda_unregister)
+
+
+def _check_origin(operations: Operations, request: HttpRequest) -> None:
+    """Raise Forbidden if a web page is behind a change."""
+    headers = (request.header("host"), request.header("origin"))
+    operations.administration.check_origin(*headers)
 
 
 def _field(body: dict[str, Any], name: str, default: Any) -> Any:

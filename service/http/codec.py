@@ -91,8 +91,9 @@ def decode(
         {output.name: flag for output, flag in wanted if flag is not None},
     )
     decoded_outputs = [output for output, _ in wanted]
+    size = len(request.body) if json_bytes is None else json_bytes
     return (
-        InferRequest(model, version, tensors, decoded_outputs, request_id, parameters),
+        InferRequest(model, version, tensors, decoded_outputs, request_id, parameters, size=size),
         binary,
     )
 

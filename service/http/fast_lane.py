@@ -1,7 +1,7 @@
-"""The HTTP front of a worker: an RSGI callable that answers predict calls itself.
+"""The HTTP front of a worker: an RSGI callable that answers what is asked of a known route.
 
 RSGI (Granian's interface) hands over a request with far fewer steps than WSGI or ASGI do; see
-docs/performance.md for what that is worth. Whatever is not a predict call goes to Flask.
+docs/performance.md for what that is worth. Whatever matches no route goes to Flask, which says why.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ Source: Open Inference Protocol (KServe V2), "HTTP/REST".
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any
 
 from service import SERVER_NAME, __version__
@@ -12,6 +14,9 @@ from service.core.tensors import TensorSpec
 from service.http.codec import ALL_BINARY, decode, encode, header_length
 from service.http.message import HttpRequest, HttpResponse, json_response
 from service.operations import Operations
+
+# Parsing JSON up to this size costs less than handing it to a thread and back.
+_INLINE_BYTES = 64 * 1024
 
 
 async def infer(
@@ -22,7 +27,11 @@ async def infer(
     if json_bytes == 0:
         raw = operations.raw_request(model, version, request.body)
         return encode(await operations.infer(raw), ALL_BINARY)
-    decoded, binary = decode(request, json_bytes, model, version)
+    if (len(request.body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
+        work = partial(decode, request, json_bytes, model, version)
+        decoded, binary = await asyncio.get_running_loop().run_in_executor(None, work)
+    else:
+        decoded, binary = decode(request, json_bytes, model, version)
     return encode(await operations.infer(decoded), binary)
 
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Route(NamedTuple):
-    """`path` in Flask's notation; `fast` routes are answered ahead of Flask.
+    """An endpoint; `path` is in Flask's notation.
 
     Answers are compressed for callers who accept that on `compress` routes alone: asyncio's
     tritonclient accepts gzip everywhere, but undoes it in answers to inference only.
@@ -32,7 +32,6 @@ class Route(NamedTuple):
     path: str
     operation: str
     handler: Handler
-    fast: bool = False
     compress: bool = False
 
 
@@ -48,12 +47,12 @@ async def prometheus(operations: Operations, request: HttpRequest) -> HttpRespon
 
 
 def _of_model(
-    method: str, end: str, operation: str, handler: Handler, fast: bool = False
+    method: str, end: str, operation: str, handler: Handler, compress: bool = False
 ) -> list[Route]:
     model = "/v2/models/<model>"
     return [
-        Route(method, model + end, operation, handler, fast, compress=fast),
-        Route(method, model + "/versions/<version>" + end, operation, handler, fast, fast),
+        Route(method, model + end, operation, handler, compress),
+        Route(method, model + "/versions/<version>" + end, operation, handler, compress),
     ]
 
 
@@ -72,16 +71,17 @@ def _of_memory(kind: str, handlers: MemoryHandlers) -> list[Route]:
 _LOAD = "/v2/repository/models/<model>"
 _TRACE = "/v2/models/<model>/trace/setting"
 
+# The first ones are found first.
 ROUTES = [
+    *_of_model("POST", "/infer", "infer", open_inference.infer, compress=True),
     Route("GET", "/", "index", index),
     Route("GET", "/metrics", "metrics", prometheus, compress=True),
-    Route("POST", "/predict", "predict", predict, fast=True, compress=True),
+    Route("POST", "/predict", "predict", predict, compress=True),
     Route("GET", "/v2", "server_metadata", open_inference.server_metadata),
     Route("GET", "/v2/health/live", "live", open_inference.live),
     Route("GET", "/v2/health/ready", "ready", open_inference.ready),
     *_of_model("GET", "", "model_metadata", open_inference.model_metadata),
     *_of_model("GET", "/ready", "model_ready", open_inference.model_ready),
-    *_of_model("POST", "/infer", "infer", open_inference.infer, True),
     *_of_model("GET", "/config", "model_config", administration.model_config),
     Route("GET", "/v2/models/stats", "statistics", administration.statistics),
     *_of_model("GET", "/stats", "statistics", administration.statistics),
@@ -89,11 +89,11 @@ ROUTES = [
     Route("POST", _LOAD + "/load", "load", administration.load),
     Route("POST", _LOAD + "/unload", "unload", administration.unload),
     Route("GET", "/v2/logging", "log_settings", administration.log_settings),
-    Route("POST", "/v2/logging", "change_log_settings", administration.log_settings),
+    Route("POST", "/v2/logging", "change_log_settings", administration.change_log_settings),
     Route("GET", "/v2/trace/setting", "trace_settings", administration.trace_settings),
-    Route("POST", "/v2/trace/setting", "trace_settings", administration.trace_settings),
+    Route("POST", "/v2/trace/setting", "trace_settings", administration.change_trace_settings),
     Route("GET", _TRACE, "trace_settings", administration.trace_settings),
-    Route("POST", _TRACE, "trace_settings", administration.trace_settings),
+    Route("POST", _TRACE, "trace_settings", administration.change_trace_settings),
     *_of_memory("system", administration.SYSTEM_MEMORY),
     *_of_memory("cuda", administration.CUDA_MEMORY),
 ]
@@ -122,7 +122,7 @@ class Answerer:
         error = ""
         try:
             if request.header("content-encoding"):
-                request = await self._compression.decoded(request)
+                request = await self._compression.decode(request)
             response = await route.handler(self._operations, request, **parameters)
         except ServiceError as failure:
             error = failure.message
@@ -157,12 +157,11 @@ def error_response(error: ServiceError) -> HttpResponse:
 
 
 class FastRoutes:
-    """Finds the fast route of a path: by one dictionary look-up, or by one regular expression."""
+    """Finds the route of a path: in a dictionary, or by regular expressions one after another."""
 
     def __init__(self) -> None:
-        fast = [route for route in ROUTES if route.fast]
-        self._exact = {(r.method, r.path): r for r in fast if "<" not in r.path}
-        self._patterns = [(r, _pattern(r.path)) for r in fast if "<" in r.path]
+        self._exact = {(r.method, r.path): r for r in ROUTES if "<" not in r.path}
+        self._patterns = [(r, _pattern(r.path)) for r in ROUTES if "<" in r.path]
 
     def find(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
         """The route and the parameters in its path, or None for Flask to answer."""

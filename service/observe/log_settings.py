@@ -43,6 +43,8 @@ def level_of(level: int, changes: Mapping[str, object], default: int) -> int:
         if type(value) is not type(settings[name]):
             kind = type(settings[name]).__name__
             raise InvalidArgument(f"{name}: must be of type {kind}.")
+        if type(value) is int and value < 0:
+            raise InvalidArgument(f"{name}: must be a whole number from 0 up.")
         if isinstance(value, str) and value != settings[name]:
             raise Unimplemented(f"{name}: cannot be changed; the log goes to standard error.")
         assert isinstance(value, bool | int | str)

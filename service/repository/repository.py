@@ -76,6 +76,8 @@ class Repository:
         self._failed: dict[tuple[str, int], tuple[tuple[int, int, int], str]] = {}
         self._root_error = ""
         self._unloaded: set[str] = set()
+        self._loads: dict[str, int] = {}
+        self._began = False
         self._refreshing = asyncio.Lock()
 
     def get(self, name: str, version: str = "") -> ServedModel:
@@ -120,6 +122,7 @@ class Repository:
         Raises ProviderUnavailable, and only that: everything else becomes a failure on record.
         """
         async with self._refreshing:
+            self._began = True  # from now on, what is asked for is more than to begin
             try:
                 found = await self._scan()
             except OSError as error:
@@ -136,37 +139,42 @@ class Repository:
             if changed or self._failed != failed:
                 self._on_change()
 
-    async def load(self, name: str) -> None:
-        """Load the newest versions of a model anew; allow it again if it was unloaded.
+    async def follow(self, unloaded: set[str], loads: Mapping[str, int]) -> None:
+        """Keep these models out, and load those anew whose count has grown.
 
-        Raises ModelNotFound if it is not on disk, LoadFailed if none of its versions, or not the
-        newest one, can be loaded: then what was loaded of it stays.
+        Requests that a model has accepted are answered even if it is unloaded. Raises, of the
+        first model that cannot be loaded, ModelNotFound if it is not on disk, LoadFailed if its
+        newest version is broken: then what was loaded of it, or that nothing was, stays.
         """
         async with self._refreshing:
-            try:
-                found = (await self._scan()).get(name, [])
-            except OSError as error:
-                raise LoadFailed(f"The model repository cannot be read: {error}.") from error
-            if not found:
-                raise ModelNotFound(f"Model '{name}' is not in the repository.")
-            self._unloaded.discard(name)
-            self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
-            await self._refresh_model(name, found, anew=True)
+            for name, count in loads.items():
+                if count > self._loads.get(name, 0) and self._began and name not in unloaded:
+                    await self._load_anew(name)
+                self._loads[name] = count
+            for name in unloaded - self._unloaded:
+                await self._refresh_model(name, [])
+            self._unloaded = set(unloaded)
             self._on_change()
-            if failure := self._failed.get((name, found[0].version)):
-                raise LoadFailed(f"Version {found[0].version} of '{name}': {failure[1]}.")
 
-    async def unload(self, name: str) -> None:
-        """Unload a model and keep it out until `load`. Requests it has accepted are answered.
-
-        Raises ModelNotFound if it is neither loaded nor on disk.
-        """
-        async with self._refreshing:
-            if name not in self._models and all(e.name != name for e in await self.index()):
-                raise ModelNotFound(f"Model '{name}' is not in the repository.")
-            self._unloaded.add(name)
-            await self._refresh_model(name, [])
+    async def _load_anew(self, name: str) -> None:
+        try:
+            found = (await self._scan()).get(name, [])
+        except OSError as error:
+            raise LoadFailed(f"The model repository cannot be read: {error}.") from error
+        if not found:
+            raise ModelNotFound(f"Model '{name}' is not in the repository.")
+        self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
+        kept = await self._load_versions(name, found, anew=True)
+        if failure := self._failed.get((name, found[0].version)):
             self._on_change()
+            raise LoadFailed(f"Version {found[0].version} of '{name}': {failure[1]}.")
+        self._unloaded.discard(name)
+        self._swap_in(name, kept)
+
+    async def check_known(self, name: str) -> None:
+        """Raise ModelNotFound if a model is neither loaded nor on disk."""
+        if name not in self._models and all(e.name != name for e in await self.index()):
+            raise ModelNotFound(f"Model '{name}' is not in the repository.")
 
     async def index(self) -> list[IndexEntry]:
         """Every version on disk, by model, newest first. Raises Unavailable if it is unreadable."""
@@ -189,17 +197,28 @@ class Repository:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, scan, self._root)
 
-    async def _refresh_model(
+    async def _refresh_model(self, name: str, found: list[FoundVersion]) -> bool:
+        if name in self._unloaded:
+            found = []
+        return self._swap_in(name, await self._load_versions(name, found))
+
+    async def _load_versions(
         self, name: str, found: list[FoundVersion], anew: bool = False
-    ) -> bool:
+    ) -> dict[str, ServedModel]:
+        """The newest versions that can be served, newest first."""
         loaded = self._models.get(name, {})
         kept: dict[str, ServedModel] = {}
-        for version in found if name not in self._unloaded else ():
+        for version in found:
             if len(kept) == self._keep:
                 break
             model = await self._current_or_loaded(version, loaded.get(str(version.version)), anew)
             if model is not None:
                 kept[model.version] = model
+        return kept
+
+    def _swap_in(self, name: str, kept: dict[str, ServedModel]) -> bool:
+        """Serve these versions from now on; whether that is a change."""
+        loaded = self._models.get(name, {})
         if list(kept.values()) == list(loaded.values()):
             return False
         if kept:

@@ -109,7 +109,12 @@ class Regions:
             )
         if os.fstat(descriptor).st_size < start + len(content):
             raise InvalidArgument(f"{field}: region '{region.name}' has been made smaller.")
-        os.pwrite(descriptor, content, start)
+        try:
+            written = os.pwrite(descriptor, content, start)
+        except OSError as error:
+            raise InvalidArgument(f"{field}: cannot be written: {error.strerror}.") from None
+        if written != len(content):
+            raise InvalidArgument(f"{field}: there is no room for it in shared memory.")
         return region._replace(byte_size=len(content))
 
     def _locate(self, field: str, region: Region) -> tuple[int, int]:

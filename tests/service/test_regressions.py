@@ -71,7 +71,7 @@ def app(tmp_path: Path) -> Iterator[flask.Flask]:
     thread.start()
     operations = operations_of(repository(tmp_path), "mnist")
     recorder = RequestRecorder(Metrics(), "none")
-    answerer = Answerer(operations, recorder, Compression(1 << 20, 1024, EXECUTOR))
+    answerer = Answerer(operations, recorder, Compression(1 << 20, 1024))
     yield create_app(answerer, loop, 1 << 20)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()

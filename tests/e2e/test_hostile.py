@@ -1,0 +1,322 @@
+"""Requests made to cost much: each is refused or answered, and costs nobody else anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import signal
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2 as inference
+from tritonclient.grpc import service_pb2_grpc as inference_grpc
+from tritonclient.utils import InferenceServerException
+
+from tests.conftest import SHIPPED_MODELS, Server
+from tests.e2e.onnx_models import publish_identity, publish_slow_model
+from tests.e2e.triton import Triton
+
+JSON = "application/json"
+INFER = "/v2/models/mnist/infer"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    shutil.copytree(SHIPPED_MODELS / "mnist", root / "mnist")
+    publish_identity(root, "BYTES")
+    publish_identity(root, "INT64")
+    publish_identity(root, "FP32")
+    publish_slow_model(root, "slow", size=256)
+    return root
+
+
+@pytest.fixture(scope="module")
+def target(start_server: Callable[..., Server], models: Path) -> Server:
+    return start_server(models)
+
+
+class Pulse:
+    """Asks for liveness all the time; `slowest` is the longest that an answer took, in seconds."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat)
+        self.slowest = 0.0
+
+    def _beat(self) -> None:
+        while not self._done.is_set():
+            start = time.monotonic()
+            assert self._server.get("/v2/health/live")[0] == 200
+            self.slowest = max(self.slowest, time.monotonic() - start)
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def peak_memory(server: Server) -> int:
+    """Of the worker, in bytes, since it was started."""
+    (pid,) = server.worker_pids()
+    (line,) = (
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
+    return int(line.split()[1]) * 1024
+
+
+def tensor(data: Any, name: str = "image", datatype: str = "UINT8", shape: Any = None) -> bytes:
+    fields = {"name": name, "datatype": datatype, "shape": shape or [1, 28, 28], "data": data}
+    return json.dumps({"inputs": [fields]}).encode()
+
+
+def test_a_long_string_among_many_is_refused_at_once(target: Server) -> None:
+    before = peak_memory(target)
+    for long, count in ((300_000, 1500), (4_000_000, 1_000_000)):
+        with Pulse(target) as pulse:
+            status, answer = target.post(INFER, tensor(["a" * long, *[""] * count]), JSON)
+        assert status == 400
+        assert "numbers" in answer["error"]
+        assert pulse.slowest < 1.5
+    assert peak_memory(target) - before < 300e6
+
+
+def test_numbers_nested_too_deeply_are_refused(target: Server) -> None:
+    nested: Any = 1
+    for _ in range(500):
+        nested = [nested]
+    status, answer = target.post(INFER, tensor(nested), JSON)
+    assert (status, "deeply" in answer["error"]) == (400, True)
+
+
+def test_many_empty_gzip_members_are_refused_at_once(target: Server) -> None:
+    body = gzip.compress(b"") * 100_000
+    start = time.monotonic()
+    headers = {"content-encoding": "gzip", "content-type": JSON}
+    status, answer = target.request("POST", INFER, body, headers)
+    assert status == 400
+    assert b"members" in answer
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("count", [2, 999_000])
+def test_many_strings_do_not_hold_up_the_others(target: Server, count: int) -> None:
+    raw = struct.pack("<I", 0) * 1_998_000
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "x",
+                    "datatype": "BYTES",
+                    "shape": [count, 2],
+                    "parameters": {"binary_data_size": len(raw)},
+                }
+            ],
+            "outputs": [{"name": "y", "parameters": {"classification": 1}}],
+        }
+    ).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    path = "/v2/models/identity_bytes/infer"
+    with Pulse(target) as pulse:
+        status, _ = target.request("POST", path, head + raw, headers)
+    assert status == 400  # too many, or no numbers to classify
+    assert pulse.slowest < 1.5
+
+
+def test_a_large_body_of_json_does_not_hold_up_the_others(target: Server) -> None:
+    for data, datatype in (
+        ([7] * 2_000_000, "UINT8"),
+        ([2**63 - 1, -1] * 150_000, "INT64"),
+    ):
+        name = "image" if datatype == "UINT8" else "x"
+        body = tensor(data, name, datatype, [1, 28, 28] if name == "image" else [1, 2])
+        path = INFER if name == "image" else "/v2/models/identity_int64/infer"
+        with Pulse(target) as pulse:
+            assert target.post(path, body, JSON)[0] == 400
+        assert pulse.slowest < 1.5
+
+
+def test_a_stream_that_reads_no_answers_holds_little(target: Server) -> None:
+    """64 requests of 2 MB may not all be in hand at once."""
+    before = peak_memory(target)
+    request = inference.ModelInferRequest(model_name="identity_fp32")
+    request.inputs.add(name="x", datatype="FP32", shape=[262_144, 2])
+    request.raw_input_contents.append(bytes(2_097_152))
+    sent = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        for _ in range(60):
+            yield request
+        sent.set()
+
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(target.grpc, options=options) as channel:
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        stream = stub.ModelStreamInfer(requests())
+        next(stream)
+        sent.wait(2)  # it is not to get that far; a server that took all would be there by now
+        stream.cancel()
+        assert not sent.is_set()
+    assert peak_memory(target) - before < 120e6
+
+
+def test_loading_holds_up_neither_health_nor_metadata(target: Server) -> None:
+    path = "/v2/repository/models/slow/load"
+    loading = [threading.Thread(target=target.post, args=(path, b"", JSON)) for _ in range(9)]
+    for each in loading:
+        each.start()
+    start = time.monotonic()
+    assert target.get("/v2/health/ready")[0] == 200
+    assert target.get("/v2/models/mnist")[0] == 200
+    assert time.monotonic() - start < 1.5
+    assert any(each.is_alive() for each in loading)
+    for each in loading:
+        each.join()
+
+
+def test_web_pages_of_others_change_nothing(target: Server) -> None:
+    unload = "/v2/repository/models/slow/unload"
+    own = {"origin": f"http://{target.http}"}
+    for headers in (
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://evil.example", "host": "evil.example"},
+        {"host": "evil.example:8000"},
+    ):
+        for path in (unload, unload.replace("unload", "load"), "/v2/logging"):
+            status, body = target.request("POST", path, b"{}", headers)
+            assert status == 403, body
+    assert target.get("/v2/models/slow/ready")[0] == 200
+    assert target.request("POST", unload, b"", own)[0] == 200
+    load = unload.replace("unload", "load")
+    assert target.request("POST", load, b"", {"host": f"localhost:{target.http_port}"})[0] == 200
+
+
+def test_a_get_with_a_body_changes_nothing(target: Server) -> None:
+    before = target.get("/v2/logging")
+    assert target.request("GET", "/v2/logging", b'{"log_verbose_level": 1}') == before
+    assert target.request("GET", "/v2/trace/setting", b'{"trace_level": "TENSORS"}')[0] == 200
+    assert target.get("/v2/logging") == before
+
+
+@pytest.fixture(scope="module")
+def pair(start_server: Callable[..., Server], models: Path) -> Server:
+    server = start_server(models, workers=2, poll_interval=0.1, shared_memory_regions=2)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    return server
+
+
+def states(server: Server, path: str) -> set[int]:
+    return {server.get(path)[0] for _ in range(16)}
+
+
+def test_a_load_that_fails_leaves_the_model_unloaded_everywhere(pair: Server, models: Path) -> None:
+    model = "/v2/repository/models/identity_int64"
+    ready = "/v2/models/identity_int64/ready"
+    assert pair.post(f"{model}/unload", b"", JSON)[0] == 200
+    broken = models / "identity_int64" / "2"
+    broken.mkdir()
+    (broken / "model.onnx").write_bytes(b"no model")
+    status, answer = pair.post(f"{model}/load", b"", JSON)
+    assert status == 400
+    assert "Version 2" in answer["error"]
+    assert states(pair, ready) == {404}
+    shutil.rmtree(broken)
+    assert pair.post(f"{model}/load", b"", JSON)[0] == 200
+    assert states(pair, ready) == {200}
+
+
+def test_a_change_whose_caller_gives_up_holds_everywhere_or_nowhere(pair: Server) -> None:
+    triton = Triton("grpc", pair)
+    for attempt in range(20):
+        call = triton.unload_model if attempt % 2 == 0 else triton.load_model
+        with contextlib.suppress(InferenceServerException):
+            call("identity_fp32", client_timeout=0.0004 * (attempt + 1))
+        pair.wait_until(lambda: len(states(pair, "/v2/models/identity_fp32/ready")) == 1)
+    triton.load_model("identity_fp32")
+    triton.close()
+
+
+def test_a_region_whose_memory_is_gone_is_forgotten_by_all_when_a_worker_restarts(
+    pair: Server,
+) -> None:
+    memory = Path("/dev/shm/mnist-service-test-gone")
+    memory.write_bytes(bytes(100))
+    region = "/v2/systemsharedmemory/region/r"
+    body = json.dumps({"key": memory.name, "offset": 0, "byte_size": 100}).encode()
+    assert pair.post(f"{region}/register", body, JSON)[0] == 200
+    assert states(pair, f"{region}/status") == {200}
+    memory.unlink()
+    starts = pair.log.read_text().count("Serving mnist")
+    os.kill(pair.worker_pids()[0], signal.SIGKILL)
+    pair.wait_until(lambda: pair.log.read_text().count("Serving mnist") == starts + 1)
+    assert states(pair, f"{region}/status") == {404}
+    assert "gone" in pair.log.read_text()
+
+
+def test_statistics_may_be_asked_for_by_many(pair: Server) -> None:
+    triton = Triton("grpc.aio", pair)
+
+    async def many() -> Any:
+        ask = triton.client.get_inference_statistics
+        return await asyncio.gather(*(ask("mnist") for _ in range(300)))
+
+    assert len(triton.run(many())) == 300
+    triton.close()
+
+
+def test_requests_given_up_are_counted_as_failed(target: Server) -> None:
+    def failed() -> int:
+        _, body = target.get("/v2/models/slow/stats")
+        return int(json.loads(body)["model_stats"][0]["inference_stats"]["fail"]["count"])
+
+    before = failed()
+    request = json.loads(tensor(np.zeros((96, 28, 28), int).tolist(), shape=[96, 28, 28]))
+    request["parameters"] = {"timeout": 20_000}
+    status, _ = target.post("/v2/models/slow/infer", json.dumps(request).encode(), JSON)
+    assert status == 504
+    target.wait_until(lambda: failed() == before + 1)
+
+
+@pytest.mark.parametrize("fast_grpc", [True, False])
+def test_idle_streams_do_not_hold_up_a_stop(
+    start_server: Callable[..., Server], fast_grpc: bool
+) -> None:
+    server = start_server(fast_grpc=fast_grpc)
+    never = threading.Event()
+
+    def nothing() -> Iterator[Any]:
+        never.wait()
+        yield from ()
+
+    with grpc.insecure_channel(server.grpc) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        stream = inference_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(nothing())
+        start = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - start < 10  # stop_timeout is 30
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        never.set()
+        for call in (watch, stream):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
