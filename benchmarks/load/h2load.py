@@ -1,0 +1,70 @@
+"""h2load: HTTP/2 in clear text in a closed loop, here with gRPC's frames as bodies.
+
+h2load tells mean and deviation only, so percentiles come from its log of every request. It knows
+no trailers: an answer whose gRPC status is an error counts as success to it, and is told from a
+right one by its length.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.load.result import Load, LoadError, run
+from benchmarks.wire import Body
+
+
+def load(
+    url: str,
+    body: Body,
+    *,
+    connections: int,
+    streams: int,
+    seconds: int,
+    answer_bytes: int,
+    core: int | None,
+    scratch: Path,
+) -> Load:
+    """Keep connections x streams requests in flight. Raises LoadError.
+
+    `answer_bytes` is the length of a right answer, its frame included.
+    """
+    content, log = scratch / "body.bin", scratch / "h2load.log"
+    content.write_bytes(body.content)
+    log.unlink(missing_ok=True)
+    command = ["h2load", "--clients", str(connections), "--threads", "1"]
+    command += ["--max-concurrent-streams", str(streams), "--duration", str(seconds)]
+    command += ["--data", str(content), "--log-file", str(log)]
+    for name, value in body.headers:
+        command += ["--header", f"{name}: {value}"]
+    output, used = run([*command, url], core, seconds + 60)
+    return parse(output, log.read_text(), answer_bytes)._replace(generator_cpu_seconds=used)
+
+
+def parse(output: str, log: str, answer_bytes: int) -> Load:
+    """Read h2load's report and its log. Raises LoadError.
+
+    The log's columns: start in microseconds, HTTP status, microseconds to the end of the answer.
+    """
+    finished = re.search(r"finished in ([\d.]+)(us|ms|s|m), ", output)
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
+    data = re.search(r"\((\d+)\) data", output)
+    if finished is None or counts is None or data is None:
+        raise LoadError(f"h2load's report cannot be read: {output[-400:]!r}")
+    rows = [line.split("\t") for line in log.splitlines()]
+    times = [int(row[2]) for row in rows if len(row) >= 3 and row[1] == "200"]
+    if not times:
+        raise LoadError(f"h2load got no answer: {output[-400:]!r}")
+    succeeded, failed, errored, timeouts = map(int, counts.groups())
+    # At most: answers without the data of a right one. Rounded, for those cut by the end.
+    empty = max(0, round((succeeded * answer_bytes - int(data[1])) / answer_bytes))
+    seconds = float(finished[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}[finished[2]]
+    return Load(
+        succeeded - empty,
+        seconds,
+        float(np.percentile(times, 50)) / 1000,
+        float(np.percentile(times, 99)) / 1000,
+        max(failed, errored, timeouts) + empty,
+    )

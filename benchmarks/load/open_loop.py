@@ -1,0 +1,185 @@
+"""An open loop: requests leave at a constant rate, whether or not answers come.
+
+Debian has no tool for this (wrk2 is not packaged; h2load's and hey's rates are per connection and
+wait for the answer before), so this is one. It does not omit what it ought to have measured
+("coordinated omission"): the latency of a request counts from the moment it was due, so that the
+time it waits for a free connection, or for this generator itself, is part of it. How late
+requests left is reported as well: where that is not small, the generator was too slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks.load.result import Load, LoadError, run
+from benchmarks.wire import Body
+
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the generator's process is told, as JSON."""
+
+    port: int
+    path: str
+    body_file: str
+    headers: tuple[tuple[str, str], ...]
+    connections: int
+    rate: float
+    seconds: float
+
+
+def load(
+    port: int,
+    path: str,
+    body: Body,
+    *,
+    connections: int,
+    rate: float,
+    seconds: int,
+    core: int | None,
+    scratch: Path,
+) -> Load:
+    """Send `rate` requests a second over at most this many connections. Raises LoadError."""
+    content = scratch / "body.bin"
+    content.write_bytes(body.content)
+    plan = Plan(port, path, str(content), body.headers, connections, rate, seconds)
+    command = [sys.executable, "-m", "benchmarks.load.open_loop", json.dumps(asdict(plan))]
+    output, used = run(command, core, seconds + _PATIENCE_S + 60)
+    return Load(**json.loads(output))._replace(generator_cpu_seconds=used)
+
+
+class _Connection(asyncio.Protocol):
+    """One HTTP/1.1 connection with at most one request on it."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._buffer = bytearray()
+        self._due = 0.0
+        self.busy = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.WriteTransport = transport  # type: ignore[assignment]
+
+    def send(self, due: float) -> None:
+        self._due, self.busy = due, True
+        self._transport.write(self._generator.request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        length = answer_length(self._buffer)
+        if length is None or len(self._buffer) < length:
+            return
+        succeeded = self._buffer[9:12] == b"200"
+        del self._buffer[:length]
+        self.busy = False
+        self._generator.answered(self, self._due, succeeded)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._generator.lost(self)
+
+
+def answer_length(buffer: bytes | bytearray) -> int | None:
+    """Bytes of the first HTTP/1.1 answer in the buffer; None while its head is not whole.
+
+    Raises LoadError for a chunked answer, which no contender sends to these requests.
+    """
+    end = buffer.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    for line in bytes(buffer[:end]).lower().split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name == b"content-length":
+            return end + 4 + int(value)
+    raise LoadError("The answer has no Content-Length.")
+
+
+class Generator:
+    """The schedule and what came of it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        content = Path(plan.body_file).read_bytes()
+        head = [f"POST {plan.path} HTTP/1.1", f"host: 127.0.0.1:{plan.port}"]
+        head += [f"{name}: {value}" for name, value in plan.headers]
+        head += [f"content-length: {len(content)}", "", ""]
+        self.request = "\r\n".join(head).encode() + content
+        self._free: deque[_Connection] = deque()
+        self._waiting: deque[float] = deque()
+        self._times: list[float] = []
+        self._lateness: list[float] = []
+        self._finished = 0
+
+    async def run(self) -> Load:
+        """Send everything, wait for the answers, and sum up."""
+        plan, loop = self._plan, asyncio.get_running_loop()
+        for _ in range(plan.connections):
+            _, connection = await loop.create_connection(
+                lambda: _Connection(self), "127.0.0.1", plan.port
+            )
+            self._free.append(connection)
+        total, sent = int(plan.rate * plan.seconds), 0
+        start = perf_counter()
+        while sent < total:
+            due_by_now = min(total, int((perf_counter() - start) * plan.rate) + 1)
+            for number in range(sent, due_by_now):
+                self._due(start + number / plan.rate)
+            sent = due_by_now
+            await asyncio.sleep(max(0.0, start + sent / plan.rate - perf_counter()))
+        end = perf_counter() + _PATIENCE_S
+        while self._finished < total and perf_counter() < end:
+            await asyncio.sleep(0.005)
+        seconds = perf_counter() - start
+        if not self._times:
+            raise LoadError("No request was answered.")
+        return Load(
+            len(self._times),
+            seconds,
+            float(np.percentile(self._times, 50)) * 1000,
+            float(np.percentile(self._times, 99)) * 1000,
+            total - len(self._times),
+            p99_lateness_ms=float(np.percentile(self._lateness, 99)) * 1000,
+        )
+
+    def _due(self, due: float) -> None:
+        self._lateness.append(perf_counter() - due)
+        if self._free:
+            self._free.popleft().send(due)
+        else:
+            self._waiting.append(due)
+
+    def answered(self, connection: _Connection, due: float, succeeded: bool) -> None:
+        self._finished += 1
+        if succeeded:
+            self._times.append(perf_counter() - due)
+        if self._waiting:
+            connection.send(self._waiting.popleft())
+        else:
+            self._free.append(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        if connection in self._free:
+            self._free.remove(connection)
+        if connection.busy:
+            self._finished += 1
+
+
+def main() -> None:
+    """Run the plan given as JSON, print the Load as JSON."""
+    import uvloop
+
+    plan = Plan(**json.loads(sys.argv[1]))
+    print(json.dumps(uvloop.run(Generator(plan).run())._asdict()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What every load generator tells."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+from typing import NamedTuple
+
+from benchmarks.processes import pinned
+
+_PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"}
+
+
+class LoadError(Exception):
+    """A load generator failed, or said nothing that could be read."""
+
+
+class Load(NamedTuple):
+    """One load: answered requests by second, latencies, and requests that failed."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    failed: int
+    generator_cpu_seconds: float = 0.0
+    # Only of the open loop: how late requests left the generator, which is its own fault.
+    p99_lateness_ms: float = 0.0
+
+
+def missing_tools() -> list[str]:
+    """Sentences that say what to install."""
+    return [
+        f"{tool} is missing: apt-get install {package}"
+        for tool, package in _PACKAGES.items()
+        if shutil.which(tool) is None
+    ]
+
+
+def run(command: list[str], core: int | None, within: float) -> tuple[str, float]:
+    """Run a generator: its output and the CPU seconds it used. Raises LoadError."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    try:
+        done = subprocess.run(
+            pinned(command, core),
+            capture_output=True,
+            text=True,
+            timeout=within,
+            check=False,
+            env=dict(os.environ),
+        )
+    except subprocess.TimeoutExpired:
+        raise LoadError(f"{command[0]} did not end within {within:g} seconds") from None
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != 0:
+        raise LoadError(f"{command[0]} failed: {(done.stdout + done.stderr)[-400:]}")
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, used

@@ -1,0 +1,45 @@
+"""What the figures were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def describe() -> dict[str, Any]:
+    """CPU, cores, memory, system, load, the tools and the revision of this repository."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_average_before": [round(value, 2) for value in os.getloadavg()],
+        "wrk": _first_line(["wrk", "--version"]),
+        "h2load": _first_line(["h2load", "--version"]),
+        "revision": _first_line(["git", "describe", "--always", "--dirty"]),
+    }
+
+
+def host_class(machine: dict[str, Any]) -> str:
+    """A short name of the kind of machine, for the name of the results file."""
+    cpu = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
+    return f"{machine['cores']}x-{cpu or 'cpu'}"
+
+
+def _cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def _first_line(command: list[str]) -> str:
+    # wrk prints its version and exits with 1.
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return (done.stdout or done.stderr).split("\n", 1)[0].strip()

@@ -1,0 +1,73 @@
+"""What is asked of the contenders: one scenario is one load on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from benchmarks.models import NAMES
+
+BULK_IMAGES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One load. `closed` keeps connections x streams requests in flight; `open` sends at a rate."""
+
+    name: str
+    wire: str
+    model: str
+    connections: int = 1
+    streams: int = 1
+    images: int = 1
+    workers: int = 1
+    kind: Literal["closed", "open"] = "closed"
+
+    @property
+    def family(self) -> str:
+        """Scenarios of one family differ in nothing but how much is in flight."""
+        workers = f"-{self.workers}w" if self.workers > 1 else ""
+        kind = "open-" if self.kind == "open" else "bulk-" if self.images > 1 else ""
+        return f"{kind}{self.wire}{workers}-{self.model}"
+
+    @property
+    def load(self) -> str:
+        """How much is in flight, in words."""
+        if self.kind == "open":
+            return f"{self.connections} connections at half of its peak rate"
+        streams = f" x {self.streams} streams" if self.streams > 1 else ""
+        return f"{self.connections} connection{'s' if self.connections > 1 else ''}{streams}"
+
+
+def _of_model(model: str) -> list[Scenario]:
+    end = "" if model == "fast" else f"-{model}"
+    made = [
+        Scenario(f"{wire}-{connections}{end}", wire, model, connections)
+        for wire in ("raw", "json", "binary", "png")
+        for connections in (1, 16, 64)
+    ]
+    made += [
+        Scenario(f"grpc-{name}{end}", "grpc", model, connections, streams)
+        for name, connections, streams in (("1", 1, 1), ("32", 1, 32), ("4x8", 4, 8))
+    ]
+    made += [
+        Scenario(f"bulk-{wire}{end}", wire, model, images=BULK_IMAGES)
+        for wire in ("raw", "binary", "grpc")
+    ]
+    # After raw-64, whose peak sets the rate.
+    made.append(Scenario(f"open-raw{end}", "raw", model, 64, kind="open"))
+    made += [
+        Scenario(f"raw-64-2w{end}", "raw", model, 64, workers=2),
+        Scenario(f"grpc-4x8-2w{end}", "grpc", model, 4, 8, workers=2),
+    ]
+    return made
+
+
+SCENARIOS: Sequence[Scenario] = [scenario for model in NAMES for scenario in _of_model(model)]
+
+
+def matching(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name fits any of the shell patterns; no patterns fit everything."""
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,88 @@
+"""One virtual environment a rival, made on demand from its pinned requirements and kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.settings import ROOT, VENVS
+
+_INSTALL_WITHIN_S = 1800
+# What is worth naming beside a rival's own package.
+_ALWAYS = ("onnxruntime", "numpy")
+
+
+class NotInstalled(Exception):
+    """A rival's environment could not be made; the message says why."""
+
+
+def environment(name: str, requirements: Path, interpreter: str = sys.executable) -> Path:
+    """The folder of a rival's environment, installed. Raises NotInstalled."""
+    folder = VENVS / name
+    marker = folder / ".installed"
+    wanted = requirements.read_text(encoding="utf-8")
+    if marker.exists() and marker.read_text(encoding="utf-8") == wanted:
+        return folder
+    print(f"Installing {name} into {folder} ...", flush=True)
+    _run(name, [interpreter, "-m", "venv", "--clear", str(folder)])
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    _run(name, [*pip, "--requirement", str(requirements)])
+    marker.write_text(wanted, encoding="utf-8")
+    return folder
+
+
+def own_environment() -> Path:
+    """An environment with what this server needs to serve, to see its size. Raises NotInstalled.
+
+    The server that is measured runs from the working tree on this interpreter instead.
+    """
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    VENVS.mkdir(exist_ok=True)
+    requirements = VENVS / "ours.txt"
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    requirements.write_text("\n".join(wanted) + "\n", encoding="utf-8")
+    return environment("ours", requirements)
+
+
+def size_mb(folder: Path) -> float:
+    """What an environment takes on disk, without pip and setuptools."""
+    return (
+        sum(
+            path.lstat().st_size
+            for path in folder.rglob("*")
+            if path.is_file()
+            and not path.is_symlink()
+            and not {"pip", "setuptools"} & set(path.relative_to(folder).parts)
+        )
+        / 1e6
+    )
+
+
+def versions(python: Path, names: Sequence[str]) -> dict[str, str]:
+    """Versions of packages that an interpreter has; packages it lacks are left out."""
+    code = (
+        "import sys, json, importlib.metadata as m\n"
+        "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"
+    )
+    output = subprocess.run(
+        [str(python), "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    installed: dict[str, str] = json.loads(output)
+    return {name: installed[name] for name in (*names, *_ALWAYS) if name in installed}
+
+
+def _run(name: str, command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_INSTALL_WITHIN_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise NotInstalled(f"installing took longer than {_INSTALL_WITHIN_S} seconds") from None
+    if done.returncode != 0:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise NotInstalled("pip failed: " + " | ".join(lines[-3:]))
