@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := service training clients tests
+SOURCES := service training clients benchmarks tests
 # Virtual folder: protoc writes imports relative to it, so the stubs live inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test train serve proto lint format
+.PHONY: help setup run test train serve proto lint format bench
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ serve: $(INSTALLED)  ## serve the newest model in models/, without training
 
 test: $(INSTALLED)  ## run every test, with the coverage of the service
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+bench: $(INSTALLED)  ## measure this server beside its rivals; make bench ARGS="--quick" for a taste
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(INSTALLED)  ## lint, formatting and strict types
 	$(BIN)/ruff check $(SOURCES)

@@ -1,1 +1,1 @@
-"""This server beside its rivals and beside the floors below it: see docs/performance.md."""
+"""Measures this server beside its rivals and the floors below it: see docs/performance.md."""

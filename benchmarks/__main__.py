@@ -57,13 +57,24 @@ def _settings(given: argparse.Namespace) -> Settings:
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    names = {"type": lambda text: tuple(text.split(",")), "metavar": "A,B"}
-    made.add_argument("--contenders", help="names or shell patterns (default: all)", **names)
-    made.add_argument("--scenarios", help="names or shell patterns (default: all)", **names)
+    for what in ("contenders", "scenarios"):
+        made.add_argument(
+            f"--{what}",
+            type=lambda text: tuple(text.split(",")),
+            metavar="A,B",
+            help="names or shell patterns (default: all)",
+        )
     made.add_argument("--rounds", type=int, help="samples of each (default: 5)")
     made.add_argument("--seconds", type=int, help="length of a sample (default: 5)")
     made.add_argument("--quick", action="store_true", help="few scenarios, one short round")
     made.add_argument("--results", type=Path, help="folder of the results file")
+    made.add_argument(
+        "--no-install",
+        dest="install",
+        action="store_false",
+        default=None,
+        help="leave out rivals that are not installed yet",
+    )
     made.add_argument("--list", action="store_true", help="name contenders and scenarios")
     return made
 

@@ -40,9 +40,9 @@ def ask(port: int, path: str, encoding: str, body: Body) -> tuple[bytes, Mapping
 def _ask_grpc(port: int, path: str, body: Body) -> bytes:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
-        call = channel.unary_unary(path)
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
         try:
-            answer: bytes = call(body.content[_FRAME:], timeout=_ASK_WITHIN_S)
+            answer = call(body.content[_FRAME:], timeout=_ASK_WITHIN_S)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise ConnectionError(error.details()) from error

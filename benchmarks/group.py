@@ -246,9 +246,7 @@ class Group:
         )
         told = json.loads(output)
         load = Load(told["requests"], told["seconds"], told["p50_ms"], told["p99_ms"], 0)
-        return _sample(
-            contender, scenario, round_, load, told["cpu_seconds"], told["seconds"], 0.0
-        )
+        return _sample(contender, scenario, round_, load, told["cpu_seconds"], told["seconds"], 0.0)
 
     def _stop(self) -> None:
         for server in self._servers.values():

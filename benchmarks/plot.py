@@ -13,10 +13,11 @@ _COLOURS = {"ours": "#d1495b", "floor": "#8d99ae", "limit": "#8d99ae", "rival": 
 
 def draw(results: Results, path: Path) -> None:
     """Write a PNG: of each family of scenarios that has samples, the heaviest load."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [(scenario, rates) for scenario in heaviest(results) if (rates := _rates(results, scenario))]
+    panels = [
+        (scenario, rates) for scenario in heaviest(results) if (rates := _rates(results, scenario))
+    ]
     columns = 3
     rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(5.2 * columns, 0.8 + 3.1 * rows), layout="constrained")
@@ -32,7 +33,7 @@ def draw(results: Results, path: Path) -> None:
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"Requests/s, medians; {results.date[:10]}, {results.machine['cpu']}")
-    FigureCanvasAgg(figure).print_png(path)
+    figure.savefig(path)
 
 
 def heaviest(results: Results) -> list[Scenario]:

@@ -108,7 +108,7 @@ class Server:
         found = {self._process.pid}
         mark = f"{_MARK}={self._mark}".encode()
         parents: dict[int, int] = {}
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        for pid in (int(each.name) for each in Path("/proc").glob("[0-9]*")):
             with suppress(OSError):
                 parents[pid] = int(_stat(pid)[1])
                 if mark in Path(f"/proc/{pid}/environ").read_bytes():

@@ -73,9 +73,7 @@ def _head(results: Results) -> str:
 def _bars(verdicts: Sequence[Verdict]) -> str:
     if all(verdict.holds is None for verdict in verdicts):
         return ""
-    rows = [
-        [v.bar.name, v.bar.scenario, _wanted(v.bar), _measured(v), _holds(v)] for v in verdicts
-    ]
+    rows = [[v.bar.name, v.bar.scenario, _wanted(v.bar), _measured(v), _holds(v)] for v in verdicts]
     return "### Bars\n\n" + table(["bar", "scenario", "wanted", "measured", "holds"], rows)
 
 
@@ -138,9 +136,7 @@ def _family(results: Results, scenarios: Sequence[Scenario]) -> str:
             rows.append([record.title, *cells])
     if not rows:
         return ""
-    return f"### {_title(last)}\n\n" + table(
-        ["", *(scenario.load for scenario in scenarios)], rows
-    )
+    return f"### {_title(last)}\n\n" + table(["", *(scenario.load for scenario in scenarios)], rows)
 
 
 def _title(scenario: Scenario) -> str:
@@ -233,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def docs_text(path: Path, text: str) -> str:
     """What docs/performance.md says of a results file (a path below the repository's root)."""
     plot = path.with_suffix(".png")
-    return f"From [{path}](../{path}).\n\n![Requests per second of each contender](../{plot})\n\n{text}"
+    picture = f"![Requests per second of each contender](../{plot})"
+    return f"From [{path}](../{path}).\n\n{picture}\n\n{text}"
 
 
 if __name__ == "__main__":

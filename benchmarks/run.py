@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks import lines, machine, models, venvs
+from benchmarks import lines, machine, venvs
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.group import Group
 from benchmarks.results import Record, Results, write
@@ -26,17 +26,15 @@ from benchmarks.scenarios import SCENARIOS, Scenario, matching
 from benchmarks.settings import Settings
 
 
-def run(settings: Settings) -> Path:
+def run(settings: Settings, known: Sequence[Contender] = CONTENDERS) -> Path:
     """Measure everything that the settings ask for; the file, which is written as it grows."""
     described = machine.describe()
     now = datetime.datetime.now(datetime.UTC)
     scenarios = [each for each in SCENARIOS if matching(each.name, settings.scenarios)]
-    contenders = [each for each in CONTENDERS if matching(each.name, settings.contenders)]
-    results = Results(
-        now.isoformat(timespec="seconds"), described, _as_json(settings), scenarios
-    )
+    contenders = [each for each in known if matching(each.name, settings.contenders)]
+    results = Results(now.isoformat(timespec="seconds"), described, _as_json(settings), scenarios)
     path = settings.results / f"{now:%Y-%m-%d}-{machine.host_class(described)}.json"
-    prepared = {each.name: _prepare(each, results) for each in contenders}
+    prepared = {each.name: _prepare(each, results, settings.install) for each in contenders}
     with tempfile.TemporaryDirectory(prefix="mnist-bench-") as scratch:
         for (model, workers), members in groupby(sorted(scenarios, key=_group), key=_group):
             folder = Path(scratch) / f"{model}-{workers}"
@@ -72,7 +70,7 @@ def _say(results: Results, scenario: Scenario, round_: int) -> None:
     print(f"{time.strftime('%H:%M:%S')} round {round_ + 1}: {scenario.name}", flush=True)
 
 
-def _prepare(contender: Contender, results: Results) -> Path | None:
+def _prepare(contender: Contender, results: Results, install: bool) -> Path | None:
     """Install a rival, and note what is known before it runs; its virtual environment."""
     record = Record(contender.name, contender.title, contender.kind, contender.note)
     results.contenders.append(record)
@@ -80,11 +78,11 @@ def _prepare(contender: Contender, results: Results) -> Path | None:
     try:
         if contender.requirements:
             venv = venvs.environment(
-                contender.name, contender.requirements, contender.interpreter
+                contender.name, contender.requirements, contender.interpreter, install=install
             )
             python = venv / "bin" / "python"
             record.install_mb = venvs.size_mb(venv)
-        elif contender.kind == "ours":
+        elif contender.kind == "ours" and install:
             record.install_mb = venvs.size_mb(venvs.own_environment())
     except venvs.NotInstalled as error:
         record.tell("install", str(error))

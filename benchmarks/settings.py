@@ -32,6 +32,8 @@ class Settings:
     failed_share: float = 0.001
     # Rate of the open-loop scenario, as a share of the contender's own peak.
     open_loop_share: float = 0.5
+    # Without, rivals that are not installed yet are left out, and said to be.
+    install: bool = True
     results: Path = RESULTS
 
     def __post_init__(self) -> None:

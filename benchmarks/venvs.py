@@ -20,17 +20,21 @@ class NotInstalled(Exception):
     """A rival's environment could not be made; the message says why."""
 
 
-def environment(name: str, requirements: Path, interpreter: str = sys.executable) -> Path:
+def environment(
+    name: str, requirements: Path, interpreter: str = sys.executable, *, install: bool = True
+) -> Path:
     """The folder of a rival's environment, installed. Raises NotInstalled."""
     folder = VENVS / name
     marker = folder / ".installed"
     wanted = requirements.read_text(encoding="utf-8")
     if marker.exists() and marker.read_text(encoding="utf-8") == wanted:
         return folder
+    if not install:
+        raise NotInstalled("not installed, and this run was told to install nothing")
     print(f"Installing {name} into {folder} ...", flush=True)
-    _run(name, [interpreter, "-m", "venv", "--clear", str(folder)])
+    _run([interpreter, "-m", "venv", "--clear", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    _run(name, [*pip, "--requirement", str(requirements)])
+    _run([*pip, "--requirement", str(requirements)])
     marker.write_text(wanted, encoding="utf-8")
     return folder
 
@@ -76,7 +80,7 @@ def versions(python: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: installed[name] for name in (*names, *_ALWAYS) if name in installed}
 
 
-def _run(name: str, command: list[str]) -> None:
+def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_INSTALL_WITHIN_S, check=False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -30,9 +29,7 @@ class Servicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         """Answer with logits and probabilities."""
         images = np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(-1, 28, 28)
         answer = inference_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, values in zip(
-            ("logits", "probabilities"), self._model.run(images), strict=True
-        ):
+        for name, values in zip(("logits", "probabilities"), self._model.run(images), strict=True):
             answer.outputs.add(name=name, datatype="FP32", shape=values.shape)
             answer.raw_output_contents.append(values.tobytes())
         return answer
@@ -40,7 +37,9 @@ class Servicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
 async def _serve() -> None:
     server = grpc.aio.server(options=_UNLIMITED)
-    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), server)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        Servicer(), server
+    )
     server.add_insecure_port(f"127.0.0.1:{os.environ['GRPC_PORT']}")
     await server.start()
     await server.wait_for_termination()

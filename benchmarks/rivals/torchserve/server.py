@@ -43,5 +43,12 @@ os.environ["LOG_LOCATION"] = os.environ["METRICS_LOCATION"] = str(folder)
 os.chdir(folder)
 os.execv(
     tools / "torchserve",
-    ["torchserve", "--start", "--foreground", "--disable-token-auth", "--ts-config", "config.properties"],
+    [
+        "torchserve",
+        "--start",
+        "--foreground",
+        "--disable-token-auth",
+        "--ts-config",
+        "config.properties",
+    ],
 )
