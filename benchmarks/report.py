@@ -36,7 +36,7 @@ def build(path: Path) -> str:
 
 def markdown(results: Results) -> str:
     """The whole report."""
-    parts = [_head(results), _bars(judge(results, BARS)), _contenders(results.contenders)]
+    parts = [_head(results), _bars(results), _contenders(results.contenders)]
     families: dict[str, list[Scenario]] = {}
     for scenario in results.scenarios:
         families.setdefault(scenario.family, []).append(scenario)
@@ -70,11 +70,16 @@ def _head(results: Results) -> str:
     return "\n\n".join(lines)
 
 
-def _bars(verdicts: Sequence[Verdict]) -> str:
-    if all(verdict.holds is None for verdict in verdicts):
-        return ""
+def _bars(results: Results) -> str:
+    """The bars on scenarios of this run, and how many it says nothing of."""
+    names = {scenario.name for scenario in results.scenarios} | {""}
+    asked = [bar for bar in BARS if {bar.scenario, bar.reference_scenario} <= names]
+    verdicts = judge(results, asked)
     rows = [[v.bar.name, v.bar.scenario, _wanted(v.bar), _measured(v), _holds(v)] for v in verdicts]
-    return "### Bars\n\n" + table(["bar", "scenario", "wanted", "measured", "holds"], rows)
+    text = "### Bars\n\n" + table(["bar", "scenario", "wanted", "measured", "holds"], rows)
+    if left_out := len(BARS) - len(asked):
+        text += f"\n\n{left_out} more bars are on scenarios that this run left out."
+    return text
 
 
 def _wanted(bar: Bar) -> str:

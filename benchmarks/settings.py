@@ -23,6 +23,7 @@ class Settings:
     warm_up_seconds: int = 1
     # The longest that a contender may take from start to its first right answer.
     ready_within_seconds: float = 120.0
+    idle_seconds: float = 2.0
     # A server that uses more than this share of a core with nobody asking is stopped (SIGSTOP)
     # while others are measured.
     idle_cores: float = 0.03

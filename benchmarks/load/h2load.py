@@ -56,7 +56,8 @@ def parse(output: str, log: str, answer_bytes: int) -> Load:
     rows = [line.split("\t") for line in log.splitlines()]
     times = [int(row[2]) for row in rows if len(row) >= 3 and row[1] == "200"]
     if not times:
-        raise LoadError(f"h2load got no answer: {output[-400:]!r}")
+        said = [line for line in output.splitlines() if line.startswith(("requests:", "traffic:"))]
+        raise LoadError(f"h2load got no answer: {' '.join(said)}")
     succeeded, failed, errored, timeouts = map(int, counts.groups())
     # At most: answers without the data of a right one. Rounded, for those cut by the end.
     empty = max(0, round((succeeded * answer_bytes - int(data[1])) / answer_bytes))

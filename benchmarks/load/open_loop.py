@@ -89,9 +89,9 @@ class _Connection(asyncio.Protocol):
 
 
 def answer_length(buffer: bytes | bytearray) -> int | None:
-    """Bytes of the first HTTP/1.1 answer in the buffer; None while its head is not whole.
+    """Bytes of the first HTTP/1.1 answer in the buffer; None while that cannot be told.
 
-    Raises LoadError for a chunked answer, which no contender sends to these requests.
+    Raises LoadError for an answer that ends with its connection, which leaves none to go on with.
     """
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
@@ -100,7 +100,19 @@ def answer_length(buffer: bytes | bytearray) -> int | None:
         name, _, value = line.partition(b":")
         if name == b"content-length":
             return end + 4 + int(value)
-    raise LoadError("The answer has no Content-Length.")
+        if name == b"transfer-encoding" and value.strip() == b"chunked":
+            return _chunked_length(buffer, end + 4)
+    raise LoadError("The answer has neither a Content-Length nor chunks.")
+
+
+def _chunked_length(buffer: bytes | bytearray, start: int) -> int | None:
+    """Where the chunks that start here end; None while they are not whole (no trailers)."""
+    while (line_end := buffer.find(b"\r\n", start)) >= 0:
+        size = int(bytes(buffer[start:line_end]).split(b";")[0], 16)
+        start = line_end + 2 + size + 2
+        if size == 0:
+            return start
+    return None
 
 
 class Generator:

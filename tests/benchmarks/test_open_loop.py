@@ -27,9 +27,18 @@ def test_length_of_an_answer_is_known_once_its_head_is_whole(content, further):
     assert answer_length(head[:-1]) is None
 
 
-def test_answer_without_a_length_is_an_error():
+@given(st.lists(st.binary(min_size=1, max_size=20)), st.binary(max_size=10))
+def test_chunked_answer_ends_with_its_empty_chunk(chunks, further):
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for chunk in [*chunks, b""]:
+        assert answer_length(answer) is None
+        answer += f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n"
+    assert answer_length(answer + further) == len(answer)
+
+
+def test_answer_that_ends_with_its_connection_is_an_error():
     with pytest.raises(LoadError):
-        answer_length(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        answer_length(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
 
 
 class StallingServer(ThreadingHTTPServer):

@@ -65,7 +65,12 @@ def test_answers_of_the_protocol_are_read_as_json_and_as_binary(rows):
     shape = list(rows.shape)
     outputs = [
         {"name": "logits", "shape": shape, "datatype": "FP32", "data": (rows * 0).ravel().tolist()},
-        {"name": "probabilities", "shape": shape, "datatype": "FP32", "data": rows.ravel().tolist()},
+        {
+            "name": "probabilities",
+            "shape": shape,
+            "datatype": "FP32",
+            "data": rows.ravel().tolist(),
+        },
     ]
     content = json.dumps({"outputs": outputs}).encode()
     assert np.array_equal(read_inference(content, {}), rows)

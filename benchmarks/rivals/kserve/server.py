@@ -1,6 +1,7 @@
 """KServe's Python server: a custom model. It has no batching of its own."""
 
 import os
+from functools import cached_property
 
 import onnxruntime as ort
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
@@ -10,10 +11,13 @@ from kserve.utils.utils import generate_uuid
 class Mnist(Model):
     def __init__(self):
         super().__init__("mnist")
+        self.ready = True
+
+    @cached_property  # its workers get the model by pickle, which a session cannot take
+    def session(self):
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(os.environ["MODEL_PATH"], options)
-        self.ready = True
+        return ort.InferenceSession(os.environ["MODEL_PATH"], options)
 
     def predict(self, payload: InferRequest, headers=None, response_headers=None):
         results = self.session.run(None, {"image": payload.inputs[0].as_numpy()})
