@@ -30,7 +30,10 @@ def test_spread_is_half_of_the_range_of_the_median():
 
 
 def test_lines_to_write_are_neither_blank_nor_comment_nor_docstring():
-    text = '"""What.\n\nMore.\n"""\n\n# why\nx = 1  # this\n\n\ndef f():\n    """Doc."""\n    return """a\nb"""\n'
+    text = (
+        '"""What.\n\nMore.\n"""\n\n# why\nx = 1  # this\n\n\n'
+        'def f():\n    """Doc."""\n    return """a\nb"""\n'
+    )
     assert count(text, ".py") == 4
     assert count('{\n\n"a": 1}\n', ".json") == 2
 
@@ -51,7 +54,8 @@ def running(code: str, scratch: Path, core: int | None = None) -> Server:
 
 SPAWN = """
 import subprocess, sys, time
-child = "import os, time; os.setsid(); e = time.time() + 1\\nwhile time.time() < e: pass\\ntime.sleep(60)"
+child = "import os, time; os.setsid(); end = time.time() + 1\\nwhile time.time() < end: pass"
+child += "\\ntime.sleep(60)"
 subprocess.Popen([sys.executable, "-c", child])
 time.sleep(60)
 """

@@ -32,8 +32,11 @@ def test_this_server_and_its_floors_are_measured_over_http_and_grpc(tmp_path: Pa
     results = measure(tmp_path, "raw-16", "grpc-32", contenders=contenders)
     assert results.finished
     assert {(s.contender, s.scenario) for s in results.samples} == {
-        ("ours", "raw-16"), ("floor-rsgi", "raw-16"), ("ours", "grpc-32"), ("floor-grpc", "grpc-32"),
-    }  # fmt: skip
+        ("ours", "raw-16"),
+        ("floor-rsgi", "raw-16"),
+        ("ours", "grpc-32"),
+        ("floor-grpc", "grpc-32"),
+    }
     for sample in results.samples:
         assert sample.failed == 0
         assert sample.requests_per_s > 50
