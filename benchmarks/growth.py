@@ -242,7 +242,7 @@ def measure(names: Sequence[str], plan: Plan, folder: Path) -> Path:
         "date": now.isoformat(timespec="seconds"), "machine": described, "plan": asdict(plan),
         "curves": [],
     }  # fmt: skip
-    path = folder / f"{now:%Y-%m-%d}-{machine.host_class(described)}-growth.json"
+    path = machine.results_file(folder, now, described, "growth")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mnist-growth-") as scratch:
         for name in names:

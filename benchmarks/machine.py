@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def host_class(machine: dict[str, Any]) -> str:
     """A short name of the kind of machine, for the name of the results file."""
     cpu = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
     return f"{machine['cores']}x-{cpu or 'cpu'}"
+
+
+def results_file(folder: Path, now: datetime, machine: dict[str, Any], what: str = "") -> Path:
+    """A file of that day and kind of machine that is not there yet."""
+    stem = f"{now:%Y-%m-%d}-{host_class(machine)}" + (f"-{what}" if what else "")
+    path, number = folder / f"{stem}.json", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}.json"
+    return path
 
 
 def _cpu_model() -> str:

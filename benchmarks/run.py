@@ -33,7 +33,7 @@ def run(settings: Settings, known: Sequence[Contender] = CONTENDERS) -> Path:
     scenarios = [each for each in SCENARIOS if matching(each.name, settings.scenarios)]
     contenders = [each for each in known if matching(each.name, settings.contenders)]
     results = Results(now.isoformat(timespec="seconds"), described, _as_json(settings), scenarios)
-    path = settings.results / f"{now:%Y-%m-%d}-{machine.host_class(described)}.json"
+    path = machine.results_file(settings.results, now, described)
     prepared = {each.name: _prepare(each, results, settings.install) for each in contenders}
     with tempfile.TemporaryDirectory(prefix="mnist-bench-") as scratch:
         for (model, workers), members in groupby(sorted(scenarios, key=_group), key=_group):

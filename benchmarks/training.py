@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "date": now.isoformat(timespec="seconds"), "machine": described, "images": _images(),
         "threads": given.threads, "runs": runs,
     }  # fmt: skip
-    path = given.results / f"{now:%Y-%m-%d}-{machine.host_class(described)}-training.json"
+    path = machine.results_file(given.results, now, described, "training")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     text = markdown(told)

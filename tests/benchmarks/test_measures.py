@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.lines import count
+from benchmarks.machine import results_file
 from benchmarks.processes import NotStarted, Server
 from benchmarks.statistics import median, spread
 
@@ -45,6 +47,15 @@ def test_every_rival_has_a_folder_with_pinned_requirements():
             pinned = [line for line in lines if line and not line.startswith("#")]
             assert pinned
             assert all("==" in line for line in pinned), contender.name
+
+
+def test_second_run_of_a_day_gets_a_file_of_its_own(tmp_path: Path):
+    machine = {"cpu": "AMD EPYC 7B13 (tm)", "cores": 2}
+    now = datetime(2026, 11, 24, tzinfo=UTC)
+    first = results_file(tmp_path, now, machine)
+    assert first.name == "2026-11-24-2x-amd-epyc-7b13-tm.json"
+    first.touch()
+    assert results_file(tmp_path, now, machine).name == "2026-11-24-2x-amd-epyc-7b13-tm-2.json"
 
 
 def running(code: str, scratch: Path, core: int | None = None) -> Server:
