@@ -64,9 +64,9 @@ def judge(results: Results, bars: Sequence[Bar]) -> list[Verdict]:
 
 
 def _value(results: Results, metric: Metric, contender: str, scenario: str) -> float:
-    """A median; NaN where it was not measured, or where failures disqualify it."""
+    """A median; NaN where it was not measured."""
     record = next((each for each in results.contenders if each.name == contender), None)
-    if record is None or scenario in record.problems:
+    if record is None:
         return math.nan
     if metric == "ready_seconds":
         return median(record.ready_seconds)

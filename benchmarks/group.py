@@ -87,21 +87,20 @@ class Group:
         self._stop()
 
     def measure(self, scenario: Scenario, round_: int) -> None:
-        """One sample of every contender that takes this scenario."""
+        """One sample of every contender that takes this scenario; one that failed is no sample."""
         for contender in self._contenders:
             if not self._takes(contender, scenario):
                 continue
             try:
                 sample = self._sample(contender, scenario, round_)
+                if sample.failed > self._settings.failed_share * sample.requests:
+                    total = sample.failed + sample.requests
+                    raise LoadError(f"{sample.failed} of {total} requests failed")
             except LoadError as error:
-                self._results.record(contender.name).tell(scenario.name, str(error))
-                continue
-            self._results.samples.append(sample)
-            if sample.failed > self._settings.failed_share * sample.requests:
-                self._results.record(contender.name).tell(
-                    scenario.name,
-                    f"{sample.failed} of {sample.failed + sample.requests} requests failed",
-                )
+                what = f"{scenario.name}, round {round_ + 1}"
+                self._results.record(contender.name).tell(what, str(error))
+            else:
+                self._results.samples.append(sample)
 
     def _sample(self, contender: Contender, scenario: Scenario, round_: int) -> Sample:
         """One measurement; a second try where the first fails. Raises LoadError."""
@@ -121,7 +120,7 @@ class Group:
         return (
             scenario.wire in contender.endpoints
             and matching(scenario.name, contender.scenarios)
-            and not {"install", self._start_key(), scenario.family, scenario.name} & problems.keys()
+            and not {"install", self._start_key(), scenario.family} & problems.keys()
         )
 
     def _start_key(self) -> str:
@@ -199,6 +198,8 @@ class Group:
                 self._answer_bytes[contender.name, family] = len(content)
 
     def _measure(self, server: Server, scenario: Scenario, round_: int) -> Sample:
+        if not server.is_running():
+            raise LoadError(f"the server has ended: {server.last_words()}")
         frozen = self._results.record(server.contender.name).frozen_when_idle
         if frozen:
             server.thaw()

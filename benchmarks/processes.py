@@ -91,7 +91,7 @@ class Server:
     def wait_until(self, ready: Callable[[], bool], within: float) -> float:
         """Seconds from the start until `ready` first holds. Raises NotStarted."""
         while not ready():
-            if self._process.poll() is not None:
+            if not self.is_running():
                 raise NotStarted(f"it ended by itself: {self.last_words()}")
             if time.monotonic() - self.started > within:
                 raise NotStarted(f"not ready within {within:g} seconds: {self.last_words()}")
@@ -103,9 +103,14 @@ class Server:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return " | ".join(line.strip() for line in lines[-4:] if line.strip())[-600:]
 
+    def is_running(self) -> bool:
+        """Whether the process that was started is still there."""
+        return self._process.poll() is None
+
     def pids(self) -> list[int]:
         """The processes that are alive."""
-        found = {self._process.pid}
+        # Once it has ended, its number may be another process's.
+        found = {self._process.pid} if self.is_running() else set()
         mark = f"{_MARK}={self._mark}".encode()
         parents: dict[int, int] = {}
         for pid in (int(each.name) for each in Path("/proc").glob("[0-9]*")):
@@ -158,7 +163,7 @@ class Server:
     def stop(self) -> None:
         """End all processes: politely, then by force."""
         self.thaw()
-        if self._process.poll() is None:
+        if self.is_running():
             self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_WITHIN_S)

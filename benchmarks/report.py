@@ -134,8 +134,7 @@ def _family(results: Results, scenarios: Sequence[Scenario]) -> str:
     rows = []
     for record in sorted(results.contenders, key=speed):
         cells = [
-            _cell(samples.get((record.name, scenario.name), []), scenario, record)
-            for scenario in scenarios
+            _cell(samples.get((record.name, scenario.name), []), scenario) for scenario in scenarios
         ]
         if any(cells):
             rows.append([record.title, *cells])
@@ -152,8 +151,8 @@ def _title(scenario: Scenario) -> str:
     return f"{what}: {images} a request, model `{scenario.model}`{workers}{loop}"
 
 
-def _cell(samples: Sequence[Sample], scenario: Scenario, record: Record) -> str:
-    """Requests/s, median latency / 99th percentile, CPU seconds; bold where requests failed."""
+def _cell(samples: Sequence[Sample], scenario: Scenario) -> str:
+    """Requests/s, median latency / 99th percentile, CPU seconds."""
     if not samples:
         return ""
     rates = [sample.requests_per_s for sample in samples]
@@ -168,8 +167,6 @@ def _cell(samples: Sequence[Sample], scenario: Scenario, record: Record) -> str:
         lines.append(f"sent late: {_ms(s.p99_lateness_ms for s in samples)} ms")
     if scenario.workers > 1:
         lines.append(f"generator: {median(s.generator_cores for s in samples):.2f} cores")
-    if scenario.name in record.problems:
-        lines.append(f"**{record.problems[scenario.name]}**")
     return "<br>".join(lines)
 
 

@@ -38,8 +38,8 @@ class Sample:
 class Record:
     """What is known of a contender besides its samples.
 
-    `problems` says why something was not measured or must be read with care: of a scenario, a
-    family of scenarios, a start, or the installation.
+    `problems` says why something was not measured: the installation, a start, a family of
+    scenarios whose answers were wrong, or one round of a scenario.
     """
 
     name: str

@@ -55,6 +55,8 @@ def parse(output: str) -> Load:
     failed = int(refused[1]) if refused else 0
     answered = int(total[1]) - failed
     failed += sum(map(int, broken.groups())) if broken else 0
+    if not answered and not failed:
+        raise LoadError("wrk got no answer")
     return Load(
         answered,
         float(total[2]) * _UNITS_MS[total[3]] / 1000,

@@ -61,12 +61,6 @@ def test_bar_without_its_reference_is_not_measured():
     assert math.isnan(verdict.measured)
 
 
-def test_bar_on_a_sample_with_failures_is_not_measured():
-    made = results(sample("ours", 100.0), sample("floor-rsgi", 1.0))
-    made.record("ours").tell("raw-16", "5 of 10 requests failed")
-    assert judge(made, [Bar("b", "raw-16", 1, reference="floor-rsgi")])[0].holds is None
-
-
 def test_two_workers_get_back_what_the_generator_took_of_their_cores():
     made = sample("ours", 150.0, scenario="raw-64-2w")  # the generator took half a core of two
     assert per_core(made, workers=2, cores=2) == pytest.approx(200.0)

@@ -68,6 +68,36 @@ HTTPServer(("127.0.0.1", int(os.environ["HTTP_PORT"])), Handler).serve_forever()
 """
 
 
+REFUSING = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+from benchmarks.floors.session import Model
+
+model, answered = Model(), 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        global answered
+        answered += 1
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200 if answered < 12 else 503)
+        self.end_headers()
+        self.wfile.write(model.answer(body, ""))
+
+
+HTTPServer(("127.0.0.1", int(os.environ["HTTP_PORT"])), Handler).serve_forever()
+"""
+
+
+def test_sample_in_which_requests_fail_does_not_count_and_is_reported(tmp_path: Path):
+    # Ready and right in the first requests, refusing from then on.
+    results = measure(tmp_path, "raw-1", contenders=[contender("refusing", REFUSING)])
+    assert results.samples == []
+    assert "requests failed" in results.record("refusing").problems["raw-1, round 1"]
+
+
 def contender(name: str, code: str) -> Contender:
     return Contender(name, name, "floor", ("{python}", "-c", code), {"raw": "/"})
 

@@ -53,6 +53,11 @@ def test_latencies_are_milliseconds_whatever_their_unit(unit, hundredths):
     assert load.p99_ms == pytest.approx(hundredths / 100 * unit[1])
 
 
+def test_load_without_any_answer_is_an_error():
+    with pytest.raises(LoadError, match="no answer"):
+        parse(report(requests=0, p50="0.00us", p99="0.00us"))
+
+
 @given(st.text())
 def test_text_that_is_no_report_is_an_error(text):
     with pytest.raises(LoadError):
