@@ -128,22 +128,22 @@ class Group:
 
     def _start(self, contender: Contender) -> None:
         record = self._results.record(contender.name)
-        server = Server(
-            contender,
-            models=models.repository(self._model),
-            venv=self._environments[contender.name],
-            scratch=self._scratch,
-            workers=self._workers,
-            core=self._server_core,
-        )
-        self._servers[contender.name] = server
         try:
+            server = self._servers[contender.name] = Server(
+                contender,
+                models=models.repository(self._model),
+                venv=self._environments[contender.name],
+                scratch=self._scratch,
+                workers=self._workers,
+                core=self._server_core,
+            )
             ready = server.wait_until(
                 lambda: _is_ready(server), self._settings.ready_within_seconds
             )
         except NotStarted as error:
             record.tell(self._start_key(), str(error))
-            self._servers.pop(contender.name).stop()
+            if started := self._servers.pop(contender.name, None):
+                started.stop()
             return
         if self._workers == 1:
             record.ready_seconds.append(ready)

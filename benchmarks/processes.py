@@ -32,7 +32,7 @@ class NotStarted(Exception):
 
 
 class Server:
-    """One contender's processes on ports of their own."""
+    """One contender's processes on ports of their own; making one may raise NotStarted."""
 
     def __init__(
         self,
@@ -75,14 +75,17 @@ class Server:
         command = [part.format(**filling) for part in contender.command]
         self.started = time.monotonic()
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                pinned(command, core),
-                cwd=contender.folder or ROOT,
-                env=_without_ours(os.environ) | environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    pinned(command, core),
+                    cwd=contender.folder or ROOT,
+                    env=_without_ours(os.environ) | environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise NotStarted(f"{command[0]} cannot be run: {error.strerror}") from error
 
     def port(self, wire: str) -> int:
         """The port that takes a wire format."""

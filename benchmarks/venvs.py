@@ -87,6 +87,8 @@ def _run(command: list[str]) -> None:
         )
     except subprocess.TimeoutExpired:
         raise NotInstalled(f"installing took longer than {_INSTALL_WITHIN_S} seconds") from None
+    except OSError as error:
+        raise NotInstalled(f"{command[0]} cannot be run: {error.strerror}") from error
     if done.returncode != 0:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise NotInstalled("pip failed: " + " | ".join(lines[-3:]))
+        raise NotInstalled(f"{' '.join(command[:3])} failed: " + " | ".join(lines[-3:]))

@@ -15,6 +15,7 @@ from benchmarks.lines import count
 from benchmarks.machine import results_file
 from benchmarks.processes import NotStarted, Server
 from benchmarks.statistics import median, spread
+from benchmarks.venvs import NotInstalled, environment
 
 RATES = st.lists(st.floats(0.1, 1e6), min_size=1)
 
@@ -103,3 +104,18 @@ def test_server_that_ends_says_its_last_words(tmp_path: Path):
     with pytest.raises(NotStarted, match="no such model"):
         server.wait_until(lambda: False, 20)
     server.stop()
+
+
+def test_command_that_does_not_exist_is_told_as_not_started(tmp_path: Path):
+    absent = Contender("absent", "absent", "floor", ("no-such-server",), {"raw": "/"})
+    with pytest.raises(NotStarted, match="no-such-server cannot be run"):
+        Server(absent, models=tmp_path, venv=None, scratch=tmp_path)
+
+
+def test_rival_that_is_not_installed_is_told_and_not_installed_unasked(tmp_path: Path):
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("nothing==1\n")
+    with pytest.raises(NotInstalled, match="told to install nothing"):
+        environment("no-such-rival", requirements, install=False)
+    with pytest.raises(NotInstalled, match="cannot be run"):
+        environment("no-such-rival", requirements, "/no/python")
