@@ -5,6 +5,7 @@ Every change is one of the state that `Control` keeps for all workers, and that 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,17 @@ from urllib.parse import urlsplit
 
 from service.control import Command, Control, State
 from service.core.batching import BatchLimits
-from service.core.errors import AlreadyExists, Forbidden, InvalidArgument, NotFound, Unimplemented
+from service.core.errors import (
+    AlreadyExists,
+    Forbidden,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
 from service.core.request import Parameters
 from service.core.statistics import merge
+from service.observe import metrics
 from service.observe.log_settings import LogSettings, level_of, settings_of
 from service.repository.config import configuration
 from service.repository.repository import IndexEntry, Repository
@@ -83,6 +92,8 @@ class Administration:
         match command:
             case {"do": "statistics", "model": name, "version": version}:
                 return self._statistics(name, version)
+            case {"do": "flush"}:
+                return metrics.flush()
         raise InvalidArgument(f"Unknown command: {command}.")
 
     async def load_model(self, name: str, parameters: Parameters) -> None:
@@ -151,6 +162,13 @@ class Administration:
                 self._repository.get(name)
             models = [model for model in self._repository.loaded if name in ("", model.name)]
         return [(m.name, m.version, m.batcher.statistics.as_dict()) for m in models]
+
+    async def exposition(self) -> bytes:
+        """The metrics of all workers in Prometheus' text format."""
+        # A worker that does not answer is no reason to know nothing of the others.
+        with contextlib.suppress(Unavailable):
+            await self.control.ask({"do": "flush"})
+        return metrics.exposition()
 
     def log_settings(self) -> LogSettings:
         """The log settings as they are."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log2
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from service.core.errors import InvalidArgument
 from service.core.images import SIDE, Pixels
 from service.repository.card import LOGITS, PROBABILITIES
 from service.repository.repository import ServedModel
+from service.runtime.session import Session
 
 
 class Classification(NamedTuple):
@@ -37,7 +40,7 @@ def predictions(classification: Classification) -> list[Prediction]:
     for row, values in zip(
         classification.probabilities, classification.probabilities.tolist(), strict=True
     ):
-        entropy = -sum(p * log2(p) for p in values if p > 0.0)
+        entropy = -sum([p * log2(p) for p in values if p > 0.0])
         made.append(Prediction(values.index(max(values)), row, entropy + 0.0))
     return made
 
@@ -56,8 +59,34 @@ def pixels_from_values(array: Array) -> Pixels:
     )
 
 
-def as_classifier(served: ServedModel, pixels: Pixels) -> tuple[list[Array], int, bool]:
-    """Inputs for a model of digits, the index of the output to read, and whether it is logits."""
+class Head(NamedTuple):
+    """How a model classifies: the output to read, whether it is logits, and the input's shape.
+
+    The shape is that of one image in an FP32 input; None for an input that takes uint8 pixels.
+    """
+
+    output: int
+    is_logits: bool
+    image_shape: tuple[int, ...] | None
+
+
+# Looked up for every request, found out once for a session.
+_heads: WeakKeyDictionary[Session, Head] = WeakKeyDictionary()
+
+
+def as_classifier(served: ServedModel, pixels: Pixels) -> tuple[list[Array], Head]:
+    """Inputs for a model of digits, and how to read its outputs. Raises InvalidArgument."""
+    head = _heads.get(served.session)
+    if head is None:
+        head = _heads[served.session] = _head(served)
+    if head.image_shape is None:
+        return [pixels], head
+    # Foreign models: pixels in 0..1, as torchvision's ToTensor makes them.
+    scaled = pixels.reshape((len(pixels), *head.image_shape)).astype(np.float32) / np.float32(255)
+    return [scaled], head
+
+
+def _head(served: ServedModel) -> Head:
     inputs, outputs = served.session.inputs, served.session.outputs
     kinds = [served.card.kind(output.name) for output in outputs]
     if PROBABILITIES in kinds:
@@ -69,19 +98,24 @@ def as_classifier(served: ServedModel, pixels: Pixels) -> tuple[list[Array], int
             f"Model '{served.name}' has no output known to be logits or probabilities; "
             "its model.json can say so in output_kinds."
         )
+    is_logits = kinds[index] == LOGITS
     spec = inputs[0]
     if len(inputs) == 1 and spec.datatype == "UINT8" and spec.shape == (-1, SIDE, SIDE):
-        return [pixels], index, kinds[index] == LOGITS
+        return Head(index, is_logits, None)
     size = int(np.prod(spec.shape[1:]))
     if len(inputs) != 1 or spec.datatype != "FP32" or size != SIDE * SIDE or spec.shape[0] != -1:
         raise InvalidArgument(
             f"Model '{served.name}' does not take images of 28x28; use the infer endpoint."
         )
-    # Foreign models: pixels in 0..1, as torchvision's ToTensor makes them.
-    scaled = pixels.reshape((len(pixels), *spec.shape[1:])).astype(np.float32) / np.float32(255)
-    return [scaled], index, kinds[index] == LOGITS
+    return Head(index, is_logits, spec.shape[1:])
 
 
-def softmax(logits: Array) -> npt.NDArray[np.float32]:
+def distribution(outputs: Sequence[Array], head: Head) -> npt.NDArray[np.float32]:
+    """Probabilities [N,10] from the outputs of a model of digits."""
+    found = outputs[head.output]
+    return _softmax(found) if head.is_logits else found
+
+
+def _softmax(logits: Array) -> npt.NDArray[np.float32]:
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)

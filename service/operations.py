@@ -34,7 +34,7 @@ from service.core.tensors import (
     shape_of_raw,
     to_bytes,
 )
-from service.digits import Classification, as_classifier, softmax
+from service.digits import Classification, as_classifier, distribution
 from service.repository.config import PLATFORM
 from service.repository.repository import Repository, ServedModel
 from service.runtime.shared_memory import Regions
@@ -92,10 +92,9 @@ class Operations:
         what `Batcher.submit` raises.
         """
         served = self.repository.get(model or self.default_model, version)
-        inputs, index, is_logits = as_classifier(served, pixels)
+        inputs, head = as_classifier(served, pixels)
         outputs = await served.batcher.submit(inputs, len(pixels), deadline)
-        distribution = softmax(outputs[index]) if is_logits else outputs[index]
-        return Classification(served.name, served.version, distribution)
+        return Classification(served.name, served.version, distribution(outputs, head))
 
     async def classify_image(
         self, body: bytes, model: str = "", version: str = "", deadline: float | None = None

@@ -27,6 +27,7 @@ from service.http.compression import Compression
 from service.http.fast_lane import HttpFront
 from service.http.flask_app import create_app
 from service.http.routes import Answerer
+from service.observe import metrics
 from service.observe.metrics import Metrics
 from service.observe.requests import RequestRecorder
 from service.operations import Operations
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FLASK_THREADS = 8
+_METRICS_S = 0.5
 
 
 class Core:
@@ -104,6 +106,12 @@ class Core:
         self.metrics.models_loaded(loaded, len(self.repository.failures))
         self.models_changed()
 
+    async def flush_metrics(self) -> None:
+        """Write the metrics down, for ever: a worker that is killed loses the last of them only."""
+        while True:
+            await asyncio.sleep(_METRICS_S)
+            metrics.flush()
+
     async def watch(self) -> None:
         """Look for new versions, for ever."""
         while True:
@@ -141,6 +149,7 @@ class Worker:
         """Finish what was accepted; Granian has already finished the HTTP requests."""
         self._begin_stopping(loop)
         loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        metrics.flush()
         self._core.executor.shutdown(wait=False, cancel_futures=True)
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -161,6 +170,7 @@ class Worker:
         core.models_changed = self._grpc.publish_health
         if settings.poll_interval:
             self._watching = loop.create_task(core.watch())
+        self._flushing = loop.create_task(core.flush_metrics())
         self._say_ready()
 
     def _say_ready(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 # Batch sizes that are counted apart; a caller who sends every size there is fills no memory.
 _MOST_BATCH_SIZES = 1024
+_MOST_WAITING = 1024
 
 _PARTS = ("compute_input", "compute_infer", "compute_output")
 
@@ -35,7 +36,8 @@ class ModelStatistics:
     """The counters of one version. Lives on one event loop."""
 
     def __init__(self) -> None:
-        self._last_ms = 0
+        self._waiting: list[BatchRun] = []
+        self._last_run = 0.0
         self._rows = 0
         self._runs = 0
         self._success = [0, 0.0]
@@ -47,8 +49,18 @@ class ModelStatistics:
         self._sizes: dict[int, list[float]] = {}
 
     def ran(self, run: BatchRun) -> None:
-        """Count a run that answered all of its requests."""
-        self._last_ms = time.time_ns() // 1_000_000
+        """Count a run, once there are many or somebody asks: this is on the path of a request."""
+        self._last_run = time.time()
+        self._waiting.append(run)
+        if len(self._waiting) == _MOST_WAITING:
+            self._count()
+
+    def _count(self) -> None:
+        for run in self._waiting:
+            self._add(run)
+        self._waiting.clear()
+
+    def _add(self, run: BatchRun) -> None:
         self._rows += run.rows
         self._runs += 1
         self._success[0] += run.requests
@@ -71,9 +83,10 @@ class ModelStatistics:
 
     def as_dict(self) -> dict[str, Any]:
         """The counters by the extension's names; durations are {"count", "ns"}."""
+        self._count()
         succeeded = self._success[0]
         return {
-            "last_inference": self._last_ms,
+            "last_inference": int(self._last_run * 1000),
             "inference_count": self._rows,
             "execution_count": self._runs,
             "inference_stats": {

@@ -53,7 +53,10 @@ def as_json(answer: Classification) -> dict[str, Any]:
     return {
         "model_name": answer.model,
         "model_version": answer.version,
-        "predictions": [prediction._asdict() for prediction in predictions(answer)],
+        "predictions": [
+            {"digit": digit, "probabilities": row, "entropy_bits": entropy}
+            for digit, row, entropy in predictions(answer)
+        ],
     }
 
 

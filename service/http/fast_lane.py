@@ -42,6 +42,11 @@ class HttpFront:
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
         self._routes = FastRoutes() if fast_lane else None
+        self._loop = asyncio.get_running_loop()
+        # Requests whose bodies are on their way: since when, and which have been given up.
+        self._receiving: dict[asyncio.Task[None], float] = {}
+        self._late: set[asyncio.Task[None]] = set()
+        self._sweep()
 
     async def __call__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer one request (RSGI's callable)."""
@@ -63,7 +68,7 @@ class HttpFront:
                 request = HttpRequest(scope.headers.get, body, scope.query_string)
                 response = await self._answerer.answer(found[0], request, found[1])
             else:
-                response = await asyncio.get_running_loop().run_in_executor(
+                response = await self._loop.run_in_executor(
                     self._executor, self._through_flask, scope, body
                 )
         protocol.response_bytes(response.status, response.headers, response.body)
@@ -73,20 +78,40 @@ class HttpFront:
         length = scope.headers.get("content-length")
         if length is not None and int(length) > self._max_request_bytes:
             raise RequestTooLarge(too_large(self._max_request_bytes))
+        task = asyncio.current_task()
+        assert task is not None
+        self._receiving[task] = self._loop.time()
         try:
-            async with asyncio.timeout(self._body_timeout):
-                if length is not None or scope.method in ("GET", "HEAD"):
-                    return await protocol()
-                body = bytearray()  # chunked: the length shows only as it comes
-                async for chunk in protocol:
-                    body += chunk
-                    if len(body) > self._max_request_bytes:
-                        raise RequestTooLarge(too_large(self._max_request_bytes))
-                return bytes(body)
-        except TimeoutError:
+            if length is not None or scope.method in ("GET", "HEAD"):
+                return await protocol()
+            body = bytearray()  # chunked: the length shows only as it comes
+            async for chunk in protocol:
+                body += chunk
+                if len(body) > self._max_request_bytes:
+                    raise RequestTooLarge(too_large(self._max_request_bytes))
+            return bytes(body)
+        except asyncio.CancelledError:
+            if task not in self._late:
+                raise
+            task.uncancel()
+            self._late.discard(task)
             raise RequestTimeout(
                 f"The body did not arrive within {self._body_timeout:g} seconds (body_timeout)."
             ) from None
+        finally:
+            del self._receiving[task]
+
+    def _sweep(self) -> None:
+        """Give up on bodies that have been on their way for too long.
+
+        One timer for all of them: one for each would cost a tenth of a request's time.
+        """
+        self._loop.call_later(self._body_timeout / 8, self._sweep)
+        oldest = self._loop.time() - self._body_timeout
+        for task, began in self._receiving.items():
+            if began < oldest and task not in self._late:
+                self._late.add(task)
+                task.cancel()
 
     def _through_flask(self, scope: Scope, body: bytes) -> HttpResponse:
         """Call Flask through WSGI (PEP 3333). Runs in a thread: Flask waits for the loop."""

@@ -43,7 +43,8 @@ async def index(operations: Operations, request: HttpRequest) -> HttpResponse:
 
 async def prometheus(operations: Operations, request: HttpRequest) -> HttpResponse:
     """GET /metrics: Prometheus' text format."""
-    return HttpResponse(200, [("content-type", metrics.CONTENT_TYPE)], metrics.exposition())
+    content = await operations.administration.exposition()
+    return HttpResponse(200, [("content-type", metrics.CONTENT_TYPE)], content)
 
 
 def _of_model(

@@ -12,6 +12,8 @@ import atexit
 import os
 import shutil
 import tempfile
+from bisect import bisect_left
+from collections import Counter as Counts
 from functools import cache
 from pathlib import Path
 
@@ -31,16 +33,53 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _PER_MODEL = ["model", "version"]
 
-_requests = Histogram(
+
+class BufferedHistogram(Histogram):
+    """A histogram whose observations wait in a list until `flush` counts them all at once.
+
+    Counted one by one, each would cost two writes to the file that workers share, some 5 us: for
+    the three of a request, a sixth of its time.
+    """
+
+    def _metric_init(self) -> None:  # called for what can be observed: each set of labels
+        super()._metric_init()
+        self._waiting: list[float] = []
+        _buffered.append(self)
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Count a value, at the next `flush`."""
+        self._waiting.append(amount)
+
+    def flush(self) -> None:
+        """Write what has been observed since the last time."""
+        if not self._waiting:
+            return
+        values, self._waiting = self._waiting, []
+        self._sum.inc(sum(values))
+        # A value belongs to the first bucket whose upper bound it does not pass.
+        for index, count in Counts(bisect_left(self._upper_bounds, v) for v in values).items():
+            self._buckets[index].inc(count)
+
+
+_buffered: list[BufferedHistogram] = []
+
+
+def flush() -> None:
+    """Write what this process has observed to the file that all workers' metrics are read from."""
+    for histogram in _buffered:
+        histogram.flush()
+
+
+_requests = BufferedHistogram(
     "mnist_request_seconds",
     "Time from a request's arrival to its answer; its count is the number of requests.",
     ["transport", "operation", "code"],
     buckets=_SECONDS,
 )
-_batches = Histogram(
+_batches = BufferedHistogram(
     "mnist_batch_images", "Images in each run of a model.", _PER_MODEL, buckets=_ROWS
 )
-_inference = Histogram(
+_inference = BufferedHistogram(
     "mnist_inference_seconds", "Time of each run of a model.", _PER_MODEL, buckets=_SECONDS
 )
 _inference_failures = Counter(
@@ -60,7 +99,7 @@ _load_failures = Gauge(
 
 
 class Metrics:
-    """What one worker reports. Its methods cost about 2 us each, so they may be on any path."""
+    """What one worker reports. Its observations cost next to nothing, until they are flushed."""
 
     def __init__(self) -> None:
         _forget_dead_workers()
@@ -94,7 +133,7 @@ class Metrics:
 
 
 def exposition() -> bytes:
-    """All workers' metrics in Prometheus' text format 0.0.4."""
+    """All workers' metrics, as far as they are flushed, in Prometheus' text format 0.0.4."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
