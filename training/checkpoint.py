@@ -15,21 +15,23 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from training import recipes
+from training.data import DIGITS
 from training.errors import CheckpointError
 from training.files import write_atomically
 from training.models import Classifier, build_network
 
-_FORMAT = "mnist-service checkpoint 1"
+_FORMAT = "mnist-service checkpoint 2"
 
 
 class Checkpoint(NamedTuple):
-    """A network with the recipe and seed it was trained with, after so many epochs."""
+    """A network with the recipe, seed and classes it was trained with, after so many epochs."""
 
     network: nn.Sequential
     recipe: recipes.Recipe
     seed: int
     epoch: int
     temperature: float = 1.0
+    labels: tuple[str, ...] = DIGITS
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -44,6 +46,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
                 "seed": checkpoint.seed,
                 "epoch": checkpoint.epoch,
                 "temperature": checkpoint.temperature,
+                "labels": checkpoint.labels,
             }
         )
     }
@@ -65,7 +68,8 @@ def read(path: Path) -> Checkpoint:
         if fields["format"] != _FORMAT:
             raise CheckpointError(f"{path} has the format {fields['format']!r}, not {_FORMAT!r}.")
         recipe = recipes.from_json(fields["recipe"])
-        network = build_network(recipe)
+        labels = tuple(fields["labels"])
+        network = build_network(recipe, len(labels))
         network.load_state_dict(load_tensors(content))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
@@ -73,9 +77,8 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is not a checkpoint of mnist-train, or is damaged ({error})."
         ) from error
-    return Checkpoint(
-        network, recipe, int(fields["seed"]), int(fields["epoch"]), float(fields["temperature"])
-    )
+    seed, epoch, temperature = fields["seed"], fields["epoch"], float(fields["temperature"])
+    return Checkpoint(network, recipe, int(seed), int(epoch), temperature, labels)
 
 
 def load(path: Path) -> Classifier:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ from typing import Any
 import torch
 
 from training import checkpoint, recipes
-from training.data import Mnist, load_mnist
+from training.data import DataSet
 from training.errors import InterruptedRunError, TrainingError, UsageError
 from training.evaluate import evaluation, fit_temperature, logits_of
 from training.export import IR_VERSION, MODEL_FILE, OPSET, export, prove, publish
-from training.loop import Interrupted, split, train
+from training.loop import Interrupted, Trained, split, train
 from training.memory import keep_freed_memory
 from training.models import Classifier, count_parameters
 from training.progress import RunWatcher
 from training.recipes import RECIPES, Recipe
 from training.run_folder import RunFolder
+from training.sources import add_data_flags, load_data
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +56,12 @@ def _run(options: argparse.Namespace) -> None:
         recipe, seed = found.recipe, found.seed
     else:
         recipe, seed = _recipe(options), options.seed
-    data = load_mnist(options.data_dir, download=options.download)
+    data = load_data(options)
+    if options.from_checkpoint and found.labels != data.labels:
+        raise UsageError(
+            f"{options.from_checkpoint} tells {', '.join(found.labels)} apart, and the data has "
+            f"{', '.join(data.labels)}; choose the data it was trained on."
+        )
     folder = RunFolder(options.runs, recipe.name)
     folder.write_json(
         "config.json",
@@ -63,16 +69,18 @@ def _run(options: argparse.Namespace) -> None:
         | {"threads": torch.get_num_threads(), "data": data.sha256, "versions": _versions()},
     )
     say(f"Recipe {recipe.name} on {device}, seed {seed}; the run is in {folder.path}.")
-    network = (
-        found.network if options.from_checkpoint else _train(recipe, data, seed, device, folder)
-    )
-    _finish(options, Classifier(network.cpu().eval()), recipe, seed, data, folder)
+    if options.from_checkpoint:
+        trained = Trained(found.network, found.epoch)
+    else:
+        trained = _train(recipe, data, seed, device, folder)
+    _finish(options, trained, recipe, seed, data, folder)
 
 
 def _train(
-    recipe: Recipe, data: Mnist, seed: int, device: torch.device, folder: RunFolder
-) -> torch.nn.Sequential:
-    with RunWatcher(recipe, seed, len(split(data, recipe).images), folder) as watcher:
+    recipe: Recipe, data: DataSet, seed: int, device: torch.device, folder: RunFolder
+) -> Trained:
+    images = len(split(data, recipe).images)
+    with RunWatcher(recipe, seed, data.labels, images, folder) as watcher:
         try:
             return train(recipe, data, seed, device, watcher)
         except Interrupted as stopped:
@@ -83,13 +91,14 @@ def _train(
 
 def _finish(
     options: argparse.Namespace,
-    classifier: Classifier,
+    trained: Trained,
     recipe: Recipe,
     seed: int,
-    data: Mnist,
+    data: DataSet,
     folder: RunFolder,
 ) -> None:
     """Calibrate on the held-out images, look at the test set once, publish."""
+    classifier = Classifier(trained.network.cpu().eval())
     folder.draw_curve()
     cpu = torch.device("cpu")
     held_out = split(data, recipe)
@@ -100,7 +109,7 @@ def _finish(
     checkpoint.save(
         folder.checkpoint,
         checkpoint.Checkpoint(
-            classifier.network, recipe, seed, recipe.epochs, classifier.temperature
+            classifier.network, recipe, seed, trained.epoch, classifier.temperature, data.labels
         ),
     )
     test_logits = logits_of(classifier.network, data.test_images, cpu)
@@ -117,17 +126,18 @@ def _finish(
     with _quiet_exporter():
         model = export(classifier, {"recipe": recipe.name, "seed": str(seed)})
     accuracy = prove(model, classifier, data.test_images, data.test_labels)
-    card = _card(options.model_name, classifier, recipe, seed, data) | {
+    name = options.model_name or data.name
+    card = _card(name, classifier, recipe, seed, data) | {
         "accuracy": accuracy,
         "loss": figures["loss"],
         "evaluation": figures,
     }
-    published = publish(options.models, options.model_name, model, card)
+    published = publish(options.models, name, model, card)
     say(f"Published {published / MODEL_FILE}. Serve it with: mnist-serve --models {options.models}")
 
 
 def _card(
-    name: str, classifier: Classifier, recipe: Recipe, seed: int, data: Mnist
+    name: str, classifier: Classifier, recipe: Recipe, seed: int, data: DataSet
 ) -> dict[str, Any]:
     return {
         "schema": 1,
@@ -137,7 +147,7 @@ def _card(
         "data": {"files": data.sha256},
         "parameters": count_parameters(classifier.network),
         "temperature": classifier.temperature,
-        "labels": [str(digit) for digit in range(10)],
+        "labels": data.labels,
         "git_revision": _git_revision(),
         "opset": OPSET,
         "ir_version": IR_VERSION,
@@ -193,20 +203,19 @@ def say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mnist-train", description="Train a classifier of digits and publish it as ONNX."
+        prog="mnist-train", description="Train a classifier of small images and publish it as ONNX."
     )
     add = parser.add_argument
     add("--recipe", choices=RECIPES, default="fast", help="what to train (default: fast)")
     add("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
-    add("--data-dir", type=Path, help="folder with MNIST's files (default: the bundled ones)")
-    add("--download", action="store_true", help="fetch MNIST from torchvision's mirrors first")
     add("--models", type=Path, default=Path("models"), help="model repository (default: models)")
-    add("--model-name", default="mnist", help="name to publish under (default: mnist)")
+    add("--model-name", help="name to publish under (default: the data set's)")
     add("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     add("--no-publish", action="store_true", help="train and evaluate only")
     add("--from-checkpoint", type=Path, help="evaluate and publish a checkpoint, train nothing")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
+    add_data_flags(parser)
     knobs = parser.add_argument_group("override a knob of the recipe")
     for knob in recipes.knobs():
         _add_knob(knobs, knob)
@@ -221,7 +230,16 @@ def _add_knob(group: Any, knob: dataclasses.Field[Any]) -> None:
         )
         return
     kind: Any = _numbers if isinstance(knob.default, tuple) else type(knob.default)
+    if words := knob.metadata["words"]:
+        kind = _number_or_word(words)
     group.add_argument(flag, dest=knob.name, type=kind, help=text, choices=knob.metadata["choices"])
+
+
+def _number_or_word(words: Mapping[str, int]) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        return words[text] if text in words else int(text)
+
+    return number
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""MNIST as tensors: from the files bundled here, from a folder, or from torchvision's mirrors.
+"""Data sets as tensors: MNIST as bundled here, and others in its file format from a folder.
 
-The four IDX files are bundled gzipped in `training/mnist/`. On first use they are unpacked into a
-cache; every use checks the SHA-256 of what it read against `SHA256SUMS`, so neither a damaged
+MNIST's four IDX files are bundled gzipped in `training/mnist/`. On first use they are unpacked into
+a cache; every use checks the SHA-256 of what it read against `SHA256SUMS`, so neither a damaged
 download nor a damaged cache can train a model silently. The IDX format is described on
 http://yann.lecun.com/exdb/mnist/: two zero bytes, a type code (8: unsigned byte), the number of
 dimensions, each dimension as a big-endian 32-bit integer, then the values.
@@ -27,22 +27,39 @@ from training.errors import DataError
 from training.files import write_atomically
 
 BUNDLE = Path(__file__).parent / "mnist"
+# Where Debian's package dataset-fashion-mnist puts Fashion-MNIST.
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 
-class Mnist(NamedTuple):
-    """The whole data set on the CPU; images are uint8 [N, 28, 28], labels int64 [N]."""
+class DataSet(NamedTuple):
+    """A whole data set on the CPU; images are uint8 [N, 28, 28], labels int64 [N]."""
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
     sha256: dict[str, str]  # of each uncompressed file, by name
+    name: str = "mnist"  # models trained on it are published under this name
+    labels: tuple[str, ...] = DIGITS  # what each class is called
 
 
-def load_mnist(data_dir: Path | None = None, *, download: bool = False) -> Mnist:
+def load_mnist(data_dir: Path | None = None, *, download: bool = False) -> DataSet:
     """Load MNIST from the bundle, or from `data_dir`, which `download` fills first.
 
     `data_dir` has torchvision's layout (`DIR/MNIST/raw/`), or the files themselves, gzipped or
@@ -51,12 +68,23 @@ def load_mnist(data_dir: Path | None = None, *, download: bool = False) -> Mnist
     if download:
         data_dir = data_dir or cache_dir()
         _download(data_dir)
-    read = _read_bundled if data_dir is None else _reader_of(data_dir)
-    contents = {name: read(name) for name in FILES}
-    train_images, train_labels = _pair(contents, TRAIN_IMAGES, TRAIN_LABELS)
-    test_images, test_labels = _pair(contents, TEST_IMAGES, TEST_LABELS)
-    hashes = {name: _sha256(content) for name, (content, _) in contents.items()}
-    return Mnist(train_images, train_labels, test_images, test_labels, hashes)
+    if data_dir is None:
+        return _load(_read_bundled, "mnist", DIGITS)
+    remedy = "Give another --data-dir, add --download, or leave both out for the bundled MNIST."
+    folders = (data_dir / "MNIST" / "raw", data_dir)
+    return _load(_reader_of(folders, remedy), "mnist", DIGITS)
+
+
+def load_fashion(data_dir: Path | None = None) -> DataSet:
+    """Load Fashion-MNIST (Xiao et al. 2017) from `data_dir`, or from where Debian installs it.
+
+    `data_dir` has torchvision's layout (`DIR/FashionMNIST/raw/`), or the files themselves, gzipped
+    or not. Nothing is ever fetched.
+    """
+    data_dir = data_dir or FASHION_FOLDER
+    remedy = "Install Debian's package dataset-fashion-mnist, or give the folder as --data-dir."
+    folders = (data_dir / "FashionMNIST" / "raw", data_dir)
+    return _load(_reader_of(folders, remedy), "fashion", CLOTHES)
 
 
 def cache_dir() -> Path:
@@ -85,6 +113,16 @@ def parse_idx(content: bytes, path: Path) -> npt.NDArray[np.uint8]:
 
 # What a reader returns: the uncompressed bytes, and the file they came from.
 _Content = tuple[bytes, Path]
+
+
+def _load(read: Callable[[str], _Content], name: str, labels: tuple[str, ...]) -> DataSet:
+    contents = {name: read(name) for name in FILES}
+    train_images, train_labels = _pair(contents, TRAIN_IMAGES, TRAIN_LABELS)
+    test_images, test_labels = _pair(contents, TEST_IMAGES, TEST_LABELS)
+    hashes = {name: _sha256(content) for name, (content, _) in contents.items()}
+    return DataSet(
+        train_images, train_labels, test_images, test_labels, hashes, name=name, labels=labels
+    )
 
 
 def _read_bundled(name: str) -> _Content:
@@ -122,9 +160,8 @@ def _bundled_sums() -> dict[str, str]:
     return found
 
 
-def _reader_of(data_dir: Path) -> Callable[[str], _Content]:
-    """Return a reader of the files of a folder; these may be another data set in MNIST's shape."""
-    folders = (data_dir / "MNIST" / "raw", data_dir)
+def _reader_of(folders: tuple[Path, Path], remedy: str) -> Callable[[str], _Content]:
+    """Return a reader of the files in the first of two folders that has them."""
 
     def read(name: str) -> _Content:
         for folder in folders:
@@ -137,8 +174,7 @@ def _reader_of(data_dir: Path) -> Callable[[str], _Content]:
             except OSError as error:
                 raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
         raise DataError(
-            f"{name} (or {name}.gz) is neither in {folders[0]} nor in {folders[1]}. "
-            "Give another --data-dir, add --download, or leave both out for the bundled MNIST."
+            f"{name} (or {name}.gz) is neither in {folders[0]} nor in {folders[1]}. {remedy}"
         )
 
     return read

@@ -78,6 +78,40 @@ def brier_score(probabilities: Tensor, labels: Tensor) -> float:
     return (probabilities.double() - truth).square().sum(1).mean().item()
 
 
+def entropy_bits(p: Tensor) -> Tensor:
+    """H(p) = -sum p log2 p of each distribution in the last dimension, with 0 log 0 = 0."""
+    return -torch.xlogy(p, p).sum(-1) / math.log(2)
+
+
+def cross_entropy_bits(p: Tensor, q: Tensor) -> Tensor:
+    """H(p, q) = -sum p log2 q: bits it takes to tell of p in a code made for q."""
+    return -torch.xlogy(p, q).sum(-1) / math.log(2)
+
+
+def kl_divergence_bits(p: Tensor, q: Tensor) -> Tensor:
+    """D(p || q) = H(p, q) - H(p): bits lost by believing q where p is true; never negative."""
+    return cross_entropy_bits(p, q) - entropy_bits(p)
+
+
+def _bits(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """The information of predictions in bits, as means over images.
+
+    The truth about one image is certain: its entropy is 0, so that the divergence of a prediction
+    from it equals their cross-entropy. Over all images there is a distribution of classes to
+    compare with how often each is predicted.
+    """
+    predicted = probabilities.double()
+    truth = functional.one_hot(labels, predicted.shape[1]).double()
+    classes = truth.mean(0)
+    return {
+        "entropy": entropy_bits(predicted).mean().item(),
+        "cross_entropy": cross_entropy_bits(truth, predicted).mean().item(),
+        "kl_divergence": kl_divergence_bits(truth, predicted).mean().item(),
+        "entropy_of_classes": entropy_bits(classes).item(),
+        "kl_divergence_of_classes": kl_divergence_bits(classes, predicted.mean(0)).item(),
+    }
+
+
 def _honesty(logits: Tensor, labels: Tensor) -> dict[str, float]:
     probabilities = torch.softmax(logits.double(), 1)
     return {
@@ -90,7 +124,8 @@ def _honesty(logits: Tensor, labels: Tensor) -> dict[str, float]:
 def evaluation(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Any]:
     """All figures of one set of images, as JSON values; losses in nats, shares from 0 to 1."""
     _, accuracy = loss_and_accuracy(logits, labels)
-    confusion = torch.zeros(10, 10, dtype=torch.int64)
+    classes = logits.shape[1]
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion.index_put_((labels, logits.argmax(1)), torch.ones_like(labels), accumulate=True)
     return {
         "images": len(labels),
@@ -99,6 +134,7 @@ def evaluation(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, 
         "temperature": temperature,
         **_honesty(logits / temperature, labels),
         "before_calibration": _honesty(logits, labels),
-        "accuracy_by_digit": (confusion.diag() / confusion.sum(1).clamp(min=1)).tolist(),
-        "confusion": confusion.tolist(),  # row: true digit, column: predicted digit
+        "bits": _bits(torch.softmax(logits.double() / temperature, 1), labels),
+        "accuracy_by_class": (confusion.diag() / confusion.sum(1).clamp(min=1)).tolist(),
+        "confusion": confusion.tolist(),  # row: true class, column: predicted class
     }

@@ -39,7 +39,7 @@ _PROBABILITY_TOLERANCE = 1e-5
 def export(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
     """The classifier as the bytes of one ONNX file; the same classifier gives the same bytes.
 
-    Input `image` uint8 [batch,28,28]; outputs `logits` and `probabilities` float32 [batch,10].
+    Input `image` uint8 [batch,28,28]; outputs `logits`, `probabilities` float32 [batch,classes].
     Raises ExportError if the graph is not what it should be.
     """
     folded = Classifier(fold_batch_norm(classifier.network.cpu()), classifier.temperature).eval()
@@ -111,10 +111,11 @@ def prove(model: bytes, classifier: Classifier, images: Tensor, labels: Tensor) 
     if difference > _PROBABILITY_TOLERANCE:
         raise ExportError(f"The graph's probabilities differ from PyTorch's by {difference:.1e}.")
     if (wrong := int((logits.argmax(1) != ours.argmax(1)).sum())) > 0:
-        raise ExportError(f"The graph gives another digit than PyTorch for {wrong} images.")
+        raise ExportError(f"The graph gives another class than PyTorch for {wrong} images.")
     for count in (1, 2, 7, 64):
-        shapes = [out.shape for out in session.run(None, {"image": images[:count].numpy()})]
-        if shapes != [(count, 10)] * 2:
+        some = images[torch.arange(count) % len(images)].numpy()
+        shapes = [out.shape for out in session.run(None, {"image": some})]
+        if shapes != [(count, ours.shape[1])] * 2:
             raise ExportError(f"The graph gives shapes {shapes} for {count} images.")
     return loss_and_accuracy(torch.from_numpy(logits), labels)[1]
 

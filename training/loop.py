@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.augment import augment
-from training.data import Mnist
-from training.errors import DivergedError
+from training.data import DataSet
+from training.errors import DivergedError, UsageError
 from training.evaluate import logits_of, loss_and_accuracy
 from training.models import build_network, scale
-from training.recipes import Recipe
+from training.recipes import FULL_BATCH, Recipe
 
 
 class Split(NamedTuple):
@@ -46,6 +46,13 @@ class Watcher(Protocol):
         """Whether to stop after this batch."""
 
 
+class Trained(NamedTuple):
+    """The weights to use, and after how many epochs they were reached."""
+
+    network: nn.Sequential
+    epoch: int
+
+
 class Interrupted(Exception):
     """The watcher wanted to stop; carries the weights reached and the epochs completed."""
 
@@ -55,9 +62,14 @@ class Interrupted(Exception):
         self.epochs = epochs
 
 
-def split(data: Mnist, recipe: Recipe) -> Split:
+def split(data: DataSet, recipe: Recipe) -> Split:
     """Hold out the last `validation_size` training images; the test set is not looked at."""
     cut = len(data.train_images) - recipe.validation_size
+    if cut < 1:
+        raise UsageError(
+            f"--validation-size {recipe.validation_size} leaves none of the "
+            f"{len(data.train_images)} training images to learn from; choose a smaller one."
+        )
     end = min(cut, recipe.train_limit) if recipe.train_limit else cut
     return Split(
         data.train_images[:end],
@@ -69,16 +81,16 @@ def split(data: Mnist, recipe: Recipe) -> Split:
 
 def train(
     recipe: Recipe,
-    data: Mnist,
+    data: DataSet,
     seed: int,
     device: torch.device,
     watcher: Watcher,
-) -> nn.Sequential:
+) -> Trained:
     """Train a network and return the weights to use (their moving average where there is one).
 
-    The last epoch's weights are the result: nothing is chosen by looking at the test set, which
-    serves only recipes that report it. Raises DivergedError when the loss stops being a number,
-    Interrupted when the watcher wants to stop.
+    They are the last epoch's, or with early stopping those of the epoch with the lowest validation
+    loss: nothing is chosen by looking at the test set. Raises DivergedError when the loss stops
+    being a number, Interrupted when the watcher wants to stop.
     """
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(mode=True)
@@ -86,19 +98,20 @@ def train(
 
     cut = split(data, recipe)
     images, labels = cut.images.to(device), cut.labels.to(device)
-    network = build_network(recipe).to(device)
+    network = build_network(recipe, len(data.labels)).to(device)
     network.to(memory_format=torch.channels_last)
     used = copy.deepcopy(network) if recipe.ema_decay else network
     optimizer = _optimizer(recipe, network)
-    steps_per_epoch = math.ceil(len(images) / recipe.batch_size)
-    rate = _schedule(recipe, steps_per_epoch * recipe.epochs)
+    batch_size = len(images) if recipe.batch_size == FULL_BATCH else recipe.batch_size
+    rate = _schedule(recipe, math.ceil(len(images) / batch_size) * recipe.epochs)
+    best, best_loss = Trained(used, recipe.epochs), math.inf
 
     step = 0
     for epoch in range(1, recipe.epochs + 1):
         started = time.perf_counter()
         network.train()
         loss_sum, seen = 0.0, 0
-        for chosen in torch.randperm(len(images), generator=random).split(recipe.batch_size):
+        for chosen in torch.randperm(len(images), generator=random).split(batch_size):
             chosen = chosen.to(device)  # noqa: PLW2901
             pixels = augment(scale(images[chosen]), recipe, random)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -108,8 +121,10 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             optimizer.zero_grad()
-            loss.backward()
+            (loss + penalty(network, recipe)).backward()
             optimizer.step()
+            if recipe.max_norm:
+                limit_norms(network, recipe.max_norm)
             step += 1
             if recipe.ema_decay:
                 _move_average(used, network, recipe.ema_decay, step)
@@ -120,7 +135,8 @@ def train(
                     f"The loss became {value} in epoch {epoch}. Choose a smaller --lr than "
                     f"{recipe.learning_rate}; the last checkpoint is that of the epoch before."
                 )
-            # The mean over images, not over batches: the last batch may be smaller.
+            # The mean over images, not over batches: the last batch may be smaller. Without the
+            # penalty, so that it can be compared with the validation loss.
             loss_sum += value * len(chosen)
             seen += len(chosen)
             watcher.step(epoch, seen, value)
@@ -137,7 +153,34 @@ def train(
         if recipe.report_test_each_epoch:
             figures |= _figures("test", used, data.test_images, data.test_labels, device)
         watcher.epoch(epoch, used, figures)
-    return used
+        if recipe.patience:
+            if figures["validation_loss"] < best_loss:
+                best, best_loss = Trained(copy.deepcopy(used), epoch), figures["validation_loss"]
+            elif epoch - best.epoch >= recipe.patience:
+                break
+    return best
+
+
+def penalty(network: nn.Module, recipe: Recipe) -> Tensor | float:
+    """L1 and L2 regularisation: what is added to the loss for the size of the weights."""
+    total: Tensor | float = 0.0
+    if recipe.l1:
+        total = total + recipe.l1 * sum(weight.abs().sum() for weight in _weights(network))
+    if recipe.l2:
+        total = total + recipe.l2 * sum(weight.square().sum() for weight in _weights(network))
+    return total
+
+
+@torch.no_grad()
+def limit_norms(network: nn.Module, longest: float) -> None:
+    """Max-norm: project each unit's vector of incoming weights back into a ball (Srebro 2005)."""
+    for weight in _weights(network):
+        weight.copy_(torch.renorm(weight, 2, 0, longest))
+
+
+def _weights(network: nn.Module) -> Iterator[Tensor]:
+    """Weights of layers: neither biases nor the two vectors of a batch norm."""
+    return (parameter for parameter in network.parameters() if parameter.ndim > 1)
 
 
 def _figures(

@@ -9,7 +9,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from training.recipes import Recipe
 
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
-CLASSES = 10
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -40,12 +39,13 @@ class Flatten(nn.Module):
         return values.reshape(-1, self.features)
 
 
-def build_network(recipe: Recipe) -> nn.Sequential:
-    """Return the untrained network: float32 pixels [N, 1, 28, 28] in [0, 1] to logits [N, 10].
+def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
+    """Return the untrained network: float32 pixels [N, 1, 28, 28] in [0, 1] to logits [N, classes].
 
     The initial weights come from torch's global generator: seed it first. Convolutions are 5x5
     for the first and 3x3 for the rest, each with batch normalisation; a 2x2 maximum follows the
-    first two and the last one, which leaves 3x3 maps.
+    first two and the last one, which leaves 3x3 maps. Dropout comes before each dense layer whose
+    inputs are hidden units.
     """
     layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
     inputs, side = 1, 28
@@ -63,12 +63,13 @@ def build_network(recipe: Recipe) -> nn.Sequential:
 
     features = inputs * side * side
     layers.append(Flatten(features))
+    dropout = [nn.Dropout(recipe.dropout)] if recipe.dropout else []
+    if recipe.channels:
+        layers += dropout
     for units in recipe.hidden:
-        layers += [nn.Linear(features, units), _ACTIVATIONS[recipe.activation]()]
-        if recipe.dropout:
-            layers.append(nn.Dropout(recipe.dropout))
+        layers += [nn.Linear(features, units), _ACTIVATIONS[recipe.activation](), *dropout]
         features = units
-    layers.append(nn.Linear(features, CLASSES))
+    layers.append(nn.Linear(features, classes))
     return nn.Sequential(*layers)
 
 
@@ -93,7 +94,7 @@ class Classifier(nn.Module):
         self.temperature = temperature
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Map uint8 pixels [N, 28, 28] to (logits, probabilities), both float32 [N, 10].
+        """Map uint8 pixels [N, 28, 28] to (logits, probabilities), float32 [N, classes].
 
         The logits are the network's own, unscaled; the probabilities are
         softmax(logits / temperature).

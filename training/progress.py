@@ -28,8 +28,11 @@ _LABELS = {
 class RunWatcher:
     """Shows a run, saves its checkpoint after each epoch, and takes SIGINT and SIGTERM for it."""
 
-    def __init__(self, recipe: Recipe, seed: int, images: int, folder: RunFolder) -> None:
+    def __init__(
+        self, recipe: Recipe, seed: int, labels: tuple[str, ...], images: int, folder: RunFolder
+    ) -> None:
         self._recipe = recipe
+        self._labels = labels
         self._seed = seed
         self._images = images
         self._folder = folder
@@ -91,5 +94,7 @@ class RunWatcher:
 
     def save(self, network: nn.Sequential, epoch: int, temperature: float = 1.0) -> None:
         """Write the checkpoint of the run."""
-        found = checkpoint.Checkpoint(network, self._recipe, self._seed, epoch, temperature)
+        found = checkpoint.Checkpoint(
+            network, self._recipe, self._seed, epoch, temperature, self._labels
+        )
         checkpoint.save(self._folder.checkpoint, found)

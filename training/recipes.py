@@ -14,7 +14,7 @@ from typing import Any
 
 from training.errors import UsageError
 
-TRAIN_IMAGES = 60_000
+FULL_BATCH = 0  # a batch size
 
 
 def _knob(
@@ -23,12 +23,16 @@ def _knob(
     *,
     flag: str | None = None,
     choices: tuple[str, ...] | None = None,
+    words: Mapping[str, int] | None = None,
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Any:
-    """Return a dataclass field with what its command-line flag needs: `low <= value <= high`."""
-    metadata = {"help": help, "flag": flag, "choices": choices, "low": low, "high": high}
-    return field(default=default, metadata=metadata)
+    """Return a dataclass field with what its command-line flag needs: `low <= value <= high`.
+
+    `words` are names of single values, as `full` for a batch size.
+    """
+    metadata = {"help": help, "flag": flag, "choices": choices, "words": words or {}}
+    return field(default=default, metadata=metadata | {"low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +52,22 @@ class Recipe:
         "relu", "activation after each hidden layer", choices=("relu", "sigmoid", "tanh")
     )
     dropout: float = _knob(
-        0.0, "share of units dropped before each dense layer but the first", low=0, high=0.95
+        0.0,
+        "share of hidden units zeroed at each training step: each is kept with probability "
+        "1 - dropout and then divided by it, so that nothing changes when the network is used",
+        low=0,
+        high=0.95,
     )
     standardise: bool = _knob(False, "shift and scale pixels to MNIST's mean 0 and deviation 1")
 
     # The optimisation.
     epochs: int = _knob(40, "passes over the training images", low=1)
-    batch_size: int = _knob(64, "images per step", low=1, high=TRAIN_IMAGES)
+    batch_size: int = _knob(
+        64,
+        "images per step: 1 is stochastic, full is batch, anything else is minibatch descent",
+        words={"full": FULL_BATCH},
+        low=FULL_BATCH,
+    )
     optimizer: str = _knob("sgd", "optimiser", choices=("sgd", "adamw"))
     learning_rate: float = _knob(
         1e-3, "learning rate (the peak one, if it is scheduled)", flag="--lr", low=0
@@ -63,7 +76,18 @@ class Recipe:
         "constant", "how the learning rate moves", choices=("constant", "one-cycle")
     )
     momentum: float = _knob(0.0, "momentum (sgd only)", low=0, high=0.999)
-    weight_decay: float = _knob(0.0, "weight decay", low=0)
+    weight_decay: float = _knob(0.0, "weight decay (of AdamW: decoupled from the loss)", low=0)
+    l1: float = _knob(0.0, "adds this times the sum of |w| over all weights to the loss", low=0)
+    l2: float = _knob(0.0, "adds this times the sum of w * w over all weights to the loss", low=0)
+    max_norm: float = _knob(
+        0.0, "longest a unit's vector of incoming weights may be after a step; 0 for any", low=0
+    )
+    patience: int = _knob(
+        0,
+        "stop after so many epochs without a lower validation loss and take the best epoch's "
+        "weights; 0 never stops early",
+        low=0,
+    )
     label_smoothing: float = _knob(0.0, "label smoothing of the training loss", low=0, high=0.5)
     ema_decay: float = _knob(
         0.0, "decay of the moving average of the weights; 0 keeps the last ones", low=0, high=0.9999
@@ -74,17 +98,17 @@ class Recipe:
     rotation: float = _knob(0.0, "random turns of up to this many degrees", low=0, high=180)
     zoom: float = _knob(0.0, "random zoom of up to this share", low=0, high=0.9)
     validation_size: int = _knob(
-        5000, "last training images held out to calibrate on", low=0, high=TRAIN_IMAGES - 1
+        5000, "last training images held out, to choose and to calibrate on", low=0
     )
-    train_limit: int = _knob(
-        0, "train on the first so many images only; 0 for all", low=0, high=TRAIN_IMAGES
-    )
+    train_limit: int = _knob(0, "train on the first so many images only; 0 for all", low=0)
     # Pure reporting: no weight, temperature or choice of epoch ever depends on it.
     report_test_each_epoch: bool = _knob(False, "also print the test figures after every epoch")
 
     def __post_init__(self) -> None:
         for knob in knobs():
             _check(knob, getattr(self, knob.name))
+        if self.patience and not self.validation_size:
+            raise UsageError("--patience needs images to judge by; give a --validation-size, too.")
 
 
 def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
@@ -129,7 +153,7 @@ RECIPES: Mapping[str, Recipe] = {
             zoom=0.1,
         ),
         _BOOK,
-        dataclasses.replace(_BOOK, name="sgd-30-30", hidden=(30, 30)),
+        dataclasses.replace(_BOOK, name="book-30-30", hidden=(30, 30)),
         Recipe(
             name="mlp",
             hidden=(512, 512),

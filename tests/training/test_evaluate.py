@@ -8,8 +8,11 @@ import torch
 from training.evaluate import (
     brier_score,
     calibration_error,
+    cross_entropy_bits,
+    entropy_bits,
     evaluation,
     fit_temperature,
+    kl_divergence_bits,
     loss_and_accuracy,
 )
 
@@ -52,3 +55,25 @@ def test_an_evaluation_counts_every_image_once() -> None:
     assert figures["accuracy"] == 0.6
     assert sum(map(sum, figures["confusion"])) == 10
     assert figures["confusion"][0][:5] == [1, 1, 1, 1, 1]
+
+
+def test_information_is_measured_in_bits_as_the_notes_define_it() -> None:
+    coin, biased = torch.tensor([0.5, 0.5]).double(), torch.tensor([0.25, 0.75]).double()
+    certain = torch.tensor([1.0, 0.0]).double()
+    assert entropy_bits(coin).item() == 1.0
+    assert entropy_bits(certain).item() == 0.0
+    assert cross_entropy_bits(certain, biased).item() == 2.0
+    assert kl_divergence_bits(coin, coin).item() == 0.0
+    expected = 0.5 * math.log2(0.5 / 0.25) + 0.5 * math.log2(0.5 / 0.75)
+    assert kl_divergence_bits(coin, biased).item() == pytest.approx(expected)
+    assert kl_divergence_bits(coin, certain).item() == math.inf
+
+
+def test_an_evaluation_tells_the_bits() -> None:
+    # Both classes as frequent, and each predicted with probability 3/4.
+    logits = torch.log(torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
+    bits = evaluation(logits, torch.tensor([0, 1]), 1.0)["bits"]
+    assert bits["entropy"] == pytest.approx(-0.75 * math.log2(0.75) + 0.5)
+    assert bits["cross_entropy"] == bits["kl_divergence"] == pytest.approx(-math.log2(0.75))
+    assert bits["entropy_of_classes"] == 1.0
+    assert bits["kl_divergence_of_classes"] == pytest.approx(0.0, abs=1e-9)

@@ -24,7 +24,7 @@ def test_book_is_the_course_notes_classifier() -> None:
 
 
 def test_the_small_net_of_the_notes_has_about_25000_parameters() -> None:
-    assert count_parameters(build_network(RECIPES["sgd-30-30"])) == 24_790
+    assert count_parameters(build_network(RECIPES["book-30-30"])) == 24_790
 
 
 @pytest.mark.parametrize("name", RECIPES)
