@@ -23,13 +23,14 @@ from training.data import DataSet
 from training.errors import InterruptedRunError, TrainingError, UsageError
 from training.evaluate import evaluation, fit_temperature, logits_of
 from training.export import IR_VERSION, MODEL_FILE, OPSET, export, prove, publish
-from training.loop import Interrupted, Trained, split, train
+from training.loop import Interrupted, split, train
 from training.memory import keep_freed_memory
 from training.models import Classifier, count_parameters
 from training.progress import RunWatcher
 from training.recipes import RECIPES, Recipe
 from training.run_folder import RunFolder
-from training.sources import add_data_flags, load_data
+from training.sources import SOURCES, add_data_flags, load_data
+from training.state import Trained
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,44 +48,103 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    saved = _saved_run(options) if options.resume else None
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
-    device = _device(options.device)
-    if options.from_checkpoint:
-        found = checkpoint.read(options.from_checkpoint)
-        recipe, seed = found.recipe, found.seed
+    device = _device(options.device or "auto")
+    found = checkpoint.read(options.from_checkpoint) if options.from_checkpoint else None
+    if origin := saved or found:
+        recipe, seed = origin.recipe, origin.seed
     else:
-        recipe, seed = _recipe(options), options.seed
+        recipe, seed = _recipe(options), options.seed or 0
     data = load_data(options)
-    if options.from_checkpoint and found.labels != data.labels:
+    _check_data(options, data, found)
+    folder = _folder(options, recipe, seed, device, data, saved)
+    say(f"Recipe {recipe.name} on {device}, seed {seed}; the run is in {folder.path}.")
+    if found:
+        trained = Trained(found.network, found.epoch)
+    else:
+        trained = _train(recipe, data, seed, device, folder, saved)
+    _finish(options, trained, recipe, seed, data, folder)
+
+
+def _saved_run(options: argparse.Namespace) -> checkpoint.Saved:
+    """Read the run to go on with, and take its data, device and threads where none are given."""
+    asked = [f"--{name}" for name in ("recipe", "seed") if getattr(options, name) is not None]
+    asked += ["--from-checkpoint"] if options.from_checkpoint else []
+    asked += [recipes.flag_of(k) for k in recipes.knobs() if getattr(options, k.name) is not None]
+    if asked:
+        raise UsageError(f"--resume goes on with what the run began with; leave out {asked[0]}.")
+    folder = RunFolder(options.resume)
+    config = folder.read_config()
+    if not any(getattr(options, name) for name in SOURCES):
+        for name in SOURCES:
+            value = config["source"][name]
+            setattr(options, name, Path(value) if value and name != "dataset" else value)
+    options.device = options.device or config["device"]
+    options.threads = options.threads or config["threads"]
+    return checkpoint.read_run(folder.state)
+
+
+def _check_data(
+    options: argparse.Namespace, data: DataSet, found: checkpoint.Checkpoint | None
+) -> None:
+    if found and found.labels != data.labels:
         raise UsageError(
             f"{options.from_checkpoint} tells {', '.join(found.labels)} apart, and the data has "
             f"{', '.join(data.labels)}; choose the data it was trained on."
         )
-    folder = RunFolder(options.runs, recipe.name)
-    folder.write_json(
-        "config.json",
-        {"recipe": recipes.to_json(recipe), "seed": seed, "device": str(device)}
-        | {"threads": torch.get_num_threads(), "data": data.sha256, "versions": _versions()},
-    )
-    say(f"Recipe {recipe.name} on {device}, seed {seed}; the run is in {folder.path}.")
-    if options.from_checkpoint:
-        trained = Trained(found.network, found.epoch)
-    else:
-        trained = _train(recipe, data, seed, device, folder)
-    _finish(options, trained, recipe, seed, data, folder)
+    if options.resume and RunFolder(options.resume).read_config()["data"] != data.sha256:
+        raise UsageError(
+            f"The data is not what the run in {options.resume} began with; give that data."
+        )
+
+
+def _folder(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    data: DataSet,
+    saved: checkpoint.Saved | None,
+) -> RunFolder:
+    if saved:
+        folder = RunFolder(options.resume)
+        folder.epochs = saved.epochs
+        folder.remove_leftovers()
+        folder.write_metrics()
+        return folder
+    folder = RunFolder.make(options.runs, recipe.name)
+    source = {name: getattr(options, name) for name in SOURCES}
+    source = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in source.items()}
+    config = {
+        "recipe": recipes.to_json(recipe),
+        "seed": seed,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "source": source,
+        "data": data.sha256,
+        "versions": _versions(),
+    }
+    folder.write_json(folder.config.name, config)
+    return folder
 
 
 def _train(
-    recipe: Recipe, data: DataSet, seed: int, device: torch.device, folder: RunFolder
+    recipe: Recipe,
+    data: DataSet,
+    seed: int,
+    device: torch.device,
+    folder: RunFolder,
+    saved: checkpoint.Saved | None,
 ) -> Trained:
     images = len(split(data, recipe).images)
     with RunWatcher(recipe, seed, data.labels, images, folder) as watcher:
         try:
-            return train(recipe, data, seed, device, watcher)
+            return train(recipe, data, seed, device, watcher, saved)
         except Interrupted as stopped:
-            watcher.save(stopped.network, stopped.epochs)
+            watcher.save(stopped.reached)
             folder.draw_curve()
             raise InterruptedRunError(watcher.signal_number, folder.checkpoint) from None
 
@@ -161,7 +221,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         for knob in recipes.knobs()
         if getattr(options, knob.name) is not None
     }
-    return dataclasses.replace(RECIPES[options.recipe], **given)
+    return dataclasses.replace(RECIPES[options.recipe or "fast"], **given)
 
 
 def _device(wanted: str) -> torch.device:
@@ -206,14 +266,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="mnist-train", description="Train a classifier of small images and publish it as ONNX."
     )
     add = parser.add_argument
-    add("--recipe", choices=RECIPES, default="fast", help="what to train (default: fast)")
-    add("--seed", type=int, default=0, help="the same seed gives the same weights (default: 0)")
+    add("--recipe", choices=RECIPES, help="what to train (default: fast)")
+    add("--seed", type=int, help="the same seed gives the same weights (default: 0)")
     add("--models", type=Path, default=Path("models"), help="model repository (default: models)")
     add("--model-name", help="name to publish under (default: the data set's)")
     add("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     add("--no-publish", action="store_true", help="train and evaluate only")
     add("--from-checkpoint", type=Path, help="evaluate and publish a checkpoint, train nothing")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    add("--resume", type=Path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
+    add("--device", choices=("auto", "cpu", "cuda"), help="default: auto, CUDA where there is any")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     add_data_flags(parser)
     knobs = parser.add_argument_group("override a knob of the recipe")

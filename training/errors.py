@@ -41,7 +41,8 @@ class InterruptedRunError(TrainingError):
     def __init__(self, signal_number: int, checkpoint: Path) -> None:
         super().__init__(
             f"The run was interrupted. The weights reached so far are in {checkpoint}; "
-            f"evaluate and publish them with: mnist-train --from-checkpoint {checkpoint}"
+            f"go on with: mnist-train --resume {checkpoint.parent}, or evaluate and publish them "
+            f"with: mnist-train --from-checkpoint {checkpoint}"
         )
         self.signal_number = signal_number
         self.checkpoint = checkpoint

@@ -6,7 +6,6 @@ seed, versions, machine and number of threads give the same weights, bit for bit
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.augment import augment
+from training.checkpoint import Saved
 from training.data import DataSet
 from training.errors import DivergedError, UsageError
 from training.evaluate import logits_of, loss_and_accuracy
-from training.models import build_network, scale
+from training.models import scale
 from training.recipes import FULL_BATCH, Recipe
+from training.state import Trained, TrainingState, begin
 
 
 class Split(NamedTuple):
@@ -36,30 +37,25 @@ class Split(NamedTuple):
 class Watcher(Protocol):
     """Who is told how the run goes."""
 
-    def step(self, epoch: int, images: int, loss: float) -> None:
-        """So many images of this epoch are done; `loss` is that of the last batch."""
+    def begin(self, state: TrainingState) -> None:
+        """Tell of the state before the first step of a new run."""
 
-    def epoch(self, epoch: int, network: nn.Sequential, figures: dict[str, Any]) -> None:
-        """Tell of the end of an epoch: the weights as they would be used, and its figures."""
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+        """So many images of this epoch are done, with this mean loss and share of right answers."""
+
+    def epoch(self, state: TrainingState, figures: dict[str, Any]) -> None:
+        """Tell of the end of an epoch: everything needed to go on from it, and its figures."""
 
     def stopping(self) -> bool:
         """Whether to stop after this batch."""
 
 
-class Trained(NamedTuple):
-    """The weights to use, and after how many epochs they were reached."""
-
-    network: nn.Sequential
-    epoch: int
-
-
 class Interrupted(Exception):
     """The watcher wanted to stop; carries the weights reached and the epochs completed."""
 
-    def __init__(self, network: nn.Sequential, epochs: int) -> None:
+    def __init__(self, reached: Trained) -> None:
         super().__init__("interrupted")
-        self.network = network
-        self.epochs = epochs
+        self.reached = reached
 
 
 def split(data: DataSet, recipe: Recipe) -> Split:
@@ -85,80 +81,94 @@ def train(
     seed: int,
     device: torch.device,
     watcher: Watcher,
+    saved: Saved | None = None,
 ) -> Trained:
     """Train a network and return the weights to use (their moving average where there is one).
 
     They are the last epoch's, or with early stopping those of the epoch with the lowest validation
-    loss: nothing is chosen by looking at the test set. Raises DivergedError when the loss stops
-    being a number, Interrupted when the watcher wants to stop.
+    loss: nothing is chosen by looking at the test set. A run goes on from what was `saved` bit for
+    bit. Raises DivergedError when the loss stops being a number, Interrupted when the watcher wants
+    to stop.
     """
-    torch.manual_seed(seed)
     torch.use_deterministic_algorithms(mode=True)
-    random = torch.Generator().manual_seed(seed)  # order and augmentation, apart from the weights
-
     cut = split(data, recipe)
     images, labels = cut.images.to(device), cut.labels.to(device)
-    network = build_network(recipe, len(data.labels)).to(device)
-    network.to(memory_format=torch.channels_last)
-    used = copy.deepcopy(network) if recipe.ema_decay else network
-    optimizer = _optimizer(recipe, network)
     batch_size = len(images) if recipe.batch_size == FULL_BATCH else recipe.batch_size
     rate = _schedule(recipe, math.ceil(len(images) / batch_size) * recipe.epochs)
-    best, best_loss = Trained(used, recipe.epochs), math.inf
+    state = begin(recipe, len(data.labels), seed, device)
+    if saved:
+        state.restore(saved.numbers, saved.tensors)
+    else:
+        watcher.begin(state)
+    network, optimizer = state.network, state.optimizer
 
-    step = 0
-    for epoch in range(1, recipe.epochs + 1):
+    while state.epoch < recipe.epochs and not _out_of_patience(state, recipe):
+        epoch = state.epoch + 1
         started = time.perf_counter()
+        torch.manual_seed(seed * 1_000_003 + epoch)  # for dropout
         network.train()
-        loss_sum, seen = 0.0, 0
-        for chosen in torch.randperm(len(images), generator=random).split(batch_size):
+        loss_sum, correct, seen = 0.0, 0, 0
+        for chosen in torch.randperm(len(images), generator=state.random).split(batch_size):
             chosen = chosen.to(device)  # noqa: PLW2901
-            pixels = augment(scale(images[chosen]), recipe, random)
+            pixels = augment(scale(images[chosen]), recipe, state.random)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
+            logits = network(pixels)
             loss = functional.cross_entropy(
-                network(pixels), labels[chosen], label_smoothing=recipe.label_smoothing
+                logits, labels[chosen], label_smoothing=recipe.label_smoothing
             )
             for group in optimizer.param_groups:
-                group["lr"] = rate(step)
+                group["lr"] = rate(state.step)
             optimizer.zero_grad()
             (loss + penalty(network, recipe)).backward()
             optimizer.step()
             if recipe.max_norm:
                 limit_norms(network, recipe.max_norm)
-            step += 1
+            state.step += 1
             if recipe.ema_decay:
-                _move_average(used, network, recipe.ema_decay, step)
+                _move_average(state.used, network, recipe.ema_decay, state.step)
 
             value = loss.item()
             if not math.isfinite(value):
-                raise DivergedError(
-                    f"The loss became {value} in epoch {epoch}. Choose a smaller --lr than "
-                    f"{recipe.learning_rate}; the last checkpoint is that of the epoch before."
-                )
+                raise _diverged(f"The loss became {value} in epoch {epoch}", recipe)
             # The mean over images, not over batches: the last batch may be smaller. Without the
             # penalty, so that it can be compared with the validation loss.
             loss_sum += value * len(chosen)
+            correct += int((logits.argmax(1) == labels[chosen]).sum())
             seen += len(chosen)
-            watcher.step(epoch, seen, value)
+            watcher.step(epoch, seen, loss_sum / seen, correct / seen)
             if watcher.stopping():
-                raise Interrupted(used, epoch - 1)
+                raise Interrupted(Trained(state.used, state.epoch))
 
+        if not all(bool(weight.isfinite().all()) for weight in state.used.parameters()):
+            raise _diverged(f"Weights became infinite in epoch {epoch}", recipe)
+        state.epoch = epoch
         figures = {
             "epoch": epoch,
             "train_loss": loss_sum / seen,
-            **_figures("validation", used, cut.validation_images, cut.validation_labels, device),
-            "learning_rate": rate(step - 1),
+            "train_accuracy": correct / seen,
+            **_figures(
+                "validation", state.used, cut.validation_images, cut.validation_labels, device
+            ),
+            "learning_rate": rate(state.step - 1),
             "seconds": round(time.perf_counter() - started, 3),
         }
         if recipe.report_test_each_epoch:
-            figures |= _figures("test", used, data.test_images, data.test_labels, device)
-        watcher.epoch(epoch, used, figures)
+            figures |= _figures("test", state.used, data.test_images, data.test_labels, device)
         if recipe.patience:
-            if figures["validation_loss"] < best_loss:
-                best, best_loss = Trained(copy.deepcopy(used), epoch), figures["validation_loss"]
-            elif epoch - best.epoch >= recipe.patience:
-                break
-    return best
+            state.keep_if_best(figures["validation_loss"])
+        watcher.epoch(state, figures)
+    return state.result()
+
+
+def _out_of_patience(state: TrainingState, recipe: Recipe) -> bool:
+    return bool(recipe.patience) and state.epoch - state.best_epoch >= recipe.patience
+
+
+def _diverged(what: str, recipe: Recipe) -> DivergedError:
+    return DivergedError(
+        f"{what}. Choose a smaller --lr than {recipe.learning_rate}; the last checkpoint is that "
+        "of the epoch before."
+    )
 
 
 def penalty(network: nn.Module, recipe: Recipe) -> Tensor | float:
@@ -190,18 +200,6 @@ def _figures(
         return {}
     loss, accuracy = loss_and_accuracy(logits_of(network, images, device), labels)
     return {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-
-
-def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    parameters = network.parameters()
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        parameters,
-        recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
 
 
 def _schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -10,16 +11,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
 from training import checkpoint
 from training.recipes import Recipe
 from training.run_folder import RunFolder
+from training.state import Trained, TrainingState
 
 _LABELS = {
     "train_loss": "training loss",
+    "train_accuracy": "training accuracy",
     "validation_loss": "validation loss",
-    "validation_accuracy": "accuracy",
+    "validation_accuracy": "validation accuracy",
     "test_loss": "test loss",
     "test_accuracy": "test accuracy",
 }
@@ -33,16 +35,17 @@ class RunWatcher:
     ) -> None:
         self._recipe = recipe
         self._labels = labels
+        self._before = len(folder.epochs) * images  # done by an earlier process
         self._seed = seed
         self._images = images
         self._folder = folder
         self._started = time.perf_counter()
-        self._seen = 0
         self.signal_number = 0
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %  loss {task.fields[loss]:.4f}"),
+            TextColumn("accuracy {task.fields[accuracy]:.2%}"),
             TextColumn("{task.fields[rate]:,.0f} images/s"),
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
@@ -54,8 +57,15 @@ class RunWatcher:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
         self._progress.start()
-        total = self._images * self._recipe.epochs
-        self._task = self._progress.add_task("", total=total, epoch=1, loss=float("nan"), rate=0)
+        self._task = self._progress.add_task(
+            "",
+            total=self._images * self._recipe.epochs,
+            completed=self._before,
+            epoch=len(self._folder.epochs) + 1,
+            loss=math.nan,
+            accuracy=math.nan,
+            rate=0,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,29 +82,46 @@ class RunWatcher:
         """Whether a signal asked to stop."""
         return bool(self.signal_number)
 
-    def step(self, epoch: int, images: int, loss: float) -> None:
+    def begin(self, state: TrainingState) -> None:
+        """Save a run that has not begun, so that it can be resumed from its first second."""
+        self._save_run(state)
+
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
         """Move the bar."""
         done = (epoch - 1) * self._images + images
-        rate = done / (time.perf_counter() - self._started)
-        self._progress.update(self._task, completed=done, epoch=epoch, loss=loss, rate=rate)
+        rate = (done - self._before) / (time.perf_counter() - self._started)
+        self._progress.update(
+            self._task, completed=done, epoch=epoch, loss=loss, accuracy=accuracy, rate=rate
+        )
 
-    def epoch(self, epoch: int, network: nn.Sequential, figures: dict[str, Any]) -> None:
+    def epoch(self, state: TrainingState, figures: dict[str, Any]) -> None:
         """Save, record and print one line."""
-        self.save(network, epoch)
-        self._folder.add_epoch(figures)
+        self._folder.epochs.append(figures)
+        self._save_run(state)
+        self.save(state.result())
+        self._folder.write_metrics()
         parts = [
             f"{label} {figures[key]:.2%}" if "accuracy" in key else f"{label} {figures[key]:.4f}"
             for key, label in _LABELS.items()
             if key in figures
         ]
-        line = f"epoch {epoch:>2}/{self._recipe.epochs}: {', '.join(parts)}"
+        line = f"epoch {figures['epoch']:>2}/{self._recipe.epochs}: {', '.join(parts)}"
+        rate = self._images / max(figures["seconds"], 1e-9)
         self._progress.console.print(
-            f"{line}, {figures['seconds']:.1f} s", highlight=False, soft_wrap=True
+            f"{line}, {figures['seconds']:.1f} s, {rate:,.0f} images/s",
+            highlight=False,
+            soft_wrap=True,
         )
 
-    def save(self, network: nn.Sequential, epoch: int, temperature: float = 1.0) -> None:
-        """Write the checkpoint of the run."""
+    def save(self, trained: Trained) -> None:
+        """Write the checkpoint of the run: weights to use."""
         found = checkpoint.Checkpoint(
-            network, self._recipe, self._seed, epoch, temperature, self._labels
+            trained.network, self._recipe, self._seed, trained.epoch, labels=self._labels
         )
         checkpoint.save(self._folder.checkpoint, found)
+
+    def _save_run(self, state: TrainingState) -> None:
+        saved = checkpoint.Saved(
+            self._recipe, self._seed, self._folder.epochs, state.numbers(), state.tensors()
+        )
+        checkpoint.save_run(self._folder.state, saved)

@@ -12,45 +12,64 @@ from training.files import write_atomically
 
 
 class RunFolder:
-    """runs/<time>-<recipe>/ with config.json, metrics.jsonl, checkpoint, curve and evaluation."""
+    """runs/<time>-<recipe>/ with config.json, metrics.jsonl, checkpoints, plots and evaluation."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.state = path / "state.safetensors"
+        self.epochs: list[dict[str, Any]] = []
+
+    @classmethod
+    def make(cls, root: Path, name: str) -> RunFolder:
+        """Make a new folder in `root`. Raises TrainingError if it cannot be made."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self.path = _make_new(root, f"{stamp}-{name}")
+            return cls(_make_new(root, f"{stamp}-{name}"))
         except OSError as error:
             raise TrainingError(
                 f"No run folder can be made in {root}: {error.strerror}. Choose another --runs."
             ) from error
-        self.checkpoint = self.path / "checkpoint.safetensors"
-        self._metrics: list[dict[str, Any]] = []
+
+    def read_config(self) -> dict[str, Any]:
+        """Return what was asked for. Raises TrainingError if this is no run's folder."""
+        try:
+            found: dict[str, Any] = json.loads(self.config.read_bytes())
+        except (OSError, ValueError) as error:
+            raise TrainingError(
+                f"{self.path} is not the folder of a run: its config.json cannot be read ({error})."
+            ) from error
+        return found
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON file, atomically."""
+        self.write(name, json.dumps(value, indent=2).encode() + b"\n")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write one file, atomically. Raises TrainingError."""
         try:
-            content = json.dumps(value, indent=2).encode()
-            write_atomically(self.path / name, content + b"\n")
+            write_atomically(self.path / name, content)
         except OSError as error:
             raise TrainingError(
                 f"{self.path / name} cannot be written: {error.strerror}. The checkpoint in the "
                 "same folder is unharmed."
             ) from error
 
-    def add_epoch(self, figures: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and draw the curve anew."""
-        self._metrics.append(figures)
-        try:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(figures) + "\n")
-        except OSError as error:
-            raise TrainingError(
-                f"metrics.jsonl in {self.path} cannot be written: {error.strerror}."
-            ) from error
+    def write_metrics(self) -> None:
+        """Write metrics.jsonl, a line an epoch."""
+        lines = "".join(json.dumps(figures) + "\n" for figures in self.epochs)
+        self.write("metrics.jsonl", lines.encode())
+
+    def remove_leftovers(self) -> None:
+        """Remove the files that a killed process had not finished writing."""
+        for path in self.path.glob(".*"):
+            path.unlink(missing_ok=True)
 
     def draw_curve(self) -> None:
         """Draw the losses by epoch into loss.png."""
-        if not self._metrics:
+        if not self.epochs:
             return
         import matplotlib as mpl
 
@@ -58,9 +77,9 @@ class RunFolder:
         from matplotlib import pyplot as plt
 
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        epochs = [figures["epoch"] for figures in self._metrics]
+        epochs = [figures["epoch"] for figures in self.epochs]
         for key in ("train_loss", "validation_loss", "test_loss"):
-            values = [float(figures[key]) for figures in self._metrics if key in figures]
+            values = [float(figures[key]) for figures in self.epochs if key in figures]
             if values:
                 axes.plot(epochs, values, marker=".", label=key.replace("_", " "))
         axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=self.path.name)

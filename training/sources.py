@@ -9,6 +9,8 @@ from training.data import DataSet, load_fashion, load_mnist
 from training.errors import UsageError
 from training.image_folder import load_image_folder
 
+SOURCES = ("dataset", "data_dir", "image_folder")  # the options that say which data it is
+
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `load_data` reads."""

@@ -25,6 +25,7 @@ def test_the_run_folder_tells_the_story(fast_run: FastRun) -> None:
         "metrics.jsonl",
         "loss.png",
         "checkpoint.safetensors",
+        "state.safetensors",
         "evaluation.json",
     }
     epochs = [json.loads(line) for line in (fast_run.run_dir / "metrics.jsonl").open()]
