@@ -32,6 +32,8 @@ from training.run_folder import RunFolder
 from training.sources import SOURCES, add_data_flags, load_data
 from training.state import Trained
 
+_FOR_REPORTS = ("mistakes", "reliability", "accuracy_at_coverage")  # too long for a card
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, evaluate, publish. Returns 0, 1 on failure, 2 on misuse, 128 + the signal's number."""
@@ -145,7 +147,6 @@ def _train(
             return train(recipe, data, seed, device, watcher, saved)
         except Interrupted as stopped:
             watcher.save(stopped.reached)
-            folder.draw_curve()
             raise InterruptedRunError(watcher.signal_number, folder.checkpoint) from None
 
 
@@ -158,8 +159,9 @@ def _finish(
     folder: RunFolder,
 ) -> None:
     """Calibrate on the held-out images, look at the test set once, publish."""
+    from training.report import write_report  # matplotlib takes a second
+
     classifier = Classifier(trained.network.cpu().eval())
-    folder.draw_curve()
     cpu = torch.device("cpu")
     held_out = split(data, recipe)
     labels = held_out.validation_labels
@@ -175,11 +177,13 @@ def _finish(
     test_logits = logits_of(classifier.network, data.test_images, cpu)
     figures = evaluation(test_logits, data.test_labels, classifier.temperature)
     folder.write_json("evaluation.json", figures)
+    write_report(folder, folder.read_config(), classifier.network, data, figures)
     say(
         f"Test accuracy {figures['accuracy']:.2%} ± {figures['accuracy_standard_error']:.2%}, "
         f"loss {figures['loss']:.4f}, calibration error {figures['calibration_error']:.2%} "
         f"(temperature {classifier.temperature:.3f})."
     )
+    say(f"Look at it: {folder.path / 'report.html'}")
     if options.no_publish:
         say(f"Not published; do so with: mnist-train --from-checkpoint {folder.checkpoint}")
         return
@@ -190,10 +194,18 @@ def _finish(
     card = _card(name, classifier, recipe, seed, data) | {
         "accuracy": accuracy,
         "loss": figures["loss"],
-        "evaluation": figures,
+        "evaluation": _brief(figures),
     }
     published = publish(options.models, name, model, card)
     say(f"Published {published / MODEL_FILE}. Serve it with: mnist-serve --models {options.models}")
+
+
+def _brief(figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _brief(value) if isinstance(value, dict) else value
+        for key, value in figures.items()
+        if key not in _FOR_REPORTS
+    }
 
 
 def _card(

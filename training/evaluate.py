@@ -17,6 +17,8 @@ from torch.nn import functional
 from training.models import scale
 
 ECE_BINS = 15
+COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+_MOST_MISTAKES = 24
 _CHUNK = 1000
 
 
@@ -59,17 +61,72 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp(log_temperature.item())
 
 
+def reliability(
+    probabilities: Tensor, labels: Tensor, bins: int = ECE_BINS
+) -> list[dict[str, Any]]:
+    """Images, mean confidence and accuracy in each of so many equal bins of confidence."""
+    confidence, predicted = probabilities.double().max(1)
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    found = []
+    for each in range(bins):
+        inside = index == each
+        images = int(inside.sum())
+        found.append(
+            {
+                "images": images,
+                "confidence": confidence[inside].mean().item() if images else None,
+                "accuracy": (predicted == labels)[inside].double().mean().item()
+                if images
+                else None,
+            }
+        )
+    return found
+
+
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
     """Expected calibration error: |confidence - accuracy| over equal bins of confidence.
 
     Weighted by the images in each bin (Naeini et al. 2015).
     """
+    gaps = (
+        each["images"] * abs(each["confidence"] - each["accuracy"])
+        for each in reliability(probabilities, labels, bins)
+        if each["images"]
+    )
+    return math.fsum(gaps) / len(labels)
+
+
+def accuracy_at_coverage(probabilities: Tensor, labels: Tensor) -> list[dict[str, float]]:
+    """Selective prediction: the accuracy if only the most confident share is answered.
+
+    With the lowest confidence that is still answered, which is the threshold to set for it.
+    """
     confidence, predicted = probabilities.max(1)
-    correct = (predicted == labels).double()
-    index = (confidence * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64)
-    gap.index_add_(0, index, confidence.double() - correct)
-    return gap.abs().sum().item() / len(labels)
+    order = confidence.argsort(descending=True, stable=True)
+    right = (predicted == labels)[order].double().cumsum(0)
+    points = []
+    for share in COVERAGES:
+        count = max(1, round(share * len(labels)))
+        accuracy = right[count - 1].item() / count
+        threshold = confidence[order[count - 1]].item()
+        points.append({"coverage": share, "accuracy": accuracy, "threshold": threshold})
+    return points
+
+
+def most_confident_mistakes(probabilities: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """The images taken for another class with the most confidence, by their number in the set."""
+    confidence, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero().squeeze(1)
+    order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_MOST_MISTAKES]
+    return [
+        {
+            "image": index,
+            "label": int(labels[index]),
+            "predicted": int(predicted[index]),
+            "confidence": confidence[index].item(),
+        }
+        for index in order.tolist()
+    ]
 
 
 def brier_score(probabilities: Tensor, labels: Tensor) -> float:
@@ -112,12 +169,13 @@ def _bits(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def _honesty(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def _honesty(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     probabilities = torch.softmax(logits.double(), 1)
     return {
         "loss": loss_and_accuracy(logits, labels)[0],
         "brier": brier_score(probabilities, labels),
         "calibration_error": calibration_error(probabilities, labels),
+        "reliability": reliability(probabilities, labels),
     }
 
 
@@ -125,6 +183,7 @@ def evaluation(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, 
     """All figures of one set of images, as JSON values; losses in nats, shares from 0 to 1."""
     _, accuracy = loss_and_accuracy(logits, labels)
     classes = logits.shape[1]
+    probabilities = torch.softmax(logits.double() / temperature, 1)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion.index_put_((labels, logits.argmax(1)), torch.ones_like(labels), accumulate=True)
     return {
@@ -134,7 +193,9 @@ def evaluation(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, 
         "temperature": temperature,
         **_honesty(logits / temperature, labels),
         "before_calibration": _honesty(logits, labels),
-        "bits": _bits(torch.softmax(logits.double() / temperature, 1), labels),
+        "bits": _bits(probabilities, labels),
+        "accuracy_at_coverage": accuracy_at_coverage(probabilities, labels),
+        "mistakes": most_confident_mistakes(probabilities, labels),
         "accuracy_by_class": (confusion.diag() / confusion.sum(1).clamp(min=1)).tolist(),
         "confusion": confusion.tolist(),  # row: true class, column: predicted class
     }

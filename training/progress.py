@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training import checkpoint
+from training.events import EventFile
 from training.recipes import Recipe
 from training.run_folder import RunFolder
 from training.state import Trained, TrainingState
@@ -54,6 +55,7 @@ class RunWatcher:
         )
 
     def __enter__(self) -> RunWatcher:
+        self._events = EventFile(self._folder.events, len(self._folder.epochs))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
         self._progress.start()
@@ -70,6 +72,7 @@ class RunWatcher:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        self._events.close()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -107,6 +110,7 @@ class RunWatcher:
         ]
         line = f"epoch {figures['epoch']:>2}/{self._recipe.epochs}: {', '.join(parts)}"
         rate = self._images / max(figures["seconds"], 1e-9)
+        self._events.add(figures["epoch"], figures | {"images_per_second": rate})
         self._progress.console.print(
             f"{line}, {figures['seconds']:.1f} s, {rate:,.0f} images/s",
             highlight=False,

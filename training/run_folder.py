@@ -19,6 +19,7 @@ class RunFolder:
         self.config = path / "config.json"
         self.checkpoint = path / "checkpoint.safetensors"
         self.state = path / "state.safetensors"
+        self.events = path / "tensorboard"
         self.epochs: list[dict[str, Any]] = []
 
     @classmethod
@@ -66,28 +67,6 @@ class RunFolder:
         """Remove the files that a killed process had not finished writing."""
         for path in self.path.glob(".*"):
             path.unlink(missing_ok=True)
-
-    def draw_curve(self) -> None:
-        """Draw the losses by epoch into loss.png."""
-        if not self.epochs:
-            return
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot as plt
-
-        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        epochs = [figures["epoch"] for figures in self.epochs]
-        for key in ("train_loss", "validation_loss", "test_loss"):
-            values = [float(figures[key]) for figures in self.epochs if key in figures]
-            if values:
-                axes.plot(epochs, values, marker=".", label=key.replace("_", " "))
-        axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=self.path.name)
-        axes.set_yscale("log")
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend()
-        figure.savefig(self.path / "loss.png", dpi=120)
-        plt.close(figure)
 
 
 def _make_new(root: Path, name: str) -> Path:

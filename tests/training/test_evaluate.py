@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from training.evaluate import (
+    accuracy_at_coverage,
     brier_score,
     calibration_error,
     cross_entropy_bits,
@@ -14,6 +15,8 @@ from training.evaluate import (
     fit_temperature,
     kl_divergence_bits,
     loss_and_accuracy,
+    most_confident_mistakes,
+    reliability,
 )
 
 
@@ -77,3 +80,32 @@ def test_an_evaluation_tells_the_bits() -> None:
     assert bits["cross_entropy"] == bits["kl_divergence"] == pytest.approx(-math.log2(0.75))
     assert bits["entropy_of_classes"] == 1.0
     assert bits["kl_divergence_of_classes"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_reliability_is_by_bins_of_confidence() -> None:
+    probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2], [1.0, 0.0]])
+    bins = reliability(probabilities, torch.tensor([0, 1, 0]), bins=10)
+    assert [each["images"] for each in bins] == [0] * 8 + [2, 1]
+    assert bins[8]["accuracy"] == 0.5
+    assert bins[8]["confidence"] == pytest.approx(0.8)
+    assert bins[0]["accuracy"] is None
+
+
+def test_accuracy_at_coverage_answers_the_surest_first() -> None:
+    confidence = torch.linspace(0.6, 0.99, 10)
+    probabilities = torch.stack([confidence, 1 - confidence], 1)
+    labels = torch.tensor([1, 1] + [0] * 8)  # wrong about the two it is least sure of
+    points = {p["coverage"]: p for p in accuracy_at_coverage(probabilities, labels)}
+    assert points[0.8]["accuracy"] == 1.0
+    assert points[0.9]["accuracy"] == pytest.approx(8 / 9)
+    assert points[1.0]["accuracy"] == 0.8
+    assert points[0.8]["threshold"] == pytest.approx(confidence[2].item())
+
+
+def test_mistakes_are_told_by_confidence() -> None:
+    probabilities = torch.tensor([[0.7, 0.3], [0.9, 0.1], [0.6, 0.4]])
+    found = most_confident_mistakes(probabilities, torch.tensor([1, 1, 0]))
+    assert [(each["image"], each["label"], each["predicted"]) for each in found] == [
+        (1, 1, 0),
+        (0, 1, 0),
+    ]

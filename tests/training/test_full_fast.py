@@ -23,10 +23,18 @@ def test_the_run_folder_tells_the_story(fast_run: FastRun) -> None:
     assert names == {
         "config.json",
         "metrics.jsonl",
-        "loss.png",
         "checkpoint.safetensors",
         "state.safetensors",
         "evaluation.json",
+        "tensorboard",
+        "report.html",
+        "loss.png",
+        "accuracy.png",
+        "confusion.png",
+        "reliability.png",
+        "coverage.png",
+        "mistakes.png",
+        "filters.png",
     }
     epochs = [json.loads(line) for line in (fast_run.run_dir / "metrics.jsonl").open()]
     assert [figures["epoch"] for figures in epochs] == list(range(1, len(epochs) + 1))

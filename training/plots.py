@@ -1,0 +1,151 @@
+"""The pictures of a run, each from the figures that the run also writes as JSON; PNG bytes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no display is needed
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+_MOST_FILTERS = 64
+_COLUMNS = 8
+_MARK_UP_TO = 20  # classes whose confusion counts are written out
+
+
+def losses(epochs: Sequence[Mapping[str, Any]]) -> bytes:
+    """Losses by epoch, on a logarithmic scale."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    _lines(axes, epochs, ("train_loss", "validation_loss", "test_loss"))
+    axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss", yscale="log")
+    return _png(figure)
+
+
+def accuracies(epochs: Sequence[Mapping[str, Any]]) -> bytes:
+    """Share of right answers by epoch; that of training is with augmentation and dropout."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    _lines(axes, epochs, ("train_accuracy", "validation_accuracy", "test_accuracy"))
+    axes.set(xlabel="epoch", ylabel="accuracy", title="Accuracy")
+    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    return _png(figure)
+
+
+def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> bytes:
+    """What was taken for what. Colour shows mistakes only: right answers would drown them."""
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    mistakes = [
+        [0 if row == column else count for column, count in enumerate(line)]
+        for row, line in enumerate(counts)
+    ]
+    highest = max(1, *(max(line) for line in mistakes))
+    axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=highest)
+    if len(labels) <= _MARK_UP_TO:
+        for row, line in enumerate(counts):
+            for column, count in enumerate(line):
+                dark = row != column and count > 0.6 * highest
+                colour = "white" if dark else "black"
+                if count:
+                    axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    places = range(len(labels))
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion: images by class")
+    axes.set_xticks(places, labels, rotation=45 if max(map(len, labels)) > 2 else 0)
+    axes.set_yticks(places, labels)
+    return _png(figure)
+
+
+def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> bytes:
+    """Accuracy by confidence, before and after calibration; honest is on the diagonal."""
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(6, 6.5), layout="constrained", sharex=True, height_ratios=(3, 1)
+    )
+    upper.plot((0, 1), (0, 1), color="grey", linestyle="--", label="honest")
+    for bins, name in ((before, "before calibration"), (after, "after calibration")):
+        full = [each for each in bins if each["images"]]
+        confidence = [each["confidence"] for each in full]
+        upper.plot(confidence, [e["accuracy"] for e in full], marker="o", label=name, alpha=0.8)
+        lower.plot(confidence, [e["images"] for e in full], marker="o", alpha=0.8)
+    upper.set(ylabel="accuracy", title="Reliability", xlim=(0, 1.02), ylim=(0, 1.02))
+    lower.set(xlabel="confidence", ylabel="images", yscale="log")
+    upper.legend()
+    for axes in (upper, lower):
+        axes.grid(visible=True, alpha=0.3)
+    return _png(figure)
+
+
+def coverage(points: Sequence[Mapping[str, float]]) -> bytes:
+    """Accuracy among the most confident share of images, by that share."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot([p["coverage"] for p in points], [p["accuracy"] for p in points], marker="o")
+    axes.set(
+        xlabel="share of images answered, the most confident first",
+        ylabel="accuracy among them",
+        title="Accuracy at coverage",
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axes.grid(visible=True, alpha=0.3)
+    return _png(figure)
+
+
+def mistakes(
+    found: Sequence[Mapping[str, Any]], images: Tensor, labels: Sequence[str]
+) -> bytes | None:
+    """The images [N,28,28] that were most confidently taken for another class; None without any."""
+    if not found:
+        return None
+    figure, cells = _grid(len(found), height=1.5)
+    for cell, mistake in zip(cells, found, strict=False):
+        cell.imshow(images[mistake["image"]].numpy(), cmap="gray_r", vmin=0, vmax=255)
+        true, taken = labels[mistake["label"]], labels[mistake["predicted"]]
+        cell.set_title(f"{true} as {taken}\n{mistake['confidence']:.1%}", fontsize=8)
+    return _png(figure)
+
+
+def first_filters(network: nn.Sequential) -> bytes | None:
+    """The weights that look at the pixels: kernels, or a picture for each dense unit."""
+    layer = next((each for each in network if isinstance(each, nn.Conv2d | nn.Linear)), None)
+    if layer is None:
+        return None
+    weights = layer.weight.detach().cpu()[:_MOST_FILTERS]
+    pictures = weights.reshape(len(weights), 28, 28) if weights.ndim == 2 else weights[:, 0]
+    figure, cells = _grid(len(pictures), height=1.0)
+    for cell, picture in zip(cells, pictures, strict=False):
+        most = max(float(picture.abs().max()), 1e-12)
+        cell.imshow(picture.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
+    return _png(figure)
+
+
+def _lines(axes: Axes, epochs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    numbers = [figures["epoch"] for figures in epochs]
+    for key in keys:
+        values = [float(figures[key]) for figures in epochs if key in figures]
+        if values:
+            axes.plot(numbers, values, marker=".", label=key.replace("_", " "))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+
+
+def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    rows = math.ceil(count / _COLUMNS)
+    figure, cells = plt.subplots(
+        rows, _COLUMNS, figsize=(_COLUMNS, rows * height), layout="constrained", squeeze=False
+    )
+    for cell in cells.flat:
+        cell.set_axis_off()
+    return figure, list(cells.flat)
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    plt.close(figure)
+    return content.getvalue()
