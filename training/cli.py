@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import io
-import logging
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +19,7 @@ from training import checkpoint, recipes
 from training.data import DataSet
 from training.errors import InterruptedRunError, TrainingError, UsageError
 from training.evaluate import evaluation, fit_temperature, logits_of
-from training.export import IR_VERSION, MODEL_FILE, OPSET, export, prove, publish
+from training.export import IR_VERSION, MODEL_FILE, OPSET, export_quietly, prove, publish
 from training.loop import Interrupted, split, train
 from training.memory import keep_freed_memory
 from training.models import Classifier, count_parameters
@@ -175,20 +172,22 @@ def _finish(
         ),
     )
     test_logits = logits_of(classifier.network, data.test_images, cpu)
-    figures = evaluation(test_logits, data.test_labels, classifier.temperature)
+    temperature = classifier.temperature
+    figures = {"temperature": temperature} | evaluation(
+        test_logits, test_logits / temperature, data.test_labels
+    )
     folder.write_json("evaluation.json", figures)
     write_report(folder, folder.read_config(), classifier.network, data, figures)
     say(
         f"Test accuracy {figures['accuracy']:.2%} ± {figures['accuracy_standard_error']:.2%}, "
         f"loss {figures['loss']:.4f}, calibration error {figures['calibration_error']:.2%} "
-        f"(temperature {classifier.temperature:.3f})."
+        f"(temperature {temperature:.3f})."
     )
     say(f"Look at it: {folder.path / 'report.html'}")
     if options.no_publish:
         say(f"Not published; do so with: mnist-train --from-checkpoint {folder.checkpoint}")
         return
-    with _quiet_exporter():
-        model = export(classifier, {"recipe": recipe.name, "seed": str(seed)})
+    model = export_quietly(classifier, {"recipe": recipe.name, "seed": str(seed)})
     accuracy = prove(model, classifier, data.test_images, data.test_labels)
     name = options.model_name or data.name
     card = _card(name, classifier, recipe, seed, data) | {
@@ -257,15 +256,6 @@ def _git_revision() -> str | None:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return None
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Any:
-    """Keep the exporter's own chatter off the terminal; its errors are exceptions."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def say(text: str) -> None:

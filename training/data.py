@@ -87,6 +87,12 @@ def load_fashion(data_dir: Path | None = None) -> DataSet:
     return _load(_reader_of(folders, remedy), "fashion", CLOTHES)
 
 
+def has_idx_files(folder: Path) -> bool:
+    """Whether `load_mnist` finds something in this folder."""
+    places = (folder, folder / "MNIST" / "raw")
+    return any((place / f"{TEST_IMAGES}{end}").exists() for place in places for end in ("", ".gz"))
+
+
 def cache_dir() -> Path:
     """Return the cache folder, by the XDG base directory specification."""
     base = os.environ.get("XDG_CACHE_HOME")

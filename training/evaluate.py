@@ -179,19 +179,21 @@ def _honesty(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def evaluation(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Any]:
-    """All figures of one set of images, as JSON values; losses in nats, shares from 0 to 1."""
+def evaluation(logits: Tensor, calibrated: Tensor, labels: Tensor) -> dict[str, Any]:
+    """All figures of one set of images, as JSON values; losses in nats, shares from 0 to 1.
+
+    `calibrated` are the logits divided by the temperature.
+    """
     _, accuracy = loss_and_accuracy(logits, labels)
     classes = logits.shape[1]
-    probabilities = torch.softmax(logits.double() / temperature, 1)
+    probabilities = torch.softmax(calibrated.double(), 1)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion.index_put_((labels, logits.argmax(1)), torch.ones_like(labels), accumulate=True)
     return {
         "images": len(labels),
         "accuracy": accuracy,
         "accuracy_standard_error": math.sqrt(accuracy * (1 - accuracy) / len(labels)),
-        "temperature": temperature,
-        **_honesty(logits / temperature, labels),
+        **_honesty(calibrated, labels),
         "before_calibration": _honesty(logits, labels),
         "bits": _bits(probabilities, labels),
         "accuracy_at_coverage": accuracy_at_coverage(probabilities, labels),

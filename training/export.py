@@ -6,11 +6,15 @@ network, temperature and softmax inside, logits and probabilities out.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
+import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +64,14 @@ def export(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
     _clean(model, metadata)
     _check(model)
     return model.SerializeToString(deterministic=True)
+
+
+def export_quietly(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
+    """`export` without the exporter's own chatter; its errors are exceptions."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return export(classifier, metadata)
 
 
 def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ mpl.use("Agg")  # no display is needed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
 _MOST_FILTERS = 64
@@ -34,7 +35,7 @@ def accuracies(epochs: Sequence[Mapping[str, Any]]) -> bytes:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     _lines(axes, epochs, ("train_accuracy", "validation_accuracy", "test_accuracy"))
     axes.set(xlabel="epoch", ylabel="accuracy", title="Accuracy")
-    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return _png(figure)
 
 
@@ -90,7 +91,7 @@ def coverage(points: Sequence[Mapping[str, float]]) -> bytes:
         title="Accuracy at coverage",
     )
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+        axis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(visible=True, alpha=0.3)
     return _png(figure)
 
@@ -129,7 +130,7 @@ def _lines(axes: Axes, epochs: Sequence[Mapping[str, Any]], keys: Sequence[str])
         values = [float(figures[key]) for figures in epochs if key in figures]
         if values:
             axes.plot(numbers, values, marker=".", label=key.replace("_", " "))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
 

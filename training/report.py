@@ -89,17 +89,19 @@ def _page(
         for label, accuracy in zip(labels, evaluation["accuracy_by_class"], strict=True)
     ]
     parts += ["<h2>By class</h2>", _table(classes, ("class", "accuracy"))]
-    recipe = dict(config["recipe"])
+    recipe = dict(config.get("recipe", {}))
     asked = [(key, str(value)) for key, value in {**config, **recipe}.items() if key != "recipe"]
     parts += ["<h2>What was asked for</h2>", _table(asked, ("", ""))]
     return "\n".join(parts)
 
 
 def _summary(evaluation: Mapping[str, Any]) -> str:
+    calibrated = ""
+    if "temperature" in evaluation:
+        calibrated = f" Probabilities are softmax(logits / {evaluation['temperature']:.3f})."
     return (
         f"<p>{evaluation['accuracy']:.2%} of {evaluation['images']:,} test images are right, with "
-        f"a standard error of {evaluation['accuracy_standard_error']:.2%}. Probabilities are "
-        f"softmax(logits / {evaluation['temperature']:.3f}).</p>"
+        f"a standard error of {evaluation['accuracy_standard_error']:.2%}.{calibrated}</p>"
     )
 
 

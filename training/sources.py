@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from training.data import DataSet, load_fashion, load_mnist
+from training.data import DataSet, has_idx_files, load_fashion, load_mnist
 from training.errors import UsageError
 from training.image_folder import load_image_folder
 
@@ -36,3 +36,13 @@ def load_data(options: argparse.Namespace) -> DataSet:
             raise UsageError("--download fetches MNIST only; give Fashion-MNIST as --data-dir.")
         return load_fashion(options.data_dir)
     return load_mnist(options.data_dir, download=options.download)
+
+
+def load_named(name: str) -> DataSet:
+    """Load what one word says: `mnist`, `fashion`, or a folder of images or of IDX files."""
+    if name == "mnist":
+        return load_mnist()
+    if name == "fashion":
+        return load_fashion()
+    folder = Path(name)
+    return load_mnist(folder) if has_idx_files(folder) else load_image_folder(folder)

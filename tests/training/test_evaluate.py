@@ -54,7 +54,8 @@ def test_without_mistakes_there_is_nothing_to_fit() -> None:
 
 
 def test_an_evaluation_counts_every_image_once() -> None:
-    figures = evaluation(torch.eye(10), torch.tensor([0] * 5 + list(range(5, 10))), 2.0)
+    labels = torch.tensor([0] * 5 + list(range(5, 10)))
+    figures = evaluation(torch.eye(10), torch.eye(10) / 2, labels)
     assert figures["accuracy"] == 0.6
     assert sum(map(sum, figures["confusion"])) == 10
     assert figures["confusion"][0][:5] == [1, 1, 1, 1, 1]
@@ -75,7 +76,7 @@ def test_information_is_measured_in_bits_as_the_notes_define_it() -> None:
 def test_an_evaluation_tells_the_bits() -> None:
     # Both classes as frequent, and each predicted with probability 3/4.
     logits = torch.log(torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
-    bits = evaluation(logits, torch.tensor([0, 1]), 1.0)["bits"]
+    bits = evaluation(logits, logits, torch.tensor([0, 1]))["bits"]
     assert bits["entropy"] == pytest.approx(-0.75 * math.log2(0.75) + 0.5)
     assert bits["cross_entropy"] == bits["kl_divergence"] == pytest.approx(-math.log2(0.75))
     assert bits["entropy_of_classes"] == 1.0
