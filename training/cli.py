@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,21 @@ import torch
 
 from training import checkpoint, recipes
 from training.data import DataSet
+from training.devices import DEVICES, choose_device
 from training.errors import InterruptedRunError, TrainingError, UsageError
 from training.evaluate import evaluation, fit_temperature, logits_of
 from training.export import IR_VERSION, MODEL_FILE, OPSET, export_quietly, prove, publish
+from training.flags import add_recipe_flags, asked_knobs, knob_named, recipe_of
 from training.loop import Interrupted, split, train
 from training.memory import keep_freed_memory
 from training.models import Classifier, count_parameters
 from training.progress import RunWatcher
-from training.recipes import RECIPES, Recipe
+from training.recipes import Recipe
 from training.run_folder import RunFolder
 from training.sources import SOURCES, add_data_flags, load_data
 from training.state import Trained
 
+_DEFAULT = "fast"
 _FOR_REPORTS = ("mistakes", "reliability", "accuracy_at_coverage")  # too long for a card
 
 
@@ -51,12 +52,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
-    device = _device(options.device or "auto")
+    device = choose_device(options.device or "auto")
     found = checkpoint.read(options.from_checkpoint) if options.from_checkpoint else None
     if origin := saved or found:
         recipe, seed = origin.recipe, origin.seed
     else:
-        recipe, seed = _recipe(options), options.seed or 0
+        recipe, seed = recipe_of(options, default=_DEFAULT), options.seed or 0
     data = load_data(options)
     _check_data(options, data, found)
     folder = _folder(options, recipe, seed, device, data, saved)
@@ -70,9 +71,9 @@ def _run(options: argparse.Namespace) -> None:
 
 def _saved_run(options: argparse.Namespace) -> checkpoint.Saved:
     """Read the run to go on with, and take its data, device and threads where none are given."""
-    asked = [f"--{name}" for name in ("recipe", "seed") if getattr(options, name) is not None]
-    asked += ["--from-checkpoint"] if options.from_checkpoint else []
-    asked += [recipes.flag_of(k) for k in recipes.knobs() if getattr(options, k.name) is not None]
+    fixed = ("recipe", "config", "seed", "from_checkpoint")
+    asked = [f"--{n.replace('_', '-')}" for n in fixed if getattr(options, n) is not None]
+    asked += [recipes.flag_of(knob_named(name)) for name in asked_knobs(options)]
     if asked:
         raise UsageError(f"--resume goes on with what the run began with; leave out {asked[0]}.")
     folder = RunFolder(options.resume)
@@ -226,26 +227,6 @@ def _card(
     }
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
-    given = {
-        knob.name: getattr(options, knob.name)
-        for knob in recipes.knobs()
-        if getattr(options, knob.name) is not None
-    }
-    return dataclasses.replace(RECIPES[options.recipe or "fast"], **given)
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch finds no CUDA here; use cpu or auto.")
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda":
-        # Without it cuBLAS refuses deterministic algorithms.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return torch.device(wanted)
-
-
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "onnx", "onnxscript")}
 
@@ -268,7 +249,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="mnist-train", description="Train a classifier of small images and publish it as ONNX."
     )
     add = parser.add_argument
-    add("--recipe", choices=RECIPES, help="what to train (default: fast)")
     add("--seed", type=int, help="the same seed gives the same weights (default: 0)")
     add("--models", type=Path, default=Path("models"), help="model repository (default: models)")
     add("--model-name", help="name to publish under (default: the data set's)")
@@ -276,37 +256,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-publish", action="store_true", help="train and evaluate only")
     add("--from-checkpoint", type=Path, help="evaluate and publish a checkpoint, train nothing")
     add("--resume", type=Path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
-    add("--device", choices=("auto", "cpu", "cuda"), help="default: auto, CUDA where there is any")
+    add("--device", choices=DEVICES, help="default: auto, CUDA where there is any")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     add_data_flags(parser)
-    knobs = parser.add_argument_group("override a knob of the recipe")
-    for knob in recipes.knobs():
-        _add_knob(knobs, knob)
+    add_recipe_flags(parser, default=_DEFAULT)
     return parser
-
-
-def _add_knob(group: Any, knob: dataclasses.Field[Any]) -> None:
-    flag, text = recipes.flag_of(knob), knob.metadata["help"]
-    if isinstance(knob.default, bool):
-        group.add_argument(
-            flag, dest=knob.name, action=argparse.BooleanOptionalAction, help=text, default=None
-        )
-        return
-    kind: Any = _numbers if isinstance(knob.default, tuple) else type(knob.default)
-    if words := knob.metadata["words"]:
-        kind = _number_or_word(words)
-    group.add_argument(flag, dest=knob.name, type=kind, help=text, choices=knob.metadata["choices"])
-
-
-def _number_or_word(words: Mapping[str, int]) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        return words[text] if text in words else int(text)
-
-    return number
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
 
 
 if __name__ == "__main__":

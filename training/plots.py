@@ -124,6 +124,28 @@ def first_filters(network: nn.Sequential) -> bytes | None:
     return _png(figure)
 
 
+def heat_map(
+    grid: Sequence[Sequence[float | str | None]],
+    rows: tuple[str, Sequence[str]],
+    columns: tuple[str, Sequence[str]],
+) -> bytes:
+    """Validation accuracy by two knobs, each with its name and its values; or what happened."""
+    figure, axes = plt.subplots(
+        figsize=(2.5 + 1.1 * len(columns[1]), 1.8 + 0.7 * len(rows[1])), layout="constrained"
+    )
+    numbers = [[cell if isinstance(cell, float) else math.nan for cell in line] for line in grid]
+    axes.imshow(numbers, cmap="viridis", aspect="auto")
+    for y, line in enumerate(grid):
+        for x, cell in enumerate(line):
+            text = f"{cell:.2%}" if isinstance(cell, float) else cell or ""
+            box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0}
+            axes.text(x, y, text, ha="center", va="center", bbox=box if text else None)
+    axes.set(xlabel=columns[0], ylabel=rows[0], title="Validation accuracy")
+    axes.set_xticks(range(len(columns[1])), columns[1])
+    axes.set_yticks(range(len(rows[1])), rows[1])
+    return _png(figure)
+
+
 def _lines(axes: Axes, epochs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
     numbers = [figures["epoch"] for figures in epochs]
     for key in keys:

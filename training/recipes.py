@@ -176,9 +176,13 @@ RECIPES: Mapping[str, Recipe] = {
 
 def to_json(recipe: Recipe) -> dict[str, Any]:
     """Return the fields as JSON values (tuples as lists)."""
+    return to_json_values(dataclasses.asdict(recipe))
+
+
+def to_json_values(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of some fields as JSON values."""
     return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(recipe).items()
+        key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
     }
 
 

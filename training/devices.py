@@ -1,0 +1,23 @@
+"""Which device to train on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from training.errors import UsageError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device; `auto` takes CUDA where there is any. Raises UsageError."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no CUDA here; use cpu or auto.")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        # Without it cuBLAS refuses deterministic algorithms.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device(wanted)
