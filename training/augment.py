@@ -1,4 +1,8 @@
-"""Random small deformations of a whole batch at once, on tensors in memory."""
+"""Random small deformations of a whole batch at once, on tensors in memory.
+
+What is random is drawn apart from what is done with it: processes that share a batch draw for all
+of it, and deform their part as one process would have.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +15,37 @@ from torch.nn import functional
 from training.recipes import Recipe
 
 _HALF_SIDE = 14.0  # affine_grid measures in half sides
+_AFFINE = 4  # numbers an image: angle, zoom, two shifts
+_KNOTS = 7  # of the elastic field, along each side: one each 4 pixels
 
 
-def augment(pixels: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Shift, turn and zoom each image [N,1,28,28] by its own random amounts (bilinear, zero fill).
+def draw(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
+    """Draw what happens to each of `count` images: float32 [N,K], evenly from -1 to 1.
 
-    The amounts are drawn on the CPU from `generator`, evenly within the recipe's bounds.
+    On the CPU, whatever the device. K is 0 for a recipe that leaves images as they are.
     """
-    if not (recipe.shift or recipe.rotation or recipe.zoom):
+    columns = [torch.zeros(count, 0)]
+    if recipe.shift or recipe.rotation or recipe.zoom or recipe.elastic:
+        columns.append(torch.rand(_AFFINE, count, generator=generator).T * 2 - 1)
+    if recipe.elastic:
+        columns.append(torch.rand(count, 2 * _KNOTS * _KNOTS, generator=generator) * 2 - 1)
+    return torch.cat(columns, 1)
+
+
+def deform(pixels: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
+    """Shift, turn, zoom and bend each image [N,1,28,28] by its draws (bilinear, zero fill)."""
+    if not draws.shape[1]:
         return pixels
-    count = len(pixels)
-    draws = torch.rand(4, count, generator=generator) * 2 - 1
-    angle = draws[0] * math.radians(recipe.rotation)
-    zoom = 1 + draws[1] * recipe.zoom
-    shift = draws[2:] * (recipe.shift / _HALF_SIDE)
+    angle = draws[:, 0] * math.radians(recipe.rotation)
+    zoom = 1 + draws[:, 1] * recipe.zoom
+    shift = draws[:, 2:_AFFINE].T * (recipe.shift / _HALF_SIDE)
     cosine, sine = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     rows = [torch.stack([cosine, -sine, shift[0]], 1), torch.stack([sine, cosine, shift[1]], 1)]
     theta = torch.stack(rows, 1).to(pixels.device)
     grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+    if recipe.elastic:
+        knots = draws[:, _AFFINE:].reshape(-1, 2, _KNOTS, _KNOTS).to(pixels.device)
+        knots = knots * (recipe.elastic / _HALF_SIDE)
+        field = functional.interpolate(knots, size=28, mode="bilinear", align_corners=True)
+        grid = grid + field.permute(0, 2, 3, 1)
     return functional.grid_sample(pixels, grid, align_corners=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from training.flags import add_recipe_flags, asked_knobs, knob_named, recipe_of
 from training.loop import Interrupted, split, train
 from training.memory import keep_freed_memory
 from training.models import Classifier, count_parameters
-from training.progress import RunWatcher
+from training.processes import Processes, is_first, joined, own_device
+from training.progress import QuietWatcher, RunWatcher, Stopper
 from training.recipes import Recipe
 from training.run_folder import RunFolder
 from training.sources import SOURCES, add_data_flags, load_data
@@ -39,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         _run(options)
     except InterruptedRunError as error:
-        print(f"mnist-train: {error}", file=sys.stderr)
+        say(f"mnist-train: {error}")
         return 128 + error.signal_number
     except TrainingError as error:
-        print(f"mnist-train: {error}", file=sys.stderr)
+        say(f"mnist-train: {error}")
         return error.exit_code
     return 0
 
@@ -52,7 +54,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
-    device = choose_device(options.device or "auto")
+    device = own_device(choose_device(options.device or "auto"))
     found = checkpoint.read(options.from_checkpoint) if options.from_checkpoint else None
     if origin := saved or found:
         recipe, seed = origin.recipe, origin.seed
@@ -60,13 +62,14 @@ def _run(options: argparse.Namespace) -> None:
         recipe, seed = recipe_of(options, default=_DEFAULT), options.seed or 0
     data = load_data(options)
     _check_data(options, data, found)
-    folder = _folder(options, recipe, seed, device, data, saved)
-    say(f"Recipe {recipe.name} on {device}, seed {seed}; the run is in {folder.path}.")
+    folder = _folder(options, recipe, seed, device, data, saved) if is_first() else None
     if found:
         trained = Trained(found.network, found.epoch)
     else:
-        trained = _train(recipe, data, seed, device, folder, saved)
-    _finish(options, trained, recipe, seed, data, folder)
+        with joined(device) as processes, Stopper() as stopper:
+            trained = _train(recipe, data, seed, device, folder, saved, processes, stopper)
+    if folder:
+        _finish(options, trained, recipe, seed, data, folder)
 
 
 def _saved_run(options: argparse.Namespace) -> checkpoint.Saved:
@@ -136,16 +139,27 @@ def _train(
     data: DataSet,
     seed: int,
     device: torch.device,
-    folder: RunFolder,
+    folder: RunFolder | None,
     saved: checkpoint.Saved | None,
+    processes: Processes,
+    stopper: Stopper,
 ) -> Trained:
-    images = len(split(data, recipe).images)
-    with RunWatcher(recipe, seed, data.labels, images, folder) as watcher:
-        try:
-            return train(recipe, data, seed, device, watcher, saved)
-        except Interrupted as stopped:
-            watcher.save(stopped.reached)
-            raise InterruptedRunError(watcher.signal_number, folder.checkpoint) from None
+    try:
+        if not folder:
+            return train(recipe, data, seed, device, QuietWatcher(stopper), saved, processes)
+        among = f", with {processes.size} processes" if processes.size > 1 else ""
+        say(f"Recipe {recipe.name} on {device}, seed {seed}{among}; the run is in {folder.path}.")
+        images = len(split(data, recipe).images)
+        with RunWatcher(recipe, seed, data.labels, images, folder, stopper) as watcher:
+            try:
+                return train(recipe, data, seed, device, watcher, saved, processes)
+            except Interrupted as stopped:
+                watcher.save(stopped.reached)
+                raise
+    except Interrupted:
+        # Under torchrun the signal may have been another process's.
+        number = stopper.signal_number or signal.SIGTERM
+        raise InterruptedRunError(number, folder.checkpoint if folder else Path()) from None
 
 
 def _finish(
@@ -240,8 +254,9 @@ def _git_revision() -> str | None:
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal, or the log."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the person at the terminal, or the log; once, however many processes there are."""
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

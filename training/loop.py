@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.augment import augment
+from training.augment import deform, draw
 from training.checkpoint import Saved
 from training.data import DataSet
 from training.errors import DivergedError, UsageError
 from training.evaluate import logits_of, loss_and_accuracy
 from training.models import scale
+from training.processes import Processes
 from training.recipes import FULL_BATCH, Recipe
 from training.state import Trained, TrainingState, begin
+
+ALONE = Processes()
 
 
 class Split(NamedTuple):
@@ -82,82 +85,109 @@ def train(
     device: torch.device,
     watcher: Watcher,
     saved: Saved | None = None,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Train a network and return the weights to use (their moving average where there is one).
 
     They are the last epoch's, or with early stopping those of the epoch with the lowest validation
     loss: nothing is chosen by looking at the test set. A run goes on from what was `saved` bit for
-    bit. Raises DivergedError when the loss stops being a number, Interrupted when the watcher wants
-    to stop.
+    bit. Many processes share each batch, and the first evaluates. Raises DivergedError when the
+    loss stops being a number, Interrupted when the watcher wants to stop.
     """
     torch.use_deterministic_algorithms(mode=True)
     cut = split(data, recipe)
     images, labels = cut.images.to(device), cut.labels.to(device)
-    batch_size = len(images) if recipe.batch_size == FULL_BATCH else recipe.batch_size
+    batch_size = _batch_size(recipe, len(images), processes)
     rate = _schedule(recipe, math.ceil(len(images) / batch_size) * recipe.epochs)
     state = begin(recipe, len(data.labels), seed, device)
     if saved:
         state.restore(saved.numbers, saved.tensors)
     else:
         watcher.begin(state)
-    network, optimizer = state.network, state.optimizer
+    network, model = state.network, processes.wrap(state.network)
 
     while state.epoch < recipe.epochs and not _out_of_patience(state, recipe):
         epoch = state.epoch + 1
         started = time.perf_counter()
-        torch.manual_seed(seed * 1_000_003 + epoch)  # for dropout
+        torch.manual_seed(seed * 1_000_003 + epoch + processes.rank * 7_919)  # for dropout
         network.train()
-        loss_sum, correct, seen = 0.0, 0, 0
-        for chosen in torch.randperm(len(images), generator=state.random).split(batch_size):
-            chosen = chosen.to(device)  # noqa: PLW2901
-            pixels = augment(scale(images[chosen]), recipe, state.random)
+        loss_sum, correct, seen = 0.0, 0.0, 0
+        for batch in torch.randperm(len(images), generator=state.random).split(batch_size):
+            if len(batch) < processes.size:
+                continue  # the few images left over when there is not one for each process
+            draws = processes.share(draw(recipe, len(batch), state.random))
+            chosen = processes.share(batch).to(device)
+            pixels = deform(scale(images[chosen]), draws, recipe)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            logits = network(pixels)
+            logits = model(pixels)
             loss = functional.cross_entropy(
                 logits, labels[chosen], label_smoothing=recipe.label_smoothing
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate(state.step)
-            optimizer.zero_grad()
-            (loss + penalty(network, recipe)).backward()
-            optimizer.step()
-            if recipe.max_norm:
-                limit_norms(network, recipe.max_norm)
-            state.step += 1
-            if recipe.ema_decay:
-                _move_average(state.used, network, recipe.ema_decay, state.step)
+            # Gradients are averaged over processes, whose shares may differ by an image.
+            weight = len(chosen) * processes.size / len(batch)
+            _descend(state, loss * weight + penalty(network, recipe), rate(state.step), recipe)
 
-            value = loss.item()
-            if not math.isfinite(value):
-                raise _diverged(f"The loss became {value} in epoch {epoch}", recipe)
             # The mean over images, not over batches: the last batch may be smaller. Without the
             # penalty, so that it can be compared with the validation loss.
-            loss_sum += value * len(chosen)
-            correct += int((logits.argmax(1) == labels[chosen]).sum())
-            seen += len(chosen)
+            here = int((logits.argmax(1) == labels[chosen]).sum())
+            summed, right, stop = processes.total(
+                loss.item() * len(chosen), here, float(watcher.stopping()), device=device
+            )
+            if not math.isfinite(summed):
+                raise _diverged(f"The loss became {summed / len(batch)} in epoch {epoch}", recipe)
+            loss_sum, correct, seen = loss_sum + summed, correct + right, seen + len(batch)
             watcher.step(epoch, seen, loss_sum / seen, correct / seen)
-            if watcher.stopping():
+            if stop:
                 raise Interrupted(Trained(state.used, state.epoch))
 
-        if not all(bool(weight.isfinite().all()) for weight in state.used.parameters()):
-            raise _diverged(f"Weights became infinite in epoch {epoch}", recipe)
+        _check_weights(state, recipe)
         state.epoch = epoch
         figures = {
             "epoch": epoch,
             "train_loss": loss_sum / seen,
             "train_accuracy": correct / seen,
-            **_figures(
-                "validation", state.used, cut.validation_images, cut.validation_labels, device
-            ),
             "learning_rate": rate(state.step - 1),
-            "seconds": round(time.perf_counter() - started, 3),
         }
-        if recipe.report_test_each_epoch:
-            figures |= _figures("test", state.used, data.test_images, data.test_labels, device)
+        if processes.is_first:
+            held_out = cut.validation_images, cut.validation_labels
+            figures |= _figures("validation", state.used, *held_out, device)
+            if recipe.report_test_each_epoch:
+                figures |= _figures("test", state.used, data.test_images, data.test_labels, device)
+        figures["seconds"] = round(time.perf_counter() - started, 3)
         if recipe.patience:
-            state.keep_if_best(figures["validation_loss"])
+            state.keep_if_best(processes.of_first(figures.get("validation_loss", 0.0), device))
         watcher.epoch(state, figures)
     return state.result()
+
+
+def _batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
+    size = images if recipe.batch_size == FULL_BATCH else min(recipe.batch_size, images)
+    if size < processes.size:
+        raise UsageError(
+            f"{processes.size} processes cannot share a batch of {size}; choose a larger "
+            "--batch-size, or start fewer."
+        )
+    return size
+
+
+def _descend(state: TrainingState, objective: Tensor, rate: float, recipe: Recipe) -> None:
+    """One step of the optimiser, and what comes after each."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.zero_grad()
+    objective.backward()
+    state.optimizer.step()
+    state.step += 1
+    if recipe.max_norm:
+        limit_norms(state.network, recipe.max_norm)
+    if recipe.ema_decay:
+        _move_average(state.used, state.network, recipe.ema_decay, state.step)
+
+
+def _check_weights(state: TrainingState, recipe: Recipe) -> None:
+    """Keep infinite weights from taking the place of the last good checkpoint."""
+    if not all(bool(weight.isfinite().all()) for weight in state.used.parameters()):
+        raise _diverged(f"Weights became infinite in epoch {state.epoch + 1}", recipe)
 
 
 def _out_of_patience(state: TrainingState, recipe: Recipe) -> bool:

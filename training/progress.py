@@ -28,12 +28,59 @@ _LABELS = {
 }
 
 
+class Stopper:
+    """Takes SIGINT and SIGTERM while it is entered; a second signal leaves at once."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+
+    def __enter__(self) -> Stopper:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+class QuietWatcher:
+    """Tells nobody: the watcher of the processes beside the first."""
+
+    def __init__(self, stopper: Stopper) -> None:
+        self._stopper = stopper
+
+    def begin(self, state: TrainingState) -> None:
+        """Write nothing."""
+
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+        """Show nothing."""
+
+    def epoch(self, state: TrainingState, figures: dict[str, Any]) -> None:
+        """Write nothing."""
+
+    def stopping(self) -> bool:
+        """Whether a signal asked this process to stop; the others hear of it."""
+        return bool(self._stopper.signal_number)
+
+
 class RunWatcher:
-    """Shows a run, saves its checkpoint after each epoch, and takes SIGINT and SIGTERM for it."""
+    """Shows a run, and saves its checkpoints and figures after each epoch."""
 
     def __init__(
-        self, recipe: Recipe, seed: int, labels: tuple[str, ...], images: int, folder: RunFolder
+        self,
+        recipe: Recipe,
+        seed: int,
+        labels: tuple[str, ...],
+        images: int,
+        folder: RunFolder,
+        stopper: Stopper,
     ) -> None:
+        self._stopper = stopper
         self._recipe = recipe
         self._labels = labels
         self._before = len(folder.epochs) * images  # done by an earlier process
@@ -41,7 +88,6 @@ class RunWatcher:
         self._images = images
         self._folder = folder
         self._started = time.perf_counter()
-        self.signal_number = 0
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
             BarColumn(),
@@ -56,8 +102,6 @@ class RunWatcher:
 
     def __enter__(self) -> RunWatcher:
         self._events = EventFile(self._folder.events, len(self._folder.epochs))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._interrupt)
         self._progress.start()
         self._task = self._progress.add_task(
             "",
@@ -73,17 +117,10 @@ class RunWatcher:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
         self._events.close()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.signal_number = number
-        # A second signal leaves at once.
-        signal.signal(number, signal.SIG_DFL)
 
     def stopping(self) -> bool:
         """Whether a signal asked to stop."""
-        return bool(self.signal_number)
+        return bool(self._stopper.signal_number)
 
     def begin(self, state: TrainingState) -> None:
         """Save a run that has not begun, so that it can be resumed from its first second."""

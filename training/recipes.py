@@ -97,6 +97,9 @@ class Recipe:
     shift: float = _knob(0.0, "random shifts of up to this many pixels", low=0, high=14)
     rotation: float = _knob(0.0, "random turns of up to this many degrees", low=0, high=180)
     zoom: float = _knob(0.0, "random zoom of up to this share", low=0, high=0.9)
+    elastic: float = _knob(
+        0.0, "random smooth bending: each point moves by up to this many pixels", low=0, high=14
+    )
     validation_size: int = _knob(
         5000, "last training images held out, to choose and to calibrate on", low=0
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training import recipes
-from training.augment import augment
+from training.augment import deform, draw
 from training.cli import main
 from training.errors import UsageError
 from training.models import Classifier, build_network, count_parameters
@@ -64,9 +64,25 @@ def test_augmentation_moves_within_its_bounds_and_only_if_asked() -> None:
     pixels = torch.zeros(64, 1, 28, 28)
     pixels[:, :, 13:15, 13:15] = 1.0
     random = torch.Generator().manual_seed(0)
-    assert augment(pixels, Recipe(name="x"), random) is pixels
-    moved = augment(pixels, Recipe(name="x", shift=2.0), random)
+    plain, shifting = Recipe(name="x"), Recipe(name="x", shift=2.0)
+    assert deform(pixels, draw(plain, 64, random), plain) is pixels
+    moved = deform(pixels, draw(shifting, 64, random), shifting)
     columns = torch.arange(28.0)
     centres = (moved.sum(2).squeeze(1) @ columns) / moved.sum((1, 2, 3))
     assert 1.0 < (centres - 13.5).abs().max() <= 2.01
     assert centres.unique().numel() > 50  # each image by its own amount
+
+
+def test_elastic_bending_moves_points_of_one_image_by_amounts_of_their_own() -> None:
+    recipe = Recipe(name="x", elastic=2.0)
+    # Vertical lines: bent, no two rows of an image are the same any more.
+    pixels = torch.zeros(8, 1, 28, 28)
+    pixels[:, :, :, 8:20:4] = 1.0
+    draws = draw(recipe, 8, torch.Generator().manual_seed(0))
+    assert draws.abs().max() <= 1
+    bent = deform(pixels, draws, recipe)
+    assert (bent[:, :, 1:] - bent[:, :, :-1]).abs().amax((1, 2, 3)).min() > 0.05
+    still = deform(pixels, torch.zeros_like(draws), recipe)
+    assert torch.allclose(still, pixels, atol=1e-4)
+    # A share of the draws does to its images what the whole would have done.
+    assert torch.allclose(deform(pixels[1::2], draws[1::2], recipe), bent[1::2], atol=1e-6)

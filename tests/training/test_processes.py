@@ -1,0 +1,95 @@
+"""The same command under torchrun: two processes learn what one would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.small_run import epochs_of, evaluation_of, train
+from training import checkpoint
+from training.data import load_mnist
+from training.errors import UsageError
+from training.loop import train as learn
+from training.processes import Processes
+from training.progress import QuietWatcher, Stopper
+from training.recipes import Recipe
+
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def torchrun(root: Path, *arguments: str) -> subprocess.Popen[str]:
+    folders = ["--models", str(root / "models"), "--runs", str(root / "runs")]
+    return subprocess.Popen(
+        [*TWO, "-m", "training.cli", *folders, "--device", "cpu", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_with_half_a_batch_each_learn_what_one_does(tmp_path: Path) -> None:
+    # Batches of 25: the shares of the two differ by an image.
+    arguments = ["--recipe", "mlp", "--hidden", "32", "--dropout", "0", "--epochs", "3"]
+    arguments += ["--train-limit", "300", "--batch-size", "25", "--l2", "0.001", "--patience", "9"]
+    one = train(tmp_path / "one", *arguments, "--no-publish")
+    with torchrun(tmp_path / "two", *arguments) as job:
+        assert job.stderr is not None
+        log = job.stderr.read()
+    assert job.returncode == 0, log
+    (two,) = (tmp_path / "two" / "runs").iterdir()
+    ours, theirs = (
+        checkpoint.read(run / "checkpoint.safetensors").network.state_dict() for run in (one, two)
+    )
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], atol=1e-4), name
+    for mine, other in zip(epochs_of(one), epochs_of(two), strict=True):
+        assert other["train_loss"] == pytest.approx(mine["train_loss"], abs=1e-4)
+        assert other["validation_loss"] == pytest.approx(mine["validation_loss"], abs=1e-4)
+    assert abs(evaluation_of(one)["accuracy"] - evaluation_of(two)["accuracy"]) < 0.002
+    # The first process alone writes, tells and publishes.
+    assert log.count("epoch  1/3") == 1
+    assert log.count("Published") == 1
+    assert [path.name for path in (tmp_path / "two" / "models" / "mnist").iterdir()] == ["1"]
+
+
+def test_a_signal_stops_both_and_the_run_goes_on_with_both(tmp_path: Path) -> None:
+    arguments = ["--recipe", "fast", "--channels", "4,8", "--epochs", "3", "--batch-size", "20"]
+    arguments += ["--train-limit", "4000", "--no-publish"]
+    with torchrun(tmp_path, *arguments) as job:
+        assert job.stderr is not None
+        while "epoch  1/3" not in (line := job.stderr.readline()):
+            assert line, "the run ended by itself"
+        job.send_signal(signal.SIGTERM)
+        log = job.stderr.read()
+    assert job.returncode != 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert log.count("The run was interrupted") == 1
+    reached = checkpoint.read_run(run / "state.safetensors").numbers["epoch"]
+    assert 1 <= reached < 3
+    with torchrun(tmp_path, "--resume", str(run), "--no-publish") as job:
+        assert job.stderr is not None
+        log = job.stderr.read()
+    assert job.returncode == 0, log
+    assert [figures["epoch"] for figures in epochs_of(run)] == [1, 2, 3]
+
+
+def test_a_batch_that_is_too_small_to_share_is_refused() -> None:
+    recipe = Recipe(name="x", batch_size=1)
+    data, watcher = load_mnist(), QuietWatcher(Stopper())
+    with pytest.raises(UsageError, match="--batch-size"):
+        learn(recipe, data, 0, torch.device("cpu"), watcher, None, Processes(0, 2))
+
+
+def test_shares_of_a_batch_make_up_the_batch() -> None:
+    batch = torch.arange(7)
+    shares = [Processes(rank, 3).share(batch) for rank in range(3)]
+    assert sorted(torch.cat(shares).tolist()) == batch.tolist()
+    assert max(map(len, shares)) - min(map(len, shares)) == 1
+    assert torch.equal(Processes().share(batch), batch)

@@ -1,0 +1,83 @@
+"""Data-parallel training: the processes that `torchrun` starts, and what they agree on.
+
+Every process holds the whole data set and the same random generator, draws the same batch and takes
+its share of it, so that many processes learn what one would: gradients are averaged over the whole
+batch. Only batch normalisation sees its own share alone. The first process evaluates and writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from training.errors import UsageError
+
+
+class Processes:
+    """One of `size` processes; alone, everything here changes nothing."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+        self.is_first = rank == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Return the rows of a batch that are this process's."""
+        return batch[self.rank :: self.size]
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return a module that averages gradients over the processes."""
+        if self.size == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(network)
+
+    def total(self, *values: float, device: torch.device) -> list[float]:
+        """Return the sum of each value over the processes."""
+        if self.size == 1:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(numbers)
+        return numbers.tolist()
+
+    def of_first(self, value: float, device: torch.device) -> float:
+        """Return what the first process has here, whatever the others have."""
+        return self.total(value if self.is_first else 0.0, device=device)[0]
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """Join the other processes if `torchrun` started this one, until the end of the block."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Processes()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Return the device of this process: each has a GPU of its own."""
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= torch.cuda.device_count():
+        raise UsageError(
+            f"torchrun started {index + 1} or more processes here, and there are "
+            f"{torch.cuda.device_count()} GPUs; start one a GPU, or add --device cpu."
+        )
+    return torch.device("cuda", index)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that tells and writes, also before it has joined."""
+    return os.environ.get("RANK", "0") == "0"
