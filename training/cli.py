@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,21 +14,18 @@ from training import checkpoint, recipes
 from training.data import DataSet
 from training.devices import DEVICES, choose_device
 from training.errors import InterruptedRunError, TrainingError, UsageError
-from training.evaluate import evaluation, fit_temperature, logits_of
-from training.export import IR_VERSION, MODEL_FILE, OPSET, export_quietly, prove, publish
 from training.flags import add_recipe_flags, asked_knobs, knob_named, recipe_of
 from training.loop import Interrupted, split, train
 from training.memory import keep_freed_memory
-from training.models import Classifier, count_parameters
 from training.processes import Processes, is_first, joined, own_device
-from training.progress import QuietWatcher, RunWatcher, Stopper
+from training.progress import QuietWatcher, RunWatcher, Stopper, say
 from training.recipes import Recipe
+from training.release import PRECISIONS, ReleasePlan, release, versions
 from training.run_folder import RunFolder
 from training.sources import SOURCES, add_data_flags, load_data
 from training.state import Trained
 
 _DEFAULT = "fast"
-_FOR_REPORTS = ("mistakes", "reliability", "accuracy_at_coverage")  # too long for a card
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +62,14 @@ def _run(options: argparse.Namespace) -> None:
         with joined(device) as processes, Stopper() as stopper:
             trained = _train(recipe, data, seed, device, folder, saved, processes, stopper)
     if folder:
-        _finish(options, trained, recipe, seed, data, folder)
+        plan = ReleasePlan(
+            options.models,
+            options.model_name or data.name,
+            publish=not options.no_publish,
+            also=tuple(dict.fromkeys(options.also)),
+            force=options.force,
+        )
+        release(trained, recipe, seed, data, folder, plan)
 
 
 def _saved_run(options: argparse.Namespace) -> checkpoint.Saved:
@@ -128,7 +128,7 @@ def _folder(
         "threads": torch.get_num_threads(),
         "source": source,
         "data": data.sha256,
-        "versions": _versions(),
+        "versions": versions(),
     }
     folder.write_json(folder.config.name, config)
     return folder
@@ -162,103 +162,6 @@ def _train(
         raise InterruptedRunError(number, folder.checkpoint if folder else Path()) from None
 
 
-def _finish(
-    options: argparse.Namespace,
-    trained: Trained,
-    recipe: Recipe,
-    seed: int,
-    data: DataSet,
-    folder: RunFolder,
-) -> None:
-    """Calibrate on the held-out images, look at the test set once, publish."""
-    from training.report import write_report  # matplotlib takes a second
-
-    classifier = Classifier(trained.network.cpu().eval())
-    cpu = torch.device("cpu")
-    held_out = split(data, recipe)
-    labels = held_out.validation_labels
-    if len(labels):
-        logits = logits_of(classifier.network, held_out.validation_images, cpu)
-        classifier.temperature = fit_temperature(logits, labels)
-    checkpoint.save(
-        folder.checkpoint,
-        checkpoint.Checkpoint(
-            classifier.network, recipe, seed, trained.epoch, classifier.temperature, data.labels
-        ),
-    )
-    test_logits = logits_of(classifier.network, data.test_images, cpu)
-    temperature = classifier.temperature
-    figures = {"temperature": temperature} | evaluation(
-        test_logits, test_logits / temperature, data.test_labels
-    )
-    folder.write_json("evaluation.json", figures)
-    write_report(folder, folder.read_config(), classifier.network, data, figures)
-    say(
-        f"Test accuracy {figures['accuracy']:.2%} ± {figures['accuracy_standard_error']:.2%}, "
-        f"loss {figures['loss']:.4f}, calibration error {figures['calibration_error']:.2%} "
-        f"(temperature {temperature:.3f})."
-    )
-    say(f"Look at it: {folder.path / 'report.html'}")
-    if options.no_publish:
-        say(f"Not published; do so with: mnist-train --from-checkpoint {folder.checkpoint}")
-        return
-    model = export_quietly(classifier, {"recipe": recipe.name, "seed": str(seed)})
-    accuracy = prove(model, classifier, data.test_images, data.test_labels)
-    name = options.model_name or data.name
-    card = _card(name, classifier, recipe, seed, data) | {
-        "accuracy": accuracy,
-        "loss": figures["loss"],
-        "evaluation": _brief(figures),
-    }
-    published = publish(options.models, name, model, card)
-    say(f"Published {published / MODEL_FILE}. Serve it with: mnist-serve --models {options.models}")
-
-
-def _brief(figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _brief(value) if isinstance(value, dict) else value
-        for key, value in figures.items()
-        if key not in _FOR_REPORTS
-    }
-
-
-def _card(
-    name: str, classifier: Classifier, recipe: Recipe, seed: int, data: DataSet
-) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "model": name,
-        "recipe": recipes.to_json(recipe),
-        "seed": seed,
-        "data": {"files": data.sha256},
-        "parameters": count_parameters(classifier.network),
-        "temperature": classifier.temperature,
-        "labels": data.labels,
-        "git_revision": _git_revision(),
-        "opset": OPSET,
-        "ir_version": IR_VERSION,
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-
-
-def _git_revision() -> str | None:
-    """The revision of the source tree this runs from, None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return None
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal, or the log; once, however many processes there are."""
-    if is_first():
-        print(text, file=sys.stderr, flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mnist-train", description="Train a classifier of small images and publish it as ONNX."
@@ -269,6 +172,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-name", help="name to publish under (default: the data set's)")
     add("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     add("--no-publish", action="store_true", help="train and evaluate only")
+    add(
+        "--also",
+        nargs="+",
+        choices=PRECISIONS,
+        default=(),
+        help="also export with smaller numbers, measure it, and publish it as NAME-fp16, NAME-int8",
+    )
+    add("--force", action="store_true", help="publish those even if they lose accuracy")
     add("--from-checkpoint", type=Path, help="evaluate and publish a checkpoint, train nothing")
     add("--resume", type=Path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
     add("--device", choices=DEVICES, help="default: auto, CUDA where there is any")

@@ -15,7 +15,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import onnx_ir
 import onnxruntime as ort
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.errors import ExportError
 from training.evaluate import loss_and_accuracy
@@ -47,8 +47,13 @@ def export(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
     Raises ExportError if the graph is not what it should be.
     """
     folded = Classifier(fold_batch_norm(classifier.network.cpu()), classifier.temperature).eval()
+    return export_module(folded, metadata)
+
+
+def export_module(module: nn.Module, metadata: Mapping[str, str]) -> bytes:
+    """Export a module with the inputs and outputs of `Classifier`, as `export` does."""
     program = torch.onnx.export(
-        folded,
+        module,
         (torch.zeros(2, 28, 28, dtype=torch.uint8),),  # 0 and 1 would be taken as constants
         dynamo=True,
         opset_version=OPSET,
@@ -60,17 +65,28 @@ def export(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
     if program is None:
         raise ExportError("torch.onnx.export returned nothing.")
     graph = ClearMetadataAndDocStringPass()(program.model).model
-    model = onnx_ir.to_proto(graph)
+    return finish(onnx_ir.to_proto(graph), metadata)
+
+
+def finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
+    """Clean a graph, check it and return its bytes. Raises ExportError."""
     _clean(model, metadata)
     _check(model)
     return model.SerializeToString(deterministic=True)
 
 
-def export_quietly(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
-    """`export` without the exporter's own chatter; its errors are exceptions."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's own chatter off the terminal; its errors are exceptions."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
+        yield
+
+
+def export_quietly(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
+    """`export` without the exporter's own chatter."""
+    with quiet():
         return export(classifier, metadata)
 
 
@@ -94,6 +110,9 @@ def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     del graph.metadata_props[:]
     del graph.value_info[:]
     del model.metadata_props[:]
+    used = {node.domain for node in graph.node}
+    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
+        model.opset_import.remove(opset)
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
 

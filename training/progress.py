@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training import checkpoint
 from training.events import EventFile
+from training.processes import is_first
 from training.recipes import Recipe
 from training.run_folder import RunFolder
 from training.state import Trained, TrainingState
@@ -26,6 +27,12 @@ _LABELS = {
     "test_loss": "test loss",
     "test_accuracy": "test accuracy",
 }
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal, or the log; once, however many processes there are."""
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 class Stopper:

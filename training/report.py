@@ -132,7 +132,7 @@ def _precision_rows(
         )
         for name, found in precisions.items()
     ]
-    head = ("", "accuracy", "calibration error", "bytes", "µs, 1 image", "µs, 64", "published")
+    head = ("", "accuracy", "calibration error", "bytes", "µs for 1", "µs for 64", "published")
     return rows, head
 
 
