@@ -155,7 +155,7 @@ def _card(classifier: Classifier, recipe: Recipe, seed: int, data: DataSet) -> d
         "parameters": count_parameters(classifier.network),
         "temperature": classifier.temperature,
         "labels": data.labels,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "opset": OPSET,
         "ir_version": IR_VERSION,
         "versions": versions(),
@@ -175,8 +175,8 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "onnx", "onnxscript")}
 
 
-def _git_revision() -> str | None:
-    """The revision of the source tree this runs from, None outside of one."""
+def git_revision() -> str | None:
+    """Return the revision of the source tree this runs from, None outside of one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
