@@ -1,10 +1,21 @@
-"""TensorBoard's view of a run: an event file with the figures of each epoch."""
+"""TensorBoard's view of a run: an event file with the figures of each epoch.
+
+Written with TensorBoard's own record writer, here and now. Its usual writer leaves that to a
+thread, in which a full disk ends in a traceback that nobody can catch.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from training.errors import TrainingError
 
@@ -21,32 +32,39 @@ _TAGS = {
 
 
 class EventFile:
-    """The scalars of a run, for `tensorboard --logdir runs`; closed by leaving the context."""
+    """The scalars of a run, for `tensorboard --logdir runs`."""
 
     def __init__(self, folder: Path, epochs_before: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second; only runs that train need it
-
+        """Start a file; what a killed process wrote of later epochs does not count any more."""
         self._folder = folder
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         try:
-            # What a killed process wrote of later epochs is purged: they are run again.
-            self._writer = SummaryWriter(str(folder), purge_step=epochs_before + 1)
+            folder.mkdir(exist_ok=True)
+            self._file = (folder / name).open("ab", buffering=0)
         except OSError as error:
             raise self._failure(error) from error
+        self._writer = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(step=epochs_before + 1, session_log=start))
 
     def add(self, epoch: int, figures: Mapping[str, Any]) -> None:
         """Write the figures of an epoch. Raises TrainingError if there is no room for them."""
-        try:
-            for key, tag in _TAGS.items():
-                if key in figures:
-                    self._writer.add_scalar(tag, figures[key], epoch)
-            self._writer.flush()
-        except OSError as error:
-            raise self._failure(error) from error
+        values = [
+            Summary.Value(tag=tag, simple_value=figures[key])
+            for key, tag in _TAGS.items()
+            if key in figures
+        ]
+        self._write(Event(step=epoch, summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Close the file; what cannot be written any more was reported by `add`."""
+        """Close the file; everything is in it already."""
+        self._file.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
         try:
-            self._writer.close()
+            self._writer.write(event.SerializeToString())
         except OSError as error:
             raise self._failure(error) from error
 

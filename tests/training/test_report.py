@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.small_run import epochs_of, evaluation_of, train
+from tests.training.test_run import command
+from training.events import EventFile
 
 PICTURES = ("loss", "accuracy", "confusion", "reliability", "coverage", "mistakes", "filters")
 
@@ -72,3 +79,56 @@ def test_a_log_has_one_readable_line_an_epoch(
     assert "\x1b" not in text
     for words in ("training loss", "validation accuracy", "images/s"):
         assert words in lines[0]
+
+
+def test_a_resumed_run_shows_each_epoch_once_in_tensorboard(tmp_path: Path) -> None:
+    first = EventFile(tmp_path / "tensorboard", 0)
+    for epoch in (1, 2, 3):
+        first.add(epoch, {"train_loss": 1.0})
+    first.close()  # killed while the third was being saved: it is run again
+    second = EventFile(tmp_path / "tensorboard", 2)
+    for epoch in (3, 4):
+        second.add(epoch, {"train_loss": 0.5})
+    second.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    scalars = [(each.step, each.value) for each in events.Scalars("loss/train")]
+    assert scalars == [(1, 1.0), (2, 1.0), (3, 0.5), (4, 0.5)]
+
+
+def test_events_that_find_no_room_are_one_error(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys, pathlib\n"
+        "from training.events import EventFile\n"
+        "from training.errors import TrainingError\n"
+        "events = EventFile(pathlib.Path(sys.argv[1]), 0)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n"
+        "try:\n"
+        "    for epoch in range(99): events.add(epoch, {'train_loss': 1.0})\n"
+        "except TrainingError as error: print(error)\n"
+        "events.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "x"], capture_output=True, text=True, check=True
+    )
+    assert "cannot be written" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_gets_a_bar_with_loss_accuracy_rate_and_time_left(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    few = ["--recipe", "book-30-30", "--epochs", "30", "--train-limit", "3000", "--no-publish"]
+    with subprocess.Popen(
+        command(tmp_path, *few), stderr=theirs, env=os.environ | {"COLUMNS": "140", "TERM": "xterm"}
+    ) as job:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal's way to say that it is closed
+            while part := os.read(ours, 65_536):
+                shown += part
+    os.close(ours)
+    assert job.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(
+        r"epoch \d+/30 .*% +loss \d\.\d+ accuracy \d+\.\d+% [\d,]+ images/s \d+:\d\d", text
+    )
