@@ -49,6 +49,19 @@ def test_every_recipe_maps_images_to_logits_and_distributions(name: str) -> None
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+def test_pooling_before_the_activation_changes_nothing(activation: str) -> None:
+    torch.manual_seed(0)
+    layers = list(build_network(Recipe(name="x", channels=(4, 8, 8), activation=activation)))
+    after = list(layers)
+    for index, layer in enumerate(layers):
+        if isinstance(layer, torch.nn.MaxPool2d):
+            after[index], after[index + 1] = layers[index + 1], layer
+    pixels = torch.rand(8, 1, 28, 28)
+    ours, theirs = (torch.nn.Sequential(*each).eval()(pixels) for each in (layers, after))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
 def test_neurons_can_be_chosen(activation: str) -> None:
     network = build_network(Recipe(name="x", activation=activation))
     assert activation in str(network).lower()
