@@ -41,6 +41,13 @@ def recipe_of(options: argparse.Namespace, default: str) -> Recipe:
     return dataclasses.replace(RECIPES[name], **changes | asked_knobs(options))
 
 
+def changes_from_named(recipe: Recipe) -> dict[str, Any]:
+    """Return the knobs in which a recipe differs from the one whose name it has."""
+    named = RECIPES[recipe.name]
+    values = {knob.name: getattr(recipe, knob.name) for knob in recipes.knobs()}
+    return {name: value for name, value in values.items() if value != getattr(named, name)}
+
+
 def knob_named(name: str) -> _Knob:
     """Return the knob with this name or flag. Raises UsageError."""
     for knob in recipes.knobs():

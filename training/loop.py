@@ -119,7 +119,8 @@ def train(
             chosen = processes.share(batch).to(device)
             pixels = deform(scale(images[chosen]), draws, recipe)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            logits = model(pixels)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+                logits = model(pixels).float()
             loss = functional.cross_entropy(
                 logits, labels[chosen], label_smoothing=recipe.label_smoothing
             )

@@ -92,6 +92,9 @@ class Recipe:
     ema_decay: float = _knob(
         0.0, "decay of the moving average of the weights; 0 keeps the last ones", low=0, high=0.9999
     )
+    bf16: bool = _knob(
+        False, "compute in bfloat16 where that is safe; for CUDA, and slow on CPUs without it"
+    )
 
     # The images.
     shift: float = _knob(0.0, "random shifts of up to this many pixels", low=0, high=14)
@@ -163,7 +166,7 @@ RECIPES: Mapping[str, Recipe] = {
             hidden=(800, 800),
             dropout=0.2,
             standardise=True,
-            epochs=40,
+            epochs=30,
             batch_size=256,
             optimizer="adamw",
             learning_rate=2e-3,

@@ -28,7 +28,13 @@ from training.devices import DEVICES, choose_device
 from training.errors import DivergedError, TrainingError, UsageError
 from training.evaluate import logits_of, loss_and_accuracy
 from training.files import write_atomically
-from training.flags import add_recipe_flags, asked_knobs, recipe_of, write_config
+from training.flags import (
+    add_recipe_flags,
+    asked_knobs,
+    changes_from_named,
+    recipe_of,
+    write_config,
+)
 from training.loop import split, train
 from training.memory import keep_freed_memory
 from training.recipes import Recipe
@@ -38,6 +44,7 @@ from training.state import TrainingState
 from training.study import SharedStudy
 
 _GRID_OF_THE_NOTES = ("lr=0.001,0.01,0.1", "batch_size=16,64,256")
+_DEFAULT = "book"
 _HELD_OUT = 5000  # for recipes that hold nothing out
 BEST_FILE = "best.toml"
 
@@ -70,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _base_recipe(options: argparse.Namespace, space: tuple[Varied, ...]) -> Recipe:
-    recipe = recipe_of(options, default="book")
+    recipe = recipe_of(options, default=_DEFAULT)
     names = [varied.name for varied in space]
     if len(set(names)) < len(names) or set(names) & set(asked_knobs(options)):
         raise UsageError("A knob is varied once, and then not given by its own flag.")
@@ -209,7 +216,8 @@ def _write_results(
             f"Trial {best.number} of {folder}: validation accuracy {best.value:.2%}, "
             f"loss {best.user_attrs['validation_loss']:.4f}. Use it: mnist-train --config FILE"
         )
-        changes = asked_knobs(options) | changes_of(space, best.params)
+        changes = changes_from_named(recipe_of(options, default=_DEFAULT))
+        changes |= changes_of(space, best.params)
         files[BEST_FILE] = write_config(recipe.name, changes, comment).encode()
     if len(space) == 2 and all(varied.choices for varied in space):
         files["heatmap.png"] = _heat_map(space, finished)
@@ -285,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=DEVICES, default="auto", help="default: auto")
     add("--threads", type=int, default=0, help="CPU threads of a worker")
     add_data_flags(parser)
-    add_recipe_flags(parser, default="book")
+    add_recipe_flags(parser, default=_DEFAULT)
     return parser
 
 

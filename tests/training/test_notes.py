@@ -105,6 +105,15 @@ def test_dropout_comes_after_hidden_units_only() -> None:
     assert layers(channels=(4,), hidden=())[-3:] == ["Flatten", "Dropout", "Linear"]
 
 
+def test_in_bfloat16_a_net_learns_and_its_weights_stay_whole(tmp_path: Path) -> None:
+    exact = train(tmp_path / "exact", *FEW, "--epochs", "3")
+    rounded = train(tmp_path / "rounded", *FEW, "--epochs", "3", "--bf16")
+    for ours, theirs in zip(weights_of(rounded), weights_of(exact), strict=True):
+        assert ours.dtype == torch.float32
+        assert not torch.equal(ours, theirs)
+        assert torch.allclose(ours, theirs, atol=0.01)
+
+
 def test_early_stopping_takes_the_best_epoch_on_validation(tmp_path: Path) -> None:
     # 64 images are learnt by heart: the validation loss turns soon.
     arguments = ["--train-limit", "64", "--batch-size", "8", "--lr", "0.3", "--epochs", "200"]

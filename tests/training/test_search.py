@@ -95,6 +95,24 @@ def test_tpe_searches_a_range_and_prunes_or_marks_what_fails(tmp_path: Path) -> 
     assert train(tmp_path, "--config", str(study / search.BEST_FILE), "--no-publish")
 
 
+def test_a_search_begins_from_a_file_and_keeps_what_it_says(tmp_path: Path) -> None:
+    path, study = tmp_path / "base.toml", tmp_path / "study"
+    path.write_text(
+        "recipe = 'book-30-30'\nl2 = 0.001\nhidden = [9]\ntrain_limit = 100\nepochs = 1"
+    )
+    arguments = ["--config", str(path), "--vary", "lr=0.1", "--threads", "1"]
+    assert search.main([*arguments, "--study", str(study)]) == 0
+    best = tomllib.loads((study / search.BEST_FILE).read_text())
+    assert best == {
+        "recipe": "book-30-30",
+        "hidden": [9],
+        "epochs": 1,
+        "learning_rate": 0.1,
+        "l2": 0.001,
+        "train_limit": 100,
+    }
+
+
 def test_a_diverging_cell_is_marked_and_not_the_best(tmp_path: Path) -> None:
     study = tmp_path / "study"
     space = ["--vary", "lr=0.1,1e30", "--vary", "l1=0"]
