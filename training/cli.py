@@ -80,14 +80,14 @@ def _saved_run(options: argparse.Namespace) -> checkpoint.Saved:
     if asked:
         raise UsageError(f"--resume goes on with what the run began with; leave out {asked[0]}.")
     folder = RunFolder(options.resume)
-    config = folder.read_config()
+    config, saved = folder.read_config(), checkpoint.read_run(folder.state)
     if not any(getattr(options, name) for name in SOURCES):
         for name in SOURCES:
             value = config["source"][name]
             setattr(options, name, Path(value) if value and name != "dataset" else value)
     options.device = options.device or config["device"]
     options.threads = options.threads or config["threads"]
-    return checkpoint.read_run(folder.state)
+    return saved
 
 
 def _check_data(

@@ -22,26 +22,28 @@ from training.state import TrainingState, begin
 # augmentation, the best epoch so far.
 WHOLE = [
     *("--recipe", "fast", "--channels", "4,8", "--hidden", "16", "--dropout", "0.2"),
-    *("--patience", "9", "--epochs", "4", "--train-limit", "3000", "--batch-size", "50"),
+    *("--patience", "9", "--epochs", "8", "--train-limit", "3000", "--batch-size", "50"),
     *("--validation-size", "500", "--threads", "1", "--no-publish"),
 ]
 
 
-def kill_in_epoch(root: Path, number: int, arguments: list[str], kind: signal.Signals) -> Path:
-    """Start a run, send it a signal in the midst of an epoch; its folder."""
+def kill_in_epoch(
+    root: Path, number: int, arguments: list[str], kind: signal.Signals
+) -> tuple[Path, str]:
+    """Start a run and send it a signal in the midst of an epoch; its folder and last words."""
     with subprocess.Popen(command(root, *arguments), stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr is not None
         while f"epoch  {number - 1}/" not in (line := job.stderr.readline()):
             assert line, "the run ended by itself"
         job.send_signal(kind)
-        job.stderr.read()
-    return only_run(root)
+        words = job.stderr.read()
+    return only_run(root), words
 
 
 def test_a_killed_run_goes_on_to_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", *WHOLE)
-    run = kill_in_epoch(tmp_path / "killed", 3, WHOLE, signal.SIGKILL)
-    assert 2 <= checkpoint.read_run(run / "state.safetensors").numbers["epoch"] < 4
+    run, _ = kill_in_epoch(tmp_path / "killed", 3, WHOLE, signal.SIGKILL)
+    assert 2 <= checkpoint.read_run(run / "state.safetensors").numbers["epoch"] < 8
     (run / ".checkpoint.safetensors.cut").write_bytes(b"half")
     assert train(tmp_path / "killed", "--resume", str(run), "--no-publish") == run
     for name in ("checkpoint.safetensors", "evaluation.json"):
@@ -54,15 +56,18 @@ def test_a_killed_run_goes_on_to_the_bytes_of_an_uninterrupted_one(tmp_path: Pat
     )
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
-    assert [figures["epoch"] for figures in epochs_of(run)] == [1, 2, 3, 4]
+    assert [figures["epoch"] for figures in epochs_of(run)] == list(range(1, 9))
     assert not list(run.glob(".*"))
 
 
 def test_a_terminated_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
-    arguments = ["--recipe", "book-30-30", "--epochs", "500", "--train-limit", "2000"]
-    run = kill_in_epoch(tmp_path, 2, arguments, signal.SIGTERM)
+    arguments = ["--recipe", "book-30-30", "--epochs", "40", "--train-limit", "3000"]
+    run, words = kill_in_epoch(tmp_path, 2, [*arguments, "--threads", "1"], signal.SIGTERM)
+    assert f"mnist-train --resume {run}" in words
     saved = checkpoint.read_run(run / "state.safetensors")
-    assert len(saved.epochs) == saved.numbers["epoch"] >= 1
+    assert 1 <= len(saved.epochs) == saved.numbers["epoch"] < 40
+    train(tmp_path, "--resume", str(run), "--no-publish")
+    assert [figures["epoch"] for figures in epochs_of(run)] == list(range(1, 41))
 
 
 def test_a_run_killed_before_its_first_epoch_can_be_resumed(tmp_path: Path) -> None:
@@ -110,6 +115,10 @@ def test_what_a_run_began_with_cannot_be_changed(
         assert flags[0] in capsys.readouterr().err
     assert main(["--resume", str(tmp_path)]) == 1
     assert "not the folder of a run" in capsys.readouterr().err
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("{}")
+    assert main(["--resume", str(tmp_path / "old")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
     (run / "state.safetensors").write_bytes(b"cut")
     assert main(["--resume", str(run)]) == 1
     assert "state.safetensors is not a checkpoint" in capsys.readouterr().err
@@ -122,7 +131,7 @@ def limit_file_size() -> None:
 
 def test_without_room_there_is_one_error_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
     arguments = ["--recipe", "book", "--epochs", "300", "--train-limit", "2000"]
-    run = kill_in_epoch(tmp_path, 2, arguments, signal.SIGKILL)
+    run, _ = kill_in_epoch(tmp_path, 2, arguments, signal.SIGKILL)
     before = {path.name: path.read_bytes() for path in run.glob("*.safetensors")}
     done = subprocess.run(
         command(tmp_path, "--resume", str(run)),
