@@ -83,7 +83,7 @@ def _text(model: Path, figures: dict[str, Any]) -> str:
             f"accuracy             {figures['accuracy']:.2%} ± "
             f"{figures['accuracy_standard_error']:.2%}",
             "                     calibrated  (not calibrated)",
-            f"log-likelihood, nats {figures['loss']:.4f}      ({before['loss']:.4f})",
+            f"log loss, nats       {figures['loss']:.4f}      ({before['loss']:.4f})",
             f"Brier score          {figures['brier']:.5f}     ({before['brier']:.5f})",
             f"calibration error    {figures['calibration_error']:.3%}      "
             f"({before['calibration_error']:.3%})",

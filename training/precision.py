@@ -79,6 +79,9 @@ def to_int8(content: bytes, metadata: Mapping[str, str], images: Tensor) -> byte
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_QUANTISED,
                 per_channel=True,
+                # Weights of 7 bits: CPUs without VNNI add pairs of products in 16 bits, which
+                # overflow with 8. Measured there on `fast`, held-out images: 99.54 %, not 99.30 %.
+                reduce_range=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
