@@ -16,9 +16,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
-import hpack
-from hpack.table import HeaderTable
-
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
@@ -28,17 +25,15 @@ from service.core.errors import (
 )
 from service.grpc import wire
 from service.grpc.calls import Calls, Rpc, Unary
+from service.grpc.heads import MAX_HEADER_BLOCK, Head, Heads
+from service.grpc.streams import Stream
 from service.grpc.wire import ConnectionFailed, Trailers
 
 log = logging.getLogger(__name__)
 
-# What a peer may send before it must wait: of one stream, and of all of a connection.
-_STREAM_WINDOW = 1 << 20
+# What a peer may send on all of a connection before it must wait.
 _CONNECTION_WINDOW = 4 << 20
 _MAX_FRAME = 1 << 18
-_MAX_HEADER_BLOCK = 16 * 1024
-# Blocks of headers that are kept decoded; clients repeat the same few.
-_KEPT_HEADS = 64
 # How long a peer that was told GOAWAY may take to close its side.
 _LINGER_S = 1.0
 # Calls that a client may give up before it must have finished as many: more is "rapid reset".
@@ -58,64 +53,6 @@ class Limits(NamedTuple):
     body_timeout: float
 
 
-class Head(NamedTuple):
-    """The headers of a call, as far as they matter."""
-
-    rpc: Rpc | None
-    path: str
-    request_id: str | None
-    timeout: float | None
-    encoding: str
-    ends_with_error: bool
-    http_error: int = 0
-
-
-class Stream:
-    """One call on a connection."""
-
-    __slots__ = (
-        "began",
-        "buffer",
-        "contents",
-        "deadline",
-        "drained",
-        "ended",
-        "ending",
-        "head",
-        "headers_sent",
-        "id",
-        "pending",
-        "receive_window",
-        "request_id",
-        "send_window",
-        "sent",
-        "task",
-        "timer",
-        "ungranted",
-    )
-
-    def __init__(self, number: int, head: Head, request_id: str, send_window: int) -> None:
-        self.id = number
-        self.head = head
-        self.request_id = request_id
-        self.began = 0.0
-        self.buffer: bytes | bytearray = b""
-        # Messages of a streaming call that wait for it; None says that there are no more.
-        self.contents: asyncio.Queue[tuple[int, bytes] | None] | None = None
-        self.ended = False  # by the peer
-        self.deadline: float | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.receive_window = _STREAM_WINDOW
-        self.ungranted = 0  # bytes received that the peer has not been given back as window
-        self.send_window = send_window
-        self.pending = b""  # data to send, of which
-        self.sent = 0  # so many bytes are out; the rest waits for a window
-        self.drained: asyncio.Event | None = None
-        self.headers_sent = False
-        self.ending: Trailers | None = None
-
-
 class Connection(asyncio.Protocol):
     """One HTTP/2 connection. `inflate(content, encoding)` undoes a message's compression."""
 
@@ -127,7 +64,6 @@ class Connection(asyncio.Protocol):
         inflate: Callable[[bytes, str], Awaitable[bytes]],
         connections: set[Connection],
     ) -> None:
-        self._rpcs = rpcs
         self._calls = calls
         self._limits = limits
         self._inflate = inflate
@@ -140,9 +76,7 @@ class Connection(asyncio.Protocol):
         self._streams: dict[int, Stream] = {}
         self._last_stream = 0
         self._continued: tuple[int, int, bytes] | None = None
-        self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BLOCK)
-        self._decoder.header_table = self._table = _HeaderTable()
-        self._heads: dict[bytes, Head] = {}
+        self._heads = Heads(rpcs)
         self._receive_window = _CONNECTION_WINDOW
         self._send_window = wire.DEFAULT_WINDOW
         self._peer_window = wire.DEFAULT_WINDOW
@@ -164,9 +98,9 @@ class Connection(asyncio.Protocol):
             wire.settings(
                 {
                     wire.MAX_CONCURRENT_STREAMS: self._limits.max_streams,
-                    wire.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+                    wire.INITIAL_WINDOW_SIZE: wire.STREAM_WINDOW,
                     wire.MAX_FRAME_SIZE: _MAX_FRAME,
-                    wire.MAX_HEADER_LIST_SIZE: _MAX_HEADER_BLOCK,
+                    wire.MAX_HEADER_LIST_SIZE: MAX_HEADER_BLOCK,
                 }
             )
             + wire.window_update(0, _CONNECTION_WINDOW - wire.DEFAULT_WINDOW)
@@ -264,12 +198,12 @@ class Connection(asyncio.Protocol):
         raise ConnectionFailed(wire.PROTOCOL_ERROR, "a client cannot push")
 
     def _header_block(self, flags: int, number: int, block: bytes) -> None:
-        if len(block) > _MAX_HEADER_BLOCK:
+        if len(block) > MAX_HEADER_BLOCK:
             raise ConnectionFailed(wire.ENHANCE_YOUR_CALM, "headers larger than allowed")
         if not flags & wire.END_HEADERS:
             self._continued = (number, flags, block)
             return
-        head = self._heads.get(block) or self._decode(block)
+        head = self._heads.of(block)
         ended = bool(flags & wire.END_STREAM)
         if number in self._streams:  # trailers, which gRPC gives clients no use for
             if not ended:
@@ -280,37 +214,6 @@ class Connection(asyncio.Protocol):
         else:
             self._last_stream = number
             self._open(number, head, ended)
-
-    def _decode(self, block: bytes) -> Head:
-        """The headers of a block; kept for the next like it, unless it changed HPACK's table."""
-        self._table.changed = False
-        try:
-            fields = dict(self._decoder.decode(block, raw=True))
-        except (hpack.HPACKError, UnicodeDecodeError) as error:
-            raise ConnectionFailed(wire.COMPRESSION_ERROR, str(error)) from error
-        head = self._head({bytes(k): bytes(v).decode("latin-1") for k, v in fields.items()})
-        if self._table.changed:
-            self._heads.clear()
-        elif len(self._heads) < _KEPT_HEADS:
-            self._heads[block] = head
-        return head
-
-    def _head(self, fields: dict[bytes, str]) -> Head:
-        path = fields.get(b":path", "")
-        error = 0
-        if fields.get(b":method") != "POST":
-            error = 405
-        elif not fields.get(b"content-type", "").startswith("application/grpc"):
-            error = 415
-        return Head(
-            self._rpcs.get(path),
-            path,
-            fields.get(b"x-request-id"),
-            wire.read_timeout(fields.get(b"grpc-timeout", "")),
-            fields.get(b"grpc-encoding", "identity"),
-            fields.get(b"triton_grpc_error") == "true",
-            error,
-        )
 
     def _data(self, flags: int, number: int, payload: bytes) -> None:
         size = len(payload)
@@ -377,7 +280,7 @@ class Connection(asyncio.Protocol):
     def _grant(self, stream: Stream) -> None:
         """Give back window for what has come, unless messages of the stream wait."""
         waiting = stream.contents.qsize() if stream.contents is not None else 0
-        if stream.ungranted >= _STREAM_WINDOW // 2 and not waiting and not stream.ended:
+        if stream.ungranted >= wire.STREAM_WINDOW // 2 and not waiting and not stream.ended:
             self._send(wire.window_update(stream.id, stream.ungranted))
             stream.receive_window += stream.ungranted
             stream.ungranted = 0
@@ -687,20 +590,6 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._loop.call_later(_LINGER_S, self._transport.close)
-
-
-class _HeaderTable(HeaderTable):
-    """HPACK's table, which tells whether it was changed."""
-
-    changed = False
-
-    def add(self, name: bytes, value: bytes) -> None:
-        self.changed = True
-        super().add(name, value)
-
-    def _shrink(self) -> None:
-        self.changed = True
-        super()._shrink()
 
 
 _HANDLERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {

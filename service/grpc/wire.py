@@ -60,6 +60,8 @@ PRIORITISED = 0x20
 DEFAULT_WINDOW = 65_535
 LARGEST_WINDOW = 2**31 - 1
 DEFAULT_FRAME = 16_384
+# What a peer may send of one stream before it must wait.
+STREAM_WINDOW = 1 << 20
 
 FRAME_HEAD = struct.Struct(">HBBBI")
 MESSAGE_HEAD = struct.Struct(">BI")
