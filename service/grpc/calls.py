@@ -145,7 +145,7 @@ class Calls:
     def stop(self) -> None:
         """Read no more messages of streams: each ends once what it has sent is answered."""
         self._stopping = True
-        for reading in self._reading:
+        for reading in list(self._reading):
             reading.cancel()
 
     async def _pipeline(
@@ -158,25 +158,23 @@ class Calls:
         method = rpc.method
 
         async def read() -> None:
-            try:
-                async for content in contents:
-                    # Large messages count as several, so that all together hold what one may.
-                    share = len(content) * self._max_stream_requests // self._max_request_bytes
-                    size = min(max(share, 1), self._max_stream_requests)
-                    await room.take(size)
-                    request = self._parse(rpc, content)
-                    attempt = self._attempt(method, request, deadline, request_id)
-                    answering.put_nowait((request, size, asyncio.ensure_future(attempt)))
-            finally:
-                answering.put_nowait(None)
+            async for content in contents:
+                # Large messages count as several, so that all together hold what one may.
+                share = len(content) * self._max_stream_requests // self._max_request_bytes
+                size = min(max(share, 1), self._max_stream_requests)
+                await room.take(size)
+                request = self._parse(rpc, content)
+                attempt = self._attempt(method, request, deadline, request_id)
+                answering.put_nowait((request, size, asyncio.ensure_future(attempt)))
 
-        reading = self._start_reading(read())
+        reading = self._start_reading(read(), answering)
         try:
             while (item := await answering.get()) is not None:
                 request, size, attempt = item
                 answer = await attempt
                 yield request, answer
                 room.give(size)
+            _raise_failure(reading)
         finally:
             reading.cancel()
             while not answering.empty():
@@ -185,29 +183,36 @@ class Calls:
 
     async def _whole(self, rpc: Rpc, contents: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         """The messages of a stream. Raises the error that is in the place of one."""
-        read: asyncio.Queue[Any] = asyncio.Queue(1)
+        read: asyncio.Queue[Any] = asyncio.Queue()
+        room = _Room(1)
 
         async def relay() -> None:
-            try:
-                async for content in contents:
-                    await read.put(self._parse(rpc, content))
-                await read.put(None)
-            except asyncio.CancelledError:
-                read.put_nowait(None)
+            async for content in contents:
+                await room.take(1)
+                read.put_nowait(self._parse(rpc, content))
 
-        reading = self._start_reading(relay())
+        reading = self._start_reading(relay(), read)
         try:
             while (request := await read.get()) is not None:
+                room.give(1)
                 if isinstance(request, ServiceError):
                     raise request
                 yield request
+            _raise_failure(reading)
         finally:
             reading.cancel()
 
-    def _start_reading(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start_reading(
+        self, work: Coroutine[Any, Any, None], read: asyncio.Queue[Any]
+    ) -> asyncio.Task[None]:
+        """Read a stream into a queue; None in it says that no more will come, whyever."""
         reading = asyncio.ensure_future(work)
         self._reading.add(reading)
         reading.add_done_callback(self._reading.discard)
+        # Not in a `finally` of the work: cancelled before its first step, it would never get there.
+        reading.add_done_callback(lambda _: read.put_nowait(None))
+        if self._stopping:
+            reading.cancel()
         return reading
 
     async def _attempt(
@@ -244,6 +249,12 @@ class Calls:
             return rpc.request.FromString(content)
         except DecodeError:
             return InvalidArgument(f"The message is not a {rpc.request.DESCRIPTOR.full_name}.")
+
+
+def _raise_failure(reading: asyncio.Task[None]) -> None:
+    """Raise what ended the reading of a stream, such as a message that cannot be decompressed."""
+    if not reading.cancelled() and (error := reading.exception()):
+        raise error
 
 
 class _Room:

@@ -348,6 +348,17 @@ def test_what_is_wrong_with_a_call_is_said_in_its_answer(
         assert expected.items() <= answered.items(), answered
 
 
+def test_a_message_of_a_stream_that_does_not_inflate_ends_it_with_the_reason(
+    server: Server,
+) -> None:
+    with Peer(server) as peer:
+        damaged = struct.pack(">BI", 1, 4) + b"none"
+        path = INFER[:-5] + "StreamInfer"
+        peer.send(call(1, headers(path, grpc_encoding="gzip"), damaged))
+        fields, _ = peer.answer(1)
+        assert (fields["grpc-status"], "gzip" in fields["grpc-message"]) == ("3", True)
+
+
 def test_an_answer_before_the_end_of_a_request_stops_it(server: Server) -> None:
     """8.1: the answer is whole, and then the peer is told to send no more."""
     with Peer(server) as peer:
