@@ -255,7 +255,10 @@ class Connection(asyncio.Protocol):
             return True
         _, size = wire.MESSAGE_HEAD.unpack_from(buffer)
         if size <= self._limits.max_message:
-            return True
+            if len(buffer) <= wire.MESSAGE_HEAD.size + size or stream.contents is not None:
+                return True
+            self._cut_short(stream)  # more than the one message: it could be endless
+            return False
         message = f"The message is larger than {self._limits.max_message} bytes."
         self._finish(stream, Trailers("RESOURCE_EXHAUSTED", message, stream.request_id))
         return False

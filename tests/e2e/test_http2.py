@@ -359,6 +359,16 @@ def test_a_message_of_a_stream_that_does_not_inflate_ends_it_with_the_reason(
         assert (fields["grpc-status"], "gzip" in fields["grpc-message"]) == ("3", True)
 
 
+def test_what_comes_after_the_message_of_a_call_ends_it_at_once(
+    server: Server, mnist: Mnist
+) -> None:
+    with Peer(server) as peer:
+        peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers()))
+        peer.send(wire.frame(wire.DATA, 0, 1, message(mnist) + b"x"))
+        fields, _ = peer.answer(1)
+        assert (fields["grpc-status"], "one whole" in fields["grpc-message"]) == ("13", True)
+
+
 def test_an_answer_before_the_end_of_a_request_stops_it(server: Server) -> None:
     """8.1: the answer is whole, and then the peer is told to send no more."""
     with Peer(server) as peer:
