@@ -81,9 +81,9 @@ def _binary(images: Pixels) -> Body:
 
 
 def _grpc(images: Pixels) -> Body:
-    from service.stubs.inference import inference_pb2
+    from tritonclient.grpc import service_pb2
 
-    request = inference_pb2.ModelInferRequest(model_name="mnist")
+    request = service_pb2.ModelInferRequest(model_name="mnist")
     request.inputs.add(name="image", datatype="UINT8", shape=images.shape)
     request.raw_input_contents.append(images.tobytes())
     message = request.SerializeToString()
@@ -128,9 +128,9 @@ def read_inference(content: bytes, headers: Mapping[str, str]) -> Probabilities:
 
 def read_grpc(content: bytes, headers: Mapping[str, str]) -> Probabilities:
     """Probabilities of a ModelInferResponse (without its gRPC frame), raw or typed contents."""
-    from service.stubs.inference import inference_pb2
+    from tritonclient.grpc import service_pb2
 
-    answer = inference_pb2.ModelInferResponse.FromString(content)
+    answer = service_pb2.ModelInferResponse.FromString(content)
     for index, output in enumerate(answer.outputs):
         if output.name == "probabilities":
             if answer.raw_output_contents:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tritonclient.grpc import service_pb2
 
 from benchmarks.check import WrongAnswer, compare
 from benchmarks.wire import HEADER_LENGTH, WIRES, read_grpc, read_inference, read_plain
-from service.stubs.inference import inference_pb2
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
 ROWS = st.integers(1, 4).map(
@@ -45,7 +45,7 @@ def test_binary_request_is_a_header_of_the_stated_length_and_then_the_tensor():
 def test_grpc_request_is_framed_by_its_length():
     content = WIRES["grpc"].encode(IMAGES).content
     assert struct.unpack(">BI", content[:5]) == (0, len(content) - 5)
-    request = inference_pb2.ModelInferRequest.FromString(content[5:])
+    request = service_pb2.ModelInferRequest.FromString(content[5:])
     assert request.raw_input_contents[0] == IMAGES.tobytes()
 
 
@@ -84,7 +84,7 @@ def test_answers_of_the_protocol_are_read_as_json_and_as_binary(rows):
 
 @given(ROWS, st.booleans())
 def test_answers_over_grpc_are_read_raw_and_typed(rows, raw):
-    answer = inference_pb2.ModelInferResponse()
+    answer = service_pb2.ModelInferResponse()
     for name, values in (("logits", rows * 0), ("probabilities", rows)):
         output = answer.outputs.add(name=name, datatype="FP32", shape=rows.shape)
         if raw:
