@@ -117,28 +117,30 @@ class Operations:
         raises.
         """
         served = self.repository.get(request.model, request.version)
-        wanted = _wanted_outputs(served, request.outputs)
+        wanted = _wanted_outputs(served, request.outputs) if request.outputs else None
         timeout = timeout_of(request.parameters) if request.parameters else None
         inputs = [self._fetched(tensor) for tensor in request.inputs]
-        if any(_takes_long(tensor, request.size) for tensor in inputs):
+        if max([_decoding_bytes(each, request.size) for each in inputs], default=0) > _INLINE_BYTES:
             loop = asyncio.get_running_loop()
             arrays = await loop.run_in_executor(None, _arrays, served, inputs)
         else:
             arrays = _arrays(served, inputs)
         rows = arrays[0].shape[0] if served.session.batchable else 1
-        if any(array.shape[0] != rows for array in arrays if served.session.batchable):
+        if len(arrays) > 1 and served.session.batchable and {len(a) for a in arrays} != {rows}:
             raise InvalidArgument("The inputs have different batch sizes.")
         if timeout is None:
             outputs = await served.batcher.submit(arrays, rows, request.deadline)
         else:
             outputs = await _within(timeout, served.batcher, arrays, rows, request.deadline)
         specs = served.session.outputs
-        return InferResponse(
-            served.name,
-            served.version,
-            request.id,
-            [self._output(served, specs[i], output, outputs[i]) for i, output in wanted],
-        )
+        if wanted is None:
+            tensors = [
+                OutputTensor(spec.name, spec.datatype, array)
+                for spec, array in zip(specs, outputs, strict=True)
+            ]
+        else:
+            tensors = [self._output(served, specs[i], output, outputs[i]) for i, output in wanted]
+        return InferResponse(served.name, served.version, request.id, tensors)
 
     def raw_request(self, model: str, version: str, raw: bytes) -> InferRequest:
         """A request that is nothing but the contents of the model's only input.
@@ -234,16 +236,18 @@ async def _within(
         raise DeadlineExceeded("The timeout passed before the answer was there.") from None
 
 
-def _takes_long(tensor: InputTensor, size: int) -> bool:
-    """Whether to make an array of a tensor in a thread: what is not raw is made value by value."""
+def _decoding_bytes(tensor: InputTensor, size: int) -> int:
+    """From how many bytes a tensor's values have to be made one by one; 0 if it only is viewed."""
     if tensor.raw is None:
-        return size > _INLINE_BYTES
-    return tensor.datatype == BYTES and len(tensor.raw) > _INLINE_BYTES
+        return size
+    return len(tensor.raw) if tensor.datatype == BYTES else 0
 
 
 def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     """The arrays of a request in the model's order, each checked."""
     specs = served.session.inputs
+    if len(specs) == len(tensors) == 1 and tensors[0].name == specs[0].name:
+        return [_array(specs[0], tensors[0])]
     given = {tensor.name: tensor for tensor in tensors}
     if len(given) != len(tensors):
         raise InvalidArgument("An input is given twice.")
@@ -258,12 +262,15 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     for spec in specs:
         if spec.name not in given:
             raise InvalidArgument(f"Input '{spec.name}' is missing.")
-        _, datatype, shape, raw, values, _ = given[spec.name]
-        if raw is not None:
-            arrays.append(from_bytes(spec, datatype, shape, raw))
-        else:
-            arrays.append(from_values(spec, datatype, shape, values))
+        arrays.append(_array(spec, given[spec.name]))
     return arrays
+
+
+def _array(spec: TensorSpec, tensor: InputTensor) -> Array:
+    _, datatype, shape, raw, values, _ = tensor
+    if raw is not None:
+        return from_bytes(spec, datatype, shape, raw)
+    return from_values(spec, datatype, shape, values)
 
 
 async def _decode(image: Image) -> Pixels:
@@ -277,8 +284,6 @@ def _wanted_outputs(
 ) -> list[tuple[int, RequestedOutput]]:
     """The wanted outputs in the order asked, each with its place among the model's."""
     known = [spec.name for spec in served.session.outputs]
-    if not outputs:
-        return [(index, RequestedOutput(name)) for index, name in enumerate(known)]
     for output in outputs:
         if output.name not in known:
             raise InvalidArgument(

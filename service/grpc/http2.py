@@ -166,7 +166,7 @@ class Connection(asyncio.Protocol):
             if end - start_of_payload < size:
                 break
             position = start_of_payload + size
-            payload = bytes(received[start_of_payload:position])
+            payload = _copied(received, start_of_payload, position)
             self._frame(kind, flags, number & wire.LARGEST_WINDOW, payload)
         return position if not self._closing else end
 
@@ -277,7 +277,7 @@ class Connection(asyncio.Protocol):
             if len(buffer) - start < size:
                 break
             position = start + size
-            stream.contents.put_nowait((flag, bytes(buffer[start:position])))
+            stream.contents.put_nowait((flag, _copied(buffer, start, position)))
         stream.buffer = buffer[position:]
 
     def _grant(self, stream: Stream) -> None:
@@ -377,7 +377,7 @@ class Connection(asyncio.Protocol):
             self._cut_short(stream)
             return
         flag, size = wire.MESSAGE_HEAD.unpack_from(buffer)
-        content = bytes(buffer[wire.MESSAGE_HEAD.size :])
+        content = _copied(buffer, wire.MESSAGE_HEAD.size, len(buffer))
         if size != len(content):
             self._cut_short(stream)
             return
@@ -593,6 +593,14 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._loop.call_later(_LINGER_S, self._transport.close)
+
+
+def _copied(buffer: bytes | bytearray, start: int, end: int) -> bytes:
+    """A part of a buffer, copied once; `bytes` of a bytearray's slice would copy twice."""
+    if isinstance(buffer, bytes):
+        return buffer[start:end]
+    with memoryview(buffer) as view:
+        return bytes(view[start:end])
 
 
 _HANDLERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {

@@ -14,7 +14,14 @@ from service.core.classification import classes
 from service.core.errors import InvalidArgument
 from service.core.request import Region, classification_of, region_of, timeout_of
 from service.core.tensors import Tensor
-from service.http.codec import decode, header_length
+from service.http.codec import (
+    _KNOWN_BYTES,
+    _MOST_KNOWN,
+    HEADER_LENGTH,
+    _known,
+    decode,
+    header_length,
+)
 from service.http.message import HttpRequest
 
 
@@ -118,3 +125,55 @@ def test_no_body_fails_to_decode_in_another_way(body: Any, tail: bytes, length: 
     for raw in raws:
         view = np.frombuffer(request.body, np.uint8)
         assert not len(raw) or np.shares_memory(np.frombuffer(raw, np.uint8), view)
+
+
+def binary_request(header: dict[str, Any], tail: bytes) -> HttpRequest:
+    text = orjson.dumps(header)
+    return HttpRequest({HEADER_LENGTH: str(len(text))}.get, text + tail)
+
+
+def test_a_header_that_comes_again_is_read_with_the_data_that_come_with_it() -> None:
+    tensors = [
+        {"name": n, "datatype": "UINT8", "shape": [2], "parameters": {"binary_data_size": 2}}
+        for n in "ab"
+    ]
+    header = {
+        "id": "7",
+        "inputs": tensors,
+        "outputs": [{"name": "x", "parameters": {"binary_data": True}}],
+        "parameters": {"timeout": 5},
+    }
+    for content in (b"abcd", b"efgh"):
+        request = binary_request(header, content)
+        decoded, binary = decode(request, header_length(request), "m", content.decode())
+        raws = [bytes(tensor.raw or b"") for tensor in decoded.inputs]
+        assert raws == [content[:2], content[2:]]
+        assert (decoded.id, decoded.version, decoded.parameters) == (
+            "7",
+            content.decode(),
+            {"timeout": 5},
+        )
+        assert decoded.outputs[0].name == "x"
+        assert binary.named == {"x": True}
+    for wrong in (b"abc", b"abcde"):
+        request = binary_request(header, wrong)
+        with pytest.raises(InvalidArgument, match=r"binary_data_size|bytes more"):
+            decode(request, header_length(request), "m", "")
+
+
+def test_no_more_headers_are_kept_than_a_few() -> None:
+    for index in range(2 * _MOST_KNOWN):
+        tensor = {"name": "a", "datatype": "UINT8", "shape": [1], "data": [1]}
+        raw = {
+            "name": "a",
+            "datatype": "UINT8",
+            "shape": [1],
+            "parameters": {"binary_data_size": 1},
+        }
+        long = raw | {"name": "b" * _KNOWN_BYTES}
+        for inputs in ([raw], [tensor, raw], [long]):
+            size = sum("parameters" in each for each in inputs)
+            request = binary_request({"id": str(index), "inputs": inputs}, b"x" * size)
+            decode(request, header_length(request), "m", "")
+    assert 0 < len(_known) <= _MOST_KNOWN
+    assert all(len(header) <= _KNOWN_BYTES for header in _known)

@@ -188,7 +188,10 @@ def test_floats_that_are_not_finite_are_refused(value: float) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [[], [[1, 2], [3]], [256], [-1], [0.5], [float("nan")], ["1"], [None], [True], [{}], [10**30]],
+    [
+        *([], [[1, 2], [3]], [[1], 2], [1, [2]], [[1], [[2]]]),
+        *([256], [-1], [0.5], [float("nan")], ["1"], [None], [True], [1, False], [{}], [10**30]),
+    ],
 )
 def test_values_that_would_be_bent_are_refused(values: Any) -> None:
     with pytest.raises(InvalidArgument, match="field"):
