@@ -121,7 +121,7 @@ def _of_model(model: str) -> list[Bar]:
         ratio("gRPC: MLServer", f"grpc-{load}", 2.0, "mlserver")
     for wire in ("binary", "grpc"):
         ratio("512 images: ONNX Runtime", f"bulk-{wire}", 0.85, "onnxruntime")
-    for load, of in (("raw-64-2w", "raw-64"), ("grpc-16x4-2w", "grpc-4x8")):
+    for load, of in (("raw-128-2w", "raw-64"), ("grpc-16x4-2w", "grpc-4x8")):
         ratio("2 workers: 1 worker", load, 1.8, "ours", of, metric="per_core")
     return made
 

@@ -14,7 +14,7 @@ from benchmarks.results import Record, Results, Sample, read, write
 from benchmarks.scenarios import SCENARIOS, Scenario
 
 RAW = Scenario("raw-16", "raw", "fast", 16)
-TWO = Scenario("raw-64-2w", "raw", "fast", 64, workers=2)
+TWO = Scenario("raw-128-2w", "raw", "fast", 128, workers=2)
 MACHINE = {
     "cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux", "python": "3.11",
     "wrk": "wrk 4", "h2load": "1.52", "revision": "abc", "load_average_before": [0.0],
@@ -62,7 +62,7 @@ def test_bar_without_its_reference_is_not_measured():
 
 
 def test_two_workers_get_back_what_the_generator_took_of_their_cores():
-    made = sample("ours", 150.0, scenario="raw-64-2w")  # the generator took half a core of two
+    made = sample("ours", 150.0, scenario="raw-128-2w")  # the generator took half a core of two
     assert per_core(made, workers=2, cores=2) == pytest.approx(200.0)
     assert per_core(made, workers=2, cores=8) == pytest.approx(150.0)
     assert per_core(made, workers=1, cores=2) == 150.0
