@@ -1,10 +1,9 @@
 """Adaptive batching: what is waiting when the model becomes free goes together.
 
 No request waits for company unless `max_delay_s` says so: the first one to arrive asks the event
-loop for a turn, and whatever has arrived by then is one batch. One that comes alone, as the one
-before it did, does not even wait for that turn. Short inference runs on the loop itself, with no
-thread hand-off; what would hold up the loop for longer than the budget runs in a thread (ONNX
-Runtime releases the GIL), and the queue fills meanwhile.
+loop for a turn, and whatever has arrived by then is one batch. Short inference runs on the loop
+itself, with no thread hand-off; what would hold up the loop for longer than the budget runs in a
+thread (ONNX Runtime releases the GIL), and the queue fills meanwhile.
 """
 
 from __future__ import annotations
@@ -21,11 +20,6 @@ import numpy as np
 from service.core.datatypes import Array
 from service.core.errors import DeadlineExceeded, InternalError, Overloaded
 from service.core.statistics import BatchRun, ModelStatistics
-
-# Longer than callers who ask at the same time are apart on the loop, shorter than the time that a
-# single caller takes to ask again.
-_PAUSE_S = 0.0002
-
 
 class Runnable(Protocol):
     """What a batcher needs of a session."""
@@ -92,9 +86,6 @@ class Batcher:
         self._queued_rows = 0
         self._turn_asked = False
         self._in_thread = False
-        # Whether the last run was of one request, and when the last request came.
-        self._alone = False
-        self._last_arrival = 0.0
 
     @property
     def queued_rows(self) -> int:
@@ -119,15 +110,9 @@ class Batcher:
             )
         loop = asyncio.get_running_loop()
         outputs: asyncio.Future[list[Array]] = loop.create_future()
-        now = time.perf_counter()
-        gap, self._last_arrival = now - self._last_arrival, now
-        self._queue.append(_Waiting(inputs, rows, deadline, outputs, now))
+        self._queue.append(_Waiting(inputs, rows, deadline, outputs, time.perf_counter()))
         self._queued_rows += rows
         if not self._turn_asked and not self._in_thread:
-            # Requests of one moment come one after another; this one came after a pause.
-            if self._alone and gap > _PAUSE_S and not self._limits.max_delay_s:
-                self._turn()
-                return outputs
             self._turn_asked = True
             if self._limits.max_delay_s:
                 loop.call_later(self._limits.max_delay_s, self._turn)
@@ -150,7 +135,6 @@ class Batcher:
         batch = self._take()
         if not batch:
             return
-        self._alone = len(batch) == 1
         rows = sum(waiting.rows for waiting in batch)
         if self._session.expected_seconds(rows) <= self._limits.inline_budget_s:
             self._finish(self._run(batch))

@@ -152,20 +152,3 @@ def test_a_delay_waits_for_company() -> None:
 
     run(session, scenario, BatchLimits(max_delay_s=0.05))
     assert session.batches == [[1, 2]]
-
-
-def test_who_comes_alone_again_and_again_waits_for_no_turn() -> None:
-    session = Doubler()
-
-    async def scenario(batcher: Batcher) -> None:
-        await batcher.submit(rows(1), 1)
-        await asyncio.sleep(0.01)
-        assert batcher.submit(rows(2), 1).done()
-        # Hard upon it come others, which join.
-        answers = await asyncio.gather(*[batcher.submit(rows(value), 1) for value in (3, 4, 5)])
-        assert [answer[0].tolist() for answer in answers] == [[6], [8], [10]]
-        await asyncio.sleep(0.01)
-        assert not batcher.submit(rows(6), 1).done()
-
-    run(session, scenario)
-    assert session.batches[:3] == [[1], [2], [3, 4, 5]]
