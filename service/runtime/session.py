@@ -22,6 +22,9 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity; what it warns of, we report ourselves
 _WARM_UP_ROWS = 16
+# Longer inputs are run in parts of so many rows: ONNX Runtime keeps the memory of its largest run
+# for good, and parts of 64 are about as fast as the whole (docs/performance.md, Engine).
+ROWS_OF_A_RUN = 64
 
 # ONNX Runtime's name of a tensor's type -> the protocol's datatype.
 _DATATYPES = {
@@ -54,6 +57,7 @@ class SessionOptions(NamedTuple):
     provider: str = "auto"
     intra_op_threads: int = 1
     spinning: bool = False
+    max_rows: int = ROWS_OF_A_RUN
 
 
 class Session:
@@ -61,11 +65,13 @@ class Session:
 
     Attributes: `inputs` and `outputs` in the model's order; `provider`, the execution provider in
     use, and `fallback`, why it is not CUDA (empty where CUDA runs or was not asked for);
-    `batchable`, whether rows of several requests may be joined along dimension 0.
+    `batchable`, whether rows are independent: those of several requests may be joined along
+    dimension 0, and those of one be run in parts.
     """
 
-    def __init__(self, session: ort.InferenceSession, fallback: str = "") -> None:
+    def __init__(self, session: ort.InferenceSession, max_rows: int, fallback: str = "") -> None:
         self._session = session
+        self._max_rows = max_rows
         self.provider: str = session.get_providers()[0]
         self.fallback = fallback
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
@@ -80,6 +86,25 @@ class Session:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """All outputs, in the model's order, for all inputs, in the model's order."""
+        if self.batchable and len(inputs[0]) > self._max_rows:
+            return self._run_in_parts(inputs)
+        return self._run_whole(inputs)
+
+    def _run_in_parts(self, inputs: Sequence[Array]) -> list[Array]:
+        parts = []
+        for start in range(0, len(inputs[0]), self._max_rows):
+            part = [array[start : start + self._max_rows] for array in inputs]
+            try:
+                outputs = self._run_whole(part)
+            except Exception:  # the answer or the error must be the one that the whole gives
+                return self._run_whole(inputs)
+            if any(len(output) != len(part[0]) for output in outputs):
+                # Its shapes promised a row for a row: only the whole has the right answer.
+                return self._run_whole(inputs)
+            parts.append(outputs)
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def _run_whole(self, inputs: Sequence[Array]) -> list[Array]:
         if self._has_bfloat16:
             return self._run_ort_values(inputs)
         outputs: list[Array] = self._session.run(
@@ -176,12 +201,14 @@ def _create(
     made = ort.SessionOptions()
     made.intra_op_num_threads = options.intra_op_threads
     made.inter_op_num_threads = 1
+    made.enable_mem_pattern = False  # no faster, and 4 MB more at 64 rows
     made.log_severity_level = _ERRORS_ONLY
     made.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     for key, value in (entries or {}).items():
         made.add_session_config_entry(key, value)
     try:
-        return Session(ort.InferenceSession(str(path), made, providers=providers))
+        session = ort.InferenceSession(str(path), made, providers=providers)
+        return Session(session, options.max_rows)
     except LoadError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
