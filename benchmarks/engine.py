@@ -116,6 +116,8 @@ def make_run(configuration: Configuration, files: Mapping[str, Path]) -> Run:
         return run
 
     def in_parts(images: Pixels) -> Sequence[Probabilities]:
+        if len(images) <= part:
+            return run(images)
         parts = [run(images[start : start + part]) for start in range(0, len(images), part)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 

@@ -71,6 +71,9 @@ class Session:
 
     def __init__(self, session: ort.InferenceSession, max_rows: int, fallback: str = "") -> None:
         self._session = session
+        # Not `session.run`: that checks again what we have checked, for a tenth of the time of one
+        # image, and leaves a provider that fails for another one with no more than a print().
+        self._ort_run = session._sess.run
         self._max_rows = max_rows
         self.provider: str = session.get_providers()[0]
         self.fallback = fallback
@@ -107,9 +110,8 @@ class Session:
     def _run_whole(self, inputs: Sequence[Array]) -> list[Array]:
         if self._has_bfloat16:
             return self._run_ort_values(inputs)
-        outputs: list[Array] = self._session.run(
-            self._output_names, dict(zip(self._input_names, inputs, strict=True))
-        )
+        feed = dict(zip(self._input_names, inputs, strict=True))
+        outputs: list[Array] = self._ort_run(self._output_names, feed, None)
         return outputs
 
     def _run_ort_values(self, inputs: Sequence[Array]) -> list[Array]:
