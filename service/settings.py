@@ -61,7 +61,12 @@ class Settings:
     intra_op_threads: int = _setting(1, "threads of one inference", least=1)
     spinning: bool = _setting(False, "let idle inference threads spin: lower latency, busy cores")
 
-    max_batch_size: int = _setting(64, "images that waiting requests are joined into", least=1)
+    max_batch_size: int = _setting(
+        64,
+        "images that waiting requests are joined into; a larger request is run in parts of so "
+        "many, and of no fewer than 64",
+        least=1,
+    )
     max_queue_delay: float = _setting(
         0.0, "milliseconds that a request may wait for others to join it", least=0, most=1000
     )

@@ -32,7 +32,12 @@ from service.observe.metrics import Metrics
 from service.observe.requests import RequestRecorder
 from service.operations import Operations
 from service.repository.repository import Repository
-from service.runtime.session import ProviderUnavailable, Session, SessionOptions
+from service.runtime.session import (
+    ROWS_OF_A_RUN,
+    ProviderUnavailable,
+    Session,
+    SessionOptions,
+)
 from service.runtime.shared_memory import Regions
 from service.settings import Settings, load
 
@@ -62,7 +67,12 @@ class Core:
         )
         self.repository = Repository(
             settings.models,
-            SessionOptions(settings.provider, settings.intra_op_threads, settings.spinning),
+            SessionOptions(
+                settings.provider,
+                settings.intra_op_threads,
+                settings.spinning,
+                max(settings.max_batch_size, ROWS_OF_A_RUN),
+            ),
             self._make_batcher,
             self.executor,
             settings.versions,

@@ -65,7 +65,7 @@ ELEMENT_TYPES = {
 
 def publish_identity(repository: Path, datatype: str) -> None:
     """A model `identity_<datatype>` that gives `y` [N,2], its input `x` [N,2]."""
-    _publish(
+    publish(
         repository,
         f"identity_{datatype.lower()}",
         [helper.make_node("Identity", ["x"], ["y"])],
@@ -77,7 +77,7 @@ def publish_identity(repository: Path, datatype: str) -> None:
 def publish_sum(repository: Path) -> None:
     """A model `sum` of two inputs and two outputs: FP32 [N,3] `total` = a + b, `gap` = a - b."""
     of_rows = ["batch", 3]
-    _publish(
+    publish(
         repository,
         "sum",
         [
@@ -91,7 +91,7 @@ def publish_sum(repository: Path) -> None:
 
 def publish_log(repository: Path) -> None:
     """A model `log`: FP32 [N] `x` to its natural logarithm `y`, which may be NaN or infinite."""
-    _publish(
+    publish(
         repository,
         "log",
         [helper.make_node("Log", ["x"], ["y"])],
@@ -102,7 +102,7 @@ def publish_log(repository: Path) -> None:
 
 def publish_scalar(repository: Path) -> None:
     """A model `scalar` without a batch: INT64 [] `x` to its double `y`."""
-    _publish(
+    publish(
         repository,
         "scalar",
         [helper.make_node("Add", ["x", "x"], ["y"])],
@@ -111,7 +111,7 @@ def publish_scalar(repository: Path) -> None:
     )
 
 
-def _publish(
+def publish(
     repository: Path,
     name: str,
     nodes: list[onnx.NodeProto],

@@ -1,0 +1,112 @@
+"""One session: inputs longer than a run is meant to be are run in parts that no one can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from service.runtime.session import Session, SessionOptions, load
+from tests.conftest import SHIPPED_MODELS, Mnist
+from tests.e2e.onnx_models import publish, publish_identity, publish_sum
+
+SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
+
+
+def load_cpu(path: Path, max_rows: int = 1 << 20) -> Session:
+    return load(path, SessionOptions("cpu", max_rows=max_rows))
+
+
+def rows_of_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled with the rows of every run that ONNX Runtime is asked for from now on."""
+    rows: list[int] = []
+    run = session._run_whole
+
+    def counted(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        rows.append(len(inputs[0]))
+        return run(inputs)
+
+    monkeypatch.setattr(session, "_run_whole", counted)
+    return rows
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 50])
+def test_parts_give_what_the_whole_gives(
+    mnist: Mnist, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = mnist.images[:count]
+    whole, parted = load_cpu(SHIPPED), load_cpu(SHIPPED, max_rows=8)
+    rows = rows_of_runs(parted, monkeypatch)
+    for expected, got in zip(whole.run([images]), parted.run([images]), strict=True):
+        assert got.shape == expected.shape == (count, 10)
+        assert got.dtype == expected.dtype
+        assert np.abs(got - expected).max() < 1e-4
+    assert sum(rows) == count
+    assert max(rows) <= 8
+
+
+def test_every_input_and_output_is_parted_alike(tmp_path: Path) -> None:
+    publish_sum(tmp_path)
+    session = load_cpu(tmp_path / "sum" / "1" / "model.onnx", max_rows=4)
+    a, b = np.random.default_rng(0).normal(size=(2, 11, 3)).astype(np.float32)
+    total, gap = session.run([a, b])
+    assert np.array_equal(total, a + b)
+    assert np.array_equal(gap, a - b)
+
+
+@pytest.mark.parametrize("datatype", ["BF16", "BYTES", "BOOL", "FP64"])
+def test_parts_keep_every_kind_of_tensor(tmp_path: Path, datatype: str) -> None:
+    publish_identity(tmp_path, datatype)
+    name = f"identity_{datatype.lower()}"
+    session = load_cpu(tmp_path / name / "1" / "model.onnx", max_rows=4)
+    kinds = {"BF16": np.uint16, "BYTES": object, "BOOL": bool, "FP64": np.float64}
+    values = np.arange(18).reshape(9, 2)
+    x = (values.astype(str) if datatype == "BYTES" else values).astype(kinds[datatype])
+    (y,) = session.run([x])
+    assert y.tolist() == x.tolist()
+
+
+def test_a_model_of_other_rows_than_it_was_given_is_run_whole(tmp_path: Path) -> None:
+    publish(
+        tmp_path,
+        "twice",
+        [helper.make_node("Concat", ["x", "x"], ["y"], axis=0)],
+        [("x", TensorProto.FLOAT, ["batch", 2])],
+        [("y", TensorProto.FLOAT, ["other", 2])],
+    )
+    session = load_cpu(tmp_path / "twice" / "1" / "model.onnx", max_rows=4)
+    x = np.arange(18, dtype=np.float32).reshape(9, 2)
+    assert np.array_equal(session.run([x])[0], np.concatenate([x, x]))
+
+
+def test_a_model_that_is_not_batchable_is_never_parted(tmp_path: Path) -> None:
+    publish(
+        tmp_path,
+        "mean",
+        [helper.make_node("ReduceMean", ["x"], ["y"], keepdims=1)],
+        [("x", TensorProto.FLOAT, ["rows", 2])],
+        [("y", TensorProto.FLOAT, [1, 1])],
+    )
+    session = load_cpu(tmp_path / "mean" / "1" / "model.onnx", max_rows=4)
+    x = np.arange(18, dtype=np.float32).reshape(9, 2)
+    assert not session.batchable
+    assert session.run([x])[0].item() == pytest.approx(8.5)
+
+
+def test_a_part_that_fails_leaves_it_to_the_whole(tmp_path: Path) -> None:
+    publish(
+        tmp_path,
+        "pick",
+        [helper.make_node("Gather", ["x", "i"], ["y"], axis=0)],
+        [("x", TensorProto.FLOAT, ["batch"]), ("i", TensorProto.INT64, ["batch"])],
+        [("y", TensorProto.FLOAT, ["batch"])],
+    )
+    session = load_cpu(tmp_path / "pick" / "1" / "model.onnx", max_rows=4)
+    x, backwards = np.arange(9, dtype=np.float32), np.arange(9)[::-1].copy()
+    assert session.run([x, backwards])[0].tolist() == x[::-1].tolist()
+    backwards[8] = 9
+    with pytest.raises(Exception, match="out of data bounds"):
+        session.run([x, backwards])
