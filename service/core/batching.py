@@ -21,6 +21,7 @@ from service.core.datatypes import Array
 from service.core.errors import DeadlineExceeded, InternalError, Overloaded
 from service.core.statistics import BatchRun, ModelStatistics
 
+
 class Runnable(Protocol):
     """What a batcher needs of a session."""
 
