@@ -77,8 +77,7 @@ class Session:
     def __init__(self, session: ort.InferenceSession, max_rows: int, device: str = "") -> None:
         """With `device`, its inputs and outputs have buffers there, and runs are of fixed sizes."""
         self._session = session
-        # Not `session.run`: that checks again what we have checked, for a tenth of the time of one
-        # image.
+        # Not `session.run`: that checks again what we have checked, for 3 us of the small net's 31.
         self._ort_run = session._sess.run
         self._max_rows = max_rows
         self.provider: str = session.get_providers()[0]

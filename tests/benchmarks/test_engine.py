@@ -11,6 +11,7 @@ import pytest
 from benchmarks import models
 from benchmarks.engine import CONFIGURATIONS, Configuration, Plan, make_run, measure, write_files
 from benchmarks.engine_report import markdown, write_report
+from benchmarks.settings import RESULTS, ROOT
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda each: each.name)
@@ -54,3 +55,11 @@ def test_speed_is_compared_round_by_round():
     text = markdown(told)
     assert "| first | 1.0 | 512 images/s | 1 | 2 (3) |" in text
     assert "| second | 1.0 | 2.00 x | 1 | 2 (3) |" in text
+
+
+def test_the_docs_say_what_the_committed_results_say():
+    docs = (ROOT / "docs" / "performance.md").read_text()
+    files = sorted(RESULTS.glob("*-engine*.json"))
+    assert files
+    for path in files:
+        assert markdown(json.loads(path.read_text())) in docs
