@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,18 @@ def markdown(told: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_COLUMNS = 2
+
+
 def _draw(told: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(curve["name"] for curve in told["curves"]))
-    figure = Figure(figsize=(4.4 * len(names), 4.0), layout="constrained")
+    columns = min(len(names), _COLUMNS)
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(5.2 * columns, 3.8 * rows), layout="constrained")
     for index, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), index + 1)
+        axes = figure.add_subplot(rows, columns, index + 1)
         x_label, y_label = _AXES[name]
         latency = axes.twinx() if name != "requests" else None
         for curve in (each for each in told["curves"] if each["name"] == name):
