@@ -91,7 +91,7 @@ def _draw(told: dict[str, Any], path: Path) -> None:
             axes.set_xscale("log", base=2)
             latency.set_yscale("log")
             latency.set_ylabel("p99, ms (dotted)")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.legend(fontsize=7)
