@@ -9,10 +9,10 @@ SOURCES := service training clients benchmarks tests
 # Virtual folder: protoc writes imports relative to it, so the stubs live inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose train serve proto lint format bench images secrets
+.PHONY: help setup run test test-compose test-swarm test-kubernetes train serve proto lint format bench images secrets
 
 help:  ## show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 setup: $(INSTALLED)  ## create the virtual environment and install everything into it
 
@@ -35,10 +35,17 @@ serve: $(INSTALLED)  ## serve the newest model in models/, without training
 test: $(INSTALLED)  ## run every test, with the coverage of the service
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 
-test-compose: $(INSTALLED)  ## docker-compose.yml on a real Docker engine (root; some ten minutes)
+test-compose: $(INSTALLED)  ## docker-compose.yml on a real Docker engine (root; five to ten minutes)
 	$(BIN)/python -m tests.compose $(ARGS)
 
-images: export VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null | sed 's/^v//;s/-/+/;s/-/./g')
+test-swarm: $(INSTALLED)  ## the same stack on a swarm of one node (root; some five minutes)
+	$(BIN)/python -m tests.compose.swarm $(ARGS)
+
+test-kubernetes: $(INSTALLED)  ## build the Kubernetes overlays and check them against schemas
+	$(BIN)/python -m pip install --quiet --editable '.[kubernetes]'
+	$(BIN)/python -m tests.kubernetes
+
+images: export VERSION ?= $(shell d=$$(git describe --tags --match 'v*' 2>/dev/null) && echo $$d | sed 's/^v//;s/-/+/;s/-/./g' || echo 0+g$$(git rev-parse --short HEAD))
 images: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 images: export CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 images:  ## build the images with compose, marked with this commit
