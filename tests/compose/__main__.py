@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-from tests.compose import images, stack
+from tests.compose import images, observability, stack
 from tests.compose.engine import (
     CommandFailed,
     Docker,
@@ -22,11 +21,8 @@ from tests.compose.engine import (
     running_engine,
     say,
 )
-from tests.compose.load import Load
+from tests.compose.load import no_failures
 from tests.compose.stack import GRPC_PORT, HTTP_PORT, PROJECT, SETTINGS
-
-_FEWEST_REQUESTS = 200  # a load that asked less has shown nothing
-_SECOND_VERSION = "0.0.2"
 
 
 def main() -> int:
@@ -54,13 +50,16 @@ def _story(docker: Docker, options: argparse.Namespace) -> int:
     if options.short:
         steps = [_check_images, _up_seeded, *steps]
     else:
+        observe = partial(observability.check_prometheus, online=options.online)
         steps = [_check_images, _up, _up_again, *steps, _new_model, _new_image]
+        steps += [observe, observability.check_tracing]
     passed = 0
     try:
         _down(docker)  # what an earlier run may have left
         _build(docker, options)
         for step in steps:
-            say(f"== {(step.__doc__ or '').splitlines()[0]}")
+            about = step.func if isinstance(step, partial) else step
+            say(f"== {(about.__doc__ or '').splitlines()[0]}")
             step(docker)
             passed += 1
         if not options.keep:
@@ -81,22 +80,7 @@ def _story(docker: Docker, options: argparse.Namespace) -> int:
 
 def _build(docker: Docker, options: argparse.Namespace) -> None:
     targets = ["serve"] if options.short else ["serve", "train"]
-    if options.online:
-        wheels: Any = nullcontext(None)
-        docker("pull", images.PYTHON_IMAGE)
-    else:
-        images.make_base_images(docker, "python", "envoy")
-        locks = ["build", "serve"] + ["train-cpu"] * (not options.short)
-        wheels = images.wheels_for_builds(docker, *locks)
-    with wheels as pip_configuration:
-        for target in targets:
-            images.build(docker, target, pip_configuration)
-        if not options.short:
-            # Another version of the same: only its last layers are new.
-            environ = dict(docker.environ)
-            docker.environ |= {"TAG": "test-next", "VERSION": _SECOND_VERSION}
-            images.build(docker, "serve", pip_configuration)
-            docker.environ = environ
+    images.build_all(docker, targets, online=options.online)
     # Compose's own `build` finds all of it in the cache: its targets and arguments are the same.
     docker.compose("build", *targets)
     say("`docker-compose build` agrees.")
@@ -145,7 +129,7 @@ def _up_again(docker: Docker) -> None:
 
 def _scale(docker: Docker) -> None:
     """Scale to 3 under load: no request fails, gRPC calls of one connection reach all."""
-    with _no_failures():
+    with no_failures(HTTP_PORT, GRPC_PORT):
         stack.scale(docker, 3)
         before = {each: stack.predictions_of(docker, each) for each in stack.replicas(docker)}
         time.sleep(5)
@@ -161,17 +145,19 @@ def _scale(docker: Docker) -> None:
 
 def _kill(docker: Docker) -> None:
     """Kill one of 3 replicas under load (SIGKILL): no request fails."""
-    with _no_failures():
+    with no_failures(HTTP_PORT, GRPC_PORT):
         time.sleep(2)
+        before = stack.retries(docker)
         docker("kill", stack.replicas(docker)[0], quiet=False)
         stack.wait_until("Envoy without the dead", lambda: stack.envoy_sees(docker, 2))
+        say(f"Envoy tried {stack.retries(docker) - before:.0f} requests again.")
         time.sleep(3)
         stack.scale(docker, 3)
 
 
 def _stop_one(docker: Docker) -> None:
     """Stop one of 3 replicas under load (SIGTERM): no request fails, it exits 0."""
-    with _no_failures():
+    with no_failures(HTTP_PORT, GRPC_PORT):
         time.sleep(2)
         stopped = stack.replicas(docker)[0]
         docker("stop", "--time", "40", stopped, quiet=False)
@@ -183,11 +169,9 @@ def _stop_one(docker: Docker) -> None:
 
 def _new_model(docker: Docker) -> None:
     """Roll to a new model version under load: no request fails."""
-    with _no_failures() as load:
-        docker.compose(
-            "run", "--rm", "train", "--recipe", "mlp", "--epochs", "1", "--threads", "1", "--seed",
-            "1", quiet=False,
-        )  # fmt: skip
+    with no_failures(HTTP_PORT, GRPC_PORT) as load:
+        again = ["--seed", "1", *SETTINGS["TRAIN_OPTIONS"].split()]
+        docker.compose("run", "--rm", "train", *again, quiet=False)
         stack.wait_until("answers by version 2 only", lambda: load.last_versions() == {"2"})
     say(f"Answers by model version: {dict(load.counted().versions)}.")
 
@@ -196,10 +180,10 @@ def _new_image(docker: Docker) -> None:
     """Roll 3 replicas to a new image under load: no request fails."""
     _, before = stack.get(HTTP_PORT, "/v2")
     assert SETTINGS["VERSION"].encode() in before
-    docker.environ |= {"TAG": "test-next", "VERSION": _SECOND_VERSION}
+    docker.environ |= stack.NEXT
     docker.environ["COMPOSE"] = " ".join(docker.compose_command)
     old = set(stack.replicas(docker))
-    with _no_failures():
+    with no_failures(HTTP_PORT, GRPC_PORT):
         began = time.monotonic()
         docker.run("deploy/roll.sh", quiet=False)
         took = time.monotonic() - began
@@ -207,19 +191,8 @@ def _new_image(docker: Docker) -> None:
     assert len(new) == 3
     assert not new & old
     _, after = stack.get(HTTP_PORT, "/v2")
-    assert _SECOND_VERSION.encode() in after
+    assert stack.NEXT["VERSION"].encode() in after
     say(f"Rolled 3 replicas in {took:.0f} s.")
-
-
-@contextmanager
-def _no_failures() -> Iterator[Load]:
-    """Load for as long as the body lasts; raises AssertionError for any failed request."""
-    with Load(HTTP_PORT, GRPC_PORT) as load:
-        yield load
-    counted = load.counted()
-    say(f"Clients saw: {counted}.")
-    assert counted.requests >= _FEWEST_REQUESTS, "The load was too small to show anything."
-    assert not counted.failures, f"Failed: {counted.failures[:5]}"
 
 
 def _stops_gracefully(docker: Docker) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.compose.engine import ROOT, CommandFailed, Docker, say
+from tests.compose.stack import NEXT
 
 PYTHON_IMAGE = "python:3.11-slim-bookworm"
 _CACHE = Path(os.environ.get("MNIST_ENGINE_CACHE", "/var/cache/mnist-engine"))
@@ -69,6 +70,27 @@ def wheels_for_builds(docker: Docker, *locks: str) -> Iterator[str]:
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its own name
         pass
+
+
+def build_all(docker: Docker, targets: list[str], *, online: bool) -> None:
+    """Build these targets; beside `train`, also what a rolling update goes to."""
+    train = "train" in targets
+    wheels: contextlib.AbstractContextManager[str | None]
+    if online:
+        docker("pull", PYTHON_IMAGE)
+        wheels = contextlib.nullcontext(None)
+    else:
+        make_base_images(docker, "python", "envoy")
+        wheels = wheels_for_builds(docker, "build", "serve", *["train-cpu"] * train)
+    with wheels as pip_configuration:
+        for target in targets:
+            build(docker, target, pip_configuration)
+        if train:
+            # Another version of the same: only its last layers are new.
+            environ = dict(docker.environ)
+            docker.environ |= NEXT
+            build(docker, "serve", pip_configuration)
+            docker.environ = environ
 
 
 def build(docker: Docker, target: str, pip_configuration: str | None) -> None:

@@ -8,16 +8,19 @@ import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import grpc
 
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.compose.engine import ROOT
+from tests.compose.engine import ROOT, say
 
 _CLIENTS_EACH = 4
 _PAUSE_S = 0.01  # the machine is small: some hundred requests a second are enough
 _TIMEOUT_S = 30.0
+_FEWEST_REQUESTS = 200  # a load that asked less has shown nothing
 IMAGE = (ROOT / "docs" / "seven.png").read_bytes()
 
 
@@ -122,3 +125,14 @@ class Load:
     def _check(digit: int) -> None:
         if digit != 7:
             raise OSError(f"a seven was taken for a {digit}")
+
+
+@contextmanager
+def no_failures(http_port: int, grpc_port: int) -> Iterator[Load]:
+    """Load for as long as the body lasts; raises AssertionError for any failed request."""
+    with Load(http_port, grpc_port) as load:
+        yield load
+    counted = load.counted()
+    say(f"Clients saw: {counted}.")
+    assert counted.requests >= _FEWEST_REQUESTS, "The load was too small to show anything."
+    assert not counted.failures, f"Failed: {counted.failures[:5]}"

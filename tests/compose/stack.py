@@ -18,7 +18,7 @@ from tests.compose.engine import Docker, say
 from tests.compose.load import IMAGE
 from tests.conftest import free_ports
 
-HTTP_PORT, GRPC_PORT, HTTP2_PORT = free_ports(3)
+HTTP_PORT, GRPC_PORT, HTTP2_PORT, _PROMETHEUS_PORT = free_ports(4)
 PROJECT = "mnist-test"
 
 # What .env would have. Training is short: this is a test of the deployment.
@@ -29,11 +29,15 @@ SETTINGS = {
     "REVISION": "test",
     "CREATED": "2026-01-01T00:00:00Z",
     "TRAIN_LOCK": "train-cpu",
-    "TRAIN_OPTIONS": "--recipe mlp --epochs 1 --threads 1",
+    "TRAIN_OPTIONS": "--recipe book --optimizer adamw --epochs 1 --threads 1",
     "HTTP_PORT": str(HTTP_PORT),
     "GRPC_PORT": str(GRPC_PORT),
     "HTTP2_PORT": str(HTTP2_PORT),
+    "PROMETHEUS_PORT": str(_PROMETHEUS_PORT),
 }
+
+# What a rolling update goes to: the same sources under another version.
+NEXT = {"TAG": "test-next", "VERSION": "0.0.2"}
 
 
 def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, bytes]:
@@ -81,11 +85,11 @@ def predict_everywhere() -> None:
     assert version == b"2"
 
 
-def first_prediction_after(begin: Callable[[], object]) -> float:
+def first_prediction_after(begin: Callable[[], object], within: float = 90.0) -> float:
     """Seconds from the beginning of what starts the stack to its first prediction."""
     began = time.monotonic()
     begin()
-    wait_until("a prediction through Envoy", lambda: bool(predict_http()))
+    wait_until("a prediction through Envoy", lambda: bool(predict_http()), within)
     return time.monotonic() - began
 
 
@@ -132,6 +136,16 @@ def envoy_sees(docker: Docker, count: int) -> bool:
         r'envoy_cluster_membership_healthy\{envoy_cluster_name="serve_\w+"\} (\d+)', text.decode()
     )
     return found == [str(count)] * 2
+
+
+def retries(docker: Docker) -> float:
+    """Requests to `serve` that Envoy has tried again."""
+    envoy = docker.compose("ps", "-q", "envoy")
+    _, text = get(9902, "/stats/prometheus", address(docker, envoy))
+    found = re.findall(
+        r'envoy_cluster_upstream_rq_retry\{envoy_cluster_name="serve_\w+"\} (\d+)', text.decode()
+    )
+    return sum(float(count) for count in found)
 
 
 def scale(docker: Docker, count: int) -> None:
