@@ -30,7 +30,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 Mapping = dict[str, Any]
 
-_LEFT_OUT = ("build", "depends_on", "restart", "profiles", "security_opt")
+_LEFT_OUT = ("build", "depends_on", "restart", "profiles", "security_opt", "tmpfs")
 _ONE_BY_ONE = {"parallelism": 1, "order": "start-first", "delay": "3s", "monitor": "10s"}
 
 
@@ -73,7 +73,7 @@ def stack_of(compose: Mapping, profiles: list[str], replicas: int) -> Mapping:
         if not needed or set(needed) & set(profiles):
             made["services"][name] = _service(name, service, made["configs"], replicas)
     used = [each for service in made["services"].values() for each in service.get("volumes", [])]
-    volumes = {each.split(":")[0] for each in used}
+    volumes = {each.split(":")[0] for each in used if isinstance(each, str)}
     made["volumes"] = {k: v for k, v in compose["volumes"].items() if k in volumes}
     secrets = {s for service in made["services"].values() for s in service.get("secrets", [])}
     made["secrets"] = {
@@ -90,7 +90,7 @@ def _service(name: str, service: Mapping, configs: Mapping, replicas: int) -> Ma
     # All tasks' addresses under the service's name, as Compose has it: Envoy balances.
     deploy["endpoint_mode"] = "dnsrr"
     if name == "train":
-        # Engines know jobs, but not every `stack deploy` does; one that has succeeded stays stopped.
+        # Engines know jobs, but not every `stack deploy` does. What has succeeded stays stopped.
         deploy["restart_policy"] = {"condition": "on-failure", "delay": "10s", "max_attempts": 5}
     elif name == "serve":
         deploy |= {"replicas": replicas, "update_config": _ONE_BY_ONE | _BACK}
@@ -101,7 +101,9 @@ def _service(name: str, service: Mapping, configs: Mapping, replicas: int) -> Ma
         deploy["mode"] = "global"
         deploy["update_config"] = {"order": "stop-first"} | _BACK  # two cannot have one port
     made["ports"] = [_port(each) for each in service.get("ports", [])]
-    made["volumes"], made["configs"] = [], []
+    # `stack deploy` passes over the short form without a word, and /tmp would be read-only.
+    made["volumes"] = [{"type": "tmpfs", "target": each} for each in service.get("tmpfs", [])]
+    made["configs"] = []
     for volume in service.get("volumes", []):
         source, target, *_ = volume.split(":")
         if source.startswith("./"):

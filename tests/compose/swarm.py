@@ -39,6 +39,7 @@ def main() -> int:
             if not joined:
                 docker("swarm", "init", "--advertise-addr", "127.0.0.1")
             try:
+                _remove(docker)  # what an earlier run may have left, its model with it
                 return _story(docker)
             finally:
                 _remove(docker)
