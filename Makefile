@@ -5,14 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := service training clients benchmarks tests
+SOURCES := service training clients benchmarks tests deploy
 # Virtual folder: protoc writes imports relative to it, so the stubs live inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test train serve proto lint format bench
+.PHONY: help setup run test test-compose test-swarm test-kubernetes train serve proto lint format bench images secrets
 
 help:  ## show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 setup: $(INSTALLED)  ## create the virtual environment and install everything into it
 
@@ -34,6 +34,27 @@ serve: $(INSTALLED)  ## serve the newest model in models/, without training
 
 test: $(INSTALLED)  ## run every test, with the coverage of the service
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+test-compose: $(INSTALLED)  ## docker-compose.yml on a real Docker engine (root; five to ten minutes)
+	$(BIN)/python -m tests.compose $(ARGS)
+
+test-swarm: $(INSTALLED)  ## the same stack on a swarm of one node (root; some five minutes)
+	$(BIN)/python -m tests.compose.swarm $(ARGS)
+
+test-kubernetes: $(INSTALLED)  ## build the Kubernetes overlays and check them against schemas
+	$(BIN)/python -m pip install --quiet --editable '.[kubernetes]'
+	$(BIN)/python -m tests.kubernetes
+
+images: export VERSION ?= $(shell d=$$(git describe --tags --match 'v*' 2>/dev/null) && echo $$d | sed 's/^v//;s/-/+/;s/-/./g' || echo 0+g$$(git rev-parse --short HEAD))
+images: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+images: export CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
+images:  ## build the images with compose, marked with this commit
+	DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1 $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) build
+
+secrets:  ## make the secret files that docker-compose.yml names, where they are not there yet
+	@test -s deploy/secrets/grafana_admin_password || \
+	  $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(24), end="")' >deploy/secrets/grafana_admin_password
+	@chmod 444 deploy/secrets/grafana_admin_password
 
 bench: $(INSTALLED)  ## measure this server beside its rivals; make bench ARGS="--quick" for a taste
 	$(BIN)/python -m benchmarks $(ARGS)

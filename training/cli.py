@@ -14,6 +14,7 @@ from training import checkpoint, recipes
 from training.data import DataSet
 from training.devices import DEVICES, choose_device
 from training.errors import InterruptedRunError, TrainingError, UsageError
+from training.export import newest_version
 from training.flags import add_recipe_flags, asked_knobs, knob_named, recipe_of
 from training.loop import Interrupted, split, train
 from training.memory import keep_freed_memory
@@ -54,6 +55,10 @@ def _run(options: argparse.Namespace) -> None:
     else:
         recipe, seed = recipe_of(options, default=_DEFAULT), options.seed or 0
     data = load_data(options)
+    name = options.model_name or data.name
+    if options.unless_published and (there := newest_version(options.models, name)):
+        say(f"{there} is published: nothing to train. Leave out --unless-published to train anew.")
+        return
     _check_data(options, data, found)
     folder = _folder(options, recipe, seed, device, data, saved) if is_first() else None
     if found:
@@ -64,7 +69,7 @@ def _run(options: argparse.Namespace) -> None:
     if folder:
         plan = ReleasePlan(
             options.models,
-            options.model_name or data.name,
+            name,
             publish=not options.no_publish,
             also=tuple(dict.fromkeys(options.also)),
             force=options.force,
@@ -172,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-name", help="name to publish under (default: the data set's)")
     add("--runs", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     add("--no-publish", action="store_true", help="train and evaluate only")
+    add(
+        "--unless-published",
+        action="store_true",
+        help="do nothing where the repository has a version of the model: for jobs that may be "
+        "started again",
+    )
     add(
         "--also",
         nargs="+",

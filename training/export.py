@@ -177,6 +177,13 @@ def publish(repository: Path, name: str, model: bytes, card: Mapping[str, Any]) 
         ) from error
 
 
+def newest_version(repository: Path, name: str) -> Path | None:
+    """Return the folder of the newest published version of a model, if there is any."""
+    models = (repository / name).glob(f"*/{MODEL_FILE}")
+    versions = [path.parent for path in models if path.parent.name.isdecimal()]
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
 def _rename_to_next(temporary: Path, folder: Path) -> Path:
     while True:
         taken = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]

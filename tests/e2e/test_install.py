@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 import venv
+import zipfile
 from pathlib import Path
 
 from service.settings import markdown
@@ -23,9 +24,10 @@ def run(*command: object, cwd: Path = ROOT) -> str:
 
 
 def test_a_serving_installation_has_no_torch_and_serves(tmp_path: Path) -> None:
+    wheel = build_release(tmp_path / "dist")
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", f"{ROOT}[cpu]")
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]")
     packages = run(python, "-m", "pip", "list", "--format=freeze").lower()
     assert "onnxruntime==" in packages
     assert "torch" not in packages
@@ -51,6 +53,23 @@ def test_a_serving_installation_has_no_torch_and_serves(tmp_path: Path) -> None:
     finally:
         server.terminate()
         assert server.wait(timeout=30) == 0
+
+
+def build_release(folder: Path) -> Path:
+    """Build the sdist, and the wheel from the sdist, as a release does. Returns the wheel."""
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    (sdist,) = folder.glob("mnist_service-*.tar.gz")
+    (wheel,) = folder.glob("mnist_service-*.whl")
+    version = wheel.name.split("-")[1]
+    assert sdist.name == f"mnist_service-{version}.tar.gz"
+    with zipfile.ZipFile(wheel) as content:
+        names = content.namelist()
+    assert "training/mnist/train-images-idx3-ubyte.gz" in names
+    assert "service/py.typed" in names
+    # Tests and benchmarks are no part of what is installed.
+    packages = {name.split("/")[0] for name in names if not name.startswith("mnist_service-")}
+    assert packages == {"service", "training", "clients"}
+    return wheel
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:

@@ -94,3 +94,15 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"x\.safetensors"):
             checkpoint.read(path)
+
+
+def test_a_job_that_is_started_again_trains_nothing_where_a_model_is_published(
+    tmp_path: Path,
+) -> None:
+    few = ["--recipe", "book", "--epochs", "1", "--train-limit", "512", "--unless-published"]
+    assert run(tmp_path, *few).returncode == 0
+    again = run(tmp_path, *few)
+    assert again.returncode == 0
+    assert "nothing to train" in again.stdout + again.stderr
+    assert [path.name for path in (tmp_path / "models" / "mnist").iterdir()] == ["1"]
+    only_run(tmp_path)

@@ -1,0 +1,62 @@
+"""mnist-probe: whether the server of this machine or container is ready, as an exit status.
+
+For health checks where no shell and no curl are to be had: a container's HEALTHCHECK, a unit file.
+It reads the server's own settings (flags, MNIST_* and file), so it knocks where the server listens.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import sys
+from collections.abc import Sequence
+
+from service.settings import Settings, SettingsError, load
+
+_TIMEOUT_S = 2.0
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Ask once. Returns 0 if the server is ready on both ports, 1 if not, 2 for bad settings."""
+    try:
+        settings = load(arguments)
+    except SettingsError as error:
+        print(f"mnist-probe: {error}", file=sys.stderr)
+        return 2
+    try:
+        reason = why_unready(settings)
+    except (OSError, http.client.HTTPException) as error:
+        reason = f"{error or type(error).__name__}; is mnist-serve running?"
+    if reason:
+        print(f"mnist-probe: not ready: {reason}", file=sys.stderr)
+    return int(bool(reason))
+
+
+def why_unready(settings: Settings) -> str:
+    """The server's own reason, or nothing if it is ready. Raises OSError where none listens."""
+    host = _ANY.get(settings.host, settings.host)
+    connection = http.client.HTTPConnection(host, settings.http_port, timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        response = connection.getresponse()
+        body = response.read()
+    finally:
+        connection.close()
+    if response.status != 200:
+        return _reason_of(body) or f"/v2/health/ready answers {response.status}"
+    # One loop serves both ports, so the other needs to be open only.
+    socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
+    return ""
+
+
+def _reason_of(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["reason"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""make test-compose: docker-compose.yml on a real Docker engine, from images to rolling updates.
+
+Not a pytest module: it takes minutes, needs root, and its steps are one story. With --short it
+builds the image for serving only, serves the shipped model, and kills a replica under load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from tests.compose import images, observability, stack
+from tests.compose.engine import (
+    CommandFailed,
+    Docker,
+    EngineUnavailable,
+    complain,
+    running_engine,
+    say,
+)
+from tests.compose.load import no_failures
+from tests.compose.stack import GRPC_PORT, HTTP_PORT, PROJECT, SETTINGS
+
+
+def main() -> int:
+    """Run the story. Returns 0 if all of it holds, 1 if not, 3 if there is no engine."""
+    parser = argparse.ArgumentParser(prog="python -m tests.compose", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="no training, no rolling: for CI")
+    parser.add_argument(
+        "--online",
+        action="store_true",
+        help="pull the base images, and let builds install from a package index",
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
+    options = parser.parse_args()
+    try:
+        docker = Docker(SETTINGS)
+        with running_engine(docker):
+            return _story(docker, options)
+    except EngineUnavailable as error:
+        complain(f"THE COMPOSE STACK WAS NOT TESTED: {error}")
+        return 3
+
+
+def _story(docker: Docker, options: argparse.Namespace) -> int:
+    steps: list[Callable[[Docker], None]] = [_scale, _kill, _stop_one]
+    if options.short:
+        steps = [_check_images, _up_seeded, *steps]
+    else:
+        observe = partial(observability.check_prometheus, online=options.online)
+        steps = [_check_images, _up, _up_again, *steps, _new_model, _new_image]
+        steps += [observe, observability.check_tracing]
+    passed = 0
+    try:
+        _down(docker)  # what an earlier run may have left
+        _build(docker, options)
+        for step in steps:
+            about = step.func if isinstance(step, partial) else step
+            say(f"== {(about.__doc__ or '').splitlines()[0]}")
+            step(docker)
+            passed += 1
+        if not options.keep:
+            say("== Down: every server stops by itself.")
+            _stops_gracefully(docker)
+            passed += 1
+    except (AssertionError, CommandFailed, TimeoutError) as error:
+        say(f"FAILED: {error}")
+        _tell_logs(docker)
+        print(f"{passed} passed, 1 failed", flush=True)
+        return 1
+    finally:
+        if not options.keep:
+            _down(docker)
+    print(f"{passed} passed, 0 failed", flush=True)
+    return 0
+
+
+def _build(docker: Docker, options: argparse.Namespace) -> None:
+    targets = ["serve"] if options.short else ["serve", "train"]
+    images.build_all(docker, targets, online=options.online)
+    # Compose's own `build` finds all of it in the cache: its targets and arguments are the same.
+    docker.compose("build", *targets)
+    say("`docker-compose build` agrees.")
+
+
+def _check_images(docker: Docker) -> None:
+    """The image for serving is small, not root's, has no torch and no training."""
+    images.check_serve(docker)
+
+
+def _up(docker: Docker) -> None:
+    """Up: trains where there is no model, and serves."""
+    took = stack.first_prediction_after(
+        lambda: docker.compose("up", "--detach", "--no-build", quiet=False)
+    )
+    say(f"From `up` to the first prediction: {took:.1f} s.")
+    stack.predict_everywhere()
+    say("Predicted over HTTP/1.1, HTTP/2 and gRPC.")
+
+
+def _up_seeded(docker: Docker) -> None:
+    """Up with the shipped model in the volume, without the job that trains."""
+    docker(
+        "run", "--rm", "--volume", f"{PROJECT}_models:/models", "--volume",
+        f"{images.ROOT}/models:/shipped:ro", "--entrypoint", "python",
+        f"mnist-serve:{SETTINGS['TAG']}", "-c",
+        "import shutil; shutil.copytree('/shipped', '/models', dirs_exist_ok=True)",
+    )  # fmt: skip
+    up = ["up", "--detach", "--no-build", "--no-deps", "serve", "envoy"]
+    took = stack.first_prediction_after(lambda: docker.compose(*up, quiet=False))
+    say(f"From `up` to the first prediction, with a model: {took:.1f} s.")
+    stack.predict_everywhere()
+    say("Predicted over HTTP/1.1, HTTP/2 and gRPC.")
+
+
+def _up_again(docker: Docker) -> None:
+    """Down and up again: the model is there, and is not trained again."""
+    docker.compose("down")
+    took = stack.first_prediction_after(
+        lambda: docker.compose("up", "--detach", "--no-build", quiet=False)
+    )
+    assert stack.predict_http()["model_version"] == "1"
+    assert "nothing to train" in docker.compose("logs", "train")
+    say(f"From `up` to the first prediction, with a model: {took:.1f} s.")
+
+
+def _scale(docker: Docker) -> None:
+    """Scale to 3 under load: no request fails, gRPC calls of one connection reach all."""
+    with no_failures(HTTP_PORT, GRPC_PORT):
+        stack.scale(docker, 3)
+        before = {each: stack.predictions_of(docker, each) for each in stack.replicas(docker)}
+        time.sleep(5)
+        for transport in ("http", "grpc"):
+            shares = [
+                stack.predictions_of(docker, each).get(transport, 0) - count.get(transport, 0)
+                for each, count in before.items()
+            ]
+            assert len(shares) == 3
+            assert min(shares) > sum(shares) / 6, f"{transport} is not balanced: {shares}"
+            say(f"{transport} predictions by replica: {', '.join(f'{n:.0f}' for n in shares)}.")
+
+
+def _kill(docker: Docker) -> None:
+    """Kill one of 3 replicas under load (SIGKILL): no request fails."""
+    with no_failures(HTTP_PORT, GRPC_PORT):
+        time.sleep(2)
+        before = stack.retries(docker)
+        docker("kill", stack.replicas(docker)[0], quiet=False)
+        stack.wait_until("Envoy without the dead", lambda: stack.envoy_sees(docker, 2))
+        say(f"Envoy tried {stack.retries(docker) - before:.0f} requests again.")
+        time.sleep(3)
+        stack.scale(docker, 3)
+
+
+def _stop_one(docker: Docker) -> None:
+    """Stop one of 3 replicas under load (SIGTERM): no request fails, it exits 0."""
+    with no_failures(HTTP_PORT, GRPC_PORT):
+        time.sleep(2)
+        stopped = stack.replicas(docker)[0]
+        docker("stop", "--time", "40", stopped, quiet=False)
+        status = docker("inspect", "--format", "{{.State.ExitCode}}", stopped)
+        assert status == "0", f"The stopped replica exits with {status}."
+        time.sleep(2)
+        stack.scale(docker, 3)
+
+
+def _new_model(docker: Docker) -> None:
+    """Roll to a new model version under load: no request fails."""
+    with no_failures(HTTP_PORT, GRPC_PORT) as load:
+        again = ["--seed", "1", *SETTINGS["TRAIN_OPTIONS"].split()]
+        docker.compose("run", "--rm", "train", *again, quiet=False)
+        stack.wait_until("answers by version 2 only", lambda: load.last_versions() == {"2"})
+    say(f"Answers by model version: {dict(load.counted().versions)}.")
+
+
+def _new_image(docker: Docker) -> None:
+    """Roll 3 replicas to a new image under load: no request fails."""
+    _, before = stack.get(HTTP_PORT, "/v2")
+    assert SETTINGS["VERSION"].encode() in before
+    docker.environ |= stack.NEXT
+    docker.environ["COMPOSE"] = " ".join(docker.compose_command)
+    old = set(stack.replicas(docker))
+    with no_failures(HTTP_PORT, GRPC_PORT):
+        began = time.monotonic()
+        docker.run("deploy/roll.sh", quiet=False)
+        took = time.monotonic() - began
+    new = set(stack.replicas(docker))
+    assert len(new) == 3
+    assert not new & old
+    _, after = stack.get(HTTP_PORT, "/v2")
+    assert stack.NEXT["VERSION"].encode() in after
+    say(f"Rolled 3 replicas in {took:.0f} s.")
+
+
+def _stops_gracefully(docker: Docker) -> None:
+    running = stack.replicas(docker)
+    began = time.monotonic()
+    docker.compose("stop", quiet=False)
+    took = time.monotonic() - began
+    codes = [docker("inspect", "--format", "{{.State.ExitCode}}", each) for each in running]
+    assert set(codes) == {"0"}, f"Servers exit with {codes}."
+    say(f"Stopped in {took:.1f} s, every server with exit status 0.")
+
+
+def _down(docker: Docker) -> None:
+    docker.compose("down", "--volumes", "--remove-orphans")
+
+
+def _tell_logs(docker: Docker) -> None:
+    for service in ("train", "serve", "envoy"):
+        try:
+            print(docker.compose("logs", "--tail", "40", service), file=sys.stderr)
+        except CommandFailed as error:
+            print(error, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The images: what ours stand on, ours, and what must be true of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.compose.engine import ROOT, CommandFailed, Docker, say
+from tests.compose.stack import NEXT
+
+PYTHON_IMAGE = "python:3.11-slim-bookworm"
+_CACHE = Path(os.environ.get("MNIST_ENGINE_CACHE", "/var/cache/mnist-engine"))
+_MOST_ABOVE_BASE_MB = 300
+
+
+def make_base_images(docker: Docker, *names: str) -> None:
+    """Debian, Python and Envoy under their official names, where they are not there yet."""
+    docker.environ["DOCKER"] = docker.client
+    made = docker.run(str(ROOT / "deploy/engine/base-images.sh"), *names)
+    for line in made.splitlines():
+        say(line)
+
+
+@contextlib.contextmanager
+def wheels_for_builds(docker: Docker, *locks: str) -> Iterator[str]:
+    """A configuration of pip by which a build finds the locked wheels on this machine.
+
+    This machine's own pip fetches them, wherever it is set up to; a file server that only the
+    engine's bridge reaches hands them out while images are built.
+    """
+    folder = _CACHE / "wheels"
+    folder.mkdir(parents=True, exist_ok=True)
+    for lock in locks:
+        path = ROOT / f"deploy/locks/{lock}.txt"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--require-hashes", "--only-binary", ":all:", "--dest", str(folder)]
+        done = subprocess.run(
+            [*command, "-r", str(path)], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise CommandFailed(f"pip cannot download what {path} names:\n{done.stderr[-2000:]}")
+    gateway = docker(
+        "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
+    )
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with (
+        http.server.ThreadingHTTPServer((gateway, 0), handler) as server,
+        tempfile.NamedTemporaryFile("w", prefix="pip-", suffix=".conf") as configuration,
+    ):
+        port = server.server_address[1]
+        configuration.write(
+            f"[global]\nno-index = true\nfind-links = http://{gateway}:{port}/\n"
+            f"trusted-host = {gateway}\n"
+        )
+        configuration.flush()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield configuration.name
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its own name
+        pass
+
+
+def build_all(docker: Docker, targets: list[str], *, online: bool) -> None:
+    """Build these targets; beside `train`, also what a rolling update goes to."""
+    train = "train" in targets
+    wheels: contextlib.AbstractContextManager[str | None]
+    if online:
+        docker("pull", PYTHON_IMAGE)
+        wheels = contextlib.nullcontext(None)
+    else:
+        make_base_images(docker, "python", "envoy")
+        wheels = wheels_for_builds(docker, "build", "serve", *["train-cpu"] * train)
+    with wheels as pip_configuration:
+        for target in targets:
+            build(docker, target, pip_configuration)
+        if train:
+            # Another version of the same: only its last layers are new.
+            environ = dict(docker.environ)
+            docker.environ |= NEXT
+            build(docker, "serve", pip_configuration)
+            docker.environ = environ
+
+
+def build(docker: Docker, target: str, pip_configuration: str | None) -> None:
+    """Build one target, with the arguments that docker-compose.yml gives."""
+    environ = docker.environ
+    command = ["build", "--target", target, "--tag", f"mnist-{target}:{environ['TAG']}"]
+    if pip_configuration:
+        command += ["--secret", f"id=pip,src={pip_configuration}"]
+    for name in ("VERSION", "REVISION", "CREATED", "TRAIN_LOCK"):
+        command += ["--build-arg", f"{name}={environ[name]}"]
+    docker(*command, ".")
+    above = (size(docker, f"mnist-{target}:{environ['TAG']}") - size(docker, PYTHON_IMAGE)) / 1e6
+    say(f"Built mnist-{target}:{environ['TAG']}, {above:.0f} MB above {PYTHON_IMAGE}.")
+
+
+def size(docker: Docker, image: str) -> int:
+    """Bytes, unpacked."""
+    return int(docker("image", "inspect", "--format", "{{.Size}}", image))
+
+
+def check_serve(docker: Docker) -> None:
+    """What the image for serving promises. Raises AssertionError."""
+    image = f"mnist-serve:{docker.environ['TAG']}"
+    above = (size(docker, image) - size(docker, PYTHON_IMAGE)) / 1e6
+    assert above < _MOST_ABOVE_BASE_MB, f"{image} is {above:.0f} MB above its base image"
+    config = json.loads(docker("image", "inspect", "--format", "{{json .Config}}", image))
+    assert config["User"] == "10001:10001", config["User"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "mnist-probe"]
+    assert config["Labels"]["org.opencontainers.image.version"] == docker.environ["VERSION"]
+    found = docker(
+        "run", "--rm", "--read-only", "--network", "none", "--entrypoint", "python", image, "-c",
+        "import importlib.util as u, os; "
+        "print([n for n in ('torch', 'training', 'pip') if u.find_spec(n)], os.getuid())",
+    )  # fmt: skip
+    # pip would be the base image's; the environment that serves has none.
+    assert found == "[] 10001", found

@@ -1,0 +1,109 @@
+"""make test-swarm: the same compose file as a stack on a swarm of one node.
+
+It trains as a job, serves, rolls to another image under load, and goes; a swarm that this machine
+was in already is left as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.compose import images, stack
+from tests.compose.engine import (
+    CommandFailed,
+    Docker,
+    EngineUnavailable,
+    complain,
+    running_engine,
+    say,
+)
+from tests.compose.load import no_failures
+from tests.compose.stack import GRPC_PORT, HTTP_PORT, NEXT, SETTINGS
+
+_STACK = "mnist-test-swarm"
+_REPLICAS = 3
+
+
+def main() -> int:
+    """Run the story. Returns 0 if all of it holds, 1 if not, 3 if there is no engine."""
+    parser = argparse.ArgumentParser(prog="python -m tests.compose.swarm", description=__doc__)
+    parser.add_argument("--online", action="store_true", help="as python -m tests.compose has it")
+    options = parser.parse_args()
+    try:
+        docker = Docker(SETTINGS)
+        with running_engine(docker):
+            images.build_all(docker, ["serve", "train"], online=options.online)
+            joined = docker("info", "--format", "{{.Swarm.LocalNodeState}}") != "inactive"
+            if not joined:
+                docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+            try:
+                _remove(docker)  # what an earlier run may have left, its model with it
+                return _story(docker)
+            finally:
+                _remove(docker)
+                if not joined:
+                    docker("swarm", "leave", "--force")
+    except EngineUnavailable as error:
+        complain(f"THE SWARM STACK WAS NOT TESTED: {error}")
+        return 3
+
+
+def _story(docker: Docker) -> int:
+    try:
+        say("== Deploy: the job trains, the servers get ready by themselves.")
+        took = stack.first_prediction_after(lambda: _deploy(docker), within=300)
+        stack.predict_everywhere()
+        say(f"From `stack deploy` to the first prediction: {took:.1f} s.")
+        stack.wait_until(f"{_REPLICAS} running replicas", lambda: _running(docker) == _REPLICAS)
+        time.sleep(5)
+        say("== Roll to a new image under load: no request fails.")
+        docker.environ |= NEXT
+        with no_failures(HTTP_PORT, GRPC_PORT):
+            began = time.monotonic()
+            _deploy(docker)
+            stack.wait_until("the end of the update", lambda: _update(docker) == "completed", 300)
+            say(f"Swarm updated {_REPLICAS} replicas in {time.monotonic() - began:.0f} s.")
+        _, body = stack.get(HTTP_PORT, "/v2")
+        assert NEXT["VERSION"].encode() in body, body
+    except (AssertionError, CommandFailed, TimeoutError) as error:
+        say(f"FAILED: {error}")
+        if docker.works("stack", "ps", _STACK):
+            print(docker("stack", "ps", "--no-trunc", _STACK), file=sys.stderr)
+        print("1 passed, 1 failed", flush=True)
+        return 1
+    print("2 passed, 0 failed", flush=True)
+    return 0
+
+
+def _deploy(docker: Docker) -> None:
+    """The pipe of docs/deployment.md."""
+    render = f"{sys.executable} deploy/swarm/stack.py --replicas {_REPLICAS}"
+    deploy = f"{docker.client} stack deploy --resolve-image never -c - {_STACK}"
+    docker.run("bash", "-o", "pipefail", "-c", f"{render} | {deploy}", quiet=False)
+
+
+def _running(docker: Docker) -> int:
+    states = docker(
+        "service", "ps", "--filter", "desired-state=running", "--format", "{{.CurrentState}}",
+        f"{_STACK}_serve",
+    )  # fmt: skip
+    return sum(state.startswith("Running") for state in states.splitlines())
+
+
+def _update(docker: Docker) -> str:
+    form = "{{if .UpdateStatus}}{{.UpdateStatus.State}}{{end}}"
+    return docker("service", "inspect", "--format", form, f"{_STACK}_serve")
+
+
+def _remove(docker: Docker) -> None:
+    docker("stack", "rm", _STACK)
+    label = f"label=com.docker.stack.namespace={_STACK}"
+    stack.wait_until("no container", lambda: not docker("ps", "-aq", "--filter", label))
+    if volumes := docker("volume", "ls", "-q", "--filter", label).split():
+        docker("volume", "rm", *volumes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+// Reads manifests as a JSON list, and writes a line for each that npm's models refuse.
+import { readFileSync } from "node:fs";
+
+const packages = { "gateway.networking.k8s.io": "gateway-api", "keda.sh": "keda" };
+
+for (const manifest of JSON.parse(readFileSync(0, "utf8"))) {
+  const [group, version] = manifest.apiVersion.split("/");
+  const from = `@kubernetes-models/${packages[group]}/${group}/${version}/${manifest.kind}`;
+  try {
+    const { [manifest.kind]: Model } = await import(from);
+    new Model(manifest).validate();
+  } catch (error) {
+    console.log(`${manifest.kind} ${manifest.metadata.name}: ${error.message}`);
+  }
+}
