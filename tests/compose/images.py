@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.compose.engine import ROOT, CommandFailed, Docker, say
+from tests.compose.engine import ROOT, CommandFailed, Docker, EngineUnavailable, say
 from tests.compose.stack import NEXT
 
 PYTHON_IMAGE = "python:3.11-slim-bookworm"
@@ -25,7 +25,10 @@ _MOST_ABOVE_BASE_MB = 300
 def make_base_images(docker: Docker, *names: str) -> None:
     """Debian, Python and Envoy under their official names, where they are not there yet."""
     docker.environ["DOCKER"] = docker.client
-    made = docker.run(str(ROOT / "deploy/engine/base-images.sh"), *names)
+    try:
+        made = docker.run(str(ROOT / "deploy/engine/base-images.sh"), *names)
+    except CommandFailed as error:  # no Debian mirror, no debootstrap: nothing of ours is wrong
+        raise EngineUnavailable(f"The base images cannot be made here. {error}") from error
     for line in made.splitlines():
         say(line)
 
@@ -47,7 +50,8 @@ def wheels_for_builds(docker: Docker, *locks: str) -> Iterator[str]:
             [*command, "-r", str(path)], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            raise CommandFailed(f"pip cannot download what {path} names:\n{done.stderr[-2000:]}")
+            end = done.stderr[-2000:]
+            raise EngineUnavailable(f"pip cannot download what {path} names:\n{end}")
     gateway = docker(
         "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
     )
