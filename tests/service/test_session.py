@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,3 +113,17 @@ def test_a_part_that_fails_leaves_it_to_the_whole(tmp_path: Path) -> None:
     backwards[8] = 9
     with pytest.raises(Exception, match="out of data bounds"):
         session.run([x, backwards])
+
+
+def test_onnx_runtime_is_told_to_send_no_telemetry() -> None:
+    script = "import os, service.runtime.session; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environ = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    for given, seen in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environ | given,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == seen
