@@ -41,8 +41,8 @@ from service.runtime.shared_memory import Regions
 
 # Decoding a picture up to this size costs less than handing it to a thread and back.
 _INLINE_IMAGE_PIXELS = 128 * 128
-# Likewise what has to be made of JSON, of typed contents or of strings.
-_INLINE_BYTES = 64 * 1024
+# Likewise what has to be made of JSON, of typed contents or of strings; fronts that parse go by it.
+INLINE_BYTES = 64 * 1024
 
 
 class ModelMetadata(NamedTuple):
@@ -120,7 +120,7 @@ class Operations:
         wanted = _wanted_outputs(served, request.outputs) if request.outputs else None
         timeout = timeout_of(request.parameters) if request.parameters else None
         inputs = [self._fetched(tensor) for tensor in request.inputs]
-        if max([_decoding_bytes(each, request.size) for each in inputs], default=0) > _INLINE_BYTES:
+        if max([_decoding_bytes(each, request.size) for each in inputs], default=0) > INLINE_BYTES:
             loop = asyncio.get_running_loop()
             arrays = await loop.run_in_executor(None, _arrays, served, inputs)
         else:

@@ -13,10 +13,7 @@ from service import SERVER_NAME, __version__
 from service.core.tensors import TensorSpec
 from service.http.codec import ALL_BINARY, decode, encode, header_length
 from service.http.message import HttpRequest, HttpResponse, json_response
-from service.operations import Operations
-
-# Parsing JSON up to this size costs less than handing it to a thread and back.
-_INLINE_BYTES = 64 * 1024
+from service.operations import INLINE_BYTES, Operations
 
 
 async def infer(
@@ -27,7 +24,7 @@ async def infer(
     if json_bytes == 0:
         raw = operations.raw_request(model, version, request.body)
         return encode(await operations.infer(raw), ALL_BINARY)
-    if (len(request.body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
+    if (len(request.body) if json_bytes is None else json_bytes) > INLINE_BYTES:
         work = partial(decode, request, json_bytes, model, version)
         decoded, binary = await asyncio.get_running_loop().run_in_executor(None, work)
     else:

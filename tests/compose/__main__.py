@@ -132,7 +132,7 @@ def _scale(docker: Docker) -> None:
     with no_failures(HTTP_PORT, GRPC_PORT):
         stack.scale(docker, 3)
         before = {each: stack.predictions_of(docker, each) for each in stack.replicas(docker)}
-        time.sleep(5)
+        time.sleep(5)  # of load, to be shared out
         for transport in ("http", "grpc"):
             shares = [
                 stack.predictions_of(docker, each).get(transport, 0) - count.get(transport, 0)
@@ -146,24 +146,24 @@ def _scale(docker: Docker) -> None:
 def _kill(docker: Docker) -> None:
     """Kill one of 3 replicas under load (SIGKILL): no request fails."""
     with no_failures(HTTP_PORT, GRPC_PORT):
-        time.sleep(2)
+        time.sleep(2)  # of load on all three
         before = stack.retries(docker)
         docker("kill", stack.replicas(docker)[0], quiet=False)
         stack.wait_until("Envoy without the dead", lambda: stack.envoy_sees(docker, 2))
         say(f"Envoy tried {stack.retries(docker) - before:.0f} requests again.")
-        time.sleep(3)
+        time.sleep(3)  # of load on the two that are left
         stack.scale(docker, 3)
 
 
 def _stop_one(docker: Docker) -> None:
     """Stop one of 3 replicas under load (SIGTERM): no request fails, it exits 0."""
     with no_failures(HTTP_PORT, GRPC_PORT):
-        time.sleep(2)
+        time.sleep(2)  # of load on all three
         stopped = stack.replicas(docker)[0]
         docker("stop", "--time", "40", stopped, quiet=False)
         status = docker("inspect", "--format", "{{.State.ExitCode}}", stopped)
         assert status == "0", f"The stopped replica exits with {status}."
-        time.sleep(2)
+        time.sleep(2)  # of load on the two that are left
         stack.scale(docker, 3)
 
 
