@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from training.recipes import FULL_BATCH, Recipe
 from training.state import Trained, TrainingState, begin
 
 ALONE = Processes()
+_WARM_UP = 0.2  # of a one-cycle run
 
 
 class Split(NamedTuple):
@@ -43,8 +44,11 @@ class Watcher(Protocol):
     def begin(self, state: TrainingState) -> None:
         """Tell of the state before the first step of a new run."""
 
-    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
-        """So many images of this epoch are done, with this mean loss and share of right answers."""
+    def step(self, epochs: float, images: int, loss: float, accuracy: float) -> None:
+        """So many epochs of the run are done, the last of them in part.
+
+        Of that one come the number of images, their mean loss and share of right answers.
+        """
 
     def epoch(self, state: TrainingState, figures: dict[str, Any]) -> None:
         """Tell of the end of an epoch: everything needed to go on from it, and its figures."""
@@ -98,8 +102,8 @@ def train(
     cut = split(data, recipe)
     images, labels = cut.images.to(device), cut.labels.to(device)
     batch_size = _batch_size(recipe, len(images), processes)
-    rate = _schedule(recipe, math.ceil(len(images) / batch_size) * recipe.epochs)
-    state = begin(recipe, len(data.labels), seed, device)
+    rate_at = _schedule(recipe)
+    state = begin(recipe, len(data.labels), len(images), seed, device)
     if saved:
         state.restore(saved.numbers, saved.tensors)
     else:
@@ -111,22 +115,21 @@ def train(
         started = time.perf_counter()
         torch.manual_seed(seed * 1_000_003 + epoch + processes.rank * 7_919)  # for dropout
         network.train()
-        loss_sum, correct, seen = 0.0, 0.0, 0
-        for batch in torch.randperm(len(images), generator=state.random).split(batch_size):
-            if len(batch) < processes.size:
-                continue  # the few images left over when there is not one for each process
+        loss_sum, correct, seen, rate = 0.0, 0.0, 0, 0.0
+        order = state.sampler.order(len(images), state.random)
+        for done, batch in _batches(order, batch_size, processes):
             draws = processes.share(draw(recipe, len(batch), state.random))
             chosen = processes.share(batch).to(device)
-            pixels = deform(scale(images[chosen]), draws, recipe)
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-                logits = model(pixels).float()
-            loss = functional.cross_entropy(
-                logits, labels[chosen], label_smoothing=recipe.label_smoothing
+            logits = _logits(model, deform(scale(images[chosen]), draws, recipe), recipe)
+            losses = functional.cross_entropy(
+                logits, labels[chosen], reduction="none", label_smoothing=recipe.label_smoothing
             )
+            state.sampler.saw(chosen, losses)
+            loss = losses.mean()
+            rate = rate_at((state.epoch + done) / recipe.epochs)
             # Gradients are averaged over processes, whose shares may differ by an image.
             weight = len(chosen) * processes.size / len(batch)
-            _descend(state, loss * weight + penalty(network, recipe), rate(state.step), recipe)
+            _descend(state, loss * weight + penalty(network, recipe), rate, recipe)
 
             # The mean over images, not over batches: the last batch may be smaller. Without the
             # penalty, so that it can be compared with the validation loss.
@@ -137,17 +140,19 @@ def train(
             if not math.isfinite(summed):
                 raise _diverged(f"The loss became {summed / len(batch)} in epoch {epoch}", recipe)
             loss_sum, correct, seen = loss_sum + summed, correct + right, seen + len(batch)
-            watcher.step(epoch, seen, loss_sum / seen, correct / seen)
+            watcher.step(state.epoch + seen / len(order), seen, loss_sum / seen, correct / seen)
             if stop:
                 raise Interrupted(Trained(state.used, state.epoch))
 
+        state.sampler.end_epoch(processes.highest(state.sampler.fresh, device))
         _check_weights(state, recipe)
         state.epoch = epoch
         figures = {
             "epoch": epoch,
             "train_loss": loss_sum / seen,
             "train_accuracy": correct / seen,
-            "learning_rate": rate(state.step - 1),
+            "learning_rate": rate,
+            "images": seen,
         }
         if processes.is_first:
             held_out = cut.validation_images, cut.validation_labels
@@ -169,6 +174,21 @@ def _batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
             "--batch-size, or start fewer."
         )
     return size
+
+
+def _batches(order: Tensor, size: int, processes: Processes) -> Iterator[tuple[float, Tensor]]:
+    """Give the share of the epoch that is done before each batch, and the batch."""
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        # Else a few images are left over, and there is not one for each process.
+        if len(batch) >= processes.size:
+            yield start / len(order), batch
+
+
+def _logits(model: nn.Module, pixels: Tensor, recipe: Recipe) -> Tensor:
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=recipe.bf16):
+        return cast(Tensor, model(pixels)).float()
 
 
 def _descend(state: TrainingState, objective: Tensor, rate: float, recipe: Recipe) -> None:
@@ -233,17 +253,19 @@ def _figures(
     return {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
 
 
-def _schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """Learning rate by step: constant, or one cycle (Smith 2018), linear up and cosine down."""
+def _schedule(recipe: Recipe) -> Callable[[float], float]:
+    """Learning rate by share of the run that is done, 0 to 1, whatever an epoch's number of steps.
+
+    Constant, or one cycle (Smith 2018), linear up and cosine down.
+    """
     peak = recipe.learning_rate
     if recipe.schedule == "constant":
-        return lambda step: peak
-    warm_up = max(1, round(0.2 * steps))
+        return lambda done: peak
 
-    def one_cycle(step: int) -> float:
-        if step < warm_up:
-            return peak * (0.04 + 0.96 * step / warm_up)
-        rest = (step - warm_up) / max(1, steps - warm_up)
+    def one_cycle(done: float) -> float:
+        if done < _WARM_UP:
+            return peak * (0.04 + 0.96 * done / _WARM_UP)
+        rest = (done - _WARM_UP) / (1 - _WARM_UP)
         return peak * 0.5 * (1 + math.cos(math.pi * rest))
 
     return one_cycle

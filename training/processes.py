@@ -44,6 +44,14 @@ class Processes:
         dist.all_reduce(numbers)
         return numbers.tolist()
 
+    def highest(self, values: Tensor, device: torch.device) -> Tensor:
+        """Return the highest of each value over the processes, on the CPU."""
+        if self.size == 1 or not len(values):
+            return values
+        found = values.to(device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.cpu()
+
     def of_first(self, value: float, device: torch.device) -> float:
         """Return what the first process has here, whatever the others have."""
         return self.total(value if self.is_first else 0.0, device=device)[0]

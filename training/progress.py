@@ -64,7 +64,7 @@ class QuietWatcher:
     def begin(self, state: TrainingState) -> None:
         """Write nothing."""
 
-    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+    def step(self, epochs: float, images: int, loss: float, accuracy: float) -> None:
         """Show nothing."""
 
     def epoch(self, state: TrainingState, figures: dict[str, Any]) -> None:
@@ -90,11 +90,10 @@ class RunWatcher:
         self._stopper = stopper
         self._recipe = recipe
         self._labels = labels
-        self._before = len(folder.epochs) * images  # done by an earlier process
         self._seed = seed
         self._images = images
         self._folder = folder
-        self._started = time.perf_counter()
+        self._epoch_started = time.perf_counter()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
             BarColumn(),
@@ -112,8 +111,8 @@ class RunWatcher:
         self._progress.start()
         self._task = self._progress.add_task(
             "",
-            total=self._images * self._recipe.epochs,
-            completed=self._before,
+            total=self._recipe.epochs,
+            completed=len(self._folder.epochs),
             epoch=len(self._folder.epochs) + 1,
             loss=math.nan,
             accuracy=math.nan,
@@ -133,12 +132,12 @@ class RunWatcher:
         """Save a run that has not begun, so that it can be resumed from its first second."""
         self._save_run(state)
 
-    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+    def step(self, epochs: float, images: int, loss: float, accuracy: float) -> None:
         """Move the bar."""
-        done = (epoch - 1) * self._images + images
-        rate = (done - self._before) / (time.perf_counter() - self._started)
+        rate = images / (time.perf_counter() - self._epoch_started)
+        epoch = math.ceil(epochs)
         self._progress.update(
-            self._task, completed=done, epoch=epoch, loss=loss, accuracy=accuracy, rate=rate
+            self._task, completed=epochs, epoch=epoch, loss=loss, accuracy=accuracy, rate=rate
         )
 
     def epoch(self, state: TrainingState, figures: dict[str, Any]) -> None:
@@ -153,7 +152,10 @@ class RunWatcher:
             if key in figures
         ]
         line = f"epoch {figures['epoch']:>2}/{self._recipe.epochs}: {', '.join(parts)}"
-        rate = self._images / max(figures["seconds"], 1e-9)
+        if figures["images"] < self._images:
+            line += f", {figures['images']:,} of {self._images:,} images"
+        rate = figures["images"] / max(figures["seconds"], 1e-9)
+        self._epoch_started = time.perf_counter()
         self._events.add(figures["epoch"], figures | {"images_per_second": rate})
         self._progress.console.print(
             f"{line}, {figures['seconds']:.1f} s, {rate:,.0f} images/s",

@@ -96,6 +96,17 @@ class Recipe:
         False, "compute in bfloat16 where that is safe; for CUDA, and slow on CPUs without it"
     )
 
+    # What most epochs leave out: images that were learnt already.
+    easy_below: float = _knob(
+        0.0, "an image is easy while its training loss was below this when last seen", low=0
+    )
+    easy_share: float = _knob(
+        1.0,
+        "share of the easy images, drawn anew each epoch, that are trained on; all of them with 1",
+        low=0.01,
+        high=1,
+    )
+
     # The images.
     shift: float = _knob(0.0, "random shifts of up to this many pixels", low=0, high=14)
     rotation: float = _knob(0.0, "random turns of up to this many degrees", low=0, high=180)
@@ -147,13 +158,16 @@ RECIPES: Mapping[str, Recipe] = {
             name="fast",
             channels=(16, 32, 64, 64),
             hidden=(),
-            epochs=9,
+            dropout=0.1,
+            epochs=18,
             batch_size=256,
             optimizer="adamw",
             learning_rate=0.01,
             schedule="one-cycle",
-            weight_decay=0.01,
+            weight_decay=0.1,
             ema_decay=0.99,
+            easy_below=0.02,
+            easy_share=0.1,
             shift=2.0,
             rotation=10.0,
             zoom=0.1,
@@ -167,13 +181,15 @@ RECIPES: Mapping[str, Recipe] = {
             hidden=(800, 800),
             dropout=0.2,
             standardise=True,
-            epochs=30,
+            epochs=60,
             batch_size=256,
             optimizer="adamw",
             learning_rate=2e-3,
             schedule="one-cycle",
             weight_decay=0.01,
             ema_decay=0.99,
+            easy_below=0.02,
+            easy_share=0.1,
             shift=2.0,
             rotation=12.0,
             zoom=0.12,
@@ -184,13 +200,15 @@ RECIPES: Mapping[str, Recipe] = {
             name="tiny",
             channels=(8, 16, 20, 20),
             hidden=(),
-            epochs=15,
+            epochs=30,
             batch_size=256,
             optimizer="adamw",
             learning_rate=0.02,
             schedule="one-cycle",
             weight_decay=0.01,
             ema_decay=0.99,
+            easy_below=0.02,
+            easy_share=0.1,
             shift=2.0,
             rotation=10.0,
             zoom=0.1,
@@ -201,17 +219,19 @@ RECIPES: Mapping[str, Recipe] = {
             channels=(32, 64, 128, 128),
             hidden=(),
             dropout=0.3,
-            epochs=80,
+            epochs=50,
             batch_size=256,
             optimizer="adamw",
             learning_rate=0.01,
             schedule="one-cycle",
-            weight_decay=0.02,
-            ema_decay=0.999,
+            weight_decay=0.1,
+            ema_decay=0.995,
+            easy_below=0.02,
+            easy_share=0.1,
             shift=2.0,
             rotation=12.0,
             zoom=0.12,
-            elastic=2.0,
+            elastic=1.5,
         ),
     )
 }

@@ -23,7 +23,8 @@ tr + tr { border-top: 1px solid #ddd } img { max-width: 100% } code { white-spac
 
 _SAYS = {
     "loss.png": "Loss by epoch, without penalties. That of training is the mean while learning, "
-    "with augmentation and dropout; it can lie above the others.",
+    "with augmentation and dropout, and of the images that the epoch trained on: where a recipe "
+    "leaves out easy ones (easy_below), of hard ones mostly. It can lie above the others.",
     "accuracy.png": "Share of right answers by epoch.",
     "confusion.png": "What was taken for what; the colour counts mistakes only.",
     "reliability.png": "Of all answers given with a confidence of 90 %, 90 % should be right. "

@@ -180,7 +180,7 @@ class _Pruner:
     def begin(self, state: TrainingState) -> None:
         """Nothing is saved: a trial that is lost is tried again."""
 
-    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+    def step(self, epochs: float, images: int, loss: float, accuracy: float) -> None:
         """Nothing is shown within an epoch."""
 
     def epoch(self, state: TrainingState, figures: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from training.models import build_network
 from training.recipes import Recipe
+from training.sampling import Sampler
 
 
 class Trained(NamedTuple):
@@ -35,6 +36,7 @@ class TrainingState:
     used: nn.Sequential
     optimizer: torch.optim.Optimizer
     random: torch.Generator  # order and augmentation
+    sampler: Sampler
     epoch: int = 0  # completed
     step: int = 0
     best: nn.Sequential | None = None  # with early stopping only
@@ -64,7 +66,7 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name, on the CPU."""
-        found = {"random": self.random.get_state()}
+        found = {"random": self.random.get_state(), "losses": self.sampler.losses}
         networks = {"network": self.network, "used": self.used, "best": self.best}
         for name, network in networks.items():
             if network is None or (name == "used" and network is self.network):
@@ -80,6 +82,7 @@ class TrainingState:
         """Take on what `numbers` and `tensors` gave. Raises KeyError or RuntimeError otherwise."""
         self.epoch, self.step = numbers["epoch"], numbers["step"]
         self.random.set_state(tensors["random"])
+        self.sampler.losses.copy_(tensors["losses"])
         self.network.load_state_dict(_below("network", tensors))
         if self.used is not self.network:
             self.used.load_state_dict(_below("used", tensors))
@@ -104,14 +107,17 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def begin(recipe: Recipe, classes: int, seed: int, device: torch.device) -> TrainingState:
+def begin(
+    recipe: Recipe, classes: int, images: int, seed: int, device: torch.device
+) -> TrainingState:
     """Return the state before the first step; the same seed gives the same."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     network = build_network(recipe, classes).to(device)
     network.to(memory_format=torch.channels_last)
     used = copy.deepcopy(network) if recipe.ema_decay else network
-    return TrainingState(network, used, _optimizer(recipe, network), random)
+    sampler = Sampler(recipe, images)
+    return TrainingState(network, used, _optimizer(recipe, network), random, sampler)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

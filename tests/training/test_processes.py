@@ -37,6 +37,7 @@ def test_two_processes_with_half_a_batch_each_learn_what_one_does(tmp_path: Path
     # Batches of 25: the shares of the two differ by an image.
     arguments = ["--recipe", "mlp", "--hidden", "32", "--dropout", "0", "--epochs", "3"]
     arguments += ["--train-limit", "300", "--batch-size", "25", "--l2", "0.001", "--patience", "9"]
+    arguments += ["--easy-below", "100", "--easy-share", "0.6"]  # easy is what either has seen
     one = train(tmp_path / "one", *arguments, "--no-publish")
     with torchrun(tmp_path / "two", *arguments) as job:
         assert job.stderr is not None

@@ -74,7 +74,7 @@ def test_a_run_killed_before_its_first_epoch_can_be_resumed(tmp_path: Path) -> N
     few = ["--recipe", "book-30-30", "--epochs", "2", "--train-limit", "100", "--no-publish"]
     first, second = train(tmp_path / "a", *few), train(tmp_path / "b", *few)
     state = begin(
-        checkpoint.read_run(first / "state.safetensors").recipe, 10, 0, torch.device("cpu")
+        checkpoint.read_run(first / "state.safetensors").recipe, 10, 100, 0, torch.device("cpu")
     )
     old = checkpoint.read_run(second / "state.safetensors")
     blank = old._replace(epochs=[], numbers=state.numbers(), tensors=state.tensors())
@@ -94,7 +94,7 @@ def test_a_state_goes_into_tensors_and_back(momentum: float) -> None:
         state.network(pixels).square().sum().backward()
         state.optimizer.step()
 
-    first, second = (begin(recipe, 10, seed, torch.device("cpu")) for seed in (1, 2))
+    first, second = (begin(recipe, 10, 1, seed, torch.device("cpu")) for seed in (1, 2))
     step(first)
     second.restore(first.numbers(), first.tensors())
     for state in (first, second):
