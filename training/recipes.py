@@ -156,10 +156,10 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         Recipe(
             name="fast",
-            channels=(16, 32, 64, 64),
+            channels=(16, 32, 64, 128),
             hidden=(),
             dropout=0.1,
-            epochs=18,
+            epochs=22,
             batch_size=256,
             optimizer="adamw",
             learning_rate=0.01,
@@ -216,10 +216,10 @@ RECIPES: Mapping[str, Recipe] = {
         # `fast`, twice as wide, for many epochs of images bent as well.
         Recipe(
             name="record",
-            channels=(32, 64, 128, 128),
+            channels=(32, 64, 128, 256),
             hidden=(),
             dropout=0.3,
-            epochs=50,
+            epochs=120,
             batch_size=256,
             optimizer="adamw",
             learning_rate=0.01,
