@@ -46,8 +46,8 @@ def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
 
     The initial weights come from torch's global generator: seed it first. Convolutions are 5x5
     for the first and 3x3 for the rest, each with batch normalisation; a 2x2 maximum follows each
-    of the first three, so that all after them cost little: they see 3x3 maps. Dropout comes before each dense layer whose
-    inputs are hidden units.
+    of the first three, so that all after them cost little: they see 3x3 maps. Dropout comes before
+    each dense layer whose inputs are hidden units.
     """
     layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
     inputs, side = 1, 28
