@@ -116,26 +116,26 @@ def train(
         torch.manual_seed(seed * 1_000_003 + epoch + processes.rank * 7_919)  # for dropout
         network.train()
         loss_sum, correct, seen, rate = 0.0, 0.0, 0, 0.0
-        order = state.sampler.order(len(images), state.random)
+        order = state.sampler.order(state.random, at_least=processes.size)
         for done, batch in _batches(order, batch_size, processes):
             draws = processes.share(draw(recipe, len(batch), state.random))
-            chosen = processes.share(batch).to(device)
+            mine = processes.share(batch)
+            chosen = mine.to(device)
             logits = _logits(model, deform(scale(images[chosen]), draws, recipe), recipe)
             losses = functional.cross_entropy(
                 logits, labels[chosen], reduction="none", label_smoothing=recipe.label_smoothing
             )
-            state.sampler.saw(chosen, losses)
-            loss = losses.mean()
+            state.sampler.saw(mine, losses)
             rate = rate_at((state.epoch + done) / recipe.epochs)
             # Gradients are averaged over processes, whose shares may differ by an image.
             weight = len(chosen) * processes.size / len(batch)
-            _descend(state, loss * weight + penalty(network, recipe), rate, recipe)
+            _descend(state, losses.mean() * weight + penalty(network, recipe), rate, recipe)
 
             # The mean over images, not over batches: the last batch may be smaller. Without the
             # penalty, so that it can be compared with the validation loss.
             here = int((logits.argmax(1) == labels[chosen]).sum())
             summed, right, stop = processes.total(
-                loss.item() * len(chosen), here, float(watcher.stopping()), device=device
+                losses.sum().item(), here, float(watcher.stopping()), device=device
             )
             if not math.isfinite(summed):
                 raise _diverged(f"The loss became {summed / len(batch)} in epoch {epoch}", recipe)

@@ -1,7 +1,7 @@
 """Which images an epoch trains on: all of them, or few of those that are known already.
 
-After an epoch nine images of MNIST in ten have a loss of nearly nothing, and so has their gradient.
-Leaving most of them out makes an epoch several times cheaper for the same weights' worth (selective
+After few epochs nine images of MNIST in ten have a loss of nearly nothing, and so has their
+gradient. Leaving most of them out makes an epoch several times cheaper for little loss (selective
 backpropagation, Jiang et al. 2019; InfoBatch, Qin et al. 2024, which scales what is left up: with
 the temperature fitted on held-out images that was no gain here).
 """
@@ -17,30 +17,34 @@ from training.recipes import Recipe
 
 
 class Sampler:
-    """Orders the images of each epoch, and remembers how hard they were. One an image: `losses`."""
+    """Orders the images of each epoch, and remembers the loss that each had when last seen."""
 
     def __init__(self, recipe: Recipe, images: int) -> None:
         self._recipe = recipe
+        self._images = images
         self._selects = recipe.easy_below > 0 and recipe.easy_share < 1
         self.losses = torch.full((images if self._selects else 0,), math.inf)
         self.fresh = self.losses.clone()  # what this process noted in this epoch, else -1
 
-    def order(self, images: int, generator: torch.Generator) -> Tensor:
-        """Return the images of an epoch, int64 [N], shuffled: each at most once."""
+    def order(self, generator: torch.Generator, at_least: int = 1) -> Tensor:
+        """Return the images of an epoch, int64 [N], shuffled: each at most once.
+
+        All of them where fewer than `at_least` would be left.
+        """
         if not self._selects:
-            return torch.randperm(images, generator=generator)
+            return torch.randperm(self._images, generator=generator)
         self.fresh.fill_(-1)
         easy = self.losses < self._recipe.easy_below
-        drawn = torch.rand(images, generator=generator) < self._recipe.easy_share
+        drawn = torch.rand(self._images, generator=generator) < self._recipe.easy_share
         chosen = (drawn | ~easy).nonzero().squeeze(1)
-        if not len(chosen):
-            chosen = torch.arange(images)
+        if len(chosen) < at_least:
+            chosen = torch.arange(self._images)
         return chosen[torch.randperm(len(chosen), generator=generator)]
 
     def saw(self, chosen: Tensor, losses: Tensor) -> None:
-        """Note the losses of a batch, float32 [N], nats."""
+        """Note the losses, float32 [N], nats, of the images `chosen`, int64 [N] on the CPU."""
         if self._selects:
-            self.fresh[chosen.cpu()] = losses.detach().cpu()
+            self.fresh[chosen] = losses.detach().cpu()
 
     def end_epoch(self, fresh_of_all: Tensor) -> None:
         """Take on what all processes noted: the highest of their `fresh`, -1 where none did."""

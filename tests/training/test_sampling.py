@@ -17,11 +17,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_a_recipe_that_leaves_nothing_out_trains_on_all_images_and_remembers_nothing() -> None:
     sampler = Sampler(Recipe(name="x"), 100)
-    assert sampler.order(100, generator()).sort().values.tolist() == list(range(100))
+    assert sampler.order(generator()).sort().values.tolist() == list(range(100))
     sampler.saw(torch.arange(100), torch.zeros(100))
     sampler.end_epoch(sampler.fresh)
     assert len(sampler.losses) == 0
-    assert len(sampler.order(100, generator())) == 100
+    assert len(sampler.order(generator())) == 100
 
 
 @given(
@@ -34,11 +34,11 @@ def test_hard_images_are_never_left_out_and_none_comes_twice(
 ) -> None:
     sampler = Sampler(Recipe(name="x", easy_below=0.1, easy_share=share), len(losses))
     random = generator(seed)
-    first = sampler.order(len(losses), random)
+    first = sampler.order(random)
     assert len(first) == len(losses)  # none has been seen
     sampler.saw(first, torch.tensor(losses)[first])
     sampler.end_epoch(sampler.fresh)
-    second = sampler.order(len(losses), random).tolist()
+    second = sampler.order(random).tolist()
     assert second
     assert len(set(second)) == len(second)
     assert {at for at, loss in enumerate(losses) if loss >= 0.1} <= set(second)
@@ -47,14 +47,23 @@ def test_hard_images_are_never_left_out_and_none_comes_twice(
 def test_the_share_of_easy_images_is_drawn_anew_each_epoch() -> None:
     sampler = Sampler(Recipe(name="x", easy_below=0.1, easy_share=0.1), 10_000)
     random = generator()
-    sampler.saw(sampler.order(10_000, random), torch.zeros(10_000))
+    sampler.saw(sampler.order(random), torch.zeros(10_000))
     sampler.end_epoch(sampler.fresh)
-    second, third = (set(sampler.order(10_000, random).tolist()) for _ in range(2))
+    second, third = (set(sampler.order(random).tolist()) for _ in range(2))
     assert 850 < len(second) < 1_150  # five deviations
     assert len(second & third) < 200
     # An image that an epoch left out is as easy as when it was last seen.
     sampler.end_epoch(sampler.fresh)
     assert bool((sampler.losses == 0).all())
+
+
+def test_there_is_an_image_for_each_process_even_if_all_are_easy() -> None:
+    for seed in range(50):
+        sampler = Sampler(Recipe(name="x", easy_below=1, easy_share=0.01), 20)
+        random = generator(seed)
+        sampler.saw(sampler.order(random), torch.zeros(20))
+        sampler.end_epoch(sampler.fresh)
+        assert len(sampler.order(random, at_least=2)) >= 2
 
 
 def test_a_run_tells_how_many_images_each_epoch_trained_on(tmp_path: Path) -> None:
