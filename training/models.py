@@ -10,8 +10,6 @@ from training.recipes import Recipe
 
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
 
-_POOLS = 3  # halve 28 to 14, 7 and 3
-
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
@@ -44,20 +42,21 @@ class Flatten(nn.Module):
 def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
     """Return the untrained network: float32 pixels [N, 1, 28, 28] in [0, 1] to logits [N, classes].
 
-    The initial weights come from torch's global generator: seed it first. Convolutions are 5x5
-    for the first and 3x3 for the rest, each with batch normalisation; a 2x2 maximum follows each
-    of the first three, so that all after them cost little: they see 3x3 maps. Dropout comes before
-    each dense layer whose inputs are hidden units.
+    The initial weights come from torch's global generator: seed it first. The first convolution is
+    5x5 and takes every other pixel, so that nothing is computed on 28x28 maps; the others are 3x3.
+    Each has batch normalisation, and those of `recipe.pool_after` a 2x2 maximum. Dropout comes
+    before each dense layer whose inputs are hidden units.
     """
     layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
     inputs, side = 1, 28
-    for index, outputs in enumerate(recipe.channels):
-        kernel = 5 if index == 0 else 3
+    for number, outputs in enumerate(recipe.channels, start=1):
+        kernel, stride = (5, 2) if number == 1 else (3, 1)
+        side //= stride
         layers += [
-            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+            nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(outputs),
         ]
-        if index < _POOLS:
+        if number in recipe.pool_after:
             # Before the activation: activations never decrease, so the outcome is the same, and
             # they have a quarter of the work.
             layers.append(nn.MaxPool2d(2))

@@ -15,6 +15,8 @@ from typing import Any
 from training.errors import UsageError
 
 FULL_BATCH = 0  # a batch size
+_POOL_AFTER = (2, 3)  # those of them that there are
+_MOST_POOLS = 3  # from 14x14 maps to one pixel
 
 
 def _knob(
@@ -44,6 +46,9 @@ class Recipe:
     # The network: convolutions, then dense layers, then the ten logits.
     channels: tuple[int, ...] = _knob(
         (), "output channels of each convolution, as 16,32; empty for a dense network", low=1
+    )
+    pool_after: tuple[int, ...] = _knob(
+        _POOL_AFTER, "convolutions, counted from 1, whose maps are halved by a 2x2 maximum", low=1
     )
     hidden: tuple[int, ...] = _knob(
         (256,), "units of each hidden dense layer, as 30,30; empty for none", low=1
@@ -126,6 +131,7 @@ class Recipe:
             _check(knob, getattr(self, knob.name))
         if self.patience and not self.validation_size:
             raise UsageError("--patience needs images to judge by; give a --validation-size, too.")
+        _check_pools(self.pool_after, len(self.channels))
 
 
 def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
@@ -135,6 +141,14 @@ def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not low <= number <= high:
             raise UsageError(f"{flag_of(knob)} is {number}; it must be from {low} to {high}.")
+
+
+def _check_pools(pool_after: tuple[int, ...], convolutions: int) -> None:
+    last = max(pool_after, default=0)
+    if convolutions and last > convolutions and pool_after != _POOL_AFTER:
+        raise UsageError(f"--pool-after names convolution {last}; --channels has {convolutions}.")
+    if sum(number <= convolutions for number in set(pool_after)) > _MOST_POOLS:
+        raise UsageError(f"--pool-after names more than {_MOST_POOLS} convolutions.")
 
 
 def knobs() -> tuple["dataclasses.Field[Any]", ...]:
@@ -159,7 +173,7 @@ RECIPES: Mapping[str, Recipe] = {
             channels=(16, 32, 64, 128),
             hidden=(),
             dropout=0.1,
-            epochs=22,
+            epochs=28,
             batch_size=256,
             optimizer="adamw",
             learning_rate=0.01,
@@ -200,7 +214,7 @@ RECIPES: Mapping[str, Recipe] = {
             name="tiny",
             channels=(8, 16, 20, 20),
             hidden=(),
-            epochs=30,
+            epochs=40,
             batch_size=256,
             optimizer="adamw",
             learning_rate=0.02,
@@ -213,10 +227,11 @@ RECIPES: Mapping[str, Recipe] = {
             rotation=10.0,
             zoom=0.1,
         ),
-        # `fast`, twice as wide, for many epochs of images bent as well.
+        # Wider and deeper than `fast`, and trained for longer.
         Recipe(
             name="record",
-            channels=(32, 64, 128, 256),
+            channels=(32, 64, 64, 128, 128, 256),
+            pool_after=(3, 5),
             hidden=(),
             dropout=0.3,
             epochs=120,

@@ -78,6 +78,17 @@ def test_values_out_of_bounds_are_refused_by_flag() -> None:
     assert main(["--epochs", "0"]) == 2
 
 
+def test_maps_are_halved_where_the_recipe_says_and_only_as_often_as_they_can_be() -> None:
+    network = build_network(Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 4)))
+    assert [type(layer).__name__ for layer in network].count("MaxPool2d") == 3
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert build_network(Recipe(name="x", channels=(4,)))(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(UsageError, match="--pool-after names convolution 5"):
+        Recipe(name="x", channels=(4, 4), pool_after=(1, 5))
+    with pytest.raises(UsageError, match="more than 3"):
+        Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 3, 4))
+
+
 def test_every_knob_is_a_flag() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "training.cli", "--help"], capture_output=True, text=True, check=True
