@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.settings import RESULTS, ROOT
 from benchmarks.statistics import median
+from training.measure import GOAL, seconds_to
 
 CONTENDERS = {
     "ours": "mnist-train",
@@ -27,7 +28,6 @@ CONTENDERS = {
     "plain-worker": "PyTorch's example, DataLoader with one worker process",
 }
 WANTED_RATIO = 2.0
-_TARGET = 0.99
 _MNIST = 60_000  # training images in all
 
 
@@ -65,16 +65,6 @@ def _run(module: str, *arguments: object) -> str:
     return done.stdout
 
 
-def seconds_to(target: float, epochs: Sequence[dict[str, Any]]) -> float | None:
-    """Time until the end of the first epoch whose accuracy reaches the target."""
-    total = 0.0
-    for each in epochs:
-        total += float(each["seconds"])
-        if each["validation_accuracy"] >= target:
-            return total
-    return None
-
-
 def markdown(told: dict[str, Any]) -> str:
     """The table, and whether ours is fast enough."""
     rates: dict[str, float] = {}
@@ -86,7 +76,7 @@ def markdown(told: dict[str, Any]) -> str:
             for epochs in runs
             for epoch in epochs
         )
-        reached = [seconds_to(_TARGET, epochs) for epochs in runs]
+        reached = [seconds_to(GOAL, epochs) for epochs in runs]
         times = [seconds for seconds in reached if seconds is not None]
         shown = f"{median(times):.1f}" if len(times) == len(reached) else "not reached"
         lines.append(f"| {CONTENDERS[name]} | {rates[name]:,.0f} | {shown} |")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.training import main, markdown, seconds_to
+from benchmarks.training import main, markdown
+from training.measure import seconds_to
 
 HOST = {"revision": "r", "cores": 2, "cpu": "c", "load_average_before": [0.0]}
 
