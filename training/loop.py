@@ -99,9 +99,9 @@ def train(
     loss stops being a number, Interrupted when the watcher wants to stop.
     """
     torch.use_deterministic_algorithms(mode=True)
-    # It would also fill every new tensor with NaN, a seventh of a step, to show reads of memory that
-    # was never written. Nothing here makes such a tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # It would also fill every new tensor with NaN, for a seventh of a step's time, to show where
+    # memory is read that was never written. (The stubs do not know the attribute.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     cut = split(data, recipe)
     images, labels = cut.images.to(device), cut.labels.to(device)
     batch_size = _batch_size(recipe, len(images), processes)
