@@ -21,6 +21,7 @@ from benchmarks import machine
 from benchmarks.settings import RESULTS, ROOT
 from benchmarks.statistics import median
 from training.measure import GOAL, seconds_to
+from training.recipes import RECIPES
 
 CONTENDERS = {
     "ours": "mnist-train",
@@ -52,8 +53,6 @@ def epochs_of(contender: str, epochs: int, threads: int) -> list[dict[str, Any]]
 
 def _images() -> int:
     """Images that both learn from."""
-    from training.recipes import RECIPES
-
     return _MNIST - RECIPES["fast"].validation_size
 
 

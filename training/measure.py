@@ -145,7 +145,10 @@ def _measure(name: str, seed: int, threads: int, extra: Sequence[str]) -> dict[s
 
 
 def seconds_to(goal: float, epochs: Sequence[Mapping[str, Any]]) -> float | None:
-    """Seconds until such a share of the held-out images (with none, the test images) was right."""
+    """Seconds to the end of the first epoch with so many right, as a share, or None without one.
+
+    Of the held-out images; where there are none, of the test images.
+    """
     passed: float = 0.0
     for figures in epochs:
         passed += float(figures["seconds"])
