@@ -125,17 +125,21 @@ def train(
             mine = processes.share(batch)
             chosen = mine.to(device)
             logits = _logits(model, deform(scale(images[chosen]), draws, recipe), recipe)
-            losses = functional.cross_entropy(
-                logits, labels[chosen], reduction="none", label_smoothing=recipe.label_smoothing
-            )
+            # Plain, so that it can be compared with the validation loss and says what is easy.
+            losses = functional.cross_entropy(logits, labels[chosen], reduction="none")
             state.sampler.saw(mine, losses)
             rate = rate_at((state.epoch + done) / recipe.epochs)
             # Gradients are averaged over processes, whose shares may differ by an image.
             weight = len(chosen) * processes.size / len(batch)
-            _descend(state, losses.mean() * weight + penalty(network, recipe), rate, recipe)
+            _descend(
+                state,
+                _objective(logits, labels[chosen], losses, recipe) * weight
+                + penalty(network, recipe),
+                rate,
+                recipe,
+            )
 
-            # The mean over images, not over batches: the last batch may be smaller. Without the
-            # penalty, so that it can be compared with the validation loss.
+            # The mean over images, not over batches: the last batch may be smaller.
             here = int((logits.argmax(1) == labels[chosen]).sum())
             summed, right, stop = processes.total(
                 losses.sum().item(), here, float(watcher.stopping()), device=device
@@ -192,6 +196,14 @@ def _logits(model: nn.Module, pixels: Tensor, recipe: Recipe) -> Tensor:
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=recipe.bf16):
         return cast(Tensor, model(pixels)).float()
+
+
+def _objective(logits: Tensor, labels: Tensor, losses: Tensor, recipe: Recipe) -> Tensor:
+    """The mean of the losses, or of those that label smoothing makes of them."""
+    smoothing = recipe.label_smoothing
+    if not smoothing:
+        return losses.mean()
+    return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 def _descend(state: TrainingState, objective: Tensor, rate: float, recipe: Recipe) -> None:

@@ -8,9 +8,11 @@ seconds is true of that machine only. What is written is what was measured; noth
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -138,10 +140,20 @@ def _measure(name: str, seed: int, threads: int, extra: Sequence[str]) -> dict[s
         "seconds": sum(figures["seconds"] for figures in epochs),
         "seconds_to_99": seconds_to(GOAL, epochs),
         "threads": threads,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{os.cpu_count()} cores of {_cpu_model()}",
         "git_revision": git_revision(),
         "versions": versions(),
     }
+
+
+def _cpu_model() -> str:
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        told = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
 
 
 def seconds_to(goal: float, epochs: Sequence[Mapping[str, Any]]) -> float | None:

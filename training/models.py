@@ -43,17 +43,18 @@ def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
     """Return the untrained network: float32 pixels [N, 1, 28, 28] in [0, 1] to logits [N, classes].
 
     The initial weights come from torch's global generator: seed it first. The first convolution is
-    5x5 and takes every other pixel, so that nothing is computed on 28x28 maps; the others are 3x3.
-    Each has batch normalisation, and those of `recipe.pool_after` a 2x2 maximum. Dropout comes
-    before each dense layer whose inputs are hidden units.
+    6x6, takes every other pixel and has no padding: it sees each pixel, and its 12x12 maps can be
+    halved twice with nothing cut off. The others are 3x3, padded. Each has batch normalisation, and
+    those of `recipe.pool_after` a 2x2 maximum. Dropout comes before each dense layer whose inputs
+    are hidden units.
     """
     layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
     inputs, side = 1, 28
     for number, outputs in enumerate(recipe.channels, start=1):
-        kernel, stride = (5, 2) if number == 1 else (3, 1)
-        side //= stride
+        kernel, stride, padding = (6, 2, 0) if number == 1 else (3, 1, 1)
+        side = (side + 2 * padding - kernel) // stride + 1
         layers += [
-            nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+            nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
             nn.BatchNorm2d(outputs),
         ]
         if number in recipe.pool_after:

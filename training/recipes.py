@@ -16,7 +16,7 @@ from training.errors import UsageError
 
 FULL_BATCH = 0  # a batch size
 _POOL_AFTER = (2, 3)  # of a network with fewer convolutions: those of them that it has
-_MOST_POOLS = 3  # from 14x14 maps to one pixel
+_MOST_POOLS = 3  # from 12x12 maps to one pixel
 
 
 def _knob(

@@ -128,7 +128,8 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     parameters = network.parameters()
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        decay = recipe.weight_decay
+        return torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=decay, fused=True)
     return torch.optim.SGD(
         parameters,
         recipe.learning_rate,

@@ -89,6 +89,14 @@ def test_maps_are_halved_where_the_recipe_says_and_only_as_often_as_they_can_be(
         Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 3, 4))
 
 
+def test_the_first_convolution_sees_every_pixel() -> None:
+    first = build_network(Recipe(name="x", channels=(1,)))[0]
+    pixels = torch.zeros(1, 1, 28, 28, requires_grad=True)
+    first(pixels).sum().backward()
+    assert pixels.grad is not None
+    assert bool((pixels.grad != 0).all())
+
+
 def test_every_knob_is_a_flag() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "training.cli", "--help"], capture_output=True, text=True, check=True
@@ -121,5 +129,11 @@ def test_elastic_bending_moves_points_of_one_image_by_amounts_of_their_own() -> 
     assert (bent[:, :, 1:] - bent[:, :, :-1]).abs().amax((1, 2, 3)).min() > 0.05
     still = deform(pixels, torch.zeros_like(draws), recipe)
     assert torch.allclose(still, pixels, atol=1e-4)
+    # All knots to one side by one pixel (of the two on each side that are allowed): so goes all.
+    draws = torch.zeros_like(draws)
+    draws[:, 4 : 4 + 49] = 0.5
+    aside = deform(pixels, draws, recipe)
+    assert torch.allclose(aside[:, :, :, :-1], pixels[:, :, :, 1:], atol=1e-4)
     # A share of the draws does to its images what the whole would have done.
+    draws = draw(recipe, 8, torch.Generator().manual_seed(0))
     assert torch.allclose(deform(pixels[1::2], draws[1::2], recipe), bent[1::2], atol=1e-6)

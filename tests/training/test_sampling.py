@@ -72,3 +72,10 @@ def test_a_run_tells_how_many_images_each_epoch_trained_on(tmp_path: Path) -> No
     counts = [figures["images"] for figures in epochs_of(run)]
     assert counts[0] == 2_000
     assert counts[-1] < 1_500
+
+
+def test_label_smoothing_hides_from_nobody_how_easy_an_image_is(tmp_path: Path) -> None:
+    few = ["--recipe", "mlp", "--hidden", "64", "--epochs", "8", "--train-limit", "2000"]
+    few += ["--label-smoothing", "0.1", "--easy-below", "0.3", "--easy-share", "0.05"]
+    # No loss of a smoothed label is below its entropy, 0.5.
+    assert epochs_of(train(tmp_path, *few, "--no-publish"))[-1]["images"] < 1_800
