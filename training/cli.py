@@ -12,7 +12,7 @@ import torch
 
 from training import checkpoint, recipes
 from training.data import DataSet
-from training.devices import DEVICES, choose_device
+from training.devices import DEVICES, choose_device, computes_bf16
 from training.errors import InterruptedRunError, TrainingError, UsageError
 from training.export import newest_version
 from training.flags import add_recipe_flags, asked_knobs, knob_named, recipe_of
@@ -153,7 +153,13 @@ def _train(
         if not folder:
             return train(recipe, data, seed, device, QuietWatcher(stopper), saved, processes)
         among = f", with {processes.size} processes" if processes.size > 1 else ""
-        say(f"Recipe {recipe.name} on {device}, seed {seed}{among}; the run is in {folder.path}.")
+        precision = ""
+        if recipe.bf16:
+            precision = (
+                " in bfloat16" if computes_bf16(device) else " in float32 for want of bfloat16"
+            )
+        told = f"on {device}{precision}, seed {seed}{among}"
+        say(f"Recipe {recipe.name} {told}; the run is in {folder.path}.")
         images = len(split(data, recipe).images)
         with RunWatcher(recipe, seed, data.labels, images, folder, stopper) as watcher:
             try:

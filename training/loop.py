@@ -18,6 +18,7 @@ from torch.nn import functional
 from training.augment import deform, draw
 from training.checkpoint import Saved
 from training.data import DataSet
+from training.devices import computes_bf16
 from training.errors import DivergedError, UsageError
 from training.evaluate import logits_of, loss_and_accuracy
 from training.models import scale
@@ -105,7 +106,7 @@ def train(
     cut = split(data, recipe)
     images, labels = cut.images.to(device), cut.labels.to(device)
     batch_size = _batch_size(recipe, len(images), processes)
-    rate_at = _schedule(recipe)
+    rate_at, bf16 = _schedule(recipe), recipe.bf16 and computes_bf16(device)
     state = begin(recipe, len(data.labels), len(images), seed, device)
     if saved:
         state.restore(saved.numbers, saved.tensors)
@@ -124,7 +125,7 @@ def train(
             draws = processes.share(draw(recipe, len(batch), state.random))
             mine = processes.share(batch)
             chosen = mine.to(device)
-            logits = _logits(model, deform(scale(images[chosen]), draws, recipe), recipe)
+            logits = _logits(model, deform(scale(images[chosen]), draws, recipe), bf16)
             # Plain, so that it can be compared with the validation loss and says what is easy.
             losses = functional.cross_entropy(logits, labels[chosen], reduction="none")
             state.sampler.saw(mine, losses)
@@ -192,9 +193,9 @@ def _batches(order: Tensor, size: int, processes: Processes) -> Iterator[tuple[f
             yield start / len(order), batch
 
 
-def _logits(model: nn.Module, pixels: Tensor, recipe: Recipe) -> Tensor:
+def _logits(model: nn.Module, pixels: Tensor, bf16: bool) -> Tensor:
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=recipe.bf16):
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
         return cast(Tensor, model(pixels)).float()
 
 

@@ -98,7 +98,7 @@ class Recipe:
         0.0, "decay of the moving average of the weights; 0 keeps the last ones", low=0, high=0.9999
     )
     bf16: bool = _knob(
-        False, "compute in bfloat16 where that is safe; for CUDA, and slow on CPUs without it"
+        False, "convolve and multiply in bfloat16 where the device has instructions for that"
     )
 
     # What most epochs leave out: images that were learnt already.
