@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -24,6 +25,7 @@ from training.evaluate import logits_of, loss_and_accuracy
 from training.models import scale
 from training.processes import Processes
 from training.recipes import FULL_BATCH, Recipe
+from training.sharpness import worst_nearby
 from training.state import Trained, TrainingState, begin
 
 ALONE = Processes()
@@ -99,10 +101,7 @@ def train(
     bit. Many processes share each batch, and the first evaluates. Raises DivergedError when the
     loss stops being a number, Interrupted when the watcher wants to stop.
     """
-    torch.use_deterministic_algorithms(mode=True)
-    # It would also fill every new tensor with NaN, for a seventh of a step's time, to show where
-    # memory is read that was never written. (The stubs do not know the attribute.)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _be_deterministic()
     cut = split(data, recipe)
     images, labels = cut.images.to(device), cut.labels.to(device)
     batch_size = _batch_size(recipe, len(images), processes)
@@ -125,25 +124,23 @@ def train(
             draws = processes.share(draw(recipe, len(batch), state.random))
             mine = processes.share(batch)
             chosen = mine.to(device)
-            logits = _logits(model, deform(scale(images[chosen]), draws, recipe), bf16)
+            forward = partial(_logits, model, deform(scale(images[chosen]), draws, recipe), bf16)
+            logits = forward()
             # Plain, so that it can be compared with the validation loss and says what is easy.
             losses = functional.cross_entropy(logits, labels[chosen], reduction="none")
             state.sampler.saw(mine, losses)
             rate = rate_at((state.epoch + done) / recipe.epochs)
             # Gradients are averaged over processes, whose shares may differ by an image.
             weight = len(chosen) * processes.size / len(batch)
-            _descend(
-                state,
-                _objective(logits, labels[chosen], losses, recipe) * weight
-                + penalty(network, recipe),
-                rate,
-                recipe,
-            )
+            objective = partial(_objective, labels[chosen], weight, network, recipe)
+            _descend(state, objective, logits, forward, rate, recipe)
 
             # The mean over images, not over batches: the last batch may be smaller.
-            here = int((logits.argmax(1) == labels[chosen]).sum())
             summed, right, stop = processes.total(
-                losses.sum().item(), here, float(watcher.stopping()), device=device
+                losses.sum().item(),
+                int((logits.argmax(1) == labels[chosen]).sum()),
+                float(watcher.stopping()),
+                device=device,
             )
             if not math.isfinite(summed):
                 raise _diverged(f"The loss became {summed / len(batch)} in epoch {epoch}", recipe)
@@ -174,6 +171,13 @@ def train(
     return state.result()
 
 
+def _be_deterministic() -> None:
+    torch.use_deterministic_algorithms(mode=True)
+    # It would also fill every new tensor with NaN, for a seventh of a step's time, to show where
+    # memory is read that was never written. (The stubs do not know the attribute.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def _batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
     size = images if recipe.batch_size == FULL_BATCH else min(recipe.batch_size, images)
     if size < processes.size:
@@ -199,20 +203,33 @@ def _logits(model: nn.Module, pixels: Tensor, bf16: bool) -> Tensor:
         return cast(Tensor, model(pixels)).float()
 
 
-def _objective(logits: Tensor, labels: Tensor, losses: Tensor, recipe: Recipe) -> Tensor:
-    """The mean of the losses, or of those that label smoothing makes of them."""
+def _objective(
+    labels: Tensor, weight: float, network: nn.Module, recipe: Recipe, logits: Tensor
+) -> Tensor:
+    """What is minimised: the loss of (smoothed) labels, and the penalty."""
     smoothing = recipe.label_smoothing
-    if not smoothing:
-        return losses.mean()
-    return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return losses.mean() * weight + penalty(network, recipe)
 
 
-def _descend(state: TrainingState, objective: Tensor, rate: float, recipe: Recipe) -> None:
-    """One step of the optimiser, and what comes after each."""
+def _descend(
+    state: TrainingState,
+    objective: Callable[[Tensor], Tensor],
+    logits: Tensor,
+    forward: Callable[[], Tensor],
+    rate: float,
+    recipe: Recipe,
+) -> None:
+    """One step of the optimiser, and what comes after each. Moved weights go `forward` again."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad()
-    objective.backward()
+    objective(logits).backward()
+    if recipe.sharpness:
+        with worst_nearby(state.network, recipe.sharpness):
+            worst = objective(forward())
+            state.optimizer.zero_grad()
+            worst.backward()
     state.optimizer.step()
     state.step += 1
     if recipe.max_norm:

@@ -50,6 +50,10 @@ class Recipe:
     pool_after: tuple[int, ...] = _knob(
         _POOL_AFTER, "convolutions, counted from 1, whose maps are halved by a 2x2 maximum", low=1
     )
+    padding: bool = _knob(
+        False,
+        "pad images for the first convolution: 5x5 to maps of 14x14, and not 6x6 to maps of 12x12",
+    )
     hidden: tuple[int, ...] = _knob(
         (256,), "units of each hidden dense layer, as 30,30; empty for none", low=1
     )
@@ -94,6 +98,12 @@ class Recipe:
         low=0,
     )
     label_smoothing: float = _knob(0.0, "label smoothing of the training loss", low=0, high=0.5)
+    sharpness: float = _knob(
+        0.0,
+        "descend by the gradient of the worst weights within this distance (SAM); doubles the time",
+        flag="--sam",
+        low=0,
+    )
     ema_decay: float = _knob(
         0.0, "decay of the moving average of the weights; 0 keeps the last ones", low=0, high=0.9999
     )
@@ -229,11 +239,12 @@ RECIPES: Mapping[str, Recipe] = {
             rotation=10.0,
             zoom=0.1,
         ),
-        # Twice as wide as `fast` and more, and trained for longer.
+        # Twice as wide as `fast`, and trained for longer.
         Recipe(
             name="record",
-            channels=(32, 64, 64, 128, 128, 384),
+            channels=(32, 64, 64, 128, 128, 256),
             pool_after=(3, 5),
+            padding=True,
             hidden=(),
             dropout=0.3,
             epochs=60,
@@ -242,7 +253,9 @@ RECIPES: Mapping[str, Recipe] = {
             learning_rate=0.01,
             schedule="one-cycle",
             weight_decay=0.1,
+            sharpness=0.05,
             ema_decay=0.995,
+            bf16=True,
             easy_below=0.02,
             easy_share=0.1,
             shift=2.0,

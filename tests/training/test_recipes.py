@@ -29,6 +29,7 @@ def test_the_small_net_of_the_notes_has_about_25000_parameters() -> None:
 
 def test_recipes_are_as_small_as_they_say() -> None:
     assert count_parameters(build_network(RECIPES["tiny"])) < 10_000
+    assert 4 * count_parameters(build_network(RECIPES["record"])) < 3_000_000  # bytes
     assert "Conv" not in str(build_network(RECIPES["mlp"]))
 
 
@@ -88,10 +89,13 @@ def test_maps_are_halved_where_the_recipe_says_and_only_as_often_as_they_can_be(
         Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 3, 4))
 
 
-def test_the_first_convolution_sees_every_pixel() -> None:
-    first = build_network(Recipe(name="x", channels=(1,)))[0]
+@pytest.mark.parametrize(("padding", "side"), [(False, 12), (True, 14)])
+def test_the_first_convolution_sees_every_pixel(padding: bool, side: int) -> None:
+    first = build_network(Recipe(name="x", channels=(1,), padding=padding))[0]
     pixels = torch.zeros(1, 1, 28, 28, requires_grad=True)
-    first(pixels).sum().backward()
+    maps = first(pixels)
+    assert maps.shape == (1, 1, side, side)
+    maps.sum().backward()
     assert pixels.grad is not None
     assert bool((pixels.grad != 0).all())
 
