@@ -131,6 +131,7 @@ def _folder(
         "seed": seed,
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "precision": "bfloat16" if recipe.bf16 and computes_bf16(device) else "float32",
         "source": source,
         "data": data.sha256,
         "versions": versions(),

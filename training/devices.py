@@ -30,5 +30,14 @@ def computes_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities()
+    # PyTorch 2.10 cannot say, and goes without.
+    able = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def be_deterministic() -> None:
+    """Take no algorithm that adds up in another order each time. Raises where there is no other."""
+    torch.use_deterministic_algorithms(mode=True)
+    # It would also fill every new tensor with NaN, for a seventh of a step's time, to show where
+    # memory is read that was never written. (The stubs do not know the attribute.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from torch.nn import functional
 from training.augment import deform, draw
 from training.checkpoint import Saved
 from training.data import DataSet
-from training.devices import computes_bf16
+from training.devices import be_deterministic, computes_bf16
 from training.errors import DivergedError, UsageError
 from training.evaluate import logits_of, loss_and_accuracy
 from training.models import scale
@@ -101,7 +101,7 @@ def train(
     bit. Many processes share each batch, and the first evaluates. Raises DivergedError when the
     loss stops being a number, Interrupted when the watcher wants to stop.
     """
-    _be_deterministic()
+    be_deterministic()
     cut = split(data, recipe)
     images, labels = cut.images.to(device), cut.labels.to(device)
     batch_size = _batch_size(recipe, len(images), processes)
@@ -127,7 +127,7 @@ def train(
             forward = partial(_logits, model, deform(scale(images[chosen]), draws, recipe), bf16)
             logits = forward()
             # Plain, so that it can be compared with the validation loss and says what is easy.
-            losses = functional.cross_entropy(logits, labels[chosen], reduction="none")
+            losses = functional.cross_entropy(logits.detach(), labels[chosen], reduction="none")
             state.sampler.saw(mine, losses)
             rate = rate_at((state.epoch + done) / recipe.epochs)
             # Gradients are averaged over processes, whose shares may differ by an image.
@@ -169,13 +169,6 @@ def train(
             state.keep_if_best(processes.of_first(figures.get("validation_loss", 0.0), device))
         watcher.epoch(state, figures)
     return state.result()
-
-
-def _be_deterministic() -> None:
-    torch.use_deterministic_algorithms(mode=True)
-    # It would also fill every new tensor with NaN, for a seventh of a step's time, to show where
-    # memory is read that was never written. (The stubs do not know the attribute.)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _batch_size(recipe: Recipe, images: int, processes: Processes) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 from training.errors import UsageError
 
 FULL_BATCH = 0  # a batch size
-_POOL_AFTER = (2, 3)  # of a network with fewer convolutions: those of them that it has
 _MOST_POOLS = 3  # from 12x12 maps to one pixel
 
 
@@ -48,7 +47,7 @@ class Recipe:
         (), "output channels of each convolution, as 16,32; empty for a dense network", low=1
     )
     pool_after: tuple[int, ...] = _knob(
-        _POOL_AFTER, "convolutions, counted from 1, whose maps are halved by a 2x2 maximum", low=1
+        (2, 3), "convolutions, counted from 1, whose maps are halved by a 2x2 maximum", low=1
     )
     padding: bool = _knob(
         False,
@@ -154,9 +153,6 @@ def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
 
 
 def _check_pools(pool_after: tuple[int, ...], convolutions: int) -> None:
-    last = max(pool_after, default=0)
-    if convolutions and last > convolutions and pool_after != _POOL_AFTER:
-        raise UsageError(f"--pool-after names convolution {last}; --channels has {convolutions}.")
     if sum(number <= convolutions for number in set(pool_after)) > _MOST_POOLS:
         raise UsageError(f"--pool-after names more than {_MOST_POOLS} convolutions.")
 
@@ -221,7 +217,7 @@ RECIPES: Mapping[str, Recipe] = {
             zoom=0.12,
             elastic=2.0,
         ),
-        # 9,770 parameters.
+        # 9,858 parameters.
         Recipe(
             name="tiny",
             channels=(8, 16, 20, 20),

@@ -21,7 +21,7 @@ def worst_nearby(network: nn.Module, radius: float) -> Iterator[None]:
     That is the worst place of that ball as far as the gradient tells. Outside they are what they
     were; batch statistics of inside count for nothing.
     """
-    weights: list[torch.Tensor] = list(network.parameters())
+    weights: list[torch.Tensor] = [w for w in network.parameters() if w.grad is not None]
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     with torch.no_grad():

@@ -113,6 +113,9 @@ def test_in_bfloat16_a_net_learns_and_its_weights_stay_whole(
     capsys.readouterr()
     rounded = train(tmp_path / "rounded", *FEW, "--epochs", "3", "--bf16")
     able = computes_bf16(torch.device("cpu"))
+    if Path("/proc/cpuinfo").exists():
+        flags = Path("/proc/cpuinfo").read_text()
+        assert able == ("avx512_bf16" in flags or "amx_bf16" in flags)
     told = capsys.readouterr()
     assert ("on cpu in bfloat16" if able else "on cpu in float32") in told.out + told.err
     for ours, theirs in zip(weights_of(rounded), weights_of(exact), strict=True):

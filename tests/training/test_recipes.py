@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -78,13 +79,18 @@ def test_values_out_of_bounds_are_refused_by_flag() -> None:
     assert main(["--epochs", "0"]) == 2
 
 
-def test_maps_are_halved_where_the_recipe_says_and_only_as_often_as_they_can_be() -> None:
+def test_maps_are_halved_where_the_recipe_says_and_only_as_often_as_they_can_be(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     network = build_network(Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 4)))
     assert [type(layer).__name__ for layer in network].count("MaxPool2d") == 3
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     assert build_network(Recipe(name="x", channels=(4,)))(torch.rand(2, 1, 28, 28)).shape == (2, 10)
-    with pytest.raises(UsageError, match="--pool-after names convolution 5"):
-        Recipe(name="x", channels=(4, 4), pool_after=(1, 5))
+    assert main(["--channels", "4,4", "--pool-after", "1,5"]) == 2
+    assert "--pool-after names convolution 5" in capsys.readouterr().err
+    # Whose recipe halves maps of convolutions that are not there has said nothing wrong.
+    small = dataclasses.replace(RECIPES["fast"], channels=(4, 8))
+    assert build_network(small)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     with pytest.raises(UsageError, match="more than 3"):
         Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 3, 4))
 
@@ -132,6 +138,17 @@ def test_elastic_bending_moves_points_of_one_image_by_amounts_of_their_own() -> 
     assert (bent[:, :, 1:] - bent[:, :, :-1]).abs().amax((1, 2, 3)).min() > 0.05
     still = deform(pixels, torch.zeros_like(draws), recipe)
     assert torch.allclose(still, pixels, atol=1e-4)
+    # Between the knots it is bilinear.
+    free = draws.clone()
+    free[:, :4] = 0
+    knots = free[:, 4:].reshape(8, 2, 7, 7) * (2.0 / 14)
+    bilinear = {"mode": "bilinear", "align_corners": True}
+    field = torch.nn.functional.interpolate(knots, size=28, **bilinear).permute(0, 2, 3, 1)
+    still_grid = torch.nn.functional.affine_grid(
+        torch.eye(3)[:2].expand(8, 2, 3), [8, 1, 28, 28], align_corners=False
+    )
+    sampled = torch.nn.functional.grid_sample(pixels, still_grid + field, align_corners=False)
+    assert torch.allclose(deform(pixels, free, recipe), sampled, atol=1e-4)
     # All knots to one side by one pixel (of the two on each side that are allowed): so goes all.
     draws = torch.zeros_like(draws)
     draws[:, 4 : 4 + 49] = 0.5

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from tests.training.small_run import epochs_of, train
-from training.models import build_network
+from training import checkpoint
+from training.data import load_mnist
+from training.models import build_network, scale
 from training.recipes import Recipe
 from training.sharpness import worst_nearby
+from training.state import begin
 
 
 def test_inside_the_weights_are_moved_along_their_gradients_and_outside_they_are_as_before() -> (
@@ -40,6 +43,34 @@ def test_the_weights_are_as_before_after_an_error_too() -> None:
     with pytest.raises(ZeroDivisionError), worst_nearby(network, 1.0):
         raise ZeroDivisionError
     assert all(map(torch.equal, network.parameters(), before))
+
+
+def test_a_step_is_by_the_gradient_of_the_moved_weights_alone(tmp_path: Path) -> None:
+    # One step of plain descent by all images.
+    few = ["--recipe", "book-30-30", "--train-limit", "50", "--batch-size", "full", "--lr", "0.5"]
+    few += ["--epochs", "1", "--sam", "0.3", "--no-publish"]
+    reached = checkpoint.read(train(tmp_path, *few) / "checkpoint.safetensors").network
+    recipe = Recipe(name="x", hidden=(30, 30))
+    network = begin(recipe, 10, 50, 0, torch.device("cpu")).network
+    data = load_mnist()
+    pixels, labels = scale(data.train_images[:50]), data.train_labels[:50]
+
+    def gradients() -> list[torch.Tensor]:
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(network(pixels), labels).backward()
+        return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+    first = gradients()
+    length = torch.cat([g.flatten() for g in first]).norm()
+    with torch.no_grad():
+        for p, g in zip(network.parameters(), first, strict=True):
+            p.add_(g * (0.3 / length))
+    second = gradients()
+    with torch.no_grad():
+        for p, before, g in zip(network.parameters(), first, second, strict=True):
+            p.sub_(before * (0.3 / length) + 0.5 * g)
+    for ours, theirs in zip(network.parameters(), reached.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_run_with_it_learns_otherwise(tmp_path: Path) -> None:
