@@ -10,11 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from training.machine import cpu_model
+
 
 def describe() -> dict[str, Any]:
     """CPU, cores, memory, system, load, the tools and the revision of this repository."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -40,11 +42,6 @@ def results_file(folder: Path, now: datetime, machine: dict[str, Any], what: str
         number += 1
         path = folder / f"{stem}-{number}.json"
     return path
-
-
-def _cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
 
 
 def _first_line(command: list[str]) -> str:

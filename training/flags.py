@@ -38,13 +38,7 @@ def recipe_of(options: argparse.Namespace, default: str) -> Recipe:
     changes.pop("recipe", None)
     if name not in RECIPES:
         raise UsageError(f"{options.config}: there is no recipe {name!r}: {', '.join(RECIPES)}.")
-    given = changes | asked_knobs(options)
-    recipe = dataclasses.replace(RECIPES[name], **given)
-    # A recipe's own says nothing of channels that somebody else chose: what is too much is ignored.
-    last, convolutions = max(recipe.pool_after, default=0), len(recipe.channels)
-    if "pool_after" in given and last > convolutions > 0:
-        raise UsageError(f"--pool-after names convolution {last}; --channels has {convolutions}.")
-    return recipe
+    return recipes.changed(RECIPES[name], changes | asked_knobs(options))
 
 
 def changes_from_named(recipe: Recipe) -> dict[str, Any]:

@@ -11,8 +11,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from typing import Any
 
 from training.errors import TrainingError, UsageError
 from training.files import write_atomically
+from training.machine import cpu_model
 from training.models import build_network, count_parameters
 from training.recipes import RECIPES
 from training.release import git_revision, versions
@@ -141,19 +140,10 @@ def _measure(name: str, seed: int, threads: int, extra: Sequence[str]) -> dict[s
         "seconds_to_99": seconds_to(GOAL, epochs),
         "threads": threads,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores of {_cpu_model()}",
+        "machine": f"{os.cpu_count()} cores of {cpu_model()}",
         "git_revision": git_revision(),
         "versions": versions(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not Linux
-        told = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
 
 
 def seconds_to(goal: float, epochs: Sequence[Mapping[str, Any]]) -> float | None:

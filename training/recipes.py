@@ -15,6 +15,7 @@ from typing import Any
 from training.errors import UsageError
 
 FULL_BATCH = 0  # a batch size
+_POOL_AFTER = (2, 3)  # of a network with fewer convolutions: those of them that it has
 _MOST_POOLS = 3  # from 12x12 maps to one pixel
 
 
@@ -47,7 +48,7 @@ class Recipe:
         (), "output channels of each convolution, as 16,32; empty for a dense network", low=1
     )
     pool_after: tuple[int, ...] = _knob(
-        (2, 3), "convolutions, counted from 1, whose maps are halved by a 2x2 maximum", low=1
+        _POOL_AFTER, "convolutions, counted from 1, whose maps are halved by a 2x2 maximum", low=1
     )
     padding: bool = _knob(
         False,
@@ -153,8 +154,23 @@ def _check(knob: "dataclasses.Field[Any]", value: Any) -> None:
 
 
 def _check_pools(pool_after: tuple[int, ...], convolutions: int) -> None:
+    last = max(pool_after, default=0)
+    if convolutions and last > convolutions and pool_after != _POOL_AFTER:
+        raise UsageError(f"--pool-after names convolution {last}; --channels has {convolutions}.")
     if sum(number <= convolutions for number in set(pool_after)) > _MOST_POOLS:
         raise UsageError(f"--pool-after names more than {_MOST_POOLS} convolutions.")
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with other values of some fields. Raises UsageError.
+
+    With other channels and nothing said of `pool_after`, the recipe's own is cut to the
+    convolutions that there are.
+    """
+    if "channels" in changes and "pool_after" not in changes:
+        last = len(changes["channels"])
+        changes = {"pool_after": tuple(n for n in recipe.pool_after if n <= last), **changes}
+    return dataclasses.replace(recipe, **changes)
 
 
 def knobs() -> tuple["dataclasses.Field[Any]", ...]:

@@ -37,7 +37,7 @@ from training.flags import (
 )
 from training.loop import split, train
 from training.memory import keep_freed_memory
-from training.recipes import Recipe
+from training.recipes import Recipe, changed
 from training.search_space import Varied, changes_of, describe, parse_varied
 from training.sources import add_data_flags, load_data
 from training.state import TrainingState
@@ -149,7 +149,7 @@ def _work(
         changes = {varied.name: varied.suggest(trial) for varied in space}
         started = time.perf_counter()
         try:
-            chosen = dataclasses.replace(recipe, **changes)
+            chosen = changed(recipe, changes)
             trained = train(chosen, data, options.seed, device, _Pruner(trial))
         except optuna.TrialPruned:
             study.tell(trial, None, TrialState.PRUNED)

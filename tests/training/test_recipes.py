@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 
@@ -86,10 +85,13 @@ def test_maps_are_halved_where_the_recipe_says_and_only_as_often_as_they_can_be(
     assert [type(layer).__name__ for layer in network].count("MaxPool2d") == 3
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     assert build_network(Recipe(name="x", channels=(4,)))(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(UsageError, match="--pool-after names convolution 5"):
+        Recipe(name="x", channels=(4, 4), pool_after=(1, 5))
     assert main(["--channels", "4,4", "--pool-after", "1,5"]) == 2
     assert "--pool-after names convolution 5" in capsys.readouterr().err
     # Whose recipe halves maps of convolutions that are not there has said nothing wrong.
-    small = dataclasses.replace(RECIPES["fast"], channels=(4, 8))
+    small = recipes.changed(RECIPES["fast"], {"channels": (4, 8)})
+    assert small.pool_after == ()
     assert build_network(small)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     with pytest.raises(UsageError, match="more than 3"):
         Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 3, 4))
