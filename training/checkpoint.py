@@ -20,8 +20,8 @@ from training.errors import CheckpointError
 from training.files import write_atomically
 from training.models import Classifier, build_network
 
-_FORMAT = "mnist-service checkpoint 5"
-_STATE_FORMAT = "mnist-service state 4"
+_FORMAT = "mnist-service checkpoint 6"
+_STATE_FORMAT = "mnist-service state 5"
 
 
 class Checkpoint(NamedTuple):

@@ -42,18 +42,18 @@ class Flatten(nn.Module):
 def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
     """Return the untrained network: float32 pixels [N, 1, 28, 28] in [0, 1] to logits [N, classes].
 
-    The initial weights come from torch's global generator: seed it first. The first convolution
-    takes every other pixel: 6x6 without padding, which sees each of them and gives 12x12 maps that
-    can be halved twice with nothing cut off, or with `recipe.padding` 5x5, to 14x14 maps. The
-    others are 3x3, padded. Each has batch normalisation, and those of `recipe.pool_after` a 2x2
-    maximum. Dropout comes before each dense layer whose inputs are hidden units.
+    The initial weights come from torch's global generator: seed it first. Convolutions are
+    3x3, padded, but for the first where `recipe.stride` is 2: that is 6x6 without padding, sees
+    every pixel, and gives 12x12 maps that can be halved twice with nothing cut off. Each has batch
+    normalisation, and those of `recipe.pool_after` a 2x2 maximum. Dropout comes before each dense
+    layer whose inputs are hidden units.
     """
     layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
     inputs, side = 1, 28
     for number, outputs in enumerate(recipe.channels, start=1):
         kernel, stride, padding = 3, 1, 1
-        if number == 1:
-            kernel, stride, padding = (5, 2, 2) if recipe.padding else (6, 2, 0)
+        if number == 1 and recipe.stride == 2:
+            kernel, stride, padding = 6, 2, 0
         side = (side + 2 * padding - kernel) // stride + 1
         layers += [
             nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),

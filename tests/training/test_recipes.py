@@ -95,11 +95,15 @@ def test_maps_are_halved_where_the_recipe_says_and_only_as_often_as_they_can_be(
     assert build_network(small)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     with pytest.raises(UsageError, match="more than 3"):
         Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 3, 4))
+    larger = Recipe(name="x", channels=(4, 4, 4, 4), pool_after=(1, 2, 3, 4), stride=1)
+    assert build_network(larger)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(UsageError, match="more than 4"):
+        Recipe(name="x", channels=(4,) * 5, pool_after=(1, 2, 3, 4, 5), stride=1)
 
 
-@pytest.mark.parametrize(("padding", "side"), [(False, 12), (True, 14)])
-def test_the_first_convolution_sees_every_pixel(padding: bool, side: int) -> None:
-    first = build_network(Recipe(name="x", channels=(1,), padding=padding))[0]
+@pytest.mark.parametrize(("stride", "side"), [(2, 12), (1, 28)])
+def test_the_first_convolution_sees_every_pixel(stride: int, side: int) -> None:
+    first = build_network(Recipe(name="x", channels=(1,), stride=stride))[0]
     pixels = torch.zeros(1, 1, 28, 28, requires_grad=True)
     maps = first(pixels)
     assert maps.shape == (1, 1, side, side)
