@@ -33,10 +33,14 @@ def torchrun(root: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_two_processes_with_half_a_batch_each_learn_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("radius", ["0", "0.05"])  # with it a step goes through both twice
+def test_two_processes_with_half_a_batch_each_learn_what_one_does(
+    tmp_path: Path, radius: str
+) -> None:
     # Batches of 25: the shares of the two differ by an image.
     arguments = ["--recipe", "mlp", "--hidden", "32", "--dropout", "0", "--epochs", "3"]
     arguments += ["--train-limit", "300", "--batch-size", "25", "--l2", "0.001", "--patience", "9"]
+    arguments += ["--sam", radius]
     arguments += ["--easy-below", "100", "--easy-share", "0.6"]  # easy is what either has seen
     one = train(tmp_path / "one", *arguments, "--no-publish")
     with torchrun(tmp_path / "two", *arguments) as job:
