@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from training import recipes
+from tests.training.small_run import epochs_of, train
+from training import checkpoint, recipes
 from training.augment import deform, draw
 from training.cli import main
 from training.errors import UsageError
@@ -31,6 +33,18 @@ def test_recipes_are_as_small_as_they_say() -> None:
     assert count_parameters(build_network(RECIPES["tiny"])) < 10_000
     assert 4 * count_parameters(build_network(RECIPES["record"])) < 3_000_000  # bytes
     assert "Conv" not in str(build_network(RECIPES["mlp"]))
+
+
+@pytest.mark.parametrize(("stride", "features"), [("1", 8 * 7 * 7), ("2", 8 * 3 * 3)])
+def test_a_run_learns_with_the_maps_that_it_is_told(
+    tmp_path: Path, stride: str, features: int
+) -> None:
+    few = ["--recipe", "fast", "--channels", "4,8", "--stride", stride, "--pool-after", "1,2"]
+    few += ["--train-limit", "2000", "--epochs", "3", "--no-publish"]
+    run = train(tmp_path, *few)
+    assert checkpoint.read(run / "checkpoint.safetensors").network[-1].weight.shape[1] == features
+    losses = [figures["train_loss"] for figures in epochs_of(run)]
+    assert losses[2] < losses[0]
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("book")])
