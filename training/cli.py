@@ -129,7 +129,7 @@ def _folder(
     config = {
         "recipe": recipes.to_json(recipe),
         "seed": seed,
-        "device": str(device),
+        "device": device.type,  # its number is for torchrun to give
         "threads": torch.get_num_threads(),
         "precision": "bfloat16" if recipe.bf16 and computes_bf16(device) else "float32",
         "source": source,

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from training.devices import be_deterministic, computes_bf16
 from training.errors import DivergedError, UsageError
 from training.evaluate import logits_of, loss_and_accuracy
 from training.models import scale
+from training.objective import answers_of, limit_norms, logits_by, objective_of
 from training.processes import Processes
 from training.recipes import FULL_BATCH, Recipe
 from training.sharpness import worst_nearby
@@ -124,15 +125,18 @@ def train(
             draws = processes.share(draw(recipe, len(batch), state.random))
             mine = processes.share(batch)
             chosen = mine.to(device)
-            forward = partial(_logits, model, deform(scale(images[chosen]), draws, recipe), bf16)
+            done_of_run = (state.epoch + done) / recipe.epochs
+            pixels = _augmented(images[chosen], draws, recipe, done_of_run)
+            forward = partial(logits_by, model, pixels, bf16)
             logits = forward()
             # Plain, so that it can be compared with the validation loss and says what is easy.
             losses = functional.cross_entropy(logits.detach(), labels[chosen], reduction="none")
             state.sampler.saw(mine, losses)
-            rate = rate_at((state.epoch + done) / recipe.epochs)
+            rate = rate_at(done_of_run)
             # Gradients are averaged over processes, whose shares may differ by an image.
             weight = len(chosen) * processes.size / len(batch)
-            objective = partial(_objective, labels[chosen], weight, network, recipe)
+            answers = answers_of(state.used, pixels, recipe, bf16, done_of_run)
+            objective = partial(objective_of, labels[chosen], answers, weight, network, recipe)
             _descend(state, objective, logits, forward, rate, recipe)
 
             # The mean over images, not over batches: the last batch may be smaller.
@@ -160,10 +164,7 @@ def train(
             "images": seen,
         }
         if processes.is_first:
-            held_out = cut.validation_images, cut.validation_labels
-            figures |= _figures("validation", state.used, *held_out, device)
-            if recipe.report_test_each_epoch:
-                figures |= _figures("test", state.used, data.test_images, data.test_labels, device)
+            figures |= _evaluated(state.used, cut, data, recipe, device)
         figures["seconds"] = round(time.perf_counter() - started, 3)
         if recipe.patience:
             state.keep_if_best(processes.of_first(figures.get("validation_loss", 0.0), device))
@@ -190,19 +191,10 @@ def _batches(order: Tensor, size: int, processes: Processes) -> Iterator[tuple[f
             yield start / len(order), batch
 
 
-def _logits(model: nn.Module, pixels: Tensor, bf16: bool) -> Tensor:
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
-        return cast(Tensor, model(pixels)).float()
-
-
-def _objective(
-    labels: Tensor, weight: float, network: nn.Module, recipe: Recipe, logits: Tensor
-) -> Tensor:
-    """What is minimised: the loss of (smoothed) labels, and the penalty."""
-    smoothing = recipe.label_smoothing
-    losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    return losses.mean() * weight + penalty(network, recipe)
+def _augmented(images: Tensor, draws: Tensor, recipe: Recipe, done: float) -> Tensor:
+    """Return pixels [N,1,28,28] of images that are deformed but at the end of the run."""
+    pixels = scale(images)
+    return pixels if done >= 1 - recipe.plain_end else deform(pixels, draws, recipe)
 
 
 def _descend(
@@ -248,26 +240,14 @@ def _diverged(what: str, recipe: Recipe) -> DivergedError:
     )
 
 
-def penalty(network: nn.Module, recipe: Recipe) -> Tensor | float:
-    """L1 and L2 regularisation: what is added to the loss for the size of the weights."""
-    total: Tensor | float = 0.0
-    if recipe.l1:
-        total = total + recipe.l1 * sum(weight.abs().sum() for weight in _weights(network))
-    if recipe.l2:
-        total = total + recipe.l2 * sum(weight.square().sum() for weight in _weights(network))
-    return total
-
-
-@torch.no_grad()
-def limit_norms(network: nn.Module, longest: float) -> None:
-    """Max-norm: project each unit's vector of incoming weights back into a ball (Srebro 2005)."""
-    for weight in _weights(network):
-        weight.copy_(torch.renorm(weight, 2, 0, longest))
-
-
-def _weights(network: nn.Module) -> Iterator[Tensor]:
-    """Weights of layers: neither biases nor the two vectors of a batch norm."""
-    return (parameter for parameter in network.parameters() if parameter.ndim > 1)
+def _evaluated(
+    network: nn.Module, cut: Split, data: DataSet, recipe: Recipe, device: torch.device
+) -> dict[str, float]:
+    held_out = cut.validation_images, cut.validation_labels
+    figures = _figures("validation", network, *held_out, device)
+    if recipe.report_test_each_epoch:
+        figures |= _figures("test", network, data.test_images, data.test_labels, device)
+    return figures
 
 
 def _figures(

@@ -109,6 +109,13 @@ class Recipe:
     ema_decay: float = _knob(
         0.0, "decay of the moving average of the weights; 0 keeps the last ones", low=0, high=0.9999
     )
+    self_distillation: float = _knob(
+        0.0,
+        "share of the loss that is the cross-entropy with the answers of the moving average, "
+        "not with the labels, after the first quarter of the epochs",
+        low=0,
+        high=1,
+    )
     bf16: bool = _knob(
         False, "convolve and multiply in bfloat16 where the device has instructions for that"
     )
@@ -131,6 +138,9 @@ class Recipe:
     elastic: float = _knob(
         0.0, "random smooth bending: each point moves by up to this many pixels", low=0, high=14
     )
+    plain_end: float = _knob(
+        0.0, "last share of the epochs, whose images are left as they are", low=0, high=1
+    )
     validation_size: int = _knob(
         5000, "last training images held out, to choose and to calibrate on", low=0
     )
@@ -143,6 +153,8 @@ class Recipe:
             _check(knob, getattr(self, knob.name))
         if self.patience and not self.validation_size:
             raise UsageError("--patience needs images to judge by; give a --validation-size, too.")
+        if self.self_distillation and not self.ema_decay:
+            raise UsageError("--self-distillation needs a moving average; give --ema-decay, too.")
         _check_pools(self)
 
 
@@ -254,10 +266,11 @@ RECIPES: Mapping[str, Recipe] = {
             rotation=10.0,
             zoom=0.1,
         ),
-        # Twice as many maps of every pixel as `fast` has of every other, trained for longer.
+        # Four times as many maps of every pixel as `fast` has of every other, trained for longer,
+        # with its own average as a second teacher.
         Recipe(
             name="record",
-            channels=(32, 32, 64, 64, 128, 128),
+            channels=(64, 64, 128, 128, 256, 256),
             pool_after=(2, 4, 6),
             stride=1,
             hidden=(),
@@ -270,13 +283,15 @@ RECIPES: Mapping[str, Recipe] = {
             weight_decay=0.1,
             sharpness=0.05,
             ema_decay=0.995,
+            self_distillation=0.5,
             bf16=True,
             easy_below=0.02,
-            easy_share=0.1,
+            easy_share=0.3,
             shift=2.0,
             rotation=12.0,
             zoom=0.12,
             elastic=1.5,
+            plain_end=0.1,
             validation_size=2000,
         ),
     )

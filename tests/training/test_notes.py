@@ -11,8 +11,8 @@ from tests.training.small_run import epochs_of, evaluation_of, train
 from training import checkpoint
 from training.cli import main
 from training.devices import computes_bf16
-from training.loop import limit_norms, penalty
 from training.models import build_network
+from training.objective import limit_norms, penalty
 from training.recipes import Recipe
 
 NOTES = ["--recipe", "book-30-30", "--validation-size", "1000", "--no-publish"]
