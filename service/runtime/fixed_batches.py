@@ -8,19 +8,16 @@ the other of two sets of buffers.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
 
 from service.core.datatypes import BF16, BYTES, DTYPES, Array
 from service.core.tensors import TensorSpec
-
-# No other thread may use the device while one captures a graph, or the capture fails.
-_DEVICE = threading.Lock()
+from service.runtime.device import DEVICE, give_way, when_gone
 
 
 def sizes(most: int) -> list[int]:
@@ -54,37 +51,44 @@ class FixedBatches:
         self._most = most
         # A session with CUDA graphs must not be run from two threads, now or later.
         self._thread = ThreadPoolExecutor(1, "device")
+        self._buffers: list[_Buffers] = []
+        when_gone(self, partial(_release, self._thread, self._buffers))
         ladder = [*sizes(most), most]  # the largest one twice, for inputs of several parts
-        with _DEVICE:
-            self._buffers = [
-                _Buffers(session, inputs, outputs, size, device, graph)
-                for graph, size in enumerate(ladder, start=1)
-            ]
-            for buffers in self._buffers:
-                self._thread.submit(buffers.run).result()
+        for graph, size in enumerate(ladder, start=1):
+            with DEVICE:
+                self._buffers.append(_Buffers(session, inputs, outputs, size, device, graph))
+                self._start(graph - 1).result()
+            give_way()  # a request waits for one capture at most, not for all
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """All outputs, in the model's order, for all inputs, in the model's order."""
         parts: list[list[Array]] = []
         running: tuple[_Buffers, int, Future[None]] | None = None
-        with _DEVICE:
+        with DEVICE:
             for number, start in enumerate(range(0, max(1, len(inputs[0])), self._most)):
                 part = [array[start : start + self._most] for array in inputs]
-                buffers = self._buffers_for(len(part[0]), number)
+                place = self._place_for(len(part[0]), number)
+                buffers = self._buffers[place]
                 buffers.fill(part)  # while the part before this one runs
                 if running is not None:
                     parts.append(_finish(*running))
-                running = buffers, len(part[0]), self._thread.submit(buffers.run)
+                running = buffers, len(part[0]), self._start(place)
             assert running is not None
             parts.append(_finish(*running))
         if len(parts) == 1:
             return parts[0]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    def _buffers_for(self, rows: int, number: int) -> _Buffers:
-        """The smallest that hold so many rows; the two largest in turn, for one may be in use."""
-        found = next(buffers for buffers in self._buffers if buffers.size >= rows)
-        return self._buffers[-1 - number % 2] if found.size == self._most else found
+    def _place_for(self, rows: int, number: int) -> int:
+        """Of the smallest buffers for so many rows; the two largest in turn, one may be in use."""
+        found = next(i for i, buffers in enumerate(self._buffers) if buffers.size >= rows)
+        if self._buffers[found].size < self._most:
+            return found
+        return len(self._buffers) - 1 - number % 2
+
+    def _start(self, place: int) -> Future[None]:
+        # By place: the thread must keep no buffers, which only the list may have (see _release).
+        return self._thread.submit(_run, self._buffers, place)
 
 
 class _Buffers:
@@ -104,7 +108,7 @@ class _Buffers:
         self._binding = session.io_binding()
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(graph))  # 0 is ONNX Runtime's own
-        self._hosts = [_host_array(spec, size) for spec in inputs]
+        self._hosts = [np.zeros([size, *spec.shape[1:]], DTYPES[spec.datatype]) for spec in inputs]
         self._inputs = [_device_value(spec, size, device) for spec in inputs]
         self._outputs = [_device_value(spec, size, device) for spec in outputs]
         for spec, host, value in zip(inputs, self._hosts, self._inputs, strict=True):
@@ -128,6 +132,16 @@ class _Buffers:
         return [value.numpy()[:rows].copy() for value in self._outputs]
 
 
+def _run(all_buffers: list[_Buffers], place: int) -> None:
+    all_buffers[place].run()
+
+
+def _release(thread: ThreadPoolExecutor, all_buffers: list[_Buffers]) -> None:
+    """Free what is on the device: handles of the thread, then buffers and graphs."""
+    thread.shutdown()
+    all_buffers.clear()
+
+
 def _finish(buffers: _Buffers, rows: int, running: Future[None]) -> list[Array]:
     running.result()
     return buffers.outputs(rows)
@@ -136,23 +150,3 @@ def _finish(buffers: _Buffers, rows: int, running: Future[None]) -> list[Array]:
 def _device_value(spec: TensorSpec, size: int, device: str) -> ort.OrtValue:
     shape = [size, *spec.shape[1:]]
     return ort.OrtValue.ortvalue_from_shape_and_type(shape, DTYPES[spec.datatype], device)
-
-
-def _host_array(spec: TensorSpec, size: int) -> Array:
-    """Zeros to be copied from; in pinned memory where there is some, which is copied faster."""
-    shape, dtype = [size, *spec.shape[1:]], DTYPES[spec.datatype]
-    pinned = _pinned_memory()
-    if pinned is None:
-        return np.zeros(shape, dtype)
-    value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, memory_info=pinned)
-    array: Array = value.numpy()  # a view, which keeps the value
-    array[:] = 0
-    return array
-
-
-def _pinned_memory() -> Any:
-    """That of a CUDA device, as far as ONNX Runtime shows it; None if it does not."""
-    for device in ort.get_ep_devices():
-        if "cuda" in device.ep_name.lower():
-            return device.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
-    return None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ import onnxruntime as ort
 
 from service.core.datatypes import BF16, BYTES, DTYPES, Array
 from service.core.tensors import TensorSpec
+from service.runtime import cuda
+from service.runtime.device import DEVICE, OnDevice
 from service.runtime.fixed_batches import FixedBatches, have_fixed_rows
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,10 @@ _WARM_UP_ROWS = 16
 # Longer inputs are run in parts of so many rows: ONNX Runtime keeps the memory of its largest run
 # for good, and parts of 64 are about as fast as the whole (docs/performance.md, Engine).
 ROWS_OF_A_RUN = 64
+# On CUDA 512 images take 2,034 us in parts of 64, 733 in parts of 256, 541 whole (`fast`, H200).
+# The price is three captures more when a model is loaded, and the activations of 512 rows for good:
+# a model that is too large for them is found out then, and runs without graphs.
+ROWS_OF_A_RUN_ON_CUDA = 512
 
 # ONNX Runtime's name of a tensor's type -> the protocol's datatype.
 _DATATYPES = {
@@ -63,6 +70,7 @@ class SessionOptions(NamedTuple):
     intra_op_threads: int = 1
     spinning: bool = False
     max_rows: int = ROWS_OF_A_RUN
+    max_rows_on_cuda: int = ROWS_OF_A_RUN_ON_CUDA  # or `max_rows`, if that is more
 
 
 class Session:
@@ -74,11 +82,18 @@ class Session:
     dimension 0, and those of one be run in parts.
     """
 
-    def __init__(self, session: ort.InferenceSession, max_rows: int, device: str = "") -> None:
-        """With `device`, its inputs and outputs have buffers there, and runs are of fixed sizes."""
-        self._session = session
+    def __init__(
+        self, session: ort.InferenceSession, max_rows: int, device: str = "", fixed: bool = True
+    ) -> None:
+        """With `device`, it is run and dropped under the lock of the device.
+
+        If `fixed`, inputs and outputs have buffers there, and runs are of fixed sizes.
+        """
+        self._session = OnDevice(session) if device else session
         # Not `session.run`: that checks again what we have checked, for 3 us of the small net's 31.
-        self._ort_run = session._sess.run
+        self._ort_run: Callable[..., list[Array]] = (
+            self._session.run if device else session._sess.run
+        )
         self._max_rows = max_rows
         self.provider: str = session.get_providers()[0]
         self.fallback = ""
@@ -91,7 +106,7 @@ class Session:
             spec.shape and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs)
         )
         self._fixed: FixedBatches | None = None
-        if device:
+        if device and fixed:
             if not self.batchable or not have_fixed_rows([*self.inputs, *self.outputs]):
                 raise LoadError("more than the number of rows is open in its inputs or outputs")
             self._fixed = FixedBatches(session, self.inputs, self.outputs, max_rows, device)
@@ -123,8 +138,7 @@ class Session:
         if self._has_bfloat16:
             return self._run_ort_values(inputs)
         feed = dict(zip(self._input_names, inputs, strict=True))
-        outputs: list[Array] = self._ort_run(self._output_names, feed, None)
-        return outputs
+        return self._ort_run(self._output_names, feed, None)
 
     def _run_ort_values(self, inputs: Sequence[Array]) -> list[Array]:
         # ONNX Runtime's `run` takes numpy arrays, and numpy has no bfloat16.
@@ -196,10 +210,12 @@ def _create_cuda(path: Path, options: SessionOptions) -> Session:
             "install the extra 'gpu' instead of 'cpu'"
         )
     ort.preload_dlls()  # finds CUDA and cuDNN in their wheels; reports failure only below
+    rows = max(options.max_rows, options.max_rows_on_cuda)
     try:
-        session = _create_on_cuda(path, options)
+        session = _create_on_cuda(path, options._replace(max_rows=rows))
     except LoadError as error:
-        raise ProviderUnavailable(f"CUDA does not run {path}: {error}") from error
+        why = cuda.what_is_missing() or cuda.in_short(str(error))
+        raise ProviderUnavailable(f"CUDA does not run {path}: {why}") from error
     if session.provider != CUDA:
         raise ProviderUnavailable(f"ONNX Runtime chose {session.provider} for {path}")
     return session
@@ -210,11 +226,12 @@ def _create_on_cuda(path: Path, options: SessionOptions) -> Session:
     entries = {"session.disable_cpu_ep_fallback": "1"}
     graphs = [(CUDA, {"enable_cuda_graph": "1"})]
     try:
-        return _create(path, options, graphs, entries, device=_CUDA_DEVICE)
+        return _create(path, options, graphs, entries, _CUDA_DEVICE)
     except LoadError as error:
-        session = _create(path, options, [CUDA], entries)
-        log.warning("%s runs on CUDA without CUDA graphs, and slower: %s.", path, error)
-        return session
+        why = cuda.in_short(str(error))
+    session = _create(path, options, [CUDA], entries, _CUDA_DEVICE, fixed=False)
+    log.warning("%s runs on CUDA without CUDA graphs, and slower: %s.", path, why)
+    return session
 
 
 def _create(
@@ -223,6 +240,7 @@ def _create(
     providers: Sequence[str | tuple[str, dict[str, str]]],
     entries: dict[str, str] | None = None,
     device: str = "",
+    fixed: bool = True,
 ) -> Session:
     made = ort.SessionOptions()
     made.intra_op_num_threads = options.intra_op_threads
@@ -232,15 +250,25 @@ def _create(
     made.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     for key, value in (entries or {}).items():
         made.add_session_config_entry(key, value)
-    try:
+
+    def session() -> ort.InferenceSession:
         # The fallback would be to other providers, with no more than a print().
-        session = ort.InferenceSession(
+        return ort.InferenceSession(
             str(path), made, providers=list(providers), enable_fallback=False
         )
-        return Session(session, options.max_rows, device)
-    except LoadError:
-        raise
+
+    try:
+        if not device:
+            return Session(session(), options.max_rows)
+        with DEVICE:
+            on_device = [session()]
+        return Session(on_device.pop(), options.max_rows, device, fixed)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
+        if device:
+            with DEVICE:  # its frames have what is to be dropped
+                traceback.clear_frames(error.__traceback__)
+        if isinstance(error, LoadError):
+            raise
         raise LoadError(" ".join(str(error).split())) from error
 
 

@@ -1,0 +1,129 @@
+"""The lock of the device: held for runs, captures and releases, and free between captures."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from service.runtime import fixed_batches
+from service.runtime.device import DEVICE, OnDevice, wait_for_releases
+from service.runtime.fixed_batches import _Buffers, sizes
+from service.runtime.session import CPU, LoadError, Session, SessionOptions, _create, load
+from tests.conftest import SHIPPED_MODELS
+from tests.e2e.onnx_models import publish_identity
+
+SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
+IMAGES = np.zeros((3, 28, 28), np.uint8)
+
+
+def on_device(fixed: bool, path: Path = SHIPPED) -> Session:
+    return Session(ort.InferenceSession(str(path), providers=[CPU]), 8, "cpu", fixed)
+
+
+@contextmanager
+def waits_for_the_device() -> Iterator[ThreadPoolExecutor]:
+    """What is submitted inside is not done before the end."""
+    with ThreadPoolExecutor(1) as executor:
+        with DEVICE:
+            yield executor
+        executor.submit(int).result(10)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_run_on_the_device_waits_for_the_lock(fixed: bool) -> None:
+    session = on_device(fixed)
+    with waits_for_the_device() as executor:
+        run = executor.submit(session.run, [IMAGES])
+        with pytest.raises(TimeoutError):
+            run.result(0.05)
+    assert run.result()[1].shape == (3, 10)
+
+
+def test_a_run_of_bfloat16_on_the_device_waits_for_the_lock(tmp_path: Path) -> None:
+    publish_identity(tmp_path, "BF16")
+    session = on_device(False, tmp_path / "identity_bf16" / "1" / "model.onnx")
+    x = np.ones((3, 2), np.uint16)
+    with waits_for_the_device() as executor:
+        run = executor.submit(session.run, [x])
+        with pytest.raises(TimeoutError):
+            run.result(0.05)
+    assert run.result()[0].tolist() == x.tolist()
+
+
+def test_a_session_of_the_cpu_takes_no_lock() -> None:
+    with DEVICE:
+        session = load(SHIPPED, SessionOptions("cpu"))
+        assert session.run([IMAGES])[1].shape == (3, 10)
+        del session
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_session_is_dropped_under_the_lock(fixed: bool) -> None:
+    made = ort.InferenceSession(str(SHIPPED), providers=[CPU])
+    held = []
+    weakref.finalize(made, lambda: held.append(DEVICE.locked()))
+    session = Session(made, 8, "cpu", fixed)
+    del made
+    with DEVICE:
+        del session
+        assert held == []
+    wait_for_releases()
+    assert held == [True]
+
+
+def test_buffers_are_dropped_under_the_lock_when_their_thread_has_ended() -> None:
+    session = on_device(True)
+    assert session._fixed is not None
+    (thread,) = session._fixed._thread._threads
+    seen = []
+    for buffers in session._fixed._buffers:
+        weakref.finalize(buffers, lambda: seen.append((DEVICE.locked(), thread.is_alive())))
+    del buffers, session
+    wait_for_releases()
+    assert seen == [(True, False)] * len([*sizes(8), 8])
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_what_a_failed_load_had_is_dropped_under_the_lock(
+    monkeypatch: pytest.MonkeyPatch, fixed: bool
+) -> None:
+    held = []
+    make = ort.InferenceSession
+
+    def made(path: str, options: object, **rest: object) -> ort.InferenceSession:
+        session = make(path, options, **rest)
+        weakref.finalize(session, lambda: held.append(DEVICE.locked()))
+        return session
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(ort, "InferenceSession", made)
+    monkeypatch.setattr(_Buffers, "run", fail)
+    monkeypatch.setattr(OnDevice, "run", fail)
+    with pytest.raises(LoadError, match="out of memory") as raised:
+        _create(SHIPPED, SessionOptions(), [CPU], device="cpu", fixed=fixed)
+    wait_for_releases()
+    assert held == [True], "and not only when nobody has the error any more"
+    del raised
+
+
+def test_a_request_can_be_answered_between_the_captures_of_a_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other, answered = on_device(True), list[int]()
+
+    def request() -> None:
+        assert not DEVICE.locked()
+        answered.append(len(other.run([IMAGES])[1]))
+
+    monkeypatch.setattr(fixed_batches, "give_way", request)
+    on_device(True)
+    assert answered == [3] * len([*sizes(8), 8])
