@@ -9,7 +9,7 @@ SOURCES := service training clients benchmarks tests deploy
 # Virtual folder: protoc writes imports relative to it, so the stubs live inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes train serve proto lint format bench images secrets
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-gpu train serve proto lint format bench images secrets
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -44,6 +44,9 @@ test-swarm: $(INSTALLED)  ## the same stack on a swarm of one node (root; some f
 test-kubernetes: $(INSTALLED)  ## build the Kubernetes overlays and check them against schemas
 	$(BIN)/python -m pip install --quiet --editable '.[kubernetes]'
 	$(BIN)/python -m tests.kubernetes
+
+test-gpu: $(INSTALLED)  ## serve and train on CUDA (a GPU; the extra 'gpu' instead of 'cpu'; two minutes)
+	$(BIN)/python -m tests.gpu $(ARGS)
 
 images: export VERSION ?= $(shell d=$$(git describe --tags --match 'v*' 2>/dev/null) && echo $$d | sed 's/^v//;s/-/+/;s/-/./g' || echo 0+g$$(git rev-parse --short HEAD))
 images: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)

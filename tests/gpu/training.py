@@ -1,0 +1,240 @@
+"""mnist-train on CUDA: bit for bit again, after a kill, in bfloat16, under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.gpu.check import Check, Place
+
+_SHORT = ["--recipe", "fast", "--train-limit", "20000", "--epochs", "2", "--no-publish"]
+_LIMITED = 100.0
+
+
+def _command(place: Place, name: str, *arguments: str) -> list[str]:
+    from tests.training.test_run import command
+
+    return command(place.folder / name, "--device", place.device, *arguments)
+
+
+def _train(place: Place, name: str, *arguments: str) -> Path:
+    """One run of `mnist-train`; its folder. Raises AssertionError with its last words."""
+    return _done(place, name, _command(place, name, *arguments))
+
+
+def _done(place: Place, name: str, command: list[str]) -> Path:
+    from tests.training.test_run import only_run
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (place.folder / f"{name}.log").write_text(done.stdout + done.stderr)
+    assert done.returncode == 0, f"{done.returncode}: {_end(done.stderr)}"
+    return only_run(place.folder / name)
+
+
+def _end(text: str) -> str:
+    return "\n".join(text.splitlines()[-8:])
+
+
+def _epochs(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def _json(run: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / name).read_text())
+    return found
+
+
+def _same(first: Path, second: Path) -> None:
+    from training import checkpoint
+
+    for name in ("checkpoint.safetensors", "evaluation.json"):
+        if (first / name).read_bytes() != (second / name).read_bytes():
+            ours, theirs = (
+                checkpoint.read(run / "checkpoint.safetensors").network.state_dict()
+                for run in (first, second)
+            )
+            gaps = {key: float((ours[key] - theirs[key]).abs().max()) for key in ours}
+            raise AssertionError(f"{name} differs; weights by {max(gaps.values())}: {gaps}")
+
+
+def _figures(run: Path) -> str:
+    epochs = _epochs(run)
+    seconds = sum(each["seconds"] for each in epochs)
+    images = sum(each["images"] for each in epochs)
+    best = max(each["images"] / each["seconds"] for each in epochs)
+    return (
+        f"{_json(run, 'evaluation.json')['accuracy']:.2%} of the test images; {len(epochs)} epochs "
+        f"in {seconds:.1f} s, {images / seconds:,.0f} images/s, {best:,.0f} in the fastest epoch"
+    )
+
+
+def repeats(place: Place) -> str:
+    """Two runs with one seed give the same bytes."""
+    first, second = (_train(place, name, *_SHORT, "--seed", "7") for name in ("a", "b"))
+    _same(first, second)
+    return f"the same bytes; {_figures(second)}"
+
+
+def repeats_as_record(place: Place) -> str:
+    """The same in bfloat16 and sharpness-aware."""
+    more = ["--bf16", "--sam", "0.05"]
+    first, second = (_train(place, name, *_SHORT, *more) for name in ("a", "b"))
+    _same(first, second)
+    return f"the same bytes; {_figures(second)}"
+
+
+def resumes(place: Place) -> str:
+    """A run killed in an epoch goes on to the bytes of an uninterrupted one."""
+    from tests.training.test_resume import WHOLE, kill_in_epoch
+    from training import checkpoint
+
+    arguments = [*WHOLE, "--device", place.device]
+    whole = _train(place, "whole", *WHOLE)
+    killed, _ = kill_in_epoch(place.folder / "killed", 3, arguments, signal.SIGKILL)
+    reached = checkpoint.read_run(killed / "state.safetensors").numbers["epoch"]
+    assert 1 <= reached < 8, f"killed after {reached} epochs of 8"
+    from tests.training.test_run import command
+
+    resume = command(place.folder / "killed", "--resume", str(killed), "--no-publish")
+    _same(whole, _done(place, "killed", resume))
+    return f"killed after epoch {reached} of 8, the same bytes"
+
+
+def learns_in_bfloat16(place: Place) -> str:
+    """`--bf16` gets to 98 % in four epochs."""
+    run = _train(place, "run", "--recipe", "fast", "--bf16", "--epochs", "4", "--no-publish")
+    return _learnt_in_bfloat16(place, run)
+
+
+def learns_as_record(place: Place) -> str:
+    """`record`, in bfloat16 and sharpness-aware, gets to 98 % in three epochs."""
+    run = _train(place, "run", "--recipe", "record", "--epochs", "3", "--no-publish")
+    return _learnt_in_bfloat16(place, run)
+
+
+def _learnt_in_bfloat16(place: Place, run: Path) -> str:
+    precision, accuracy = (
+        _json(run, "config.json")["precision"],
+        _json(run, "evaluation.json")["accuracy"],
+    )
+    assert precision == "bfloat16" or not place.on_cuda, precision
+    assert accuracy > 0.98, f"{accuracy:.2%}"
+    return f"{precision}; {_figures(run)}"
+
+
+def every_option(place: Place) -> str:
+    """What else a recipe may have: other activations, penalties, max-norm, momentum, patience."""
+    common = ["--train-limit", "5000", "--epochs", "2", "--no-publish"]
+    ways = {
+        "mlp": ["--recipe", "mlp", "--l1", "1e-6", "--l2", "1e-5", "--max-norm", "3"],
+        "tiny": ["--recipe", "tiny", "--activation", "tanh", "--patience", "1"],
+    }
+    found = [f"{name}: {_figures(_train(place, name, *way, *common))}"
+             for name, way in ways.items()]  # fmt: skip
+    return "; ".join(found)
+
+
+def under_torchrun(place: Place) -> str:
+    """`torchrun` with one process ends as the command alone does."""
+    alone = _train(place, "alone", *_SHORT)
+    one = _done(place, "one", _torchrun(place, "one", *_SHORT))
+    _same(alone, one)
+    return "the same bytes"
+
+
+def resumes_after_torchrun(place: Place) -> str:
+    """A run that `torchrun` began goes on without it."""
+    from tests.training.test_run import command, only_run
+
+    begun = _torchrun(place, "one", *_SHORT, "--epochs", "9")
+    with subprocess.Popen(begun, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        while "epoch  1/9" not in (line := job.stderr.readline()):
+            assert line, "the run ended by itself"
+        job.send_signal(signal.SIGTERM)
+        words = job.stderr.read()
+    run = only_run(place.folder / "one")
+    reached = len(_epochs(run))
+    assert reached < 9, f"it was not stopped: {_end(words)}"
+    device = _json(run, "config.json")["device"]
+    resume = command(place.folder / "one", "--resume", str(run), "--no-publish")
+    assert len(_epochs(_done(place, "one", resume))) == 9
+    return f"began on {device}, was stopped after {reached} epochs, went on to 9"
+
+
+def _torchrun(place: Place, name: str, *arguments: str) -> list[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    return [*start, *_command(place, name, *arguments)[1:]]
+
+
+def with_nccl(place: Place) -> str:
+    """One GPU cannot hold two processes of NCCL: here one does what the first of two would do."""
+    import torch
+    from torch import distributed
+
+    from tests.conftest import free_ports
+    from training import recipes
+    from training.data import load_mnist
+    from training.devices import choose_device
+    from training.evaluate import logits_of, loss_and_accuracy
+    from training.loop import train
+    from training.processes import Processes
+    from training.progress import QuietWatcher, Stopper
+
+    device = choose_device(place.device)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+    backend = "nccl" if place.on_cuda else "gloo"
+    if place.on_cuda:
+        device = torch.device("cuda", 0)
+        torch.cuda.set_device(device)
+    distributed.init_process_group(backend, rank=0, world_size=1)
+    knobs = {"train_limit": 6000, "epochs": 3, "patience": 9, "sharpness": 0.05, "bf16": True}
+    recipe = recipes.changed(recipes.RECIPES["fast"], knobs)
+    data = load_mnist()
+    try:
+        trained = train(recipe, data, 0, device, QuietWatcher(Stopper()), None, Processes(0, 2))
+    finally:
+        distributed.destroy_process_group()
+    logits = logits_of(trained.network, data.test_images, device)
+    accuracy = loss_and_accuracy(logits, data.test_labels)[1]
+    assert accuracy > 0.8, f"{accuracy:.2%}"
+    return f"{backend}: {accuracy:.2%} after 3 epochs of 3,000 images"
+
+
+def whole_fast(place: Place) -> str:
+    """The default recipe as a user would start it: its accuracy and seconds."""
+    more = [] if place.on_cuda else ["--epochs", "1", "--train-limit", "6000"]
+    began = time.monotonic()
+    run = _train(place, "whole", *more)
+    took = time.monotonic() - began
+    accuracy = _json(run, "evaluation.json")["accuracy"]
+    assert accuracy > 0.994 or not place.on_cuda, f"{accuracy:.2%}"
+    assert (place.folder / "whole/models/mnist/1/model.onnx").exists()
+    return f"{_figures(run)}; {took:.1f} s from the command to the published model"
+
+
+def whole_record(place: Place) -> str:
+    """`record` for a fifth of its epochs: its seconds."""
+    more = ["--epochs", "12"] if place.on_cuda else ["--epochs", "1", "--train-limit", "1000"]
+    return _figures(_train(place, "whole", "--recipe", "record", "--no-publish", *more))
+
+
+CHECKS = (
+    Check("train-repeats", repeats, _LIMITED),
+    Check("train-repeats-record", repeats_as_record, _LIMITED),
+    Check("train-resumes", resumes, _LIMITED),
+    Check("train-bf16", learns_in_bfloat16, _LIMITED),
+    Check("train-record", learns_as_record, _LIMITED),
+    Check("train-options", every_option, _LIMITED),
+    Check("train-torchrun", under_torchrun, _LIMITED),
+    Check("train-torchrun-resumes", resumes_after_torchrun, _LIMITED),
+    Check("train-nccl", with_nccl, _LIMITED),
+    Check("train-fast-whole", whole_fast, _LIMITED, alone=True),
+    Check("train-record-part", whole_record, _LIMITED, alone=True, asked=True),
+)
