@@ -39,13 +39,21 @@ class Flatten(nn.Module):
         return values.reshape(-1, self.features)
 
 
+class MapMeans(nn.Module):
+    """The mean of each map: [N, C, H, W] to [N, C]."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3))
+
+
 def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
     """Return the untrained network: float32 pixels [N, 1, 28, 28] in [0, 1] to logits [N, classes].
 
     The initial weights come from torch's global generator: seed it first. Convolutions are
     3x3, padded, but for the first where `recipe.stride` is 2: that is 6x6 without padding, sees
     every pixel, and gives 12x12 maps that can be halved twice with nothing cut off. Each has batch
-    normalisation, and those of `recipe.pool_after` a 2x2 maximum. Dropout comes before each dense
+    normalisation, and those of `recipe.pool_after` a 2x2 maximum; with `recipe.average_maps` each
+    of the last maps is averaged. Dropout comes before each dense
     layer whose inputs are hidden units.
     """
     layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
@@ -68,7 +76,11 @@ def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
         inputs = outputs
 
     features = inputs * side * side
-    layers.append(Flatten(features))
+    if recipe.channels and recipe.average_maps:
+        features = inputs
+        layers.append(MapMeans())
+    else:
+        layers.append(Flatten(features))
     dropout = [nn.Dropout(recipe.dropout)] if recipe.dropout else []
     if recipe.channels:
         layers += dropout
