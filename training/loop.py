@@ -153,8 +153,7 @@ def train(
             if stop:
                 raise Interrupted(Trained(state.used, state.epoch))
 
-        state.sampler.end_epoch(processes.highest(state.sampler.fresh, device))
-        _check_weights(state, recipe)
+        _end_epoch(state, recipe, processes, device)
         state.epoch = epoch
         figures = {
             "epoch": epoch,
@@ -223,8 +222,12 @@ def _descend(
         _move_average(state.used, state.network, recipe.ema_decay, state.step)
 
 
-def _check_weights(state: TrainingState, recipe: Recipe) -> None:
-    """Keep infinite weights from taking the place of the last good checkpoint."""
+def _end_epoch(
+    state: TrainingState, recipe: Recipe, processes: Processes, device: torch.device
+) -> None:
+    """Give processes one state; keep infinite weights from taking a good one's place."""
+    state.sampler.end_epoch(processes.highest(state.sampler.fresh, device))
+    processes.as_first(state.used)  # which the first one saves
     if not all(bool(weight.isfinite().all()) for weight in state.used.parameters()):
         raise _diverged(f"Weights became infinite in epoch {state.epoch + 1}", recipe)
 

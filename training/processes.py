@@ -52,6 +52,12 @@ class Processes:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.cpu()
 
+    def as_first(self, network: nn.Module) -> None:
+        """Give every process the batch statistics that the first has."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
+
     def of_first(self, value: float, device: torch.device) -> float:
         """Return what the first process has here, whatever the others have."""
         return self.total(value if self.is_first else 0.0, device=device)[0]

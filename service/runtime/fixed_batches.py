@@ -9,7 +9,7 @@ the other of two sets of buffers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 import numpy as np
@@ -65,16 +65,20 @@ class FixedBatches:
         parts: list[list[Array]] = []
         running: tuple[_Buffers, int, Future[None]] | None = None
         with DEVICE:
-            for number, start in enumerate(range(0, max(1, len(inputs[0])), self._most)):
-                part = [array[start : start + self._most] for array in inputs]
-                place = self._place_for(len(part[0]), number)
-                buffers = self._buffers[place]
-                buffers.fill(part)  # while the part before this one runs
+            try:
+                for number, start in enumerate(range(0, max(1, len(inputs[0])), self._most)):
+                    part = [array[start : start + self._most] for array in inputs]
+                    place = self._place_for(len(part[0]), number)
+                    buffers = self._buffers[place]
+                    buffers.fill(part)  # while the part before this one runs
+                    if running is not None:
+                        parts.append(_finish(*running))
+                    running = buffers, len(part[0]), self._start(place)
+                assert running is not None
+                parts.append(_finish(*running))
+            finally:
                 if running is not None:
-                    parts.append(_finish(*running))
-                running = buffers, len(part[0]), self._start(place)
-            assert running is not None
-            parts.append(_finish(*running))
+                    wait([running[2]])  # nothing runs when another may use the device
         if len(parts) == 1:
             return parts[0]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from service.core.datatypes import BF16, BYTES, DTYPES, Array
 from service.core.tensors import TensorSpec
 from service.runtime import cuda
-from service.runtime.device import DEVICE, OnDevice
+from service.runtime.device import DEVICE, OnDevice, wait_for_releases
 from service.runtime.fixed_batches import FixedBatches, have_fixed_rows
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _WARM_UP_ROWS = 16
 ROWS_OF_A_RUN = 64
 # On CUDA 512 images take 2,034 us in parts of 64, 733 in parts of 256, 541 whole (`fast`, H200).
 # The price is three captures more when a model is loaded, and the activations of 512 rows for good:
-# a model that is too large for them is found out then, and runs without graphs.
+# a model too large for them is found out then, and runs without graphs, in parts of 64.
 ROWS_OF_A_RUN_ON_CUDA = 512
 
 # ONNX Runtime's name of a tensor's type -> the protocol's datatype.
@@ -210,9 +210,8 @@ def _create_cuda(path: Path, options: SessionOptions) -> Session:
             "install the extra 'gpu' instead of 'cpu'"
         )
     ort.preload_dlls()  # finds CUDA and cuDNN in their wheels; reports failure only below
-    rows = max(options.max_rows, options.max_rows_on_cuda)
     try:
-        session = _create_on_cuda(path, options._replace(max_rows=rows))
+        session = _create_on_cuda(path, options)
     except LoadError as error:
         why = cuda.what_is_missing() or cuda.in_short(str(error))
         raise ProviderUnavailable(f"CUDA does not run {path}: {why}") from error
@@ -225,8 +224,9 @@ def _create_on_cuda(path: Path, options: SessionOptions) -> Session:
     # With CUDA alone and fallback off, ONNX Runtime fails instead of using the CPU.
     entries = {"session.disable_cpu_ep_fallback": "1"}
     graphs = [(CUDA, {"enable_cuda_graph": "1"})]
+    whole = options._replace(max_rows=max(options.max_rows, options.max_rows_on_cuda))
     try:
-        return _create(path, options, graphs, entries, _CUDA_DEVICE)
+        return _create(path, whole, graphs, entries, _CUDA_DEVICE)
     except LoadError as error:
         why = cuda.in_short(str(error))
     session = _create(path, options, [CUDA], entries, _CUDA_DEVICE, fixed=False)
@@ -267,6 +267,7 @@ def _create(
         if device:
             with DEVICE:  # its frames have what is to be dropped
                 traceback.clear_frames(error.__traceback__)
+            wait_for_releases()  # another try needs the memory
         if isinstance(error, LoadError):
             raise
         raise LoadError(" ".join(str(error).split())) from error

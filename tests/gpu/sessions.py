@@ -285,6 +285,7 @@ def smaller_models(place: Place) -> str:
         left = session.load(path, session.SessionOptions("auto"))
         assert left.provider == session.CPU, left.provider
         assert left.fallback
+        assert "is missing" not in left.fallback, left.fallback
         found.append(f"mnist-int8 on the CPU: {left.fallback}")
     return ", ".join(found)
 

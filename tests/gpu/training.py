@@ -83,7 +83,8 @@ def repeats(place: Place) -> str:
 
 def repeats_as_record(place: Place) -> str:
     """The same in bfloat16 and sharpness-aware."""
-    more = ["--bf16", "--sam", "0.05"]
+    more = ["--bf16", "--sam", "0.05", "--average-maps"]
+    more += ["--self-distillation", "0.5", "--plain-end", "0.5"]
     first, second = (_train(place, name, *_SHORT, *more) for name in ("a", "b"))
     _same(first, second)
     return f"the same bytes; {_figures(second)}"

@@ -66,7 +66,7 @@ def test_two_processes_with_half_a_batch_each_learn_what_one_does(
 
 def test_a_signal_stops_both_and_the_run_goes_on_with_both(tmp_path: Path) -> None:
     arguments = ["--recipe", "fast", "--channels", "4,8", "--epochs", "6", "--batch-size", "20"]
-    arguments += ["--train-limit", "3000", "--no-publish"]
+    arguments += ["--train-limit", "3000", "--no-publish", "--self-distillation", "0.5"]
     with torchrun(tmp_path, *arguments) as job:
         assert job.stderr is not None
         while "epoch  1/6" not in (line := job.stderr.readline()):
@@ -83,6 +83,15 @@ def test_a_signal_stops_both_and_the_run_goes_on_with_both(tmp_path: Path) -> No
         log = job.stderr.read()
     assert job.returncode == 0, log
     assert [figures["epoch"] for figures in epochs_of(run)] == list(range(1, 7))
+
+    # Bit for bit what an uninterrupted run has, though batch statistics are each process's own.
+    with torchrun(tmp_path / "whole", *arguments) as job:
+        assert job.stderr is not None
+        log = job.stderr.read()
+    assert job.returncode == 0, log
+    (whole,) = (tmp_path / "whole" / "runs").iterdir()
+    ours, theirs = ((each / "checkpoint.safetensors").read_bytes() for each in (run, whole))
+    assert ours == theirs
 
 
 def test_a_batch_that_is_too_small_to_share_is_refused() -> None:

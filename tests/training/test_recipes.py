@@ -31,7 +31,7 @@ def test_the_small_net_of_the_notes_has_about_25000_parameters() -> None:
 
 def test_recipes_are_as_small_as_they_say() -> None:
     assert count_parameters(build_network(RECIPES["tiny"])) < 10_000
-    assert 4 * count_parameters(build_network(RECIPES["fast"])) < 3_000_000  # bytes, to be served
+    assert 4 * count_parameters(build_network(RECIPES["record"])) < 3_000_000  # bytes
     assert "Conv" not in str(build_network(RECIPES["mlp"]))
 
 
