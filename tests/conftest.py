@@ -116,14 +116,18 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-@pytest.fixture(scope="session")
-def mnist() -> Mnist:
+def read_mnist() -> Mnist:
     folder = ROOT / "training" / "mnist"
     images = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
     labels = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
     return Mnist(
         np.frombuffer(images, np.uint8).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8)
     )
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Mnist:
+    return read_mnist()
 
 
 @pytest.fixture(scope="session")

@@ -53,8 +53,8 @@ def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
     3x3, padded, but for the first where `recipe.stride` is 2: that is 6x6 without padding, sees
     every pixel, and gives 12x12 maps that can be halved twice with nothing cut off. Each has batch
     normalisation, and those of `recipe.pool_after` a 2x2 maximum; with `recipe.average_maps` each
-    of the last maps is averaged. Dropout comes before each dense
-    layer whose inputs are hidden units.
+    of the last maps is averaged. Dropout comes before each dense layer whose inputs are hidden
+    units.
     """
     layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
     inputs, side = 1, 28

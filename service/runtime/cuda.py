@@ -27,7 +27,7 @@ def what_is_missing() -> str:
 
     To be asked after ONNX Runtime has tried: its library for CUDA cannot be loaded before.
     """
-    return _missing_device() or _missing_library()
+    return missing_device() or _missing_library()
 
 
 def in_short(message: str) -> str:
@@ -38,7 +38,8 @@ def in_short(message: str) -> str:
     return line if len(line) <= _LONGEST else line[:_LONGEST] + " ..."
 
 
-def _missing_device() -> str:
+def missing_device() -> str:
+    """Why the driver shows no device; empty if it shows one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:

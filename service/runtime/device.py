@@ -42,6 +42,7 @@ def when_gone(owner: object, release: Callable[[], object]) -> None:
 
 def wait_for_releases(seconds: float = 10.0) -> None:
     """Return when all that was gone before this call is released, or after so many seconds."""
+    _start_releasing()  # where nothing was ever made, nobody would answer
     done = threading.Event()
     _to_release.put(done.set)
     done.wait(seconds)

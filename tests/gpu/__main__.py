@@ -8,7 +8,6 @@ the checks try themselves on the CPU provider, which says nothing about CUDA.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from service.runtime.cuda import missing_device
 from tests.gpu import latency, servers, sessions, training
 from tests.gpu.check import Check, Place
 
@@ -36,8 +36,8 @@ def main() -> int:
             )
         )
         return 0
-    if options.device == "cuda" and not devices():
-        print("NOTHING WAS TESTED ON CUDA: the driver finds no device here.", file=sys.stderr)
+    if options.device == "cuda" and (why := missing_device()):
+        print(f"NOTHING WAS TESTED ON CUDA: {why}.", file=sys.stderr)
         return 3
     only = options.only or [each.name for each in CHECKS if not each.asked]
     chosen = [each for each in CHECKS if each.name in only]
@@ -54,18 +54,6 @@ def main() -> int:
     held += [_run(check, options, began) for check in chosen if check.alone]
     print(f"{held.count(True)} passed, {held.count(False)} failed", flush=True)
     return int(not all(held))
-
-
-def devices() -> int:
-    """How many devices the driver of CUDA shows."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return 0
-    return count.value
 
 
 def _run(check: Check, options: argparse.Namespace, began: float) -> bool:

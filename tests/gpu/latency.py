@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.conftest import read_mnist
 from tests.gpu.check import Check, Place
-from tests.gpu.sessions import ROOT, load, load_cpu, mnist_images
+from tests.gpu.sessions import ROOT, load, load_cpu
 
 _COUNTS = (1, 4, 16, 64, 256, 512)
 _SECONDS_EACH, _FEWEST = 0.25, 20
@@ -27,7 +28,7 @@ def _table_of(place: Place, path: Path) -> str:
 
     from service.runtime import session
 
-    images, _ = mnist_images()
+    images, _ = read_mnist()
     cpu = load_cpu(path)
     of_64, of_256, of_512 = (load(place, path, rows) for rows in (64, 256, 512))
     plain = ort.InferenceSession(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.compose.load import Load, no_failures
+from tests.conftest import Server, read_mnist
 from tests.gpu.check import Check, Place
-from tests.gpu.sessions import ROOT, SHIPPED, load_cpu, mnist_images
+from tests.gpu.sessions import ROOT, SHIPPED, load_cpu
 
 _RAW = "application/octet-stream"
 _READY_WITHIN_S = 60.0
@@ -19,8 +22,6 @@ _READY_WITHIN_S = 60.0
 
 @contextmanager
 def _server(place: Place, models: Path, **settings: object) -> Iterator[Any]:
-    from tests.conftest import Server
-
     server = Server(place.folder, models, **settings)
     try:
         server.wait_until(server.is_ready, _READY_WITHIN_S)
@@ -45,7 +46,7 @@ def _ask_server(place: Place, provider: str) -> str:
     from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
     from service.stubs.inference import inference_pb2, inference_pb2_grpc
 
-    images, _ = mnist_images()
+    images, _ = read_mnist()
     expected = load_cpu(SHIPPED).run([images])[1].argmax(1).tolist()
     wanted = "CUDAExecutionProvider" if place.on_cuda else "CPUExecutionProvider"
     began = time.monotonic()
@@ -80,37 +81,32 @@ def _ask_server(place: Place, provider: str) -> str:
     return f"{wanted}, ready after {ready:.1f} s, {len(over_http)} images each way, {wrong} differ"
 
 
+def all_served_by(load: Load, version: str) -> bool:
+    return load.last_versions() == {version}
+
+
 def reload_under_load(place: Place) -> str:
     """New versions appear while clients ask: no request fails, each version keeps its graphs."""
-    from tests.compose.load import no_failures
-
     models = place.folder / "models"
     shutil.copytree(SHIPPED.parent, models / "mnist" / "1")
     provider = "cuda" if place.on_cuda else "cpu"
     with _server(place, models, provider=provider, poll_interval=0.1) as server:
         with no_failures(server.http_port, server.grpc_port) as load:
-            _until(lambda: load.answered > 200, "200 answers")
+            server.wait_until(lambda: load.answered > 200, 40)
             for version in ("2", "3", "4"):
                 hidden = models / f".{version}"
                 shutil.copytree(SHIPPED.parent, hidden)
                 hidden.rename(models / "mnist" / version)
-                _until(lambda v=version: load.last_versions() == {v}, f"version {version}")  # type: ignore[misc]
+                server.wait_until(partial(all_served_by, load, version), 40)
         log = server.log.read_text()
     assert "without CUDA graphs" not in log, log
     assert server.process.returncode == 0, server.process.returncode
     return f"versions 1 to 4: {load.counted()}"
 
 
-def _until(condition: Callable[[], bool], what: str, seconds: float = 40.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"after {seconds:.0f} s there is still not: {what}"
-        time.sleep(0.02)
-
-
 def two_workers(place: Place) -> str:
     """Two worker processes share the device."""
-    images, _ = mnist_images()
+    images, _ = read_mnist()
     provider = "cuda" if place.on_cuda else "cpu"
     expected = load_cpu(SHIPPED).run([images[:64]])[1].argmax(1).tolist()
     with _server(place, ROOT / "models", provider=provider, workers=2) as server:
@@ -125,8 +121,6 @@ def two_workers(place: Place) -> str:
 
 def without_device(place: Place) -> str:
     """Where the device is hidden, `auto` serves on the CPU and says why; `cuda` refuses."""
-    from tests.conftest import Server
-
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with _server(place, ROOT / "models", provider="auto") as server:
         _, metadata = server.get("/v2/models/mnist")

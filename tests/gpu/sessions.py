@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
 import subprocess
@@ -19,20 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import read_mnist
 from tests.gpu.check import Check, Place
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "models" / "mnist" / "1" / "model.onnx"
 TOLERANCE = 3e-3  # of a probability: TF32 has ten bits of a float's 23; 0.0009 was seen
-
-
-def mnist_images() -> tuple[np.ndarray, np.ndarray]:
-    """The 10,000 test images, uint8 [N,28,28], and their labels, uint8 [N]."""
-    folder = ROOT / "training" / "mnist"
-    images = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
-    labels = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
-    shaped = np.frombuffer(images, np.uint8).reshape(-1, 28, 28)
-    return shaped, np.frombuffer(labels, np.uint8)
 
 
 def load(place: Place, path: Path, rows: int = 512) -> Any:
@@ -87,7 +78,7 @@ def capture(place: Place) -> str:
     """Batch sizes up to three parts are right, with nothing warned of; graphs are replayed."""
     from service.runtime import session
 
-    images, _ = mnist_images()
+    images, _ = read_mnist()
     expected = load_cpu(SHIPPED).run([images[:1100]])
     began = time.monotonic()
     with warnings() as warned:
@@ -141,7 +132,7 @@ def _replays(place: Place) -> str:
 
 def probabilities(place: Place) -> str:
     """10,000 test images: as the CPU has them."""
-    images, labels = mnist_images()
+    images, labels = read_mnist()
     ours, theirs = load(place, SHIPPED).run([images])[1], load_cpu(SHIPPED).run([images])[1]
     gap = float(np.abs(ours - theirs).max())
     digits = int((ours.argmax(1) != theirs.argmax(1)).sum())
@@ -152,7 +143,7 @@ def probabilities(place: Place) -> str:
 
 def concurrent(place: Place) -> str:
     """Two sessions asked by 16 threads at once."""
-    images, _ = mnist_images()
+    images, _ = read_mnist()
     two = [load(place, SHIPPED), load(place, SHIPPED)]
     expected = load_cpu(SHIPPED).run([images[:300]])[1]
 
@@ -267,7 +258,7 @@ def smaller_models(place: Place) -> str:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    images, _ = mnist_images()
+    images, _ = read_mnist()
     found = []
     for name, tolerance in (("mnist", TOLERANCE), ("mnist-fp16", 0.1)):
         path = models / name / "1" / "model.onnx"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +57,12 @@ def test_a_run_of_bfloat16_on_the_device_waits_for_the_lock(tmp_path: Path) -> N
         with pytest.raises(TimeoutError):
             run.result(0.05)
     assert run.result()[0].tolist() == x.tolist()
+
+
+def test_there_is_nothing_to_wait_for_where_no_session_was_made() -> None:
+    # A process of its own: in this one there were some.
+    code = "from service.runtime.device import wait_for_releases; wait_for_releases(60)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 def test_a_session_of_the_cpu_takes_no_lock() -> None:
