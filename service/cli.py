@@ -19,8 +19,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from service.control import LONGEST_FOLDER
 from service.observe.logs import logging_config
+from service.operations.replication import LONGEST_FOLDER
 from service.runtime.packages import conflicting_packages
 from service.settings import Settings, SettingsError, load
 

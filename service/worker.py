@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
-from service.administration import Administration
 from service.core.batching import Batcher, BatchLimits
 from service.grpc.front import GrpcFront
+from service.http.answering import Answerer
 from service.http.compression import Compression
-from service.http.fast_lane import HttpFront
 from service.http.flask_app import create_app
-from service.http.routes import Answerer
+from service.http.front import HttpFront
 from service.observe import metrics
 from service.observe.metrics import Metrics
-from service.observe.requests import RequestRecorder
-from service.operations import Operations
-from service.repository.repository import Repository
+from service.observe.recorder import RequestRecorder
+from service.operations.administration import Administration
+from service.operations.inference import Operations
+from service.repository.models import Repository
 from service.runtime.session import (
     ROWS_OF_A_RUN,
     ProviderUnavailable,
@@ -51,7 +51,7 @@ _FLASK_THREADS = 8
 _METRICS_S = 0.5
 
 
-class Core:
+class Service:
     """What both fronts stand on: models, operations, metrics. Belongs to one event loop."""
 
     def __init__(self, settings: Settings, control_folder: Path | None = None) -> None:
@@ -161,37 +161,37 @@ class Worker:
         self._begin_stopping(loop)
         loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
         metrics.flush()
-        self._core.executor.shutdown(wait=False, cancel_futures=True)
+        self._service.executor.shutdown(wait=False, cancel_futures=True)
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        core = self._core = Core(settings, self._control_folder)
-        await core.administration.start()
+        service = self._service = Service(settings, self._control_folder)
+        await service.administration.start()
         # Modules and their like stay. A full collection that looks at them stops all for 35 ms,
         # which was the 99th percentile of latency. Models come later: they may go again.
         gc.freeze()
-        await core.repository.refresh()
+        await service.repository.refresh()
         self._http = HttpFront(
-            core.answerer,
-            create_app(core.answerer, loop, settings.max_request_bytes),
+            service.answerer,
+            create_app(service.answerer, loop, settings.max_request_bytes),
             ThreadPoolExecutor(_FLASK_THREADS, "flask"),
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
         )
-        self._grpc = GrpcFront(core.operations, core.recorder, settings)
+        self._grpc = GrpcFront(service.operations, service.recorder, settings)
         await self._grpc.start()
-        core.models_changed = self._grpc.publish_health
+        service.models_changed = self._grpc.publish_health
         if settings.poll_interval:
-            self._watching = loop.create_task(core.watch())
-        self._flushing = loop.create_task(core.flush_metrics())
+            self._watching = loop.create_task(service.watch())
+        self._flushing = loop.create_task(service.flush_metrics())
         self._say_ready()
 
     def _say_ready(self) -> None:
-        settings, state = self._settings, self._core.operations.readiness()
+        settings, state = self._settings, self._service.operations.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
         if state.ready:
-            model = self._core.repository.get(settings.model)
+            model = self._service.repository.get(settings.model)
             log.info(
                 "Serving %s version %s on %s: %s of %s.",
                 model.name,
@@ -213,9 +213,9 @@ class Worker:
         os.kill(os.getpid(), signal.SIGINT)  # Granian's own handler, for the HTTP front
 
     def _begin_stopping(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._core.operations.stopping:
-            self._core.operations.stopping = True
-            self._core.administration.control.stop()
+        if not self._service.operations.stopping:
+            self._service.operations.stopping = True
+            self._service.administration.control.stop()
             self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
 
     def _give_up(self, reason: str) -> NoReturn:
@@ -234,10 +234,10 @@ def flask_app() -> flask.Flask:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="loop", daemon=True).start()
 
-    async def make() -> Core:
-        core = Core(settings)
-        await core.repository.refresh()
-        return core
+    async def make() -> Service:
+        service = Service(settings)
+        await service.repository.refresh()
+        return service
 
-    core = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(core.answerer, loop, settings.max_request_bytes)
+    service = asyncio.run_coroutine_threadsafe(make(), loop).result()
+    return create_app(service.answerer, loop, settings.max_request_bytes)

@@ -5,10 +5,10 @@ Source: Triton's extensions of the protocol, as in `service.http.administration`
 
 from __future__ import annotations
 
-from service.administration import Administration
 from service.core.errors import InvalidArgument
-from service.grpc.calls import Method, Unary
+from service.grpc.answering import Method, Unary
 from service.grpc.codec import parameters_of
+from service.operations.administration import Administration
 from service.runtime.shared_memory import Registered
 from service.stubs.inference import inference_pb2 as pb
 from service.stubs.inference import model_config_pb2

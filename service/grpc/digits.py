@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from service.core.errors import InvalidArgument
-from service.digits import predictions
-from service.grpc.calls import Method, Unary
-from service.operations import Operations
+from service.grpc.answering import Method, Unary
+from service.operations.digits import predictions
+from service.operations.inference import Operations
 from service.stubs.digits.v1 import digits_pb2 as pb
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["DigitClassifier"]

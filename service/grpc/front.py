@@ -10,14 +10,14 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from service.grpc import digits
 from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
-from service.grpc.calls import Calls, Rpc, Streaming, rpcs
+from service.grpc.answering import Calls, Rpc, Streaming, rpcs
 from service.grpc.grpcio_server import GrpcioServer
 from service.grpc.health import Health
-from service.grpc.http2_server import Http2Server
+from service.grpc.http2.listener import Http2Server
 from service.grpc.open_inference import OpenInference
-from service.observe.requests import RequestRecorder
-from service.operations import Operations
-from service.repository.repository import ServedModel
+from service.observe.recorder import RequestRecorder
+from service.operations.inference import Operations
+from service.repository.models import ServedModel
 from service.settings import Settings
 from service.stubs.inference import inference_pb2
 

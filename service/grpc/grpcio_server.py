@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 
 from service.core.errors import ServiceError
-from service.grpc.calls import MESSAGE_SLACK, Calls, Rpc, Unary
+from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -48,10 +48,10 @@ class GrpcioServer:
 
     async def _unary(self, rpc: Rpc, content: bytes, context: _Context) -> bytes:
         request_id = self._request_id(context)
-        answer = await self._calls.answer(rpc, content, _deadline(context), request_id)
-        if isinstance(answer, ServiceError):
-            await _abort(context, answer)
-        return answer
+        try:
+            return await self._calls.answer(rpc, content, _deadline(context), request_id)
+        except ServiceError as error:
+            await _abort(context, error)
 
     async def _stream(
         self, rpc: Rpc, contents: AsyncIterator[bytes], context: _Context

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from grpc_health.v1 import health_pb2 as pb
 
 from service.core.errors import NotFound
-from service.grpc.calls import Method, Streaming, Unary
+from service.grpc.answering import Method, Streaming, Unary
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Health"]
 

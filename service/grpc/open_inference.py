@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from service import SERVER_NAME, __version__
 from service.core.errors import ModelNotFound, ServiceError
 from service.core.tensors import TensorSpec
-from service.grpc.calls import Method, Pipelined, Unary
+from service.grpc.answering import Method, Pipelined, Unary
 from service.grpc.codec import decode, encode, is_typed
-from service.operations import Operations
+from service.operations.inference import Operations
 from service.stubs.inference import inference_pb2 as pb
 
 _Tensor = pb.ModelMetadataResponse.TensorMetadata

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from service.core.errors import InvalidArgument
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response, parse_object
-from service.operations import Operations
+from service.operations.inference import Operations
 from service.runtime.shared_memory import Registered
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from service.core.errors import InvalidArgument, UnsupportedMediaType
 from service.core.tensors import numbers
-from service.digits import Classification, pixels_from_values, predictions
 from service.http.message import (
     JSON,
     OCTETS,
@@ -18,7 +17,8 @@ from service.http.message import (
     json_response,
     parse_json,
 )
-from service.operations import Operations
+from service.operations.digits import Classification, pixels_from_values, predictions
+from service.operations.inference import Operations
 
 _IMAGES = ("image/png", "image/jpeg")
 _UINT8 = np.dtype(np.uint8)

@@ -13,8 +13,9 @@ import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from service.core import errors
+from service.http.answering import Answerer
 from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import ROUTES, UNMATCHED, Answerer, Route
+from service.http.routes import ROUTES, UNMATCHED, Route
 
 
 def create_app(

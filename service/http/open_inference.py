@@ -13,7 +13,7 @@ from service import SERVER_NAME, __version__
 from service.core.tensors import TensorSpec
 from service.http.codec import ALL_BINARY, decode, encode, header_length
 from service.http.message import HttpRequest, HttpResponse, json_response
-from service.operations import INLINE_BYTES, Operations
+from service.operations.inference import INLINE_BYTES, Operations
 
 
 async def infer(

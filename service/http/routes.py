@@ -1,24 +1,17 @@
-"""Every HTTP route, once, and the one function through which every route is answered."""
+"""The table of every HTTP route, and how the front finds one."""
 
 from __future__ import annotations
 
-import logging
 import re
-from time import perf_counter
 from typing import NamedTuple
 
 from service import SERVER_NAME, __version__
-from service.core.errors import InternalError, Overloaded, ServiceError
 from service.http import administration, open_inference
 from service.http.administration import MemoryHandlers
-from service.http.compression import Compression
 from service.http.digits import predict
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
 from service.observe import metrics
-from service.observe.requests import RequestRecorder
-from service.operations import Operations
-
-log = logging.getLogger(__name__)
+from service.operations.inference import Operations
 
 
 class Route(NamedTuple):
@@ -102,59 +95,6 @@ ROUTES = [
 
 # What requests are recorded as that never came to a route.
 UNMATCHED = Route("*", "*", "unmatched", index)
-
-
-class Answerer:
-    """Answers a matched route: runs the handler, translates errors, records how it ended."""
-
-    def __init__(
-        self, operations: Operations, recorder: RequestRecorder, compression: Compression
-    ) -> None:
-        self._operations = operations
-        self._recorder = recorder
-        self._compression = compression
-
-    async def answer(
-        self, route: Route, request: HttpRequest, parameters: dict[str, str]
-    ) -> HttpResponse:
-        """Never raises: what a handler raises becomes a JSON body {"error": sentence}."""
-        start = perf_counter()
-        request_id = self._recorder.request_id(request.header("x-request-id"))
-        error = ""
-        try:
-            if request.header("content-encoding"):
-                request = await self._compression.decode(request)
-            response = await route.handler(self._operations, request, **parameters)
-        except ServiceError as failure:
-            error = failure.message
-            response = error_response(failure)
-        except Exception:
-            log.exception("Request %s failed.", request_id)
-            error = f"Internal error; the server's log has it under request id {request_id}."
-            response = error_response(InternalError(error))
-        if route.compress:
-            response = await self._compression.encode(request, response)
-        response.headers.append(("x-request-id", request_id))
-        self._recorder.finished(
-            "http", route.operation, request_id, str(response.status), start, error
-        )
-        return response
-
-    async def refuse(self, route: Route, request: HttpRequest, error: ServiceError) -> HttpResponse:
-        """Answer a request whose body could not be had, and record it as any other."""
-
-        async def refused(operations: Operations, request: HttpRequest) -> HttpResponse:
-            raise error
-
-        return await self.answer(route._replace(handler=refused), request, {})
-
-
-def error_response(error: ServiceError) -> HttpResponse:
-    """The protocol's error body and the status of the error's kind."""
-    response = json_response({"error": error.message}, error.http_status)
-    if isinstance(error, Overloaded):
-        response.headers.append(("retry-after", str(error.retry_after_s)))
-    return response
 
 
 class FastRoutes:

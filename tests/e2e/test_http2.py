@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as inference
 from tritonclient.grpc import service_pb2_grpc as inference_grpc
 
-from service.grpc import wire
+from service.grpc.http2 import frames as wire
 from tests.conftest import Mnist, Server
 from tests.e2e.onnx_models import publish_slow_model
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from service.administration import Administration
 from service.core.batching import BatchLimits
-from service.operations import Operations
-from service.repository.repository import Repository
+from service.operations.administration import Administration
+from service.operations.inference import Operations
+from service.repository.models import Repository
 from service.runtime.shared_memory import Regions
 from service.settings import Settings
 

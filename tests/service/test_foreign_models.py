@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from service.core.batching import Batcher, BatchLimits
 from service.core.errors import InvalidArgument, ModelNotFound
 from service.core.request import InferRequest, InputTensor, RequestedOutput
-from service.digits import predictions
-from service.operations import Operations
-from service.repository.repository import Repository
+from service.operations.digits import predictions
+from service.operations.inference import Operations
+from service.repository.models import Repository
 from service.runtime.packages import conflicting_packages
 from service.runtime.session import CPU, LoadError, ProviderUnavailable, SessionOptions, load
 from tests.service.composition import operations_of

@@ -20,12 +20,12 @@ from service.core.batching import Batcher, BatchLimits
 from service.core.errors import InvalidArgument
 from service.core.images import open_image, to_pixels
 from service.core.tensors import Array
+from service.http.answering import Answerer
 from service.http.compression import Compression
 from service.http.flask_app import create_app
-from service.http.routes import Answerer
 from service.observe.metrics import Metrics
-from service.observe.requests import RequestRecorder
-from service.repository.repository import Repository
+from service.observe.recorder import RequestRecorder
+from service.repository.models import Repository
 from service.runtime.session import SessionOptions
 from service.settings import SettingsError, load
 from tests.conftest import SHIPPED_MODELS

@@ -11,7 +11,7 @@ from typing import Any
 from service.core.batching import BatchLimits
 from service.core.datatypes import BYTES
 from service.core.tensors import TensorSpec
-from service.repository.repository import ServedModel
+from service.repository.models import ServedModel
 from service.repository.versions import MODEL_FILE
 from service.runtime.session import CPU
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.control import Command, Control, State
 from service.core.batching import BatchLimits
 from service.core.errors import (
     AlreadyExists,
@@ -26,8 +25,9 @@ from service.core.request import Parameters
 from service.core.statistics import merge
 from service.observe import metrics
 from service.observe.log_settings import LogSettings, level_of, settings_of
-from service.repository.config import configuration
-from service.repository.repository import IndexEntry, Repository
+from service.operations.replication import Command, Control, State
+from service.repository.model_config import configuration
+from service.repository.models import IndexEntry, Repository
 from service.runtime.shared_memory import Regions, Registered
 from service.settings import Settings, is_loopback
 

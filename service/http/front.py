@@ -16,9 +16,10 @@ from typing import Any
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from service.core.errors import RequestTimeout, RequestTooLarge, ServiceError
+from service.http.answering import Answerer
 from service.http.flask_app import too_large
 from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import UNMATCHED, Answerer, FastRoutes
+from service.http.routes import UNMATCHED, FastRoutes
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 

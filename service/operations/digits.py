@@ -14,7 +14,7 @@ from service.core.datatypes import Array
 from service.core.errors import InvalidArgument
 from service.core.images import SIDE, Pixels
 from service.repository.card import LOGITS, PROBABILITIES
-from service.repository.repository import ServedModel
+from service.repository.models import ServedModel
 from service.runtime.session import Session
 
 

@@ -23,11 +23,11 @@ from service.core.errors import (
     ServiceError,
     Unimplemented,
 )
-from service.grpc import wire
-from service.grpc.calls import Calls, Rpc, Unary
-from service.grpc.heads import MAX_HEADER_BLOCK, Head, Heads
-from service.grpc.streams import Stream
-from service.grpc.wire import ConnectionFailed, Trailers
+from service.grpc.answering import Calls, Rpc, Unary
+from service.grpc.http2 import frames as wire
+from service.grpc.http2.frames import ConnectionFailed, Trailers
+from service.grpc.http2.headers import MAX_HEADER_BLOCK, Head, Heads
+from service.grpc.http2.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -395,17 +395,14 @@ class Connection(asyncio.Protocol):
 
     async def _serve_unary(self, stream: Stream, rpc: Rpc, flag: int, content: bytes) -> None:
         request_id = stream.request_id
-        answer: bytes | ServiceError
         try:
             if flag:
                 content = await self._uncompressed(stream, flag, content)
             answer = await self._calls.answer(rpc, content, stream.deadline, request_id)
         except ServiceError as error:
-            answer = error
-        if isinstance(answer, bytes):
-            self._finish(stream, Trailers("OK", "", request_id), answer)
+            self._finish(stream, Trailers(error.grpc_code, error.message, request_id))
         else:
-            self._finish(stream, Trailers(answer.grpc_code, answer.message, request_id))
+            self._finish(stream, Trailers("OK", "", request_id), answer)
 
     async def _serve_stream(self, stream: Stream, rpc: Rpc) -> None:
         end = Trailers("OK", "", stream.request_id)

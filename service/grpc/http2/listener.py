@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 
 from service.core.inflation import inflate
-from service.grpc.calls import MESSAGE_SLACK, Calls, Rpc
-from service.grpc.http2 import Connection, Limits
+from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc
+from service.grpc.http2.connection import Connection, Limits
 from service.settings import Settings
 
 _BACKLOG = 1024

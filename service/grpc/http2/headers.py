@@ -11,9 +11,9 @@ from typing import NamedTuple
 import hpack
 from hpack.table import HeaderTable
 
-from service.grpc import wire
-from service.grpc.calls import Rpc
-from service.grpc.wire import ConnectionFailed
+from service.grpc.answering import Rpc
+from service.grpc.http2 import frames as wire
+from service.grpc.http2.frames import ConnectionFailed
 
 MAX_HEADER_BLOCK = 16 * 1024  # bytes, as they are sent and once decoded
 # Blocks that are kept decoded; clients repeat the same few.

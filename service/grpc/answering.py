@@ -8,9 +8,7 @@ that one that cannot be parsed is the caller's error (INVALID_ARGUMENT) and not 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from time import perf_counter
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -18,15 +16,12 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from service.core.errors import (
-    InternalError,
     InvalidArgument,
     RequestTooLarge,
     ServiceError,
     Unavailable,
 )
-from service.observe.requests import RequestRecorder
-
-log = logging.getLogger(__name__)
+from service.observe.recorder import RequestRecorder
 
 # Answers a message, given its deadline in loop time (None if the caller set none).
 Handler = Callable[[Any, float | None], Awaitable[Any]]
@@ -97,14 +92,14 @@ class Calls:
 
     async def answer(
         self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
-    ) -> bytes | ServiceError:
-        """The answer to a unary call, or the error to end it with."""
-        assert isinstance(rpc.method, Unary)
-        request = self._parse(rpc, content)
-        answer = await self._attempt(rpc.method, request, deadline, request_id)
-        return (
-            answer if isinstance(answer, ServiceError) else rpc.response.SerializeToString(answer)
-        )
+    ) -> bytes:
+        """The answer to a unary call. Raises the ServiceError to end it with."""
+        method = rpc.method
+        assert isinstance(method, Unary)
+        async with self._recorder.attempt("grpc", method.operation, request_id):
+            answer = await method.handler(self._parse(rpc, content), deadline)
+        serialized: bytes = rpc.response.SerializeToString(answer)
+        return serialized
 
     async def stream(
         self,
@@ -121,24 +116,14 @@ class Calls:
         """
         method, serialize = rpc.method, rpc.response.SerializeToString
         if isinstance(method, Streaming):
-            start, code, message = perf_counter(), "OK", ""
-            try:
+            async with self._recorder.attempt("grpc", method.operation, request_id):
                 async for answer in method.handler(self._whole(rpc, contents)):
                     yield serialize(answer)
-            except ServiceError as error:
-                code, message = error.grpc_code, error.message
-                raise
-            finally:
-                self._recorder.finished("grpc", method.operation, request_id, code, start, message)
         else:
             assert isinstance(method, Pipelined)
-            async for request, answer in self._pipeline(rpc, contents, deadline, request_id):
-                if not isinstance(answer, ServiceError):
-                    yield serialize(answer)
-                elif ends_with_error:
-                    raise answer
-                else:
-                    yield serialize(method.refuse(request, answer))
+            refuse = None if ends_with_error else method.refuse
+            async for answer in self._pipeline(rpc, contents, deadline, request_id, refuse):
+                yield serialize(answer)
         if self._stopping:
             raise Unavailable("The server is stopping.")
 
@@ -149,13 +134,32 @@ class Calls:
             reading.cancel()
 
     async def _pipeline(
-        self, rpc: Rpc, contents: AsyncIterator[bytes], deadline: float | None, request_id: str
-    ) -> AsyncIterator[tuple[Any, Any]]:
-        """Each request with its answer, in order; several are worked on at a time."""
+        self,
+        rpc: Rpc,
+        contents: AsyncIterator[bytes],
+        deadline: float | None,
+        request_id: str,
+        refuse: Callable[[Any, ServiceError], Any] | None,
+    ) -> AsyncIterator[Any]:
+        """The answer to each message, in order; several are worked on at a time.
+
+        `refuse` makes the answer to a message that failed; without it the failure is raised.
+        """
         room = _Room(self._max_stream_requests)
-        answering: asyncio.Queue[tuple[Any, int, asyncio.Task[Any]] | None] = asyncio.Queue()
-        assert isinstance(rpc.method, Pipelined)
+        answering: asyncio.Queue[tuple[int, asyncio.Task[Any]] | None] = asyncio.Queue()
         method = rpc.method
+        assert isinstance(method, Pipelined)
+
+        async def attempt(content: bytes) -> Any:
+            request = None
+            try:
+                async with self._recorder.attempt("grpc", method.operation, request_id):
+                    request = self._parse(rpc, content)
+                    return await method.handler(request, deadline)
+            except ServiceError as error:
+                if refuse is None:
+                    raise
+                return refuse(request, error)
 
         async def read() -> None:
             async for content in contents:
@@ -163,26 +167,23 @@ class Calls:
                 share = len(content) * self._max_stream_requests // self._max_request_bytes
                 size = min(max(share, 1), self._max_stream_requests)
                 await room.take(size)
-                request = self._parse(rpc, content)
-                attempt = self._attempt(method, request, deadline, request_id)
-                answering.put_nowait((request, size, asyncio.ensure_future(attempt)))
+                answering.put_nowait((size, asyncio.ensure_future(attempt(content))))
 
         reading = self._start_reading(read(), answering)
         try:
             while (item := await answering.get()) is not None:
-                request, size, attempt = item
-                answer = await attempt
-                yield request, answer
+                size, answer = item
+                yield await answer
                 room.give(size)
             _raise_failure(reading)
         finally:
             reading.cancel()
             while not answering.empty():
                 if (item := answering.get_nowait()) is not None:
-                    item[2].cancel()
+                    item[1].cancel()
 
     async def _whole(self, rpc: Rpc, contents: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        """The messages of a stream. Raises the error that is in the place of one."""
+        """The messages of a stream, one at a time. Raises what reading or parsing one raises."""
         read: asyncio.Queue[Any] = asyncio.Queue()
         room = _Room(1)
 
@@ -195,8 +196,6 @@ class Calls:
         try:
             while (request := await read.get()) is not None:
                 room.give(1)
-                if isinstance(request, ServiceError):
-                    raise request
                 yield request
             _raise_failure(reading)
         finally:
@@ -215,40 +214,18 @@ class Calls:
             reading.cancel()
         return reading
 
-    async def _attempt(
-        self, method: Unary | Pipelined, request: Any, deadline: float | None, request_id: str
-    ) -> Any:
-        """The handler's answer, or the error to answer with; recorded either way."""
-        start = perf_counter()
-        code, message = "OK", ""
-        try:
-            if isinstance(request, ServiceError):
-                raise request
-            return await method.handler(request, deadline)
-        except ServiceError as error:
-            code, message = error.grpc_code, error.message
-            return error
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception:
-            log.exception("Request %s failed.", request_id)
-            code = "INTERNAL"
-            message = f"Internal error; the server's log has it under request id {request_id}."
-            return InternalError(message)
-        finally:
-            self._recorder.finished("grpc", method.operation, request_id, code, start, message)
-
     def _parse(self, rpc: Rpc, content: bytes) -> Any:
-        """The message, or the error to answer."""
+        """Parse a message. Raises RequestTooLarge, and InvalidArgument if it is malformed."""
         if len(content) > self._max_request_bytes + MESSAGE_SLACK:
-            return RequestTooLarge(
+            raise RequestTooLarge(
                 f"The message is larger than {self._max_request_bytes} bytes (max_request_bytes)."
             )
         try:
             return rpc.request.FromString(content)
         except DecodeError:
-            return InvalidArgument(f"The message is not a {rpc.request.DESCRIPTOR.full_name}.")
+            raise InvalidArgument(
+                f"The message is not a {rpc.request.DESCRIPTOR.full_name}."
+            ) from None
 
 
 def _raise_failure(reading: asyncio.Task[None]) -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.classification import classes
 from service.core.errors import InvalidArgument
 from service.core.request import Region, classification_of, region_of, timeout_of
 from service.core.tensors import Tensor
+from service.core.top_classes import classes
 from service.http.codec import (
     _KNOWN_BYTES,
     _MOST_KNOWN,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from service.grpc.heads import Head
-from service.grpc.wire import STREAM_WINDOW, Trailers
+from service.grpc.http2.frames import STREAM_WINDOW, Trailers
+from service.grpc.http2.headers import Head
 
 
 class Stream:

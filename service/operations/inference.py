@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 from PIL.Image import Image
 
-from service.administration import Administration
 from service.core.batching import Batcher
-from service.core.classification import classes
 from service.core.datatypes import BYTES, Array, one_element
 from service.core.errors import DeadlineExceeded, InvalidArgument
 from service.core.images import Pixels, check_pixels, open_image, to_pixels
@@ -34,9 +32,11 @@ from service.core.tensors import (
     shape_of_raw,
     to_bytes,
 )
-from service.digits import Classification, as_classifier, distribution
-from service.repository.config import PLATFORM
-from service.repository.repository import Repository, ServedModel
+from service.core.top_classes import classes
+from service.operations.administration import Administration
+from service.operations.digits import Classification, as_classifier, distribution
+from service.repository.model_config import PLATFORM
+from service.repository.models import Repository, ServedModel
 from service.runtime.shared_memory import Regions
 
 # Decoding a picture up to this size costs less than handing it to a thread and back.

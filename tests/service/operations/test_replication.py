@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from service.control import Command, Control, State
 from service.core.errors import LoadFailed, ServiceError, Unavailable
+from service.operations.replication import Command, Control, State
 
 
 class Peer:
