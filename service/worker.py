@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 import flask
 
 from service.core.batching import Batcher, BatchLimits
+from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
 from service.http.answering import Answerer
 from service.http.compression import Compression
@@ -33,13 +34,8 @@ from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
 from service.operations.inference import Operations
 from service.repository.models import Repository
-from service.runtime.session import (
-    ROWS_OF_A_RUN,
-    ProviderUnavailable,
-    Session,
-    SessionOptions,
-)
-from service.runtime.shared_memory import Regions
+from service.runtime.session import ROWS_OF_A_RUN, Session, SessionOptions
+from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -54,7 +50,7 @@ _METRICS_S = 0.5
 class Service:
     """What both fronts stand on: models, operations, metrics. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings, control_folder: Path | None = None) -> None:
+    def __init__(self, settings: Settings, state_folder: Path | None = None) -> None:
         self.settings = settings
         self.models_changed: Callable[[], None] = lambda: None
         self.metrics = Metrics()
@@ -79,9 +75,9 @@ class Service:
             settings.versions,
             self._models_changed,
         )
-        regions = Regions(settings.shared_memory_regions, settings.max_request_bytes)
+        regions = SharedRegions(settings.shared_memory_regions, settings.max_request_bytes)
         self.administration = Administration(
-            self.repository, regions, settings, self._limits, control_folder
+            self.repository, regions, settings, self._limits, state_folder
         )
         self.operations = Operations(
             self.repository,
@@ -127,7 +123,7 @@ class Service:
         """Look for new versions, for ever."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
-            await self.administration.control.catch_up()
+            await self.administration.shared_state.catch_up()
             try:
                 await self.repository.refresh()
             except ProviderUnavailable as error:
@@ -137,9 +133,9 @@ class Service:
 class Worker:
     """The RSGI application that Granian runs in each worker process."""
 
-    def __init__(self, settings: Settings, startup_failed: Event, control_folder: Path) -> None:
+    def __init__(self, settings: Settings, startup_failed: Event, state_folder: Path) -> None:
         self._settings = settings
-        self._control_folder = control_folder
+        self._state_folder = state_folder
         self._startup_failed = startup_failed
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -165,7 +161,7 @@ class Worker:
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        service = self._service = Service(settings, self._control_folder)
+        service = self._service = Service(settings, self._state_folder)
         await service.administration.start()
         # Modules and their like stay. A full collection that looks at them stops all for 35 ms,
         # which was the 99th percentile of latency. Models come later: they may go again.
@@ -215,7 +211,7 @@ class Worker:
     def _begin_stopping(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._service.operations.stopping:
             self._service.operations.stopping = True
-            self._service.administration.control.stop()
+            self._service.administration.shared_state.stop()
             self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
 
     def _give_up(self, reason: str) -> NoReturn:

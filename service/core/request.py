@@ -21,7 +21,7 @@ Parameters = Mapping[str, Parameter]
 NO_PARAMETERS: Parameters = {}
 
 
-class Region(NamedTuple):
+class RegionSlice(NamedTuple):
     """A part of a registered shared memory region; offset and size in bytes."""
 
     name: str
@@ -37,7 +37,7 @@ class InputTensor(NamedTuple):
     shape: Sequence[int]
     raw: Buffer | None = None
     values: Any = None
-    region: Region | None = None
+    region: RegionSlice | None = None
 
 
 class RequestedOutput(NamedTuple):
@@ -48,7 +48,7 @@ class RequestedOutput(NamedTuple):
 
     name: str
     classification: int = 0
-    region: Region | None = None
+    region: RegionSlice | None = None
 
 
 class InferRequest(NamedTuple):
@@ -74,7 +74,7 @@ class OutputTensor(NamedTuple):
     name: str
     datatype: str
     array: Array
-    region: Region | None = None
+    region: RegionSlice | None = None
 
 
 class InferResponse(NamedTuple):
@@ -86,7 +86,7 @@ class InferResponse(NamedTuple):
     outputs: list[OutputTensor]
 
 
-def region_of(field: str, parameters: Parameters) -> Region | None:
+def region_of(field: str, parameters: Parameters) -> RegionSlice | None:
     """The shared memory that the parameters of a tensor name, if they do.
 
     Raises InvalidArgument, naming `field`, where they do so in part or in the wrong types.
@@ -99,7 +99,7 @@ def region_of(field: str, parameters: Parameters) -> Region | None:
     size = _whole(field, parameters, "shared_memory_byte_size")
     if not size:
         raise InvalidArgument(f"{field}: shared_memory_byte_size is missing or 0.")
-    return Region(name, _whole(field, parameters, "shared_memory_offset"), size)
+    return RegionSlice(name, _whole(field, parameters, "shared_memory_offset"), size)
 
 
 def classification_of(field: str, parameters: Parameters) -> int:

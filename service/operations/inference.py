@@ -37,7 +37,7 @@ from service.operations.administration import Administration
 from service.operations.digits import Classification, as_classifier, distribution
 from service.repository.model_config import PLATFORM
 from service.repository.models import Repository, ServedModel
-from service.runtime.shared_memory import Regions
+from service.runtime.shared_memory import SharedRegions
 
 # Decoding a picture up to this size costs less than handing it to a thread and back.
 _INLINE_IMAGE_PIXELS = 128 * 128
@@ -72,7 +72,7 @@ class Operations:
         self,
         repository: Repository,
         default_model: str,
-        regions: Regions,
+        regions: SharedRegions,
         administration: Administration,
         max_image_pixels: int = 16_000_000,
     ) -> None:

@@ -14,13 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.core.batching import Batcher, BatchLimits
-from service.core.errors import InvalidArgument, ModelNotFound
+from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, ProviderUnavailable
 from service.core.request import InferRequest, InputTensor, RequestedOutput
 from service.operations.digits import predictions
 from service.operations.inference import Operations
 from service.repository.models import Repository
 from service.runtime.packages import conflicting_packages
-from service.runtime.session import CPU, LoadError, ProviderUnavailable, SessionOptions, load
+from service.runtime.session import CPU, SessionOptions, load
 from tests.service.composition import operations_of
 
 WEIGHTS = np.random.default_rng(0).normal(0, 1, (784, 10)).astype(np.float32)
@@ -157,11 +157,11 @@ def test_a_repository_that_vanishes_keeps_what_is_loaded(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_served_is_refused_at_loading(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match="float8"):
+    with pytest.raises(ModelLoadError, match="float8"):
         load(publish(tmp_path, TensorProto.FLOAT8E4M3FN), SessionOptions("cpu"))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    with pytest.raises(LoadError):
+    with pytest.raises(ModelLoadError):
         load(broken, SessionOptions("cpu"))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.errors import InvalidArgument
-from service.core.request import Region, classification_of, region_of, timeout_of
+from service.core.request import RegionSlice, classification_of, region_of, timeout_of
 from service.core.tensors import Tensor
 from service.core.top_classes import classes
 from service.http.codec import (
@@ -59,9 +59,9 @@ def test_parameters_of_the_wrong_type_are_named(wrong: Any) -> None:
 def test_a_region_needs_a_name_and_a_size() -> None:
     size, name = "shared_memory_byte_size", "shared_memory_region"
     assert region_of("x", {}) is None
-    assert region_of("x", {name: "r", size: 5}) == Region("r", 0, 5)
+    assert region_of("x", {name: "r", size: 5}) == RegionSlice("r", 0, 5)
     given = {name: "r", size: 5, "shared_memory_offset": 7}
-    assert region_of("x", given) == Region("r", 7, 5)
+    assert region_of("x", given) == RegionSlice("r", 7, 5)
     for wrong in ({name: 1, size: 5}, {name: "", size: 5}, {name: "r"}, {name: "r", size: 0}):
         with pytest.raises(InvalidArgument, match="x: shared_memory"):
             region_of("x", wrong)

@@ -9,9 +9,10 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
+from service.core.errors import ProviderUnavailable
 from service.runtime import cuda
 from service.runtime import session as sessions
-from service.runtime.session import ProviderUnavailable, SessionOptions, load
+from service.runtime.session import SessionOptions, load
 
 FUNCTION = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 "

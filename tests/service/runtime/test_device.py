@@ -14,10 +14,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from service.core.errors import ModelLoadError
 from service.runtime import fixed_batches
 from service.runtime.device import DEVICE, OnDevice, wait_for_releases
 from service.runtime.fixed_batches import _Buffers, sizes
-from service.runtime.session import CPU, LoadError, Session, SessionOptions, _create, load
+from service.runtime.session import CPU, Session, SessionOptions, _create, load
 from tests.conftest import SHIPPED_MODELS
 from tests.e2e.onnx_models import publish_identity
 
@@ -117,7 +118,7 @@ def test_what_a_failed_load_had_is_dropped_under_the_lock(
     monkeypatch.setattr(ort, "InferenceSession", made)
     monkeypatch.setattr(_Buffers, "run", fail)
     monkeypatch.setattr(OnDevice, "run", fail)
-    with pytest.raises(LoadError, match="out of memory") as raised:
+    with pytest.raises(ModelLoadError, match="out of memory") as raised:
         _create(SHIPPED, SessionOptions(), [CPU], device="cpu", fixed=fixed)
     # Before the error is told, for another try needs the memory; and not when that is forgotten.
     assert held == [True]

@@ -12,10 +12,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from service.core.errors import ProviderUnavailable
 from service.core.tensors import TensorSpec
 from service.runtime import session as sessions
 from service.runtime.fixed_batches import FixedBatches, _Buffers, have_fixed_rows, sizes
-from service.runtime.session import CPU, ProviderUnavailable, Session, SessionOptions, load
+from service.runtime.session import CPU, Session, SessionOptions, load
 from tests.conftest import SHIPPED_MODELS, Mnist
 from tests.e2e.onnx_models import publish, publish_sum
 
