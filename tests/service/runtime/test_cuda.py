@@ -1,4 +1,4 @@
-"""What is said where CUDA does not work: the cause, in one sentence."""
+"""Where CUDA does not work, the message names the cause in one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLACE = " ; GPU=-1 ; hostname=vm ; file=/onnxruntime_src/cuda_execution_provider
 
 
 class Driver:
-    """libcuda, of this status of cuInit and this many devices."""
+    """A libcuda with this status of cuInit and this many devices."""
 
     def __init__(self, status: int, devices: int) -> None:
         self._status, self._devices = status, devices
@@ -39,7 +39,7 @@ class Driver:
 
 
 def loads(monkeypatch: pytest.MonkeyPatch, driver: Driver | None, library: str = "") -> None:
-    """The loader finds this driver, and says `library` of the library for CUDA."""
+    """Make the loader find this driver, and fail on the library for CUDA with `library`."""
 
     def load_library(name: str) -> object:
         if name == "libcuda.so.1" and driver is not None:
