@@ -41,13 +41,13 @@ class InputTensor(NamedTuple):
 
 
 class RequestedOutput(NamedTuple):
-    """An output that is wanted: whole, or its `classification` largest values with their labels.
+    """An output that is wanted: whole, or its `top_classes` largest values with their labels.
 
     With a region its contents are written there instead of into the answer.
     """
 
     name: str
-    classification: int = 0
+    top_classes: int = 0
     region: RegionSlice | None = None
 
 
@@ -102,7 +102,7 @@ def region_of(field: str, parameters: Parameters) -> RegionSlice | None:
     return RegionSlice(name, _whole(field, parameters, "shared_memory_offset"), size)
 
 
-def classification_of(field: str, parameters: Parameters) -> int:
+def top_classes_of(field: str, parameters: Parameters) -> int:
     """How many classes are wanted of an output; 0 for the output itself. Raises InvalidArgument."""
     return _whole(field, parameters, "classification")
 

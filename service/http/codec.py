@@ -19,8 +19,8 @@ from service.core.request import (
     OutputTensor,
     Parameters,
     RequestedOutput,
-    classification_of,
     region_of,
+    top_classes_of,
 )
 from service.core.tensors import Tensor, to_bytes, to_values
 from service.http.message import (
@@ -200,9 +200,7 @@ def _decode_output(output: Any, field: str) -> tuple[RequestedOutput, bool | Non
         return RequestedOutput(name), None
     field = f"{field}.parameters"
     parameters = _parameters(output, field)
-    wanted = RequestedOutput(
-        name, classification_of(field, parameters), region_of(field, parameters)
-    )
+    wanted = RequestedOutput(name, top_classes_of(field, parameters), region_of(field, parameters))
     if "binary_data" not in parameters:
         return wanted, None
     return wanted, _flag(field, parameters, "binary_data", False)

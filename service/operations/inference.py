@@ -172,9 +172,9 @@ class Operations:
     ) -> OutputTensor:
         """An output as it is wanted: itself or its classes, in the answer or in shared memory."""
         tensor = Tensor(spec.name, spec.datatype, array)
-        if wanted.classification:
+        if wanted.top_classes:
             labels = served.card.labels if served.card.kind(spec.name) else ()
-            tensor = classes(tensor, wanted.classification, labels, served.session.batchable)
+            tensor = classes(tensor, wanted.top_classes, labels, served.session.batchable)
         if wanted.region is None:
             return OutputTensor(*tensor)
         field = f"Output '{spec.name}'"

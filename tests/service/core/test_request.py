@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.errors import InvalidArgument
-from service.core.request import RegionSlice, classification_of, region_of, timeout_of
+from service.core.request import RegionSlice, region_of, timeout_of, top_classes_of
 from service.core.tensors import Tensor
 from service.core.top_classes import classes
 from service.http.codec import (
@@ -66,7 +66,7 @@ def test_a_region_needs_a_name_and_a_size() -> None:
         with pytest.raises(InvalidArgument, match="x: shared_memory"):
             region_of("x", wrong)
     with pytest.raises(InvalidArgument, match="classification"):
-        classification_of("x", {"classification": 1.0})
+        top_classes_of("x", {"classification": 1.0})
 
 
 @pytest.mark.parametrize(
