@@ -116,9 +116,10 @@ def _check_port_free(host: str, name: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a host name with a label of 64 letters is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(
-            f"Cannot listen on {host} port {port}: {error.strerror}. "
+            f"Cannot listen on {host} port {port}: {reason}. "
             f"Stop the program that uses it, or choose another {name}."
         ) from None
 

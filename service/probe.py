@@ -27,17 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         reason = why_unready(settings)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = f"{error or type(error).__name__}; is mnist-serve running?"
     if reason:
-        print(f"mnist-probe: not ready: {reason}", file=sys.stderr)
+        print(f"mnist-probe: not ready: {' '.join(reason.split())}", file=sys.stderr)
     return int(bool(reason))
 
 
 def why_unready(settings: Settings) -> str:
     """The reason that the server gives, or empty if it is ready.
 
-    Raises OSError if no server listens, HTTPException if the port does not speak HTTP.
+    Raises OSError if no server listens, ValueError if the host is not a valid name, HTTPException
+    if the port does not speak HTTP.
     """
     host = _ANY.get(settings.host, settings.host)
     connection = http.client.HTTPConnection(host, settings.http_port, timeout=_TIMEOUT_S)
@@ -57,7 +58,7 @@ def why_unready(settings: Settings) -> str:
 def _reason_of(body: bytes) -> str:
     try:
         return str(json.loads(body)["reason"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

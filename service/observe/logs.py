@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 from service.settings import Settings
 
 request_log = logging.getLogger("service.requests")
+
+# Error messages quote what clients send: unescaped, a model's name could forge a line, or send
+# commands to the terminal. JSON escapes these characters anyway.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class JsonFormatter(logging.Formatter):
@@ -39,7 +44,8 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         fields = getattr(record, "fields", {})
-        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
+        line = " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
+        return _CONTROL.sub(lambda match: repr(match.group())[1:-1], line)
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
