@@ -103,25 +103,22 @@ def _preflight(settings: Settings) -> None:
 
 
 def check_ports_free(settings: Settings) -> None:
-    """Raise SettingsError if another process listens on one of the ports."""
-    for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
-        _check_port_free(settings.host, name, port)
-
-
-def _check_port_free(host: str, name: str, port: int) -> None:
+    """Raise SettingsError if one of the ports cannot be opened, or another process has it open."""
     # The workers share their ports (SO_REUSEPORT), so a second server on the same port would not
     # fail: it would silently receive half of the requests. Binding without that option fails.
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, ValueError) as error:  # a host name with a label of 64 letters is a ValueError
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SettingsError(
-            f"Cannot listen on {host} port {port}: {reason}. "
-            f"Stop the program that uses it, or choose another {name}."
-        ) from None
+    for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
+        try:
+            addresses = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = addresses[0]
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except (OSError, ValueError) as error:  # ValueError: a part of the host name is too long
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SettingsError(
+                f"Cannot listen on {settings.host} port {port}: {reason}. "
+                f"Stop the program that uses it, or choose another {name}."
+            ) from None
 
 
 if __name__ == "__main__":

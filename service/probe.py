@@ -49,17 +49,14 @@ def why_unready(settings: Settings) -> str:
     finally:
         connection.close()
     if response.status != 200:
-        return _reason_of(body) or f"/v2/health/ready answers {response.status}"
+        try:
+            reason = str(json.loads(body)["reason"])
+        except (ValueError, KeyError, TypeError, RecursionError):  # not the server's JSON
+            reason = ""
+        return reason or f"/v2/health/ready answers {response.status}"
     # One event loop serves both ports, so for the other port it is enough to be open.
     socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
     return ""
-
-
-def _reason_of(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["reason"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
 
 
 if __name__ == "__main__":

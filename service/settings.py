@@ -26,8 +26,8 @@ class SettingsError(ValueError):
     """A setting has a value that cannot be used; the message names the setting and its source."""
 
 
-def _setting(default: T, doc: str, *, least: float | None = None, most: float | None = None) -> T:
-    return dataclasses.field(default=default, metadata={"doc": doc, "least": least, "most": most})
+def _setting(default: T, doc: str, *, low: float | None = None, high: float | None = None) -> T:
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,19 +37,17 @@ class Settings:
     host: str = _setting(
         "127.0.0.1", "address to listen on; 0.0.0.0 or :: listens on all interfaces"
     )
-    http_port: int = _setting(8000, "port of the HTTP server", least=1, most=65535)
-    grpc_port: int = _setting(8001, "port of the gRPC server", least=1, most=65535)
-    workers: int = _setting(1, "worker processes; more than one per core does not help", least=1)
+    http_port: int = _setting(8000, "port of the HTTP server", low=1, high=65535)
+    grpc_port: int = _setting(8001, "port of the gRPC server", low=1, high=65535)
+    workers: int = _setting(1, "worker processes; more than one per core does not help", low=1)
 
     models: Path = _setting(
         Path("models"), "model repository: a folder that contains NAME/VERSION/model.onnx"
     )
     model: str = _setting("mnist", "model for requests that do not name one")
-    versions: int = _setting(
-        2, "how many of the newest versions of each model stay loaded", least=1
-    )
+    versions: int = _setting(2, "how many of the newest versions of each model stay loaded", low=1)
     poll_interval: float = _setting(
-        2.0, "seconds between checks for new versions; 0 disables the checks", least=0
+        2.0, "seconds between checks for new versions; 0 disables the checks", low=0
     )
 
     control: Literal["auto", "on", "off"] = _setting(
@@ -60,14 +58,14 @@ class Settings:
     shared_memory_regions: int = _setting(
         0,
         "how many system shared memory regions clients may register; 0 disables shared memory",
-        least=0,
+        low=0,
     )
 
     provider: Literal["auto", "cpu", "cuda"] = _setting(
         "auto",
         "ONNX Runtime execution provider; auto uses CUDA if it works and the CPU otherwise",
     )
-    intra_op_threads: int = _setting(1, "threads per inference", least=1)
+    intra_op_threads: int = _setting(1, "threads per inference", low=1)
     spinning: bool = _setting(
         False, "whether idle inference threads spin: lower latency, but busy cores"
     )
@@ -76,40 +74,36 @@ class Settings:
         64,
         "largest batch formed from queued requests, in images; a larger request is split into "
         "parts of this size, or of 64 if that is more",
-        least=1,
+        low=1,
     )
     max_queue_delay: float = _setting(
-        0.0, "milliseconds that a request may wait for others to join its batch", least=0, most=1000
+        0.0, "milliseconds that a request may wait for others to join its batch", low=0, high=1000
     )
     max_queue: int = _setting(
-        4096, "images that may wait in the queue; further requests are refused", least=1
+        4096, "images that may wait in the queue; further requests are refused", low=1
     )
     inline_budget: float = _setting(
         1.0,
         "milliseconds; inference that is expected to take longer runs in a thread instead of on "
         "the event loop",
-        least=0,
+        low=0,
     )
 
-    max_request_bytes: int = _setting(8 * 1024 * 1024, "largest request body, in bytes", least=1024)
-    max_image_pixels: int = _setting(
-        16_000_000, "largest PNG or JPEG, in decoded pixels", least=784
-    )
-    body_timeout: float = _setting(
-        30.0, "seconds within which a request body must arrive", least=0.1
-    )
+    max_request_bytes: int = _setting(8 * 1024 * 1024, "largest request body, in bytes", low=1024)
+    max_image_pixels: int = _setting(16_000_000, "largest PNG or JPEG, in decoded pixels", low=784)
+    body_timeout: float = _setting(30.0, "seconds within which a request body must arrive", low=0.1)
     compress_min_bytes: int = _setting(
         1024,
         "smallest HTTP response to compress, in bytes, for clients that accept gzip or deflate",
     )
     max_connections: int = _setting(
-        1024, "HTTP connections that each worker serves at a time", least=1
+        1024, "HTTP connections that each worker serves at a time", low=1
     )
     max_stream_requests: int = _setting(
-        64, "requests of one gRPC stream that are processed at a time", least=1
+        64, "requests of one gRPC stream that are processed at a time", low=1
     )
     stop_timeout: float = _setting(
-        30.0, "seconds that accepted requests may take to finish after SIGTERM", least=0, most=3600
+        30.0, "seconds that accepted requests may take to finish after SIGTERM", low=0, high=3600
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
@@ -132,10 +126,10 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least, most = field.metadata["least"], field.metadata["most"]
+            low, high = field.metadata["low"], field.metadata["high"]
             # In this form NaN fails the check as well.
-            if not ((least is None or value >= least) and (most is None or value <= most)):
-                bounds = f"at least {least}" + (f" and at most {most}" if most is not None else "")
+            if not ((low is None or value >= low) and (high is None or value <= high)):
+                bounds = f"at least {low}" + (f" and at most {high}" if high is not None else "")
                 raise SettingsError(f"{field.name} must be {bounds}, not {value}.")
         if self.http_port == self.grpc_port:
             raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")

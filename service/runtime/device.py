@@ -74,7 +74,7 @@ def _release_all() -> None:
 
 
 class OnDevice:
-    """Runs a session of ONNX Runtime under the lock of the device, in the two ways there are."""
+    """Runs a session of ONNX Runtime under the lock of the device."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._owned = [session]

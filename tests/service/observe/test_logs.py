@@ -17,10 +17,10 @@ HOSTILE = "Model 'x\n12:00:00 ERROR forged\r\x1b[2J\x9b\u2028\x00' is not loaded
 
 
 def record(message: str = "Hello %s.", *args: object, **fields: object) -> logging.LogRecord:
-    made = logging.LogRecord("service.x", logging.WARNING, __file__, 1, message, args, None)
+    entry = logging.LogRecord("service.x", logging.WARNING, __file__, 1, message, args, None)
     if fields:
-        made.fields = fields
-    return made
+        entry.fields = fields
+    return entry
 
 
 def test_a_json_line_has_time_level_logger_process_message_and_fields() -> None:

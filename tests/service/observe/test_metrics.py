@@ -21,7 +21,7 @@ def name() -> str:
 
 
 def exposed() -> Iterator[Any]:
-    # Imported here, since service.observe.metrics has to be first (see there).
+    # Imported here, since service.observe.metrics must be imported first (it says why).
     from prometheus_client.parser import text_string_to_metric_families
 
     for family in text_string_to_metric_families(metrics.exposition().decode()):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-from google.protobuf import json_format
 
 from service.core.batching import BatchLimits
 from service.core.tensors import TensorSpec
@@ -11,7 +13,6 @@ from service.repository.card import Card
 from service.repository.model_config import configuration
 from service.repository.models import ServedModel
 from service.runtime.session import CPU, CUDA
-from service.stubs.inference import model_config_pb2
 
 LIMITS = BatchLimits(max_batch_size=32, max_queue=100, max_delay_s=0.0015, inline_budget_s=0.001)
 
@@ -62,11 +63,21 @@ def test_the_instance_group_names_the_device(provider: str, kind: str, gpus: lis
 
 @pytest.mark.parametrize("batchable", [True, False])
 def test_the_configuration_is_a_message_of_the_protocol(batchable: bool) -> None:
-    config = config_of(FakeSession(batchable=batchable))
-    message = model_config_pb2.ModelConfig(**config)
-    assert message == json_format.ParseDict(config, model_config_pb2.ModelConfig())
-    assert message.version_policy.latest.num_versions == 2
-    assert message.parameters["sha256"].string_value == "ab"
+    # In a process of its own: the stubs of tritonclient, which other tests import, define the same
+    # package.
+    check = """
+import json, sys
+from google.protobuf import json_format
+from service.stubs.inference.model_config_pb2 import ModelConfig
+config = json.load(sys.stdin)
+message = ModelConfig(**config)
+assert message == json_format.ParseDict(config, ModelConfig())
+assert message.version_policy.latest.num_versions == 2
+assert message.parameters["sha256"].string_value == "ab"
+assert message.HasField("dynamic_batching") == ("dynamic_batching" in config)
+"""
+    config = json.dumps(config_of(FakeSession(batchable=batchable)))
+    subprocess.run([sys.executable, "-c", check], input=config, text=True, check=True)
 
 
 def test_the_order_of_the_fields_is_that_of_the_answer() -> None:

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def regions(folder: Path) -> Iterator[SharedRegions]:
-    """Regions of which `r` is registered: bytes 8 to 39 of `k`."""
+    """Up to three regions; the region `r`, bytes 8 to 39 of `k`, is registered."""
     registered = SharedRegions(limit=3, max_read_bytes=1000)
     registered.register(SharedRegion(name="r", key="/k", offset=8, byte_size=32))
     yield registered
