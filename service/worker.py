@@ -17,21 +17,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import flask
 
 from service.core.batching import Batcher, BatchLimits
 from service.grpc.front import GrpcFront
-from service.http.answering import Answerer
+from service.http.answering import HttpApp
 from service.http.compression import Compression
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.observe import metrics
-from service.observe.metrics import Metrics
+from service.observe.metrics import Metrics, ModelMetrics
 from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
-from service.operations.inference import Operations
+from service.operations.digits import Digits
+from service.operations.inference import Inference
 from service.repository.models import Repository
 from service.runtime.session import (
     ROWS_OF_A_RUN,
@@ -42,12 +43,8 @@ from service.runtime.session import (
 from service.runtime.shared_memory import Regions
 from service.settings import Settings, load
 
-if TYPE_CHECKING:
-    from granian.rsgi import HTTPProtocol, Scope
-
 log = logging.getLogger(__name__)
 
-_FLASK_THREADS = 8
 _METRICS_S = 0.5
 
 
@@ -60,54 +57,42 @@ class Service:
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
         self.executor = ThreadPoolExecutor(thread_name_prefix="inference")
-        self._limits = BatchLimits(
-            settings.max_batch_size,
-            settings.max_queue,
-            settings.max_queue_delay / 1000,
-            settings.inline_budget / 1000,
+        limits = BatchLimits(
+            max_batch_size=settings.max_batch_size,
+            max_queue=settings.max_queue,
+            max_delay_s=settings.max_queue_delay / 1000,
+            inline_budget_s=settings.inline_budget / 1000,
         )
+
+        def make_batcher(name: str, version: str, session: Session) -> Batcher:
+            return Batcher(session, limits, self.executor, ModelMetrics(name, version))
+
         self.repository = Repository(
             settings.models,
             SessionOptions(
-                settings.provider,
-                settings.intra_op_threads,
-                settings.spinning,
-                max(settings.max_batch_size, ROWS_OF_A_RUN),
+                provider=settings.provider,
+                intra_op_threads=settings.intra_op_threads,
+                spinning=settings.spinning,
+                max_rows=max(settings.max_batch_size, ROWS_OF_A_RUN),
             ),
-            self._make_batcher,
+            make_batcher,
             self.executor,
             settings.versions,
             self._models_changed,
         )
         regions = Regions(settings.shared_memory_regions, settings.max_request_bytes)
         self.administration = Administration(
-            self.repository, regions, settings, self._limits, control_folder
+            self.repository, regions, settings, limits, control_folder
         )
-        self.operations = Operations(
-            self.repository,
-            settings.model,
-            regions,
-            self.administration,
-            settings.max_image_pixels,
+        self.inference = Inference(self.repository, settings.model, regions)
+        self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)
+        self.http_app = HttpApp(
+            inference=self.inference,
+            digits=self.digits,
+            administration=self.administration,
+            recorder=self.recorder,
+            compression=Compression(settings.max_request_bytes, settings.compress_min_bytes),
         )
-        self.answerer = Answerer(
-            self.operations,
-            self.recorder,
-            Compression(settings.max_request_bytes, settings.compress_min_bytes),
-        )
-
-    def _make_batcher(self, name: str, version: str, session: Session) -> Batcher:
-        images, seconds, failures = self.metrics.batch_observer(name, version)
-
-        def on_batch(rows: int, elapsed: float) -> None:
-            images.observe(rows)
-            seconds.observe(elapsed)
-
-        def on_failure(error: Exception) -> None:
-            failures.inc()
-            log.error("Model %s version %s failed on a request: %s", name, version, error)
-
-        return Batcher(session, self._limits, self.executor, on_batch, on_failure)
 
     def _models_changed(self) -> None:
         loaded = {
@@ -142,6 +127,12 @@ class Worker:
         self._control_folder = control_folder
         self._startup_failed = startup_failed
         self._tasks: list[asyncio.Task[None]] = []
+        self._http = HttpFront(
+            max_request_bytes=settings.max_request_bytes,
+            body_timeout=settings.body_timeout,
+            fast_lane=settings.fast_lane,
+        )
+        self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Load the models and open the gRPC port, before HTTP requests come."""
@@ -151,10 +142,6 @@ class Worker:
             self._give_up(str(error))
         # Granian's handlers stop the HTTP front alone. SIGTERM is ours: it stops both fronts.
         loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
-
-    async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
-        """Answer one HTTP request."""
-        await self._http(scope, protocol)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Finish what was accepted; Granian has already finished the HTTP requests."""
@@ -171,15 +158,16 @@ class Worker:
         # which was the 99th percentile of latency. Models come later: they may go again.
         gc.freeze()
         await service.repository.refresh()
-        self._http = HttpFront(
-            service.answerer,
-            create_app(service.answerer, loop, settings.max_request_bytes),
-            ThreadPoolExecutor(_FLASK_THREADS, "flask"),
-            max_request_bytes=settings.max_request_bytes,
-            body_timeout=settings.body_timeout,
-            fast_lane=settings.fast_lane,
+        self._http.start(
+            service.http_app, create_app(service.http_app, loop, settings.max_request_bytes)
         )
-        self._grpc = GrpcFront(service.operations, service.recorder, settings)
+        self._grpc = GrpcFront(
+            inference=service.inference,
+            digits=service.digits,
+            administration=service.administration,
+            recorder=service.recorder,
+            settings=settings,
+        )
         await self._grpc.start()
         service.models_changed = self._grpc.publish_health
         if settings.poll_interval:
@@ -188,7 +176,7 @@ class Worker:
         self._say_ready()
 
     def _say_ready(self) -> None:
-        settings, state = self._settings, self._service.operations.readiness()
+        settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
         if state.ready:
             model = self._service.repository.get(settings.model)
@@ -213,8 +201,8 @@ class Worker:
         os.kill(os.getpid(), signal.SIGINT)  # Granian's own handler, for the HTTP front
 
     def _begin_stopping(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._service.operations.stopping:
-            self._service.operations.stopping = True
+        if not self._service.inference.stopping:
+            self._service.inference.stopping = True
             self._service.administration.control.stop()
             self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
 
@@ -240,4 +228,4 @@ def flask_app() -> flask.Flask:
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(service.answerer, loop, settings.max_request_bytes)
+    return create_app(service.http_app, loop, settings.max_request_bytes)

@@ -21,7 +21,7 @@ from service.core.errors import (
     ServiceError,
     Unavailable,
 )
-from service.observe.recorder import RequestRecorder
+from service.observe.recorder import Attempt, RequestRecorder
 
 # Answers a message, given its deadline in loop time (None if the caller set none).
 Handler = Callable[[Any, float | None], Awaitable[Any]]
@@ -96,7 +96,7 @@ class Calls:
         """The answer to a unary call. Raises the ServiceError to end it with."""
         method = rpc.method
         assert isinstance(method, Unary)
-        async with self._recorder.attempt("grpc", method.operation, request_id):
+        async with Attempt(self._recorder, "grpc", method.operation, request_id):
             answer = await method.handler(self._parse(rpc, content), deadline)
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
@@ -116,7 +116,7 @@ class Calls:
         """
         method, serialize = rpc.method, rpc.response.SerializeToString
         if isinstance(method, Streaming):
-            async with self._recorder.attempt("grpc", method.operation, request_id):
+            async with Attempt(self._recorder, "grpc", method.operation, request_id):
                 async for answer in method.handler(self._whole(rpc, contents)):
                     yield serialize(answer)
         else:
@@ -153,7 +153,7 @@ class Calls:
         async def attempt(content: bytes) -> Any:
             request = None
             try:
-                async with self._recorder.attempt("grpc", method.operation, request_id):
+                async with Attempt(self._recorder, "grpc", method.operation, request_id):
                     request = self._parse(rpc, content)
                     return await method.handler(request, deadline)
             except ServiceError as error:

@@ -12,7 +12,7 @@ from service.core.errors import ModelNotFound, ServiceError
 from service.core.tensors import TensorSpec
 from service.grpc.answering import Method, Pipelined, Unary
 from service.grpc.codec import decode, encode, is_typed
-from service.operations.inference import Operations
+from service.operations.inference import Inference
 from service.stubs.inference import inference_pb2 as pb
 
 _Tensor = pb.ModelMetadataResponse.TensorMetadata
@@ -21,8 +21,8 @@ _Tensor = pb.ModelMetadataResponse.TensorMetadata
 class OpenInference:
     """The methods that serve models; those for operators are in `administration`."""
 
-    def __init__(self, operations: Operations) -> None:
-        self._operations = operations
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
 
     def methods(self) -> dict[str, Method]:
         """The methods by their names in proto/inference/inference.proto."""
@@ -44,13 +44,13 @@ class OpenInference:
     async def _ready(
         self, request: pb.ServerReadyRequest, deadline: float | None
     ) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._operations.readiness().ready)
+        return pb.ServerReadyResponse(ready=self._inference.readiness().ready)
 
     async def _model_ready(
         self, request: pb.ModelReadyRequest, deadline: float | None
     ) -> pb.ModelReadyResponse:
         try:
-            self._operations.repository.get(request.name, request.version)
+            self._inference.repository.get(request.name, request.version)
         except ModelNotFound:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -59,13 +59,13 @@ class OpenInference:
         self, request: pb.ServerMetadataRequest, deadline: float | None
     ) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
-            name=SERVER_NAME, version=__version__, extensions=self._operations.extensions()
+            name=SERVER_NAME, version=__version__, extensions=self._inference.extensions()
         )
 
     async def _model_metadata(
         self, request: pb.ModelMetadataRequest, deadline: float | None
     ) -> pb.ModelMetadataResponse:
-        found = self._operations.model_metadata(request.name, request.version)
+        found = self._inference.model_metadata(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=found.name,
             versions=found.versions,
@@ -77,7 +77,7 @@ class OpenInference:
     async def _infer(
         self, request: pb.ModelInferRequest, deadline: float | None
     ) -> pb.ModelInferResponse:
-        answer = await self._operations.infer(decode(request, deadline))
+        answer = await self._inference.infer(decode(request, deadline))
         return encode(answer, is_typed(request))
 
     async def _stream_infer(

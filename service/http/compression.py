@@ -27,7 +27,7 @@ class Compression:
 
     def __init__(self, max_request_bytes: int, min_response_bytes: int) -> None:
         self._max_request_bytes = max_request_bytes
-        self._min_response_bytes = min_response_bytes
+        self.min_bytes = min_response_bytes
 
     async def decode(self, request: HttpRequest) -> HttpRequest:
         """The request with its body as it was before it was compressed.
@@ -47,9 +47,7 @@ class Compression:
         return request._replace(body=await _in_thread(work))
 
     async def encode(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
-        """The response, compressed if it is large enough and the caller accepts that."""
-        if len(response.body) < self._min_response_bytes:
-            return response
+        """The response, compressed if the client accepts that. For `min_bytes` and more."""
         response.headers.append(("vary", "accept-encoding"))
         encoding = _choose(request.header("accept-encoding") or "")
         if not encoding:

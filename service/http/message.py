@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, RequestTooLarge
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
@@ -16,6 +16,8 @@ OCTETS = "application/octet-stream"
 class HttpRequest(NamedTuple):
     """A whole request. `header` looks a header up by its lower-case name."""
 
+    method: str
+    path: str
     header: Callable[[str], str | None]
     body: bytes
     query: str = ""
@@ -29,14 +31,22 @@ class HttpResponse(NamedTuple):
     body: bytes
 
 
+def body_too_large(max_request_bytes: int) -> RequestTooLarge:
+    """The error for a body over the limit, wherever that is noticed."""
+    return RequestTooLarge(
+        f"The body is larger than {max_request_bytes} bytes (max_request_bytes)."
+    )
+
+
 def to_json(value: Any) -> bytes:
     """Encode a value, numpy arrays included (floats in their shortest exact form)."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def json_response(value: Any, status: int = 200) -> HttpResponse:
-    """A response that is nothing but JSON."""
-    return HttpResponse(status, [("content-type", JSON)], to_json(value))
+    """A JSON response; numpy arrays are encoded as lists, floats in their shortest exact form."""
+    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return HttpResponse(status, [("content-type", JSON)], body)
 
 
 def parse_json(body: bytes | memoryview) -> Any:
@@ -56,5 +66,5 @@ def parse_object(body: bytes | memoryview) -> dict[str, Any]:
     return parsed
 
 
-# Called with the operations, the request and the parameters in the path.
+# Called with the object that its route needs, the request, and the parameters in the path.
 Handler = Callable[..., Awaitable[HttpResponse]]

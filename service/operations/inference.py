@@ -1,7 +1,7 @@
-"""What callers ask of the service, once, for every transport.
+"""The data plane of the Open Inference Protocol, for every transport.
 
 A transport turns its bytes into the values of `core.request`, awaits one of these operations, and
-turns the answer back into bytes. Everything wrong with a request is raised as one of `errors`.
+turns the answer back into bytes. Whatever is wrong with a request is raised as one of `errors`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL.Image import Image
-
 from service.core.batching import Batcher
 from service.core.datatypes import BYTES, Array, one_element
 from service.core.errors import DeadlineExceeded, InvalidArgument
-from service.core.images import Pixels, check_pixels, open_image, to_pixels
 from service.core.request import (
     InferRequest,
     InferResponse,
@@ -33,15 +30,12 @@ from service.core.tensors import (
     to_bytes,
 )
 from service.core.top_classes import classes
-from service.operations.administration import Administration
-from service.operations.digits import Classification, as_classifier, distribution
 from service.repository.model_config import PLATFORM
 from service.repository.models import Repository, ServedModel
 from service.runtime.shared_memory import Regions
 
-# Decoding a picture up to this size costs less than handing it to a thread and back.
-_INLINE_IMAGE_PIXELS = 128 * 128
-# Likewise what has to be made of JSON, of typed contents or of strings; fronts that parse go by it.
+# Above this many bytes, decoding JSON, typed contents or strings moves to a thread; the HTTP front
+# goes by the same limit.
 INLINE_BYTES = 64 * 1024
 
 
@@ -65,49 +59,19 @@ class Readiness(NamedTuple):
     failures: dict[str, str]
 
 
-class Operations:
-    """All operations on the models of one repository. Lives on one event loop."""
+class Inference:
+    """Inference, metadata and readiness of one repository's models. Lives on one event loop."""
 
     def __init__(
         self,
         repository: Repository,
         default_model: str,
         regions: Regions,
-        administration: Administration,
-        max_image_pixels: int = 16_000_000,
     ) -> None:
         self.repository = repository
         self.default_model = default_model
-        self.administration = administration
         self._regions = regions
-        self._max_image_pixels = max_image_pixels
         self.stopping = False
-
-    async def classify(
-        self, pixels: Pixels, model: str = "", version: str = "", deadline: float | None = None
-    ) -> Classification:
-        """Classify uint8 [N,28,28], bright ink (255) on a dark background (0).
-
-        Raises ModelNotFound, InvalidArgument if the model does not classify 28x28 images, and
-        what `Batcher.submit` raises.
-        """
-        served = self.repository.get(model or self.default_model, version)
-        inputs, head = as_classifier(served, pixels)
-        outputs = await served.batcher.submit(inputs, len(pixels), deadline)
-        return Classification(served.name, served.version, distribution(outputs, head))
-
-    async def classify_image(
-        self, body: bytes, model: str = "", version: str = "", deadline: float | None = None
-    ) -> Classification:
-        """Classify one PNG or JPEG of any size. Raises InvalidArgument if it is not one."""
-        image = open_image(body, self._max_image_pixels)
-        return await self.classify(await _decode(image), model, version, deadline)
-
-    async def classify_pixels(
-        self, raw: bytes, model: str = "", version: str = "", deadline: float | None = None
-    ) -> Classification:
-        """Classify raw pixels, 784 bytes an image. Raises InvalidArgument for other lengths."""
-        return await self.classify(check_pixels(raw), model, version, deadline)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Run a model on the tensors of a request of the Open Inference Protocol.
@@ -271,12 +235,6 @@ def _array(spec: TensorSpec, tensor: InputTensor) -> Array:
     if raw is not None:
         return from_bytes(spec, datatype, shape, raw)
     return from_values(spec, datatype, shape, values)
-
-
-async def _decode(image: Image) -> Pixels:
-    if image.width * image.height <= _INLINE_IMAGE_PIXELS:
-        return to_pixels(image)
-    return await asyncio.get_running_loop().run_in_executor(None, to_pixels, image)
 
 
 def _wanted_outputs(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.core.batching import Batcher
+from service.core.digits import DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, LoadFailed, ModelNotFound, Unavailable
 from service.repository.card import Card
 from service.repository.card import read as read_card
@@ -33,7 +34,10 @@ log = logging.getLogger(__name__)
 
 
 class ServedModel(NamedTuple):
-    """One loaded version: what answers requests."""
+    """One loaded version: what answers requests.
+
+    `layout` says how it classifies digits; None if it does not, and `layout_problem` says why.
+    """
 
     name: str
     version: str
@@ -42,6 +46,8 @@ class ServedModel(NamedTuple):
     session: Session
     batcher: Batcher
     signature: tuple[int, int, int]
+    layout: DigitLayout | None
+    layout_problem: str
 
 
 class IndexEntry(NamedTuple):
@@ -263,4 +269,20 @@ class Repository:
         session = load_session(found.folder / MODEL_FILE, self._options)
         version = str(found.version)
         batcher = self._make_batcher(found.name, version, session)
-        return ServedModel(found.name, version, card, sha256, session, batcher, found.signature)
+        layout, problem = None, ""
+        try:
+            kinds = [card.kind(output.name) for output in session.outputs]
+            layout = layout_of(session.inputs, session.outputs, kinds)
+        except NotDigits as error:
+            problem = str(error)
+        return ServedModel(
+            name=found.name,
+            version=version,
+            card=card,
+            sha256=sha256,
+            session=session,
+            batcher=batcher,
+            signature=found.signature,
+            layout=layout,
+            layout_problem=problem,
+        )

@@ -10,7 +10,8 @@ import ctypes
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,10 @@ _DATATYPES = {
 _ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
+# All outputs for all inputs, both in the model's order.
+Run = Callable[[Sequence[Array]], list[Array]]
+
+
 class LoadError(Exception):
     """The model cannot be served; the message says why."""
 
@@ -90,66 +95,26 @@ class Session:
         If `fixed`, inputs and outputs have buffers there, and runs are of fixed sizes.
         """
         self._session = OnDevice(session) if device else session
-        # Not `session.run`: that checks again what we have checked, for 3 us of the small net's 31.
-        self._ort_run: Callable[..., list[Array]] = (
-            self._session.run if device else session._sess.run
-        )
-        self._max_rows = max_rows
         self.provider: str = session.get_providers()[0]
         self.fallback = ""
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        self._input_names = [spec.name for spec in self.inputs]
-        self._output_names = [spec.name for spec in self.outputs]
-        self._has_bfloat16 = any(s.datatype == BF16 for s in (*self.inputs, *self.outputs))
         self.batchable = all(
             spec.shape and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs)
         )
         self._fixed: FixedBatches | None = None
+        # `run` is chosen here, once: all outputs for all inputs, both in the model's order. It
+        # refers to no `self`: a cycle would keep the session's memory until a garbage collection.
+        self.run: Run
         if device and fixed:
             if not self.batchable or not have_fixed_rows([*self.inputs, *self.outputs]):
                 raise LoadError("more than the number of rows is open in its inputs or outputs")
             self._fixed = FixedBatches(session, self.inputs, self.outputs, max_rows, device)
+            self.run = self._fixed.run
+        else:
+            parts_of = max_rows if self.batchable else None
+            self.run = _runner(self._session, self.inputs, self.outputs, parts_of)
         self._fixed_s, self._row_s = self._warm_up()
-
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """All outputs, in the model's order, for all inputs, in the model's order."""
-        if self._fixed is not None:
-            return self._fixed.run(inputs)
-        if self.batchable and len(inputs[0]) > self._max_rows:
-            return self._run_in_parts(inputs)
-        return self._run_whole(inputs)
-
-    def _run_in_parts(self, inputs: Sequence[Array]) -> list[Array]:
-        parts = []
-        for start in range(0, len(inputs[0]), self._max_rows):
-            part = [array[start : start + self._max_rows] for array in inputs]
-            try:
-                outputs = self._run_whole(part)
-            except Exception:  # the answer or the error must be the one that the whole gives
-                return self._run_whole(inputs)
-            if any(len(output) != len(part[0]) for output in outputs):
-                # Its shapes promised a row for a row: only the whole has the right answer.
-                return self._run_whole(inputs)
-            parts.append(outputs)
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-    def _run_whole(self, inputs: Sequence[Array]) -> list[Array]:
-        if self._has_bfloat16:
-            return self._run_ort_values(inputs)
-        feed = dict(zip(self._input_names, inputs, strict=True))
-        return self._ort_run(self._output_names, feed, None)
-
-    def _run_ort_values(self, inputs: Sequence[Array]) -> list[Array]:
-        # ONNX Runtime's `run` takes numpy arrays, and numpy has no bfloat16.
-        feed = {
-            spec.name: _as_ort_value(spec, array)
-            for spec, array in zip(self.inputs, inputs, strict=True)
-        }
-        return [
-            _as_array(value)
-            for value in self._session.run_with_ort_values(self._output_names, feed)
-        ]
 
     def expected_seconds(self, rows: int) -> float:
         """How long a run of so many rows took when the model was warmed up, interpolated."""
@@ -178,6 +143,64 @@ class Session:
             self.run(inputs)
             best = min(best, time.perf_counter() - start)
         return best
+
+
+def _runner(
+    session: ort.InferenceSession | OnDevice,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    max_rows: int | None,
+) -> Run:
+    """A function that runs the session: in parts of `max_rows` rows, or whole if that is None."""
+    input_names = [spec.name for spec in inputs]
+    output_names = [spec.name for spec in outputs]
+    # `session.run` validates the inputs again; that is 3 of the 31 us of a small model.
+    ort_run = session.run if isinstance(session, OnDevice) else session._sess.run
+    if any(spec.datatype == BF16 for spec in (*inputs, *outputs)):
+        ort_run = partial(_run_ort_values, session, {spec.name: spec for spec in inputs})
+
+    def run_whole(arrays: Sequence[Array]) -> list[Array]:
+        result: list[Array] = ort_run(
+            output_names, dict(zip(input_names, arrays, strict=True)), None
+        )
+        return result
+
+    if max_rows is None:
+        return run_whole
+
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        rows = len(arrays[0])
+        if rows <= max_rows:  # as `run_whole` does it, but with one call less on the request path
+            result: list[Array] = ort_run(
+                output_names, dict(zip(input_names, arrays, strict=True)), None
+            )
+            return result
+        parts = []
+        for start in range(0, rows, max_rows):
+            part = [array[start : start + max_rows] for array in arrays]
+            try:
+                part_outputs = run_whole(part)
+            except Exception:  # the answer or the error must be the one that the whole gives
+                return run_whole(arrays)
+            if any(len(output) != len(part[0]) for output in part_outputs):
+                # The shapes promised one output row per input row: only the whole is right.
+                return run_whole(arrays)
+            parts.append(part_outputs)
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    return run
+
+
+def _run_ort_values(
+    session: ort.InferenceSession | OnDevice,
+    specs: Mapping[str, TensorSpec],
+    output_names: Sequence[str],
+    feed: Mapping[str, Array],
+    options: None,
+) -> list[Array]:
+    """Run a model that has bfloat16 tensors: ONNX Runtime's `run` takes numpy arrays only."""
+    values = {name: _as_ort_value(specs[name], array) for name, array in feed.items()}
+    return [_as_array(value) for value in session.run_with_ort_values(output_names, values)]
 
 
 def load(path: Path, options: SessionOptions) -> Session:
