@@ -100,3 +100,10 @@ def test_raw_pixels_come_in_whole_images(length: int) -> None:
     with pytest.raises(InvalidArgument, match="784"):
         check_pixels(bytes(length))
     assert check_pixels(bytes(784 * 3)).shape == (3, 28, 28)
+
+
+def test_two_specks_on_a_large_page_are_rejected_as_blank() -> None:
+    page = np.full((1000, 1000), 255, np.uint8)
+    page[5, 5] = page[-6, -6] = 0
+    with pytest.raises(InvalidArgument, match="blank"):
+        to_pixels(open_image(png(Image.fromarray(page)), 16_000_000))
