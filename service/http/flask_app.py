@@ -1,7 +1,7 @@
-"""The Flask application: every route of the service, for everything that is not in a hurry.
+"""The Flask application: every route of the service, as a WSGI application.
 
-Its views run in threads and hand each request to the worker's event loop, where the same
-`Answerer` that serves the fast lane answers it.
+Its views run in threads. Each hands its request to the worker's event loop, where the `Answerer`
+that serves the front answers it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.http.routes import ROUTES, UNMATCHED, Route
 def create_app(
     answerer: Answerer, loop: asyncio.AbstractEventLoop, max_request_bytes: int
 ) -> flask.Flask:
-    """A Flask application whose requests are answered on `loop`, which runs in another thread."""
+    """A Flask application that answers its requests on `loop`, which runs in another thread."""
     app = flask.Flask("service.http", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
     app.url_map.strict_slashes = False
@@ -31,16 +31,16 @@ def create_app(
             try:
                 request = _request(flask.request.get_data(cache=False))
             except RequestEntityTooLarge:
-                refused = errors.RequestTooLarge(too_large(max_request_bytes))
-                return _wait(answerer.refuse(route, _request(b""), refused))
+                error = errors.RequestTooLarge(too_large(max_request_bytes))
+                return _wait(answerer.refuse(route, _request(b""), error))
             return _wait(answerer.answer(route, request, parameters))
 
         endpoint = f"{route.method} {route.path}"
         app.add_url_rule(route.path, endpoint, view, methods=[route.method])
 
     def unmatched(error: HTTPException) -> flask.Response:
-        refused = _as_service_error(error)
-        response = _wait(answerer.refuse(UNMATCHED, _request(b""), refused))
+        refusal = _as_service_error(error)
+        response = _wait(answerer.refuse(UNMATCHED, _request(b""), refusal))
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["allow"] = ", ".join(sorted(error.valid_methods))
         return response
@@ -55,7 +55,7 @@ def create_app(
 
 
 def too_large(max_request_bytes: int) -> str:
-    """What a caller is told whose body is over the limit."""
+    """The error message for a body over the limit."""
     return f"The body is larger than {max_request_bytes} bytes (max_request_bytes)."
 
 
@@ -72,7 +72,7 @@ def _as_service_error(error: HTTPException) -> errors.ServiceError:
     if error.code == errors.MethodNotAllowed.http_status:
         return errors.MethodNotAllowed(f"{path} does not take {method}.")
     if error.code == errors.NoSuchEndpoint.http_status:
-        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists what there is.")
+        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists all endpoints.")
     if error.code is None or error.code >= errors.InternalError.http_status:
         return errors.InternalError("Internal error; the server's log has it.")
     return errors.InvalidArgument(f"{error.name}: {error.description}")

@@ -42,18 +42,18 @@ async def server_metadata(operations: Operations, request: HttpRequest) -> HttpR
 async def model_metadata(
     operations: Operations, request: HttpRequest, model: str, version: str = ""
 ) -> HttpResponse:
-    """GET v2/models/{model}[/versions/{version}], and the execution provider in use."""
-    found = operations.model_metadata(model, version)
+    """GET v2/models/{model}[/versions/{version}]; `parameters` name the execution provider."""
+    metadata = operations.model_metadata(model, version)
     return json_response(
         {
-            "name": found.name,
-            "versions": found.versions,
-            "platform": found.platform,
-            "inputs": [_spec(spec) for spec in found.inputs],
-            "outputs": [_spec(spec) for spec in found.outputs],
+            "name": metadata.name,
+            "versions": metadata.versions,
+            "platform": metadata.platform,
+            "inputs": [_spec(spec) for spec in metadata.inputs],
+            "outputs": [_spec(spec) for spec in metadata.outputs],
             "parameters": {
-                "execution_provider": found.provider,
-                "execution_provider_fallback": found.fallback,
+                "execution_provider": metadata.provider,
+                "execution_provider_fallback": metadata.fallback,
             },
         }
     )
@@ -63,8 +63,8 @@ async def model_ready(
     operations: Operations, request: HttpRequest, model: str, version: str = ""
 ) -> HttpResponse:
     """GET v2/models/{model}[/versions/{version}]/ready."""
-    found = operations.repository.get(model, version)
-    return json_response({"name": found.name, "ready": True})
+    served = operations.repository.get(model, version)
+    return json_response({"name": served.name, "ready": True})
 
 
 async def live(operations: Operations, request: HttpRequest) -> HttpResponse:
@@ -73,7 +73,7 @@ async def live(operations: Operations, request: HttpRequest) -> HttpResponse:
 
 
 async def ready(operations: Operations, request: HttpRequest) -> HttpResponse:
-    """GET v2/health/ready: 200 when requests are welcome, else 503; the body says why."""
+    """GET v2/health/ready: 200 if the server takes requests, else 503; the body says why."""
     state = operations.readiness()
     body = {"ready": state.ready, "reason": state.reason, "failures": state.failures}
     return json_response(body, 200 if state.ready else 503)

@@ -16,7 +16,7 @@ from service.core.tensors import Tensor
 from service.core.top_classes import classes
 from service.http.codec import (
     _KNOWN_BYTES,
-    _MOST_KNOWN,
+    _MAX_KNOWN,
     HEADER_LENGTH,
     _known,
     decode,
@@ -162,7 +162,7 @@ def test_a_header_that_comes_again_is_read_with_the_data_that_come_with_it() -> 
 
 
 def test_no_more_headers_are_kept_than_a_few() -> None:
-    for index in range(2 * _MOST_KNOWN):
+    for index in range(2 * _MAX_KNOWN):
         tensor = {"name": "a", "datatype": "UINT8", "shape": [1], "data": [1]}
         raw = {
             "name": "a",
@@ -175,5 +175,5 @@ def test_no_more_headers_are_kept_than_a_few() -> None:
             size = sum("parameters" in each for each in inputs)
             request = binary_request({"id": str(index), "inputs": inputs}, b"x" * size)
             decode(request, header_length(request), "m", "")
-    assert 0 < len(_known) <= _MOST_KNOWN
+    assert 0 < len(_known) <= _MAX_KNOWN
     assert all(len(header) <= _KNOWN_BYTES for header in _known)
