@@ -1,4 +1,4 @@
-"""The Flask application: every route of the service, for everything that is not in a hurry.
+"""The Flask application: every route of the service, as a WSGI application.
 
 Its views run in threads and hand each request to the worker's event loop, where the same
 `HttpApp` that serves the fast lane answers it.
@@ -21,7 +21,7 @@ from service.http.routes import UNMATCHED
 def create_app(
     http_app: HttpApp, loop: asyncio.AbstractEventLoop, max_request_bytes: int
 ) -> flask.Flask:
-    """A Flask application whose requests are answered on `loop`, which runs in another thread."""
+    """A Flask application that answers its requests on `loop`, which runs in another thread."""
     app = flask.Flask("service.http", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
     app.url_map.strict_slashes = False
@@ -70,7 +70,7 @@ def _as_service_error(error: HTTPException) -> errors.ServiceError:
     if error.code == errors.MethodNotAllowed.http_status:
         return errors.MethodNotAllowed(f"{path} does not take {method}.")
     if error.code == errors.NoSuchEndpoint.http_status:
-        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists what there is.")
+        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists all endpoints.")
     if error.code is None or error.code >= errors.InternalError.http_status:
         return errors.InternalError("Internal error; the server's log has it.")
     return errors.InvalidArgument(f"{error.name}: {error.description}")

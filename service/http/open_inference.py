@@ -42,7 +42,7 @@ async def server_metadata(inference: Inference, request: HttpRequest) -> HttpRes
 async def model_metadata(
     inference: Inference, request: HttpRequest, model: str, version: str = ""
 ) -> HttpResponse:
-    """GET v2/models/{model}[/versions/{version}], and the execution provider in use."""
+    """GET v2/models/{model}[/versions/{version}]; `parameters` name the execution provider."""
     metadata = inference.model_metadata(model, version)
     return json_response(
         {
@@ -73,7 +73,7 @@ async def live(inference: Inference, request: HttpRequest) -> HttpResponse:
 
 
 async def ready(inference: Inference, request: HttpRequest) -> HttpResponse:
-    """GET v2/health/ready: 200 when requests are welcome, else 503; the body says why."""
+    """GET v2/health/ready: 200 if the server takes requests, else 503; the body says why."""
     state = inference.readiness()
     body = {"ready": state.ready, "reason": state.reason, "failures": state.failures}
     return json_response(body, 200 if state.ready else 503)

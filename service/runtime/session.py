@@ -103,17 +103,18 @@ class Session:
             spec.shape and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs)
         )
         self._fixed: FixedBatches | None = None
-        # `run` is chosen here, once: all outputs for all inputs, both in the model's order. It
-        # refers to no `self`: a cycle would keep the session's memory until a garbage collection.
+        # Chosen once. It has no reference to this object: such a cycle would keep the session's
+        # memory until the next garbage collection.
         self.run: Run
         if device and fixed:
             if not self.batchable or not have_fixed_rows([*self.inputs, *self.outputs]):
                 raise LoadError("more than the number of rows is open in its inputs or outputs")
             self._fixed = FixedBatches(session, self.inputs, self.outputs, max_rows, device)
             self.run = self._fixed.run
+        elif self.batchable:
+            self.run = PartedRuns(self._session, self.inputs, self.outputs, max_rows).run
         else:
-            parts_of = max_rows if self.batchable else None
-            self.run = _runner(self._session, self.inputs, self.outputs, parts_of)
+            self.run = WholeRuns(self._session, self.inputs, self.outputs).run
         self._fixed_s, self._row_s = self._warm_up()
 
     def expected_seconds(self, rows: int) -> float:
@@ -145,50 +146,65 @@ class Session:
         return best
 
 
-def _runner(
-    session: ort.InferenceSession | OnDevice,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    max_rows: int | None,
-) -> Run:
-    """A function that runs the session: in parts of `max_rows` rows, or whole if that is None."""
-    input_names = [spec.name for spec in inputs]
-    output_names = [spec.name for spec in outputs]
-    # `session.run` validates the inputs again; that is 3 of the 31 us of a small model.
-    ort_run = session.run if isinstance(session, OnDevice) else session._sess.run
-    if any(spec.datatype == BF16 for spec in (*inputs, *outputs)):
-        ort_run = partial(_run_ort_values, session, {spec.name: spec for spec in inputs})
+class WholeRuns:
+    """Runs all rows at once.
 
-    def run_whole(arrays: Sequence[Array]) -> list[Array]:
-        result: list[Array] = ort_run(
-            output_names, dict(zip(input_names, arrays, strict=True)), None
+    A class rather than a closure: the frames in a traceback keep the closures of their functions
+    alive, and a failed load must release its session before the next try.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession | OnDevice,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+    ) -> None:
+        self._input_names = [spec.name for spec in inputs]
+        self._output_names = [spec.name for spec in outputs]
+        # `session.run` validates the inputs again; that is 3 of the 31 us of a small model.
+        self._ort_run: Callable[..., list[Array]] = (
+            session.run if isinstance(session, OnDevice) else session._sess.run
         )
-        return result
+        if any(spec.datatype == BF16 for spec in (*inputs, *outputs)):
+            self._ort_run = partial(_run_ort_values, session, {spec.name: spec for spec in inputs})
 
-    if max_rows is None:
-        return run_whole
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """All outputs for all inputs, both in the model's order."""
+        feed = dict(zip(self._input_names, arrays, strict=True))
+        return self._ort_run(self._output_names, feed, None)
 
-    def run(arrays: Sequence[Array]) -> list[Array]:
+
+class PartedRuns(WholeRuns):
+    """Runs more than `max_rows` rows in parts of that size."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession | OnDevice,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        max_rows: int,
+    ) -> None:
+        super().__init__(session, inputs, outputs)
+        self._max_rows = max_rows
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """All outputs for all inputs, both in the model's order."""
         rows = len(arrays[0])
-        if rows <= max_rows:  # as `run_whole` does it, but with one call less on the request path
-            result: list[Array] = ort_run(
-                output_names, dict(zip(input_names, arrays, strict=True)), None
-            )
-            return result
+        if rows <= self._max_rows:  # as WholeRuns does it, with one call less on the request path
+            feed = dict(zip(self._input_names, arrays, strict=True))
+            return self._ort_run(self._output_names, feed, None)
         parts = []
-        for start in range(0, rows, max_rows):
-            part = [array[start : start + max_rows] for array in arrays]
+        for start in range(0, rows, self._max_rows):
+            part = [array[start : start + self._max_rows] for array in arrays]
             try:
-                part_outputs = run_whole(part)
+                outputs = super().run(part)
             except Exception:  # the answer or the error must be the one that the whole gives
-                return run_whole(arrays)
-            if any(len(output) != len(part[0]) for output in part_outputs):
+                return super().run(arrays)
+            if any(len(output) != len(part[0]) for output in outputs):
                 # The shapes promised one output row per input row: only the whole is right.
-                return run_whole(arrays)
-            parts.append(part_outputs)
+                return super().run(arrays)
+            parts.append(outputs)
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-    return run
 
 
 def _run_ort_values(

@@ -152,3 +152,47 @@ def test_a_delay_waits_for_company() -> None:
 
     run(session, scenario, BatchLimits(max_delay_s=0.05))
     assert session.batches == [[1, 2]]
+
+
+class FailsWhenJoined(Doubler):
+    """Fails on every batch of two requests or more, and notes the thread of every run."""
+
+    def __init__(self) -> None:
+        super().__init__(seconds=1.0)
+        self.threads: list[int] = []
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        self.threads.append(threading.get_ident())
+        if len(inputs[0]) > 1:
+            raise RuntimeError("joined")
+        return super().run(inputs)
+
+
+def test_members_of_a_failed_slow_batch_are_run_again_off_the_event_loop() -> None:
+    session = FailsWhenJoined()
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = await asyncio.gather(*(batcher.submit(rows(value), 1) for value in range(6)))
+        assert [answer[0].tolist() for answer in answers] == [[2 * value] for value in range(6)]
+
+    run(session, scenario)
+    assert len(session.threads) == 7  # one joined run, then one run per request
+    assert threading.get_ident() not in session.threads
+
+
+def test_cancelled_requests_make_room_in_a_full_queue() -> None:
+    session = Doubler(seconds=1.0)
+    session.may_run.clear()
+
+    async def scenario(batcher: Batcher) -> None:
+        running = batcher.submit(rows(1), 1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # its turn came: it has left the queue for the thread
+        batcher.submit(rows(2), 1).cancel()
+        batcher.submit(rows(3), 1).cancel()
+        accepted = batcher.submit(rows(4), 1)
+        session.may_run.set()
+        await asyncio.gather(running, accepted)
+
+    run(session, scenario, BatchLimits(max_queue=2))
+    assert session.batches == [[1], [4]]

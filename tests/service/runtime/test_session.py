@@ -13,9 +13,17 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from service.runtime.session import Session, SessionOptions, load
+from service.runtime.session import (
+    CPU,
+    LoadError,
+    ProviderUnavailable,
+    Session,
+    SessionOptions,
+    load,
+)
 from tests.conftest import SHIPPED_MODELS, Mnist
 from tests.e2e.onnx_models import publish, publish_identity, publish_sum
+from tests.service.linear_model import publish_linear
 
 SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
 
@@ -134,3 +142,22 @@ def test_onnx_runtime_is_told_to_send_no_telemetry() -> None:
             check=True,
         )
         assert done.stdout.strip() == seen
+
+
+def test_model_that_cannot_be_served_is_rejected_at_load(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="float8"):
+        load(publish_linear(tmp_path, TensorProto.FLOAT8E4M3FN), SessionOptions("cpu"))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(LoadError):
+        load(broken, SessionOptions("cpu"))
+
+
+def test_cuda_on_a_cpu_build_is_an_error_and_auto_says_why(tmp_path: Path) -> None:
+    model = publish_linear(tmp_path)
+    with pytest.raises(ProviderUnavailable, match="without CUDA"):
+        load(model, SessionOptions("cuda"))
+    session = load(model, SessionOptions("auto"))
+    assert session.provider == CPU
+    assert "without CUDA" in session.fallback
+    assert load(model, SessionOptions("cpu")).fallback == ""
