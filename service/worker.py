@@ -1,7 +1,7 @@
-"""The composition root of one worker process: everything is made and joined here.
+"""The composition root of one worker process.
 
-One asyncio loop holds the HTTP front, the gRPC front, the batchers and the models, so that a
-request needs no lock and no hand-off between its socket and its inference.
+One asyncio loop holds the HTTP front, the gRPC front, the batchers and the models, so a request
+needs no lock and no thread hand-off between its socket and its inference.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _METRICS_S = 0.5
 
 
 class Service:
-    """What both fronts stand on: models, operations, metrics. Belongs to one event loop."""
+    """The models, operations and metrics behind both fronts. Belongs to one event loop."""
 
     def __init__(self, settings: Settings, control_folder: Path | None = None) -> None:
         self.settings = settings
@@ -103,13 +103,13 @@ class Service:
         self.models_changed()
 
     async def flush_metrics(self) -> None:
-        """Write the metrics down, for ever: a worker that is killed loses the last of them only."""
+        """Flush the metrics every half second, so a killed worker loses no more than that."""
         while True:
             await asyncio.sleep(_METRICS_S)
             metrics.flush()
 
     async def watch(self) -> None:
-        """Look for new versions, for ever."""
+        """Look for new versions every `poll_interval` seconds."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
             await self.administration.control.catch_up()
@@ -135,16 +135,16 @@ class Worker:
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Load the models and open the gRPC port, before HTTP requests come."""
+        """Load the models and open the gRPC port; Granian accepts HTTP requests after this."""
         try:
             loop.run_until_complete(self._start(loop))
         except (ProviderUnavailable, RuntimeError, OSError) as error:
             self._give_up(str(error))
-        # Granian's handlers stop the HTTP front alone. SIGTERM is ours: it stops both fronts.
+        # Granian's own handler would stop the HTTP front only. This one stops both fronts.
         loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Finish what was accepted; Granian has already finished the HTTP requests."""
+        """Finish the accepted gRPC calls; Granian has already finished the HTTP requests."""
         self._begin_stopping(loop)
         loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
         metrics.flush()
@@ -154,8 +154,8 @@ class Worker:
         settings = self._settings
         service = self._service = Service(settings, self._control_folder)
         await service.administration.start()
-        # Modules and their like stay. A full collection that looks at them stops all for 35 ms,
-        # which was the 99th percentile of latency. Models come later: they may go again.
+        # Exclude everything imported so far from garbage collection: scanning it paused the worker
+        # for 35 ms, the 99th percentile of latency. Models load later and stay collectable.
         gc.freeze()
         await service.repository.refresh()
         self._http.start(
@@ -190,7 +190,7 @@ class Worker:
             )
         else:
             log.warning(
-                "Not ready: %s mnist-train publishes one into %s; it is taken up by itself. %s.",
+                "Not ready: %s mnist-train publishes one into %s; the server then loads it. %s.",
                 state.reason,
                 settings.models.resolve(),
                 where,
@@ -207,7 +207,7 @@ class Worker:
             self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
 
     def _give_up(self, reason: str) -> NoReturn:
-        """Stop the whole server: another worker would fail in the same way."""
+        """Stop the whole server: a respawned worker would fail in the same way."""
         log.error("Cannot start: %s.", reason)
         self._startup_failed.set()
         signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
@@ -217,7 +217,7 @@ class Worker:
 
 
 def flask_app() -> flask.Flask:
-    """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no fast lane."""
+    """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no RSGI front."""
     settings = load([])
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="loop", daemon=True).start()

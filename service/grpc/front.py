@@ -1,4 +1,4 @@
-"""The gRPC front of a worker: every service on one port that the workers share."""
+"""The gRPC front of a worker: every service, on one port that all workers share."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 
 class Server(Protocol):
-    """What carries calls: the server's own, or grpcio's."""
+    """A carrier of calls: our own HTTP/2 or grpcio."""
 
     async def start(self) -> None:
         """Accept calls."""
 
     async def stop(self, timeout: float) -> None:
-        """Refuse new calls at once; give those in flight so many seconds."""
+        """Refuse new calls at once; let those in flight finish within `timeout` seconds."""
 
 
 class GrpcFront:
@@ -73,8 +73,8 @@ class GrpcFront:
     def publish_health(self) -> None:
         """Tell the health service (grpc.health.v1) what is ready.
 
-        Its service names are ours, `` for the server as a whole, and of each model NAME and
-        NAME/VERSION, which are NOT_SERVING once they are unloaded.
+        Its names are our services, `` for the whole server, and NAME and NAME/VERSION of each
+        model, which become NOT_SERVING when it is unloaded.
         """
         inference = self._inference
         ready = inference.readiness().ready
@@ -82,7 +82,7 @@ class GrpcFront:
         self._health.publish(dict.fromkeys(("", *_SERVICES), ready) | models)
 
     async def stop(self, timeout: float) -> None:
-        """Say that nothing is ready, refuse new calls; give those in flight `timeout` seconds."""
+        """Report not ready, refuse new calls, let those in flight finish in `timeout` seconds."""
         self._health.stop()
         self._calls.stop()
         await self._server.stop(timeout)

@@ -1,6 +1,6 @@
 """inference.GRPCInferenceService: health, metadata and inference.
 
-Source: Open Inference Protocol (KServe V2), "gRPC"; for streams Triton's service of that name.
+Source: Open Inference Protocol (KServe V2), "gRPC"; Triton's service of that name for streams.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Tensor = pb.ModelMetadataResponse.TensorMetadata
 
 
 class OpenInference:
-    """The methods that serve models; those for operators are in `administration`."""
+    """The data-plane methods; those of the control plane are in `administration`."""
 
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
@@ -65,13 +65,13 @@ class OpenInference:
     async def _model_metadata(
         self, request: pb.ModelMetadataRequest, deadline: float | None
     ) -> pb.ModelMetadataResponse:
-        found = self._inference.model_metadata(request.name, request.version)
+        metadata = self._inference.model_metadata(request.name, request.version)
         return pb.ModelMetadataResponse(
-            name=found.name,
-            versions=found.versions,
-            platform=found.platform,
-            inputs=_metadata(found.inputs),
-            outputs=_metadata(found.outputs),
+            name=metadata.name,
+            versions=metadata.versions,
+            platform=metadata.platform,
+            inputs=_tensors(metadata.inputs),
+            outputs=_tensors(metadata.outputs),
         )
 
     async def _infer(
@@ -84,7 +84,7 @@ class OpenInference:
         self, request: pb.ModelInferRequest, deadline: float | None
     ) -> pb.ModelStreamInferResponse:
         response = await self._infer(request, deadline)
-        # Clients that ask for it learn by this that no other answer to the request will come.
+        # Tells clients that ask for it that this is the only response to their request.
         response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=response)
 
@@ -96,5 +96,5 @@ def _refuse(request: object, error: ServiceError) -> pb.ModelStreamInferResponse
     return response
 
 
-def _metadata(specs: Iterable[TensorSpec]) -> list[_Tensor]:
+def _tensors(specs: Iterable[TensorSpec]) -> list[_Tensor]:
     return [_Tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in specs]

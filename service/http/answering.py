@@ -58,7 +58,7 @@ class HttpApp:
 
         Never raises: what a handler raises becomes a JSON body {"error": sentence}.
         """
-        match = match or self._exact.get((request.method, request.path)) or self._find(request)
+        match = match or self._exact.get((request.method, request.path)) or self.find(request)
         if match is None:
             return None
         route = match.route
@@ -86,7 +86,7 @@ class HttpApp:
         It is recorded like any other; without `route` under the route that the request matches.
         """
         if route is None:
-            match = self._exact.get((request.method, request.path)) or self._find(request)
+            match = self.find(request)
             route = match.route if match else UNMATCHED
 
         async def raise_error(request: HttpRequest) -> HttpResponse:
@@ -96,8 +96,10 @@ class HttpApp:
         assert response is not None
         return response
 
-    def _find(self, request: HttpRequest) -> Match | None:
-        """The route of a path with parameters."""
+    def find(self, request: HttpRequest) -> Match | None:
+        """The route of a request, with the parameters in its path; None if there is no route."""
+        if match := self._exact.get((request.method, request.path)):
+            return match
         for pattern, match in self._patterns:
             if match.route.method == request.method and (
                 parameters := pattern.fullmatch(request.path)
