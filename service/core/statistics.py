@@ -1,4 +1,4 @@
-"""How often one version of a model ran, and where the time of its requests went.
+"""How often one version of a model ran, and how the time of its requests was spent.
 
 Source: Triton's "Statistics Extension"; the typed dictionaries here have its names and units, and
 are what workers send each other.
@@ -7,12 +7,12 @@ are what workers send each other.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypedDict
 
-# Batch sizes that are counted apart; a caller who sends every size there is fills no memory.
-_MOST_BATCH_SIZES = 1024
-_MOST_WAITING = 1024
+# Bounds memory against a client that sends every batch size.
+_MAX_BATCH_SIZES = 1024
+_MAX_UNCOUNTED = 1024
 
 
 class Duration(TypedDict):
@@ -71,53 +71,57 @@ class BatchRun(NamedTuple):
 
 
 class ModelStatistics:
-    """The counters of one version. Lives on one event loop."""
+    """The counters of one version. Lives on one event loop.
 
-    def __init__(self) -> None:
-        self._waiting: list[BatchRun] = []
+    `wall_clock` returns seconds since 1970, for the time of the last inference.
+    """
+
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
+        self._uncounted: list[BatchRun] = []
         self._last_run = 0.0
         self._rows = 0
         self._runs = 0
         self._success = [0, 0.0]
         self._fail = [0, 0.0]
         self._queued = 0.0
-        # seconds by part, summed over the requests that shared in a run
+        # seconds per part, summed over the requests of each run
         self._parts = [0.0, 0.0, 0.0]
-        # rows -> runs, then seconds by part
+        # rows -> number of runs, then seconds per part
         self._sizes: dict[int, list[float]] = {}
 
     def ran(self, run: BatchRun) -> None:
-        """Count a run, once there are many or somebody asks: this is on the path of a request."""
-        self._last_run = time.time()
-        self._waiting.append(run)
-        if len(self._waiting) == _MOST_WAITING:
+        """Record a run. Counting it waits for `as_dict`: this is on the request path."""
+        self._last_run = self._wall_clock()
+        self._uncounted.append(run)
+        if len(self._uncounted) == _MAX_UNCOUNTED:
             self._count()
 
-    def _count(self) -> None:
-        for run in self._waiting:
-            self._add(run)
-        self._waiting.clear()
-
-    def _add(self, run: BatchRun) -> None:
-        self._rows += run.rows
-        self._runs += 1
-        self._success[0] += run.requests
-        self._success[1] += run.answered
-        self._queued += run.queued
-        size = self._sizes.get(run.rows)
-        if size is None and len(self._sizes) < _MOST_BATCH_SIZES:
-            size = self._sizes[run.rows] = [0, 0.0, 0.0, 0.0]
-        for part, seconds in enumerate(run[-3:]):
-            self._parts[part] += seconds * run.requests
-            if size is not None:
-                size[part + 1] += seconds
-        if size is not None:
-            size[0] += 1
-
     def failed(self, seconds: float) -> None:
-        """Count a request that got no answer, so many seconds after it came."""
+        """Count a request that ended without outputs, this long after it arrived."""
         self._fail[0] += 1
         self._fail[1] += seconds
+
+    def run_failed(self, error: Exception) -> None:
+        """The protocol has no counter for runs that raised; `failed` counts their requests."""
+
+    def _count(self) -> None:
+        for run in self._uncounted:
+            self._rows += run.rows
+            self._runs += 1
+            self._success[0] += run.requests
+            self._success[1] += run.answered
+            self._queued += run.queued
+            size = self._sizes.get(run.rows)
+            if size is None and len(self._sizes) < _MAX_BATCH_SIZES:
+                size = self._sizes[run.rows] = [0, 0.0, 0.0, 0.0]
+            for part, seconds in enumerate((run.joining, run.inference, run.splitting)):
+                self._parts[part] += seconds * run.requests
+                if size is not None:
+                    size[part + 1] += seconds
+            if size is not None:
+                size[0] += 1
+        self._uncounted.clear()
 
     def as_dict(self) -> Counters:
         """The counters by the extension's names."""

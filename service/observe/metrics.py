@@ -9,6 +9,7 @@ reads the variable when it is imported, hence the order below.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -27,7 +28,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 
-__all__ = ["CONTENT_TYPE", "DIRECTORY", "Metrics", "exposition"]
+from service.core.statistics import BatchRun, ModelStatistics  # noqa: E402
+
+__all__ = ["CONTENT_TYPE", "DIRECTORY", "Metrics", "ModelMetrics", "exposition"]
+
+log = logging.getLogger(__name__)
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
@@ -98,6 +103,28 @@ _load_failures = Gauge(
 )
 
 
+class ModelMetrics(ModelStatistics):
+    """The statistics of one version of a model, which also go to Prometheus and to the log."""
+
+    def __init__(self, model: str, version: str) -> None:
+        super().__init__()
+        self._name = f"Model {model} version {version}"
+        self._rows_of_runs = _batches.labels(model, version)
+        self._seconds_of_runs = _inference.labels(model, version)
+        self._failures = _inference_failures.labels(model, version)
+
+    def ran(self, run: BatchRun) -> None:
+        """Record a run that succeeded."""
+        super().ran(run)
+        self._rows_of_runs.observe(run.rows)
+        self._seconds_of_runs.observe(run.joining + run.inference + run.splitting)
+
+    def run_failed(self, error: Exception) -> None:
+        """Record what the model raised on a single request."""
+        self._failures.inc()
+        log.error("%s failed on a request: %s", self._name, error)
+
+
 class Metrics:
     """The metrics of one worker. An observation costs next to nothing until it is flushed."""
 
@@ -107,19 +134,6 @@ class Metrics:
 
     # Requests use the same few sets of labels; looking one up in prometheus_client takes 3 us.
     request = staticmethod(cache(_requests.labels))
-
-    def observe_request(self, transport: str, operation: str, code: str, seconds: float) -> None:
-        """Count one request that was answered with this status code."""
-        self.request(transport, operation, code).observe(seconds)
-
-    def batch_observer(self, model: str, version: str) -> tuple[Histogram, Histogram, Counter]:
-        """One version's histograms of images and of seconds per run, and its failure counter."""
-        labels = (model, version)
-        return (
-            _batches.labels(*labels),
-            _inference.labels(*labels),
-            _inference_failures.labels(*labels),
-        )
 
     def models_loaded(self, models: set[tuple[str, str, str, str]], failures: int) -> None:
         """Report the loaded (model, version, provider, sha256), and how many versions failed."""

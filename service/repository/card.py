@@ -8,10 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from service.core.digits import LOGITS, PROBABILITIES
 from service.core.errors import ModelLoadError
-
-PROBABILITIES = "probabilities"
-LOGITS = "logits"
 
 
 class Card(NamedTuple):

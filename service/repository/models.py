@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.core.batching import Batcher
+from service.core.digits import DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable
 from service.repository.card import Card
 from service.repository.card import read as read_card
@@ -36,7 +37,10 @@ log = logging.getLogger(__name__)
 
 
 class ServedModel(NamedTuple):
-    """One loaded version of a model, ready to answer requests."""
+    """One loaded version of a model, ready to answer requests.
+
+    `layout` says how it classifies digits; None if it does not, and `layout_problem` says why.
+    """
 
     name: str
     version: str
@@ -45,6 +49,8 @@ class ServedModel(NamedTuple):
     session: Session
     batcher: Batcher
     signature: Signature
+    layout: DigitLayout | None
+    layout_problem: str
 
 
 class IndexEntry(NamedTuple):
@@ -273,6 +279,12 @@ class Repository:
                 f"{MODEL_FILE} has SHA-256 {sha256}, but its card says {card.sha256}"
             )
         session = load_session(version.folder / MODEL_FILE, self._options)
+        layout, problem = None, ""
+        try:
+            kinds = [card.kind(output.name) for output in session.outputs]
+            layout = layout_of(session.inputs, session.outputs, kinds)
+        except NotDigits as error:
+            problem = str(error)
         number = str(version.number)
         return ServedModel(
             name=version.name,
@@ -282,6 +294,8 @@ class Repository:
             session=session,
             batcher=self._make_batcher(version.name, number, session),
             signature=version.signature,
+            layout=layout,
+            layout_problem=problem,
         )
 
     async def _scan(self) -> dict[str, list[VersionOnDisk]]:

@@ -12,6 +12,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -59,6 +60,10 @@ _DATATYPES = {
 _ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
+# All outputs for all inputs, both in the model's order.
+Run = Callable[[Sequence[Array]], list[Array]]
+
+
 class SessionOptions(NamedTuple):
     """The settings of ONNX Runtime."""
 
@@ -86,66 +91,27 @@ class Session:
         If `fixed`, inputs and outputs have buffers on the device, and runs have fixed sizes.
         """
         self._session = OnDevice(session) if device else session
-        # `session.run` validates the inputs again; that is 3 of the 31 us of the small net.
-        self._ort_run: Callable[..., list[Array]] = (
-            self._session.run if device else session._sess.run
-        )
-        self._max_rows = max_rows
         self.provider: str = session.get_providers()[0]
         self.fallback = ""
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        self._input_names = [spec.name for spec in self.inputs]
-        self._output_names = [spec.name for spec in self.outputs]
-        self._has_bfloat16 = any(s.datatype == BF16 for s in (*self.inputs, *self.outputs))
         self.batchable = all(
             spec.shape and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs)
         )
         self._fixed: FixedBatches | None = None
+        # Chosen once. It has no reference to this object: such a cycle would keep the session's
+        # memory until the next garbage collection.
+        self.run: Run
         if device and fixed:
             if not self.batchable or not have_fixed_rows([*self.inputs, *self.outputs]):
                 raise ModelLoadError("a size other than the number of rows is open in its tensors")
             self._fixed = FixedBatches(session, self.inputs, self.outputs, max_rows, device)
+            self.run = self._fixed.run
+        elif self.batchable:
+            self.run = PartedRuns(self._session, self.inputs, self.outputs, max_rows).run
+        else:
+            self.run = WholeRuns(self._session, self.inputs, self.outputs).run
         self._fixed_s, self._row_s = self._warm_up()
-
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """All outputs, in the model's order, for all inputs, in the model's order."""
-        if self._fixed is not None:
-            return self._fixed.run(inputs)
-        if self.batchable and len(inputs[0]) > self._max_rows:
-            return self._run_in_parts(inputs)
-        return self._run_whole(inputs)
-
-    def _run_in_parts(self, inputs: Sequence[Array]) -> list[Array]:
-        parts = []
-        for start in range(0, len(inputs[0]), self._max_rows):
-            part = [array[start : start + self._max_rows] for array in inputs]
-            try:
-                outputs = self._run_whole(part)
-            except Exception:  # the outputs or the error must be those of the whole input
-                return self._run_whole(inputs)
-            if any(len(output) != len(part[0]) for output in outputs):
-                # Its shapes promised one output row per input row: only the whole is right.
-                return self._run_whole(inputs)
-            parts.append(outputs)
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-    def _run_whole(self, inputs: Sequence[Array]) -> list[Array]:
-        if self._has_bfloat16:
-            return self._run_ort_values(inputs)
-        feed = dict(zip(self._input_names, inputs, strict=True))
-        return self._ort_run(self._output_names, feed, None)
-
-    def _run_ort_values(self, inputs: Sequence[Array]) -> list[Array]:
-        # ONNX Runtime's `run` takes numpy arrays, and numpy has no bfloat16.
-        feed = {
-            spec.name: _as_ort_value(spec, array)
-            for spec, array in zip(self.inputs, inputs, strict=True)
-        }
-        return [
-            _as_array(value)
-            for value in self._session.run_with_ort_values(self._output_names, feed)
-        ]
 
     def expected_seconds(self, rows: int) -> float:
         """Seconds that a run of `rows` rows takes, interpolated from the warm-up runs."""
@@ -176,6 +142,79 @@ class Session:
             self.run(inputs)
             best = min(best, time.perf_counter() - start)
         return best
+
+
+class WholeRuns:
+    """Runs all rows at once.
+
+    A class rather than a closure: the frames in a traceback keep the closures of their functions
+    alive, and a failed load must release its session before the next try.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession | OnDevice,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+    ) -> None:
+        self._input_names = [spec.name for spec in inputs]
+        self._output_names = [spec.name for spec in outputs]
+        # `session.run` validates the inputs again; that is 3 of the 31 us of a small model.
+        self._ort_run: Callable[..., list[Array]] = (
+            session.run if isinstance(session, OnDevice) else session._sess.run
+        )
+        if any(spec.datatype == BF16 for spec in (*inputs, *outputs)):
+            self._ort_run = partial(_run_ort_values, session, {spec.name: spec for spec in inputs})
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """All outputs for all inputs, both in the model's order."""
+        feed = dict(zip(self._input_names, arrays, strict=True))
+        return self._ort_run(self._output_names, feed, None)
+
+
+class PartedRuns(WholeRuns):
+    """Runs more than `max_rows` rows in parts of that size."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession | OnDevice,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        max_rows: int,
+    ) -> None:
+        super().__init__(session, inputs, outputs)
+        self._max_rows = max_rows
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """All outputs for all inputs, both in the model's order."""
+        rows = len(arrays[0])
+        if rows <= self._max_rows:  # as WholeRuns does it, with one call less on the request path
+            feed = dict(zip(self._input_names, arrays, strict=True))
+            return self._ort_run(self._output_names, feed, None)
+        parts = []
+        for start in range(0, rows, self._max_rows):
+            part = [array[start : start + self._max_rows] for array in arrays]
+            try:
+                outputs = super().run(part)
+            except Exception:  # the outputs or the error must be those of the whole input
+                return super().run(arrays)
+            if any(len(output) != len(part[0]) for output in outputs):
+                # The shapes promised one output row per input row: only the whole is right.
+                return super().run(arrays)
+            parts.append(outputs)
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _run_ort_values(
+    session: ort.InferenceSession | OnDevice,
+    specs: Mapping[str, TensorSpec],
+    output_names: Sequence[str],
+    feed: Mapping[str, Array],
+    options: None,
+) -> list[Array]:
+    """Run a model that has bfloat16 tensors: ONNX Runtime's `run` takes numpy arrays only."""
+    values = {name: _as_ort_value(specs[name], array) for name, array in feed.items()}
+    return [_as_array(value) for value in session.run_with_ort_values(output_names, values)]
 
 
 def cuda_is_built_in() -> bool:

@@ -81,3 +81,17 @@ def test_help_has_every_setting_with_its_default_and_variable() -> None:
     for field in dataclasses.fields(Settings):
         assert f"--{field.name.replace('_', '-')}" in text
         assert f"[MNIST_{field.name.upper()}]" in text
+
+
+@pytest.mark.parametrize("flag", ["poll-interval", "body-timeout", "max-queue-delay"])
+def test_nan_is_out_of_range(flag: str) -> None:
+    with pytest.raises(SettingsError, match=flag.replace("-", "_")):
+        load([f"--{flag}", "nan"], {})
+
+
+@pytest.mark.parametrize("value", ["[1]", "5", "{a = 1}"])
+def test_text_setting_in_a_file_must_be_text(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f"host = {value}\n")
+    with pytest.raises(SettingsError, match="host"):
+        load(["--config", str(file)], {})

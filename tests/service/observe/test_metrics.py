@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from service.core.statistics import BatchRun
 from service.observe import metrics
-from service.observe.metrics import Metrics
+from service.observe.metrics import Metrics, ModelMetrics
 
 _unique = count()
 
@@ -28,6 +29,19 @@ def exposed() -> Iterator[Any]:
         yield from family.samples
 
 
+def run_of(rows: int, requests: int = 1) -> BatchRun:
+    """A run that took 7 s, of which inference took 4."""
+    return BatchRun(
+        requests=requests,
+        rows=rows,
+        answered=9.0,
+        queued=2.0,
+        joining=1.0,
+        inference=4.0,
+        splitting=2.0,
+    )
+
+
 def samples(label: str, value: str) -> dict[tuple[str, str], float]:
     """The samples with this label, by their names and their bounds (`le`)."""
     return {
@@ -39,8 +53,8 @@ def samples(label: str, value: str) -> dict[tuple[str, str], float]:
 
 def test_requests_are_counted_when_they_are_flushed(name: str) -> None:
     observed = Metrics()
-    observed.observe_request("http", name, "200", 0.002)
-    observed.observe_request("http", name, "200", 0.3)
+    observed.request("http", name, "200").observe(0.002)
+    observed.request("http", name, "200").observe(0.3)
     assert samples("operation", name).get(("mnist_request_seconds_count", "")) in (None, 0)
     metrics.flush()
     metrics.flush()  # counts nothing twice
@@ -55,14 +69,25 @@ def test_requests_are_counted_when_they_are_flushed(name: str) -> None:
 def test_a_value_counts_in_the_first_bucket_that_it_does_not_exceed(
     name: str, rows: int, bound: str
 ) -> None:
-    images, _, _ = Metrics().batch_observer(name, "1")
-    images.observe(rows)
+    ModelMetrics(name, "1").ran(run_of(rows))
     metrics.flush()
     counted = samples("model", name)
     bounds = [le for sample, le in counted if sample == "mnist_batch_images_bucket"]
     first = min((le for le in bounds if counted["mnist_batch_images_bucket", le]), key=float)
     assert first == bound
     assert counted["mnist_batch_images_bucket", "+Inf"] == 1
+
+
+def test_a_run_counts_once_in_images_and_seconds_and_in_the_statistics(name: str) -> None:
+    model = ModelMetrics(name, "1")
+    model.ran(run_of(rows=6, requests=3))
+    metrics.flush()
+    counted = samples("model", name)
+    assert counted["mnist_batch_images_sum", ""] == 6
+    assert counted["mnist_inference_seconds_count", ""] == 1
+    assert counted["mnist_inference_seconds_sum", ""] == 7
+    assert model.as_dict()["inference_count"] == 6
+    assert model.as_dict()["inference_stats"]["success"]["count"] == 3
 
 
 def test_an_unloaded_version_is_reported_as_0(name: str) -> None:
@@ -88,8 +113,7 @@ def test_an_unloaded_version_is_reported_as_0(name: str) -> None:
 @pytest.mark.parametrize("suffix", ['"', "\\", "\n", "}\nmnist_forged 1\n#", "\N{SNOWMAN}", "\x00"])
 def test_any_label_stays_one_label_of_the_exposition(name: str, suffix: str) -> None:
     model = name + suffix
-    _, _, failures = Metrics().batch_observer(model, "1")
-    failures.inc()
+    ModelMetrics(model, "1").run_failed(ValueError("a defect"))
     assert samples("model", model)["mnist_inference_failures_total", ""] == 1
     assert not any(
         line.startswith("mnist_forged") for line in metrics.exposition().decode().splitlines()

@@ -310,7 +310,7 @@ def test_metrics_are_exposed_although_a_worker_does_not_answer(
     async def scenario(one: Worker, other: Worker) -> None:
         with socket.socket(socket.AF_UNIX) as closed:  # of a process that lives
             closed.bind(str(root.parent / "state" / f"{os.getpid()}.sock"))
-        Metrics().observe_request("http", "observed-but-not-flushed", "200", 0.1)
+        Metrics().request("http", "observed-but-not-flushed", "200").observe(0.1)
         assert b"observed-but-not-flushed" in await one.administration.exposition()
 
     run_two(root, scenario, monkeypatch)

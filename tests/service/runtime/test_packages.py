@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,15 @@ def test_both_packages_are_named_with_their_versions(monkeypatch: pytest.MonkeyP
     sentence = conflicting_packages()
     assert "onnxruntime 1.23.0 and onnxruntime-gpu 1.22.1" in sentence
     assert "uninstall both" in sentence
+
+
+def test_two_installed_onnxruntime_packages_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert conflicting_packages() == ""
+    folder = tmp_path / "onnxruntime_gpu-1.31.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.31.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "onnxruntime-gpu 1.31.1" in conflicting_packages()
+    assert "uninstall both" in conflicting_packages()

@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from service.runtime.session import Session, SessionOptions, load
+from service.core.errors import ModelLoadError, ProviderUnavailable
+from service.runtime.session import (
+    CPU,
+    Session,
+    SessionOptions,
+    load,
+)
 from tests.conftest import SHIPPED_MODELS, Mnist
 from tests.e2e.onnx_models import publish, publish_identity, publish_sum
+from tests.service.linear_model import publish_linear
 
 SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
 
@@ -23,26 +31,32 @@ def load_cpu(path: Path, max_rows: int = 1 << 20) -> Session:
     return load(path, SessionOptions("cpu", max_rows=max_rows))
 
 
-def rows_of_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Filled with the number of rows of every run from now on."""
-    rows: list[int] = []
-    run = session._run_whole
+class CountingRuntime:
+    """The compiled half of an ONNX Runtime session, which remembers the rows of every run."""
 
-    def counted(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        rows.append(len(inputs[0]))
-        return run(inputs)
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self.rows: list[int] = []
 
-    monkeypatch.setattr(session, "_run_whole", counted)
-    return rows
+    def run(self, names: list[str], feed: dict[str, np.ndarray], options: None) -> Any:
+        self.rows.append(len(next(iter(feed.values()))))
+        return self._runtime.run(names, feed, options)
+
+
+def counting_session(path: Path, max_rows: int) -> tuple[Session, list[int]]:
+    """A session, and the rows of every run that ONNX Runtime is asked for from now on."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    counting = session._sess = CountingRuntime(session._sess)
+    counted = Session(session, max_rows)
+    counting.rows.clear()  # those of the warm-up
+    return counted, counting.rows
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 50])
-def test_parts_have_the_outputs_of_the_whole(
-    mnist: Mnist, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_have_the_outputs_of_the_whole(mnist: Mnist, count: int) -> None:
     images = mnist.images[:count]
-    whole, split = load_cpu(SHIPPED), load_cpu(SHIPPED, max_rows=8)
-    rows = rows_of_runs(split, monkeypatch)
+    whole = load_cpu(SHIPPED)
+    split, rows = counting_session(SHIPPED, max_rows=8)
     for expected, output in zip(whole.run([images]), split.run([images]), strict=True):
         assert output.shape == expected.shape == (count, 10)
         assert output.dtype == expected.dtype
@@ -127,3 +141,22 @@ def test_onnx_runtime_sends_no_telemetry_unless_it_is_enabled() -> None:
             check=True,
         )
         assert done.stdout.strip() == expected
+
+
+def test_model_that_cannot_be_served_is_rejected_at_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="float8"):
+        load(publish_linear(tmp_path, TensorProto.FLOAT8E4M3FN), SessionOptions("cpu"))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(ModelLoadError):
+        load(broken, SessionOptions("cpu"))
+
+
+def test_cuda_on_a_cpu_build_is_an_error_and_auto_says_why(tmp_path: Path) -> None:
+    model = publish_linear(tmp_path)
+    with pytest.raises(ProviderUnavailable, match="without CUDA"):
+        load(model, SessionOptions("cuda"))
+    session = load(model, SessionOptions("auto"))
+    assert session.provider == CPU
+    assert "without CUDA" in session.fallback
+    assert load(model, SessionOptions("cpu")).fallback == ""
