@@ -71,14 +71,18 @@ class Service:
                 spinning=settings.spinning,
                 max_rows=max(settings.max_batch_size, ROWS_OF_A_RUN),
             ),
-            make_batcher,
-            self.executor,
-            settings.versions,
-            self._models_changed,
+            make_batcher=make_batcher,
+            executor=self.executor,
+            keep=settings.versions,
+            on_change=self._models_changed,
         )
         regions = SharedRegions(settings.shared_memory_regions, settings.max_request_bytes)
         self.administration = Administration(
-            self.repository, regions, settings, limits, state_folder
+            repository=self.repository,
+            regions=regions,
+            settings=settings,
+            limits=limits,
+            state_folder=state_folder,
         )
         self.inference = Inference(self.repository, settings.model, regions)
         self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)

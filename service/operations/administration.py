@@ -58,6 +58,7 @@ class Administration:
 
     def __init__(
         self,
+        *,
         repository: Repository,
         regions: SharedRegions,
         settings: Settings,

@@ -70,12 +70,18 @@ class _Failure(NamedTuple):
 
 
 class Repository:
-    """The loaded versions of every model. Read and changed on one event loop only."""
+    """The loaded versions of every model. Read and changed on one event loop only.
+
+    `keep` is how many of the newest versions of a model stay loaded. `make_batcher` is called with
+    the name and version of a model and its session, in a thread; `on_change` after versions were
+    loaded or unloaded, or a failure was recorded or removed.
+    """
 
     def __init__(
         self,
         root: Path,
         options: SessionOptions,
+        *,
         make_batcher: Callable[[str, str, Session], Batcher],
         executor: Executor,
         keep: int = 1,

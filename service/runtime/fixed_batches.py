@@ -46,6 +46,7 @@ class FixedBatches:
         session: ort.InferenceSession,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
+        *,
         max_rows: int,
         device: str,
     ) -> None:

@@ -105,7 +105,9 @@ class Session:
         if device and fixed:
             if not self.batchable or not have_fixed_rows([*self.inputs, *self.outputs]):
                 raise ModelLoadError("a size other than the number of rows is open in its tensors")
-            self._fixed = FixedBatches(session, self.inputs, self.outputs, max_rows, device)
+            self._fixed = FixedBatches(
+                session, self.inputs, self.outputs, max_rows=max_rows, device=device
+            )
             self.run = self._fixed.run
         elif self.batchable:
             self.run = PartedRuns(self._session, self.inputs, self.outputs, max_rows).run

@@ -31,7 +31,9 @@ def operations_of(repository: Repository, default_model: str) -> Operations:
     return Operations(
         Inference(repository, default_model, regions),
         Digits(repository, default_model),
-        Administration(repository, regions, Settings(), BatchLimits()),
+        Administration(
+            repository=repository, regions=regions, settings=Settings(), limits=BatchLimits()
+        ),
     )
 
 

@@ -48,12 +48,16 @@ class Worker:
         self.repository = Repository(
             root,
             SessionOptions("cpu"),
-            lambda name, version, session: Batcher(session, BatchLimits(), executor),
-            executor,
+            make_batcher=lambda name, version, session: Batcher(session, BatchLimits(), executor),
+            executor=executor,
         )
         self.regions = SharedRegions(limit=2, max_read_bytes=100)
         self.administration = Administration(
-            self.repository, self.regions, Settings(**settings), BatchLimits(), folder
+            repository=self.repository,
+            regions=self.regions,
+            settings=Settings(**settings),
+            limits=BatchLimits(),
+            state_folder=folder,
         )
 
     async def start(self) -> Administration:

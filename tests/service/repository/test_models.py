@@ -65,10 +65,12 @@ class Fixture:
         return Repository(
             self.root,
             SessionOptions("cpu"),
-            lambda name, version, session: Batcher(session, BatchLimits(), self.executor),
-            self.executor,
-            keep,
-            count_change,
+            make_batcher=lambda name, version, session: Batcher(
+                session, BatchLimits(), self.executor
+            ),
+            executor=self.executor,
+            keep=keep,
+            on_change=count_change,
         )
 
     def publish(self, version: str, content: bytes = b"model", card: Any = None) -> None:
@@ -424,10 +426,10 @@ def test_deleting_a_broken_version_clears_its_failure_and_reports_the_change(
         repository = Repository(
             tmp_path,
             SessionOptions("cpu"),
-            lambda name, version, session: Batcher(session, BatchLimits(), executor),
-            executor,
-            2,
-            lambda: failures_at_each_change.append(len(repository.failures)),
+            make_batcher=lambda name, version, session: Batcher(session, BatchLimits(), executor),
+            executor=executor,
+            keep=2,
+            on_change=lambda: failures_at_each_change.append(len(repository.failures)),
         )
         await repository.refresh()
         assert failures_at_each_change[-1] == 1

@@ -84,7 +84,7 @@ def test_every_size_is_run_before_the_first_request(sizes_run: list[int]) -> Non
     session = ort.InferenceSession(str(SHIPPED), providers=[CPU])
     inputs = [TensorSpec("image", "UINT8", (-1, 28, 28))]
     outputs = [TensorSpec(name, "FP32", (-1, 10)) for name in ("logits", "probabilities")]
-    FixedBatches(session, inputs, outputs, 6, "cpu")
+    FixedBatches(session, inputs, outputs, max_rows=6, device="cpu")
     assert sizes_run == [1, 2, 4, 6, 6]
 
 
