@@ -322,6 +322,20 @@ def test_a_failed_reload_changes_nothing_and_may_be_tried_again(fixture: Fixture
     fixture.run(scenario)
 
 
+def test_a_model_that_loads_stays_loaded_although_another_does_not(fixture: Fixture) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        await repository.follow({"mnist"}, {})
+        with pytest.raises(ModelNotFound, match="'none'"):
+            await repository.follow(set(), {"mnist": 1, "none": 1})
+        await repository.refresh()
+        assert repository.versions("mnist") == ["1"]
+
+    fixture.run(scenario)
+
+
 def test_a_load_of_a_model_that_is_not_on_disk_is_refused(fixture: Fixture) -> None:
     async def scenario(repository: Repository) -> None:
         await repository.refresh()
