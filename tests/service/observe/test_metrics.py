@@ -30,7 +30,7 @@ def exposed() -> Iterator[Any]:
 
 
 def run_of(rows: int, requests: int = 1) -> BatchRun:
-    """A run that took 7 s, of which inference took 4."""
+    """A run of 7 s: 1 s of joining, 4 s of inference, 2 s of splitting."""
     return BatchRun(
         requests=requests,
         rows=rows,
