@@ -1,7 +1,7 @@
-"""mnist-serve: from settings to supervised worker processes.
+"""mnist-serve: checks the settings, then starts and supervises the worker processes.
 
-This process imports no ONNX Runtime, no gRPC and no Flask: it only checks what can be checked
-before workers start, and then Granian supervises them.
+This process imports no ONNX Runtime, no gRPC and no Flask. It checks what can be checked before
+workers start; from then on Granian supervises them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from service.observe.logs import logging_config
-from service.operations.replication import LONGEST_FOLDER
 from service.runtime.packages import conflicting_packages
 from service.settings import Settings, SettingsError, load
 
 log = logging.getLogger(__name__)
+
+# Linux limits the path of a Unix socket to 107 bytes; `operations.replication` names its own
+# after process ids.
+_LONGEST_SOCKET_FOLDER = 90
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,18 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logging.config.dictConfig(logging_config(settings))
     with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:
-        # What the workers share: their metrics, and the sockets by which they tell each other.
-        metrics, control = Path(folder, "metrics"), Path(folder, "control")
-        if len(str(control)) > LONGEST_FOLDER:
-            print(f"mnist-serve: TMPDIR is too long for sockets: {control}", file=sys.stderr)
+        # The workers share their metrics, and the state that operators set.
+        metrics, state = Path(folder, "metrics"), Path(folder, "state")
+        if len(str(state)) > _LONGEST_SOCKET_FOLDER:
+            print(
+                f"mnist-serve: {state} is too long for the path of a Unix socket; set TMPDIR to a "
+                "shorter folder.",
+                file=sys.stderr,
+            )
             return 2
         metrics.mkdir()
-        control.mkdir()
+        state.mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-        return _serve(settings, control)
+        return _serve(settings, state)
 
 
-def _serve(settings: Settings, control: Path) -> int:
+def _serve(settings: Settings, state_folder: Path) -> int:
     from granian.constants import Interfaces, Loops
     from granian.log import LogLevels
     from granian.server import MPServer
@@ -70,24 +77,25 @@ def _serve(settings: Settings, control: Path) -> int:
         workers_kill_timeout=int(settings.stop_timeout) + 5,
     )
     server.serve(
-        target_loader=partial(_load_worker, settings, startup_failed, control), wrap_loader=False
+        target_loader=partial(_load_worker, settings, startup_failed, state_folder),
+        wrap_loader=False,
     )
     return 1 if startup_failed.is_set() else 0
 
 
-def _load_worker(settings: Settings, startup_failed: Event, control: Path) -> Any:
-    """Runs in the worker process: the heavy imports happen here."""
+def _load_worker(settings: Settings, startup_failed: Event, state_folder: Path) -> Any:
+    """Called in the worker process, where the heavy imports happen."""
     from service.worker import Worker
 
-    return Worker(settings, startup_failed, control)
+    return Worker(settings, startup_failed, state_folder)
 
 
 def _preflight(settings: Settings) -> None:
-    """Raise SettingsError for what would otherwise fail later, or silently."""
+    """Raise SettingsError for problems that would otherwise show later, or never."""
     if not settings.models.is_dir():
         raise SettingsError(
-            f"There is no model repository at {settings.models.resolve()}. "
-            "Train a model with mnist-train, or name another folder with --models."
+            f"The model repository {settings.models.resolve()} does not exist. "
+            "Train a model with mnist-train, or choose another folder with --models."
         )
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
@@ -95,24 +103,22 @@ def _preflight(settings: Settings) -> None:
 
 
 def check_ports_free(settings: Settings) -> None:
-    """Raise SettingsError if another process listens on one of the ports."""
+    """Raise SettingsError if one of the ports cannot be opened, or another process has it open."""
+    # The workers share their ports (SO_REUSEPORT), so a second server on the same port would not
+    # fail: it would silently receive half of the requests. Binding without that option fails.
     for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
-        _check_port_free(settings.host, name, port)
-
-
-def _check_port_free(host: str, name: str, port: int) -> None:
-    # The workers share their ports (SO_REUSEPORT), so a second server on the same port would
-    # not fail: it would silently take half of the requests. Binding without it does fail.
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise SettingsError(
-            f"Cannot listen on {host} port {port}: {error.strerror}. "
-            f"Stop what uses it, or choose another {name}."
-        ) from None
+        try:
+            addresses = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = addresses[0]
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except (OSError, ValueError) as error:  # ValueError: a part of the host name is too long
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SettingsError(
+                f"Cannot listen on {settings.host} port {port}: {reason}. "
+                f"Stop the program that uses it, or choose another {name}."
+            ) from None
 
 
 if __name__ == "__main__":

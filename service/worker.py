@@ -22,6 +22,7 @@ from typing import NoReturn
 import flask
 
 from service.core.batching import Batcher, BatchLimits
+from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
 from service.http.compression import Compression
@@ -34,13 +35,8 @@ from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
-from service.runtime.session import (
-    ROWS_OF_A_RUN,
-    ProviderUnavailable,
-    Session,
-    SessionOptions,
-)
-from service.runtime.shared_memory import Regions
+from service.runtime.session import ROWS_OF_A_RUN, Session, SessionOptions
+from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings, load
 
 log = logging.getLogger(__name__)
@@ -51,7 +47,7 @@ _METRICS_S = 0.5
 class Service:
     """The models, operations and metrics behind both fronts. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings, control_folder: Path | None = None) -> None:
+    def __init__(self, settings: Settings, state_folder: Path | None = None) -> None:
         self.settings = settings
         self.models_changed: Callable[[], None] = lambda: None
         self.metrics = Metrics()
@@ -75,14 +71,18 @@ class Service:
                 spinning=settings.spinning,
                 max_rows=max(settings.max_batch_size, ROWS_OF_A_RUN),
             ),
-            make_batcher,
-            self.executor,
-            settings.versions,
-            self._models_changed,
+            make_batcher=make_batcher,
+            executor=self.executor,
+            keep=settings.versions,
+            on_change=self._models_changed,
         )
-        regions = Regions(settings.shared_memory_regions, settings.max_request_bytes)
+        regions = SharedRegions(settings.shared_memory_regions, settings.max_request_bytes)
         self.administration = Administration(
-            self.repository, regions, settings, limits, control_folder
+            repository=self.repository,
+            regions=regions,
+            settings=settings,
+            limits=limits,
+            state_folder=state_folder,
         )
         self.inference = Inference(self.repository, settings.model, regions)
         self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)
@@ -112,7 +112,7 @@ class Service:
         """Look for new versions every `poll_interval` seconds."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
-            await self.administration.control.catch_up()
+            await self.administration.shared_state.catch_up()
             try:
                 await self.repository.refresh()
             except ProviderUnavailable as error:
@@ -122,9 +122,9 @@ class Service:
 class Worker:
     """The RSGI application that Granian runs in each worker process."""
 
-    def __init__(self, settings: Settings, startup_failed: Event, control_folder: Path) -> None:
+    def __init__(self, settings: Settings, startup_failed: Event, state_folder: Path) -> None:
         self._settings = settings
-        self._control_folder = control_folder
+        self._state_folder = state_folder
         self._startup_failed = startup_failed
         self._tasks: list[asyncio.Task[None]] = []
         self._http = HttpFront(
@@ -152,7 +152,7 @@ class Worker:
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        service = self._service = Service(settings, self._control_folder)
+        service = self._service = Service(settings, self._state_folder)
         await service.administration.start()
         # Exclude everything imported so far from garbage collection: scanning it paused the worker
         # for 35 ms, the 99th percentile of latency. Models load later and stay collectable.
@@ -203,7 +203,7 @@ class Worker:
     def _begin_stopping(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._service.inference.stopping:
             self._service.inference.stopping = True
-            self._service.administration.control.stop()
+            self._service.administration.shared_state.stop()
             self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
 
     def _give_up(self, reason: str) -> NoReturn:

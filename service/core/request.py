@@ -21,7 +21,7 @@ Parameters = Mapping[str, Parameter]
 NO_PARAMETERS: Parameters = {}
 
 
-class Region(NamedTuple):
+class RegionSlice(NamedTuple):
     """A slice of a registered shared memory region; offset and size in bytes."""
 
     name: str
@@ -37,18 +37,18 @@ class InputTensor(NamedTuple):
     shape: Sequence[int]
     raw: Buffer | None = None
     values: Any = None
-    region: Region | None = None
+    region: RegionSlice | None = None
 
 
 class RequestedOutput(NamedTuple):
-    """An output to return: whole, or its `classification` largest values with their labels.
+    """An output to return: whole, or its `top_classes` largest values with their labels.
 
     With a region, its contents are written there instead of into the response.
     """
 
     name: str
-    classification: int = 0
-    region: Region | None = None
+    top_classes: int = 0
+    region: RegionSlice | None = None
 
 
 class InferRequest(NamedTuple):
@@ -74,7 +74,7 @@ class OutputTensor(NamedTuple):
     name: str
     datatype: str
     array: Array
-    region: Region | None = None
+    region: RegionSlice | None = None
 
 
 class InferResponse(NamedTuple):
@@ -86,7 +86,7 @@ class InferResponse(NamedTuple):
     outputs: list[OutputTensor]
 
 
-def region_of(field: str, parameters: Parameters) -> Region | None:
+def region_of(field: str, parameters: Parameters) -> RegionSlice | None:
     """The shared memory that the parameters of a tensor name, or None.
 
     Raises InvalidArgument, naming `field`, if a parameter is missing or has the wrong type.
@@ -99,10 +99,10 @@ def region_of(field: str, parameters: Parameters) -> Region | None:
     size = _whole(field, parameters, "shared_memory_byte_size")
     if not size:
         raise InvalidArgument(f"{field}: shared_memory_byte_size is missing or 0.")
-    return Region(name, _whole(field, parameters, "shared_memory_offset"), size)
+    return RegionSlice(name, _whole(field, parameters, "shared_memory_offset"), size)
 
 
-def classification_of(field: str, parameters: Parameters) -> int:
+def top_classes_of(field: str, parameters: Parameters) -> int:
     """The number of classes to return of an output; 0 for the output itself.
 
     Raises InvalidArgument, naming `field`.

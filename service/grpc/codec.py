@@ -17,8 +17,8 @@ from service.core.request import (
     OutputTensor,
     Parameters,
     RequestedOutput,
-    classification_of,
     region_of,
+    top_classes_of,
 )
 from service.core.tensors import Tensor, to_bytes
 from service.stubs.inference import inference_pb2 as pb
@@ -116,7 +116,7 @@ def _wanted(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> Requeste
         return RequestedOutput(output.name)
     field, parameters = f"Output '{output.name}'", parameters_of(output.parameters)
     return RequestedOutput(
-        output.name, classification_of(field, parameters), region_of(field, parameters)
+        output.name, top_classes_of(field, parameters), region_of(field, parameters)
     )
 
 

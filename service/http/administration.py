@@ -1,4 +1,4 @@
-"""What operators ask over HTTP: model configuration, statistics, loading, log, shared memory.
+"""The control plane over HTTP: configuration, statistics, loading, log level, shared memory.
 
 Source: Triton's extensions of the protocol: "Model Configuration", "Statistics", "Model
 Repository", "Logging", "Trace", "System Shared Memory", "CUDA Shared Memory".
@@ -6,12 +6,14 @@ Repository", "Logging", "Trace", "System Shared Memory", "CUDA Shared Memory".
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from service.core.errors import InvalidArgument
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response, parse_object
 from service.operations.administration import Administration
-from service.runtime.shared_memory import Registered
+from service.runtime.shared_memory import SharedRegion
+
+T = TypeVar("T")
 
 
 async def model_config(
@@ -24,23 +26,23 @@ async def model_config(
 async def statistics(
     administration: Administration, request: HttpRequest, model: str = "", version: str = ""
 ) -> HttpResponse:
-    """GET v2/models[/{model}[/versions/{version}]]/stats, over all workers."""
-    found = await administration.statistics(model, version)
-    return json_response({"model_stats": found})
+    """GET v2/models[/{model}[/versions/{version}]]/stats, summed over all workers."""
+    versions = await administration.statistics(model, version)
+    return json_response({"model_stats": versions})
 
 
 async def index(administration: Administration, request: HttpRequest) -> HttpResponse:
-    """POST v2/repository/index: every version on disk, or with "ready" those that are served."""
+    """POST v2/repository/index: every version on disk; with "ready", only the loaded ones."""
     ready = _field(parse_object(request.body), "ready", False)
     return json_response(
         [
             {
-                "name": name,
-                "version": version,
-                "state": "READY" if loaded else "UNAVAILABLE",
-                "reason": reason,
+                "name": entry.name,
+                "version": entry.version,
+                "state": "READY" if entry.ready else "UNAVAILABLE",
+                "reason": entry.reason,
             }
-            for name, version, loaded, reason in await administration.index(ready)
+            for entry in await administration.index(ready)
         ]
     )
 
@@ -48,13 +50,13 @@ async def index(administration: Administration, request: HttpRequest) -> HttpRes
 async def load(administration: Administration, request: HttpRequest, model: str) -> HttpResponse:
     """POST v2/repository/models/{model}/load."""
     _check_origin(administration, request)
-    parameters = _field(parse_object(request.body), "parameters", {})
+    parameters: dict[str, Any] = _field(parse_object(request.body), "parameters", {})
     await administration.load_model(model, parameters)
     return json_response({})
 
 
 async def unload(administration: Administration, request: HttpRequest, model: str) -> HttpResponse:
-    """POST v2/repository/models/{model}/unload; no model has dependents to unload as well."""
+    """POST v2/repository/models/{model}/unload; no model has dependents that unload with it."""
     _check_origin(administration, request)
     _field(parse_object(request.body), "parameters", {})
     await administration.unload_model(model)
@@ -67,7 +69,7 @@ async def log_settings(administration: Administration, request: HttpRequest) -> 
 
 
 async def change_log_settings(administration: Administration, request: HttpRequest) -> HttpResponse:
-    """POST v2/logging changes the settings that the body has."""
+    """POST v2/logging: change the settings in the body."""
     _check_origin(administration, request)
     changes = parse_object(request.body)
     return json_response(await administration.change_log_settings(changes))
@@ -76,14 +78,14 @@ async def change_log_settings(administration: Administration, request: HttpReque
 async def trace_settings(
     administration: Administration, request: HttpRequest, model: str = ""
 ) -> HttpResponse:
-    """GET v2[/models/{model}]/trace/setting: tracing is off."""
+    """GET v2[/models/{model}]/trace/setting."""
     return json_response(administration.trace_settings({}, model))
 
 
 async def change_trace_settings(
     administration: Administration, request: HttpRequest, model: str = ""
 ) -> HttpResponse:
-    """POST v2[/models/{model}]/trace/setting: tracing is off, and stays off."""
+    """POST v2[/models/{model}]/trace/setting: tracing cannot be switched on."""
     changes = parse_object(request.body)
     return json_response(administration.trace_settings(changes, model))
 
@@ -99,8 +101,8 @@ class MemoryHandlers(NamedTuple):
 async def _status(
     administration: Administration, request: HttpRequest, region: str = ""
 ) -> HttpResponse:
-    found = administration.regions(region)
-    return json_response([registered._asdict() for registered in found])
+    regions = administration.regions(region)
+    return json_response([registered._asdict() for registered in regions])
 
 
 async def _register(
@@ -108,9 +110,14 @@ async def _register(
 ) -> HttpResponse:
     _check_origin(administration, request)
     body = parse_object(request.body)
-    key = _field(body, "key", "")
-    offset, size = _field(body, "offset", 0), _field(body, "byte_size", 0)
-    await administration.register_region(Registered(region, key, offset, size))
+    await administration.register_region(
+        SharedRegion(
+            name=region,
+            key=_field(body, "key", ""),
+            offset=_field(body, "offset", 0),
+            byte_size=_field(body, "byte_size", 0),
+        )
+    )
     return json_response({})
 
 
@@ -138,7 +145,7 @@ async def _cuda_register(
 async def _cuda_unregister(
     administration: Administration, request: HttpRequest, region: str = ""
 ) -> HttpResponse:
-    return json_response({})  # there is none to forget
+    return json_response({})  # no region is ever registered
 
 
 SYSTEM_MEMORY = MemoryHandlers(_status, _register, _unregister)
@@ -146,14 +153,13 @@ CUDA_MEMORY = MemoryHandlers(_cuda_status, _cuda_register, _cuda_unregister)
 
 
 def _check_origin(administration: Administration, request: HttpRequest) -> None:
-    """Raise Forbidden if a web page is behind a change."""
-    headers = (request.header("host"), request.header("origin"))
-    administration.check_origin(*headers)
+    """Raise Forbidden for a change that a web page requests."""
+    administration.check_origin(request.header("host"), request.header("origin"))
 
 
-def _field(body: dict[str, Any], name: str, default: Any) -> Any:
-    """A field that has the type of its default. Raises InvalidArgument if it has another."""
-    value = body.get(name, default)
+def _field(body: dict[str, Any], name: str, default: T) -> T:
+    """A field of the type of its default. Raises InvalidArgument if it has another type."""
+    value: T = body.get(name, default)
     if type(value) is not type(default):
         raise InvalidArgument(f"{name}: must be of type {type(default).__name__}.")
     return value

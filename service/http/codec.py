@@ -19,8 +19,8 @@ from service.core.request import (
     OutputTensor,
     Parameters,
     RequestedOutput,
-    classification_of,
     region_of,
+    top_classes_of,
 )
 from service.core.tensors import Tensor, to_bytes, to_values
 from service.http.message import (
@@ -203,7 +203,7 @@ def _decode_output(output: Any, field: str) -> tuple[RequestedOutput, bool | Non
     field = f"{field}.parameters"
     parameters = _parameters(output, field)
     requested = RequestedOutput(
-        name, classification_of(field, parameters), region_of(field, parameters)
+        name, top_classes_of(field, parameters), region_of(field, parameters)
     )
     if "binary_data" not in parameters:
         return requested, None

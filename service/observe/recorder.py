@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal
 
 from service.core.errors import InternalError, ServiceError
-from service.observe.logs import requests as request_log
+from service.observe.logs import request_log
 from service.observe.metrics import Metrics
 
 # What a caller may choose as a request id: anything else could forge log lines or headers.

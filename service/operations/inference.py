@@ -32,7 +32,7 @@ from service.core.tensors import (
 from service.core.top_classes import classes
 from service.repository.model_config import PLATFORM
 from service.repository.models import Repository, ServedModel
-from service.runtime.shared_memory import Regions
+from service.runtime.shared_memory import SharedRegions
 
 # Above this many bytes, decoding JSON, typed contents or strings moves to a thread; the HTTP front
 # goes by the same limit.
@@ -65,7 +65,7 @@ class Readiness(NamedTuple):
 class Inference:
     """Inference, metadata and readiness of one repository's models. Lives on one event loop."""
 
-    def __init__(self, repository: Repository, default_model: str, regions: Regions) -> None:
+    def __init__(self, repository: Repository, default_model: str, regions: SharedRegions) -> None:
         self.repository = repository
         self.default_model = default_model
         self._regions = regions
@@ -136,9 +136,9 @@ class Inference:
     ) -> OutputTensor:
         """An output as requested: itself or its top classes, in the response or in a region."""
         tensor = Tensor(spec.name, spec.datatype, array)
-        if requested.classification:
+        if requested.top_classes:
             labels = served.card.labels if served.card.kind(spec.name) else ()
-            tensor = classes(tensor, requested.classification, labels, served.session.batchable)
+            tensor = classes(tensor, requested.top_classes, labels, served.session.batchable)
         if requested.region is None:
             return OutputTensor(*tensor)
         field = f"Output '{spec.name}'"

@@ -248,6 +248,7 @@ def capture_beside_runs(place: Place) -> str:
 
 def smaller_models(place: Place) -> str:
     """An fp16 export is as the CPU has it; an int8 one is refused by CUDA and left to the CPU."""
+    from service.core.errors import ProviderUnavailable
     from service.runtime import session
 
     models = place.folder / "models"
@@ -271,7 +272,7 @@ def smaller_models(place: Place) -> str:
         found.append(f"{name} within {gap:.1e}")
     if place.on_cuda:  # which has no kernels for what is quantised
         path = models / "mnist-int8" / "1" / "model.onnx"
-        with pytest.raises(session.ProviderUnavailable):
+        with pytest.raises(ProviderUnavailable):
             load(place, path)
         left = session.load(path, session.SessionOptions("auto"))
         assert left.provider == session.CPU, left.provider

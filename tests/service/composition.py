@@ -13,7 +13,7 @@ from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
-from service.runtime.shared_memory import Regions
+from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings
 
 
@@ -27,11 +27,13 @@ class Operations(NamedTuple):
 
 def operations_of(repository: Repository, default_model: str) -> Operations:
     """All operations on a repository, with default settings."""
-    regions = Regions(0, 1 << 20)
+    regions = SharedRegions(0, 1 << 20)
     return Operations(
         Inference(repository, default_model, regions),
         Digits(repository, default_model),
-        Administration(repository, regions, Settings(), BatchLimits()),
+        Administration(
+            repository=repository, regions=regions, settings=Settings(), limits=BatchLimits()
+        ),
     )
 
 

@@ -56,7 +56,9 @@ def run_with_operations(root: Path, scenario: Callable[[Operations], Awaitable[N
         def batcher_for(name: str, version: str, session: Any) -> Batcher:
             return Batcher(session, BatchLimits(), executor)
 
-        repository = Repository(root, SessionOptions("cpu"), batcher_for, executor, 1)
+        repository = Repository(
+            root, SessionOptions("cpu"), make_batcher=batcher_for, executor=executor
+        )
         await repository.refresh()
         await scenario(operations_of(repository, "linear"))
 

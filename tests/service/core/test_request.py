@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.core.errors import InvalidArgument
-from service.core.request import Region, classification_of, region_of, timeout_of
+from service.core.request import RegionSlice, region_of, timeout_of, top_classes_of
 
 NAME, SIZE, OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
 
@@ -43,8 +43,8 @@ def test_parameter_of_the_wrong_type_is_rejected_by_name(parameters: Any) -> Non
 
 def test_region_has_a_name_a_size_and_an_optional_offset() -> None:
     assert region_of("x", {}) is None
-    assert region_of("x", {NAME: "r", SIZE: 5}) == Region("r", 0, 5)
-    assert region_of("x", {NAME: "r", SIZE: 5, OFFSET: 7}) == Region("r", 7, 5)
+    assert region_of("x", {NAME: "r", SIZE: 5}) == RegionSlice("r", 0, 5)
+    assert region_of("x", {NAME: "r", SIZE: 5, OFFSET: 7}) == RegionSlice("r", 7, 5)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_incomplete_region_is_rejected(parameters: Any) -> None:
 
 
 def test_classification_is_a_whole_number() -> None:
-    assert classification_of("x", {}) == 0
-    assert classification_of("x", {"classification": 3}) == 3
+    assert top_classes_of("x", {}) == 0
+    assert top_classes_of("x", {"classification": 3}) == 3
     with pytest.raises(InvalidArgument, match="x: classification"):
-        classification_of("x", {"classification": 1.0})
+        top_classes_of("x", {"classification": 1.0})
