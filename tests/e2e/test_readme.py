@@ -24,6 +24,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from service.settings import Settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -155,6 +156,8 @@ def test_a_model_of_ones_own_is_served_after_ten_lines(tree: Path) -> None:
     assert lines_of(snippet) + lines_of(commands) <= 10
     run_python(snippet, tree)
     publish, ask = commands.split("\n", 1)
+    assert "every two seconds" in OWN_MODEL
+    assert Settings().poll_interval == 2
     subprocess.run(["bash", "-ec", publish], cwd=tree, check=True)
     wait_until_ready("http://127.0.0.1:8000/v2/models/iris/ready")
     answered = subprocess.run(
