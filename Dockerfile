@@ -18,7 +18,8 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
     --mount=type=bind,source=deploy/locks/build.txt,target=/lock.txt \
     python3 -m venv /opt/tools && \
     /opt/tools/bin/python -m pip install --require-hashes --no-deps -r /lock.txt
-COPY pyproject.toml README.md NOTICE ./
+COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
+COPY models/mnist/1 models/mnist/1
 COPY service service
 COPY clients clients
 COPY training training
@@ -35,6 +36,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 -m pip --python /opt/venv/bin/python install --no-deps --no-index /wheels/*.whl && \
     cd /opt/venv && rm -r lib/python3*/site-packages/training \
+      lib/python3*/site-packages/service/shipped_models \
       bin/mnist-train bin/mnist-search bin/mnist-evaluate
 
 FROM build AS installed-serve-gpu
@@ -44,6 +46,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 -m pip --python /opt/venv/bin/python install --no-deps --no-index /wheels/*.whl && \
     cd /opt/venv && rm -r lib/python3*/site-packages/training \
+      lib/python3*/site-packages/service/shipped_models \
       bin/mnist-train bin/mnist-search bin/mnist-evaluate
 
 FROM build AS installed-train

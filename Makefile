@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := service training clients benchmarks tests deploy
+SOURCES := service training clients benchmarks tests deploy setup.py
 # Virtual folder: protoc writes imports relative to it, so the stubs live inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 

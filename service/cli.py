@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from service.observe.logs import logging_config
+from service.repository.shipped import shipped_models
 from service.runtime.packages import conflicting_packages
 from service.settings import Settings, SettingsError, load
 
@@ -39,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mnist-serve: {error}", file=sys.stderr)
         return 2
     logging.config.dictConfig(logging_config(settings))
+    if settings.models == shipped_models() and not Path("models").exists():
+        log.info(
+            "There is no folder ./models: serving the model that comes with the package. "
+            "mnist-train publishes into ./models; restart mnist-serve to serve from there."
+        )
     with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:
         # The workers share their metrics, and the state that operators set.
         metrics, state = Path(folder, "metrics"), Path(folder, "state")

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from service.repository.shipped import shipped_models
+
 ENV_PREFIX = "MNIST_"
 
 T = TypeVar("T")
@@ -42,7 +44,9 @@ class Settings:
     workers: int = _setting(1, "worker processes; more than one per core does not help", low=1)
 
     models: Path = _setting(
-        Path("models"), "model repository: a folder that contains NAME/VERSION/model.onnx"
+        Path("models"),
+        "model repository: a folder that contains NAME/VERSION/model.onnx; if this is not set and "
+        "there is no ./models, the model that comes with the package is served",
     )
     model: str = _setting("mnist", "model for requests that do not name one")
     versions: int = _setting(2, "how many of the newest versions of each model stay loaded", low=1)
@@ -235,7 +239,10 @@ def load(
             values[name] = _convert(name, kind, environ[variable], variable)
         elif name in file_values:
             values[name] = _convert(name, kind, file_values[name], str(path))
-    return Settings(**values)
+    settings = Settings(**values)
+    if "models" not in values and not settings.models.exists() and (shipped := shipped_models()):
+        return dataclasses.replace(settings, models=shipped)
+    return settings
 
 
 def markdown() -> str:
