@@ -1,8 +1,8 @@
-"""Who is measured: this server, the floors below it, and the rivals.
+"""The servers under test: this server, the floors below it, and its rivals.
 
-A contender is data: the command that starts it, its environment, and which wire formats it takes
-where. Texts in braces are filled in by `processes.py`. A rival's own code is the folder
-`rivals/<name>`, as its user would write it.
+A contender is data: the command that starts it, its environment, and the path for each wire
+format it accepts. `server_process.py` replaces the texts in braces. The folder `rivals/<name>` is
+what a user of that rival would write.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.settings import FOLDER
-from benchmarks.wire import GRPC_PATH
+from benchmarks.paths import FOLDER
+from benchmarks.wire_formats import GRPC_PATH
 
 Kind = Literal["ours", "floor", "limit", "rival"]
 
@@ -28,11 +28,13 @@ _INFER = "/v2/models/mnist/infer"
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`endpoints` maps a wire format to its path; `encodings` says where a rival takes another.
+    """One server under test.
 
-    `scenarios` limits a contender to some (shell patterns). `requirements` is the file of a
-    rival's own virtual environment; the others run on this interpreter. `packages` are those whose
-    versions the results name, `interpreter` the Python that a rival's environment is made with.
+    `endpoints` maps wire formats to paths. `encodings` maps a wire format that a rival does not
+    accept to the nearest one that it does. `scenarios` are shell patterns; empty means all.
+    `requirements` names what goes into a rival's virtual environment; other contenders run on this
+    interpreter. `packages` are those whose versions go into the results. `interpreter` is the
+    Python that creates a rival's environment.
     """
 
     name: str
@@ -49,16 +51,16 @@ class Contender:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of a rival's own code."""
+        """The folder of a rival's code."""
         return FOLDER / "rivals" / self.name if self.kind == "rival" else None
 
     @property
     def requirements(self) -> Path | None:
-        """What a rival's virtual environment is made from."""
+        """The pinned packages of a rival's virtual environment."""
         return self.folder / "requirements.txt" if self.folder else None
 
     def encoding(self, wire: str) -> str:
-        """The wire format that the contender is really sent for a scenario's."""
+        """The wire format that this contender receives in place of the scenario's."""
         return self.encodings.get(wire, wire)
 
 
@@ -90,7 +92,7 @@ CONTENDERS: Sequence[Contender] = (
         _ALL,
         _OURS | {"MNIST_MAX_BATCH_SIZE": "1"},
         scenarios=("raw-1", "raw-64"),
-        note="shows what batching is worth",
+        note="shows the effect of batching",
     ),
     Contender(
         "floor-rsgi",
@@ -123,7 +125,7 @@ CONTENDERS: Sequence[Contender] = (
         (*_MODULE, "benchmarks.floors.in_process"),
         dict.fromkeys(_ALL, ""),
         scenarios=("bulk-*",),
-        note="no server: nothing travels",
+        note="measures inference alone, without any transport",
     ),
     Contender(
         "mlserver",
@@ -140,7 +142,7 @@ CONTENDERS: Sequence[Contender] = (
         },
         encodings={"raw": "json"},
         packages=("mlserver",),
-        note="has neither raw pixels nor binary tensors over HTTP: raw pixels are sent as its JSON",
+        note="accepts neither raw pixels nor binary tensors over HTTP: raw pixels go as its JSON",
     ),
     Contender(
         "kserve",
@@ -159,7 +161,7 @@ CONTENDERS: Sequence[Contender] = (
         {**_PROTOCOL, "raw": _INFER},
         encodings={"raw": "binary"},
         packages=("kserve",),
-        note="has no raw pixels: they are sent as its protocol's binary tensors",
+        note="accepts no raw pixels: they are sent as its protocol's binary tensors",
     ),
     Contender(
         "litserve",
@@ -169,7 +171,7 @@ CONTENDERS: Sequence[Contender] = (
         _DIGITS,
         encodings={"raw": "base64", "png": "base64-png"},
         packages=("litserve",),
-        note="takes JSON and forms only: images are sent as base64 in JSON",
+        note="accepts JSON and forms only: images are sent as base64 in JSON",
     ),
     Contender(
         "bentoml",
@@ -233,9 +235,9 @@ CONTENDERS: Sequence[Contender] = (
         {**_PROTOCOL, "raw": _INFER},
         encodings={"raw": "binary"},
         packages=("nvidia-pytriton",),
-        # The interpreter inside of its Triton is older than Python 3.11.7 and breaks on the
-        # standard library of a newer one; Debian 12's is old enough.
+        # The interpreter inside its Triton fails on the standard library of Python 3.11.7 and
+        # newer; Debian 12 has an older one.
         interpreter="/usr/bin/python3",
-        note="has no raw pixels: they are sent as its protocol's binary tensors",
+        note="accepts no raw pixels: they are sent as its protocol's binary tensors",
     ),
 )

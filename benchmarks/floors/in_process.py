@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.floors.session import make_session
-from benchmarks.models import Pixels, test_images
+from benchmarks.served_models import Pixels, test_images
 
 
 def main() -> None:

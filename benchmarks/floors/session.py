@@ -11,7 +11,7 @@ import onnxruntime as ort
 import orjson
 from PIL import Image
 
-from benchmarks.models import Pixels, Probabilities
+from benchmarks.served_models import Pixels, Probabilities
 
 
 def make_session(path: Path) -> ort.InferenceSession:

@@ -1,0 +1,52 @@
+"""The plot of a run: requests/s of every contender, with a panel per wire format and model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.medians import median
+from benchmarks.serving.results import Results
+from benchmarks.serving.scenarios import Scenario
+
+_COLOURS = {"ours": "#d1495b", "floor": "#8d99ae", "limit": "#8d99ae", "rival": "#2b6777"}
+
+
+def draw(results: Results, path: Path) -> None:
+    """Write a PNG with the heaviest load of each family that has valid samples."""
+    from matplotlib.figure import Figure
+
+    panels = [
+        (scenario, rates) for scenario in heaviest(results) if (rates := _rates(results, scenario))
+    ]
+    columns = 3
+    rows = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(5.2 * columns, 1 + 3.1 * rows), layout="constrained")
+    kinds = {record.name: record.kind for record in results.contenders}
+    for index, (scenario, rates) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        names = sorted(rates, key=rates.__getitem__)
+        values = [rates[name] for name in names]
+        bars = axes.barh(names, values, color=[_COLOURS[kinds[name]] for name in names])
+        axes.bar_label(bars, [f" {value:,.0f}" for value in values], fontsize=7)
+        axes.set_xlim(0, max(values) * 1.2)
+        axes.set_title(f"{scenario.name}: {scenario.load}", fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    title = f"Requests/s, medians; {results.date[:10]}, {results.machine.cpu}"
+    if results.disturbed:
+        title += f"\nleft out as disturbed: {', '.join(results.disturbed)}"
+    figure.suptitle(title)
+    figure.savefig(path)
+
+
+def heaviest(results: Results) -> list[Scenario]:
+    """The last scenario of each family."""
+    return list({scenario.family: scenario for scenario in results.scenarios}.values())
+
+
+def _rates(results: Results, scenario: Scenario) -> dict[str, float]:
+    rates: dict[str, list[float]] = {}
+    for sample in results.undisturbed():
+        if sample.scenario == scenario.name:
+            rates.setdefault(sample.contender, []).append(sample.requests_per_s)
+    return {name: median(values) for name, values in rates.items()}
