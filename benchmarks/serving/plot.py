@@ -1,7 +1,8 @@
-"""The plot of a run: requests/s of every contender, with a panel per wire format and model."""
+"""Plots of a run: requests/s of every contender, with a panel per scenario."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.medians import median
@@ -11,14 +12,11 @@ from benchmarks.serving.scenarios import Scenario
 _COLOURS = {"ours": "#d1495b", "floor": "#8d99ae", "limit": "#8d99ae", "rival": "#2b6777"}
 
 
-def draw(results: Results, path: Path) -> None:
-    """Write a PNG with the heaviest load of each family that has valid samples."""
+def draw(results: Results, path: Path, scenarios: Sequence[Scenario], columns: int = 3) -> None:
+    """Write a PNG with the scenarios that have valid samples, fastest contender on top."""
     from matplotlib.figure import Figure
 
-    panels = [
-        (scenario, rates) for scenario in heaviest(results) if (rates := _rates(results, scenario))
-    ]
-    columns = 3
+    panels = [(scenario, rates) for scenario in scenarios if (rates := _rates(results, scenario))]
     rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(5.2 * columns, 1 + 3.1 * rows), layout="constrained")
     kinds = {record.name: record.kind for record in results.contenders}
@@ -33,8 +31,9 @@ def draw(results: Results, path: Path) -> None:
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     title = f"Requests/s, medians; {results.date[:10]}, {results.machine.cpu}"
-    if results.disturbed:
-        title += f"\nleft out as disturbed: {', '.join(results.disturbed)}"
+    disturbed = [scenario.name for scenario in scenarios if scenario.name in results.disturbed]
+    if disturbed:
+        title += f"\nleft out as disturbed: {', '.join(disturbed)}"
     figure.suptitle(title)
     figure.savefig(path)
 

@@ -1,7 +1,7 @@
 """python -m benchmarks.serving.report FILE: write the report and the plot of a results file.
 
-The same file always gives the same report; nothing is measured. With --docs, the summary, the plot
-and the tables go into docs/performance.md as well.
+The same file always gives the same report; nothing is measured. With --docs, a summary goes into
+docs/performance.md and its plot into docs/throughput.png.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from benchmarks.markdown import table
 from benchmarks.medians import median, spread
 from benchmarks.paths import ROOT
 from benchmarks.serving.bars import BARS, Bar, Verdict, judge
-from benchmarks.serving.plot import draw
+from benchmarks.serving.plot import draw, heaviest
 from benchmarks.serving.results import Record, Results, Sample, read
 from benchmarks.serving.scenarios import Scenario
 from benchmarks.wire_formats import WIRES
 
 DOCS = ROOT / "docs" / "performance.md"
+PLOT = ROOT / "docs" / "throughput.png"
 _BEGIN, _END = "<!-- results: {name} -->", "<!-- end of results -->"
+_SUMMARY = ("raw-1", "raw-64", "json-64", "binary-64", "png-64", "grpc-4x8", "bulk-binary")
+_PLOTTED = ("raw-64", "json-64", "png-64", "grpc-4x8")
 _QUIET = 0.5  # highest load average before the run at which rates can be trusted
 
 
@@ -31,7 +34,7 @@ def build(path: Path) -> str:
     results = read(path)
     text = markdown(results)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
-    draw(results, path.with_suffix(".png"))
+    draw(results, path.with_suffix(".png"), heaviest(results))
     return text
 
 
@@ -51,8 +54,8 @@ def _introduction(results: Results) -> str:
     paragraphs = [
         f"Measured {results.date} at revision {machine.revision} on {machine.cores} cores of "
         f"{machine.cpu}, {machine.memory_gb} GB, {machine.system}, Python {machine.python}; "
-        f"{machine.wrk.split(' [')[0]}, h2load {machine.h2load}. "
-        f"Medians of {settings['rounds']} rounds of {settings['seconds']} seconds."
+        f"{machine.wrk.split(' [')[0]}, {machine.h2load}. "
+        f"Medians of {settings['rounds']} rounds of {settings['seconds']} s."
     ]
     before = machine.load_average_before[0]
     if before > _QUIET:
@@ -71,16 +74,17 @@ def _introduction(results: Results) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _bars(results: Results) -> str:
-    """The bars on scenarios of this run, and the number of the others."""
+def _verdicts(results: Results) -> list[Verdict]:
+    """The bars on undisturbed scenarios of this run."""
     names = {scenario.name for scenario in results.scenarios} - results.disturbed.keys() | {""}
-    bars = [bar for bar in BARS if {bar.scenario, bar.reference_scenario} <= names]
-    rows = [
-        [v.bar.name, v.bar.scenario, _bound(v.bar), _measured(v), _holds(v)]
-        for v in judge(results, bars)
-    ]
+    return judge(results, [b for b in BARS if {b.scenario, b.reference_scenario} <= names])
+
+
+def _bars(results: Results) -> str:
+    verdicts = _verdicts(results)
+    rows = [[v.bar.name, v.bar.scenario, _bound(v.bar), _measured(v), _holds(v)] for v in verdicts]
     text = "### Bars\n\n" + table(["bar", "scenario", "bound", "measured", "holds"], rows)
-    if left_out := len(BARS) - len(bars):
+    if left_out := len(BARS) - len(verdicts):
         text += f"\n\n{left_out} more bars are on scenarios that this run left out."
     return text
 
@@ -204,6 +208,53 @@ def _code(text: str) -> str:
     return "`" + text.replace("`", "'").replace("\n", " ") + "`"
 
 
+def summary(results: Results, path: Path) -> str:
+    """The summary for docs/performance.md of the results in a file below the root."""
+    report = path.with_suffix(".md")
+    parts = [
+        f"![Requests per second of each contender]({PLOT.name})",
+        _introduction(results),
+        f"[All tables](../{report}), [all plots](../{path.with_suffix('.png')}), "
+        f"[all samples](../{path}).",
+    ]
+    for model in dict.fromkeys(scenario.model for scenario in results.scenarios):
+        suffix = "" if model == "fast" else f"-{model}"
+        names = [name + suffix for name in _SUMMARY]
+        scenarios = [scenario for scenario in results.scenarios if scenario.name in names]
+        rows = [
+            [record.title, *cells]
+            for record in results.contenders
+            if any(cells := [_rate_of(results, record, scenario) for scenario in scenarios])
+        ]
+        parts.append(f"Requests per second, model `{model}`:")
+        parts.append(table(["", *(_column(scenario) for scenario in scenarios)], rows))
+    verdicts = _verdicts(results)
+    missed = [verdict for verdict in verdicts if verdict.holds is False]
+    parts.append(
+        f"Of {len(verdicts)} performance targets, {len(verdicts) - len(missed)} hold. These do not:"
+        if missed
+        else f"All {len(verdicts)} performance targets hold."
+    )
+    if missed:
+        rows = [[v.bar.name, v.bar.scenario, _bound(v.bar), _measured(v)] for v in missed]
+        parts.append(table(["target", "scenario", "bound", "measured"], rows))
+    return "\n\n".join(parts)
+
+
+def _column(scenario: Scenario) -> str:
+    images = f", {scenario.images} images" if scenario.images > 1 else ""
+    return f"{scenario.wire}{images}, {scenario.load}"
+
+
+def _rate_of(results: Results, record: Record, scenario: Scenario) -> str:
+    rates = [
+        sample.requests_per_s
+        for sample in results.undisturbed()
+        if (sample.contender, sample.scenario) == (record.name, scenario.name)
+    ]
+    return _rate(median(rates)) if rates else ""
+
+
 def embed(document: str, name: str, text: str) -> str:
     """The document with a new block of results. Raises ValueError if it has none."""
     start = document.find(_BEGIN.split("{", maxsplit=1)[0])
@@ -224,20 +275,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     text = build(options.file)
     if options.docs:
+        results = read(options.file)
         path = options.file.resolve().relative_to(ROOT)
-        DOCS.write_text(
-            embed(DOCS.read_text(encoding="utf-8"), str(path), docs_text(path, text)),
-            encoding="utf-8",
-        )
+        document = DOCS.read_text(encoding="utf-8")
+        DOCS.write_text(embed(document, str(path), summary(results, path)), encoding="utf-8")
+        draw(results, PLOT, [each for each in results.scenarios if each.name in _PLOTTED], 2)
     print(text)
     return 0
-
-
-def docs_text(path: Path, text: str) -> str:
-    """What docs/performance.md says about a results file, whose path is below the root."""
-    plot = path.with_suffix(".png")
-    picture = f"![Requests per second of each contender](../{plot})"
-    return f"From [{path}](../{path}).\n\n{picture}\n\n{text}"
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.json_file import write_json
+from benchmarks.paths import ROOT
 from benchmarks.serving import report
 from benchmarks.serving.bars import BARS, Bar, judge, per_core
 from benchmarks.serving.results import Record, Results, Sample, read
@@ -159,3 +161,16 @@ def test_disturbed_samples_are_left_out_and_named() -> None:
     assert "| raw-128-2w |" not in text
     assert "77" in text
     assert math.isnan(judge(run, [Bar("b", "raw-128-2w", 1, reference="ours")])[0].measured)
+
+
+def test_docs_have_the_summary_of_the_results_that_they_name() -> None:
+    docs = report.DOCS.read_text()
+    [name] = re.findall(r"<!-- results: (\S+) -->", docs)
+    assert report.summary(read(ROOT / name), Path(name)) in docs
+    assert report.PLOT.exists()
+
+
+def test_results_that_the_docs_link_to_exist() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#]*benchmarks/results/[^)#]*)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page} links to {link}"
