@@ -64,7 +64,7 @@ def over_body(plan: Plan, scratch: Path) -> Iterator[Curve]:
 
 
 def over_models(plan: Plan, scratch: Path) -> Iterator[Curve]:
-    """1 to 64 copies of `fast` in the repository, of which one is asked."""
+    """1 to 64 copies of `fast` in the repository; all requests go to one."""
     curve = Curve("models", "ours", "fast")
     body = WIRES["raw"].encode(served_models.test_images(1))
     for count in plan.loaded:

@@ -68,7 +68,7 @@ def size_mb(folder: Path) -> float:
 
 
 def versions(python: Path, names: Sequence[str]) -> dict[str, str]:
-    """Versions of those packages that an interpreter has."""
+    """Versions of the named packages in an environment; missing packages are left out."""
     code = (
         "import sys, json, importlib.metadata as m\n"
         "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"

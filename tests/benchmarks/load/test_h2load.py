@@ -1,4 +1,4 @@
-"""Reading h2load's report and its log of every request."""
+"""Parsing h2load's report and its log of every request."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_failed_requests_are_counted():
     assert parse(report(failed=3), log([1000]), ANSWER).failed == 3
 
 
-def test_no_answer_at_all_is_an_error():
+def test_load_without_any_answer_is_an_error():
     with pytest.raises(LoadError, match="no answer"):
         parse(report(requests=0, data=0), "", ANSWER)
 
 
 @given(st.text())
-def test_text_that_is_no_report_is_an_error(text):
+def test_text_that_is_not_a_report_is_an_error(text):
     with pytest.raises(LoadError):
         parse(text, log([1]), ANSWER)

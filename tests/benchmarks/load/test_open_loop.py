@@ -1,4 +1,4 @@
-"""The open loop: its parsing, and that it omits nothing when a server stalls."""
+"""The open loop: its parsing, and latencies while a server stalls."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ STALL_S = 0.4
 
 
 @given(st.binary(max_size=50), st.binary(max_size=50))
-def test_length_of_an_answer_is_known_once_its_head_is_whole(content, further):
-    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nx-a: b\r\n\r\n".encode()
-    answer = head + content
+def test_length_of_an_answer_is_known_once_its_headers_are_complete(content, further):
+    headers = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nx-a: b\r\n\r\n".encode()
+    answer = headers + content
     assert answer_length(answer + further) == len(answer)
-    assert answer_length(head[:-1]) is None
+    assert answer_length(headers[:-1]) is None
 
 
 @given(st.lists(st.binary(min_size=1, max_size=20)), st.binary(max_size=10))
@@ -42,7 +42,7 @@ def test_answer_that_ends_with_its_connection_is_an_error():
 
 
 class StallingServer(ThreadingHTTPServer):
-    """Answers at once, but for a stall at the start in which nobody is answered."""
+    """Answers no request during a stall at the start, and every request at once after it."""
 
     daemon_threads = True
 
@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        # The stall begins with the first request, whenever that is.
+        # The stall begins with the first request.
         self.server.stalled_until = self.server.stalled_until or time.monotonic() + STALL_S
         time.sleep(max(0.0, self.server.stalled_until - time.monotonic()))
         self.send_response(200)
@@ -70,9 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def test_requests_that_a_stall_holds_back_count_from_when_they_were_due(tmp_path: Path):
-    # Two connections at 100/s: a closed loop would see two slow requests in the stall, 2 % of
-    # them. Here some 40 requests were due in it, though they could not be sent.
+def test_latency_during_a_stall_counts_from_when_a_request_was_due(tmp_path: Path):
+    # Two connections at 100/s: a closed loop would see two slow requests, 2 % of all. Here some 40
+    # requests are due during the stall, though they cannot be sent.
     with StallingServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         load = open_loop.load(

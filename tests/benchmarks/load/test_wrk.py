@@ -1,4 +1,4 @@
-"""Reading wrk's report."""
+"""Parsing wrk's report."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def report(p50="47.63ms", p99="48.16ms", requests=48, seconds="1.10", failures="
     return REPORT.format(p50=p50, p99=p99, requests=requests, seconds=seconds, failures=failures)
 
 
-def test_requests_time_and_percentiles_are_read():
+def test_requests_time_and_percentiles_are_parsed():
     load = parse(report())
     assert load[:5] == (48, 1.10, 47.63, 48.16, 0)
 
 
-def test_answers_that_are_no_success_count_as_failed_and_not_as_answered():
+def test_error_statuses_count_as_failed_and_not_as_answered():
     load = parse(report(failures="  Non-2xx or 3xx responses: 8\n"))
     assert (load.requests, load.failed) == (40, 8)
 
@@ -59,7 +59,7 @@ def test_load_without_any_answer_is_an_error():
 
 
 @given(st.text())
-def test_text_that_is_no_report_is_an_error(text):
+def test_text_that_is_not_a_report_is_an_error(text):
     with pytest.raises(LoadError):
         parse(text.replace("requests in", ""))
 
