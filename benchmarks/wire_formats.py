@@ -144,14 +144,21 @@ def read_grpc(content: bytes, headers: Mapping[str, str]) -> Probabilities:
 WIRES: Mapping[str, Wire] = {
     wire.name: wire
     for wire in (
-        Wire("raw", "raw pixels", _raw, read_plain),
-        Wire("json", "Open Inference Protocol, JSON", _json, read_inference),
-        Wire("binary", "Open Inference Protocol, binary tensors", _binary, read_inference),
-        Wire("png", "PNG", _png, read_plain),
+        Wire(name="raw", title="raw pixels", encode=_raw, decode=read_plain),
+        Wire(
+            name="json", title="Open Inference Protocol, JSON", encode=_json, decode=read_inference
+        ),
+        Wire(
+            name="binary",
+            title="Open Inference Protocol, binary tensors",
+            encode=_binary,
+            decode=read_inference,
+        ),
+        Wire(name="png", title="PNG", encode=_png, decode=read_plain),
         # Substitutes for rivals that accept neither raw pixels nor a PNG.
-        Wire("base64", "raw pixels, base64 in JSON", _base64, read_plain),
-        Wire("base64-png", "PNG, base64 in JSON", _base64_png, read_plain),
-        Wire("lists", "lists in JSON", _lists, read_plain),
-        Wire("grpc", "gRPC ModelInfer", _grpc, read_grpc),
+        Wire(name="base64", title="raw pixels, base64 in JSON", encode=_base64, decode=read_plain),
+        Wire(name="base64-png", title="PNG, base64 in JSON", encode=_base64_png, decode=read_plain),
+        Wire(name="lists", title="lists in JSON", encode=_lists, decode=read_plain),
+        Wire(name="grpc", title="gRPC ModelInfer", encode=_grpc, decode=read_grpc),
     )
 }

@@ -66,9 +66,9 @@ def parse(output: str, log: str, answer_bytes: int) -> Load:
     empty = max(0, round((succeeded * answer_bytes - int(data[1])) / answer_bytes))
     seconds = float(finished[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}[finished[2]]
     return Load(
-        succeeded - empty,
-        seconds,
-        float(np.percentile(times, 50)) / 1000,
-        float(np.percentile(times, 99)) / 1000,
-        max(failed, errored, timeouts) + empty,
+        requests=succeeded - empty,
+        seconds=seconds,
+        p50_ms=float(np.percentile(times, 50)) / 1000,
+        p99_ms=float(np.percentile(times, 99)) / 1000,
+        failed=max(failed, errored, timeouts) + empty,
     )

@@ -52,7 +52,15 @@ def load(
     """Send `rate` requests per second over at most this many connections. Raises LoadError."""
     content = scratch / "body.bin"
     content.write_bytes(body.content)
-    plan = Plan(port, path, str(content), body.headers, connections, rate, seconds)
+    plan = Plan(
+        port=port,
+        path=path,
+        body_file=str(content),
+        headers=body.headers,
+        connections=connections,
+        rate=rate,
+        seconds=seconds,
+    )
     command = [sys.executable, "-m", "benchmarks.load.open_loop", json.dumps(asdict(plan))]
     output, used = run(command, core, seconds + _GRACE_S + 60)
     return Load(**json.loads(output))._replace(generator_cpu_seconds=used)
@@ -154,11 +162,11 @@ class Generator:
         if not self._times:
             raise LoadError("No request was answered.")
         return Load(
-            len(self._times),
-            seconds,
-            float(np.percentile(self._times, 50)) * 1000,
-            float(np.percentile(self._times, 99)) * 1000,
-            total - len(self._times),
+            requests=len(self._times),
+            seconds=seconds,
+            p50_ms=float(np.percentile(self._times, 50)) * 1000,
+            p99_ms=float(np.percentile(self._times, 99)) * 1000,
+            failed=total - len(self._times),
             p99_lateness_ms=float(np.percentile(self._lateness, 99)) * 1000,
         )
 

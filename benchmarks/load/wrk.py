@@ -58,11 +58,11 @@ def parse(output: str) -> Load:
     if not answered and not failed:
         raise LoadError("wrk got no answer")
     return Load(
-        answered,
-        float(total[2]) * _UNITS_MS[total[3]] / 1000,
-        _percentile(output, 50),
-        _percentile(output, 99),
-        failed,
+        requests=answered,
+        seconds=float(total[2]) * _UNITS_MS[total[3]] / 1000,
+        p50_ms=_percentile(output, 50),
+        p99_ms=_percentile(output, 99),
+        failed=failed,
     )
 
 

@@ -136,6 +136,6 @@ BARS: Sequence[Bar] = [
     *(bar for model in NAMES for bar in _of_model(model)),
     Bar("batching: none, at 64 connections", "raw-64", 1.0, reference="ours-unbatched"),
     Bar("batching: none, at 1 connection", "raw-1", 0.97, reference="ours-unbatched"),
-    Bar("seconds from start to ready", "", 1.0, "ready_seconds"),
-    Bar("MB of the largest process", "", 130.0, "worker_rss_mb"),
+    Bar(name="seconds from start to ready", scenario="", factor=1.0, metric="ready_seconds"),
+    Bar(name="MB of the largest process", scenario="", factor=130.0, metric="worker_rss_mb"),
 ]

@@ -245,7 +245,9 @@ class Group:
 
     def _rate(self, server: Server, scenario: Scenario) -> float:
         """A share of the contender's peak in its closed loops so far, or in one run now."""
-        closed = Scenario("", scenario.wire, scenario.model, scenario.connections)
+        closed = Scenario(
+            name="", wire=scenario.wire, model=scenario.model, connections=scenario.connections
+        )
         family = {each.name for each in self.scenarios if each.family == closed.family}
         rates: dict[str, list[float]] = {}
         for sample in self._results.samples:
@@ -269,7 +271,13 @@ class Group:
             plan.warm_up_seconds + plan.seconds + 60,
         )
         report = json.loads(output)
-        load = Load(report["requests"], report["seconds"], report["p50_ms"], report["p99_ms"], 0)
+        load = Load(
+            requests=report["requests"],
+            seconds=report["seconds"],
+            p50_ms=report["p50_ms"],
+            p99_ms=report["p99_ms"],
+            failed=0,
+        )
         return _sample(
             contender,
             scenario,

@@ -32,7 +32,12 @@ def run(plan: Plan, known: Sequence[Contender] = CONTENDERS) -> Path:
     now, machine = datetime.datetime.now(datetime.UTC), host.describe()
     scenarios = [each for each in SCENARIOS if matching(each.name, plan.scenarios)]
     contenders = [each for each in known if matching(each.name, plan.contenders)]
-    results = Results(now.isoformat(timespec="seconds"), machine, _as_json(plan), scenarios)
+    results = Results(
+        date=now.isoformat(timespec="seconds"),
+        machine=machine,
+        settings=_as_json(plan),
+        scenarios=scenarios,
+    )
     path = host.results_file(plan.results, now, machine)
     environments = {each.name: _prepare(each, results, plan.install) for each in contenders}
 
@@ -74,7 +79,9 @@ def _as_json(plan: Plan) -> dict[str, object]:
 
 def _prepare(contender: Contender, results: Results, install: bool) -> Path | None:
     """Install a rival and record its versions and sizes; returns its virtual environment."""
-    record = Record(contender.name, contender.title, contender.kind, contender.note)
+    record = Record(
+        name=contender.name, title=contender.title, kind=contender.kind, note=contender.note
+    )
     results.contenders.append(record)
     venv, python = None, Path(sys.executable)
     try:

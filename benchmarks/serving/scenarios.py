@@ -47,12 +47,20 @@ class Scenario:
 def _of_model(model: str) -> list[Scenario]:
     suffix = "" if model == "fast" else f"-{model}"
     scenarios = [
-        Scenario(f"{wire}-{connections}{suffix}", wire, model, connections)
+        Scenario(
+            name=f"{wire}-{connections}{suffix}", wire=wire, model=model, connections=connections
+        )
         for wire in ("raw", "json", "binary", "png")
         for connections in (1, 16, 64)
     ]
     scenarios += [
-        Scenario(f"grpc-{name}{suffix}", "grpc", model, connections, streams)
+        Scenario(
+            name=f"grpc-{name}{suffix}",
+            wire="grpc",
+            model=model,
+            connections=connections,
+            streams=streams,
+        )
         for name, connections, streams in (("1", 1, 1), ("32", 1, 32), ("4x8", 4, 8))
     ]
     scenarios += [
@@ -60,12 +68,21 @@ def _of_model(model: str) -> list[Scenario]:
         for wire in ("raw", "binary", "grpc")
     ]
     # After raw-64, whose peak sets the rate.
-    scenarios.append(Scenario(f"open-raw{suffix}", "raw", model, 64, kind="open"))
+    scenarios.append(
+        Scenario(name=f"open-raw{suffix}", wire="raw", model=model, connections=64, kind="open")
+    )
     scenarios += [
         # Twice the workers need twice the requests in flight to form batches of the same size.
-        Scenario(f"raw-128-2w{suffix}", "raw", model, 128, workers=2),
+        Scenario(name=f"raw-128-2w{suffix}", wire="raw", model=model, connections=128, workers=2),
         # The kernel spreads connections by their addresses; of 4, one worker may get them all.
-        Scenario(f"grpc-16x4-2w{suffix}", "grpc", model, 16, 4, workers=2),
+        Scenario(
+            name=f"grpc-16x4-2w{suffix}",
+            wire="grpc",
+            model=model,
+            connections=16,
+            streams=4,
+            workers=2,
+        ),
     ]
     return scenarios
 

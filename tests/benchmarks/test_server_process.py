@@ -12,7 +12,13 @@ from benchmarks.server_process import NotStarted, Server
 
 
 def running(code: str, scratch: Path, core: int | None = None) -> Server:
-    contender = Contender("spin", "spin", "floor", ("{python}", "-c", code), {"raw": "/"})
+    contender = Contender(
+        name="spin",
+        title="spin",
+        kind="floor",
+        command=("{python}", "-c", code),
+        endpoints={"raw": "/"},
+    )
     return Server(contender, models=scratch, venv=None, scratch=scratch, core=core)
 
 
@@ -51,6 +57,24 @@ def test_frozen_server_uses_no_cpu_until_it_is_thawed(tmp_path: Path):
         server.stop()
 
 
+TWO_SIGNALS = """
+import signal, sys
+signals = []
+signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+while len(signals) < 2:
+    print("waiting", flush=True)
+    signal.pause()
+print("stopped", flush=True)
+"""
+
+
+def test_stop_repeats_a_signal_that_the_server_missed(tmp_path: Path):
+    server = running(TWO_SIGNALS, tmp_path)
+    server.wait_until(lambda: "waiting" in server.log.read_text(), 20)
+    server.stop()
+    assert server.log_end().endswith("stopped")
+
+
 def test_error_of_a_server_that_exits_has_the_end_of_its_log(tmp_path: Path):
     server = running("raise SystemExit('no such model')", tmp_path)
     with pytest.raises(NotStarted, match="no such model"):
@@ -59,6 +83,12 @@ def test_error_of_a_server_that_exits_has_the_end_of_its_log(tmp_path: Path):
 
 
 def test_missing_command_is_reported_as_not_started(tmp_path: Path):
-    absent = Contender("absent", "absent", "floor", ("no-such-server",), {"raw": "/"})
+    absent = Contender(
+        name="absent",
+        title="absent",
+        kind="floor",
+        command=("no-such-server",),
+        endpoints={"raw": "/"},
+    )
     with pytest.raises(NotStarted, match="no-such-server cannot be run"):
         Server(absent, models=tmp_path, venv=None, scratch=tmp_path)

@@ -13,9 +13,9 @@ from benchmarks.json_file import write_json
 from benchmarks.serving.scenarios import Scenario
 from tests.benchmarks import HOST
 
-RAW = Scenario("raw-16", "raw", "fast", 16)
-GRPC = Scenario("grpc-32", "grpc", "fast", 1, 32)
-TREE = Checkout("/tree", "abc", "3.11.7", {"granian": "2.8"})
+RAW = Scenario(name="raw-16", wire="raw", model="fast", connections=16)
+GRPC = Scenario(name="grpc-32", wire="grpc", model="fast", connections=1, streams=32)
+TREE = Checkout(tree="/tree", revision="abc", python="3.11.7", versions={"granian": "2.8"})
 
 
 def samples(scenario: Scenario, side: Side, *rates: float) -> list[Sample]:
@@ -100,7 +100,7 @@ def test_report_has_medians_ratios_and_the_scenarios_below_their_bound(tmp_path:
 def test_report_says_if_the_environments_differ_or_the_run_was_interrupted() -> None:
     taken = samples(RAW, "before", 100.0) + samples(RAW, "after", 100.0)
     assert "environments differ" not in markdown(comparison(RAW, taken=taken))
-    newer = Checkout("/tree", "def", "3.11.7", {"granian": "3.0"})
+    newer = Checkout(tree="/tree", revision="def", python="3.11.7", versions={"granian": "3.0"})
     results = comparison(RAW, taken=taken, after=newer)
     results.finished = False
     assert "environments differ" in markdown(results)

@@ -6,8 +6,8 @@ from benchmarks.serving.results import Record, Results, Sample
 from benchmarks.serving.scenarios import Scenario
 from tests.benchmarks import HOST
 
-RAW = Scenario("raw-16", "raw", "fast", 16)
-TWO = Scenario("raw-128-2w", "raw", "fast", 128, workers=2)
+RAW = Scenario(name="raw-16", wire="raw", model="fast", connections=16)
+TWO = Scenario(name="raw-128-2w", wire="raw", model="fast", connections=128, workers=2)
 
 
 def sample(contender: str, rate: float, round_: int = 0, scenario: str = "raw-16") -> Sample:

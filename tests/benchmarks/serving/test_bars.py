@@ -27,8 +27,14 @@ def test_ratio_is_of_medians():
 
 def test_absolute_bar_is_an_upper_bound_on_the_median():
     run = results()
-    assert judge(run, [Bar("ready", "", 1.0, "ready_seconds")])[0].holds is True
-    assert judge(run, [Bar("ready", "", 0.6, "ready_seconds")])[0].holds is False
+    assert (
+        judge(run, [Bar(name="ready", scenario="", factor=1.0, metric="ready_seconds")])[0].holds
+        is True
+    )
+    assert (
+        judge(run, [Bar(name="ready", scenario="", factor=0.6, metric="ready_seconds")])[0].holds
+        is False
+    )
 
 
 def test_bar_without_its_reference_is_not_measured():

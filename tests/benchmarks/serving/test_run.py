@@ -99,7 +99,13 @@ def test_sample_with_failed_requests_does_not_count_and_is_reported(tmp_path: Pa
 
 
 def contender(name: str, code: str) -> Contender:
-    return Contender(name, name, "floor", ("{python}", "-c", code), {"raw": "/"})
+    return Contender(
+        name=name,
+        title=name,
+        kind="floor",
+        command=("{python}", "-c", code),
+        endpoints={"raw": "/"},
+    )
 
 
 def test_contender_that_answers_wrongly_is_disqualified_and_not_timed(tmp_path, capsys):
