@@ -1,8 +1,8 @@
 """The HTTP front of a worker: an RSGI callable that reads a request and sends the answer.
 
 RSGI (Granian's interface) hands over a request in far fewer steps than WSGI or ASGI;
-docs/performance.md says how much that saves. Requests that match no route go to Flask, which says
-why.
+docs/decisions/http-front.md says how much that saves. Requests that match no route go to Flask,
+which says why.
 """
 
 from __future__ import annotations

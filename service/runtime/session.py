@@ -35,7 +35,7 @@ _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity; this module reports what it would warn of
 _WARM_UP_ROWS = 16
 # Longer inputs run in parts of this many rows: ONNX Runtime never frees the memory of its largest
-# run, and parts of 64 are about as fast as the whole (docs/performance.md, Engine).
+# run, and parts of 64 are about as fast as the whole (docs/decisions/engine.md).
 ROWS_OF_A_RUN = 64
 # On CUDA 512 images take 2,034 us in parts of 64, 733 in parts of 256, 541 whole (`fast`, H200).
 # The price is three more captures when a model is loaded, and the memory of 512 rows' activations.
