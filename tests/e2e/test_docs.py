@@ -83,13 +83,13 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_nothing_of_the_protocol_is_left_to_do() -> None:
+def test_the_protocol_page_has_no_open_items() -> None:
     assert "to do" not in PROTOCOL.lower()
     rows = [line for line in PROTOCOL.splitlines() if line.startswith("| ")]
     assert len(rows) > 50
 
 
-def test_the_examples_run_as_they_are_written(server: Server, mnist: Mnist, tmp_path: Path) -> None:
+def test_the_examples_run_as_written(server: Server, mnist: Mnist, tmp_path: Path) -> None:
     def here(text: str) -> str:
         return text.replace("127.0.0.1:8000", server.http)
 
