@@ -1,0 +1,51 @@
+"""Runs each module of this folder in a process of its own.
+
+The messages in service/stubs/inference and those of tritonclient both define the protobuf package
+`inference`, and a process can hold only one of them. The end-to-end tests import tritonclient. When
+pytest is asked for nothing outside this folder, the modules run in pytest's own process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+_SECONDS = 300
+
+
+class OwnProcess(pytest.Item):
+    """All tests of one module, as one test."""
+
+    def runtest(self) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(self.path)]
+        done = subprocess.run(
+            command,
+            cwd=self.config.rootpath,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            pytest.fail(done.stdout, pytrace=False)
+
+
+class IsolatedModule(pytest.File):
+    """A test module that this process does not import."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        yield OwnProcess.from_parent(self, name="own process")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.File | None:
+    config = parent.config
+    asked = [config.invocation_params.dir / name.partition("::")[0] for name in config.args]
+    if module_path.parent != FOLDER or all(FOLDER in (path, *path.parents) for path in asked):
+        return None  # pytest's own way
+    return IsolatedModule.from_parent(parent, path=module_path)
