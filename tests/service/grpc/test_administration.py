@@ -9,8 +9,8 @@ import pytest
 
 from service.core.errors import InvalidArgument, ModelNotFound, NotFound, Unimplemented
 from service.grpc.administration import AdministrationService
-from service.operations.inference import Operations
 from service.stubs.inference import inference_pb2 as pb
+from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from service.core.errors import InvalidArgument, ModelNotFound
 from service.grpc.digits import methods
-from service.operations.inference import Operations
 from service.stubs.digits.v1 import digits_pb2 as pb
+from tests.service.composition import Operations
 from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
@@ -19,7 +19,7 @@ CARD = {"output_kinds": {"scores": "logits"}}
 
 
 async def predict(operations: Operations, **fields: Any) -> pb.PredictResponse:
-    return await methods(operations)["Predict"].handler(pb.PredictRequest(**fields), None)
+    return await methods(operations.digits)["Predict"].handler(pb.PredictRequest(**fields), None)
 
 
 def test_pixels_are_answered_with_one_prediction_per_image(tmp_path: Path) -> None:

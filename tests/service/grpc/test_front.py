@@ -13,10 +13,10 @@ from service.grpc.answering import Calls, Rpc, Unary
 from service.grpc.front import GrpcFront
 from service.observe.metrics import Metrics
 from service.observe.recorder import RequestRecorder
-from service.operations.inference import Operations
 from service.settings import Settings
 from service.stubs.digits.v1 import digits_pb2
 from service.stubs.inference import inference_pb2
+from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -59,7 +59,13 @@ def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def front_of(operations: Operations, settings: Settings) -> GrpcFront:
-    return GrpcFront(operations, RequestRecorder(Metrics(), "none"), settings)
+    return GrpcFront(
+        inference=operations.inference,
+        digits=operations.digits,
+        administration=operations.administration,
+        recorder=RequestRecorder(Metrics(), "none"),
+        settings=settings,
+    )
 
 
 def test_every_method_of_the_protos_is_served(tmp_path: Path, settings: Settings) -> None:

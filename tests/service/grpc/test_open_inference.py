@@ -14,8 +14,8 @@ from service.grpc.answering import Calls, rpcs
 from service.grpc.open_inference import OpenInference
 from service.observe.metrics import Metrics
 from service.observe.recorder import RequestRecorder
-from service.operations.inference import Operations
 from service.stubs.inference import inference_pb2 as pb
+from tests.service.composition import Operations
 from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
 
 INPUT = np.random.default_rng(2).normal(size=(2, 784)).astype(np.float32)
@@ -24,7 +24,7 @@ SCORES = INPUT @ WEIGHTS
 
 async def call(operations: Operations, method: str, request: Any) -> Any:
     """The answer of a unary method, called as a transport calls it."""
-    return await OpenInference(operations).methods()[method].handler(request, None)
+    return await OpenInference(operations.inference).methods()[method].handler(request, None)
 
 
 def infer_request(model: str = "linear", **fields: Any) -> pb.ModelInferRequest:
@@ -77,7 +77,7 @@ def test_stream_answers_a_failed_request_with_its_id_and_its_error(tmp_path: Pat
 
     async def scenario(operations: Operations) -> None:
         service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-        methods = OpenInference(operations).methods()
+        methods = OpenInference(operations.inference).methods()
         methods |= AdministrationService(operations.administration).methods()
         stream = rpcs(service, methods)["/inference.GRPCInferenceService/ModelStreamInfer"]
         calls = Calls(RequestRecorder(Metrics(), "none"), 1 << 20, 4)
@@ -100,7 +100,7 @@ def test_metadata_describe_the_server_and_the_model(tmp_path: Path) -> None:
     async def scenario(operations: Operations) -> None:
         server = await call(operations, "ServerMetadata", pb.ServerMetadataRequest())
         assert (server.name, server.version) == (SERVER_NAME, __version__)
-        assert list(server.extensions) == operations.extensions()
+        assert list(server.extensions) == operations.inference.extensions()
         request = pb.ModelMetadataRequest(name="linear")
         model = await call(operations, "ModelMetadata", request)
         assert (model.name, list(model.versions)) == ("linear", ["1"])
@@ -124,7 +124,7 @@ def test_readiness_of_the_server_and_of_models(tmp_path: Path) -> None:
             request = pb.ModelReadyRequest(name=name, version=version)
             assert (await call(operations, "ModelReady", request)).ready is ready
         assert (await call(operations, "ServerReady", pb.ServerReadyRequest())).ready
-        operations.stopping = True
+        operations.inference.stopping = True
         assert not (await call(operations, "ServerReady", pb.ServerReadyRequest())).ready
         assert (await call(operations, "ServerLive", pb.ServerLiveRequest())).live
 

@@ -19,12 +19,17 @@ from service.core.errors import (
 from service.http import administration
 from service.http.administration import CUDA_MEMORY, SYSTEM_MEMORY
 from service.http.message import Handler, HttpRequest
-from service.operations.inference import Operations
+from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
 
 
 def request_of(body: Any = None, **headers: str) -> HttpRequest:
-    return HttpRequest(header=headers.get, body=b"" if body is None else orjson.dumps(body))
+    return HttpRequest(
+        method="POST",
+        path="/",
+        header=headers.get,
+        body=b"" if body is None else orjson.dumps(body),
+    )
 
 
 async def call(
@@ -35,7 +40,9 @@ async def call(
     **headers: str,
 ) -> Any:
     """The JSON that a handler answers with."""
-    response = await handler(operations, request_of(body, **headers), *path_parameters)
+    response = await handler(
+        operations.administration, request_of(body, **headers), *path_parameters
+    )
     assert response.status == 200
     return orjson.loads(response.body)
 

@@ -43,7 +43,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)  # no lone 
 
 def request_of(body: bytes, length: str | None = None) -> HttpRequest:
     headers = {} if length is None else {HEADER_LENGTH: length}
-    return HttpRequest(header=headers.get, body=body)
+    return HttpRequest(method="POST", path="/", header=headers.get, body=body)
 
 
 def decoded(request: HttpRequest) -> Any:

@@ -10,15 +10,11 @@ import flask
 import pytest
 
 from service.core.batching import Batcher, BatchLimits
-from service.http.answering import Answerer
-from service.http.compression import Compression
 from service.http.flask_app import create_app
 from service.http.routes import ROUTES
-from service.observe.metrics import Metrics
-from service.observe.recorder import RequestRecorder
 from service.repository.models import Repository
 from service.runtime.session import SessionOptions
-from tests.service.composition import operations_of
+from tests.service.composition import http_app_of, operations_of
 
 LIMIT = 1 << 20
 
@@ -31,12 +27,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[flask.Flask]:
     thread.start()
     with ThreadPoolExecutor(1) as executor:
         repository = _empty_repository(tmp_path_factory.mktemp("models"), executor)
-        answerer = Answerer(
-            operations_of(repository, "mnist"),
-            RequestRecorder(Metrics(), "none"),
-            Compression(LIMIT, 1024),
-        )
-        app = create_app(answerer, loop, LIMIT)
+        app = create_app(http_app_of(operations_of(repository, "mnist")), loop, LIMIT)
         app.add_url_rule("/boom", "boom", lambda: 1 // 0)
         yield app
         loop.call_soon_threadsafe(loop.stop)

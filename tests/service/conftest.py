@@ -1,8 +1,8 @@
-"""Runs each module of this folder in a process of its own.
+"""Runs each module that needs service/stubs/inference in a process of its own.
 
-The messages in service/stubs/inference and those of tritonclient both define the protobuf package
-`inference`, and a process can hold only one of them. The end-to-end tests import tritonclient. When
-pytest is asked for nothing outside this folder, the modules run in pytest's own process.
+Those messages and tritonclient's both define the protobuf package `inference`, and a process can
+hold only one of the two. Other tests import tritonclient. When pytest is asked for nothing but such
+modules, they run in pytest's own process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent
+# Test modules, and folders without their subfolders.
+_NEED_OUR_MESSAGES = (_FOLDER / "grpc", _FOLDER / "test_request_path.py")
 _SECONDS = 300
 
 
@@ -46,6 +48,10 @@ class IsolatedModule(pytest.File):
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.File | None:
     config = parent.config
     asked = [config.invocation_params.dir / name.partition("::")[0] for name in config.args]
-    if module_path.parent != FOLDER or all(FOLDER in (path, *path.parents) for path in asked):
+    if not _needs_our_messages(module_path) or all(map(_needs_our_messages, asked)):
         return None  # pytest's own way
     return IsolatedModule.from_parent(parent, path=module_path)
+
+
+def _needs_our_messages(path: Path) -> bool:
+    return path in _NEED_OUR_MESSAGES or path.parent in _NEED_OUR_MESSAGES
