@@ -88,9 +88,8 @@ def test_sent_input_and_output_in_shared_memory_may_be_combined(
     (output,) = triton.answer(result)["outputs"]
     assert "data" not in output
     size = output["parameters"]["shared_memory_byte_size"]
-    assert (
-        int(size["int64_param"] if triton.is_grpc else size) == SCORES
-    )  # the size of what was written
+    written = int(size["int64_param"] if triton.is_grpc else size)
+    assert written == SCORES
 
 
 def test_strings_pass_through_shared_memory(triton: Triton, memory: Any) -> None:
