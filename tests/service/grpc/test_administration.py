@@ -33,7 +33,7 @@ def test_configuration_and_statistics_are_messages(tmp_path: Path) -> None:
     publish_linear(tmp_path)
 
     async def scenario(operations: Operations) -> None:
-        await operations.administration.control.start()
+        await operations.administration.start()
         answer = await call(operations, "ModelConfig", pb.ModelConfigRequest(name="linear"))
         (x,) = answer.config.input
         assert (answer.config.name, x.name, list(x.dims)) == ("linear", "x", [784])
@@ -55,7 +55,7 @@ def test_models_are_unloaded_and_loaded(tmp_path: Path) -> None:
             answer = await call(operations, "RepositoryIndex", request)
             return [(model.name, model.version, model.state) for model in answer.models]
 
-        await operations.administration.control.start()
+        await operations.administration.start()
         assert await states() == await states(ready=True) == [("linear", "1", "READY")]
         unload = pb.RepositoryModelUnloadRequest(model_name="linear")
         await call(operations, "RepositoryModelUnload", unload)
@@ -89,7 +89,7 @@ def test_name_of_another_repository_is_rejected(tmp_path: Path, method: str, req
 
 def test_log_settings_keep_their_types(tmp_path: Path) -> None:
     async def scenario(operations: Operations) -> None:
-        await operations.administration.control.start()
+        await operations.administration.start()
         request = pb.LogSettingsRequest()
         request.settings["log_verbose_level"].uint32_param = 1
         settings = (await call(operations, "LogSettings", request)).settings

@@ -11,12 +11,18 @@ from hypothesis.extra import numpy as hnp
 
 from service.core.datatypes import DTYPES
 from service.core.errors import InvalidArgument
-from service.core.request import InferResponse, OutputTensor, Region, RequestedOutput
+from service.core.request import InferResponse, OutputTensor, RequestedOutput, region_of
 from service.core.tensors import TensorSpec, from_bytes, from_values
 from service.grpc.codec import decode, encode, is_typed, parameters_of
 from service.stubs.inference import inference_pb2 as pb
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)  # no lone surrogates
+IN_REGION = {
+    "shared_memory_region": "r",
+    "shared_memory_offset": 4,
+    "shared_memory_byte_size": 2,
+}
+REGION = region_of("x", IN_REGION)
 
 
 def request_of(*names: str, raw: list[bytes] | None = None) -> pb.ModelInferRequest:
@@ -47,7 +53,7 @@ def test_input_in_shared_memory_takes_no_raw_contents() -> None:
     put_in_region(request.inputs[1])
     decoded = decode(request, None)
     assert [tensor.raw for tensor in decoded.inputs] == [b"ab", None, b"cd"]
-    assert decoded.inputs[1].region == Region("r", 4, 2)
+    assert decoded.inputs[1].region == REGION
 
 
 @pytest.mark.parametrize("raw", [[b"ab"], [b"ab", b"cd", b"ef"]])
@@ -94,7 +100,7 @@ def test_requested_outputs_have_their_parameters() -> None:
     assert decode(request, None).outputs == [
         RequestedOutput("x"),
         RequestedOutput("y", 3),
-        RequestedOutput("z", 0, Region("r", 4, 2)),
+        RequestedOutput("z", 0, REGION),
     ]
 
 
@@ -166,14 +172,9 @@ def test_tensors_of_every_datatype_survive_the_answer(
 def test_output_in_shared_memory_has_an_empty_raw_entry() -> None:
     array = np.array([1, 2], np.uint8)
     tensors = [
-        OutputTensor("x", "UINT8", array, Region("r", 4, 2)),
+        OutputTensor("x", "UINT8", array, REGION),
         OutputTensor("y", "UINT8", array),
     ]
     response = encode(InferResponse("m", "1", "", tensors), typed=False)
     assert list(response.raw_output_contents) == [b"", b"\x01\x02"]
-    parameters = parameters_of(response.outputs[0].parameters)
-    assert parameters == {
-        "shared_memory_region": "r",
-        "shared_memory_offset": 4,
-        "shared_memory_byte_size": 2,
-    }
+    assert parameters_of(response.outputs[0].parameters) == IN_REGION

@@ -102,7 +102,7 @@ def test_health_follows_the_models_from_start_to_stop(tmp_path: Path, settings: 
         names = ("", "inference.GRPCInferenceService", "digits.v1.DigitClassifier")
         for name in (*names, "linear", "linear/1"):
             assert await server.health(name) == SERVING
-        await operations.administration.control.start()
+        await operations.administration.start()
         await operations.administration.unload_model("linear")
         grpc_front.publish_health()
         for name in (*names, "linear", "linear/1"):

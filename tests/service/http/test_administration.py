@@ -60,7 +60,7 @@ def test_configuration_and_statistics_are_json(tmp_path: Path) -> None:
     publish_linear(tmp_path)
 
     async def scenario(operations: Operations) -> None:
-        await operations.administration.control.start()
+        await operations.administration.start()
         config = await call(operations, administration.model_config, "linear")
         assert (config["name"], config["input"][0]["dims"]) == ("linear", [784])
         for path_parameters in ((), ("linear",), ("linear", "1")):
@@ -82,7 +82,7 @@ def test_models_are_unloaded_and_loaded(tmp_path: Path) -> None:
             index = await call(operations, administration.index, body=body)
             return [(model["name"], model["version"], model["state"]) for model in index]
 
-        await operations.administration.control.start()
+        await operations.administration.start()
         assert await states() == await states(ready=True) == [("linear", "1", "READY")]
         assert await call(operations, administration.unload, "linear") == {}
         assert await states() == [("linear", "1", "UNAVAILABLE")]
@@ -145,7 +145,7 @@ def test_change_asked_for_by_a_web_page_is_forbidden(
 
 def test_log_settings_change_one_at_a_time(tmp_path: Path) -> None:
     async def scenario(operations: Operations) -> None:
-        await operations.administration.control.start()
+        await operations.administration.start()
         before = await call(operations, administration.log_settings)
         assert (before["log_verbose_level"], before["log_info"]) == (0, True)
         changed = await call(
@@ -192,7 +192,7 @@ def test_server_without_shared_memory_has_no_regions(
     tmp_path: Path, handlers: administration.MemoryHandlers
 ) -> None:
     async def scenario(operations: Operations) -> None:
-        await operations.administration.control.start()
+        await operations.administration.start()
         assert await call(operations, handlers.status) == []
         assert await call(operations, handlers.unregister) == {}
         assert await call(operations, handlers.unregister, "r") == {}

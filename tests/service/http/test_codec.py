@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from service.core.datatypes import DTYPES, Array
 from service.core.errors import InvalidArgument
-from service.core.request import InferResponse, OutputTensor, Region
+from service.core.request import InferResponse, OutputTensor, region_of
 from service.core.tensors import Tensor, TensorSpec, from_bytes, from_values, to_bytes
 from service.http import codec
 from service.http.codec import ALL_BINARY, HEADER_LENGTH, BinaryOutputs, decode, encode
@@ -39,6 +39,12 @@ BODIES = st.fixed_dictionaries(
     optional={"outputs": VALUES | st.lists(TENSORS), "id": VALUES, "parameters": VALUES},
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)  # no lone surrogates
+IN_REGION = {
+    "shared_memory_region": "r",
+    "shared_memory_offset": 4,
+    "shared_memory_byte_size": 2,
+}
+REGION = region_of("x", IN_REGION)
 
 
 def request_of(body: bytes, length: str | None = None) -> HttpRequest:
@@ -130,11 +136,10 @@ def test_data_behind_the_last_input_are_rejected() -> None:
 
 
 def test_tensor_in_shared_memory_has_a_region_instead_of_data() -> None:
-    region = {"shared_memory_region": "r", "shared_memory_byte_size": 2, "shared_memory_offset": 4}
-    result, _ = decoded(request_of(orjson.dumps({"inputs": [tensor(parameters=region)]})))
-    assert result.inputs[0].region == Region("r", 4, 2)
+    result, _ = decoded(request_of(orjson.dumps({"inputs": [tensor(parameters=IN_REGION)]})))
+    assert result.inputs[0].region == REGION
     assert result.inputs[0].raw is result.inputs[0].values is None
-    both = tensor(parameters=region | {"binary_data_size": 2})
+    both = tensor(parameters=IN_REGION | {"binary_data_size": 2})
     with pytest.raises(InvalidArgument, match="two places"):
         decoded(binary_request({"inputs": [both]}, b"ab"))
 
@@ -190,7 +195,7 @@ def test_tensors_of_every_datatype_survive_the_answer(
 
 def test_output_in_shared_memory_has_its_region_instead_of_data() -> None:
     array = np.array([1, 2], np.uint8)
-    output = OutputTensor("y", "UINT8", array, Region("r", 4, 2))
+    output = OutputTensor("y", "UINT8", array, REGION)
     response = encode(InferResponse("m", "1", "", [output]), ALL_BINARY)
     assert orjson.loads(response.body) == {
         "model_name": "m",
@@ -200,11 +205,7 @@ def test_output_in_shared_memory_has_its_region_instead_of_data() -> None:
                 "name": "y",
                 "datatype": "UINT8",
                 "shape": [2],
-                "parameters": {
-                    "shared_memory_region": "r",
-                    "shared_memory_offset": 4,
-                    "shared_memory_byte_size": 2,
-                },
+                "parameters": IN_REGION,
             }
         ],
     }
