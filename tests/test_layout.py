@@ -10,11 +10,12 @@ TESTED_TREES = ("service", "training")
 # Modules without a test module of their own, with the tests that cover them instead.
 TESTED_ELSEWHERE = {
     "service/worker.py": "it joins all parts in one process: tests/e2e starts it in every test",
-    "service/grpc/grpcio_server.py": "a server of grpcio: tests/e2e runs every gRPC test on it too",
+    "training/errors.py": "it only declares: tests raise each error where it is caused",
 }
 # Test modules without a module of their name, with what they test.
 OTHER_TESTS = {
     "service/request_path.py": "the path of one request through all modules of service/",
+    "training/full_fast.py": "the recipe `fast` from the command to the published version",
 }
 # Compiled from proto/; tests/proto compares it with tritonclient's.
 GENERATED = "service/stubs"

@@ -1,3 +1,5 @@
+"""Messages of ModelInfer to plain values and back."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,132 +11,211 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.core.datatypes import DTYPES
+from service.core.datatypes import BYTES, DTYPES
 from service.core.errors import InvalidArgument
 from service.core.request import InferResponse, OutputTensor, RequestedOutput, region_of
 from service.core.tensors import TensorSpec, from_bytes, from_values
 from service.grpc.codec import decode, encode, is_typed, parameters_of
 from service.stubs.inference import inference_pb2 as pb
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)  # no lone surrogates
-IN_REGION = {
-    "shared_memory_region": "r",
-    "shared_memory_offset": 4,
-    "shared_memory_byte_size": 2,
-}
-REGION = region_of("x", IN_REGION)
+REGION = {"shared_memory_region": "r", "shared_memory_byte_size": 8, "shared_memory_offset": 4}
 
 
-def request_of(*names: str, raw: list[bytes] | None = None) -> pb.ModelInferRequest:
-    request = pb.ModelInferRequest(model_name="m", raw_input_contents=raw or [])
-    for name in names:
-        request.inputs.add(name=name, datatype="UINT8", shape=[2])
-    return request
+def set_parameters(fields: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        kind = "string_param" if isinstance(value, str) else "int64_param"
+        setattr(fields[name], kind, value)
 
 
-def put_in_region(tensor: Any) -> None:
-    tensor.parameters["shared_memory_region"].string_param = "r"
-    tensor.parameters["shared_memory_offset"].int64_param = 4
-    tensor.parameters["shared_memory_byte_size"].int64_param = 2
+def request(*raw: bytes, inputs: int = 1, **contents: list[Any]) -> pb.ModelInferRequest:
+    """A request with FP32 inputs named 0, 1, ..., its contents raw, or typed in the first input."""
+    message = pb.ModelInferRequest(model_name="m", model_version="2", id="mine")
+    for index in range(inputs):
+        message.inputs.add(name=str(index), datatype="FP32", shape=[1, 2])
+    message.raw_input_contents.extend(raw)
+    for field, values in contents.items():
+        getattr(message.inputs[0].contents, field).extend(values)
+    return message
 
 
-def test_raw_contents_belong_to_the_inputs_in_order() -> None:
-    request = request_of("a", "b", raw=[b"ab", b"cd"])
-    request.id, request.model_version = "7", "3"
-    request.parameters["timeout"].int64_param = 5
-    decoded = decode(request, 9.0)
-    assert [(tensor.name, tensor.raw) for tensor in decoded.inputs] == [("a", b"ab"), ("b", b"cd")]
-    assert (decoded.model, decoded.version, decoded.id) == ("m", "3", "7")
-    assert (decoded.parameters, decoded.deadline) == ({"timeout": 5}, 9.0)
+def response(*outputs: OutputTensor) -> InferResponse:
+    return InferResponse("m", "2", "mine", list(outputs))
 
 
-def test_input_in_shared_memory_takes_no_raw_contents() -> None:
-    request = request_of("a", "b", "c", raw=[b"ab", b"cd"])
-    put_in_region(request.inputs[1])
-    decoded = decode(request, None)
-    assert [tensor.raw for tensor in decoded.inputs] == [b"ab", None, b"cd"]
-    assert decoded.inputs[1].region == REGION
+# Requests.
 
 
-@pytest.mark.parametrize("raw", [[b"ab"], [b"ab", b"cd", b"ef"]])
-def test_wrong_number_of_raw_contents_is_rejected(raw: list[bytes]) -> None:
-    with pytest.raises(InvalidArgument, match=f"has {len(raw)} entries.* 2 inputs"):
-        decode(request_of("a", "b", raw=raw), None)
+def test_a_raw_request_is_decoded() -> None:
+    decoded = decode(request(b"12345678", b"abcdefgh", inputs=2), deadline=7.5)
+    assert (decoded.model, decoded.version, decoded.id) == ("m", "2", "mine")
+    assert decoded.deadline == 7.5
+    assert decoded.size == 0
+    assert [tensor.raw for tensor in decoded.inputs] == [b"12345678", b"abcdefgh"]
+    first = decoded.inputs[0]
+    assert (first.name, first.datatype, list(first.shape)) == ("0", "FP32", [1, 2])
+    assert (first.values, first.region) == (None, None)
+    assert list(decoded.outputs) == []
+    assert decoded.parameters == {}
 
 
-def test_typed_and_raw_contents_together_are_rejected() -> None:
-    request = request_of("a", raw=[b"ab"])
-    request.inputs[0].contents.uint_contents.extend([1, 2])
-    with pytest.raises(InvalidArgument, match="raw_input_contents"):
-        decode(request, None)
+def test_a_typed_request_is_decoded_with_its_size() -> None:
+    message = request(fp32_contents=[1.5, 2.5])
+    decoded = decode(message, None)
+    assert is_typed(message)
+    assert decoded.inputs[0].values == [1.5, 2.5]
+    assert decoded.inputs[0].raw is None
+    assert decoded.size == message.ByteSize() > 0
 
 
-def test_typed_contents_in_shared_memory_are_rejected() -> None:
-    request = request_of("a")
-    request.inputs[0].contents.uint_contents.extend([1, 2])
-    put_in_region(request.inputs[0])
-    with pytest.raises(InvalidArgument, match="two places"):
-        decode(request, None)
+@pytest.mark.parametrize(
+    ("datatype", "field", "values"),
+    [
+        ("BOOL", "bool_contents", [True, False]),
+        ("INT8", "int_contents", [-1, 2]),
+        ("INT16", "int_contents", [-1, 2]),
+        ("INT32", "int_contents", [-1, 2]),
+        ("INT64", "int64_contents", [-(2**40), 2]),
+        ("UINT8", "uint_contents", [1, 255]),
+        ("UINT16", "uint_contents", [1, 2]),
+        ("UINT32", "uint_contents", [1, 2**31]),
+        ("UINT64", "uint64_contents", [1, 2**63]),
+        ("FP32", "fp32_contents", [0.5, -1.0]),
+        ("FP64", "fp64_contents", [0.1, -1.0]),
+        ("BYTES", "bytes_contents", [b"a", b""]),
+    ],
+)
+def test_every_typed_datatype_has_its_field_both_ways(
+    datatype: str, field: str, values: list[Any]
+) -> None:
+    message = request(**{field: values})
+    message.inputs[0].datatype = datatype
+    assert decode(message, None).inputs[0].values == values
+    array = np.array(values, DTYPES.get(datatype, object))
+    if datatype == BYTES:
+        array = np.array([value.decode() for value in values])
+    (output,) = encode(response(OutputTensor("o", datatype, array)), typed=True).outputs
+    assert list(getattr(output.contents, field)) == values
 
 
-def test_values_in_the_field_of_another_datatype_are_rejected() -> None:
-    request = request_of("a")
-    request.inputs[0].contents.int_contents.append(1)
-    with pytest.raises(InvalidArgument, match="uint_contents alone"):
-        decode(request, None)
-
-
-@pytest.mark.parametrize("datatype", ["FP16", "BF16", "", "UINT9"])
-def test_datatype_without_typed_contents_is_rejected(datatype: str) -> None:
-    request = request_of("a")
-    request.inputs[0].datatype = datatype
-    with pytest.raises(InvalidArgument, match="raw_input_contents"):
-        decode(request, None)
-
-
-def test_requested_outputs_have_their_parameters() -> None:
-    request = request_of("a", raw=[b"ab"])
-    request.outputs.add(name="x")
-    request.outputs.add(name="y").parameters["classification"].int64_param = 3
-    put_in_region(request.outputs.add(name="z"))
-    assert decode(request, None).outputs == [
-        RequestedOutput("x"),
-        RequestedOutput("y", 3),
-        RequestedOutput("z", 0, REGION),
+def test_parameters_outputs_and_regions_are_decoded() -> None:
+    message = request()
+    set_parameters(message.parameters, {"timeout": 5})
+    set_parameters(message.inputs[0].parameters, REGION)
+    message.outputs.add(name="whole")
+    set_parameters(message.outputs.add(name="top").parameters, {"classification": 3})
+    set_parameters(message.outputs.add(name="shared").parameters, REGION)
+    decoded = decode(message, None)
+    assert decoded.parameters == {"timeout": 5}
+    region = region_of("x", REGION)
+    assert decoded.inputs[0].region == region
+    assert (decoded.inputs[0].raw, decoded.inputs[0].values) == (None, None)
+    assert list(decoded.outputs) == [
+        RequestedOutput("whole"),
+        RequestedOutput("top", 3),
+        RequestedOutput("shared", 0, region),
     ]
 
 
-def test_parameter_of_the_wrong_type_is_rejected_by_its_tensor() -> None:
-    request = request_of("a", raw=[b"ab"])
-    request.outputs.add(name="y").parameters["classification"].bool_param = True
-    with pytest.raises(InvalidArgument, match=r"Output 'y'.*classification"):
-        decode(request, None)
+def test_inputs_in_shared_memory_have_no_raw_contents() -> None:
+    message = request(b"12345678", inputs=2)
+    set_parameters(message.inputs[0].parameters, REGION)
+    first, second = decode(message, None).inputs
+    assert (first.raw, second.raw) == (None, b"12345678")
 
 
-def test_parameter_without_a_value_is_ignored() -> None:
-    request = request_of("a")
-    request.parameters["empty"].SetInParent()
-    request.parameters["set"].bool_param = False
-    assert parameters_of(request.parameters) == {"set": False}
+def typed_and_in_memory() -> pb.ModelInferRequest:
+    message = request(fp32_contents=[1.0])
+    set_parameters(message.inputs[0].parameters, REGION)
+    return message
 
 
-@given(st.binary(max_size=80))
-def test_arbitrary_messages_are_decoded_or_rejected(content: bytes) -> None:
-    try:
-        request = pb.ModelInferRequest.FromString(content)
-    except DecodeError:
-        return
-    try:
-        assert len(decode(request, None).inputs) == len(request.inputs)
-    except InvalidArgument:
-        return
+def of_datatype(datatype: str) -> pb.ModelInferRequest:
+    message = request()
+    message.inputs[0].datatype = datatype
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (request(b"1", fp32_contents=[1.0]), "although raw_input_contents is used"),
+        (request(b"1", b"2"), "has 2 entries"),
+        (request(b"1", inputs=2), "for each of the 2 inputs"),
+        (request(int_contents=[1]), "belong into fp32_contents alone"),
+        (request(fp32_contents=[1.0], int_contents=[1]), "belong into fp32_contents alone"),
+        (of_datatype("FP16"), "'FP16' has no typed contents"),
+        (of_datatype("nonsense"), "'nonsense' has no typed contents"),
+        (typed_and_in_memory(), "two places for its data"),
+    ],
+)
+def test_a_contradictory_request_is_rejected(message: pb.ModelInferRequest, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=text):
+        decode(message, None)
+
+
+def test_parameters_without_a_value_are_dropped() -> None:
+    fields = request().parameters
+    fields["empty"].SetInParent()
+    fields["zero"].int64_param = 0
+    fields["text"].string_param = ""
+    fields["flag"].bool_param = False
+    assert parameters_of(fields) == {"zero": 0, "text": "", "flag": False}
+
+
+# Responses.
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20), st.booleans())
+def test_a_response_carries_its_values_raw_or_typed(values: list[float], typed: bool) -> None:
+    array = np.array([values], np.float32)
+    message = encode(response(OutputTensor("o", "FP32", array)), typed)
+    (output,) = message.outputs
+    assert (message.model_name, message.model_version, message.id) == ("m", "2", "mine")
+    assert (output.name, output.datatype, output.shape) == ("o", "FP32", [1, len(values)])
+    if typed:
+        assert list(output.contents.fp32_contents) == values
+        assert list(message.raw_output_contents) == []
+    else:
+        assert not output.HasField("contents")
+        assert list(message.raw_output_contents) == [array.tobytes()]
+
+
+def test_a_typed_response_with_fp16_is_raw() -> None:
+    outputs = (
+        OutputTensor("a", "FP32", np.ones(1, np.float32)),
+        OutputTensor("b", "FP16", np.ones(1, np.float16)),
+    )
+    message = encode(response(*outputs), typed=True)
+    assert [len(raw) for raw in message.raw_output_contents] == [4, 2]
+    assert not any(output.HasField("contents") for output in message.outputs)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_an_output_in_shared_memory_is_named_and_not_sent(typed: bool) -> None:
+    array = np.ones(2, np.float32)
+    outputs = (
+        OutputTensor("shared", "FP32", array, region_of("x", REGION)),
+        OutputTensor("sent", "FP32", array),
+    )
+    message = encode(response(*outputs), typed)
+    assert parameters_of(message.outputs[0].parameters) == REGION
+    assert not message.outputs[0].HasField("contents")
+    if typed:
+        assert list(message.outputs[1].contents.fp32_contents) == [1.0, 1.0]
+    else:
+        assert list(message.raw_output_contents) == [b"", array.tobytes()]
+
+
+# Round trips.
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)  # no lone surrogates
 
 
 @st.composite
-def outputs(draw: st.DrawFn) -> OutputTensor:
+def tensors(draw: st.DrawFn) -> OutputTensor:
     datatype = draw(st.sampled_from(sorted(DTYPES)))
     shape = st.tuples(st.integers(1, 3), st.just(2))
-    if datatype == "BYTES":
+    if datatype == BYTES:
         array = draw(hnp.arrays(np.dtype(object), shape, elements=TEXT))
     elif datatype == "BF16":  # bits of finite numbers: the exponent is not all ones
         array = draw(hnp.arrays(np.uint16, shape, elements=st.integers(0, 0x7F7F)))
@@ -145,20 +226,19 @@ def outputs(draw: st.DrawFn) -> OutputTensor:
     return OutputTensor(draw(st.sampled_from("abc")), datatype, array)
 
 
-@given(st.lists(outputs(), min_size=1, max_size=3), st.booleans())
-def test_tensors_of_every_datatype_survive_the_answer(
-    tensors: list[OutputTensor], typed: bool
+@given(st.lists(tensors(), min_size=1, max_size=3), st.booleans())
+def test_tensors_of_every_datatype_survive_a_response(
+    outputs: list[OutputTensor], typed: bool
 ) -> None:
-    """An answer's tensors, sent back as inputs, are decoded to the arrays that they came from."""
-    response = encode(InferResponse("m", "1", "7", tensors), typed)
-    assert (response.model_name, response.model_version, response.id) == ("m", "1", "7")
-    travels_raw = not typed or any(tensor.datatype in ("FP16", "BF16") for tensor in tensors)
-    assert bool(response.raw_output_contents) == travels_raw
-    request = pb.ModelInferRequest(raw_input_contents=response.raw_output_contents)
-    for output in response.outputs:
-        request.inputs.add().ParseFromString(output.SerializeToString())
-    assert is_typed(request) != travels_raw
-    for sent, received in zip(tensors, decode(request, None).inputs, strict=True):
+    """The tensors of a response, sent back as inputs, are the arrays that they came from."""
+    message = encode(response(*outputs), typed)
+    travels_raw = not typed or any(output.datatype in ("FP16", "BF16") for output in outputs)
+    assert bool(message.raw_output_contents) == travels_raw
+    again = pb.ModelInferRequest(raw_input_contents=message.raw_output_contents)
+    for output in message.outputs:
+        again.inputs.add().ParseFromString(output.SerializeToString())
+    assert is_typed(again) != travels_raw
+    for sent, received in zip(outputs, decode(again, None).inputs, strict=True):
         spec = TensorSpec(sent.name, sent.datatype, sent.array.shape)
         datatype, shape = received.datatype, received.shape
         if received.raw is not None:
@@ -169,12 +249,20 @@ def test_tensors_of_every_datatype_survive_the_answer(
         assert np.array_equal(array, sent.array)
 
 
-def test_output_in_shared_memory_has_an_empty_raw_entry() -> None:
-    array = np.array([1, 2], np.uint8)
-    tensors = [
-        OutputTensor("x", "UINT8", array, REGION),
-        OutputTensor("y", "UINT8", array),
-    ]
-    response = encode(InferResponse("m", "1", "", tensors), typed=False)
-    assert list(response.raw_output_contents) == [b"", b"\x01\x02"]
-    assert parameters_of(response.outputs[0].parameters) == IN_REGION
+@given(st.binary(max_size=80))
+def test_arbitrary_messages_are_decoded_or_rejected(content: bytes) -> None:
+    try:
+        message = pb.ModelInferRequest.FromString(content)
+    except DecodeError:
+        return
+    try:
+        assert len(decode(message, None).inputs) == len(message.inputs)
+    except InvalidArgument:
+        return
+
+
+def test_a_parameter_of_the_wrong_type_is_rejected_by_its_tensor() -> None:
+    message = request(b"12345678")
+    message.outputs.add(name="y").parameters["classification"].bool_param = True
+    with pytest.raises(InvalidArgument, match=r"Output 'y'.*classification"):
+        decode(message, None)
