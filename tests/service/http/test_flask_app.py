@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import flask
 import pytest
@@ -24,22 +23,22 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[flask.Flask]:
     """The application over an empty repository, its event loop in a thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
-    thread.start()
     with ThreadPoolExecutor(1) as executor:
-        repository = _empty_repository(tmp_path_factory.mktemp("models"), executor)
+        repository = Repository(
+            tmp_path_factory.mktemp("models"),
+            SessionOptions("cpu"),
+            make_batcher=lambda name, version, session: Batcher(session, BatchLimits(), executor),
+            executor=executor,
+        )
         app = create_app(http_app_of(operations_of(repository, "mnist")), loop, LIMIT)
         app.add_url_rule("/boom", "boom", lambda: 1 // 0)
-        yield app
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-def _empty_repository(root: Path, executor: ThreadPoolExecutor) -> Repository:
-    def batcher_for(name: str, version: str, session: object) -> Batcher:
-        return Batcher(session, BatchLimits(), executor)
-
-    return Repository(root, SessionOptions("cpu"), batcher_for, executor, 1)
+        thread.start()
+        try:
+            yield app
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
 
 def test_every_route_has_a_rule(app: flask.Flask) -> None:
