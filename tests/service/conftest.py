@@ -13,6 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Properties must not depend on the time that an example takes on a busy machine.
+settings.register_profile(
+    "no time limit", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("no time limit")
 
 _FOLDER = Path(__file__).parent
 # Test modules, and folders without their subfolders.
