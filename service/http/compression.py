@@ -47,7 +47,10 @@ class Compression:
         return request._replace(body=await _in_thread(work))
 
     async def encode(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
-        """The response, compressed if the client accepts that. For `min_bytes` and more."""
+        """The response, compressed if the client accepts an encoding.
+
+        Below `min_bytes` compression does not pay; the caller checks that.
+        """
         response.headers.append(("vary", "accept-encoding"))
         encoding = _choose(request.header("accept-encoding") or "")
         if not encoding:

@@ -1,7 +1,7 @@
 """The Flask application: every route of the service, as a WSGI application.
 
-Its views run in threads and hand each request to the worker's event loop, where the same
-`HttpApp` that serves the fast lane answers it.
+Its views run in threads. Each hands its request to the worker's event loop, where the `HttpApp`
+that serves the front answers it.
 """
 
 from __future__ import annotations

@@ -66,5 +66,5 @@ def parse_object(body: bytes | memoryview) -> dict[str, Any]:
     return parsed
 
 
-# Called with the object that its route needs, the request, and the parameters in the path.
+# Takes the object that its route needs, the request, and the path parameters as keywords.
 Handler = Callable[..., Awaitable[HttpResponse]]

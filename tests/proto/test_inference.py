@@ -1,4 +1,4 @@
-"""Our compiled messages against those of tritonclient: names, numbers, types, methods."""
+"""The compiled messages have the names, numbers, types and methods of tritonclient's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-# Both define the package `inference`, so they cannot be in one process.
+# Both define the protobuf package `inference`, so one process cannot hold both.
 _DUMP = """
 import sys
 from google.protobuf import descriptor_pb2
@@ -21,12 +21,12 @@ sys.stdout.buffer.write(files.SerializeToString())
 """
 
 
-def ours() -> list[descriptor_pb2.FileDescriptorProto]:
+def our_files() -> list[descriptor_pb2.FileDescriptorProto]:
     done = subprocess.run([sys.executable, "-c", _DUMP], capture_output=True, check=True)
     return list(descriptor_pb2.FileDescriptorSet.FromString(done.stdout).file)
 
 
-def theirs() -> list[descriptor_pb2.FileDescriptorProto]:
+def their_files() -> list[descriptor_pb2.FileDescriptorProto]:
     files = []
     for module in (service_pb2, model_config_pb2):
         files.append(descriptor_pb2.FileDescriptorProto())
@@ -35,19 +35,19 @@ def theirs() -> list[descriptor_pb2.FileDescriptorProto]:
 
 
 def flat(files: list[descriptor_pb2.FileDescriptorProto]) -> dict[str, Any]:
-    """Everything with a name of its own: fields, enum values and methods by their full names."""
-    found: dict[str, Any] = {}
+    """Fields, enum values, messages and methods by their full names."""
+    definitions: dict[str, Any] = {}
 
     def enum(prefix: str, one: Any) -> None:
         for value in one.value:
-            found[f"{prefix}.{one.name}.{value.name}"] = value.number
+            definitions[f"{prefix}.{one.name}.{value.name}"] = value.number
 
     def message(prefix: str, one: Any) -> None:
         name = f"{prefix}.{one.name}"
-        found[name] = "message"
+        definitions[name] = "message"
         for field in one.field:
             choice = one.oneof_decl[field.oneof_index].name if field.HasField("oneof_index") else ""
-            found[f"{name}.{field.name}"] = (
+            definitions[f"{name}.{field.name}"] = (
                 field.number,
                 field.label,
                 field.type,
@@ -60,28 +60,28 @@ def flat(files: list[descriptor_pb2.FileDescriptorProto]) -> dict[str, Any]:
             enum(name, inner)
 
     for file in files:
-        for each in file.message_type:
-            message(f".{file.package}", each)
-        for each in file.enum_type:
-            enum(f".{file.package}", each)
+        for top in file.message_type:
+            message(f".{file.package}", top)
+        for top in file.enum_type:
+            enum(f".{file.package}", top)
         for service in file.service:
             for method in service.method:
-                found[f"{service.name}/{method.name}"] = (
+                definitions[f"{service.name}/{method.name}"] = (
                     method.input_type,
                     method.output_type,
                     method.client_streaming,
                     method.server_streaming,
                 )
-    return found
+    return definitions
 
 
-def test_what_we_define_is_what_tritonclient_has() -> None:
-    mine, other = flat(ours()), flat(theirs())
-    assert len(mine) > 250
-    assert {name: mine[name] for name in mine} == {name: other.get(name) for name in mine}
+def test_every_definition_equals_that_of_tritonclient() -> None:
+    defined, reference = flat(our_files()), flat(their_files())
+    assert len(defined) > 250
+    assert defined == {name: reference.get(name) for name in defined}
 
 
-def test_nothing_of_the_service_is_missing() -> None:
-    """All of the public service file; of the model configuration we define a part."""
-    mine, other = flat(ours()), flat([theirs()[0]])
-    assert set(other) - set(mine) == set()
+def test_service_file_of_tritonclient_is_complete_here() -> None:
+    """Only of the model configuration does this project define a part."""
+    defined, reference = flat(our_files()), flat([their_files()[0]])
+    assert reference.keys() - defined.keys() == set()
