@@ -22,8 +22,8 @@ settings.register_profile(
 settings.load_profile("no time limit")
 
 _FOLDER = Path(__file__).parent
-# Test modules, and folders without their subfolders.
-_NEED_OUR_MESSAGES = (_FOLDER / "grpc", _FOLDER / "test_request_path.py")
+# Folders, without their subfolders.
+_NEED_OUR_MESSAGES = (_FOLDER / "grpc",)
 _SECONDS = 300
 
 
@@ -61,4 +61,4 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def _needs_our_messages(path: Path) -> bool:
-    return path in _NEED_OUR_MESSAGES or path.parent in _NEED_OUR_MESSAGES
+    return path.parent in _NEED_OUR_MESSAGES

@@ -1,4 +1,4 @@
-"""The way of a picture through the server stays short; docs/architecture.md has the walk."""
+"""The request path of a picture stays short; docs/architecture.md has the walk."""
 
 from __future__ import annotations
 

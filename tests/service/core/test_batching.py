@@ -85,7 +85,7 @@ def test_a_model_with_a_fixed_batch_runs_one_request_at_a_time() -> None:
 
 def test_a_full_queue_refuses_at_once() -> None:
     async def scenario(batcher: Batcher) -> None:
-        first = batcher.submit(rows(1, 2, 3), 3)  # over the bound, but nobody is before it
+        first = batcher.submit(rows(1, 2, 3), 3)  # over the bound, but the queue is empty
         with pytest.raises(Overloaded, match="3 images"):
             batcher.submit(rows(4), 1)
         await first
