@@ -75,7 +75,7 @@ class Peer:
         """Until the connection is closed."""
         while True:
             while len(self._received) >= 9:
-                high, low, kind, flags, stream = wire.FRAME_HEAD.unpack_from(self._received)
+                high, low, kind, flags, stream = wire.FRAME_HEADER.unpack_from(self._received)
                 end = 9 + (high << 8 | low)
                 if len(self._received) < end:
                     break
@@ -258,7 +258,7 @@ def test_a_large_batch_goes_both_ways(server: Server) -> None:
         (wire.frame(wire.HEADERS, 4, 1, b"\xc5"), wire.COMPRESSION_ERROR, ""),
         (wire.frame(wire.HEADERS, 12, 1, bytes([9, 1])), wire.PROTOCOL_ERROR, "padding"),
         (wire.frame(wire.HEADERS, 0, 1, b"x") + NO_SETTINGS, wire.PROTOCOL_ERROR, "interrupted"),
-        (wire.FRAME_HEAD.pack(0xFFFF, 0xFF, 0, 0, 1), wire.FRAME_SIZE_ERROR, "larger"),
+        (wire.FRAME_HEADER.pack(0xFFFF, 0xFF, 0, 0, 1), wire.FRAME_SIZE_ERROR, "larger"),
         (
             wire.frame(wire.HEADERS, 4, 1, headers()) + wire.frame(wire.HEADERS, 4, 1, headers()),
             wire.PROTOCOL_ERROR,
