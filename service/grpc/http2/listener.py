@@ -183,7 +183,7 @@ class Http2Protocol(asyncio.Protocol):
             self._flush_soon()
 
     def _expire(self, stream: Stream) -> None:
-        message = "The deadline passed before the answer was there."
+        message = "The deadline passed before the answer was ready."
         self._cancel(stream.id)
         self._connection.finish(stream, Status(DeadlineExceeded.grpc_code, message))
         self._flush_soon()
