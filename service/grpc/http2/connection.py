@@ -151,7 +151,8 @@ class Connection:
                     handler(self, flags, stream_id, payload)
         except ProtocolError as error:
             self._fail(error.code, str(error))
-        return self._take_events()
+        events, self._events = self._events, []
+        return events
 
     @property
     def has_output(self) -> bool:
@@ -183,8 +184,8 @@ class Connection:
 
     def message_read(self, stream: Stream) -> None:
         """Count a message of a streaming call as read, so that its peer may send more."""
-        stream.message_read()
-        self._grant(stream)
+        if size := stream.message_read():
+            self._output.append(frames.window_update(stream.id, size))
 
     def sweep(self, now: float) -> list[Event]:
         """End unary calls whose message is late, or the connection if its preface is."""
@@ -197,7 +198,8 @@ class Connection:
             is_waiting = stream.headers.is_unary and stream.state == State.OPEN
             if is_waiting and stream.opened_at < now - timeout:
                 self._cancel(stream, status)
-        return self._take_events()
+        events, self._events = self._events, []
+        return events
 
     def stop(self) -> None:
         """Refuse new calls; close once the open ones are finished."""
@@ -298,8 +300,8 @@ class Connection:
         except CallFailed as failure:
             self._cancel(stream, failure.status)
             return
-        if not end_stream:
-            self._grant(stream)
+        if not end_stream and (size := stream.grant()):
+            self._output.append(frames.window_update(stream.id, size))
 
     def _receive_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         frames.read_word(payload)
@@ -358,10 +360,6 @@ class Connection:
 
     # Frames to the peer.
 
-    def _grant(self, stream: Stream) -> None:
-        if size := stream.grant():
-            self._output.append(frames.window_update(stream.id, size))
-
     def _send_waiting(self) -> None:
         for stream in [stream for stream in self._streams.values() if stream.output]:
             self._resume(stream)
@@ -404,10 +402,6 @@ class Connection:
             self._output.append(frames.goaway(self._last_stream_id, code, reason))
             self._events += [CallCancelled(stream) for stream in self._streams.values()]
             self.lose()
-
-    def _take_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
 
 _HANDLERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {

@@ -22,7 +22,7 @@ from service.grpc.http2.connection import (
     OutputDrained,
 )
 from service.grpc.http2.headers import OK, Status
-from service.grpc.http2.stream import Message, Stream
+from service.grpc.http2.stream import Stream
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _BACKLOG = 1024
 _LINGER_S = 1.0
 
 # The messages of a streaming call that it has not read; None after the last one.
-_Inbox = asyncio.Queue[Message | None]
+_Inbox = asyncio.Queue[MessageReceived | None]
 
 
 class Http2Server:
@@ -165,7 +165,7 @@ class Http2Protocol(asyncio.Protocol):
                     work = self._answer(stream, event.flag, event.content)
                     self._tasks[stream.id] = self._loop.create_task(work)
                 else:
-                    self._inboxes[stream.id].put_nowait((event.flag, event.content))
+                    self._inboxes[stream.id].put_nowait(event)
             elif isinstance(event, CallStarted):
                 if stream.deadline is not None:
                     timer = self._loop.call_at(stream.deadline, self._expire, stream)
@@ -242,10 +242,10 @@ class Http2Protocol(asyncio.Protocol):
     async def _messages(self, stream: Stream, inbox: _Inbox) -> AsyncIterator[bytes]:
         """Yield the messages of a streaming call as they arrive."""
         while (message := await inbox.get()) is not None:
-            flag, content = message
             self._connection.message_read(stream)
             if self._connection.has_output:
                 self._flush_soon()
+            _, flag, content = message
             yield await self._decompressed(stream, flag, content) if flag else content
 
     async def _decompressed(self, stream: Stream, flag: int, content: bytes) -> bytes:

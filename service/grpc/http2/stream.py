@@ -161,9 +161,10 @@ class Stream:
             raise CallFailed("INTERNAL", "The stream ended inside a message.")
         return messages
 
-    def message_read(self) -> None:
-        """Count one message of `take_messages` as read."""
+    def message_read(self) -> int:
+        """Count one message of `take_messages` as read. Returns `grant()`."""
         self._unread -= 1
+        return self.grant()
 
     def grant(self) -> int:
         """Return by how many bytes to enlarge the peer's window now; 0 for not yet.
