@@ -57,7 +57,13 @@ class GrpcioServer:
     ) -> AsyncIterator[bytes]:
         request_id = self._request_id(context)
         ends_with_error = _metadata(context).get("triton_grpc_error") == "true"
-        answers = self._calls.stream(rpc, contents, _deadline(context), request_id, ends_with_error)
+        answers = self._calls.stream(
+            rpc,
+            contents,
+            deadline=_deadline(context),
+            request_id=request_id,
+            ends_with_error=ends_with_error,
+        )
         try:
             async for answer in answers:
                 yield answer

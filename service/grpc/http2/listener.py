@@ -223,14 +223,14 @@ class Http2Protocol(asyncio.Protocol):
             async for answer in self._calls.stream(
                 rpc,
                 self._messages(stream, inbox),
-                stream.deadline,
-                stream.request_id,
-                stream.headers.ends_with_error,
+                deadline=stream.deadline,
+                request_id=stream.request_id,
+                ends_with_error=stream.headers.ends_with_error,
             ):
                 is_sent = self._connection.send(stream, answer)
                 self._flush_soon()
                 if not is_sent:
-                    # The peer's window is full: compute no further answer until this one is sent.
+                    # The peer's window is full: take no further answer until this one is sent.
                     drained = self._drained[stream.id] = asyncio.Event()
                     await drained.wait()
         except Exception as error:
@@ -245,8 +245,10 @@ class Http2Protocol(asyncio.Protocol):
             self._connection.message_read(stream)
             if self._connection.has_output:
                 self._flush_soon()
-            _, flag, content = message
-            yield await self._decompressed(stream, flag, content) if flag else content
+            if message.flag:
+                yield await self._decompressed(stream, message.flag, message.content)
+            else:
+                yield message.content
 
     async def _decompressed(self, stream: Stream, flag: int, content: bytes) -> bytes:
         encoding = stream.headers.encoding

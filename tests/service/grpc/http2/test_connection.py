@@ -337,6 +337,17 @@ def test_a_failed_call_whose_answers_wait_is_granted_no_more_window() -> None:
     assert goaway(opened.data_to_send()) == (frames.FLOW_CONTROL_ERROR, "more data than allowed")
 
 
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+def test_the_end_of_a_request_after_its_failure_reports_nothing(path: str) -> None:
+    opened = connection()
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}), 0.0)
+    events = opened.receive(headers(1, block(path, {"grpc-timeout": "1S"})), 0.0)
+    opened.finish(events[0].stream, Status("INTERNAL", "failed"), b"answer")
+    assert opened.receive(data(1, message(b"late"), end=True), 0.0) == []
+    opened.receive(frames.window_update(1, 100), 0.0)
+    assert kinds(opened.data_to_send(), 1) == [frames.HEADERS, frames.DATA, frames.HEADERS]
+
+
 # What is wrong with a call ends that call.
 
 

@@ -73,7 +73,7 @@ class Calls:
             self.ended.append("answer")
 
     async def stream(
-        self, _rpc: object, messages: AsyncIterator[bytes], *_: object
+        self, _rpc: object, messages: AsyncIterator[bytes], **_: object
     ) -> AsyncIterator[bytes]:
         async for content in messages:
             yield await self._reply(content)
