@@ -174,9 +174,7 @@ class Batcher:
             if cancelled or expired:
                 self.statistics.failed(now - queued.arrived)
                 if not cancelled:
-                    queued.outputs.set_exception(
-                        DeadlineExceeded("The deadline passed while the request was waiting.")
-                    )
+                    queued.outputs.set_exception(DeadlineExceeded.of())
                 continue
             batch.append(queued)
             rows += queued.rows

@@ -1,6 +1,7 @@
 """Every error that a client can receive, each with its HTTP status and gRPC code.
 
-HTTP and gRPC only look the codes up; no handler writes a status number.
+HTTP and gRPC only look the codes up; no handler writes a status number. Sentences that several
+places need are written here as well, by the constructors named `of`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ class ServiceError(Exception):
 class InternalError(ServiceError):
     """An error in the server itself. Its log has the details, under the request id."""
 
+    @classmethod
+    def of(cls, request_id: str) -> InternalError:
+        """The error of a request that failed unexpectedly and is in the log."""
+        return cls(f"Internal error; the server's log has it under request id {request_id}.")
+
 
 class InvalidArgument(ServiceError):
     """The request is wrong; sending it again will fail again."""
@@ -38,6 +44,11 @@ class RequestTooLarge(InvalidArgument):
 
     http_status = 413
 
+    @classmethod
+    def of(cls, thing: str, limit: int, setting: str = "max_request_bytes") -> RequestTooLarge:
+        """The error for a `thing` of more than `limit` bytes, the value of `setting` if given."""
+        return cls(f"The {thing} is larger than {limit} bytes{f' ({setting})' if setting else ''}.")
+
 
 class UnsupportedMediaType(InvalidArgument):
     """The endpoint does not read this content type."""
@@ -49,6 +60,11 @@ class RequestTimeout(InvalidArgument):
     """The body did not arrive in time."""
 
     http_status = 408
+
+    @classmethod
+    def of(cls, thing: str, seconds: float) -> RequestTimeout:
+        """The error for a `thing` that takes longer than the setting body_timeout."""
+        return cls(f"The {thing} did not arrive within {seconds:g} seconds (body_timeout).")
 
 
 class NotFound(ServiceError):
@@ -110,6 +126,11 @@ class DeadlineExceeded(ServiceError):
 
     http_status = 504
     grpc_code = "DEADLINE_EXCEEDED"
+
+    @classmethod
+    def of(cls, limit: str = "deadline") -> DeadlineExceeded:
+        """The error for a `deadline` of the call or a `timeout` in its parameters."""
+        return cls(f"The {limit} passed before the answer was ready.")
 
 
 class NoSuchEndpoint(ServiceError):

@@ -30,9 +30,7 @@ def inflate(content: bytes, encoding: str, limit: int) -> bytes:
             stream = zlib.decompressobj(WINDOW_BITS[encoding])
             inflated += stream.decompress(content, limit + 1 - len(inflated))
             if len(inflated) > limit:
-                raise RequestTooLarge(
-                    f"The body is larger than {limit} bytes once decompressed (max_request_bytes)."
-                )
+                raise RequestTooLarge.of("decompressed body", limit)
             if not stream.eof:
                 raise InvalidArgument(f"The body's {encoding} data ends too early.")
             content = stream.unused_data

@@ -218,9 +218,7 @@ class Calls:
     def _parse(self, rpc: Rpc, content: bytes) -> Any:
         """Parse a message. Raises RequestTooLarge, and InvalidArgument if it is malformed."""
         if len(content) > self._max_request_bytes + MESSAGE_SLACK:
-            raise RequestTooLarge(
-                f"The message is larger than {self._max_request_bytes} bytes (max_request_bytes)."
-            )
+            raise RequestTooLarge.of("message", self._max_request_bytes)
         try:
             return rpc.request.FromString(content)
         except DecodeError:

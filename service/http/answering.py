@@ -79,7 +79,7 @@ class HttpApp:
         return response
 
     async def refuse(
-        self, request: HttpRequest, error: ServiceError, route: Route | None = None
+        self, request: HttpRequest, error: Exception, route: Route | None = None
     ) -> HttpResponse:
         """Answer a request whose body could not be read, or that matches no route, with an error.
 

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 
 from service.core import errors
 from service.http.answering import HttpApp, Match
-from service.http.message import HttpRequest, HttpResponse, body_too_large
+from service.http.message import HttpRequest, HttpResponse
 from service.http.routes import UNMATCHED
 
 
@@ -24,6 +24,7 @@ def create_app(
     """A Flask application that answers its requests on `loop`, which runs in another thread."""
     app = flask.Flask("service.http", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
+    app.logger.disabled = True  # `HttpApp` logs what fails, under its request id
     app.url_map.strict_slashes = False
 
     def add(match: Match) -> None:
@@ -33,7 +34,7 @@ def create_app(
             try:
                 request = _request(flask.request.get_data(cache=False))
             except RequestEntityTooLarge:
-                refusal = body_too_large(max_request_bytes)
+                refusal = errors.RequestTooLarge.of("body", max_request_bytes)
                 return _wait(http_app.refuse(_request(b""), refusal, route))
             return _wait(http_app.answer(request, match._replace(parameters=parameters)))
 
@@ -41,7 +42,7 @@ def create_app(
         app.add_url_rule(route.path, endpoint, view, methods=[route.method])
 
     def unmatched(error: HTTPException) -> flask.Response:
-        response = _wait(http_app.refuse(_request(b""), _as_service_error(error), UNMATCHED))
+        response = _wait(http_app.refuse(_request(b""), _cause_of(error), UNMATCHED))
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["allow"] = ", ".join(sorted(error.valid_methods))
         return response
@@ -65,12 +66,13 @@ def _response(response: HttpResponse) -> flask.Response:
     return flask.Response(response.body, response.status, response.headers)
 
 
-def _as_service_error(error: HTTPException) -> errors.ServiceError:
+def _cause_of(error: HTTPException) -> Exception:
+    """The error to answer with: one of ours, or the exception behind a status of 500."""
     method, path = flask.request.method, flask.request.path
     if error.code == errors.MethodNotAllowed.http_status:
         return errors.MethodNotAllowed(f"{path} does not take {method}.")
     if error.code == errors.NoSuchEndpoint.http_status:
         return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists all endpoints.")
     if error.code is None or error.code >= errors.InternalError.http_status:
-        return errors.InternalError("Internal error; the server's log has it.")
+        return getattr(error, "original_exception", None) or error
     return errors.InvalidArgument(f"{error.name}: {error.description}")

@@ -16,9 +16,9 @@ from typing import Any
 
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
-from service.core.errors import RequestTimeout, ServiceError
+from service.core.errors import RequestTimeout, RequestTooLarge, ServiceError
 from service.http.answering import HttpApp
-from service.http.message import HttpRequest, HttpResponse, body_too_large
+from service.http.message import HttpRequest, HttpResponse
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
@@ -77,7 +77,7 @@ class HttpFront:
         """The whole body. Raises RequestTooLarge before reading past the limit."""
         length = scope.headers.get("content-length")
         if length is not None and int(length) > self._max_request_bytes:
-            raise body_too_large(self._max_request_bytes)
+            raise RequestTooLarge.of("body", self._max_request_bytes)
         task = asyncio.current_task()
         assert task is not None
         self._receiving[task] = self._loop.time()
@@ -88,16 +88,14 @@ class HttpFront:
             async for chunk in protocol:
                 body += chunk
                 if len(body) > self._max_request_bytes:
-                    raise body_too_large(self._max_request_bytes)
+                    raise RequestTooLarge.of("body", self._max_request_bytes)
             return bytes(body)
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
             task.uncancel()
             self._late.discard(task)
-            raise RequestTimeout(
-                f"The body did not arrive within {self._body_timeout:g} seconds (body_timeout)."
-            ) from None
+            raise RequestTimeout.of("body", self._body_timeout) from None
         finally:
             del self._receiving[task]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from service.core.errors import InvalidArgument, RequestTooLarge
+from service.core.errors import InvalidArgument
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
@@ -29,13 +29,6 @@ class HttpResponse(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     body: bytes
-
-
-def body_too_large(max_request_bytes: int) -> RequestTooLarge:
-    """The error for a body over the limit, wherever that is noticed."""
-    return RequestTooLarge(
-        f"The body is larger than {max_request_bytes} bytes (max_request_bytes)."
-    )
 
 
 def to_json(value: Any) -> bytes:

@@ -86,9 +86,7 @@ class Attempt:
         elif isinstance(error, Exception):
             known = error if isinstance(error, ServiceError) else None
             if known is None:
-                known = failure = InternalError(
-                    f"Internal error; the server's log has it under request id {self._request_id}."
-                )
+                known = failure = InternalError.of(self._request_id)
                 log.error("Request %s failed.", self._request_id, exc_info=error)
             code = str(known.http_status) if self._transport == "http" else known.grpc_code
             message = known.message

@@ -197,7 +197,7 @@ async def _within(
             until = end if deadline is None else min(end, deadline)
             return await batcher.submit(inputs, rows, until)
     except TimeoutError:
-        raise DeadlineExceeded("The timeout passed before the answer was there.") from None
+        raise DeadlineExceeded.of("timeout") from None
 
 
 def _decoding_bytes(tensor: InputTensor, size: int) -> int:

@@ -192,8 +192,8 @@ class Connection:
         timeout = self._limits.body_timeout
         if not self._reader.preface_received:
             self._fail(frames.PROTOCOL_ERROR, "no preface came")
-        text = f"The message did not arrive within {timeout:g} seconds (body_timeout)."
-        status = Status(RequestTimeout.grpc_code, text)
+        error = RequestTimeout.of("message", timeout)
+        status = Status(error.grpc_code, error.message)
         for stream in list(self._streams.values()):
             is_waiting = stream.headers.is_unary and stream.state == State.OPEN
             if is_waiting and stream.opened_at < now - timeout:

@@ -183,9 +183,9 @@ class Http2Protocol(asyncio.Protocol):
             self._flush_soon()
 
     def _expire(self, stream: Stream) -> None:
-        message = "The deadline passed before the answer was ready."
+        error = DeadlineExceeded.of()
         self._cancel(stream.id)
-        self._connection.finish(stream, Status(DeadlineExceeded.grpc_code, message))
+        self._connection.finish(stream, Status(error.grpc_code, error.message))
         self._flush_soon()
 
     def _sweep(self) -> None:
@@ -299,8 +299,7 @@ class Http2Protocol(asyncio.Protocol):
 
 
 def _status_of(error: Exception, request_id: str) -> Status:
-    if isinstance(error, ServiceError):
-        return Status(error.grpc_code, error.message)
-    log.error("Request %s failed.", request_id, exc_info=error)
-    message = f"Internal error; the server's log has it under request id {request_id}."
-    return Status("INTERNAL", message)
+    if not isinstance(error, ServiceError):
+        log.error("Request %s failed.", request_id, exc_info=error)
+        error = InternalError.of(request_id)
+    return Status(error.grpc_code, error.message)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 
+from service.core.errors import RequestTooLarge
 from service.grpc.http2 import frames
 from service.grpc.http2.frames import ProtocolError, copy_slice
 from service.grpc.http2.headers import RESPONSE_HEADERS, RequestHeaders, Status, trailers
@@ -236,4 +237,7 @@ class Stream:
 
 
 def _too_large(max_message: int) -> CallFailed:
-    return CallFailed("RESOURCE_EXHAUSTED", f"The message is larger than {max_message} bytes.")
+    # The status that gRPC libraries give such a message; this limit is twice the setting's.
+    return CallFailed(
+        "RESOURCE_EXHAUSTED", RequestTooLarge.of("message", max_message, setting="").message
+    )
