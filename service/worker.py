@@ -11,11 +11,11 @@ import gc
 import logging
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.synchronize import Event
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -45,10 +45,13 @@ from service.settings import Settings, load
 if TYPE_CHECKING:
     from granian.rsgi import HTTPProtocol, Scope
 
+    from service.supervisor import Lifecycle
+
 log = logging.getLogger(__name__)
 
 _FLASK_THREADS = 8
 _METRICS_S = 0.5
+_SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
 
 class Service:
@@ -135,33 +138,76 @@ class Service:
 
 
 class Worker:
-    """The RSGI application that Granian runs in each worker process."""
+    """The RSGI application that Granian runs in each worker process.
 
-    def __init__(self, settings: Settings, startup_failed: Event, control_folder: Path) -> None:
+    How a worker stops: only SIGTERM stops it. Before it accepts requests, it exits at once. Later,
+    `_begin_stop` runs once, in the event loop: it stops the gRPC front and makes Granian stop the
+    HTTP front. Granian calls `__rsgi_del__` when the accepted HTTP requests are answered.
+    """
+
+    def __init__(self, settings: Settings, lifecycle: Lifecycle, control_folder: Path) -> None:
         self._settings = settings
+        self._lifecycle = lifecycle
         self._control_folder = control_folder
-        self._startup_failed = startup_failed
-        self._tasks: list[asyncio.Task[None]] = []
+        self._accepts_requests = False
+        self._stopping: asyncio.Task[None] | None = None
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Load the models and open the gRPC port, before HTTP requests come."""
+        """Load the models and open the gRPC port, before HTTP requests arrive."""
+        # Granian has just installed one handler for both signals. A second call of it blocks the
+        # process if the first has not been taken up, so it must run once: from `_begin_stop`.
+        self._stop_granian = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Not `add_signal_handler` alone: uvloop loses a signal that arrives while the loop does
+        # not run, as between this method and the serving of requests.
+        loop.add_signal_handler(signal.SIGTERM, lambda: None)
+        signal.signal(signal.SIGTERM, partial(self._on_sigterm, loop))
+        if self._lifecycle.stopping.is_set():  # its SIGTERM may have gone to Granian's handler
+            os._exit(0)
         try:
             loop.run_until_complete(self._start(loop))
         except (ProviderUnavailable, RuntimeError, OSError) as error:
             self._give_up(str(error))
-        # Granian's handlers stop the HTTP front alone. SIGTERM is ours: it stops both fronts.
-        loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer one HTTP request."""
         await self._http(scope, protocol)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Finish what was accepted; Granian has already finished the HTTP requests."""
-        self._begin_stopping(loop)
-        loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        """Finish the accepted gRPC calls; Granian has already finished the HTTP requests."""
+        loop.run_until_complete(asyncio.wait([self._begin_stop(loop)]))
+        self._exit()
+
+    def _on_sigterm(self, loop: asyncio.AbstractEventLoop, number: int, frame: object) -> None:
+        if not self._accepts_requests:
+            os._exit(0)
+        loop.call_soon_threadsafe(self._begin_stop, loop)
+
+    def _begin_stop(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        if self._stopping is not None:
+            return self._stopping
+        self._service.operations.stopping = True
+        self._service.administration.control.stop()
+        timeout = self._settings.stop_timeout
+        self._stopping = loop.create_task(self._grpc.stop(timeout))
+        loop.call_later(timeout + _SLACK_S, self._cut_off)
+        signal.signal(signal.SIGINT, self._stop_granian)
+        signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return self._stopping
+
+    def _cut_off(self) -> None:
+        log.warning(
+            "HTTP requests are unfinished %g s after SIGTERM (stop_timeout); they are cut off.",
+            self._settings.stop_timeout,
+        )
+        self._exit()
+
+    def _exit(self) -> NoReturn:
+        # Python itself would first wait for the threads of executors, and a model load that one of
+        # them has begun cannot be interrupted.
         metrics.flush()
-        self._service.executor.shutdown(wait=False, cancel_futures=True)
+        os._exit(0)
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
@@ -180,6 +226,7 @@ class Worker:
             fast_lane=settings.fast_lane,
         )
         self._grpc = GrpcFront(service.operations, service.recorder, settings)
+        self._accepts_requests = True
         await self._grpc.start()
         service.models_changed = self._grpc.publish_health
         if settings.poll_interval:
@@ -208,24 +255,13 @@ class Worker:
                 where,
             )
 
-    def _stop_soon(self) -> None:
-        self._begin_stopping(asyncio.get_running_loop())
-        os.kill(os.getpid(), signal.SIGINT)  # Granian's own handler, for the HTTP front
-
-    def _begin_stopping(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._service.operations.stopping:
-            self._service.operations.stopping = True
-            self._service.administration.control.stop()
-            self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
-
     def _give_up(self, reason: str) -> NoReturn:
         """Stop the whole server: another worker would fail in the same way."""
         log.error("Cannot start: %s.", reason)
-        self._startup_failed.set()
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+        self._lifecycle.startup_failed.set()
         os.kill(os.getppid(), signal.SIGTERM)
-        signal.pause()
-        sys.exit(1)
+        while True:  # until SIGTERM; signal.pause() misses one that comes just before it
+            time.sleep(0.05)
 
 
 def flask_app() -> flask.Flask:

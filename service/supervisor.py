@@ -1,0 +1,213 @@
+"""The supervisor: checks the settings, starts the worker processes, and stops them.
+
+How a stop works: Ctrl-C at a terminal sends SIGINT to the supervisor and to its workers at once,
+and service managers send SIGTERM to the supervisor or to all of them, sometimes after a SIGINT.
+Only the supervisor decides. Its handler sets a flag, once, and is safe at any moment; the main
+thread then sends SIGTERM to each worker and waits for it. A worker ignores SIGINT. It exits at once
+on SIGTERM while it starts, and finishes its accepted requests afterwards (service/worker.py).
+
+This process imports no ONNX Runtime, no gRPC and no Flask: it only checks what it can before
+workers start, and then supervises them.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from granian.constants import Interfaces, Loops
+from granian.log import LogLevels
+from granian.server import MPServer
+
+from service.observe.logs import logging_config
+from service.operations.replication import LONGEST_FOLDER
+from service.runtime.packages import conflicting_packages
+from service.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
+
+
+class Lifecycle(NamedTuple):
+    """Events that the supervisor and its workers share."""
+
+    startup_failed: Event  # set by a worker: another worker would fail in the same way
+    stopping: Event  # set by the supervisor before it sends SIGTERM to its workers
+
+
+class Wakeup(threading.Event):
+    """Wakes the supervisor's main thread: each set() ends one wait(), now or later.
+
+    A signal handler may set it. A handler runs in the main thread, between any two of its
+    instructions, and the set() of the base class can wait forever there: for a lock that this very
+    thread holds in wait(). Putting an item into a SimpleQueue is safe.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._items: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        self._items.put(None)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for a set(). Granian passes no timeout."""
+        self._items.get()
+        return True
+
+    def clear(self) -> None:
+        """Nothing to do. In the base class, a signal just before this call would be forgotten."""
+
+
+class Supervisor(MPServer):
+    """Granian's supervisor, with a stop that no second signal and no busy machine disturbs."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Workers are forked, since a forked worker has the handler below from its first
+        # instruction on; a spawned one would have none for as long as Python starts.
+        if sys.platform == "linux":
+            multiprocessing.set_start_method("fork", force=True)
+        self._kill_after_s = int(settings.stop_timeout) + _SLACK_S
+        super().__init__(
+            "service.worker:Worker",
+            settings.host,
+            settings.http_port,
+            interface=Interfaces.RSGI,
+            workers=settings.workers,
+            loop=Loops.uvloop if sys.platform != "win32" else Loops.auto,
+            websockets=False,
+            backpressure=settings.max_connections,
+            log_level=LogLevels.debug if settings.log_level == "debug" else LogLevels.warning,
+            log_dictconfig=logging_config(settings),
+            respawn_failed_workers=True,
+            workers_kill_timeout=self._kill_after_s,
+        )
+        self._lifecycle = Lifecycle(multiprocessing.Event(), multiprocessing.Event())
+        self._settings = settings
+        self._pid = os.getpid()
+        self.main_loop_interrupt = Wakeup()
+
+    def run(self, control_folder: Path) -> int:
+        """Serve until a signal. Returns the exit status."""
+        load_worker = partial(_load_worker, self._settings, self._lifecycle, control_folder)
+        try:
+            if not self.interrupt_signal:
+                self.serve(target_loader=load_worker, wrap_loader=False)
+        except SystemExit:
+            # Granian raises it if a worker ended by itself, as by a SIGTERM to the whole group.
+            if not self.interrupt_signal:
+                raise
+        return 1 if self._lifecycle.startup_failed.is_set() else 0
+
+    def signal_handler_interrupt(self, number: int, *_: object) -> None:
+        """Stop, on the first signal; in a worker that has no handlers yet, leave at once."""
+        if os.getpid() != self._pid:
+            if number == signal.SIGTERM:
+                os._exit(0)
+        elif not self.interrupt_signal:
+            self.interrupt_signal = True
+            self.main_loop_interrupt.set()
+
+    def _stop_workers(self) -> None:
+        """Stop all workers; kill those that are too slow.
+
+        Granian asks `join` and `is_alive`, and its watcher threads wait for the same processes.
+        When a watcher has reaped a worker but has not run since, both report a live worker, and
+        Granian kills a process that no longer exists. The sentinel of a process has no such gap.
+        """
+        self._lifecycle.stopping.set()
+        for worker in self.wrks:
+            worker.terminate()
+        alive = {worker.inner.sentinel: worker for worker in self.wrks}
+        end = time.monotonic() + self._kill_after_s
+        while alive and (left_s := end - time.monotonic()) > 0:
+            for sentinel in connection.wait(list(alive), left_s):
+                del alive[sentinel]
+        for worker in alive.values():
+            log.warning(
+                "Killing worker-%d: it did not stop within %d s.",
+                worker.idx + 1,
+                self._kill_after_s,
+            )
+            worker.kill()
+        for worker in self.wrks:
+            worker.join()
+        self.wrks.clear()
+
+
+def supervise(settings: Settings) -> int:
+    """Check the settings and serve. Returns the exit status; raises SettingsError."""
+    _preflight(settings)
+    logging.config.dictConfig(logging_config(settings))
+    supervisor = Supervisor(settings)
+    # From here on a stop has something to clean up.
+    for number in _SIGNALS:
+        signal.signal(number, supervisor.signal_handler_interrupt)
+    with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:
+        # What the workers share: their metrics, and the sockets for replicated commands.
+        metrics, control = Path(folder, "metrics"), Path(folder, "control")
+        if len(str(control)) > LONGEST_FOLDER:
+            raise SettingsError(f"TMPDIR is too long for sockets: {control}")
+        metrics.mkdir()
+        control.mkdir()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        status = supervisor.run(control)
+        # A late second signal must not change the status: when Python ends, it gives each signal
+        # its default action back, except for those that are ignored.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    return status
+
+
+def _load_worker(settings: Settings, lifecycle: Lifecycle, control: Path) -> Any:
+    """Runs in the worker process: the heavy imports happen here."""
+    from service.worker import Worker
+
+    return Worker(settings, lifecycle, control)
+
+
+def _preflight(settings: Settings) -> None:
+    """Raise SettingsError for what would otherwise fail later, or silently."""
+    if not settings.models.is_dir():
+        raise SettingsError(
+            f"There is no model repository at {settings.models.resolve()}. "
+            "Train a model with mnist-train, or name another folder with --models."
+        )
+    if conflict := conflicting_packages():
+        raise SettingsError(conflict)
+    check_ports_free(settings)
+
+
+def check_ports_free(settings: Settings) -> None:
+    """Raise SettingsError if another process listens on one of the ports."""
+    for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
+        # The workers share their ports (SO_REUSEPORT), so a second server on the same port would
+        # not fail: it would silently take half of the requests. Binding without it does fail.
+        try:
+            family, _, _, _, address = socket.getaddrinfo(
+                settings.host, port, type=socket.SOCK_STREAM
+            )[0]
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            raise SettingsError(
+                f"Cannot listen on {settings.host} port {port}: {error.strerror}. "
+                f"Stop the process that uses it, or choose another {name}."
+            ) from None
