@@ -12,8 +12,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
+from tests.compose.bridge import bridge_address
 from tests.compose.engine import ROOT, CommandFailed, Docker, EngineUnavailable, say
 from tests.compose.stack import NEXT
 
@@ -35,10 +37,10 @@ def make_base_images(docker: Docker, *names: str) -> None:
 
 @contextlib.contextmanager
 def wheels_for_builds(docker: Docker, *locks: str) -> Iterator[str]:
-    """A configuration of pip by which a build finds the locked wheels on this machine.
+    """The path of a pip configuration with which a build finds the locked wheels.
 
-    This machine's own pip fetches them, wherever it is set up to; a file server that only the
-    engine's bridge reaches hands them out while images are built.
+    This machine's own pip downloads them, from the index that it is configured for. While images
+    are built, a file server on the engine's bridge serves them.
     """
     folder = _CACHE / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,24 +53,33 @@ def wheels_for_builds(docker: Docker, *locks: str) -> Iterator[str]:
         )
         if done.returncode != 0:
             end = done.stderr[-2000:]
-            raise EngineUnavailable(f"pip cannot download what {path} names:\n{end}")
-    gateway = docker(
-        "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
-    )
-    handler = functools.partial(_Quiet, directory=str(folder))
+            raise EngineUnavailable(f"pip cannot download the packages of {path}:\n{end}")
+    address = bridge_address(docker("network", "inspect", "bridge"))
     with (
-        http.server.ThreadingHTTPServer((gateway, 0), handler) as server,
+        wheel_server(address, folder) as url,
         tempfile.NamedTemporaryFile("w", prefix="pip-", suffix=".conf") as configuration,
     ):
-        port = server.server_address[1]
         configuration.write(
-            f"[global]\nno-index = true\nfind-links = http://{gateway}:{port}/\n"
-            f"trusted-host = {gateway}\n"
+            f"[global]\nno-index = true\nfind-links = {url}\ntrusted-host = {address}\n"
         )
         configuration.flush()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield configuration.name
-        server.shutdown()
+
+
+@contextlib.contextmanager
+def wheel_server(address: IPv4Address, folder: Path) -> Iterator[str]:
+    """Serve a folder over HTTP on one address; the URL. Raises ValueError for 0.0.0.0."""
+    if address.is_unspecified:
+        raise ValueError("The file server must not listen on every interface.")
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer((str(address), 0), handler) as server:
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        try:
+            yield f"http://{address}:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
