@@ -25,7 +25,7 @@ import threading
 import time
 from functools import partial
 from multiprocessing import connection
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Event, Lock
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +45,11 @@ _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and e
 
 
 class Lifecycle(NamedTuple):
-    """Events that the supervisor and its workers share."""
+    """What the supervisor and its workers share."""
 
     startup_failed: Event  # set by a worker: another worker would fail in the same way
     stopping: Event  # set by the supervisor before it sends SIGTERM to its workers
+    speaker: Lock  # taken, for good, by the worker that logs what holds for the whole server
 
 
 class Wakeup(threading.Event):
@@ -98,7 +99,11 @@ class Supervisor(MPServer):
             respawn_failed_workers=True,
             workers_kill_timeout=self._kill_after_s,
         )
-        self._lifecycle = Lifecycle(multiprocessing.Event(), multiprocessing.Event())
+        self._lifecycle = Lifecycle(
+            startup_failed=multiprocessing.Event(),
+            stopping=multiprocessing.Event(),
+            speaker=multiprocessing.Lock(),
+        )
         self._settings = settings
         self._pid = os.getpid()
         self.main_loop_interrupt = Wakeup()

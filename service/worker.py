@@ -34,10 +34,12 @@ from service.operations.administration import Administration
 from service.operations.inference import Operations
 from service.repository.models import Repository
 from service.runtime.session import (
+    BUILT_WITHOUT_CUDA,
     ROWS_OF_A_RUN,
     ProviderUnavailable,
     Session,
     SessionOptions,
+    cuda_is_built_in,
 )
 from service.runtime.shared_memory import Regions
 from service.settings import Settings, load
@@ -213,6 +215,9 @@ class Worker:
         settings = self._settings
         service = self._service = Service(settings, self._control_folder)
         await service.administration.start()
+        explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
+        if explains_cpu and self._lifecycle.speaker.acquire(block=False):
+            log.info("Models run on the CPU: %s.", BUILT_WITHOUT_CUDA)
         # Modules and their like stay. A full collection that looks at them stops all for 35 ms,
         # which was the 99th percentile of latency. Models come later: they may go again.
         gc.freeze()

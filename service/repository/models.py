@@ -246,10 +246,8 @@ class Repository:
             return current
         self._failed.pop(key, None)
         log.info("Loaded %s version %s on %s.", model.name, model.version, model.session.provider)
-        if model.session.fallback:
-            # A CPU-only build is what the extra 'cpu' is for; a CUDA build that fails is not.
-            level = logging.WARNING if cuda_is_built_in() else logging.INFO
-            log.log(level, "%s runs without CUDA: %s.", model.name, model.session.fallback)
+        if model.session.fallback and cuda_is_built_in():  # else the server has said so, once
+            log.warning("%s runs without CUDA: %s.", model.name, model.session.fallback)
         return model
 
     def _load(self, found: FoundVersion) -> ServedModel:

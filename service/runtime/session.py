@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+BUILT_WITHOUT_CUDA = (
+    f"the installed ONNX Runtime {ort.__version__} is built without CUDA; "
+    "install the extra 'gpu' instead of 'cpu'"
+)
 _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity; what it warns of, we report ourselves
 _WARM_UP_ROWS = 16
@@ -205,10 +209,7 @@ def cuda_is_built_in() -> bool:
 
 def _create_cuda(path: Path, options: SessionOptions) -> Session:
     if not cuda_is_built_in():
-        raise ProviderUnavailable(
-            f"the installed ONNX Runtime {ort.__version__} is built without CUDA; "
-            "install the extra 'gpu' instead of 'cpu'"
-        )
+        raise ProviderUnavailable(BUILT_WITHOUT_CUDA)
     ort.preload_dlls()  # finds CUDA and cuDNN in their wheels; reports failure only below
     try:
         session = _create_on_cuda(path, options)

@@ -223,3 +223,13 @@ def test_cuda_is_never_replaced_by_the_cpu_silently(start_server: Callable[..., 
     auto = start_server(provider="auto")
     assert b"without CUDA" in auto.get("/v2/models/mnist")[1]
     assert "CPUExecutionProvider" in auto.log.read_text()
+
+
+def test_a_build_without_cuda_is_logged_once_per_server(
+    start_server: Callable[..., Server], repository: Path
+) -> None:
+    server = start_server(repository, workers=2, poll_interval=0.05)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    publish(repository, "2")
+    server.wait_until(lambda: server.log.read_text().count("Loaded mnist version 2") == 2)
+    assert server.log.read_text().count("without CUDA") == 1
