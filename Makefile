@@ -6,8 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := service training clients benchmarks tests deploy
+EXTRAS := cpu,train,dev
 # What pip downloads, measured on 2026-11-26 with Python 3.11 and an empty cache.
-DOWNLOAD := $(if $(filter Linux,$(shell uname -s)),TODO,about 0.5 GB)
+DOWNLOAD := $(if $(filter Linux,$(shell uname -s)),TODO,TODO)
 # Virtual folder: protoc writes imports relative to it, so the stubs live inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
@@ -18,7 +19,7 @@ help:  ## show the targets
 
 setup: $(INSTALLED)  ## create the virtual environment and install everything into it
 
-# $(call step,N/M,what is done,command): run it, and say how long it took.
+# $(call step,N/M,what it does,command): run a step, and say how long it took.
 define step
 @echo "== $(1) $(2)"; began=$$SECONDS; $(3) && echo "== $(1) took $$((SECONDS - began)) s"
 endef
@@ -31,7 +32,7 @@ $(INSTALLED): pyproject.toml
 	$(call step,2/3,Update pip (2 MB): a newer one shows which package it is installing,\
 	  $(BIN)/python -m pip install --upgrade pip)
 	$(call step,3/3,Install the packages: $(DOWNLOAD),\
-	  $(BIN)/python -m pip install --editable '.[cpu,train,dev]')
+	  $(BIN)/python -m pip install --editable '.[$(EXTRAS)]')
 	@touch $@
 
 run: $(INSTALLED)  ## train on the whole of MNIST, publish, serve, and predict one test image
