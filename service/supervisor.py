@@ -12,11 +12,12 @@ workers start, and then supervises them.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import logging.config
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import sys
@@ -48,28 +49,36 @@ class Lifecycle(NamedTuple):
     """What the supervisor and its workers share."""
 
     startup_failed: Event  # set by a worker: another worker would fail in the same way
-    stopping: Event  # set by the supervisor before it sends SIGTERM to its workers
+    # True before the supervisor sends SIGTERM. Without a lock, which a killed worker might hold.
+    stopping: ctypes.c_bool
     speaker: Lock  # taken, for good, by the worker that logs what holds for the whole server
 
 
 class Wakeup(threading.Event):
-    """Wakes the supervisor's main thread: each set() ends one wait(), now or later.
+    """Wakes the supervisor's main thread: a set() ends the current wait() or the next one.
 
-    A signal handler may set it. A handler runs in the main thread, between any two of its
-    instructions, and the set() of the base class can wait forever there: for a lock that this very
-    thread holds in wait(). Putting an item into a SimpleQueue is safe.
+    In place of the base class, which fails signal handlers twice. Its set() waits for a lock that
+    the interrupted main thread may itself hold. And the kernel may deliver a signal to any thread,
+    while Python runs its handler in the main thread only: blocked on a lock, that one sleeps on.
+    Here the main thread reads a pipe, and the interpreter writes to it for every signal.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._items: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)
+
+    def listen_to_signals(self) -> None:
+        """End a wait() for every signal that has a Python handler."""
+        signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
 
     def set(self) -> None:
-        self._items.put(None)
+        with contextlib.suppress(BlockingIOError):  # full: wait() will end anyway
+            os.write(self._writes, b"!")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for a set(). Granian passes no timeout."""
-        self._items.get()
+        """Wait for a set() or a signal. Granian passes no timeout."""
+        os.read(self._reads, 4096)
         return True
 
     def clear(self) -> None:
@@ -101,12 +110,12 @@ class Supervisor(MPServer):
         )
         self._lifecycle = Lifecycle(
             startup_failed=multiprocessing.Event(),
-            stopping=multiprocessing.Event(),
+            stopping=multiprocessing.RawValue(ctypes.c_bool, False),
             speaker=multiprocessing.Lock(),
         )
         self._settings = settings
         self._pid = os.getpid()
-        self.main_loop_interrupt = Wakeup()
+        self.main_loop_interrupt: Wakeup = Wakeup()
 
     def run(self, control_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""
@@ -121,13 +130,12 @@ class Supervisor(MPServer):
         return 1 if self._lifecycle.startup_failed.is_set() else 0
 
     def signal_handler_interrupt(self, number: int, *_: object) -> None:
-        """Stop, on the first signal; in a worker that has no handlers yet, leave at once."""
+        """Stop; in a forked worker that has no handlers of its own yet, exit at once."""
         if os.getpid() != self._pid:
             if number == signal.SIGTERM:
                 os._exit(0)
-        elif not self.interrupt_signal:
+        else:
             self.interrupt_signal = True
-            self.main_loop_interrupt.set()
 
     def _stop_workers(self) -> None:
         """Stop all workers; kill those that are too slow.
@@ -136,7 +144,7 @@ class Supervisor(MPServer):
         When a watcher has reaped a worker but has not run since, both report a live worker, and
         Granian kills a process that no longer exists. The sentinel of a process has no such gap.
         """
-        self._lifecycle.stopping.set()
+        self._lifecycle.stopping.value = True
         for worker in self.wrks:
             worker.terminate()
         alive = {worker.inner.sentinel: worker for worker in self.wrks}
@@ -162,6 +170,7 @@ def supervise(settings: Settings) -> int:
     logging.config.dictConfig(logging_config(settings))
     supervisor = Supervisor(settings)
     # From here on a stop has something to clean up.
+    supervisor.main_loop_interrupt.listen_to_signals()
     for number in _SIGNALS:
         signal.signal(number, supervisor.signal_handler_interrupt)
     with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:

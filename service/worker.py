@@ -164,7 +164,7 @@ class Worker:
         # not run, as between this method and the serving of requests.
         loop.add_signal_handler(signal.SIGTERM, lambda: None)
         signal.signal(signal.SIGTERM, partial(self._on_sigterm, loop))
-        if self._lifecycle.stopping.is_set():  # its SIGTERM may have gone to Granian's handler
+        if self._lifecycle.stopping.value:  # its SIGTERM may have gone to Granian's handler
             os._exit(0)
         try:
             loop.run_until_complete(self._start(loop))

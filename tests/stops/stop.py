@@ -29,7 +29,9 @@ _LONGEST_LOAD_S = 0.3  # the same of a load of the shipped model
 _LONGEST_GAP_S = 0.05  # between two signals
 _CLIENTS = 4
 # What the log of a clean stop never has.
-_UNCLEAN = ("Killing worker", "Unexpected exit", "Traceback", "crash loop", "panicked")
+_UNCLEAN = ("Killing worker", "Traceback", "crash loop", "panicked")
+# Nor has it this, unless the signal itself stops a worker before the supervisor has seen it.
+_ENDED_FIRST = "Unexpected exit"
 
 
 class Moment(enum.Enum):
@@ -137,7 +139,8 @@ def stop(case: Case, folder: Path) -> Stop:
         if survivors:
             problems.append(f"processes that survive the supervisor: {survivors}")
         text = log.read_text()
-        problems += [f"{words!r} in the log" for words in _UNCLEAN if words in text]
+        unclean = (*_UNCLEAN, *[_ENDED_FIRST] * (case.signals is not Signals.TERM_GROUP))
+        problems += [f"{words!r} in the log" for words in unclean if words in text]
         return Stop(case, seconds, [*problems, text] if problems else [])
     finally:
         with contextlib.suppress(ProcessLookupError):
