@@ -111,7 +111,7 @@ def stop(case: Case, folder: Path) -> Stop:
             start_new_session=True,
         )
     try:
-        _wait(server, log, lambda: _catches_sigterm(server.pid))
+        _wait(server, log, lambda: catches_sigterm(server.pid))
         with contextlib.ExitStack() as until_the_end:
             if case.moment is Moment.START:
                 time.sleep(chance.uniform(0, _LONGEST_START_S))
@@ -135,7 +135,7 @@ def stop(case: Case, folder: Path) -> Stop:
             except subprocess.TimeoutExpired:
                 problems.append(f"still running after {_LONGEST_S:.0f} s")
             seconds = time.monotonic() - began
-        survivors = _processes(server.pid)
+        survivors = live_processes(server.pid)
         if survivors:
             problems.append(f"processes that survive the supervisor: {survivors}")
         text = log.read_text()
@@ -178,14 +178,14 @@ def _wait(server: subprocess.Popen[bytes], log: Path, condition: Callable[[], bo
         time.sleep(0.005)
 
 
-def _catches_sigterm(pid: int) -> bool:
+def catches_sigterm(pid: int) -> bool:
     """Whether Python has a handler for SIGTERM; before, the kernel ends the process by it."""
     status = Path(f"/proc/{pid}/status").read_text()
     (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def _processes(group: int) -> list[str]:
+def live_processes(group: int) -> list[str]:
     """Command lines of the live processes of a process group."""
     alive = []
     for folder in Path("/proc").iterdir():
