@@ -2,14 +2,14 @@
 #
 #   docker build --target serve -t mnist-serve .
 #
-# Everything that pip installs is pinned with hashes by deploy/locks. A secret with the id `pip` is
-# taken as pip's configuration: for a mirror, or for wheels of your own.
+# deploy/locks pins every Python package with its hashes. A secret with the id `pip` becomes pip's
+# configuration: for a mirror, or for your own wheels.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-# Of the same path in all images, and without pip: nothing is installed at run time.
+# The environment has the same path in all images, and no pip: nothing is installed at run time.
 RUN python3 -m venv --without-pip /opt/venv && install -d -o 10001 -g 10001 /empty
 
 # Our own wheel.
@@ -18,7 +18,8 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
     --mount=type=bind,source=deploy/locks/build.txt,target=/lock.txt \
     python3 -m venv /opt/tools && \
     /opt/tools/bin/python -m pip install --require-hashes --no-deps -r /lock.txt
-COPY pyproject.toml README.md NOTICE ./
+COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
+COPY models/mnist/1 models/mnist/1
 COPY service service
 COPY clients clients
 COPY training training
@@ -35,6 +36,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 -m pip --python /opt/venv/bin/python install --no-deps --no-index /wheels/*.whl && \
     cd /opt/venv && rm -r lib/python3*/site-packages/training \
+      lib/python3*/site-packages/service/shipped_models \
       bin/mnist-train bin/mnist-search bin/mnist-evaluate
 
 FROM build AS installed-serve-gpu
@@ -44,11 +46,12 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 -m pip --python /opt/venv/bin/python install --no-deps --no-index /wheels/*.whl && \
     cd /opt/venv && rm -r lib/python3*/site-packages/training \
+      lib/python3*/site-packages/service/shipped_models \
       bin/mnist-train bin/mnist-search bin/mnist-evaluate
 
 FROM build AS installed-train
-# train: PyTorch with CUDA, which trains on the CPU as well. train-cpu: a fifth of the size, from
-# PyTorch's own package index, which pip must be told of (the secret above).
+# train: PyTorch with CUDA, which also trains on the CPU. train-cpu: a fifth of the size. Its PyTorch
+# is only in PyTorch's own package index, which the pip configuration (the secret above) must name.
 ARG TRAIN_LOCK=train
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=bind,source=deploy/locks,target=/locks \
@@ -59,7 +62,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
 
 FROM ${PYTHON_IMAGE} AS runtime
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-# An empty volume mounted here takes the folder's owner, whichever image mounts it first.
+# An empty volume mounted here gets the owner of this folder, whichever image mounts it first.
 COPY --from=build --chown=10001:10001 /empty /models
 ARG VERSION=0+source
 ARG REVISION=unknown
@@ -73,14 +76,14 @@ FROM runtime AS train
 LABEL org.opencontainers.image.description="Trains a digit classifier and publishes it as ONNX."
 COPY --from=build --chown=10001:10001 /empty /runs
 COPY --from=installed-train /opt/venv /opt/venv
-# Matplotlib and PyTorch keep caches there.
+# Matplotlib and PyTorch write their caches there.
 ENV HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
 USER 10001:10001
 WORKDIR /runs
 ENTRYPOINT ["mnist-train", "--models", "/models", "--runs", "/runs"]
 
 FROM runtime AS serving
-# ONNX Runtime sends its maker reports of its use otherwise.
+# ONNX Runtime otherwise sends telemetry to its vendor.
 ENV MNIST_HOST=0.0.0.0 MNIST_MODELS=/models MNIST_LOG_FORMAT=json ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 EXPOSE 8000 8001
@@ -92,7 +95,7 @@ LABEL org.opencontainers.image.description="Serves digit classifiers on NVIDIA G
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=installed-serve-gpu /opt/venv /opt/venv
 
-# The last one is what `docker build .` makes.
+# Last, so that `docker build .` builds it.
 FROM serving AS serve
 LABEL org.opencontainers.image.description="Serves digit classifiers over HTTP and gRPC."
 COPY --from=installed-serve /opt/venv /opt/venv

@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := service training clients benchmarks tests deploy
+SOURCES := service training clients benchmarks tests deploy setup.py
 EXTRAS := cpu,train,dev
 # What pip downloads and what it occupies, with Python 3.11 and an empty cache, on 2026-11-26.
 ifeq ($(shell uname -sm),Linux x86_64)
@@ -13,12 +13,12 @@ DOWNLOAD := about 3.2 GB to download and 6 GB on disk, most of it PyTorch with C
 else
 DOWNLOAD := some hundred MB to download, not measured on this system; 3.2 GB on Linux, with CUDA
 endif
-# Virtual folder: protoc writes imports relative to it, so the stubs live inside our package.
+# A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
 .PHONY: help setup run test test-compose test-swarm test-kubernetes test-gpu test-stops train serve proto lint format bench images secrets
 
-help:  ## show the targets
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 setup: $(INSTALLED)  ## create the virtual environment and install everything into it
@@ -48,13 +48,13 @@ train: $(INSTALLED)  ## train the default recipe and publish a new version into 
 serve: $(INSTALLED)  ## serve the newest model in models/, without training
 	$(BIN)/mnist-serve
 
-test: $(INSTALLED)  ## run every test and measure the coverage of service/
+test: $(INSTALLED)  ## run every test and measure the coverage of the service
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 
-test-compose: $(INSTALLED)  ## run docker-compose.yml on a real Docker engine (root; 5 to 10 minutes)
+test-compose: $(INSTALLED)  ## test docker-compose.yml on a real Docker engine (needs root; five to ten minutes)
 	$(BIN)/python -m tests.compose $(ARGS)
 
-test-swarm: $(INSTALLED)  ## run the same stack on a swarm of one node (root; about 5 minutes)
+test-swarm: $(INSTALLED)  ## test the same stack on a swarm of one node (needs root; five minutes)
 	$(BIN)/python -m tests.compose.swarm $(ARGS)
 
 test-kubernetes: $(INSTALLED)  ## build the Kubernetes overlays and validate them against schemas
@@ -70,7 +70,7 @@ test-stops: $(INSTALLED)  ## stop a real server 300 times (10 minutes); ARGS="--
 images: export VERSION ?= $(shell d=$$(git describe --tags --match 'v*' 2>/dev/null) && echo $$d | sed 's/^v//;s/-/+/;s/-/./g' || echo 0+g$$(git rev-parse --short HEAD))
 images: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 images: export CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
-images:  ## build the images with Compose, labelled with this commit
+images:  ## build the images with compose, labelled with this commit
 	DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1 $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) build
 
 secrets:  ## create the missing secret files that docker-compose.yml names
@@ -78,15 +78,15 @@ secrets:  ## create the missing secret files that docker-compose.yml names
 	  $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(24), end="")' >deploy/secrets/grafana_admin_password
 	@chmod 444 deploy/secrets/grafana_admin_password
 
-bench: $(INSTALLED)  ## measure this server and its rivals; ARGS="--quick" for a short run
+bench: $(INSTALLED)  ## measure this server beside its rivals; ARGS="--quick" for a short run
 	$(BIN)/python -m benchmarks $(ARGS)
 
-lint: $(INSTALLED)  ## check lint rules, formatting and strict types
+lint: $(INSTALLED)  ## check style, formatting and strict types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## fix what ruff can fix
+format: $(INSTALLED)  ## fix formatting, and whatever else ruff can fix
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 

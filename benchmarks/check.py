@@ -1,35 +1,39 @@
-"""Whether a contender's answers are right: asked before it is timed."""
+"""Checks that a contender answers, and answers correctly, before it is timed."""
 
 from __future__ import annotations
 
 import http.client
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
 
-from benchmarks.models import Pixels, Probabilities
-from benchmarks.wire import WIRES, Body
+from benchmarks.served_models import Pixels, Probabilities, test_images
+from benchmarks.wire_formats import WIRES, Body
 
-_FRAME = 5  # bytes of gRPC's length prefix
-_ASK_WITHIN_S = 30.0
+if TYPE_CHECKING:
+    from benchmarks.server_process import Server
+
+GRPC_FRAME = 5  # bytes of gRPC's length prefix
+_TIMEOUT_S = 30.0
 
 
 class WrongAnswer(Exception):
-    """A contender answered wrongly, or not at all; the message says how."""
+    """A contender gave a wrong answer or none; the message says how."""
 
 
 def ask(port: int, path: str, encoding: str, body: Body) -> tuple[bytes, Mapping[str, str]]:
-    """Send one request. Raises WrongAnswer for a status that is not success, OSError for none."""
+    """Send one request. Raises WrongAnswer for an error status, OSError for no answer."""
     if encoding == "grpc":
         return _ask_grpc(port, path, body), {}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_WITHIN_S)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
     try:
         connection.request("POST", path, body.content, dict(body.headers))
         response = connection.getresponse()
         content = response.read()
     except http.client.HTTPException as error:
-        raise WrongAnswer(f"no HTTP: {error!r}") from error
+        raise WrongAnswer(f"not HTTP: {error!r}") from error
     finally:
         connection.close()
     if response.status != 200:
@@ -42,7 +46,7 @@ def _ask_grpc(port: int, path: str, body: Body) -> bytes:
     with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
         try:
-            answer = call(body.content[_FRAME:], timeout=_ASK_WITHIN_S)
+            answer = call(body.content[GRPC_FRAME:], timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise ConnectionError(error.details()) from error
@@ -50,28 +54,67 @@ def _ask_grpc(port: int, path: str, body: Body) -> bytes:
     return answer
 
 
+def is_ready(server: Server, wire: str) -> bool:
+    """Whether the server answers one image of this wire format with success."""
+    encoding = server.contender.encoding(wire)
+    body = WIRES[encoding].encode(test_images(1))
+    try:
+        ask(server.port(wire), server.contender.endpoints[wire], encoding, body)
+    except (OSError, WrongAnswer):
+        return False
+    return True
+
+
 def check(
-    port: int, path: str, encoding: str, images: Pixels, wanted: Probabilities, tolerance: float
+    port: int, path: str, encoding: str, images: Pixels, expected: Probabilities, tolerance: float
 ) -> bytes:
-    """Ask for these images in one request and compare; the answer. Raises WrongAnswer."""
+    """Send the images [N,28,28] in one request and return the answer. Raises WrongAnswer."""
     wire = WIRES[encoding]
     try:
         content, headers = ask(port, path, encoding, wire.encode(images))
     except OSError as error:
         raise WrongAnswer(f"no answer: {error}") from error
     try:
-        got = wire.decode(content, headers)
+        answer = wire.decode(content, headers)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise WrongAnswer(f"unreadable answer ({error!r}): {content[:200]!r}") from error
-    compare(got, wanted, tolerance)
+    compare(answer, expected, tolerance)
     return content
 
 
-def compare(got: Probabilities, wanted: Probabilities, tolerance: float) -> None:
+def check_images(
+    server: Server,
+    wire: str,
+    images: Pixels,
+    expected: Probabilities,
+    tolerance: float,
+    per_request: int = 1,
+) -> int:
+    """Check images [N,28,28] in requests of `per_request`; the first image's go last.
+
+    Returns the length in bytes of the last answer, which is to the request that will be timed.
+    Raises WrongAnswer.
+    """
+    contender = server.contender
+    content = b""
+    for start in reversed(range(0, len(images), per_request)):
+        part = slice(start, start + per_request)
+        content = check(
+            server.port(wire),
+            contender.endpoints[wire],
+            contender.encoding(wire),
+            images[part],
+            expected[part],
+            tolerance,
+        )
+    return len(content)
+
+
+def compare(answer: Probabilities, expected: Probabilities, tolerance: float) -> None:
     """Raise WrongAnswer unless every probability is within the tolerance."""
-    if got.shape != wanted.shape:
-        raise WrongAnswer(f"shape {got.shape} instead of {wanted.shape}")
-    worst = float(np.max(np.abs(got - wanted)))
-    # Written so that NaN fails it as well.
+    if answer.shape != expected.shape:
+        raise WrongAnswer(f"shape {answer.shape} instead of {expected.shape}")
+    worst = float(np.max(np.abs(answer - expected)))
+    # NaN compares as false, so it fails this test too.
     if not worst <= tolerance:
         raise WrongAnswer(f"a probability is off by {worst:.2g}")

@@ -1,8 +1,8 @@
-"""Who is measured: this server, the floors below it, and the rivals.
+"""The servers under test: this server, the floors below it, and its rivals.
 
-A contender is data: the command that starts it, its environment, and which wire formats it takes
-where. Texts in braces are filled in by `processes.py`. A rival's own code is the folder
-`rivals/<name>`, as its user would write it.
+A contender is data: the command that starts it, its environment, and the path for each wire
+format it accepts. `server_process.py` replaces the texts in braces. The folder `rivals/<name>` is
+what a user of that rival would write.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.settings import FOLDER
-from benchmarks.wire import GRPC_PATH
+from benchmarks.paths import FOLDER
+from benchmarks.wire_formats import GRPC_PATH
 
 Kind = Literal["ours", "floor", "limit", "rival"]
 
@@ -28,11 +28,13 @@ _INFER = "/v2/models/mnist/infer"
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`endpoints` maps a wire format to its path; `encodings` says where a rival takes another.
+    """One server under test.
 
-    `scenarios` limits a contender to some (shell patterns). `requirements` is the file of a
-    rival's own virtual environment; the others run on this interpreter. `packages` are those whose
-    versions the results name, `interpreter` the Python that a rival's environment is made with.
+    `endpoints` maps wire formats to paths. `encodings` maps a wire format that a rival does not
+    accept to the nearest one that it does. `scenarios` are shell patterns; empty means all.
+    `requirements` names what goes into a rival's virtual environment; other contenders run on this
+    interpreter. `packages` are those whose versions go into the results. `interpreter` is the
+    Python that creates a rival's environment.
     """
 
     name: str
@@ -49,16 +51,16 @@ class Contender:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of a rival's own code."""
+        """The folder of a rival's code."""
         return FOLDER / "rivals" / self.name if self.kind == "rival" else None
 
     @property
     def requirements(self) -> Path | None:
-        """What a rival's virtual environment is made from."""
+        """The pinned packages of a rival's virtual environment."""
         return self.folder / "requirements.txt" if self.folder else None
 
     def encoding(self, wire: str) -> str:
-        """The wire format that the contender is really sent for a scenario's."""
+        """The wire format that this contender receives in place of the scenario's."""
         return self.encodings.get(wire, wire)
 
 
@@ -74,64 +76,64 @@ _PROTOCOL = {"json": _INFER, "binary": _INFER, "grpc": GRPC_PATH}
 
 CONTENDERS: Sequence[Contender] = (
     Contender(
-        "ours",
-        "this server",
-        "ours",
-        (*_MODULE, "service.cli"),
-        _ALL,
-        _OURS,
+        name="ours",
+        title="this server",
+        kind="ours",
+        command=(*_MODULE, "service.cli"),
+        endpoints=_ALL,
+        environment=_OURS,
         packages=("granian", "grpcio"),
     ),
     Contender(
-        "ours-unbatched",
-        "this server, max_batch_size 1",
-        "ours",
-        (*_MODULE, "service.cli"),
-        _ALL,
-        _OURS | {"MNIST_MAX_BATCH_SIZE": "1"},
+        name="ours-unbatched",
+        title="this server, max_batch_size 1",
+        kind="ours",
+        command=(*_MODULE, "service.cli"),
+        endpoints=_ALL,
+        environment=_OURS | {"MNIST_MAX_BATCH_SIZE": "1"},
         scenarios=("raw-1", "raw-64"),
-        note="shows what batching is worth",
+        note="shows the effect of batching",
     ),
     Contender(
-        "floor-rsgi",
-        "floor: bare RSGI callable",
-        "floor",
-        (*_GRANIAN, "rsgi", "benchmarks.floors.rsgi:app"),
-        _DIGITS,
+        name="floor-rsgi",
+        title="floor: bare RSGI callable",
+        kind="floor",
+        command=(*_GRANIAN, "rsgi", "benchmarks.floors.rsgi:app"),
+        endpoints=_DIGITS,
         packages=("granian",),
     ),
     Contender(
-        "floor-asgi",
-        "floor: bare ASGI callable",
-        "floor",
-        (*_GRANIAN, "asgi", "benchmarks.floors.asgi:app"),
-        _DIGITS,
+        name="floor-asgi",
+        title="floor: bare ASGI callable",
+        kind="floor",
+        command=(*_GRANIAN, "asgi", "benchmarks.floors.asgi:app"),
+        endpoints=_DIGITS,
         packages=("granian",),
     ),
     Contender(
-        "floor-grpc",
-        "floor: bare grpc.aio servicer",
-        "floor",
-        (*_MODULE, "benchmarks.floors.grpc_aio"),
-        {"grpc": GRPC_PATH},
+        name="floor-grpc",
+        title="floor: bare grpc.aio servicer",
+        kind="floor",
+        command=(*_MODULE, "benchmarks.floors.grpc_aio"),
+        endpoints={"grpc": GRPC_PATH},
         packages=("grpcio",),
     ),
     Contender(
-        "onnxruntime",
-        "limit: ONNX Runtime in a loop, no server",
-        "limit",
-        (*_MODULE, "benchmarks.floors.in_process"),
-        dict.fromkeys(_ALL, ""),
+        name="onnxruntime",
+        title="limit: ONNX Runtime in a loop, no server",
+        kind="limit",
+        command=(*_MODULE, "benchmarks.floors.in_process"),
+        endpoints=dict.fromkeys(_ALL, ""),
         scenarios=("bulk-*",),
-        note="no server: nothing travels",
+        note="measures inference alone, without any transport",
     ),
     Contender(
-        "mlserver",
-        "MLServer",
-        "rival",
-        ("{venv}/bin/mlserver", "start", "."),
-        {"json": _INFER, "raw": _INFER, "grpc": GRPC_PATH},
-        {
+        name="mlserver",
+        title="MLServer",
+        kind="rival",
+        command=("{venv}/bin/mlserver", "start", "."),
+        endpoints={"json": _INFER, "raw": _INFER, "grpc": GRPC_PATH},
+        environment={
             "MLSERVER_HTTP_PORT": "{http_port}",
             "MLSERVER_GRPC_PORT": "{grpc_port}",
             "MLSERVER_METRICS_PORT": "{spare_port}",
@@ -140,13 +142,13 @@ CONTENDERS: Sequence[Contender] = (
         },
         encodings={"raw": "json"},
         packages=("mlserver",),
-        note="has neither raw pixels nor binary tensors over HTTP: raw pixels are sent as its JSON",
+        note="accepts neither raw pixels nor binary tensors over HTTP: raw pixels go as its JSON",
     ),
     Contender(
-        "kserve",
-        "KServe (Python server)",
-        "rival",
-        (
+        name="kserve",
+        title="KServe (Python server)",
+        kind="rival",
+        command=(
             "{python}",
             "server.py",
             "--http_port",
@@ -156,26 +158,26 @@ CONTENDERS: Sequence[Contender] = (
             "--workers",
             "{workers}",
         ),
-        {**_PROTOCOL, "raw": _INFER},
+        endpoints={**_PROTOCOL, "raw": _INFER},
         encodings={"raw": "binary"},
         packages=("kserve",),
-        note="has no raw pixels: they are sent as its protocol's binary tensors",
+        note="accepts no raw pixels: they are sent as its protocol's binary tensors",
     ),
     Contender(
-        "litserve",
-        "LitServe",
-        "rival",
-        ("{python}", "server.py"),
-        _DIGITS,
+        name="litserve",
+        title="LitServe",
+        kind="rival",
+        command=("{python}", "server.py"),
+        endpoints=_DIGITS,
         encodings={"raw": "base64", "png": "base64-png"},
         packages=("litserve",),
-        note="takes JSON and forms only: images are sent as base64 in JSON",
+        note="accepts JSON and forms only: images are sent as base64 in JSON",
     ),
     Contender(
-        "bentoml",
-        "BentoML",
-        "rival",
-        (
+        name="bentoml",
+        title="BentoML",
+        kind="rival",
+        command=(
             "{venv}/bin/bentoml",
             "serve",
             "server:Mnist",
@@ -184,17 +186,17 @@ CONTENDERS: Sequence[Contender] = (
             "--port",
             "{http_port}",
         ),
-        {"raw": "/predict", "png": "/predict_picture"},
-        {"BENTOML_HOME": "{scratch}/bentoml", "BENTOML_DO_NOT_TRACK": "1"},
+        endpoints={"raw": "/predict", "png": "/predict_picture"},
+        environment={"BENTOML_HOME": "{scratch}/bentoml", "BENTOML_DO_NOT_TRACK": "1"},
         encodings={"raw": "lists"},
         packages=("bentoml",),
         note="batches arrays only: raw pixels are sent as lists in JSON",
     ),
     Contender(
-        "mosec",
-        "Mosec",
-        "rival",
-        (
+        name="mosec",
+        title="Mosec",
+        kind="rival",
+        command=(
             "{python}",
             "server.py",
             "--address",
@@ -204,38 +206,38 @@ CONTENDERS: Sequence[Contender] = (
             "--log-level",
             "error",
         ),
-        _DIGITS,
-        {"MOSEC_WORKERS": "{workers}"},
+        endpoints=_DIGITS,
+        environment={"MOSEC_WORKERS": "{workers}"},
         packages=("mosec",),
     ),
     Contender(
-        "ray",
-        "Ray Serve",
-        "rival",
-        ("{python}", "server.py"),
-        _DIGITS,
-        {"RAY_USAGE_STATS_ENABLED": "0"},
+        name="ray",
+        title="Ray Serve",
+        kind="rival",
+        command=("{python}", "server.py"),
+        endpoints=_DIGITS,
+        environment={"RAY_USAGE_STATS_ENABLED": "0"},
         packages=("ray",),
     ),
     Contender(
-        "torchserve",
-        "TorchServe",
-        "rival",
-        ("{python}", "server.py"),
-        {"raw": "/predictions/mnist", "png": "/predictions/mnist"},
+        name="torchserve",
+        title="TorchServe",
+        kind="rival",
+        command=("{python}", "server.py"),
+        endpoints={"raw": "/predictions/mnist", "png": "/predictions/mnist"},
         packages=("torchserve", "torch"),
     ),
     Contender(
-        "pytriton",
-        "PyTriton",
-        "rival",
-        ("{python}", "server.py"),
-        {**_PROTOCOL, "raw": _INFER},
+        name="pytriton",
+        title="PyTriton",
+        kind="rival",
+        command=("{python}", "server.py"),
+        endpoints={**_PROTOCOL, "raw": _INFER},
         encodings={"raw": "binary"},
         packages=("nvidia-pytriton",),
-        # The interpreter inside of its Triton is older than Python 3.11.7 and breaks on the
-        # standard library of a newer one; Debian 12's is old enough.
+        # The interpreter inside its Triton fails on the standard library of Python 3.11.7 and
+        # newer; Debian 12 has an older one.
         interpreter="/usr/bin/python3",
-        note="has no raw pixels: they are sent as its protocol's binary tensors",
+        note="accepts no raw pixels: they are sent as its protocol's binary tensors",
     ),
 )

@@ -1,1 +1,1 @@
-"""Programs that call the service: the command line client and the demonstration of `make run`."""
+"""Programs that call a running service."""

@@ -1,4 +1,4 @@
-"""mnist-predict: send images to a running service, show what it answers."""
+"""mnist-predict: send images to a running service and show its predictions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _SHADES = " ░▒▓█"
 
 
 class PredictError(Exception):
-    """A prediction failed; the message is a sentence for people."""
+    """A prediction failed; the message is a sentence for the user."""
 
 
 class Answer(NamedTuple):
-    """The service's answer for one image; probabilities are ten floats, index = digit."""
+    """The prediction for one image. `probabilities` are ten floats, indexed by digit."""
 
     model_name: str
     model_version: str
@@ -50,7 +50,8 @@ def predict_http(image: bytes, address: str, model: str, version: str, timeout: 
         raise PredictError(_error_of(error)) from None
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise PredictError(_unreachable("HTTP", address, getattr(error, "reason", error))) from None
-    return Answer(body["model_name"], body["model_version"], **body["predictions"][0])
+    prediction = body["predictions"][0]
+    return Answer(model_name=body["model_name"], model_version=body["model_version"], **prediction)
 
 
 def predict_grpc(image: bytes, address: str, model: str, version: str, timeout: float) -> Answer:
@@ -69,18 +70,18 @@ def predict_grpc(image: bytes, address: str, model: str, version: str, timeout: 
                 reason = _unreachable("gRPC", address, error.details())
                 raise PredictError(reason) from None
             raise PredictError(f"The server says: {error.details()}") from None
-    found = response.predictions[0]
+    prediction = response.predictions[0]
     return Answer(
-        response.model_name,
-        response.model_version,
-        found.digit,
-        list(found.probabilities),
-        found.entropy_bits,
+        model_name=response.model_name,
+        model_version=response.model_version,
+        digit=prediction.digit,
+        probabilities=list(prediction.probabilities),
+        entropy_bits=prediction.entropy_bits,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Predict every file. Returns 0 if all were answered, 1 otherwise."""
+    """Predict every file. Returns 0 if every prediction succeeds, else 1."""
     options = _parser().parse_args(arguments)
     predict = predict_grpc if options.grpc else predict_http
     address = options.address or f"127.0.0.1:{8001 if options.grpc else 8000}"
@@ -97,14 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             print(json.dumps({"file": str(path), **answer._asdict()}))
         else:
-            how = "gRPC" if options.grpc else "HTTP"
-            console.print(f"[bold]{path}[/] over {how}", highlight=False)
+            transport = "gRPC" if options.grpc else "HTTP"
+            console.print(f"[bold]{path}[/] over {transport}", highlight=False)
             console.print(Columns([_thumbnail(image), bars(answer)], padding=(0, 3)))
     return int(failed)
 
 
 def bars(answer: Answer) -> Text:
-    """The distribution as ten bars, the most probable digit in colour."""
+    """Draw the distribution as ten bars, with the most probable digit in colour."""
     text = Text()
     for digit, probability in enumerate(answer.probabilities):
         filled = round(probability * _BAR_WIDTH)
@@ -152,28 +153,28 @@ def _error_of(error: urllib.error.HTTPError) -> str:
         return f"The server answers with status {error.code} {error.reason}."
 
 
-def _unreachable(what: str, address: str, reason: object) -> str:
+def _unreachable(transport: str, address: str, reason: object) -> str:
     return (
-        f"No {what} answer from {address} ({reason}). "
+        f"No {transport} answer from {address} ({reason}). "
         "Start a server with mnist-serve, or name another with --address."
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mnist-predict", description="Ask a running service which digits images show."
+        prog="mnist-predict", description="Ask a running service which digit each image shows."
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG or JPEG images")
     parser.add_argument("--grpc", action="store_true", help="call over gRPC instead of HTTP")
     parser.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help="the server (default: 127.0.0.1:8000, with --grpc 127.0.0.1:8001)",
+        help="server (default: 127.0.0.1:8000; with --grpc 127.0.0.1:8001)",
     )
-    parser.add_argument("--model", default="", help="model (default: the server's)")
+    parser.add_argument("--model", default="", help="model (default: the server's default model)")
     parser.add_argument("--version", default="", help="model version (default: the newest)")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds (default: 10)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, no pictures")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line, no pictures")
     return parser
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Replaces the replicas of `serve` one by one by what docker-compose.yml and its images say now, each
-# old one after a new one is ready; Envoy takes requests to whoever is ready. Run it where
-# docker-compose.yml is, with the same .env and flags as `docker compose up`:
+# Replaces the replicas of `serve` one by one with the current docker-compose.yml and images. An old
+# replica stops after a new one is ready, and Envoy sends requests only to ready replicas. Run it next
+# to docker-compose.yml, with the same .env and flags as `docker compose up`:
 #
-#   TAG=1.2.3 deploy/roll.sh [docker-compose flags, as -f docker-compose.gpu.yml]
+#   TAG=1.2.3 deploy/roll.sh [flags of docker-compose, such as -f docker-compose.gpu.yml]
 set -euo pipefail
 docker=${DOCKER:-docker}
 if [ -n "${COMPOSE:-}" ]; then
@@ -19,27 +19,27 @@ readonly READY_WITHIN_S=${READY_WITHIN_S:-120}
 replicas() { "${compose[@]}" ps -q serve; }
 
 mapfile -t old < <(replicas)
-[ ${#old[@]} -gt 0 ] || { echo "roll: no replica of serve runs; start it with: docker compose up" >&2; exit 1; }
-for gone in "${old[@]}"; do
+[ ${#old[@]} -gt 0 ] || { echo "roll: no replica of serve is running; start one with: docker compose up" >&2; exit 1; }
+for replaced in "${old[@]}"; do
   before=$(replicas | sort)
   "${compose[@]}" up -d --no-build --no-deps --no-recreate --scale serve=$((${#old[@]} + 1)) serve
   new=$(comm -13 <(echo "$before") <(replicas | sort))
-  [ -n "$new" ] || { echo "roll: no new replica was started." >&2; exit 1; }
+  [ -n "$new" ] || { echo "roll: docker-compose started no new replica." >&2; exit 1; }
   end=$((SECONDS + READY_WITHIN_S))
   until [ "$("$docker" inspect -f '{{.State.Health.Status}}' "$new")" = healthy ]; do
     if [ $SECONDS -ge $end ] || [ "$("$docker" inspect -f '{{.State.Status}}' "$new")" != running ]; then
       "$docker" logs --tail 20 "$new" >&2 || true
       "$docker" rm -f "$new" >/dev/null
-      echo "roll: the new replica did not get ready (its log is above) and is removed;" \
-        "the old ones that are left go on." >&2
+      echo "roll: the new replica did not become healthy (its log is above) and was removed;" \
+        "the remaining old replicas keep running." >&2
       exit 1
     fi
     sleep 0.5
   done
-  # Envoy asks for the replicas' addresses every second, and a new one's health at once.
+  # Envoy resolves the replicas' addresses every second and checks a new one's health at once.
   sleep 3
-  # SIGTERM: it finishes what it accepted, and what comes meanwhile goes to the others.
-  "$docker" stop -t 40 "$gone" >/dev/null
-  "$docker" rm "$gone" >/dev/null
-  echo "roll: ${gone:0:12} is replaced by ${new:0:12}."
+  # SIGTERM: it finishes the requests it accepted, and new ones go to the other replicas.
+  "$docker" stop -t 40 "$replaced" >/dev/null
+  "$docker" rm "$replaced" >/dev/null
+  echo "roll: replaced ${replaced:0:12} with ${new:0:12}."
 done

@@ -1,4 +1,4 @@
-"""The serving layer: ONNX models over HTTP and gRPC. Never imports torch or training."""
+"""Serves ONNX models over HTTP and gRPC. Never imports torch or training."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -6,5 +6,5 @@ SERVER_NAME = "mnist-service"
 
 try:
     __version__ = version("mnist-service")
-except PackageNotFoundError:  # run from a source tree that was never installed
+except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+source"

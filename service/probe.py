@@ -1,7 +1,7 @@
-"""mnist-probe: whether the server of this machine or container is ready, as an exit status.
+"""mnist-probe: reports with its exit status whether the server on this machine is ready.
 
-For health checks where no shell and no curl are to be had: a container's HEALTHCHECK, a unit file.
-It reads the server's own settings (flags, MNIST_* and file), so it knocks where the server listens.
+For health checks without a shell and curl: the HEALTHCHECK of a container, a unit file. It reads
+the server's own settings (flags, MNIST_* and file), and so finds the ports.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ask once. Returns 0 if the server is ready on both ports, 1 if not, 2 for bad settings."""
+    """Probe once. Returns 0 if the server is ready on both ports, 1 if not, 2 for bad settings."""
     try:
         settings = load(arguments)
     except SettingsError as error:
@@ -27,15 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         reason = why_unready(settings)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = f"{error or type(error).__name__}; is mnist-serve running?"
     if reason:
-        print(f"mnist-probe: not ready: {reason}", file=sys.stderr)
+        print(f"mnist-probe: not ready: {' '.join(reason.split())}", file=sys.stderr)
     return int(bool(reason))
 
 
 def why_unready(settings: Settings) -> str:
-    """The server's own reason, or nothing if it is ready. Raises OSError where none listens."""
+    """The reason that the server gives, or empty if it is ready.
+
+    Raises OSError if no server listens, ValueError if the host is not a valid name, HTTPException
+    if the port does not speak HTTP.
+    """
     host = _ANY.get(settings.host, settings.host)
     connection = http.client.HTTPConnection(host, settings.http_port, timeout=_TIMEOUT_S)
     try:
@@ -45,17 +49,14 @@ def why_unready(settings: Settings) -> str:
     finally:
         connection.close()
     if response.status != 200:
-        return _reason_of(body) or f"/v2/health/ready answers {response.status}"
-    # One loop serves both ports, so the other needs to be open only.
+        try:
+            reason = str(json.loads(body)["reason"])
+        except (ValueError, KeyError, TypeError, RecursionError):  # not the server's JSON
+            reason = ""
+        return reason or f"/v2/health/ready answers {response.status}"
+    # One event loop serves both ports, so for the other port it is enough to be open.
     socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
     return ""
-
-
-def _reason_of(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["reason"])
-    except (ValueError, KeyError, TypeError):
-        return ""
 
 
 if __name__ == "__main__":

@@ -35,12 +35,14 @@ from granian.log import LogLevels
 from granian.server import MPServer
 
 from service.observe.logs import logging_config
-from service.operations.replication import LONGEST_FOLDER
 from service.runtime.packages import conflicting_packages
 from service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
+# Linux limits the path of a Unix socket to 107 bytes; `operations.replication` names its own
+# after process ids.
+_LONGEST_SOCKET_FOLDER = 90
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
 
@@ -113,13 +115,13 @@ class Supervisor(MPServer):
             stopping=multiprocessing.RawValue(ctypes.c_bool, False),
             speaker=multiprocessing.Lock(),
         )
-        self._settings = settings
+        self.settings = settings
         self._pid = os.getpid()
         self.main_loop_interrupt: Wakeup = Wakeup()
 
-    def run(self, control_folder: Path) -> int:
+    def run(self, state_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""
-        load_worker = partial(_load_worker, self._settings, self._lifecycle, control_folder)
+        load_worker = partial(_load_worker, self.settings, self._lifecycle, state_folder)
         try:
             if not self.interrupt_signal:
                 self.serve(target_loader=load_worker, wrap_loader=False)
@@ -174,14 +176,17 @@ def supervise(settings: Settings) -> int:
     for number in _SIGNALS:
         signal.signal(number, supervisor.signal_handler_interrupt)
     with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:
-        # What the workers share: their metrics, and the sockets for replicated commands.
-        metrics, control = Path(folder, "metrics"), Path(folder, "control")
-        if len(str(control)) > LONGEST_FOLDER:
-            raise SettingsError(f"TMPDIR is too long for sockets: {control}")
+        # The workers share their metrics, and the state that operators set.
+        metrics, state = Path(folder, "metrics"), Path(folder, "state")
+        if len(str(state)) > _LONGEST_SOCKET_FOLDER:
+            raise SettingsError(
+                f"{state} is too long for the path of a Unix socket; set TMPDIR to a shorter "
+                "folder."
+            )
         metrics.mkdir()
-        control.mkdir()
+        state.mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-        status = supervisor.run(control)
+        status = supervisor.run(state)
         # A late second signal must not change the status: when Python ends, it gives each signal
         # its default action back, except for those that are ignored.
         for number in _SIGNALS:
@@ -189,19 +194,19 @@ def supervise(settings: Settings) -> int:
     return status
 
 
-def _load_worker(settings: Settings, lifecycle: Lifecycle, control: Path) -> Any:
-    """Runs in the worker process: the heavy imports happen here."""
+def _load_worker(settings: Settings, lifecycle: Lifecycle, state_folder: Path) -> Any:
+    """Called in the worker process, where the heavy imports happen."""
     from service.worker import Worker
 
-    return Worker(settings, lifecycle, control)
+    return Worker(settings, lifecycle, state_folder)
 
 
 def _preflight(settings: Settings) -> None:
-    """Raise SettingsError for what would otherwise fail later, or silently."""
+    """Raise SettingsError for problems that would otherwise show later, or never."""
     if not settings.models.is_dir():
         raise SettingsError(
-            f"There is no model repository at {settings.models.resolve()}. "
-            "Train a model with mnist-train, or name another folder with --models."
+            f"The model repository {settings.models.resolve()} does not exist. "
+            "Train a model with mnist-train, or choose another folder with --models."
         )
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
@@ -209,19 +214,19 @@ def _preflight(settings: Settings) -> None:
 
 
 def check_ports_free(settings: Settings) -> None:
-    """Raise SettingsError if another process listens on one of the ports."""
+    """Raise SettingsError if one of the ports cannot be opened, or another process has it open."""
+    # The workers share their ports (SO_REUSEPORT), so a second server on the same port would not
+    # fail: it would silently receive half of the requests. Binding without that option fails.
     for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
-        # The workers share their ports (SO_REUSEPORT), so a second server on the same port would
-        # not fail: it would silently take half of the requests. Binding without it does fail.
         try:
-            family, _, _, _, address = socket.getaddrinfo(
-                settings.host, port, type=socket.SOCK_STREAM
-            )[0]
+            addresses = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = addresses[0]
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a part of the host name is too long
+            reason = error.strerror if isinstance(error, OSError) else error
             raise SettingsError(
-                f"Cannot listen on {settings.host} port {port}: {error.strerror}. "
-                f"Stop the process that uses it, or choose another {name}."
+                f"Cannot listen on {settings.host} port {port}: {reason}. "
+                f"Stop the program that uses it, or choose another {name}."
             ) from None

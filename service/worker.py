@@ -1,7 +1,7 @@
-"""The composition root of one worker process: everything is made and joined here.
+"""The composition root of one worker process.
 
-One asyncio loop holds the HTTP front, the gRPC front, the batchers and the models, so that a
-request needs no lock and no hand-off between its socket and its inference.
+One asyncio loop holds the HTTP front, the gRPC front, the batchers and the models, so a request
+needs no lock and no thread hand-off between its socket and its inference.
 """
 
 from __future__ import annotations
@@ -22,97 +22,87 @@ from typing import TYPE_CHECKING, NoReturn
 import flask
 
 from service.core.batching import Batcher, BatchLimits
+from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
-from service.http.answering import Answerer
+from service.http.answering import HttpApp
 from service.http.compression import Compression
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.observe import metrics
-from service.observe.metrics import Metrics
+from service.observe.metrics import Metrics, ModelMetrics
 from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
-from service.operations.inference import Operations
+from service.operations.digits import Digits
+from service.operations.inference import Inference
 from service.repository.models import Repository
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
     ROWS_OF_A_RUN,
-    ProviderUnavailable,
     Session,
     SessionOptions,
     cuda_is_built_in,
 )
-from service.runtime.shared_memory import Regions
+from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings, load
 
 if TYPE_CHECKING:
-    from granian.rsgi import HTTPProtocol, Scope
-
     from service.supervisor import Lifecycle
 
 log = logging.getLogger(__name__)
 
-_FLASK_THREADS = 8
 _METRICS_S = 0.5
 _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
 
 class Service:
-    """What both fronts stand on: models, operations, metrics. Belongs to one event loop."""
+    """The models, operations and metrics behind both fronts. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings, control_folder: Path | None = None) -> None:
+    def __init__(self, settings: Settings, state_folder: Path | None = None) -> None:
         self.settings = settings
         self.models_changed: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
         self.executor = ThreadPoolExecutor(thread_name_prefix="inference")
-        self._limits = BatchLimits(
-            settings.max_batch_size,
-            settings.max_queue,
-            settings.max_queue_delay / 1000,
-            settings.inline_budget / 1000,
+        limits = BatchLimits(
+            max_batch_size=settings.max_batch_size,
+            max_queue=settings.max_queue,
+            max_delay_s=settings.max_queue_delay / 1000,
+            inline_budget_s=settings.inline_budget / 1000,
         )
+
+        def make_batcher(name: str, version: str, session: Session) -> Batcher:
+            return Batcher(session, limits, self.executor, ModelMetrics(name, version))
+
         self.repository = Repository(
             settings.models,
             SessionOptions(
-                settings.provider,
-                settings.intra_op_threads,
-                settings.spinning,
-                max(settings.max_batch_size, ROWS_OF_A_RUN),
+                provider=settings.provider,
+                intra_op_threads=settings.intra_op_threads,
+                spinning=settings.spinning,
+                max_rows=max(settings.max_batch_size, ROWS_OF_A_RUN),
             ),
-            self._make_batcher,
-            self.executor,
-            settings.versions,
-            self._models_changed,
+            make_batcher=make_batcher,
+            executor=self.executor,
+            keep=settings.versions,
+            on_change=self._models_changed,
         )
-        regions = Regions(settings.shared_memory_regions, settings.max_request_bytes)
+        regions = SharedRegions(settings.shared_memory_regions, settings.max_request_bytes)
         self.administration = Administration(
-            self.repository, regions, settings, self._limits, control_folder
+            repository=self.repository,
+            regions=regions,
+            settings=settings,
+            limits=limits,
+            state_folder=state_folder,
         )
-        self.operations = Operations(
-            self.repository,
-            settings.model,
-            regions,
-            self.administration,
-            settings.max_image_pixels,
+        self.inference = Inference(self.repository, settings.model, regions)
+        self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)
+        self.http_app = HttpApp(
+            inference=self.inference,
+            digits=self.digits,
+            administration=self.administration,
+            recorder=self.recorder,
+            compression=Compression(settings.max_request_bytes, settings.compress_min_bytes),
         )
-        self.answerer = Answerer(
-            self.operations,
-            self.recorder,
-            Compression(settings.max_request_bytes, settings.compress_min_bytes),
-        )
-
-    def _make_batcher(self, name: str, version: str, session: Session) -> Batcher:
-        images, seconds, failures = self.metrics.batch_observer(name, version)
-
-        def on_batch(rows: int, elapsed: float) -> None:
-            images.observe(rows)
-            seconds.observe(elapsed)
-
-        def on_failure(error: Exception) -> None:
-            failures.inc()
-            log.error("Model %s version %s failed on a request: %s", name, version, error)
-
-        return Batcher(session, self._limits, self.executor, on_batch, on_failure)
 
     def _models_changed(self) -> None:
         loaded = {
@@ -123,16 +113,16 @@ class Service:
         self.models_changed()
 
     async def flush_metrics(self) -> None:
-        """Write the metrics down, for ever: a worker that is killed loses the last of them only."""
+        """Flush the metrics every half second, so a killed worker loses no more than that."""
         while True:
             await asyncio.sleep(_METRICS_S)
             metrics.flush()
 
     async def watch(self) -> None:
-        """Look for new versions, for ever."""
+        """Look for new versions every `poll_interval` seconds."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
-            await self.administration.control.catch_up()
+            await self.administration.shared_state.catch_up()
             try:
                 await self.repository.refresh()
             except ProviderUnavailable as error:
@@ -147,15 +137,21 @@ class Worker:
     HTTP front. Granian calls `__rsgi_del__` when the accepted HTTP requests are answered.
     """
 
-    def __init__(self, settings: Settings, lifecycle: Lifecycle, control_folder: Path) -> None:
+    def __init__(self, settings: Settings, lifecycle: Lifecycle, state_folder: Path) -> None:
         self._settings = settings
+        self._state_folder = state_folder
         self._lifecycle = lifecycle
-        self._control_folder = control_folder
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
+        self._http = HttpFront(
+            max_request_bytes=settings.max_request_bytes,
+            body_timeout=settings.body_timeout,
+            fast_lane=settings.fast_lane,
+        )
+        self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Load the models and open the gRPC port, before HTTP requests arrive."""
+        """Load the models and open the gRPC port; Granian accepts HTTP requests after this."""
         # Granian has just installed one handler for both signals. A second call of it blocks the
         # process if the first has not been taken up, so it must run once: from `_begin_stop`.
         self._stop_granian = signal.getsignal(signal.SIGINT)
@@ -171,10 +167,6 @@ class Worker:
         except (ProviderUnavailable, RuntimeError, OSError) as error:
             self._give_up(str(error))
 
-    async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
-        """Answer one HTTP request."""
-        await self._http(scope, protocol)
-
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Finish the accepted gRPC calls; Granian has already finished the HTTP requests."""
         loop.run_until_complete(asyncio.wait([self._begin_stop(loop)]))
@@ -188,8 +180,8 @@ class Worker:
     def _begin_stop(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
         if self._stopping is not None:
             return self._stopping
-        self._service.operations.stopping = True
-        self._service.administration.control.stop()
+        self._service.inference.stopping = True
+        self._service.administration.shared_state.stop()
         timeout = self._settings.stop_timeout
         self._stopping = loop.create_task(self._grpc.stop(timeout))
         loop.call_later(timeout + _SLACK_S, self._cut_off)
@@ -213,24 +205,25 @@ class Worker:
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        service = self._service = Service(settings, self._control_folder)
+        service = self._service = Service(settings, self._state_folder)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
         if explains_cpu and self._lifecycle.speaker.acquire(block=False):
             log.info("Models run on the CPU: %s.", BUILT_WITHOUT_CUDA)
-        # Modules and their like stay. A full collection that looks at them stops all for 35 ms,
-        # which was the 99th percentile of latency. Models come later: they may go again.
+        # Exclude everything imported so far from garbage collection: scanning it paused the worker
+        # for 35 ms, the 99th percentile of latency. Models load later and stay collectable.
         gc.freeze()
         await service.repository.refresh()
-        self._http = HttpFront(
-            service.answerer,
-            create_app(service.answerer, loop, settings.max_request_bytes),
-            ThreadPoolExecutor(_FLASK_THREADS, "flask"),
-            max_request_bytes=settings.max_request_bytes,
-            body_timeout=settings.body_timeout,
-            fast_lane=settings.fast_lane,
+        self._http.start(
+            service.http_app, create_app(service.http_app, loop, settings.max_request_bytes)
         )
-        self._grpc = GrpcFront(service.operations, service.recorder, settings)
+        self._grpc = GrpcFront(
+            inference=service.inference,
+            digits=service.digits,
+            administration=service.administration,
+            recorder=service.recorder,
+            settings=settings,
+        )
         self._accepts_requests = True
         await self._grpc.start()
         service.models_changed = self._grpc.publish_health
@@ -240,7 +233,7 @@ class Worker:
         self._say_ready()
 
     def _say_ready(self) -> None:
-        settings, state = self._settings, self._service.operations.readiness()
+        settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
         if state.ready:
             model = self._service.repository.get(settings.model)
@@ -254,14 +247,14 @@ class Worker:
             )
         else:
             log.warning(
-                "Not ready: %s mnist-train publishes one into %s; it is taken up by itself. %s.",
+                "Not ready: %s mnist-train publishes one into %s; the server then loads it. %s.",
                 state.reason,
                 settings.models.resolve(),
                 where,
             )
 
     def _give_up(self, reason: str) -> NoReturn:
-        """Stop the whole server: another worker would fail in the same way."""
+        """Stop the whole server: a respawned worker would fail in the same way."""
         log.error("Cannot start: %s.", reason)
         self._lifecycle.startup_failed.set()
         os.kill(os.getppid(), signal.SIGTERM)
@@ -270,7 +263,7 @@ class Worker:
 
 
 def flask_app() -> flask.Flask:
-    """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no fast lane."""
+    """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no RSGI front."""
     settings = load([])
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="loop", daemon=True).start()
@@ -281,4 +274,4 @@ def flask_app() -> flask.Flask:
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(service.answerer, loop, settings.max_request_bytes)
+    return create_app(service.http_app, loop, settings.max_request_bytes)

@@ -1,1 +1,1 @@
-"""The least that a server can be: bare callables around `session.run`, with no features at all."""
+"""Lower bounds for any server: bare callables around `session.run`, without features."""

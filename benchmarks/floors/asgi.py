@@ -1,4 +1,4 @@
-"""The floor of ASGI: a bare callable on Granian, with no framework."""
+"""The ASGI floor: a bare callable on Granian, without a framework."""
 
 from __future__ import annotations
 

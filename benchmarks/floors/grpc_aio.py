@@ -1,4 +1,4 @@
-"""The floor of gRPC: a bare grpc.aio servicer, one process a worker on one port."""
+"""The gRPC floor: a bare grpc.aio servicer, with one process per worker on one port."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 1)]
 
 
 class Servicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """ModelInfer with raw contents, and nothing else."""
+    """Only ModelInfer with raw contents."""
 
     def __init__(self) -> None:
         self._model = Model()
 
-    async def ModelInfer(  # noqa: N802 - the protocol's name
+    async def ModelInfer(  # noqa: N802 - the name in the protocol
         self, request: inference_pb2.ModelInferRequest, context: Any
     ) -> inference_pb2.ModelInferResponse:
         """Answer with logits and probabilities."""

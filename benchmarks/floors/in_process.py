@@ -1,4 +1,4 @@
-"""The limit: `session.run` in a loop, with no server at all. Prints one line of JSON."""
+"""The limit: `session.run` in a loop, without a server. Prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.floors.session import make_session
-from benchmarks.models import Pixels, test_images
+from benchmarks.served_models import Pixels, test_images
 
 
 def main() -> None:
-    """Arguments: images in a batch, and seconds of warm-up and of measuring."""
+    """Arguments: images per batch, seconds of warm-up, and seconds of measuring."""
     batch, warm_up, seconds = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
     session = make_session(Path(os.environ["MODEL_PATH"]))
     images = test_images(batch)

@@ -1,4 +1,4 @@
-"""The floor of HTTP: a bare RSGI callable on Granian."""
+"""The RSGI floor: a bare callable on Granian."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ model = Model()
 
 
 class App:
-    """Granian tells RSGI by this attribute."""
+    """Granian recognises RSGI by the attribute `__rsgi__`."""
 
     async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer every request with a prediction."""

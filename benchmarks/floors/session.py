@@ -1,4 +1,4 @@
-"""The ONNX Runtime session of every floor, and the answer to one body of raw pixels."""
+"""The ONNX Runtime session of every floor, and its answer to a body."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import onnxruntime as ort
 import orjson
 from PIL import Image
 
-from benchmarks.models import Pixels, Probabilities
+from benchmarks.served_models import Pixels, Probabilities
 
 
 def make_session(path: Path) -> ort.InferenceSession:
-    """A session on one thread, as every contender has it."""
+    """A session on one thread, like that of every contender."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -29,12 +29,12 @@ class Model:
         self._session = make_session(Path(os.environ["MODEL_PATH"]))
 
     def run(self, images: Pixels) -> tuple[Probabilities, Probabilities]:
-        """Logits and probabilities."""
+        """Logits and probabilities [N,10] of images [N,28,28]."""
         logits, probabilities = self._session.run(None, {"image": images})
         return logits, probabilities
 
     def answer(self, body: bytes, content_type: str) -> bytes:
-        """Raw pixels or a PNG in, the probabilities as JSON out."""
+        """The probabilities, as JSON, for raw pixels or a PNG."""
         if content_type == "image/png":
             images = np.asarray(Image.open(io.BytesIO(body)))[None]
         else:

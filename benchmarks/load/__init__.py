@@ -1,1 +1,1 @@
-"""The load generators: wrk and h2load as Debian has them, and an open loop of our own."""
+"""Load generators: Debian's wrk and h2load for closed loops, and an open loop of our own."""

@@ -1,8 +1,8 @@
-"""h2load: HTTP/2 in clear text in a closed loop, here with gRPC's frames as bodies.
+"""h2load: a closed loop over clear-text HTTP/2, with gRPC frames as bodies.
 
-h2load tells mean and deviation only, so percentiles come from its log of every request. It knows
-no trailers: an answer whose gRPC status is an error counts as success to it, and is told from a
-right one by its length.
+h2load reports mean and deviation only, so percentiles come from its log of every request. It
+ignores trailers: it counts an answer with a gRPC error as a success, so errors are identified by
+the length of the answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.load.result import Load, LoadError, run
-from benchmarks.wire import Body
+from benchmarks.wire_formats import Body
 
 
 def load(
@@ -29,7 +29,7 @@ def load(
 ) -> Load:
     """Keep connections x streams requests in flight. Raises LoadError.
 
-    `answer_bytes` is the length of a right answer, its frame included.
+    `answer_bytes` is the length of a right answer with its gRPC frame.
     """
     content, log = scratch / "body.bin", scratch / "h2load.log"
     content.write_bytes(body.content)
@@ -44,28 +44,31 @@ def load(
 
 
 def parse(output: str, log: str, answer_bytes: int) -> Load:
-    """Read h2load's report and its log. Raises LoadError.
+    """Parse h2load's report and its log. Raises LoadError.
 
-    The log's columns: start in microseconds, HTTP status, microseconds to the end of the answer.
+    The log's columns are the start in microseconds, the HTTP status, and the microseconds to the
+    end of the answer.
     """
     finished = re.search(r"finished in ([\d.]+)(us|ms|s|m), ", output)
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
     data = re.search(r"\((\d+)\) data", output)
     if finished is None or counts is None or data is None:
-        raise LoadError(f"h2load's report cannot be read: {output[-400:]!r}")
+        raise LoadError(f"h2load's report is unreadable: {output[-400:]!r}")
     rows = [line.split("\t") for line in log.splitlines()]
     times = [int(row[2]) for row in rows if len(row) >= 3 and row[1] == "200"]
     if not times:
-        said = [line for line in output.splitlines() if line.startswith(("requests:", "traffic:"))]
-        raise LoadError(f"h2load got no answer: {' '.join(said)}")
+        totals = [
+            line for line in output.splitlines() if line.startswith(("requests:", "traffic:"))
+        ]
+        raise LoadError(f"h2load got no answer: {' '.join(totals)}")
     succeeded, failed, errored, timeouts = map(int, counts.groups())
-    # At most: answers without the data of a right one. Rounded, for those cut by the end.
+    # Answers that lack the data of a right one; rounded, because the end of the run cuts some off.
     empty = max(0, round((succeeded * answer_bytes - int(data[1])) / answer_bytes))
     seconds = float(finished[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}[finished[2]]
     return Load(
-        succeeded - empty,
-        seconds,
-        float(np.percentile(times, 50)) / 1000,
-        float(np.percentile(times, 99)) / 1000,
-        max(failed, errored, timeouts) + empty,
+        requests=succeeded - empty,
+        seconds=seconds,
+        p50_ms=float(np.percentile(times, 50)) / 1000,
+        p99_ms=float(np.percentile(times, 99)) / 1000,
+        failed=max(failed, errored, timeouts) + empty,
     )

@@ -1,10 +1,10 @@
-"""An open loop: requests leave at a constant rate, whether or not answers come.
+"""An open loop: sends requests at a constant rate, whether or not answers arrive.
 
-Debian has no tool for this (wrk2 is not packaged; h2load's and hey's rates are per connection and
-wait for the answer before), so this is one. It does not omit what it ought to have measured
-("coordinated omission"): the latency of a request counts from the moment it was due, so that the
-time it waits for a free connection, or for this generator itself, is part of it. How late
-requests left is reported as well: where that is not small, the generator was too slow.
+Debian packages no such tool: wrk2 is missing, and the rates of h2load and hey are per connection
+and wait for the previous answer. This generator avoids coordinated omission: the latency of a
+request counts from the moment it was due, so it includes the wait for a free connection and for
+the generator itself. The generator also reports how late it sent requests; where that is not small,
+the generator was too slow.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.load.result import Load, LoadError, run
-from benchmarks.wire import Body
+from benchmarks.wire_formats import Body
 
-_PATIENCE_S = 10.0
+_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the generator's process is told, as JSON."""
+    """The generator's task; it reaches the generator's process as JSON."""
 
     port: int
     path: str
@@ -49,17 +49,25 @@ def load(
     core: int | None,
     scratch: Path,
 ) -> Load:
-    """Send `rate` requests a second over at most this many connections. Raises LoadError."""
+    """Send `rate` requests per second over at most this many connections. Raises LoadError."""
     content = scratch / "body.bin"
     content.write_bytes(body.content)
-    plan = Plan(port, path, str(content), body.headers, connections, rate, seconds)
+    plan = Plan(
+        port=port,
+        path=path,
+        body_file=str(content),
+        headers=body.headers,
+        connections=connections,
+        rate=rate,
+        seconds=seconds,
+    )
     command = [sys.executable, "-m", "benchmarks.load.open_loop", json.dumps(asdict(plan))]
-    output, used = run(command, core, seconds + _PATIENCE_S + 60)
+    output, used = run(command, core, seconds + _GRACE_S + 60)
     return Load(**json.loads(output))._replace(generator_cpu_seconds=used)
 
 
 class _Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection with at most one request on it."""
+    """One HTTP/1.1 connection with at most one request in flight."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
@@ -89,9 +97,9 @@ class _Connection(asyncio.Protocol):
 
 
 def answer_length(buffer: bytes | bytearray) -> int | None:
-    """Bytes of the first HTTP/1.1 answer in the buffer; None while that cannot be told.
+    """Length of the first HTTP/1.1 answer in the buffer; None while it is unknown.
 
-    Raises LoadError for an answer that ends with its connection, which leaves none to go on with.
+    Raises LoadError for an answer that ends with its connection, which cannot be reused.
     """
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
@@ -106,7 +114,7 @@ def answer_length(buffer: bytes | bytearray) -> int | None:
 
 
 def _chunked_length(buffer: bytes | bytearray, start: int) -> int | None:
-    """Where the chunks that start here end; None while they are not whole (no trailers)."""
+    """Where the chunks that start here end, without trailers; None while they are incomplete."""
     while (line_end := buffer.find(b"\r\n", start)) >= 0:
         size = int(bytes(buffer[start:line_end]).split(b";")[0], 16)
         start = line_end + 2 + size + 2
@@ -116,15 +124,15 @@ def _chunked_length(buffer: bytes | bytearray, start: int) -> int | None:
 
 
 class Generator:
-    """The schedule and what came of it."""
+    """Sends on schedule and records what happens."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         content = Path(plan.body_file).read_bytes()
-        head = [f"POST {plan.path} HTTP/1.1", f"host: 127.0.0.1:{plan.port}"]
-        head += [f"{name}: {value}" for name, value in plan.headers]
-        head += [f"content-length: {len(content)}", "", ""]
-        self.request = "\r\n".join(head).encode() + content
+        lines = [f"POST {plan.path} HTTP/1.1", f"host: 127.0.0.1:{plan.port}"]
+        lines += [f"{name}: {value}" for name, value in plan.headers]
+        lines += [f"content-length: {len(content)}", "", ""]
+        self.request = "\r\n".join(lines).encode() + content
         self._free: deque[_Connection] = deque()
         self._waiting: deque[float] = deque()
         self._times: list[float] = []
@@ -132,7 +140,7 @@ class Generator:
         self._finished = 0
 
     async def run(self) -> Load:
-        """Send everything, wait for the answers, and sum up."""
+        """Send every request, wait for the answers, and return the totals."""
         plan, loop = self._plan, asyncio.get_running_loop()
         for _ in range(plan.connections):
             _, connection = await loop.create_connection(
@@ -147,18 +155,18 @@ class Generator:
                 self._due(start + number / plan.rate)
             sent = due_by_now
             await asyncio.sleep(max(0.0, start + sent / plan.rate - perf_counter()))
-        end = perf_counter() + _PATIENCE_S
+        end = perf_counter() + _GRACE_S
         while self._finished < total and perf_counter() < end:
             await asyncio.sleep(0.005)
         seconds = perf_counter() - start
         if not self._times:
             raise LoadError("No request was answered.")
         return Load(
-            len(self._times),
-            seconds,
-            float(np.percentile(self._times, 50)) * 1000,
-            float(np.percentile(self._times, 99)) * 1000,
-            total - len(self._times),
+            requests=len(self._times),
+            seconds=seconds,
+            p50_ms=float(np.percentile(self._times, 50)) * 1000,
+            p99_ms=float(np.percentile(self._times, 99)) * 1000,
+            failed=total - len(self._times),
             p99_lateness_ms=float(np.percentile(self._lateness, 99)) * 1000,
         )
 
@@ -186,7 +194,7 @@ class Generator:
 
 
 def main() -> None:
-    """Run the plan given as JSON, print the Load as JSON."""
+    """Run a plan from JSON in the first argument; print the Load as JSON."""
     import uvloop
 
     plan = Plan(**json.loads(sys.argv[1]))

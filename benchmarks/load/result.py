@@ -1,4 +1,4 @@
-"""What every load generator tells."""
+"""What every load generator reports, and how its process is run."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import shutil
 import subprocess
 from typing import NamedTuple
 
-from benchmarks.processes import pinned
+from benchmarks.server_process import pinned
 
 _PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"}
 
 
 class LoadError(Exception):
-    """A load generator failed, or said nothing that could be read."""
+    """A load generator failed or its report is unreadable."""
 
 
 class Load(NamedTuple):
-    """One load: answered requests by second, latencies, and requests that failed."""
+    """One load: answered requests, its duration, latencies, and failed requests."""
 
     requests: int
     seconds: float
@@ -26,12 +26,12 @@ class Load(NamedTuple):
     p99_ms: float
     failed: int
     generator_cpu_seconds: float = 0.0
-    # Only of the open loop: how late requests left the generator, which is its own fault.
+    # Open loop only: how late the generator itself sent requests.
     p99_lateness_ms: float = 0.0
 
 
 def missing_tools() -> list[str]:
-    """Sentences that say what to install."""
+    """Sentences that name each missing tool and its package."""
     return [
         f"{tool} is missing: apt-get install {package}"
         for tool, package in _PACKAGES.items()
@@ -40,7 +40,7 @@ def missing_tools() -> list[str]:
 
 
 def run(command: list[str], core: int | None, within: float) -> tuple[str, float]:
-    """Run a generator: its output and the CPU seconds it used. Raises LoadError."""
+    """Run a generator; returns its output and the CPU seconds it used. Raises LoadError."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         done = subprocess.run(

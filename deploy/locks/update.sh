@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes the lock files that the images are built from: exact versions, with the hashes of all files.
-# Needs uv (pip install uv). Run it after a change of pyproject.toml's dependencies, or to upgrade.
+# Writes the lock files of the images: exact versions with the hashes of all files. Needs uv
+# (pip install uv). Run it after a change of the dependencies in pyproject.toml, or to upgrade.
 #
-#   CONSTRAINTS=FILE    hold some packages back
-#   TORCH_WHEELS=DIR    make train-cpu.txt as well, from a folder with PyTorch's own CPU build, which
-#                       no public package index but PyTorch's own has
+#   CONSTRAINTS=FILE    limit the versions of some packages
+#   TORCH_WHEELS=DIR    also write train-cpu.txt, from a folder with PyTorch's CPU build, which is
+#                       only in PyTorch's own package index
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 readonly X86_64='--python-platform x86_64-manylinux_2_28'
@@ -19,7 +19,7 @@ lock serve pyproject.toml --extra cpu --universal
 lock serve-gpu pyproject.toml --extra gpu $X86_64
 lock train pyproject.toml --extra cpu --extra train $X86_64 ${CONSTRAINTS:+-c "$CONSTRAINTS"}
 if [ -n "${TORCH_WHEELS:-}" ]; then
-  # Without torchvision, which must be of the same build; only --download needs it.
+  # Without torchvision, which would have to be of the same build; only --download needs it.
   lock train-cpu pyproject.toml --extra cpu --extra train $X86_64 --no-emit-package torchvision \
     --find-links "$TORCH_WHEELS" -c <(cd "$TORCH_WHEELS" && ls | sed -nE 's/^torch-([^-]+)-cp311.*/torch==\1/p')
 fi

@@ -1,16 +1,16 @@
-"""Makes a Docker Swarm stack of docker-compose.yml, with the same variables and .env.
+"""Turns docker-compose.yml into a Docker Swarm stack, with the same variables and .env.
 
     python3 deploy/swarm/stack.py [--profile observability] | docker stack deploy -c - mnist
 
-`docker stack deploy` takes only the older format 3.8 of Compose files, and a swarm is several
-machines, so this
-- leaves out what Swarm does by itself (build, depends_on, restart) or does not know (profiles,
+`docker stack deploy` reads only the older Compose format 3.8, and a swarm is several machines.
+Therefore this program
+- removes what Swarm does by itself (build, depends_on, restart) or does not know (profiles,
   security_opt);
-- makes Swarm configs of mounted files, which every node then gets; a changed file is a new config;
-- publishes ports on each node itself (mode host), one Envoy a node: callers keep their addresses,
-  and no IPVS is needed. Swarm knows no address to publish on (BIND): the ports are open on every
-  interface;
-- updates `serve` replica by replica, a new one first, and back to the old ones if it fails;
+- turns mounted files into Swarm configs, which reach every node; a changed file is a new config;
+- publishes the ports on each node (mode host), with one Envoy per node. Servers see the clients'
+  addresses, and no IPVS is needed. Swarm cannot publish on one address only (BIND): the ports are
+  open on every interface;
+- updates `serve` replica by replica, the new one first, with a rollback if it fails;
 - runs `train` once, and again if it fails.
 Needs PyYAML (apt-get install python3-yaml).
 """
@@ -32,13 +32,16 @@ Mapping = dict[str, Any]
 
 _LEFT_OUT = ("build", "depends_on", "restart", "profiles", "security_opt", "tmpfs")
 _ONE_BY_ONE = {"parallelism": 1, "order": "start-first", "delay": "3s", "monitor": "10s"}
+_ROLLBACK = {"failure_action": "rollback"}
 
 
 def main() -> int:
     """Print the stack."""
     parser = argparse.ArgumentParser(prog="stack.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--profile", action="append", default=[], help="of docker-compose.yml")
-    parser.add_argument("--replicas", type=int, default=2, help="of serve (default: 2)")
+    parser.add_argument(
+        "--profile", action="append", default=[], help="profile of docker-compose.yml to include"
+    )
+    parser.add_argument("--replicas", type=int, default=2, help="replicas of serve (default: 2)")
     options = parser.parse_args()
     text = interpolate((ROOT / "docker-compose.yml").read_text(), environment())
     print(yaml.safe_dump(stack_of(yaml.safe_load(text), options.profile, options.replicas)), end="")
@@ -46,18 +49,18 @@ def main() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Variables as Compose has them: the environment's, before those of .env."""
-    found: dict[str, str] = {}
+    """The variables that Compose would use: those of the environment win over those of .env."""
+    variables: dict[str, str] = {}
     if (ROOT / ".env").exists():
         for line in (ROOT / ".env").read_text().splitlines():
             name, equals, value = line.partition("=")
             if equals and not line.lstrip().startswith("#"):
-                found[name.strip()] = value.strip()
-    return found | dict(os.environ)
+                variables[name.strip()] = value.strip()
+    return variables | dict(os.environ)
 
 
 def interpolate(text: str, variables: dict[str, str]) -> str:
-    """Fill in ${NAME:-default}, the one form that docker-compose.yml uses."""
+    """Replace ${NAME:-default}, the only form that docker-compose.yml uses."""
 
     def value(match: re.Match[str]) -> str:
         return variables.get(match["name"]) or match["default"]
@@ -66,54 +69,54 @@ def interpolate(text: str, variables: dict[str, str]) -> str:
 
 
 def stack_of(compose: Mapping, profiles: list[str], replicas: int) -> Mapping:
-    """The stack of those services that need no profile, or one of these."""
-    made: Mapping = {"version": "3.8", "services": {}, "configs": {}}
+    """The stack of the services that are in no profile, or in one of `profiles`."""
+    stack: Mapping = {"version": "3.8", "services": {}, "configs": {}}
     for name, service in compose["services"].items():
-        needed = service.get("profiles")
-        if not needed or set(needed) & set(profiles):
-            made["services"][name] = _service(name, service, made["configs"], replicas)
-    used = [each for service in made["services"].values() for each in service.get("volumes", [])]
-    volumes = {each.split(":")[0] for each in used if isinstance(each, str)}
-    made["volumes"] = {k: v for k, v in compose["volumes"].items() if k in volumes}
-    secrets = {s for service in made["services"].values() for s in service.get("secrets", [])}
-    made["secrets"] = {
-        name: {"file": str(ROOT / each["file"])}
-        for name, each in compose["secrets"].items()
+        service_profiles = service.get("profiles")
+        if not service_profiles or set(service_profiles) & set(profiles):
+            stack["services"][name] = _service(name, service, stack["configs"], replicas)
+    services = stack["services"].values()
+    mounts = [mount for service in services for mount in service.get("volumes", [])]
+    volumes = {mount.split(":")[0] for mount in mounts if isinstance(mount, str)}
+    stack["volumes"] = {k: v for k, v in compose["volumes"].items() if k in volumes}
+    secrets = {secret for service in services for secret in service.get("secrets", [])}
+    stack["secrets"] = {
+        name: {"file": str(ROOT / secret["file"])}
+        for name, secret in compose["secrets"].items()
         if name in secrets
     }
-    return made
+    return stack
 
 
 def _service(name: str, service: Mapping, configs: Mapping, replicas: int) -> Mapping:
-    made = {key: value for key, value in service.items() if key not in _LEFT_OUT}
-    deploy = made["deploy"] = dict(made.get("deploy", {}))
-    # All tasks' addresses under the service's name, as Compose has it: Envoy balances.
+    task = {key: value for key, value in service.items() if key not in _LEFT_OUT}
+    deploy = task["deploy"] = dict(task.get("deploy", {}))
+    # The service's name resolves to the addresses of all tasks, as in Compose: Envoy balances.
     deploy["endpoint_mode"] = "dnsrr"
     if name == "train":
-        # Engines know jobs, but not every `stack deploy` does. What has succeeded stays stopped.
+        # Engines have jobs, but not every `stack deploy` does. A task that succeeded stays stopped.
         deploy["restart_policy"] = {"condition": "on-failure", "delay": "10s", "max_attempts": 5}
     elif name == "serve":
-        deploy |= {"replicas": replicas, "update_config": _ONE_BY_ONE | _BACK}
+        deploy |= {"replicas": replicas, "update_config": _ONE_BY_ONE | _ROLLBACK}
         deploy["rollback_config"] = _ONE_BY_ONE
-        # Until `train` is done there is no model, and no server is ready; nothing waits for it.
-        made["healthcheck"] = service["healthcheck"] | {"start_period": "600s"}
+        # No server is ready before `train` has published a model, and Swarm has no depends_on.
+        task["healthcheck"] = service["healthcheck"] | {"start_period": "600s"}
     elif name == "envoy":
         deploy["mode"] = "global"
-        deploy["update_config"] = {"order": "stop-first"} | _BACK  # two cannot have one port
-    made["ports"] = [_port(each) for each in service.get("ports", [])]
-    # `stack deploy` passes over the short form without a word, and /tmp would be read-only.
-    made["volumes"] = [{"type": "tmpfs", "target": each} for each in service.get("tmpfs", [])]
-    made["configs"] = []
+        deploy["update_config"] = {
+            "order": "stop-first"
+        } | _ROLLBACK  # two Envoys cannot share a port
+    task["ports"] = [_port(published) for published in service.get("ports", [])]
+    # `stack deploy` silently ignores the short form, and /tmp would be read-only.
+    task["volumes"] = [{"type": "tmpfs", "target": path} for path in service.get("tmpfs", [])]
+    task["configs"] = []
     for volume in service.get("volumes", []):
         source, target, *_ = volume.split(":")
         if source.startswith("./"):
-            made["configs"] += _configs(ROOT / source, target, configs)
+            task["configs"] += _configs(ROOT / source, target, configs)
         else:
-            made["volumes"].append(volume)
-    return {key: value for key, value in made.items() if value not in ([], {})}
-
-
-_BACK = {"failure_action": "rollback"}
+            task["volumes"].append(volume)
+    return {key: value for key, value in task.items() if value not in ([], {})}
 
 
 def _port(published: str) -> Mapping:
@@ -123,15 +126,15 @@ def _port(published: str) -> Mapping:
 
 def _configs(path: Path, target: str, configs: Mapping) -> list[Mapping]:
     """Configs for one file, or for all files of a folder."""
-    made = []
+    mounts = []
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         inside = Path(target) / file.relative_to(path) if path.is_dir() else Path(target)
-        # A config cannot be changed: another content is another one.
+        # Configs are immutable: new content needs a new name.
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
         name = f"{re.sub(r'[^a-z0-9]+', '-', file.name.lower())}-{digest}"
         configs[name] = {"file": str(file), "name": name}
-        made.append({"source": name, "target": str(inside), "mode": 0o444})
-    return made
+        mounts.append({"source": name, "target": str(inside), "mode": 0o444})
+    return mounts
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Adaptive batching: what is waiting when the model becomes free goes together.
+"""Adaptive batching: everything queued when the model becomes free runs as one batch.
 
-No request waits for company unless `max_delay_s` says so: the first one to arrive asks the event
-loop for a turn, and whatever has arrived by then is one batch. Short inference runs on the loop
-itself, with no thread hand-off; what would hold up the loop for longer than the budget runs in a
-thread (ONNX Runtime releases the GIL), and the queue fills meanwhile.
+Strategy: the first request schedules a turn for the next iteration of the event loop, and whatever
+has been queued by then forms the batch, up to `max_batch_size` rows. Nothing waits longer unless
+`max_delay_s` is set, so an idle server adds no delay. Runs that are expected to be short happen on
+the loop itself, without a thread hand-off. Longer ones would hold up the loop, so they run in a
+thread (ONNX Runtime releases the GIL), and the queue fills meanwhile. If a batch fails, each of its
+requests runs again alone, because one bad request must not fail the others.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ class Runnable(Protocol):
 
     batchable: bool
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Outputs for inputs, rows along dimension 0."""
+    def run(self, inputs: Sequence[Array], /) -> list[Array]:
+        """The outputs for these inputs, rows along dimension 0."""
 
     def expected_seconds(self, rows: int) -> float:
-        """Estimate of the time of one run."""
+        """Estimate how long a run of this many rows takes."""
 
 
 class BatchLimits(NamedTuple):
-    """What of the settings concerns batching; times in seconds, sizes in rows (images)."""
+    """The settings of a batcher; times in seconds, sizes in rows (images)."""
 
     max_batch_size: int = 64
     max_queue: int = 4096
@@ -43,30 +45,35 @@ class BatchLimits(NamedTuple):
     inline_budget_s: float = 0.001
 
 
-class _Waiting(NamedTuple):
+class _Queued(NamedTuple):
+    """A request in the queue; `deadline` and `arrived` in the batcher's clock."""
+
     inputs: Sequence[Array]
     rows: int
     deadline: float | None
     outputs: asyncio.Future[list[Array]]
-    arrived: float  # perf_counter(), as the times of a run are
+    arrived: float
 
 
-class _Ran(NamedTuple):
-    """A run: the outputs of each request in it, or what the model raised on its only one.
+class _RunResult(NamedTuple):
+    """The outputs of each request of a run, or what the model raised on its only request.
 
-    `times` are those of its start, its inputs joined, the inference done, its outputs split.
+    The times are those of the run's start, inputs joined, inference done and outputs split.
     """
 
-    batch: list[_Waiting]
-    result: list[list[Array]] | Exception
-    times: tuple[float, float, float, float]
+    batch: list[_Queued]
+    outputs: list[list[Array]] | Exception
+    start: float
+    joined: float
+    inferred: float
+    split: float
 
 
 class Batcher:
     """The queue in front of one session. Lives on one event loop; not thread-safe.
 
-    `on_batch(rows, seconds)` is told of every run; `on_failure(error)` of every run that raised;
-    `statistics` has where the time went.
+    `statistics` is told of every run and of every request that gets no outputs. `clock` returns
+    seconds and must agree with the event loop's time, in which deadlines are given.
     """
 
     def __init__(
@@ -74,23 +81,22 @@ class Batcher:
         session: Runnable,
         limits: BatchLimits,
         executor: Executor,
-        on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
-        on_failure: Callable[[Exception], None] = lambda error: None,
+        statistics: ModelStatistics | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._limits = limits
         self._executor = executor
-        self._on_batch = on_batch
-        self._on_failure = on_failure
-        self.statistics = ModelStatistics()
-        self._queue: deque[_Waiting] = deque()
+        self.statistics = statistics or ModelStatistics()
+        self._clock = clock
+        self._queue: deque[_Queued] = deque()
         self._queued_rows = 0
-        self._turn_asked = False
+        self._turn_scheduled = False
         self._in_thread = False
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait at this moment."""
+        """Rows in the queue at this moment."""
         return self._queued_rows
 
     def submit(
@@ -100,10 +106,10 @@ class Batcher:
 
         Raises Overloaded at once if the queue is full. The future fails with DeadlineExceeded if
         `deadline` (loop time) passes before inference, with InternalError if the model fails.
-        Cancelling the future takes the rows out of the queue.
+        Cancelling the future removes its rows from the queue.
         """
         if self._queued_rows + rows > self._limits.max_queue:
-            self._forget_cancelled()
+            self._drop_cancelled()
         if self._queued_rows and self._queued_rows + rows > self._limits.max_queue:
             self.statistics.failed(0.0)
             raise Overloaded(
@@ -111,145 +117,136 @@ class Batcher:
             )
         loop = asyncio.get_running_loop()
         outputs: asyncio.Future[list[Array]] = loop.create_future()
-        self._queue.append(_Waiting(inputs, rows, deadline, outputs, time.perf_counter()))
+        self._queue.append(_Queued(inputs, rows, deadline, outputs, arrived=self._clock()))
         self._queued_rows += rows
-        if not self._turn_asked and not self._in_thread:
-            self._turn_asked = True
+        if not self._turn_scheduled and not self._in_thread:
+            self._turn_scheduled = True
             if self._limits.max_delay_s:
                 loop.call_later(self._limits.max_delay_s, self._turn)
             else:
                 loop.call_soon(self._turn)
         return outputs
 
-    def _forget_cancelled(self) -> None:
-        for waiting in self._queue:
-            if waiting.outputs.done():
-                self._given_up(waiting)
-        self._queue = deque(waiting for waiting in self._queue if not waiting.outputs.done())
-        self._queued_rows = sum(waiting.rows for waiting in self._queue)
-
-    def _given_up(self, waiting: _Waiting) -> None:
-        self.statistics.failed(time.perf_counter() - waiting.arrived)
+    def _drop_cancelled(self) -> None:
+        waiting = [queued for queued in self._queue if not queued.outputs.done()]
+        for queued in self._queue:
+            if queued.outputs.done():
+                self.statistics.failed(self._clock() - queued.arrived)
+        self._queue = deque(waiting)
+        self._queued_rows = sum(queued.rows for queued in waiting)
 
     def _turn(self) -> None:
-        self._turn_asked = False
+        self._turn_scheduled = False
         batch = self._take()
         if not batch:
             return
-        rows = sum(waiting.rows for waiting in batch)
+        rows = sum([queued.rows for queued in batch])
         if self._session.expected_seconds(rows) <= self._limits.inline_budget_s:
             self._finish(self._run(batch))
-            self._next_turn()
             return
-        loop = asyncio.get_running_loop()
+
+        def back_on_the_loop(done: asyncio.Future[list[_RunResult]]) -> None:
+            self._in_thread = False
+            self._finish(done.result())
+
         self._in_thread = True
-        running = loop.run_in_executor(self._executor, self._run, batch)
-        running.add_done_callback(self._back_from_thread)
+        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, batch)
+        running.add_done_callback(back_on_the_loop)
 
-    def _back_from_thread(self, done: asyncio.Future[list[_Ran]]) -> None:
-        self._in_thread = False
-        self._finish(done.result())
-        self._next_turn()
+    def _take(self) -> list[_Queued]:
+        """Take the next batch: at least one request, joined up to max_batch_size rows.
 
-    def _next_turn(self) -> None:
-        # Through the loop rather than in a `while`: others get their turn between two batches.
-        if self._queue and not self._turn_asked:
-            self._turn_asked = True
-            asyncio.get_running_loop().call_soon(self._turn)
-
-    def _take(self) -> list[_Waiting]:
-        """The next batch: at least one request, joined up to max_batch_size rows."""
-        batch: list[_Waiting] = []
+        Cancelled and expired requests are dropped, so they cost no inference.
+        """
+        batch: list[_Queued] = []
         rows = 0
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         while self._queue:
-            waiting = self._queue[0]
-            gone = waiting.outputs.done()
-            late = waiting.deadline is not None and waiting.deadline <= now
-            if not gone and not late and batch:
-                room = rows + waiting.rows <= self._limits.max_batch_size
-                if not room or not self._session.batchable:
+            queued = self._queue[0]
+            cancelled = queued.outputs.done()
+            expired = queued.deadline is not None and queued.deadline <= now
+            if batch and not cancelled and not expired:
+                fits = rows + queued.rows <= self._limits.max_batch_size
+                if not fits or not self._session.batchable:
                     break
             self._queue.popleft()
-            self._queued_rows -= waiting.rows
-            if gone:
-                self._given_up(waiting)
+            self._queued_rows -= queued.rows
+            if cancelled or expired:
+                self.statistics.failed(now - queued.arrived)
+                if not cancelled:
+                    queued.outputs.set_exception(
+                        DeadlineExceeded("The deadline passed while the request was waiting.")
+                    )
                 continue
-            if late:
-                self._given_up(waiting)
-                waiting.outputs.set_exception(
-                    DeadlineExceeded("The deadline passed while the request was waiting.")
-                )
-                continue
-            batch.append(waiting)
-            rows += waiting.rows
+            batch.append(queued)
+            rows += queued.rows
         return batch
 
-    def _run(self, batch: list[_Waiting]) -> list[_Ran]:
-        """One run for the whole batch; if that fails, one for each of its members.
-
-        A batch that failed may have one bad member: the others must not pay for it.
-        """
-        start = joined = time.perf_counter()
+    def _run(self, batch: list[_Queued]) -> list[_RunResult]:
+        """Run the batch; if that fails, run each of its requests alone. Called on any thread."""
+        start = joined = self._clock()
         try:
             if len(batch) == 1:
                 parts = [self._session.run(batch[0].inputs)]
-                inferred = done = time.perf_counter()
+                inferred = split = self._clock()
             else:
-                columns = zip(*(waiting.inputs for waiting in batch), strict=True)
+                columns = zip(*(queued.inputs for queued in batch), strict=True)
                 inputs = [np.concatenate(column) for column in columns]
-                joined = time.perf_counter()
+                joined = self._clock()
                 outputs = self._session.run(inputs)
-                inferred = time.perf_counter()
-                parts = _split(outputs, batch)
-                done = time.perf_counter()
-        except Exception as error:  # whatever ONNX Runtime raises must reach a caller
+                inferred = self._clock()
+                parts = _split(outputs, [queued.rows for queued in batch])
+                split = self._clock()
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
             if len(batch) == 1:
-                return [_Ran(batch, error, (start,) * 4)]
-            return [ran for waiting in batch for ran in self._run([waiting])]
-        return [_Ran(batch, parts, (start, joined, inferred, done))]
+                return [_RunResult(batch, error, start, start, start, start)]
+            return [result for queued in batch for result in self._run([queued])]
+        return [_RunResult(batch, parts, start, joined, inferred, split)]
 
-    def _finish(self, runs: list[_Ran]) -> None:
-        for batch, result, times in runs:
-            if isinstance(result, Exception):
-                self._given_up(batch[0])
-                self._on_failure(result)
+    def _finish(self, results: list[_RunResult]) -> None:
+        """Give each request its outputs, and schedule the next turn if others are waiting."""
+        for batch, outputs_of_each, start, joined, inferred, split in results:
+            if isinstance(outputs_of_each, Exception):
+                self.statistics.failed(self._clock() - batch[0].arrived)
+                self.statistics.run_failed(outputs_of_each)
                 if not batch[0].outputs.done():
                     batch[0].outputs.set_exception(InternalError("The model failed on this input."))
                 continue
-            start, joined, inferred, done = times
-            rows = sum(waiting.rows for waiting in batch)
-            self._on_batch(rows, done - start)
-            answered, arrivals = 0, 0.0
-            for waiting, outputs in zip(batch, result, strict=True):
-                if waiting.outputs.done():
-                    self._given_up(waiting)
+            rows, answered, arrivals = 0, 0, 0.0
+            for queued, outputs in zip(batch, outputs_of_each, strict=True):
+                rows += queued.rows
+                if queued.outputs.done():  # cancelled during the run
+                    self.statistics.failed(self._clock() - queued.arrived)
                     continue
-                waiting.outputs.set_result(outputs)
+                queued.outputs.set_result(outputs)
                 answered += 1
-                arrivals += waiting.arrived
+                arrivals += queued.arrived
             self.statistics.ran(
                 BatchRun(
-                    answered,
-                    rows,
-                    answered * done - arrivals,
-                    answered * start - arrivals,
-                    joined - start,
-                    inferred - joined,
-                    done - inferred,
+                    requests=answered,
+                    rows=rows,
+                    answered=answered * split - arrivals,
+                    queued=answered * start - arrivals,
+                    joining=joined - start,
+                    inference=inferred - joined,
+                    splitting=split - inferred,
                 )
             )
+        # Through the loop rather than in a `while`: others get their turn between two batches.
+        if self._queue and not self._turn_scheduled:
+            self._turn_scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
 
 
-def _split(outputs: list[Array], batch: list[_Waiting]) -> list[list[Array]]:
-    rows = sum(waiting.rows for waiting in batch)
+def _split(outputs: list[Array], rows_of_each: list[int]) -> list[list[Array]]:
+    rows = sum(rows_of_each)
     if any(len(output) != rows for output in outputs):
-        # Its shapes promised a row for a row. Alone, each request gets all of its outputs.
+        # The model's shapes promised one output row per input row. Run alone, each request gets
+        # all of its outputs.
         raise RuntimeError("the model gives outputs of another batch size than its inputs")
     parts: list[list[Array]] = []
     start = 0
-    for waiting in batch:
-        end = start + waiting.rows
-        parts.append([output[start:end] for output in outputs])
-        start = end
+    for count in rows_of_each:
+        parts.append([output[start : start + count] for output in outputs])
+        start += count
     return parts

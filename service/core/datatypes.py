@@ -1,7 +1,7 @@
-"""The datatypes of the Open Inference Protocol, and the two of them that numpy does not have.
+"""The datatypes of the Open Inference Protocol, including the two that numpy lacks.
 
-BF16 tensors are held as uint16 arrays of their bits. BYTES tensors are held as object arrays of
-`str`: the only tensors of bytes that a model takes are ONNX strings, and those are UTF-8.
+A BF16 tensor is a uint16 array of its bits. A BYTES tensor is an object array of `str`: the only
+tensors of bytes that a model takes are ONNX strings, and those are UTF-8.
 
 Source: Open Inference Protocol (KServe V2), "Tensor Data Types"; Triton's binary tensor data
 extension for the layout of BYTES.
@@ -19,14 +19,14 @@ import numpy.typing as npt
 from service.core.errors import InvalidArgument
 
 Array = npt.NDArray[Any]
-# What arrives on a socket: bytes, or a part of them without a copy.
+# Bytes as they arrive on a socket, or a view of a part of them.
 Buffer = bytes | memoryview
 
 BF16 = "BF16"
 BYTES = "BYTES"
 _LENGTH = struct.Struct("<I")
 
-# Protocol name -> numpy dtype; little-endian as the protocol says for raw contents.
+# Protocol name -> numpy dtype. The protocol makes raw contents little-endian.
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("u1"),
@@ -46,11 +46,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def to_bfloat16(array: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
-    """Round doubles to bfloat16, ties to even; the bits as uint16. NaN must not be among them."""
+    """Round doubles to bfloat16, ties to even. Returns the bits as uint16; NaN is not supported."""
     with np.errstate(over="ignore"):
         single = array.astype(np.float32)
     bits = single.view(np.uint32).copy()
-    # By way of float32, but once only: to odd, so that no tie is made that was none.
+    # Rounding to float32 first could create a tie that was not there, so float32 is rounded to odd.
     exact = single.astype(np.float64)
     bits[np.abs(exact) > np.abs(array)] -= 1
     bits[exact != array] |= 1
@@ -63,30 +63,30 @@ def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
 
 
 def strings(field: str, elements: Iterable[Any]) -> Array:
-    """Elements of a BYTES tensor, `str` or bytes of UTF-8, as a flat object array of `str`.
+    """Elements of a BYTES tensor, `str` or UTF-8 bytes, as a flat object array of `str`.
 
-    Raises InvalidArgument, naming `field`, for an element of another kind or encoding.
+    Raises InvalidArgument, naming `field`, for an element of another type or encoding.
     """
-    made: list[str] = []
+    texts: list[str] = []
     for element in elements:
         if isinstance(element, str):
-            made.append(element)
+            texts.append(element)
             continue
         if not isinstance(element, bytes):
-            raise InvalidArgument(f"{field} must hold nothing but strings.")
+            raise InvalidArgument(f"{field} must hold only strings.")
         try:
-            made.append(element.decode())
+            texts.append(element.decode())
         except UnicodeDecodeError:
-            raise InvalidArgument(f"{field}: element {len(made)} is not UTF-8.") from None
-    array = np.empty(len(made), object)
-    array[:] = made
+            raise InvalidArgument(f"{field}: element {len(texts)} is not UTF-8.") from None
+    array = np.empty(len(texts), object)
+    array[:] = texts
     return array
 
 
 def split_bytes(field: str, raw: Buffer, count: int) -> list[bytes]:
-    """The `count` elements of raw BYTES contents: each its length as uint32, then its bytes.
+    """Up to `count` elements of raw BYTES contents; each is a uint32 length, then its bytes.
 
-    Raises InvalidArgument, naming `field`, if they are more, or end inside an element.
+    Raises InvalidArgument, naming `field`, for more elements or an element that is cut off.
     """
     elements: list[bytes] = []
     position, end = 0, len(raw)

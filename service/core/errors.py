@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a caller, each kind with both its status codes, once.
+"""Every error that a client can receive, each with its HTTP status and gRPC code.
 
 HTTP and gRPC only look the codes up; no handler writes a status number.
 """
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """A failure that the caller is told about; the message is one sentence for people.
+    """A failure that is reported to the client; the message is one sentence for people.
 
     The gRPC codes are the names of https://grpc.io/docs/guides/status-codes/.
     """
@@ -23,24 +23,24 @@ class ServiceError(Exception):
 
 
 class InternalError(ServiceError):
-    """The server's own fault; details are in its log, under the request id."""
+    """An error in the server itself. Its log has the details, under the request id."""
 
 
 class InvalidArgument(ServiceError):
-    """The request itself is wrong: sending it again will fail again."""
+    """The request is wrong; sending it again will fail again."""
 
     http_status = 400
     grpc_code = "INVALID_ARGUMENT"
 
 
 class RequestTooLarge(InvalidArgument):
-    """The body, the image or the batch is over a limit."""
+    """The body, the image or the batch exceeds a limit."""
 
     http_status = 413
 
 
 class UnsupportedMediaType(InvalidArgument):
-    """The content type is not one that this endpoint reads."""
+    """The endpoint does not read this content type."""
 
     http_status = 415
 
@@ -52,18 +52,18 @@ class RequestTimeout(InvalidArgument):
 
 
 class NotFound(ServiceError):
-    """What the caller names is not there."""
+    """The thing that the request names does not exist."""
 
     http_status = 404
     grpc_code = "NOT_FOUND"
 
 
 class ModelNotFound(NotFound):
-    """No such model, or no such version of it, is loaded."""
+    """The model, or this version of it, is not loaded."""
 
 
-class LoadFailed(ServiceError):
-    """A model that was to be loaded cannot be; what was loaded of it before still is."""
+class ModelLoadError(ServiceError):
+    """A model cannot be loaded. Versions of it that were loaded before stay loaded."""
 
     http_status = 400
     grpc_code = "FAILED_PRECONDITION"
@@ -77,28 +77,28 @@ class AlreadyExists(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The settings of this server do not allow it."""
+    """The settings of this server do not allow the request."""
 
     http_status = 403
     grpc_code = "PERMISSION_DENIED"
 
 
 class Unimplemented(ServiceError):
-    """The protocol has it, this server does not."""
+    """The protocol defines it, but this server does not implement it."""
 
     http_status = 501
     grpc_code = "UNIMPLEMENTED"
 
 
 class Unavailable(ServiceError):
-    """Something that is needed does not answer: try again."""
+    """A part of the server does not respond; try again."""
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
 
 
 class Overloaded(ServiceError):
-    """The queue is full: try again a little later, or elsewhere."""
+    """The queue is full; try again a little later, or on another server."""
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
@@ -106,21 +106,28 @@ class Overloaded(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The caller's deadline or timeout passed before the answer was there."""
+    """The client's deadline or timeout passed before the answer was ready."""
 
     http_status = 504
     grpc_code = "DEADLINE_EXCEEDED"
 
 
 class NoSuchEndpoint(ServiceError):
-    """Nothing is at this path."""
+    """No endpoint has this path."""
 
     http_status = 404
     grpc_code = "UNIMPLEMENTED"
 
 
 class MethodNotAllowed(ServiceError):
-    """The path exists, the method does not."""
+    """The path exists, but does not accept this method."""
 
     http_status = 405
     grpc_code = "UNIMPLEMENTED"
+
+
+class ProviderUnavailable(Exception):
+    """The execution provider that the settings require does not work on this machine.
+
+    Not a ServiceError: it is for the operator. A server that starts stops with it.
+    """

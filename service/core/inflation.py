@@ -1,4 +1,4 @@
-"""Undoing gzip and deflate, with a bound on what comes out.
+"""Decompresses gzip and deflate, with a limit on the size of the result.
 
 `deflate` is the zlib format (RFC 1950), in HTTP (RFC 9110, 8.4.1) as in gRPC.
 """
@@ -9,27 +9,27 @@ import zlib
 
 from service.core.errors import InvalidArgument, RequestTooLarge
 
-# zlib's window bits, by which it knows the format.
+# zlib selects the format by its window bits.
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-# Each costs a copy of the ones after it.
-_MOST_MEMBERS = 64
+# Every member costs a copy of all bytes behind it.
+_MAX_MEMBERS = 64
 
 
 def inflate(content: bytes, encoding: str, limit: int) -> bytes:
-    """The content as it was before it was compressed.
+    """Decompress `content`, whose `encoding` is a key of WINDOW_BITS.
 
-    Raises RequestTooLarge if that is more than `limit` bytes, InvalidArgument if it is damaged.
+    Raises RequestTooLarge if the result exceeds `limit` bytes, InvalidArgument if it is damaged.
     """
-    made = bytearray()
+    inflated = bytearray()
     members = 0
     try:
-        while content:  # gzip allows several members, one after the other (RFC 1952, 2.2)
+        while content:  # a gzip file may consist of several members (RFC 1952, 2.2)
             members += 1
-            if members > _MOST_MEMBERS:
-                raise InvalidArgument(f"The body has more than {_MOST_MEMBERS} {encoding} members.")
+            if members > _MAX_MEMBERS:
+                raise InvalidArgument(f"The body has more than {_MAX_MEMBERS} {encoding} members.")
             stream = zlib.decompressobj(WINDOW_BITS[encoding])
-            made += stream.decompress(content, limit + 1 - len(made))
-            if len(made) > limit:
+            inflated += stream.decompress(content, limit + 1 - len(inflated))
+            if len(inflated) > limit:
                 raise RequestTooLarge(
                     f"The body is larger than {limit} bytes once decompressed (max_request_bytes)."
                 )
@@ -38,4 +38,4 @@ def inflate(content: bytes, encoding: str, limit: int) -> bytes:
             content = stream.unused_data
     except zlib.error as error:
         raise InvalidArgument(f"The body is not valid {encoding}: {error}.") from None
-    return bytes(made)
+    return bytes(inflated)

@@ -1,7 +1,7 @@
-"""An inference request and its answer as plain values: what every transport decodes to.
+"""An inference request and its response as plain values, the same for every transport.
 
-A transport turns its bytes into an `InferRequest` without copying tensors, and an `InferResponse`
-back into bytes. Parameters are dictionaries of plain values by then, so that their meaning is
+A transport decodes its bytes into an `InferRequest`, without copying tensors, and encodes an
+`InferResponse`. Parameters arrive here as dictionaries of plain values, so their meaning is defined
 here, once.
 
 Source: Open Inference Protocol (KServe V2), "Inference Request Object"; the parameters are those
@@ -21,8 +21,8 @@ Parameters = Mapping[str, Parameter]
 NO_PARAMETERS: Parameters = {}
 
 
-class Region(NamedTuple):
-    """A part of a registered shared memory region; offset and size in bytes."""
+class RegionSlice(NamedTuple):
+    """A slice of a registered shared memory region; offset and size in bytes."""
 
     name: str
     offset: int
@@ -30,32 +30,32 @@ class Region(NamedTuple):
 
 
 class InputTensor(NamedTuple):
-    """A tensor as it came: `raw` little-endian bytes, `values` nested or flat, or in a region."""
+    """An input as it arrived: `raw` little-endian bytes, `values` nested or flat, or a region."""
 
     name: str
     datatype: str
     shape: Sequence[int]
     raw: Buffer | None = None
     values: Any = None
-    region: Region | None = None
+    region: RegionSlice | None = None
 
 
 class RequestedOutput(NamedTuple):
-    """An output that is wanted: whole, or its `classification` largest values with their labels.
+    """An output to return: whole, or its `top_classes` largest values with their labels.
 
-    With a region its contents are written there instead of into the answer.
+    With a region, its contents are written there instead of into the response.
     """
 
     name: str
-    classification: int = 0
-    region: Region | None = None
+    top_classes: int = 0
+    region: RegionSlice | None = None
 
 
 class InferRequest(NamedTuple):
     """A request of the Open Inference Protocol.
 
-    `outputs` empty means all of them; `deadline` is in the event loop's time; `size` is in bytes
-    what its `values` came in.
+    Without `outputs` all of them are returned. `deadline` is in the event loop's time. `size` is
+    the number of bytes from which its `values` were parsed.
     """
 
     model: str
@@ -69,16 +69,16 @@ class InferRequest(NamedTuple):
 
 
 class OutputTensor(NamedTuple):
-    """A tensor of the answer; `region` says where its contents are if they are not to be sent."""
+    """An output of the response; with a `region`, its contents are there and are not sent."""
 
     name: str
     datatype: str
     array: Array
-    region: Region | None = None
+    region: RegionSlice | None = None
 
 
 class InferResponse(NamedTuple):
-    """The answer to an InferRequest."""
+    """The response to an InferRequest."""
 
     model: str
     version: str
@@ -86,10 +86,10 @@ class InferResponse(NamedTuple):
     outputs: list[OutputTensor]
 
 
-def region_of(field: str, parameters: Parameters) -> Region | None:
-    """The shared memory that the parameters of a tensor name, if they do.
+def region_of(field: str, parameters: Parameters) -> RegionSlice | None:
+    """The shared memory that the parameters of a tensor name, or None.
 
-    Raises InvalidArgument, naming `field`, where they do so in part or in the wrong types.
+    Raises InvalidArgument, naming `field`, if a parameter is missing or has the wrong type.
     """
     name = parameters.get("shared_memory_region")
     if name is None:
@@ -99,19 +99,22 @@ def region_of(field: str, parameters: Parameters) -> Region | None:
     size = _whole(field, parameters, "shared_memory_byte_size")
     if not size:
         raise InvalidArgument(f"{field}: shared_memory_byte_size is missing or 0.")
-    return Region(name, _whole(field, parameters, "shared_memory_offset"), size)
+    return RegionSlice(name, _whole(field, parameters, "shared_memory_offset"), size)
 
 
-def classification_of(field: str, parameters: Parameters) -> int:
-    """How many classes are wanted of an output; 0 for the output itself. Raises InvalidArgument."""
+def top_classes_of(field: str, parameters: Parameters) -> int:
+    """The number of classes to return of an output; 0 for the output itself.
+
+    Raises InvalidArgument, naming `field`.
+    """
     return _whole(field, parameters, "classification")
 
 
 def timeout_of(parameters: Parameters) -> float | None:
-    """Seconds that the parameters give the request, None if they set no limit.
+    """The request's timeout in seconds, None if its parameters set none.
 
     Raises InvalidArgument for a scheduling or sequence parameter of the wrong type. `priority` and
-    `sequence_*` have no effect: no model here keeps state, and all requests are equal.
+    `sequence_*` have no effect: models keep no state, and all requests are equal.
     """
     _whole("parameters", parameters, "priority")
     if isinstance(parameters.get("sequence_id", 0), float | bool):
@@ -124,7 +127,7 @@ def timeout_of(parameters: Parameters) -> float | None:
 
 
 def _whole(field: str, parameters: Parameters, name: str) -> int:
-    """A parameter that is a whole number from 0 up; 0 where it is not given."""
+    """A parameter that is a whole number from 0 up; 0 if it is missing."""
     value = parameters.get(name, 0)
     if type(value) is not int or value < 0:
         raise InvalidArgument(f"{field}: {name} must be a whole number from 0 up.")

@@ -1,19 +1,57 @@
-"""How often one version of a model ran, and where the time of its requests went.
+"""How often one version of a model ran, and how the time of its requests was spent.
 
-Source: Triton's "Statistics Extension"; the dictionaries here have its names and units.
+Source: Triton's "Statistics Extension"; the typed dictionaries here have its names and units, and
+are what workers send each other.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypedDict
 
-# Batch sizes that are counted apart; a caller who sends every size there is fills no memory.
-_MOST_BATCH_SIZES = 1024
-_MOST_WAITING = 1024
+# Bounds memory against a client that sends every batch size.
+_MAX_BATCH_SIZES = 1024
+_MAX_UNCOUNTED = 1024
 
-_PARTS = ("compute_input", "compute_infer", "compute_output")
+
+class Duration(TypedDict):
+    """A number of requests or runs, and the sum of their times in nanoseconds."""
+
+    count: int
+    ns: int
+
+
+class InferenceStatistics(TypedDict):
+    """The extension's `inference_stats`."""
+
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    cache_hit: Duration
+    cache_miss: Duration
+
+
+class BatchStatistics(TypedDict):
+    """An entry of the extension's `batch_stats`: the runs of one batch size."""
+
+    batch_size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class Counters(TypedDict):
+    """The counters of one version of a model; `last_inference` in milliseconds since 1970."""
+
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: InferenceStatistics
+    batch_stats: list[BatchStatistics]
 
 
 class BatchRun(NamedTuple):
@@ -33,58 +71,63 @@ class BatchRun(NamedTuple):
 
 
 class ModelStatistics:
-    """The counters of one version. Lives on one event loop."""
+    """The counters of one version. Lives on one event loop.
 
-    def __init__(self) -> None:
-        self._waiting: list[BatchRun] = []
+    `wall_clock` returns seconds since 1970, for the time of the last inference.
+    """
+
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
+        self._uncounted: list[BatchRun] = []
         self._last_run = 0.0
         self._rows = 0
         self._runs = 0
         self._success = [0, 0.0]
         self._fail = [0, 0.0]
         self._queued = 0.0
-        # seconds by part, summed over the requests that shared in a run
+        # seconds per part, summed over the requests of each run
         self._parts = [0.0, 0.0, 0.0]
-        # rows -> runs, then seconds by part
+        # rows -> number of runs, then seconds per part
         self._sizes: dict[int, list[float]] = {}
 
     def ran(self, run: BatchRun) -> None:
-        """Count a run, once there are many or somebody asks: this is on the path of a request."""
-        self._last_run = time.time()
-        self._waiting.append(run)
-        if len(self._waiting) == _MOST_WAITING:
+        """Record a run. Counting it waits for `as_dict`: this is on the request path."""
+        self._last_run = self._wall_clock()
+        self._uncounted.append(run)
+        if len(self._uncounted) == _MAX_UNCOUNTED:
             self._count()
 
-    def _count(self) -> None:
-        for run in self._waiting:
-            self._add(run)
-        self._waiting.clear()
-
-    def _add(self, run: BatchRun) -> None:
-        self._rows += run.rows
-        self._runs += 1
-        self._success[0] += run.requests
-        self._success[1] += run.answered
-        self._queued += run.queued
-        size = self._sizes.get(run.rows)
-        if size is None and len(self._sizes) < _MOST_BATCH_SIZES:
-            size = self._sizes[run.rows] = [0, 0.0, 0.0, 0.0]
-        for part, seconds in enumerate(run[-3:]):
-            self._parts[part] += seconds * run.requests
-            if size is not None:
-                size[part + 1] += seconds
-        if size is not None:
-            size[0] += 1
-
     def failed(self, seconds: float) -> None:
-        """Count a request that got no answer, so many seconds after it came."""
+        """Count a request that ended without outputs, this long after it arrived."""
         self._fail[0] += 1
         self._fail[1] += seconds
 
-    def as_dict(self) -> dict[str, Any]:
-        """The counters by the extension's names; durations are {"count", "ns"}."""
+    def run_failed(self, error: Exception) -> None:
+        """The protocol has no counter for runs that raised; `failed` counts their requests."""
+
+    def _count(self) -> None:
+        for run in self._uncounted:
+            self._rows += run.rows
+            self._runs += 1
+            self._success[0] += run.requests
+            self._success[1] += run.answered
+            self._queued += run.queued
+            size = self._sizes.get(run.rows)
+            if size is None and len(self._sizes) < _MAX_BATCH_SIZES:
+                size = self._sizes[run.rows] = [0, 0.0, 0.0, 0.0]
+            for part, seconds in enumerate((run.joining, run.inference, run.splitting)):
+                self._parts[part] += seconds * run.requests
+                if size is not None:
+                    size[part + 1] += seconds
+            if size is not None:
+                size[0] += 1
+        self._uncounted.clear()
+
+    def as_dict(self) -> Counters:
+        """The counters by the extension's names."""
         self._count()
         succeeded = self._success[0]
+        input_s, infer_s, output_s = self._parts
         return {
             "last_inference": int(self._last_run * 1000),
             "inference_count": self._rows,
@@ -93,56 +136,71 @@ class ModelStatistics:
                 "success": _duration(*self._success),
                 "fail": _duration(*self._fail),
                 "queue": _duration(succeeded, self._queued),
-                **{
-                    name: _duration(succeeded, seconds)
-                    for name, seconds in zip(_PARTS, self._parts, strict=True)
-                },
+                "compute_input": _duration(succeeded, input_s),
+                "compute_infer": _duration(succeeded, infer_s),
+                "compute_output": _duration(succeeded, output_s),
                 "cache_hit": _duration(0, 0.0),
                 "cache_miss": _duration(0, 0.0),
             },
             "batch_stats": [
-                {"batch_size": rows}
-                | {
-                    name: _duration(size[0], seconds)
-                    for name, seconds in zip(_PARTS, size[1:], strict=True)
+                {
+                    "batch_size": rows,
+                    "compute_input": _duration(runs, input_s),
+                    "compute_infer": _duration(runs, infer_s),
+                    "compute_output": _duration(runs, output_s),
                 }
-                for rows, size in sorted(self._sizes.items())
+                for rows, (runs, input_s, infer_s, output_s) in sorted(self._sizes.items())
             ],
         }
 
 
-def merge(dictionaries: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Add up what `as_dict` says in several processes; there is at least one."""
-    first, *others = dictionaries
+def merge(counters: Iterable[Counters]) -> Counters:
+    """Add up the counters of several processes; there is at least one."""
+    total, *others = counters
     for other in others:
-        first = {
-            "last_inference": max(first["last_inference"], other["last_inference"]),
-            "inference_count": first["inference_count"] + other["inference_count"],
-            "execution_count": first["execution_count"] + other["execution_count"],
-            "inference_stats": _add(first["inference_stats"], other["inference_stats"]),
-            "batch_stats": _add_sizes(first["batch_stats"], other["batch_stats"]),
+        one, two = total["inference_stats"], other["inference_stats"]
+        total = {
+            "last_inference": max(total["last_inference"], other["last_inference"]),
+            "inference_count": total["inference_count"] + other["inference_count"],
+            "execution_count": total["execution_count"] + other["execution_count"],
+            "inference_stats": {
+                "success": _sum(one["success"], two["success"]),
+                "fail": _sum(one["fail"], two["fail"]),
+                "queue": _sum(one["queue"], two["queue"]),
+                "compute_input": _sum(one["compute_input"], two["compute_input"]),
+                "compute_infer": _sum(one["compute_infer"], two["compute_infer"]),
+                "compute_output": _sum(one["compute_output"], two["compute_output"]),
+                "cache_hit": _sum(one["cache_hit"], two["cache_hit"]),
+                "cache_miss": _sum(one["cache_miss"], two["cache_miss"]),
+            },
+            "batch_stats": _merge_batches(total["batch_stats"], other["batch_stats"]),
         }
-    return first
+    return total
 
 
-def _duration(count: float, seconds: float) -> dict[str, int]:
+def _merge_batches(
+    one: list[BatchStatistics], other: list[BatchStatistics]
+) -> list[BatchStatistics]:
+    by_size = {batch["batch_size"]: batch for batch in one}
+    for batch in other:
+        size = batch["batch_size"]
+        known = by_size.get(size)
+        by_size[size] = (
+            batch
+            if known is None
+            else {
+                "batch_size": size,
+                "compute_input": _sum(known["compute_input"], batch["compute_input"]),
+                "compute_infer": _sum(known["compute_infer"], batch["compute_infer"]),
+                "compute_output": _sum(known["compute_output"], batch["compute_output"]),
+            }
+        )
+    return [by_size[size] for size in sorted(by_size)]
+
+
+def _duration(count: float, seconds: float) -> Duration:
     return {"count": int(count), "ns": int(seconds * 1e9)}
 
 
-def _add(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {key: value[key] + other[name][key] for key in ("count", "ns")}
-        for name, value in one.items()
-    }
-
-
-def _add_sizes(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    sizes = {entry["batch_size"]: entry for entry in one}
-    for entry in other:
-        rows = entry["batch_size"]
-        if rows in sizes:
-            parts = [{k: v for k, v in e.items() if k in _PARTS} for e in (sizes[rows], entry)]
-            sizes[rows] = {"batch_size": rows} | _add(*parts)
-        else:
-            sizes[rows] = entry
-    return [sizes[rows] for rows in sorted(sizes)]
+def _sum(one: Duration, other: Duration) -> Duration:
+    return {"count": one["count"] + other["count"], "ns": one["ns"] + other["ns"]}

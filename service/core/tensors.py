@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol to and from numpy, with every check in one place.
+"""Converts tensors of the Open Inference Protocol to and from numpy, and checks them.
 
 Source: Open Inference Protocol (KServe V2), "Tensor Data Types" and "Tensor Data".
 """
@@ -28,11 +28,11 @@ from service.core.datatypes import (
 from service.core.errors import InvalidArgument
 
 _EXACT_IN_DOUBLES = 2.0**53
-_DEEPEST = 16  # lists in lists; no tensor that is served has more dimensions
+_MAX_NESTING = 16  # lists within lists; no served tensor has more dimensions
 
 
 class TensorSpec(NamedTuple):
-    """What a model says of one of its inputs or outputs; -1 is a size that may vary."""
+    """One input or output as the model declares it; -1 is a size that may vary."""
 
     name: str
     datatype: str
@@ -40,7 +40,7 @@ class TensorSpec(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor as it travels; BF16 and BYTES are held as `datatypes` says."""
+    """A tensor with its name; `datatypes` says how `array` holds BF16 and BYTES."""
 
     name: str
     datatype: str
@@ -48,29 +48,29 @@ class Tensor(NamedTuple):
 
 
 def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None:
-    """Raise InvalidArgument unless a tensor of this datatype and shape suits the model's input."""
+    """Raise InvalidArgument unless the model's input takes this datatype and shape."""
     if datatype != spec.datatype:
         raise InvalidArgument(
             f"Input '{spec.name}' has datatype {datatype or 'unset'}, "
             f"but the model takes {spec.datatype}."
         )
     if len(shape) == len(spec.shape):
-        for got, want in zip(shape, spec.shape, strict=True):
-            if got < 1 or got != want != -1:
+        for size, declared in zip(shape, spec.shape, strict=True):
+            if size < 1 or size != declared != -1:
                 break
         else:
             return
     raise InvalidArgument(
         f"Input '{spec.name}' has shape {list(shape)}, but the model takes {list(spec.shape)}, "
-        "where -1 is any number from 1 up."
+        "where -1 stands for any size from 1 up."
     )
 
 
 def shape_of_raw(spec: TensorSpec, size: int) -> list[int]:
-    """The shape of an input of which only its size in bytes is known (one element for BYTES).
+    """Derive the shape of an input from its size in bytes; BYTES has one element.
 
-    Of several dimensions that may vary the first, the batch, is taken as 1. Raises InvalidArgument
-    if the shape does not follow.
+    If several dimensions may vary, the first one, the batch, becomes 1. Raises InvalidArgument if
+    that still leaves more than one unknown.
     """
     shape = list(spec.shape)
     if spec.datatype == BYTES:
@@ -80,17 +80,17 @@ def shape_of_raw(spec: TensorSpec, size: int) -> list[int]:
     if shape.count(-1) > 1:
         raise InvalidArgument(
             f"Input '{spec.name}' is {list(spec.shape)}: its shape does not follow from its size; "
-            "say it in a JSON header."
+            "state it in a JSON header."
         )
     step = prod(length for length in shape if length >= 0) * DTYPES[spec.datatype].itemsize
     return [size // step if length < 0 else length for length in shape]
 
 
 def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffer) -> Array:
-    """View raw contents as an array of the given shape: no copy, read-only (but for BYTES).
+    """View raw contents as a read-only array of `shape`, without a copy; BYTES are copied.
 
-    Raises InvalidArgument when datatype or shape are not the model's, when the number of bytes is
-    not the shape's, or when a float is not finite.
+    Raises InvalidArgument if the datatype or shape does not match the model's, if the number of
+    bytes does not match the shape, or if a float is not finite.
     """
     check_spec(spec, datatype, shape)
     if spec.datatype == BYTES:
@@ -106,15 +106,15 @@ def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffe
     array = np.frombuffer(raw, dtype).reshape(tuple(shape))
     if spec.datatype == "BOOL" and array.view(np.uint8).max() > 1:
         raise InvalidArgument(f"Input '{spec.name}' has bytes other than 0 and 1 for BOOL.")
-    # Behind a JSON header numbers may begin anywhere, and kernels may load them aligned.
+    # Behind a JSON header numbers start at any address, but kernels may need aligned loads.
     return _finite(spec, array if array.flags.aligned else array.copy())
 
 
 def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: Any) -> Array:
-    """Make an array of values, nested or flat in row-major order, checked one by one.
+    """Convert values, nested or flat in row-major order, to an array of `shape`.
 
-    Raises InvalidArgument as `from_bytes` does, and for a value that is not of the datatype or
-    does not fit into it: nothing is rounded or wrapped silently.
+    Raises InvalidArgument as `from_bytes` does, and for a value of another type or out of range:
+    integers are never rounded or wrapped. Floats are rounded to the precision of the datatype.
     """
     check_spec(spec, datatype, shape)
     field = f"Input '{spec.name}'"
@@ -127,7 +127,7 @@ def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: A
 
 
 def to_bytes(tensor: Tensor) -> bytes:
-    """Raw contents: little-endian in row-major order, BYTES with the length before each."""
+    """Raw contents: little-endian, in row-major order; each BYTES element follows its length."""
     return join_bytes(tensor.array) if tensor.datatype == BYTES else tensor.array.tobytes()
 
 
@@ -138,10 +138,10 @@ def to_values(tensor: Tensor) -> Array:
 
 
 def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
-    """Exact conversion of nested lists of numbers into an array of `dtype`.
+    """Convert nested lists of numbers to an array of `dtype`.
 
-    Raises InvalidArgument, naming `field`, where the lists are ragged or a value is not a number,
-    is out of the range of the dtype, or has a fraction that an integer would lose.
+    Raises InvalidArgument, naming `field`, if the lists are ragged, or if a value is not a number,
+    is out of range for `dtype`, or has a fraction that an integer would lose.
     """
     flat, shape = _flatten(field, values)
     if dtype == np.uint8 and (octets := _octets(flat)) is not None:
@@ -149,14 +149,14 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
     kinds = set(map(type, flat))
     if list in kinds:
         raise InvalidArgument(f"{field} has rows of different lengths.")
-    # Looked at first, since numpy makes room for the longest string at each place of the array.
+    # Types come before the array: numpy would give every element the room of the longest string.
     if not kinds <= ({bool} if dtype.kind == "b" else {int, float}):
-        wanted = "true and false" if dtype.kind == "b" else "numbers"
-        raise InvalidArgument(f"{field} must hold nothing but {wanted}.")
+        allowed = "true and false" if dtype.kind == "b" else "numbers"
+        raise InvalidArgument(f"{field} must hold only {allowed}.")
     try:
         array = np.array(flat)
         if array.dtype.kind == "f" and dtype.kind in "iu" and kinds == {int}:
-            # numpy makes doubles of integers that straddle INT64 and UINT64, and loses digits.
+            # numpy turns integers that straddle INT64 and UINT64 into doubles and loses digits.
             array = np.array(flat, dtype=object).astype(dtype)
     except OverflowError:
         raise InvalidArgument(f"{field} has a number that is too large.") from None
@@ -167,16 +167,16 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
         limits = np.iinfo(dtype)
         if array.dtype.kind == "f" and np.any(np.abs(array) > _EXACT_IN_DOUBLES):
             raise InvalidArgument(f"{field} has a number that is too large to be exact.")
-        # Written so that NaN fails it as well.
+        # NaN fails this form of the comparison as well.
         if not (array.min() >= limits.min and array.max() <= limits.max):
             raise InvalidArgument(
                 f"{field} has values from {array.min()} to {array.max()}, "
-                f"outside of {limits.min} to {limits.max}."
+                f"outside {limits.min} to {limits.max}."
             )
         if array.dtype.kind == "f" and np.any(array != np.trunc(array)):
             raise InvalidArgument(
-                f"{field} has values with a fraction where whole numbers from {limits.min} to "
-                f"{limits.max} are wanted; scale pixels in 0..1 by 255."
+                f"{field} has values with a fraction, but takes whole numbers from {limits.min} "
+                f"to {limits.max}; multiply pixels in 0..1 by 255."
             )
     return array.astype(dtype, copy=False)
 
@@ -185,13 +185,13 @@ def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
     if array.size != prod(shape) or (array.ndim > 1 and array.shape != tuple(shape)):
         raise InvalidArgument(
             f"Input '{spec.name}' has data of shape {list(array.shape)} ({array.size} values), "
-            f"but its shape says {list(shape)} ({prod(shape)} values)."
+            f"but its declared shape is {list(shape)} ({prod(shape)} values)."
         )
     return array.reshape(tuple(shape))
 
 
 def _flat(values: list[Any], rank: int) -> list[Any]:
-    """The leaves of lists that are nested as deep as `rank` at the most."""
+    """The leaves of lists that are nested at most `rank` deep."""
     for _ in range(rank - 1):
         if any(isinstance(value, list) for value in values):
             values = [
@@ -201,17 +201,17 @@ def _flat(values: list[Any], rank: int) -> list[Any]:
 
 
 def _flatten(field: str, values: Any) -> tuple[list[Any], list[int]]:
-    """The leaves of nested lists row by row, and the shape that they make.
+    """The leaves of nested lists in row-major order, and the shape of the nesting.
 
-    Raises InvalidArgument if the lists are ragged, empty or nested too deeply. Where the first of
-    the leaves is no list and another is, that is left to be found.
+    Raises InvalidArgument if the lists are ragged, empty or nested too deeply. It stops at the
+    first leaf, so a list beside that leaf stays among the leaves for the caller to reject.
     """
     flat = values if isinstance(values, list) else [values]
     shape = [len(flat)] if isinstance(values, list) else []
     while flat and type(flat[0]) is list:
         if set(map(type, flat)) != {list} or len(sizes := set(map(len, flat))) > 1:
             raise InvalidArgument(f"{field} has rows of different lengths.")
-        if len(shape) == _DEEPEST:
+        if len(shape) == _MAX_NESTING:
             raise InvalidArgument(f"{field} is nested too deeply.")
         shape += sizes
         flat = list(chain.from_iterable(flat))
@@ -223,13 +223,13 @@ def _flatten(field: str, values: Any) -> tuple[list[Any], list[int]]:
 def _octets(values: list[Any]) -> bytes | None:
     """The values as bytes if all are whole numbers from 0 to 255, else None.
 
-    Looking at the types of 784 pixels would take three times as long.
+    Checking the types of 784 pixels would take three times as long.
     """
     try:
         octets = bytes(values)
     except (TypeError, ValueError):
         return None
-    # It takes True for 1, which alone has an "e" as JSON, as False has.
+    # bytes() takes True for 1. In the JSON of such a list only true and false contain an "e".
     return None if b"e" in orjson.dumps(values) else octets
 
 

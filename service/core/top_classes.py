@@ -1,4 +1,4 @@
-"""The classification extension: the largest values of an output, with their indices and labels.
+"""The classification extension: the largest values of an output with their indices and labels.
 
 Source: Triton's "Classification Extension".
 """
@@ -17,9 +17,9 @@ from service.core.tensors import Tensor
 def classes(tensor: Tensor, count: int, labels: Sequence[str], batchable: bool) -> Tensor:
     """The `count` largest values of each row as a BYTES tensor of "value:index[:label]".
 
-    Its shape is [N,k] for a batch of N and [k] without one, k being `count` or the number of
-    classes, whichever is less. Of equal values the one with the smaller index comes first. Raises
-    InvalidArgument for a tensor that does not hold numbers.
+    The shape is [N,k] for a batch of N and [k] without a batch, where k is the smaller of `count`
+    and the number of classes. Equal values are ordered by index. Raises InvalidArgument for a
+    tensor that does not hold numbers.
     """
     if tensor.datatype in (BYTES, "BOOL"):
         raise InvalidArgument(
@@ -27,24 +27,24 @@ def classes(tensor: Tensor, count: int, labels: Sequence[str], batchable: bool) 
         )
     values = from_bfloat16(tensor.array) if tensor.datatype == BF16 else tensor.array
     rows = values.reshape(len(values) if batchable else 1, -1)
-    chosen = _descending(rows)[:, :count]
-    found = [
-        [_class(row[index], index, labels) for index in indices]
-        for row, indices in zip(rows.tolist(), chosen.tolist(), strict=True)
+    top = _descending(rows)[:, :count]
+    entries = [
+        [_entry(row[index], index, labels) for index in indices]
+        for row, indices in zip(rows.tolist(), top.tolist(), strict=True)
     ]
-    array = np.array(found, dtype=object)
+    array = np.array(entries, dtype=object)
     return Tensor(tensor.name, BYTES, array if batchable else array[0])
 
 
 def _descending(rows: Array) -> Array:
-    """The indices that sort each row, largest first and NaN last, equals by their index."""
+    """Indices that sort each row, largest first, NaN last, equal values by index."""
     if rows.dtype.kind == "f":
         return np.asarray(np.argsort(-rows, axis=1, kind="stable"))
-    # An integer may have no negative of its kind: sort the row from its end, and turn it round.
+    # Not every integer can be negated in its dtype: sort the reversed row, then reverse the result.
     last = rows.shape[1] - 1
     return np.asarray(last - np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1])
 
 
-def _class(value: float, index: int, labels: Sequence[str]) -> str:
+def _entry(value: float, index: int, labels: Sequence[str]) -> str:
     text = f"{value:f}:{index}" if isinstance(value, float) else f"{value}:{index}"
     return f"{text}:{labels[index]}" if index < len(labels) else text

@@ -1,21 +1,23 @@
-"""inference.GRPCInferenceService: what operators ask; the same as over HTTP, as messages.
+"""The control plane of inference.GRPCInferenceService: the same as over HTTP, as messages.
 
 Source: Triton's extensions of the protocol, as in `service.http.administration`.
 """
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from service.core.errors import InvalidArgument
 from service.grpc.answering import Method, Unary
 from service.grpc.codec import parameters_of
 from service.operations.administration import Administration
-from service.runtime.shared_memory import Registered
+from service.runtime.shared_memory import SharedRegion
 from service.stubs.inference import inference_pb2 as pb
 from service.stubs.inference import model_config_pb2
 
 
 class AdministrationService:
-    """The methods for operators; those that serve models are in `open_inference`."""
+    """The methods of the control plane; `open_inference` has those of the data plane."""
 
     def __init__(self, administration: Administration) -> None:
         self._administration = administration
@@ -45,15 +47,15 @@ class AdministrationService:
     async def _config(
         self, request: pb.ModelConfigRequest, deadline: float | None
     ) -> pb.ModelConfigResponse:
-        found = self._administration.configuration(request.name, request.version)
-        return pb.ModelConfigResponse(config=model_config_pb2.ModelConfig(**found))
+        config = self._administration.configuration(request.name, request.version)
+        return pb.ModelConfigResponse(config=model_config_pb2.ModelConfig(**_fields(config)))
 
     async def _statistics(
         self, request: pb.ModelStatisticsRequest, deadline: float | None
     ) -> pb.ModelStatisticsResponse:
-        found = await self._administration.statistics(request.name, request.version)
+        versions = await self._administration.statistics(request.name, request.version)
         return pb.ModelStatisticsResponse(
-            model_stats=[pb.ModelStatistics(**each) for each in found]
+            model_stats=[pb.ModelStatistics(**_fields(counters)) for counters in versions]
         )
 
     async def _index(
@@ -63,12 +65,12 @@ class AdministrationService:
         return pb.RepositoryIndexResponse(
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(
-                    name=name,
-                    version=version,
-                    state="READY" if ready else "UNAVAILABLE",
-                    reason=reason,
+                    name=entry.name,
+                    version=entry.version,
+                    state="READY" if entry.ready else "UNAVAILABLE",
+                    reason=entry.reason,
                 )
-                for name, version, ready, reason in await self._administration.index(request.ready)
+                for entry in await self._administration.index(request.ready)
             ]
         )
 
@@ -91,9 +93,9 @@ class AdministrationService:
         self, request: pb.LogSettingsRequest, deadline: float | None
     ) -> pb.LogSettingsResponse:
         changes: dict[str, object] = {}
-        for name, given in request.settings.items():
-            choice = given.WhichOneof("parameter_choice")
-            changes[name] = getattr(given, choice) if choice else None
+        for name, field in request.settings.items():
+            choice = field.WhichOneof("parameter_choice")
+            changes[name] = getattr(field, choice) if choice else None
         response = pb.LogSettingsResponse()
         for name, value in (await self._administration.change_log_settings(changes)).items():
             setting = response.settings[name]
@@ -119,16 +121,21 @@ class AdministrationService:
         self, request: pb.SystemSharedMemoryStatusRequest, deadline: float | None
     ) -> pb.SystemSharedMemoryStatusResponse:
         status = pb.SystemSharedMemoryStatusResponse.RegionStatus
-        found = self._administration.regions(request.name)
+        regions = self._administration.regions(request.name)
         return pb.SystemSharedMemoryStatusResponse(
-            regions={region.name: status(**region._asdict()) for region in found}
+            regions={region.name: status(**region._asdict()) for region in regions}
         )
 
     async def _register(
         self, request: pb.SystemSharedMemoryRegisterRequest, deadline: float | None
     ) -> pb.SystemSharedMemoryRegisterResponse:
         await self._administration.register_region(
-            Registered(request.name, request.key, request.offset, request.byte_size)
+            SharedRegion(
+                name=request.name,
+                key=request.key,
+                offset=request.offset,
+                byte_size=request.byte_size,
+            )
         )
         return pb.SystemSharedMemoryRegisterResponse()
 
@@ -153,9 +160,19 @@ class AdministrationService:
     async def _cuda_unregister(
         self, request: pb.CudaSharedMemoryUnregisterRequest, deadline: float | None
     ) -> pb.CudaSharedMemoryUnregisterResponse:
-        return pb.CudaSharedMemoryUnregisterResponse()  # there is none to forget
+        return pb.CudaSharedMemoryUnregisterResponse()  # no region is ever registered
+
+
+def _fields(values: object) -> dict[str, Any]:
+    """A typed dictionary as the arguments of a message.
+
+    protobuf accepts dictionaries for messages and names for enums, which its stubs do not know.
+    """
+    return cast(dict[str, Any], values)
 
 
 def _check_repository(name: str) -> None:
     if name:
-        raise InvalidArgument(f"repository_name: there is one repository, and it is not '{name}'.")
+        raise InvalidArgument(
+            f"repository_name: this server has one repository, which is not named '{name}'."
+        )

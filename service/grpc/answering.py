@@ -1,8 +1,9 @@
-"""The functions through which every gRPC call is answered, whichever front it came by.
+"""Answers every gRPC call, whichever server carries it.
 
-A front hands over a message as bytes and gets bytes or an error back. Services are tables of
-handlers rather than generated servicers, so that a message is measured before it is parsed, and
-that one that cannot be parsed is the caller's error (INVALID_ARGUMENT) and not ours.
+A carrier hands over a message as bytes and gets bytes back, or an error is raised. Services are
+tables of handlers rather than generated servicers, so that a message is measured before it is
+parsed, and a message that cannot be parsed is the client's error (INVALID_ARGUMENT) rather than an
+internal one.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from service.core.errors import (
     ServiceError,
     Unavailable,
 )
-from service.observe.recorder import RequestRecorder
+from service.observe.recorder import Attempt, RequestRecorder
 
-# Answers a message, given its deadline in loop time (None if the caller set none).
+# Answers a message; the deadline is in loop time, None if the client set none.
 Handler = Callable[[Any, float | None], Awaitable[Any]]
-# What a message may have beside its tensor bytes before the limit of the request bites.
+# Bytes that a message may have beside its tensors before it exceeds max_request_bytes.
 MESSAGE_SLACK = 64 * 1024
 
 
 class Unary(NamedTuple):
-    """A method with one answer to one message; `operation` is its name in metrics and logs."""
+    """A method with one answer per call; `operation` is its name in metrics and logs."""
 
     operation: str
     handler: Handler
 
 
 class Pipelined(NamedTuple):
-    """A method of streams with one answer to each message, in their order.
+    """A streaming method with one answer per message, in the order of the messages.
 
     `refuse` makes the answer to a message that failed.
     """
@@ -48,7 +49,7 @@ class Pipelined(NamedTuple):
 
 
 class Streaming(NamedTuple):
-    """Any other method of streams: messages in, messages out."""
+    """Any other streaming method: messages in, messages out."""
 
     operation: str
     handler: Callable[[AsyncIterator[Any]], AsyncIterator[Any]]
@@ -66,7 +67,7 @@ class Rpc(NamedTuple):
 
 
 def rpcs(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> dict[str, Rpc]:
-    """The methods of a service by their paths; there must be one for each that it has."""
+    """The methods of a service by their paths. Raises KeyError if `methods` lacks one."""
     return {
         f"/{descriptor.full_name}/{method.name}": Rpc(
             methods[method.name],
@@ -78,7 +79,7 @@ def rpcs(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> dict[s
 
 
 class Calls:
-    """Answers calls. One for all fronts and services of a worker."""
+    """Answers the calls of all gRPC services of one worker."""
 
     def __init__(
         self, recorder: RequestRecorder, max_request_bytes: int, max_stream_requests: int
@@ -96,7 +97,7 @@ class Calls:
         """The answer to a unary call. Raises the ServiceError to end it with."""
         method = rpc.method
         assert isinstance(method, Unary)
-        async with self._recorder.attempt("grpc", method.operation, request_id):
+        async with Attempt(self._recorder, "grpc", method.operation, request_id):
             answer = await method.handler(self._parse(rpc, content), deadline)
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
@@ -111,12 +112,12 @@ class Calls:
     ) -> AsyncIterator[bytes]:
         """The answers to a stream. Raises the ServiceError to end it with.
 
-        A message of a Pipelined method that fails has an answer that says so, and the stream goes
-        on; with `ends_with_error` it ends instead.
+        If a message of a Pipelined method fails, its answer says so and the stream continues; with
+        `ends_with_error` the stream ends.
         """
         method, serialize = rpc.method, rpc.response.SerializeToString
         if isinstance(method, Streaming):
-            async with self._recorder.attempt("grpc", method.operation, request_id):
+            async with Attempt(self._recorder, "grpc", method.operation, request_id):
                 async for answer in method.handler(self._whole(rpc, contents)):
                     yield serialize(answer)
         else:
@@ -128,7 +129,7 @@ class Calls:
             raise Unavailable("The server is stopping.")
 
     def stop(self) -> None:
-        """Read no more messages of streams: each ends once what it has sent is answered."""
+        """Stop reading streams: each ends once its messages so far are answered."""
         self._stopping = True
         for reading in list(self._reading):
             reading.cancel()
@@ -141,19 +142,19 @@ class Calls:
         request_id: str,
         refuse: Callable[[Any, ServiceError], Any] | None,
     ) -> AsyncIterator[Any]:
-        """The answer to each message, in order; several are worked on at a time.
+        """The answer to each message, in order; several messages are in progress at a time.
 
-        `refuse` makes the answer to a message that failed; without it the failure is raised.
+        `refuse` makes the answer to a message that failed; without it the error is raised.
         """
-        room = _Room(self._max_stream_requests)
-        answering: asyncio.Queue[tuple[int, asyncio.Task[Any]] | None] = asyncio.Queue()
+        budget = _Budget(self._max_stream_requests)
+        answers: asyncio.Queue[tuple[int, asyncio.Task[Any]] | None] = asyncio.Queue()
         method = rpc.method
         assert isinstance(method, Pipelined)
 
         async def attempt(content: bytes) -> Any:
             request = None
             try:
-                async with self._recorder.attempt("grpc", method.operation, request_id):
+                async with Attempt(self._recorder, "grpc", method.operation, request_id):
                     request = self._parse(rpc, content)
                     return await method.handler(request, deadline)
             except ServiceError as error:
@@ -163,53 +164,53 @@ class Calls:
 
         async def read() -> None:
             async for content in contents:
-                # Large messages count as several, so that all together hold what one may.
+                # Large messages count as several, so that together they hold one request's limit.
                 share = len(content) * self._max_stream_requests // self._max_request_bytes
                 size = min(max(share, 1), self._max_stream_requests)
-                await room.take(size)
-                answering.put_nowait((size, asyncio.ensure_future(attempt(content))))
+                await budget.acquire(size)
+                answers.put_nowait((size, asyncio.ensure_future(attempt(content))))
 
-        reading = self._start_reading(read(), answering)
+        reading = self._start_reading(read(), answers)
         try:
-            while (item := await answering.get()) is not None:
+            while (item := await answers.get()) is not None:
                 size, answer = item
                 yield await answer
-                room.give(size)
+                budget.release(size)
             _raise_failure(reading)
         finally:
             reading.cancel()
-            while not answering.empty():
-                if (item := answering.get_nowait()) is not None:
+            while not answers.empty():
+                if (item := answers.get_nowait()) is not None:
                     item[1].cancel()
 
     async def _whole(self, rpc: Rpc, contents: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         """The messages of a stream, one at a time. Raises what reading or parsing one raises."""
-        read: asyncio.Queue[Any] = asyncio.Queue()
-        room = _Room(1)
+        messages: asyncio.Queue[Any] = asyncio.Queue()
+        budget = _Budget(1)
 
         async def relay() -> None:
             async for content in contents:
-                await room.take(1)
-                read.put_nowait(self._parse(rpc, content))
+                await budget.acquire(1)
+                messages.put_nowait(self._parse(rpc, content))
 
-        reading = self._start_reading(relay(), read)
+        reading = self._start_reading(relay(), messages)
         try:
-            while (request := await read.get()) is not None:
-                room.give(1)
+            while (request := await messages.get()) is not None:
+                budget.release(1)
                 yield request
             _raise_failure(reading)
         finally:
             reading.cancel()
 
     def _start_reading(
-        self, work: Coroutine[Any, Any, None], read: asyncio.Queue[Any]
+        self, work: Coroutine[Any, Any, None], queue: asyncio.Queue[Any]
     ) -> asyncio.Task[None]:
-        """Read a stream into a queue; None in it says that no more will come, whyever."""
+        """Read a stream into a queue. A final None marks the end, whatever the cause."""
         reading = asyncio.ensure_future(work)
         self._reading.add(reading)
         reading.add_done_callback(self._reading.discard)
-        # Not in a `finally` of the work: cancelled before its first step, it would never get there.
-        reading.add_done_callback(lambda _: read.put_nowait(None))
+        # Not in a `finally` of the work: a task cancelled before its first step never reaches it.
+        reading.add_done_callback(lambda _: queue.put_nowait(None))
         if self._stopping:
             reading.cancel()
         return reading
@@ -229,24 +230,24 @@ class Calls:
 
 
 def _raise_failure(reading: asyncio.Task[None]) -> None:
-    """Raise what ended the reading of a stream, such as a message that cannot be decompressed."""
+    """Raise the error that ended reading, such as a message that cannot be decompressed."""
     if not reading.cancelled() and (error := reading.exception()):
         raise error
 
 
-class _Room:
-    """How much more may be taken on; one waits for it at a time."""
+class _Budget:
+    """A bound on the work in progress. One task at a time waits for it."""
 
     def __init__(self, size: int) -> None:
         self._left = size
-        self._given = asyncio.Event()
+        self._released = asyncio.Event()
 
-    async def take(self, size: int) -> None:
+    async def acquire(self, size: int) -> None:
         while self._left < size:
-            self._given.clear()
-            await self._given.wait()
+            self._released.clear()
+            await self._released.wait()
         self._left -= size
 
-    def give(self, size: int) -> None:
+    def release(self, size: int) -> None:
         self._left += size
-        self._given.set()
+        self._released.set()

@@ -1,4 +1,4 @@
-"""Inference requests and answers as messages, their tensors raw or typed.
+"""Decodes ModelInferRequest and encodes ModelInferResponse, with raw or typed tensors.
 
 Source: Open Inference Protocol (KServe V2), "gRPC" and "Raw Tensor Contents".
 """
@@ -17,14 +17,14 @@ from service.core.request import (
     OutputTensor,
     Parameters,
     RequestedOutput,
-    classification_of,
     region_of,
+    top_classes_of,
 )
 from service.core.tensors import Tensor, to_bytes
 from service.stubs.inference import inference_pb2 as pb
 
-# Datatype -> the field of InferTensorContents that carries it. FP16 and BF16 travel raw only.
-_CONTENTS = {
+# Datatype -> the field of InferTensorContents that carries it. FP16 and BF16 have none.
+_TYPED_FIELDS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
     "INT16": "int_contents",
@@ -41,58 +41,66 @@ _CONTENTS = {
 
 
 def is_typed(request: pb.ModelInferRequest) -> bool:
-    """Whether the request has its tensors as typed contents, and so wants its answer."""
+    """Whether the request has typed tensors; its response then has them too."""
     return any(tensor.HasField("contents") for tensor in request.inputs)
 
 
 def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferRequest:
-    """A message as a request; raw contents are passed on as they are.
+    """Decode a request without copying its raw contents.
 
-    Raises InvalidArgument if there are raw contents and typed ones, or not one raw for each input
-    that is not in shared memory, or a parameter that means something else than it says.
+    Raises InvalidArgument if raw and typed contents are mixed, if the number of raw contents is not
+    that of the inputs outside shared memory, or if a parameter is malformed.
     """
-    raws = list(request.raw_input_contents)
-    if raws and is_typed(request):
+    all_raw = list(request.raw_input_contents)
+    if all_raw and is_typed(request):
         raise InvalidArgument("Some inputs have contents although raw_input_contents is used.")
     inputs = []
-    left = iter(raws)
+    unused = iter(all_raw)
     for tensor in request.inputs:
-        region = None
+        raw = values = region = None
         if tensor.parameters:
             field = f"Input '{tensor.name}'"
             region = region_of(field, parameters_of(tensor.parameters))
         if region is not None:
-            raw = values = None
             if tensor.HasField("contents"):
                 raise InvalidArgument(f"Input '{tensor.name}' has two places for its data.")
-        elif raws:
-            raw, values = next(left, None), None
+        elif all_raw:
+            raw = next(unused, None)
             if raw is None:
-                raise _miscounted(request)
+                raise _wrong_count(request)
         else:
-            raw, values = None, _typed(tensor)
-        inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, raw, values, region))
-    if next(left, None) is not None:
-        raise _miscounted(request)
+            values = _typed_values(tensor)
+        inputs.append(
+            InputTensor(
+                name=tensor.name,
+                datatype=tensor.datatype,
+                shape=tensor.shape,
+                raw=raw,
+                values=values,
+                region=region,
+            )
+        )
+    if next(unused, None) is not None:
+        raise _wrong_count(request)
     return InferRequest(
-        request.model_name,
-        request.model_version,
-        inputs,
-        [_wanted(output) for output in request.outputs],
-        request.id,
-        parameters_of(request.parameters) if request.parameters else NO_PARAMETERS,
-        deadline,
-        size=0 if raws else request.ByteSize(),
+        model=request.model_name,
+        version=request.model_version,
+        inputs=inputs,
+        outputs=[_requested(output) for output in request.outputs],
+        id=request.id,
+        parameters=parameters_of(request.parameters) if request.parameters else NO_PARAMETERS,
+        deadline=deadline,
+        size=0 if all_raw else request.ByteSize(),
     )
 
 
 def encode(answer: InferResponse, typed: bool) -> pb.ModelInferResponse:
-    """An answer as a message. It is raw even if it was to be typed where a datatype travels raw.
+    """Encode a response, raw unless it is `typed` and all its datatypes have typed contents.
 
-    Raw contents have an entry for each output, empty for one in shared memory: tritonclient finds
-    them by the place of their output.
+    Raw contents have one entry per output, empty for an output in shared memory: tritonclient looks
+    them up by the index of the output.
     """
-    typed = typed and all(output.datatype in _CONTENTS for output in answer.outputs)
+    typed = typed and all(output.datatype in _TYPED_FIELDS for output in answer.outputs)
     return pb.ModelInferResponse(
         model_name=answer.model,
         model_version=answer.version,
@@ -103,25 +111,25 @@ def encode(answer: InferResponse, typed: bool) -> pb.ModelInferResponse:
 
 
 def parameters_of(fields: Any) -> Parameters:
-    """A map of InferParameter, or of another message with parameter_choice, as plain values.
+    """Convert a map of messages with a `parameter_choice` to plain values.
 
-    A parameter that holds nothing is as good as none.
+    Parameters without a value are dropped.
     """
     choices = {name: field.WhichOneof("parameter_choice") for name, field in fields.items()}
     return {name: getattr(fields[name], choice) for name, choice in choices.items() if choice}
 
 
-def _wanted(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:
+def _requested(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:
     if not output.parameters:
         return RequestedOutput(output.name)
     field, parameters = f"Output '{output.name}'", parameters_of(output.parameters)
     return RequestedOutput(
-        output.name, classification_of(field, parameters), region_of(field, parameters)
+        output.name, top_classes_of(field, parameters), region_of(field, parameters)
     )
 
 
-def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> list[object]:
-    field = _CONTENTS.get(tensor.datatype)
+def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> list[object]:
+    field = _TYPED_FIELDS.get(tensor.datatype)
     if field is None:
         raise InvalidArgument(
             f"Input '{tensor.name}': datatype '{tensor.datatype}' has no typed contents; "
@@ -136,17 +144,19 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor) -> list[object]:
 
 def _output(output: OutputTensor, typed: bool) -> pb.ModelInferResponse.InferOutputTensor:
     name, datatype, array, region = output
-    made = pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=array.shape)
+    tensor = pb.ModelInferResponse.InferOutputTensor(
+        name=name, datatype=datatype, shape=array.shape
+    )
     if region is not None:
-        made.parameters["shared_memory_region"].string_param = region.name
-        made.parameters["shared_memory_offset"].int64_param = region.offset
-        made.parameters["shared_memory_byte_size"].int64_param = region.byte_size
+        tensor.parameters["shared_memory_region"].string_param = region.name
+        tensor.parameters["shared_memory_offset"].int64_param = region.offset
+        tensor.parameters["shared_memory_byte_size"].int64_param = region.byte_size
     elif typed:
         values = array.ravel().tolist()
         if datatype == BYTES:
             values = [value.encode() for value in values]
-        getattr(made.contents, _CONTENTS[datatype]).extend(values)
-    return made
+        getattr(tensor.contents, _TYPED_FIELDS[datatype]).extend(values)
+    return tensor
 
 
 def _raw(output: OutputTensor) -> bytes:
@@ -155,7 +165,7 @@ def _raw(output: OutputTensor) -> bytes:
     return to_bytes(Tensor(output.name, output.datatype, output.array))
 
 
-def _miscounted(request: pb.ModelInferRequest) -> InvalidArgument:
+def _wrong_count(request: pb.ModelInferRequest) -> InvalidArgument:
     return InvalidArgument(
         f"raw_input_contents: has {len(request.raw_input_contents)} entries, but must have one "
         f"for each of the {len(request.inputs)} inputs that is not in shared memory."

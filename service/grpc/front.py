@@ -1,64 +1,69 @@
-"""The gRPC front of a worker: every service on one port that the workers share."""
+"""The gRPC front of a worker: every service, on one port that all workers share."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from service.grpc import digits
+from service.grpc import digits as digits_service
 from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
-from service.grpc.answering import Calls, Rpc, Streaming, rpcs
+from service.grpc.answering import Calls, Streaming, rpcs
 from service.grpc.grpcio_server import GrpcioServer
 from service.grpc.health import Health
 from service.grpc.http2.listener import Http2Server
 from service.grpc.open_inference import OpenInference
 from service.observe.recorder import RequestRecorder
-from service.operations.inference import Operations
+from service.operations.administration import Administration
+from service.operations.digits import Digits
+from service.operations.inference import Inference
 from service.repository.models import ServedModel
 from service.settings import Settings
 from service.stubs.inference import inference_pb2
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-_SERVICES = (digits.DESCRIPTOR.full_name, _INFERENCE.full_name)
+_SERVICES = (digits_service.DESCRIPTOR.full_name, _INFERENCE.full_name)
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 
 class Server(Protocol):
-    """What carries calls: the server's own, or grpcio's."""
+    """A carrier of calls: our own HTTP/2 or grpcio."""
 
     async def start(self) -> None:
         """Accept calls."""
 
     async def stop(self, timeout: float) -> None:
-        """Refuse new calls at once; give those in flight so many seconds."""
+        """Refuse new calls at once; let those in flight finish within `timeout` seconds."""
 
 
 class GrpcFront:
     """All gRPC services of one worker."""
 
     def __init__(
-        self, operations: Operations, recorder: RequestRecorder, settings: Settings
+        self,
+        *,
+        inference: Inference,
+        digits: Digits,
+        administration: Administration,
+        recorder: RequestRecorder,
+        settings: Settings,
     ) -> None:
-        self._operations = operations
+        self._inference = inference
         self._health = Health()
         limits = settings.max_request_bytes, settings.max_stream_requests
         self._calls = Calls(recorder, *limits)
         server = Http2Server if settings.fast_grpc else GrpcioServer
-        self._server: Server = server(self._rpcs(), self._calls, settings)
-
-    def _rpcs(self) -> Mapping[str, Rpc]:
-        operations = self._operations
-        inference = OpenInference(operations).methods()
-        inference |= AdministrationService(operations.administration).methods()
-        return {
-            **rpcs(digits.DESCRIPTOR, digits.methods(operations)),
-            **rpcs(_INFERENCE, inference),
+        open_inference = OpenInference(inference).methods()
+        open_inference |= AdministrationService(administration).methods()
+        methods = {
+            **rpcs(digits_service.DESCRIPTOR, digits_service.methods(digits)),
+            **rpcs(_INFERENCE, open_inference),
             **rpcs(health_service.DESCRIPTOR, self._health.methods()),
             **rpcs(_REFLECTION, {"ServerReflectionInfo": Streaming("reflection", _reflection())}),
         }
+        self._server: Server = server(methods, self._calls, settings)
 
     async def start(self) -> None:
         """Accept calls."""
@@ -68,16 +73,16 @@ class GrpcFront:
     def publish_health(self) -> None:
         """Tell the health service (grpc.health.v1) what is ready.
 
-        Its service names are ours, `` for the server as a whole, and of each model NAME and
-        NAME/VERSION, which are NOT_SERVING once they are unloaded.
+        Its names are our services, `` for the whole server, and NAME and NAME/VERSION of each
+        model, which become NOT_SERVING when it is unloaded.
         """
-        operations = self._operations
-        ready = operations.readiness().ready
-        models = {name: True for m in operations.repository.loaded for name in _names(m)}
+        inference = self._inference
+        ready = inference.readiness().ready
+        models = {name: True for m in inference.repository.loaded for name in _names(m)}
         self._health.publish(dict.fromkeys(("", *_SERVICES), ready) | models)
 
     async def stop(self, timeout: float) -> None:
-        """Say that nothing is ready, refuse new calls; give those in flight `timeout` seconds."""
+        """Report not ready, refuse new calls, let those in flight finish in `timeout` seconds."""
         self._health.stop()
         self._calls.stop()
         await self._server.stop(timeout)

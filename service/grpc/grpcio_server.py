@@ -1,4 +1,4 @@
-"""gRPC carried by grpcio: the reference that our own front is held against (`fast_grpc` off)."""
+"""gRPC carried by grpcio (`fast_grpc` off): the reference for our own HTTP/2 front."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class GrpcioServer:
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.
                 ("grpc.so_reuseport", 1),
-                # Up to twice the limit a message is refused by us, with the limit's name;
-                # beyond it gRPC itself refuses, before the message is read.
+                # `Calls` refuses a message above the limit and names the setting. grpcio refuses
+                # one above twice the limit before it is received.
                 (
                     "grpc.max_receive_message_length",
                     2 * (settings.max_request_bytes + MESSAGE_SLACK),
@@ -39,7 +39,6 @@ class GrpcioServer:
         self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
 
     async def start(self) -> None:
-        """Accept calls."""
         await self._server.start()
 
     async def stop(self, timeout: float) -> None:
@@ -57,8 +56,14 @@ class GrpcioServer:
         self, rpc: Rpc, contents: AsyncIterator[bytes], context: _Context
     ) -> AsyncIterator[bytes]:
         request_id = self._request_id(context)
-        ends = _metadata(context).get("triton_grpc_error") == "true"
-        answers = self._calls.stream(rpc, contents, _deadline(context), request_id, ends)
+        ends_with_error = _metadata(context).get("triton_grpc_error") == "true"
+        answers = self._calls.stream(
+            rpc,
+            contents,
+            deadline=_deadline(context),
+            request_id=request_id,
+            ends_with_error=ends_with_error,
+        )
         try:
             async for answer in answers:
                 yield answer
@@ -72,7 +77,7 @@ class GrpcioServer:
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    """Every method as a handler of bytes: messages are parsed by `Calls`."""
+    """Handlers that pass messages as bytes: `Calls` parses them."""
 
     def __init__(self, rpcs: Mapping[str, Rpc], unary: Any, stream: Any) -> None:
         self._handlers = {path: self._handler(rpc, unary, stream) for path, rpc in rpcs.items()}

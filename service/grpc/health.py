@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: which services and models are ready, asked and watched.
+"""grpc.health.v1.Health: which services and models are ready.
 
 Source: the gRPC Health Checking Protocol.
 """
@@ -17,7 +17,7 @@ DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Health"]
 
 
 class Health:
-    """The state of each service. Lives on one event loop."""
+    """Answers Check, List and Watch. Lives on one event loop."""
 
     def __init__(self) -> None:
         self._ready: dict[str, bool] = {}
@@ -25,12 +25,12 @@ class Health:
         self._stopped = False
 
     def stop(self) -> None:
-        """Nothing is ready any more; who watches is told, and let go."""
+        """Set every service to not ready, report that to all watchers and end their calls."""
         self._stopped = True
         self.publish({})
 
     def publish(self, ready: dict[str, bool]) -> None:
-        """Set the state of all services. One that was there before and is no more is not ready."""
+        """Set the state of all services; a known service that is missing becomes not ready."""
         self._ready = dict.fromkeys(self._ready, False) | ready
         self._changed.set()
         self._changed = asyncio.Event()
@@ -39,7 +39,7 @@ class Health:
         """The methods by their names in health.proto."""
         return {
             "Check": Unary("health_check", self._check),
-            "List": Unary("health_list", self._list),  # which older releases of the proto lack
+            "List": Unary("health_list", self._list),  # older releases of the proto lack it
             "Watch": Streaming("health_watch", self._watch),
         }
 
@@ -57,16 +57,17 @@ class Health:
         self, requests: AsyncIterator[pb.HealthCheckRequest]
     ) -> AsyncIterator[pb.HealthCheckResponse]:
         async for request in requests:
-            told = None
+            reported = None
             while True:
                 changed = self._changed
                 state = self._response(request.service)
-                if state != told:
-                    told = state
-                    yield state
-                if self._stopped:
+                if state != reported:
+                    reported = state
+                    yield state  # and check again: the state may have changed meanwhile
+                elif self._stopped:
                     return
-                await changed.wait()
+                else:
+                    await changed.wait()
 
     def _response(self, name: str) -> pb.HealthCheckResponse:
         states = pb.HealthCheckResponse

@@ -1,6 +1,6 @@
 """inference.GRPCInferenceService: health, metadata and inference.
 
-Source: Open Inference Protocol (KServe V2), "gRPC"; for streams Triton's service of that name.
+Source: Open Inference Protocol (KServe V2), "gRPC"; Triton's service of that name for streams.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from service.core.errors import ModelNotFound, ServiceError
 from service.core.tensors import TensorSpec
 from service.grpc.answering import Method, Pipelined, Unary
 from service.grpc.codec import decode, encode, is_typed
-from service.operations.inference import Operations
+from service.operations.inference import Inference
 from service.stubs.inference import inference_pb2 as pb
 
 _Tensor = pb.ModelMetadataResponse.TensorMetadata
 
 
 class OpenInference:
-    """The methods that serve models; those for operators are in `administration`."""
+    """The data-plane methods; those of the control plane are in `administration`."""
 
-    def __init__(self, operations: Operations) -> None:
-        self._operations = operations
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
 
     def methods(self) -> dict[str, Method]:
         """The methods by their names in proto/inference/inference.proto."""
@@ -44,13 +44,13 @@ class OpenInference:
     async def _ready(
         self, request: pb.ServerReadyRequest, deadline: float | None
     ) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._operations.readiness().ready)
+        return pb.ServerReadyResponse(ready=self._inference.readiness().ready)
 
     async def _model_ready(
         self, request: pb.ModelReadyRequest, deadline: float | None
     ) -> pb.ModelReadyResponse:
         try:
-            self._operations.repository.get(request.name, request.version)
+            self._inference.repository.get(request.name, request.version)
         except ModelNotFound:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -59,32 +59,32 @@ class OpenInference:
         self, request: pb.ServerMetadataRequest, deadline: float | None
     ) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
-            name=SERVER_NAME, version=__version__, extensions=self._operations.extensions()
+            name=SERVER_NAME, version=__version__, extensions=self._inference.extensions()
         )
 
     async def _model_metadata(
         self, request: pb.ModelMetadataRequest, deadline: float | None
     ) -> pb.ModelMetadataResponse:
-        found = self._operations.model_metadata(request.name, request.version)
+        metadata = self._inference.model_metadata(request.name, request.version)
         return pb.ModelMetadataResponse(
-            name=found.name,
-            versions=found.versions,
-            platform=found.platform,
-            inputs=_metadata(found.inputs),
-            outputs=_metadata(found.outputs),
+            name=metadata.name,
+            versions=metadata.versions,
+            platform=metadata.platform,
+            inputs=_tensors(metadata.inputs),
+            outputs=_tensors(metadata.outputs),
         )
 
     async def _infer(
         self, request: pb.ModelInferRequest, deadline: float | None
     ) -> pb.ModelInferResponse:
-        answer = await self._operations.infer(decode(request, deadline))
+        answer = await self._inference.infer(decode(request, deadline))
         return encode(answer, is_typed(request))
 
     async def _stream_infer(
         self, request: pb.ModelInferRequest, deadline: float | None
     ) -> pb.ModelStreamInferResponse:
         response = await self._infer(request, deadline)
-        # Clients that ask for it learn by this that no other answer to the request will come.
+        # Tells clients that ask for it that this is the only response to their request.
         response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=response)
 
@@ -96,5 +96,5 @@ def _refuse(request: object, error: ServiceError) -> pb.ModelStreamInferResponse
     return response
 
 
-def _metadata(specs: Iterable[TensorSpec]) -> list[_Tensor]:
+def _tensors(specs: Iterable[TensorSpec]) -> list[_Tensor]:
     return [_Tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in specs]

@@ -1,55 +1,108 @@
-"""Answers a matched HTTP route: runs its handler, turns errors into answers, records the end."""
+"""Answers HTTP requests: finds the route, runs its handler, turns errors into answers."""
 
 from __future__ import annotations
 
+import re
+from functools import partial
+from typing import NamedTuple
+
 from service.core.errors import Overloaded, ServiceError
 from service.http.compression import Compression
-from service.http.message import HttpRequest, HttpResponse, json_response
-from service.http.routes import Route
-from service.observe.recorder import RequestRecorder
-from service.operations.inference import Operations
+from service.http.message import Handler, HttpRequest, HttpResponse, json_response
+from service.http.routes import ROUTES, UNMATCHED, Route
+from service.observe.recorder import Attempt, RequestRecorder
+from service.operations.administration import Administration
+from service.operations.digits import Digits
+from service.operations.inference import Inference
 
 
-class Answerer:
-    """Answers a matched route: runs the handler, translates errors, records how it ended."""
+class Match(NamedTuple):
+    """The route of a request, its handler bound to the object it needs, the path's parameters."""
+
+    route: Route
+    handler: Handler
+    parameters: dict[str, str]
+
+
+class HttpApp:
+    """Every endpoint of the service, without a socket: a request in, a response out."""
 
     def __init__(
-        self, operations: Operations, recorder: RequestRecorder, compression: Compression
+        self,
+        *,
+        inference: Inference,
+        digits: Digits,
+        administration: Administration,
+        recorder: RequestRecorder,
+        compression: Compression,
     ) -> None:
-        self._operations = operations
         self._recorder = recorder
         self._compression = compression
+        needed = {Inference: inference, Digits: digits, Administration: administration}
+        matches = [
+            Match(route, partial(route.handler, needed[route.needs]), {}) for route in ROUTES
+        ]
+        self.matches = matches
+        self._exact = {
+            (m.route.method, m.route.path): m for m in matches if "<" not in m.route.path
+        }
+        # Paths with parameters, in the order of the table, as regular expressions.
+        self._patterns = [
+            (re.compile(re.sub(r"<(\w+)>", r"(?P<\1>[^/]+)", match.route.path)), match)
+            for match in matches
+            if "<" in match.route.path
+        ]
 
-    async def answer(
-        self, route: Route, request: HttpRequest, parameters: dict[str, str]
-    ) -> HttpResponse:
-        """Never raises: what a handler raises becomes a JSON body {"error": sentence}."""
+    async def answer(self, request: HttpRequest, match: Match | None = None) -> HttpResponse | None:
+        """Answer a request; None if it matches no route. `match` is a route found elsewhere.
+
+        Never raises: what a handler raises becomes a JSON body {"error": sentence}.
+        """
+        match = match or self._exact.get((request.method, request.path)) or self.find(request)
+        if match is None:
+            return None
+        route = match.route
         request_id = self._recorder.request_id(request.header("x-request-id"))
         try:
-            async with self._recorder.attempt("http", route.operation, request_id) as attempt:
+            async with Attempt(self._recorder, "http", route.operation, request_id) as attempt:
                 if request.header("content-encoding"):
                     request = await self._compression.decode(request)
-                response = await route.handler(self._operations, request, **parameters)
-                if route.compress:
+                response = await match.handler(request, **match.parameters)
+                if route.compress and len(response.body) >= self._compression.min_bytes:
                     response = await self._compression.encode(request, response)
                 attempt.code = str(response.status)
         except ServiceError as error:
-            response = error_response(error)
+            response = json_response({"error": error.message}, error.http_status)
+            if isinstance(error, Overloaded):
+                response.headers.append(("retry-after", str(error.retry_after_s)))
         response.headers.append(("x-request-id", request_id))
         return response
 
-    async def refuse(self, route: Route, request: HttpRequest, error: ServiceError) -> HttpResponse:
-        """Answer a request whose body could not be had, and record it as any other."""
+    async def refuse(
+        self, request: HttpRequest, error: ServiceError, route: Route | None = None
+    ) -> HttpResponse:
+        """Answer a request whose body could not be read, or that matches no route, with an error.
 
-        async def refused(operations: Operations, request: HttpRequest) -> HttpResponse:
+        It is recorded like any other; without `route` under the route that the request matches.
+        """
+        if route is None:
+            match = self.find(request)
+            route = match.route if match else UNMATCHED
+
+        async def raise_error(request: HttpRequest) -> HttpResponse:
             raise error
 
-        return await self.answer(route._replace(handler=refused), request, {})
+        response = await self.answer(request, Match(route, raise_error, {}))
+        assert response is not None
+        return response
 
-
-def error_response(error: ServiceError) -> HttpResponse:
-    """The protocol's error body and the status of the error's kind."""
-    response = json_response({"error": error.message}, error.http_status)
-    if isinstance(error, Overloaded):
-        response.headers.append(("retry-after", str(error.retry_after_s)))
-    return response
+    def find(self, request: HttpRequest) -> Match | None:
+        """The route of a request, with the parameters in its path; None if there is no route."""
+        if match := self._exact.get((request.method, request.path)):
+            return match
+        for pattern, match in self._patterns:
+            if match.route.method == request.method and (
+                parameters := pattern.fullmatch(request.path)
+            ):
+                return match._replace(parameters=parameters.groupdict())
+        return None

@@ -1,7 +1,7 @@
-"""Inference requests and answers as HTTP bodies: JSON, or JSON with binary tensors behind it.
+"""Inference requests and answers as HTTP bodies: JSON, or a JSON header and binary tensors.
 
 Source: Open Inference Protocol (KServe V2), "HTTP/REST"; Triton's "Binary Tensor Data Extension",
-its raw binary request included. Unknown fields are ignored, as the protocol says.
+including its raw binary request. Unknown fields are ignored, as the protocol demands.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from service.core.request import (
     OutputTensor,
     Parameters,
     RequestedOutput,
-    classification_of,
     region_of,
+    top_classes_of,
 )
 from service.core.tensors import Tensor, to_bytes, to_values
 from service.http.message import (
@@ -36,7 +36,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 
 class BinaryOutputs(NamedTuple):
-    """Which outputs are to come as bytes: those named, and the others by default."""
+    """Which outputs are sent as bytes: `named` by output name, `default` for all others."""
 
     default: bool = False
     named: Mapping[str, bool] = {}
@@ -46,11 +46,11 @@ ALL_BINARY = BinaryOutputs(True)
 
 
 def header_length(request: HttpRequest) -> int | None:
-    """How many bytes of the body are JSON; None if all are. Raises InvalidArgument."""
+    """Bytes of the body that are JSON; None if all of it is. Raises InvalidArgument."""
     text = request.header(HEADER_LENGTH)
     if text is None:
         return None
-    # int() would take signs, spaces and underscores as well; 18 digits are more than any body.
+    # int() also takes signs, spaces and underscores. 18 digits exceed the size of any body.
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise InvalidArgument(f"Inference-Header-Content-Length: '{text}' is not a length.")
     if int(text) > len(request.body):
@@ -64,9 +64,9 @@ def header_length(request: HttpRequest) -> int | None:
 def decode(
     request: HttpRequest, json_bytes: int | None, model: str, version: str
 ) -> tuple[InferRequest, BinaryOutputs]:
-    """A body as a request; binary tensors are views of it. `json_bytes` is `header_length`'s.
+    """Decode a body; binary tensors are views of it. `json_bytes` comes from `header_length`.
 
-    Raises InvalidArgument naming the field that is wrong.
+    Raises InvalidArgument, naming the field that is wrong.
     """
     if json_bytes is None:
         return _decode(parse_json(request.body), memoryview(b""), len(request.body), model, version)
@@ -77,14 +77,14 @@ def decode(
     body = parse_json(memoryview(request.body)[:json_bytes])
     decoded, binary = _decode(body, tail, json_bytes, model, version)
     if header and all(tensor.raw is not None for tensor in decoded.inputs):
-        if len(_known) >= _MOST_KNOWN:
+        if len(_known) >= _MAX_KNOWN:
             _known.clear()
         _known[header] = _Known(decoded, binary, len(tail))
     return decoded, binary
 
 
 class _Known:
-    """A header that has come before: what it says of tensors that lie behind it, without them."""
+    """A header that was decoded before, with the places of its tensors in the binary data."""
 
     __slots__ = ("_decoded", "_places", "binary", "binary_bytes")
 
@@ -99,7 +99,7 @@ class _Known:
         self.binary_bytes = binary_bytes
 
     def request(self, tail: memoryview, model: str, version: str) -> InferRequest:
-        """The request that this header makes with other binary data behind it."""
+        """The request of this header with the binary data of `tail`."""
         tensors = [
             InputTensor(name, kind, shape, tail[at]) for name, kind, shape, at in self._places
         ]
@@ -109,35 +109,37 @@ class _Known:
         )
 
 
-# Clients that send one kind of request send one header: parsing it and checking its fields costs
-# as much as the rest of the decoding, the batching and the encoding of an image together. Decoded
-# ones are kept up to this size (what is longer has values in it) and this number.
+# A client that sends one kind of request sends the same header every time. Parsing and checking it
+# costs as much as the rest of the decoding, the batching and the encoding of an image together, so
+# decoded headers are kept, up to this length (longer ones contain values) and this number.
 _KNOWN_BYTES = 1024
-_MOST_KNOWN = 256
+_MAX_KNOWN = 256
 _known: dict[bytes, _Known] = {}
 
 
 def _decode(
     body: Any, tail: memoryview, size: int, model: str, version: str
 ) -> tuple[InferRequest, BinaryOutputs]:
-    _want(isinstance(body, dict), "The body must be a JSON object.")
+    _require(isinstance(body, dict), "The body must be a JSON object.")
     request_id, inputs = body.get("id", ""), body.get("inputs")
     outputs = body.get("outputs", [])
-    _want(isinstance(request_id, str), "id: must be a string.")
-    _want(isinstance(inputs, list) and bool(inputs), "inputs: must be a list of tensors.")
-    _want(isinstance(outputs, list), "outputs: must be a list.")
+    _require(isinstance(request_id, str), "id: must be a string.")
+    _require(isinstance(inputs, list) and bool(inputs), "inputs: must be a list of tensors.")
+    _require(isinstance(outputs, list), "outputs: must be a list.")
     parameters = _parameters(body, "parameters")
     tensors = []
     for index, tensor in enumerate(inputs):
         decoded, tail = _decode_input(tensor, f"inputs[{index}]", tail)
         tensors.append(decoded)
-    _want(not tail, f"The body has {len(tail)} bytes more than its inputs' binary_data_size say.")
-    wanted = [_decode_output(output, f"outputs[{index}]") for index, output in enumerate(outputs)]
+    _require(
+        not tail, f"The body has {len(tail)} bytes more than its inputs' binary_data_size say."
+    )
+    requested = [_decode_output(output, f"outputs[{i}]") for i, output in enumerate(outputs)]
     binary = BinaryOutputs(
         _flag("parameters", parameters, "binary_data_output", False),
-        {output.name: flag for output, flag in wanted if flag is not None},
+        {output.name: flag for output, flag in requested if flag is not None},
     )
-    decoded_outputs = [output for output, _ in wanted]
+    decoded_outputs = [output for output, _ in requested]
     return (
         InferRequest(model, version, tensors, decoded_outputs, request_id, parameters, size=size),
         binary,
@@ -145,7 +147,7 @@ def _decode(
 
 
 def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
-    """An answer as a body: JSON alone if no output is to be binary."""
+    """Encode an answer; the body is plain JSON if no output is binary."""
     blobs: list[bytes] = []
     outputs = [
         _encode_output(output, binary.named.get(output.name, binary.default), blobs)
@@ -157,18 +159,18 @@ def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
     body["outputs"] = outputs
     if not blobs:
         return json_response(body)
-    head = to_json(body)
-    headers = [("content-type", OCTETS), (HEADER_LENGTH, str(len(head)))]
-    return HttpResponse(200, headers, b"".join([head, *blobs]))
+    header = to_json(body)
+    headers = [("content-type", OCTETS), (HEADER_LENGTH, str(len(header)))]
+    return HttpResponse(200, headers, b"".join([header, *blobs]))
 
 
 def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTensor, memoryview]:
-    """One input, and what of the binary data is left for the next ones."""
-    _want(isinstance(tensor, dict), f"{field}: must be an object.")
+    """One input, and the binary data that remain for the inputs after it."""
+    _require(isinstance(tensor, dict), f"{field}: must be an object.")
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
-    _want(isinstance(name, str), f"{field}.name: must be a string.")
-    _want(isinstance(datatype, str), f"{field}.datatype: must be a string.")
-    _want(
+    _require(isinstance(name, str), f"{field}.name: must be a string.")
+    _require(isinstance(datatype, str), f"{field}.datatype: must be a string.")
+    _require(
         isinstance(shape, list) and all(type(size) is int for size in shape),
         f"{field}.shape: must be a list of whole numbers.",
     )
@@ -176,12 +178,12 @@ def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTenso
     size = parameters.get("binary_data_size")
     region = region_of(f"{field}.parameters", parameters)
     if region is not None or size is not None:
-        _want("data" not in tensor, f"{field}: has data both in JSON and outside of it.")
-        _want(region is None or size is None, f"{field}: has two places for its data.")
+        _require("data" not in tensor, f"{field}: has data both in JSON and outside it.")
+        _require(region is None or size is None, f"{field}: has two places for its data.")
     if region is not None:
         return InputTensor(name, datatype, shape, region=region), tail
     if size is None:
-        _want(isinstance(tensor.get("data"), list), f"{field}.data: must be a list.")
+        _require(isinstance(tensor.get("data"), list), f"{field}.data: must be a list.")
         return InputTensor(name, datatype, shape, values=tensor["data"]), tail
     if type(size) is not int or not 0 <= size <= len(tail):
         raise InvalidArgument(
@@ -192,20 +194,20 @@ def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTenso
 
 
 def _decode_output(output: Any, field: str) -> tuple[RequestedOutput, bool | None]:
-    """A wanted output, and whether it is to be binary where that is said."""
-    _want(isinstance(output, dict), f"{field}: must be an object.")
+    """A requested output, and its `binary_data` flag or None."""
+    _require(isinstance(output, dict), f"{field}: must be an object.")
     name = output.get("name")
-    _want(isinstance(name, str), f"{field}.name: must be a string.")
+    _require(isinstance(name, str), f"{field}.name: must be a string.")
     if "parameters" not in output:
         return RequestedOutput(name), None
     field = f"{field}.parameters"
     parameters = _parameters(output, field)
-    wanted = RequestedOutput(
-        name, classification_of(field, parameters), region_of(field, parameters)
+    requested = RequestedOutput(
+        name, top_classes_of(field, parameters), region_of(field, parameters)
     )
     if "binary_data" not in parameters:
-        return wanted, None
-    return wanted, _flag(field, parameters, "binary_data", False)
+        return requested, None
+    return requested, _flag(field, parameters, "binary_data", False)
 
 
 def _encode_output(output: OutputTensor, binary: bool, blobs: list[bytes]) -> dict[str, Any]:
@@ -232,7 +234,7 @@ def _parameters(holder: dict[str, Any], field: str) -> Parameters:
     parameters: Any = holder.get("parameters")
     if not parameters:
         return NO_PARAMETERS
-    _want(
+    _require(
         isinstance(parameters, dict)
         and all(isinstance(value, bool | int | float | str) for value in parameters.values()),
         f"{field}: must be an object of strings, numbers, true and false.",
@@ -247,6 +249,6 @@ def _flag(field: str, parameters: Parameters, name: str, default: bool) -> bool:
     return value
 
 
-def _want(condition: bool, otherwise: str) -> None:
+def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise InvalidArgument(otherwise)
+        raise InvalidArgument(message)

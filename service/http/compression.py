@@ -1,4 +1,4 @@
-"""Compressed bodies: gzip and deflate, in both directions, with a bound on what comes out.
+"""Decompresses request bodies and compresses response bodies, with gzip or deflate.
 
 Source: RFC 9110, 8.4 (Content-Encoding) and 12.5.3 (Accept-Encoding).
 """
@@ -15,25 +15,25 @@ from service.core.errors import UnsupportedMediaType
 from service.core.inflation import WINDOW_BITS, inflate
 from service.http.message import HttpRequest, HttpResponse
 
-_ACCEPTABLE = ("gzip", "deflate")  # in the order in which we like them
-# A body up to this size is done sooner than a thread is told of it.
+_PREFERENCE = ("gzip", "deflate")  # the first one wins where the client has no preference
+# Compressing a body up to this size takes less time than handing it to a thread.
 _INLINE_BYTES = 16 * 1024
-_FASTEST = 1
+_FASTEST_LEVEL = 1
 _WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?", re.ASCII)
 
 
 class Compression:
-    """Undoes and applies content encodings, in a thread where it takes long."""
+    """Undoes and applies content encodings; slow work runs in a thread."""
 
     def __init__(self, max_request_bytes: int, min_response_bytes: int) -> None:
         self._max_request_bytes = max_request_bytes
-        self._min_response_bytes = min_response_bytes
+        self.min_bytes = min_response_bytes
 
     async def decode(self, request: HttpRequest) -> HttpRequest:
-        """The request with its body as it was before it was compressed.
+        """The request with its body decompressed.
 
-        Raises UnsupportedMediaType for another encoding, RequestTooLarge for a body that inflates
-        past the limit, InvalidArgument for one that is damaged.
+        Raises UnsupportedMediaType for an unknown encoding, RequestTooLarge for a body that
+        inflates past the limit, InvalidArgument for a damaged body.
         """
         encoding = (request.header("content-encoding") or "identity").strip().lower()
         if encoding == "identity":
@@ -42,14 +42,15 @@ class Compression:
             raise UnsupportedMediaType(
                 f"Content-Encoding is '{encoding}'; send gzip, deflate or no encoding."
             )
-        # How long it takes is not to be seen from outside.
+        # The compressed size does not tell how long this takes, so it always runs in a thread.
         work = partial(inflate, request.body, encoding, self._max_request_bytes)
         return request._replace(body=await _in_thread(work))
 
     async def encode(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
-        """The response, compressed if it is large enough and the caller accepts that."""
-        if len(response.body) < self._min_response_bytes:
-            return response
+        """The response, compressed if the client accepts an encoding.
+
+        Below `min_bytes` compression does not pay; the caller checks that.
+        """
         response.headers.append(("vary", "accept-encoding"))
         encoding = _choose(request.header("accept-encoding") or "")
         if not encoding:
@@ -65,16 +66,16 @@ async def _in_thread(work: Callable[[], bytes]) -> bytes:
 
 
 def _deflate(body: bytes, encoding: str) -> bytes:
-    stream = zlib.compressobj(_FASTEST, wbits=WINDOW_BITS[encoding])
+    stream = zlib.compressobj(_FASTEST_LEVEL, wbits=WINDOW_BITS[encoding])
     return stream.compress(body) + stream.flush()
 
 
 def _choose(accepted: str) -> str:
-    """The encoding to answer with, for an Accept-Encoding header; empty for none."""
+    """The encoding for a response, by the request's Accept-Encoding header; empty for none."""
     weights: dict[str, float] = {}
     for part in accepted.lower().split(","):
         name, _, parameter = part.partition(";")
         weight = parameter.strip().removeprefix("q=")
         weights[name.strip()] = float(weight) if _WEIGHT.fullmatch(weight) else 1.0
-    best = max(_ACCEPTABLE, key=lambda encoding: weights.get(encoding, weights.get("*", 0.0)))
+    best = max(_PREFERENCE, key=lambda encoding: weights.get(encoding, weights.get("*", 0.0)))
     return best if weights.get(best, weights.get("*", 0.0)) else ""

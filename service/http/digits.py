@@ -17,52 +17,44 @@ from service.http.message import (
     json_response,
     parse_json,
 )
-from service.operations.digits import Classification, pixels_from_values, predictions
-from service.operations.inference import Operations
+from service.operations.digits import Digits
 
-_IMAGES = ("image/png", "image/jpeg")
+_PICTURES = ("image/png", "image/jpeg")
 _UINT8 = np.dtype(np.uint8)
 
 
-async def predict(operations: Operations, request: HttpRequest) -> HttpResponse:
-    """Classify the body; `?model=` and `?version=` choose what answers.
+async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
+    """Classify the body; `?model=` and `?version=` choose the model.
 
-    The body is JSON numbers (28x28, Nx28x28 or 784, bare or under "image"), raw pixels of 784
-    bytes an image as application/octet-stream, or one PNG or JPEG. Raises UnsupportedMediaType
-    for another content type, InvalidArgument for a body that does not fit its own.
+    The body is one PNG or JPEG, raw pixels of 784 bytes per image as application/octet-stream, or
+    JSON numbers (28x28, Nx28x28 or 784, bare or under "image"). Raises UnsupportedMediaType for
+    another content type, InvalidArgument for a body that does not match its content type.
     """
     query = dict(parse_qsl(request.query)) if request.query else {}
     model, version = query.get("model", ""), query.get("version", "")
-    content_type = media_type(request)
-    if content_type == OCTETS:
-        answer = await operations.classify_pixels(request.body, model, version)
-    elif content_type in _IMAGES:
-        answer = await operations.classify_image(request.body, model, version)
+    content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
+    if content_type in _PICTURES:
+        answer = await digits.classify(picture=request.body, model=model, version=version)
+    elif content_type == OCTETS:
+        answer = await digits.classify(pixels=request.body, model=model, version=version)
     elif content_type == JSON:
         values = numbers("image:", _image_of(parse_json(request.body)), _UINT8)
-        answer = await operations.classify(pixels_from_values(values), model, version)
+        answer = await digits.classify(values=values, model=model, version=version)
     else:
         raise UnsupportedMediaType(
-            f"Content-Type is '{content_type}'; send {JSON}, {OCTETS}, {' or '.join(_IMAGES)}."
+            f"Content-Type is '{content_type}'; send {JSON}, {OCTETS}, {' or '.join(_PICTURES)}."
         )
-    return json_response(as_json(answer))
-
-
-def as_json(answer: Classification) -> dict[str, Any]:
-    """The answer as the JSON object that /predict gives."""
-    return {
-        "model_name": answer.model,
-        "model_version": answer.version,
-        "predictions": [
-            {"digit": digit, "probabilities": row, "entropy_bits": entropy}
-            for digit, row, entropy in predictions(answer)
-        ],
-    }
-
-
-def media_type(request: HttpRequest) -> str:
-    """The content type without its parameters, in lower case; empty if there is none."""
-    return (request.header("content-type") or "").partition(";")[0].strip().lower()
+    predictions = [
+        {"digit": digit, "probabilities": probabilities, "entropy_bits": entropy}
+        for digit, probabilities, entropy in answer.rows
+    ]
+    return json_response(
+        {
+            "model_name": answer.model,
+            "model_version": answer.version,
+            "predictions": predictions,
+        }
+    )
 
 
 def _image_of(parsed: Any) -> Any:

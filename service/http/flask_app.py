@@ -1,7 +1,7 @@
-"""The Flask application: every route of the service, for everything that is not in a hurry.
+"""The Flask application: every route of the service, as a WSGI application.
 
-Its views run in threads and hand each request to the worker's event loop, where the same
-`Answerer` that serves the fast lane answers it.
+Its views run in threads. Each hands its request to the worker's event loop, where the `HttpApp`
+that serves the front answers it.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from service.core import errors
-from service.http.answering import Answerer
-from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import ROUTES, UNMATCHED, Route
+from service.http.answering import HttpApp, Match
+from service.http.message import HttpRequest, HttpResponse, body_too_large
+from service.http.routes import UNMATCHED
 
 
 def create_app(
-    answerer: Answerer, loop: asyncio.AbstractEventLoop, max_request_bytes: int
+    http_app: HttpApp, loop: asyncio.AbstractEventLoop, max_request_bytes: int
 ) -> flask.Flask:
-    """A Flask application whose requests are answered on `loop`, which runs in another thread."""
+    """A Flask application that answers its requests on `loop`, which runs in another thread."""
     app = flask.Flask("service.http", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
     app.url_map.strict_slashes = False
 
-    def add(route: Route) -> None:
+    def add(match: Match) -> None:
+        route = match.route
+
         def view(**parameters: str) -> flask.Response:
             try:
                 request = _request(flask.request.get_data(cache=False))
             except RequestEntityTooLarge:
-                refused = errors.RequestTooLarge(too_large(max_request_bytes))
-                return _wait(answerer.refuse(route, _request(b""), refused))
-            return _wait(answerer.answer(route, request, parameters))
+                refusal = body_too_large(max_request_bytes)
+                return _wait(http_app.refuse(_request(b""), refusal, route))
+            return _wait(http_app.answer(request, match._replace(parameters=parameters)))
 
         endpoint = f"{route.method} {route.path}"
         app.add_url_rule(route.path, endpoint, view, methods=[route.method])
 
     def unmatched(error: HTTPException) -> flask.Response:
-        refused = _as_service_error(error)
-        response = _wait(answerer.refuse(UNMATCHED, _request(b""), refused))
+        response = _wait(http_app.refuse(_request(b""), _as_service_error(error), UNMATCHED))
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["allow"] = ", ".join(sorted(error.valid_methods))
         return response
@@ -48,19 +49,16 @@ def create_app(
     def _wait(answer: Any) -> flask.Response:
         return _response(asyncio.run_coroutine_threadsafe(answer, loop).result())
 
-    for route in ROUTES:
-        add(route)
+    for match in http_app.matches:
+        add(match)
     app.register_error_handler(HTTPException, unmatched)
     return app
 
 
-def too_large(max_request_bytes: int) -> str:
-    """What a caller is told whose body is over the limit."""
-    return f"The body is larger than {max_request_bytes} bytes (max_request_bytes)."
-
-
 def _request(body: bytes) -> HttpRequest:
-    return HttpRequest(flask.request.headers.get, body, flask.request.query_string.decode("latin1"))
+    request = flask.request
+    query = request.query_string.decode("latin1")
+    return HttpRequest(request.method, request.path, request.headers.get, body, query)
 
 
 def _response(response: HttpResponse) -> flask.Response:
@@ -72,7 +70,7 @@ def _as_service_error(error: HTTPException) -> errors.ServiceError:
     if error.code == errors.MethodNotAllowed.http_status:
         return errors.MethodNotAllowed(f"{path} does not take {method}.")
     if error.code == errors.NoSuchEndpoint.http_status:
-        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists what there is.")
+        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists all endpoints.")
     if error.code is None or error.code >= errors.InternalError.http_status:
         return errors.InternalError("Internal error; the server's log has it.")
     return errors.InvalidArgument(f"{error.name}: {error.description}")

@@ -1,7 +1,8 @@
-"""The HTTP front of a worker: an RSGI callable that answers what is asked of a known route.
+"""The HTTP front of a worker: an RSGI callable that reads a request and sends the answer.
 
-RSGI (Granian's interface) hands over a request with far fewer steps than WSGI or ASGI do; see
-docs/performance.md for what that is worth. Whatever matches no route goes to Flask, which says why.
+RSGI (Granian's interface) hands over a request in far fewer steps than WSGI or ASGI;
+docs/decisions/http-front.md says how much that saves. Requests that match no route go to Flask,
+which says why.
 """
 
 from __future__ import annotations
@@ -10,86 +11,84 @@ import asyncio
 import io
 import sys
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
-from service.core.errors import RequestTimeout, RequestTooLarge, ServiceError
-from service.http.answering import Answerer
-from service.http.flask_app import too_large
-from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import UNMATCHED, FastRoutes
+from service.core.errors import RequestTimeout, ServiceError
+from service.http.answering import HttpApp
+from service.http.message import HttpRequest, HttpResponse, body_too_large
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
+_FLASK_THREADS = 8
+
 
 class HttpFront:
-    """Answers every HTTP request of one worker, on its event loop."""
+    """Answers every HTTP request of one worker, on its event loop.
 
-    def __init__(
-        self,
-        answerer: Answerer,
-        wsgi_app: WsgiApp,
-        executor: Executor,
-        *,
-        max_request_bytes: int,
-        body_timeout: float,
-        fast_lane: bool = True,
-    ) -> None:
-        self._answerer = answerer
-        self._wsgi_app = wsgi_app
-        self._executor = executor
+    It exists before the loop does, because Granian asks for the callable first; `start` comes
+    before the first request.
+    """
+
+    def __init__(self, *, max_request_bytes: int, body_timeout: float, fast_lane: bool) -> None:
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
-        self._routes = FastRoutes() if fast_lane else None
-        self._loop = asyncio.get_running_loop()
-        # Requests whose bodies are on their way: since when, and which have been given up.
+        self._fast_lane = fast_lane
+        self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
+        # The tasks whose bodies are arriving: since when, and which of them are too late.
         self._receiving: dict[asyncio.Task[None], float] = {}
         self._late: set[asyncio.Task[None]] = set()
+
+    def start(self, app: HttpApp, wsgi_app: WsgiApp) -> None:
+        """Answer requests with `app` from now on; `wsgi_app` answers those that match no route."""
+        self._app = app
+        self._wsgi_app = wsgi_app
+        self._loop = asyncio.get_running_loop()
         self._sweep()
 
     async def __call__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer one request (RSGI's callable)."""
-        found = self._routes.find(scope.method, scope.path) if self._routes else None
         try:
             body = await self._body(scope, protocol)
         except (ProtocolError, ProtocolClosed):
-            return  # the caller has gone
+            return  # the client has gone
         except ServiceError as error:
-            route = found[0] if found else UNMATCHED
-            request = HttpRequest(scope.headers.get, b"")
-            response = await self._answerer.refuse(route, request, error)
-            # The rest of the body is still on its way, so an HTTP/1 connection cannot be used
-            # again. HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
+            request = HttpRequest(scope.method, scope.path, scope.headers.get, b"")
+            response = await self._app.refuse(request, error)
+            # The rest of the body is still arriving, so an HTTP/1 connection cannot be used again.
+            # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
             if scope.http_version.startswith("1"):
                 response.headers.append(("connection", "close"))
         else:
-            if found is not None:
-                request = HttpRequest(scope.headers.get, body, scope.query_string)
-                response = await self._answerer.answer(found[0], request, found[1])
-            else:
-                response = await self._loop.run_in_executor(
-                    self._executor, self._through_flask, scope, body
+            request = HttpRequest(
+                scope.method, scope.path, scope.headers.get, body, scope.query_string
+            )
+            answer = await self._app.answer(request) if self._fast_lane else None
+            if answer is None:
+                answer = await self._loop.run_in_executor(
+                    self._flask_threads, self._through_flask, scope, body
                 )
+            response = answer
         protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _body(self, scope: Scope, protocol: HTTPProtocol) -> bytes:
         """The whole body. Raises RequestTooLarge before reading past the limit."""
         length = scope.headers.get("content-length")
         if length is not None and int(length) > self._max_request_bytes:
-            raise RequestTooLarge(too_large(self._max_request_bytes))
+            raise body_too_large(self._max_request_bytes)
         task = asyncio.current_task()
         assert task is not None
         self._receiving[task] = self._loop.time()
         try:
             if length is not None or scope.method in ("GET", "HEAD"):
                 return await protocol()
-            body = bytearray()  # chunked: the length shows only as it comes
+            body = bytearray()  # chunked: the length is unknown until the end
             async for chunk in protocol:
                 body += chunk
                 if len(body) > self._max_request_bytes:
-                    raise RequestTooLarge(too_large(self._max_request_bytes))
+                    raise body_too_large(self._max_request_bytes)
             return bytes(body)
         except asyncio.CancelledError:
             if task not in self._late:
@@ -103,9 +102,9 @@ class HttpFront:
             del self._receiving[task]
 
     def _sweep(self) -> None:
-        """Give up on bodies that have been on their way for too long.
+        """Cancel the tasks whose bodies have been arriving for too long.
 
-        One timer for all of them: one for each would cost a tenth of a request's time.
+        One timer for all of them: one per request would cost a tenth of a request's time.
         """
         self._loop.call_later(self._body_timeout / 8, self._sweep)
         oldest = self._loop.time() - self._body_timeout
@@ -119,11 +118,11 @@ class HttpFront:
         status = 500
         headers: list[tuple[str, str]] = []
 
-        def start_response(line: str, given: list[tuple[str, str]], exc_info: Any = None) -> None:
+        def start_response(line: str, pairs: list[tuple[str, str]], exc_info: Any = None) -> None:
             nonlocal status
             status = int(line.split(" ", 1)[0])
-            # The server counts the body itself, as it does in the fast lane.
-            headers[:] = [(n.lower(), v) for n, v in given if n.lower() != "content-length"]
+            # Granian counts the body itself, as it does in the fast lane.
+            headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
         chunks = self._wsgi_app(_environ(scope, body), start_response)
         try:

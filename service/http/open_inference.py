@@ -13,68 +13,68 @@ from service import SERVER_NAME, __version__
 from service.core.tensors import TensorSpec
 from service.http.codec import ALL_BINARY, decode, encode, header_length
 from service.http.message import HttpRequest, HttpResponse, json_response
-from service.operations.inference import INLINE_BYTES, Operations
+from service.operations.inference import INLINE_BYTES, Inference
 
 
 async def infer(
-    operations: Operations, request: HttpRequest, model: str, version: str = ""
+    inference: Inference, request: HttpRequest, model: str, version: str = ""
 ) -> HttpResponse:
     """POST v2/models/{model}[/versions/{version}]/infer."""
     json_bytes = header_length(request)
     if json_bytes == 0:
-        raw = operations.raw_request(model, version, request.body)
-        return encode(await operations.infer(raw), ALL_BINARY)
+        raw = inference.raw_request(model, version, request.body)
+        return encode(await inference.infer(raw), ALL_BINARY)
     if (len(request.body) if json_bytes is None else json_bytes) > INLINE_BYTES:
         work = partial(decode, request, json_bytes, model, version)
         decoded, binary = await asyncio.get_running_loop().run_in_executor(None, work)
     else:
         decoded, binary = decode(request, json_bytes, model, version)
-    return encode(await operations.infer(decoded), binary)
+    return encode(await inference.infer(decoded), binary)
 
 
-async def server_metadata(operations: Operations, request: HttpRequest) -> HttpResponse:
+async def server_metadata(inference: Inference, request: HttpRequest) -> HttpResponse:
     """GET v2."""
     return json_response(
-        {"name": SERVER_NAME, "version": __version__, "extensions": operations.extensions()}
+        {"name": SERVER_NAME, "version": __version__, "extensions": inference.extensions()}
     )
 
 
 async def model_metadata(
-    operations: Operations, request: HttpRequest, model: str, version: str = ""
+    inference: Inference, request: HttpRequest, model: str, version: str = ""
 ) -> HttpResponse:
-    """GET v2/models/{model}[/versions/{version}], and the execution provider in use."""
-    found = operations.model_metadata(model, version)
+    """GET v2/models/{model}[/versions/{version}]; `parameters` name the execution provider."""
+    metadata = inference.model_metadata(model, version)
     return json_response(
         {
-            "name": found.name,
-            "versions": found.versions,
-            "platform": found.platform,
-            "inputs": [_spec(spec) for spec in found.inputs],
-            "outputs": [_spec(spec) for spec in found.outputs],
+            "name": metadata.name,
+            "versions": metadata.versions,
+            "platform": metadata.platform,
+            "inputs": [_spec(spec) for spec in metadata.inputs],
+            "outputs": [_spec(spec) for spec in metadata.outputs],
             "parameters": {
-                "execution_provider": found.provider,
-                "execution_provider_fallback": found.fallback,
+                "execution_provider": metadata.provider,
+                "execution_provider_fallback": metadata.fallback,
             },
         }
     )
 
 
 async def model_ready(
-    operations: Operations, request: HttpRequest, model: str, version: str = ""
+    inference: Inference, request: HttpRequest, model: str, version: str = ""
 ) -> HttpResponse:
     """GET v2/models/{model}[/versions/{version}]/ready."""
-    found = operations.repository.get(model, version)
-    return json_response({"name": found.name, "ready": True})
+    served = inference.repository.get(model, version)
+    return json_response({"name": served.name, "ready": True})
 
 
-async def live(operations: Operations, request: HttpRequest) -> HttpResponse:
+async def live(inference: Inference, request: HttpRequest) -> HttpResponse:
     """GET v2/health/live: the process answers."""
     return json_response({"live": True})
 
 
-async def ready(operations: Operations, request: HttpRequest) -> HttpResponse:
-    """GET v2/health/ready: 200 when requests are welcome, else 503; the body says why."""
-    state = operations.readiness()
+async def ready(inference: Inference, request: HttpRequest) -> HttpResponse:
+    """GET v2/health/ready: 200 if the server takes requests, else 503; the body says why."""
+    state = inference.readiness()
     body = {"ready": state.ready, "reason": state.reason, "failures": state.failures}
     return json_response(body, 200 if state.ready else 503)
 

@@ -1,7 +1,7 @@
-"""The log level as the protocol's log settings, and back.
+"""Converts the log level to the protocol's log settings, and back.
 
-Source: Triton's "Logging Extension". Its switches for three kinds of lines are thresholds here: a
-kind is written only if all kinds more severe are.
+Source: Triton's "Logging Extension". It switches three kinds of lines on and off one by one; here
+they are thresholds, so that a kind is logged only if all more severe kinds are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from service.core.errors import InvalidArgument, Unimplemented
 
 LogSettings = dict[str, bool | int | str]
-_NOTHING = logging.CRITICAL + 10
+_SILENT = logging.CRITICAL + 10
 _SWITCHES = {
     "log_error": logging.ERROR,
     "log_warning": logging.WARNING,
@@ -21,18 +21,18 @@ _SWITCHES = {
 
 
 def settings_of(level: int) -> LogSettings:
-    """The settings that a level of the root logger stands for."""
-    switches = {name: level <= least for name, least in _SWITCHES.items()}
+    """The log settings that correspond to a level of the root logger."""
+    switches = {name: level <= threshold for name, threshold in _SWITCHES.items()}
     verbose = int(level <= logging.DEBUG)
     return {"log_file": "", **switches, "log_verbose_level": verbose, "log_format": "default"}
 
 
 def level_of(level: int, changes: Mapping[str, object], default: int) -> int:
-    """The level after changes to the settings that `level` stands for.
+    """The level that results from changes to the log settings of `level`.
 
-    A change to None sets a setting back to what it is at the level `default`.
-    Raises InvalidArgument for an unknown setting, a value of the wrong type and switches that
-    contradict each other; Unimplemented for another file or format.
+    A change to None resets a setting to its value at the level `default`. Raises InvalidArgument
+    for an unknown setting, a value of the wrong type and switches that contradict each other;
+    Unimplemented for another file or format.
     """
     settings = settings_of(level)
     for name, value in changes.items():
@@ -50,14 +50,14 @@ def level_of(level: int, changes: Mapping[str, object], default: int) -> int:
         assert isinstance(value, bool | int | str)
         settings[name] = value
     if settings["log_verbose_level"]:
-        wanted = logging.DEBUG
+        new_level = logging.DEBUG
     else:
-        on = [least for name, least in _SWITCHES.items() if settings[name]]
-        wanted = min(on, default=_NOTHING)
-    for name, least in _SWITCHES.items():
-        if settings[name] != (wanted <= least):
+        thresholds = [threshold for name, threshold in _SWITCHES.items() if settings[name]]
+        new_level = min(thresholds, default=_SILENT)
+    for name, threshold in _SWITCHES.items():
+        if settings[name] != (new_level <= threshold):
             raise InvalidArgument(
-                f"{name}: errors are always logged with warnings, and warnings with information "
-                "and verbose lines."
+                f"{name}: warnings cannot be logged without errors, nor information and verbose "
+                "lines without warnings."
             )
-    return wanted
+    return new_level

@@ -1,14 +1,15 @@
-"""Prometheus metrics of all workers of one server, answered by whichever worker is asked.
+"""Prometheus metrics of all workers of one server; any worker can report them.
 
-prometheus_client's multiprocess mode keeps every worker's values in files of one folder, which
-the supervising process names in PROMETHEUS_MULTIPROC_DIR before it starts the workers. Without it
-(`flask run`, tests) this process gets a folder of its own. The variable is read when
-prometheus_client is imported, hence the order below.
+prometheus_client's multiprocess mode keeps the values of every worker in files of one folder. The
+supervising process names the folder in PROMETHEUS_MULTIPROC_DIR before it starts the workers.
+Without the variable (`flask run`, tests) this process gets a folder of its own. prometheus_client
+reads the variable when it is imported, hence the order below.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -27,7 +28,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 
-__all__ = ["CONTENT_TYPE", "DIRECTORY", "Metrics", "exposition"]
+from service.core.statistics import BatchRun, ModelStatistics  # noqa: E402
+
+__all__ = ["CONTENT_TYPE", "DIRECTORY", "Metrics", "ModelMetrics", "exposition"]
+
+log = logging.getLogger(__name__)
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
@@ -35,28 +40,28 @@ _PER_MODEL = ["model", "version"]
 
 
 class BufferedHistogram(Histogram):
-    """A histogram whose observations wait in a list until `flush` counts them all at once.
+    """A histogram that collects observations in a list until `flush` counts them all at once.
 
-    Counted one by one, each would cost two writes to the file that workers share, some 5 us: for
-    the three of a request, a sixth of its time.
+    Counting one observation takes two writes to the file that the workers share, some 5 us; the
+    three observations of a request would take a sixth of its time.
     """
 
-    def _metric_init(self) -> None:  # called for what can be observed: each set of labels
+    def _metric_init(self) -> None:  # called once per set of labels
         super()._metric_init()
-        self._waiting: list[float] = []
+        self._pending: list[float] = []
         _buffered.append(self)
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Count a value, at the next `flush`."""
-        self._waiting.append(amount)
+        """Count a value at the next `flush`."""
+        self._pending.append(amount)
 
     def flush(self) -> None:
-        """Write what has been observed since the last time."""
-        if not self._waiting:
+        """Count the values observed since the last call."""
+        if not self._pending:
             return
-        values, self._waiting = self._waiting, []
+        values, self._pending = self._pending, []
         self._sum.inc(sum(values))
-        # A value belongs to the first bucket whose upper bound it does not pass.
+        # A value belongs to the first bucket whose upper bound it does not exceed.
         for index, count in Counts(bisect_left(self._upper_bounds, v) for v in values).items():
             self._buckets[index].inc(count)
 
@@ -65,7 +70,7 @@ _buffered: list[BufferedHistogram] = []
 
 
 def flush() -> None:
-    """Write what this process has observed to the file that all workers' metrics are read from."""
+    """Write the observations of this process to the files that every worker reads."""
     for histogram in _buffered:
         histogram.flush()
 
@@ -98,34 +103,43 @@ _load_failures = Gauge(
 )
 
 
+class ModelMetrics(ModelStatistics):
+    """The statistics of one version of a model, which also go to Prometheus and to the log."""
+
+    def __init__(self, model: str, version: str) -> None:
+        super().__init__()
+        self._name = f"Model {model} version {version}"
+        self._rows_of_runs = _batches.labels(model, version)
+        self._seconds_of_runs = _inference.labels(model, version)
+        self._failures = _inference_failures.labels(model, version)
+
+    def ran(self, run: BatchRun) -> None:
+        """Record a run that succeeded."""
+        super().ran(run)
+        self._rows_of_runs.observe(run.rows)
+        self._seconds_of_runs.observe(run.joining + run.inference + run.splitting)
+
+    def run_failed(self, error: Exception) -> None:
+        """Record what the model raised on a single request."""
+        self._failures.inc()
+        log.error("%s failed on a request: %s", self._name, error)
+
+
 class Metrics:
-    """What one worker reports. Its observations cost next to nothing, until they are flushed."""
+    """The metrics of one worker. An observation costs next to nothing until it is flushed."""
 
     def __init__(self) -> None:
         _forget_dead_workers()
         self._loaded: set[tuple[str, str, str, str]] = set()
 
-    # The same few label sets come again and again: looking one up by itself costs 3 us.
+    # Requests use the same few sets of labels; looking one up in prometheus_client takes 3 us.
     request = staticmethod(cache(_requests.labels))
 
-    def observe_request(self, transport: str, operation: str, code: str, seconds: float) -> None:
-        """One request was answered with this status code."""
-        self.request(transport, operation, code).observe(seconds)
-
-    def batch_observer(self, model: str, version: str) -> tuple[Histogram, Histogram, Counter]:
-        """Histograms of images and of seconds, and the counter of failures, of one model."""
-        labels = (model, version)
-        return (
-            _batches.labels(*labels),
-            _inference.labels(*labels),
-            _inference_failures.labels(*labels),
-        )
-
     def models_loaded(self, models: set[tuple[str, str, str, str]], failures: int) -> None:
-        """What is loaded now: (model, version, provider, sha256); and how many versions failed."""
-        # A label set cannot be removed in multiprocess mode: 0 says that it is loaded no more.
-        for gone in self._loaded - models:
-            _model_info.labels(*gone).set(0)
+        """Report the loaded (model, version, provider, sha256), and how many versions failed."""
+        # A set of labels cannot be removed in multiprocess mode: 0 means no longer loaded.
+        for unloaded in self._loaded - models:
+            _model_info.labels(*unloaded).set(0)
         for model in models:
             _model_info.labels(*model).set(1)
         self._loaded = models
@@ -133,14 +147,14 @@ class Metrics:
 
 
 def exposition() -> bytes:
-    """All workers' metrics, as far as they are flushed, in Prometheus' text format 0.0.4."""
+    """The flushed metrics of all workers, in Prometheus' text format 0.0.4."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 
 
 def _forget_dead_workers() -> None:
-    """Drop the gauges of workers that were killed; their counters and histograms stay."""
+    """Remove the gauges of killed workers; their counters and histograms stay."""
     for file in Path(os.environ[DIRECTORY]).glob("gauge_live*.db"):
         pid = int(file.stem.rsplit("_", 1)[-1])
         try:

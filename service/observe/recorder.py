@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal
 
 from service.core.errors import InternalError, ServiceError
-from service.observe.logs import requests as request_log
+from service.observe.logs import request_log
 from service.observe.metrics import Metrics
 
 # What a caller may choose as a request id: anything else could forge log lines or headers.
@@ -28,62 +28,31 @@ log = logging.getLogger(__name__)
 
 
 class RequestRecorder:
-    """Gives requests their ids, and writes down how they ended."""
+    """Gives requests their ids. `Attempt` records how each of them ended."""
 
     def __init__(self, metrics: Metrics, log_requests: str = "errors") -> None:
-        self._metrics = metrics
-        self._log_all = log_requests == "all"
-        self._log_errors = log_requests != "none"
-        # Unique over workers and restarts, and 20 times cheaper than a UUID a request.
+        self.metrics = metrics
+        self.logs_all = log_requests == "all"
+        self.logs_errors = log_requests != "none"
+        # Unique over workers and restarts, and 20 times cheaper than a UUID per request.
         self._prefix = os.urandom(6).hex()
         self._next: Callable[[], int] = count(1).__next__
 
     def request_id(self, wanted: str | None) -> str:
-        """The caller's own id where it is fit to be used, else a new one."""
+        """The client's own id if it is safe to log and to send back, else a new one."""
         if wanted and _SAFE_ID.fullmatch(wanted):
             return wanted
         return f"{self._prefix}-{self._next():x}"
 
-    def attempt(self, transport: Transport, operation: str, request_id: str) -> Attempt:
-        """Record one request: `async with recorder.attempt(...)` around all of its work."""
-        return Attempt(self, transport, operation, request_id)
-
-    def record(
-        self,
-        *,
-        transport: Transport,
-        operation: str,
-        request_id: str,
-        code: str,
-        seconds: float,
-        error: str,
-    ) -> None:
-        """Write one answer to the metrics and, if the settings ask for it, to the log."""
-        self._metrics.observe_request(transport, operation, code, seconds)
-        if self._log_all or (error and self._log_errors):
-            request_log.log(
-                logging.ERROR if code in _SERVER_FAULTS else logging.INFO,
-                "%s",
-                error or "Answered.",
-                extra={
-                    "fields": {
-                        "request_id": request_id,
-                        "transport": transport,
-                        "operation": operation,
-                        "code": code,
-                        "duration_ms": round(seconds * 1000, 3),
-                    }
-                },
-            )
-
 
 class Attempt:
-    """One request from its start to its end, whatever the end is.
+    """One request over either transport: `async with Attempt(...)` around all of its work.
 
-    Every exception leaves the block as a ServiceError or as CancelledError: anything unexpected is
-    logged with its traceback and becomes an InternalError that names the request id. `code` is the
-    status to record for a block that ends without an exception. A class with slots rather than a
-    generator: one is made for every request.
+    Records the metric and, if the settings ask for it, the log line. Every exception leaves the
+    block as a ServiceError or as CancelledError: anything unexpected is logged with its traceback
+    and becomes an InternalError that names the request id. `code` is the status to record for a
+    block that ends without an exception. A class with slots rather than a generator, because one
+    is made per request.
     """
 
     __slots__ = ("_operation", "_recorder", "_request_id", "_start", "_transport", "code")
@@ -123,13 +92,22 @@ class Attempt:
                 log.error("Request %s failed.", self._request_id, exc_info=error)
             code = str(known.http_status) if self._transport == "http" else known.grpc_code
             message = known.message
-        self._recorder.record(
-            transport=self._transport,
-            operation=self._operation,
-            request_id=self._request_id,
-            code=code,
-            seconds=seconds,
-            error=message,
-        )
+        recorder, operation = self._recorder, self._operation
+        recorder.metrics.request(self._transport, operation, code).observe(seconds)
+        if recorder.logs_all or (message and recorder.logs_errors):
+            request_log.log(
+                logging.ERROR if code in _SERVER_FAULTS else logging.INFO,
+                "%s",
+                message or "Answered.",
+                extra={
+                    "fields": {
+                        "request_id": self._request_id,
+                        "transport": self._transport,
+                        "operation": operation,
+                        "code": code,
+                        "duration_ms": round(seconds * 1000, 3),
+                    }
+                },
+            )
         if failure is not None:
             raise failure from error

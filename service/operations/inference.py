@@ -1,7 +1,7 @@
-"""What callers ask of the service, once, for every transport.
+"""The data plane of the Open Inference Protocol, for every transport.
 
 A transport turns its bytes into the values of `core.request`, awaits one of these operations, and
-turns the answer back into bytes. Everything wrong with a request is raised as one of `errors`.
+turns the answer back into bytes. Whatever is wrong with a request is raised as one of `errors`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL.Image import Image
-
 from service.core.batching import Batcher
 from service.core.datatypes import BYTES, Array, one_element
 from service.core.errors import DeadlineExceeded, InvalidArgument
-from service.core.images import Pixels, check_pixels, open_image, to_pixels
 from service.core.request import (
     InferRequest,
     InferResponse,
@@ -33,20 +30,17 @@ from service.core.tensors import (
     to_bytes,
 )
 from service.core.top_classes import classes
-from service.operations.administration import Administration
-from service.operations.digits import Classification, as_classifier, distribution
 from service.repository.model_config import PLATFORM
 from service.repository.models import Repository, ServedModel
-from service.runtime.shared_memory import Regions
+from service.runtime.shared_memory import SharedRegions
 
-# Decoding a picture up to this size costs less than handing it to a thread and back.
-_INLINE_IMAGE_PIXELS = 128 * 128
-# Likewise what has to be made of JSON, of typed contents or of strings; fronts that parse go by it.
+# Above this many bytes, decoding JSON, typed contents or strings moves to a thread; the HTTP front
+# goes by the same limit.
 INLINE_BYTES = 64 * 1024
 
 
 class ModelMetadata(NamedTuple):
-    """What the protocol tells of a model, and the execution provider that runs it."""
+    """The protocol's metadata of a model, and the execution provider that runs it."""
 
     name: str
     versions: list[str]
@@ -58,66 +52,34 @@ class ModelMetadata(NamedTuple):
 
 
 class Readiness(NamedTuple):
-    """Whether requests are welcome, and if not why; `failures` may be there all the same."""
+    """Whether the server takes requests, and the reason if not.
+
+    `failures` maps versions that could not be loaded to the reason; a ready server may have some.
+    """
 
     ready: bool
     reason: str
     failures: dict[str, str]
 
 
-class Operations:
-    """All operations on the models of one repository. Lives on one event loop."""
+class Inference:
+    """Inference, metadata and readiness of one repository's models. Lives on one event loop."""
 
-    def __init__(
-        self,
-        repository: Repository,
-        default_model: str,
-        regions: Regions,
-        administration: Administration,
-        max_image_pixels: int = 16_000_000,
-    ) -> None:
+    def __init__(self, repository: Repository, default_model: str, regions: SharedRegions) -> None:
         self.repository = repository
         self.default_model = default_model
-        self.administration = administration
         self._regions = regions
-        self._max_image_pixels = max_image_pixels
         self.stopping = False
-
-    async def classify(
-        self, pixels: Pixels, model: str = "", version: str = "", deadline: float | None = None
-    ) -> Classification:
-        """Classify uint8 [N,28,28], bright ink (255) on a dark background (0).
-
-        Raises ModelNotFound, InvalidArgument if the model does not classify 28x28 images, and
-        what `Batcher.submit` raises.
-        """
-        served = self.repository.get(model or self.default_model, version)
-        inputs, head = as_classifier(served, pixels)
-        outputs = await served.batcher.submit(inputs, len(pixels), deadline)
-        return Classification(served.name, served.version, distribution(outputs, head))
-
-    async def classify_image(
-        self, body: bytes, model: str = "", version: str = "", deadline: float | None = None
-    ) -> Classification:
-        """Classify one PNG or JPEG of any size. Raises InvalidArgument if it is not one."""
-        image = open_image(body, self._max_image_pixels)
-        return await self.classify(await _decode(image), model, version, deadline)
-
-    async def classify_pixels(
-        self, raw: bytes, model: str = "", version: str = "", deadline: float | None = None
-    ) -> Classification:
-        """Classify raw pixels, 784 bytes an image. Raises InvalidArgument for other lengths."""
-        return await self.classify(check_pixels(raw), model, version, deadline)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Run a model on the tensors of a request of the Open Inference Protocol.
 
-        Raises ModelNotFound; InvalidArgument naming the tensor or parameter that is missing,
-        unknown, given twice or not of the model's datatype and shape; and what `Batcher.submit`
+        Raises ModelNotFound; InvalidArgument, naming the tensor or parameter that is missing,
+        unknown, repeated or not of the model's datatype and shape; and what `Batcher.submit`
         raises.
         """
         served = self.repository.get(request.model, request.version)
-        wanted = _wanted_outputs(served, request.outputs) if request.outputs else None
+        requested = _requested(served, request.outputs) if request.outputs else None
         timeout = timeout_of(request.parameters) if request.parameters else None
         inputs = [self._fetched(tensor) for tensor in request.inputs]
         if max([_decoding_bytes(each, request.size) for each in inputs], default=0) > INLINE_BYTES:
@@ -133,17 +95,19 @@ class Operations:
         else:
             outputs = await _within(timeout, served.batcher, arrays, rows, request.deadline)
         specs = served.session.outputs
-        if wanted is None:
+        if requested is None:
             tensors = [
                 OutputTensor(spec.name, spec.datatype, array)
                 for spec, array in zip(specs, outputs, strict=True)
             ]
         else:
-            tensors = [self._output(served, specs[i], output, outputs[i]) for i, output in wanted]
+            tensors = [
+                self._output(served, specs[i], output, outputs[i]) for i, output in requested
+            ]
         return InferResponse(served.name, served.version, request.id, tensors)
 
     def raw_request(self, model: str, version: str, raw: bytes) -> InferRequest:
-        """A request that is nothing but the contents of the model's only input.
+        """A request whose body is the contents of the model's only input.
 
         Raises ModelNotFound; InvalidArgument if the model has several inputs, or if the shape
         does not follow from the number of bytes.
@@ -161,29 +125,29 @@ class Operations:
         return InferRequest(model, version, [tensor])
 
     def _fetched(self, tensor: InputTensor) -> InputTensor:
-        """The tensor with what is in shared memory as its raw contents."""
+        """The tensor, with its contents read from shared memory if that is where they are."""
         if tensor.region is None:
             return tensor
         field = f"Input '{tensor.name}'"
         return tensor._replace(raw=self._regions.read(field, tensor.region))
 
     def _output(
-        self, served: ServedModel, spec: TensorSpec, wanted: RequestedOutput, array: Array
+        self, served: ServedModel, spec: TensorSpec, requested: RequestedOutput, array: Array
     ) -> OutputTensor:
-        """An output as it is wanted: itself or its classes, in the answer or in shared memory."""
+        """An output as requested: itself or its top classes, in the response or in a region."""
         tensor = Tensor(spec.name, spec.datatype, array)
-        if wanted.classification:
+        if requested.top_classes:
             labels = served.card.labels if served.card.kind(spec.name) else ()
-            tensor = classes(tensor, wanted.classification, labels, served.session.batchable)
-        if wanted.region is None:
+            tensor = classes(tensor, requested.top_classes, labels, served.session.batchable)
+        if requested.region is None:
             return OutputTensor(*tensor)
         field = f"Output '{spec.name}'"
         return OutputTensor(
-            *tensor, region=self._regions.write(field, wanted.region, to_bytes(tensor))
+            *tensor, region=self._regions.write(field, requested.region, to_bytes(tensor))
         )
 
     def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
-        """What is known of a loaded model. Raises ModelNotFound."""
+        """The metadata of a loaded model. Raises ModelNotFound."""
         served = self.repository.get(name, version)
         session = served.session
         return ModelMetadata(
@@ -197,7 +161,7 @@ class Operations:
         )
 
     def extensions(self) -> list[str]:
-        """The extensions of the protocol that this server has, by Triton's names."""
+        """The protocol's extensions that this server implements, by Triton's names."""
         return [
             "classification",
             "model_repository",
@@ -211,7 +175,7 @@ class Operations:
         ]
 
     def readiness(self) -> Readiness:
-        """Ready means: not stopping, and the default model is loaded."""
+        """Ready means that the server is not stopping and the default model is loaded."""
         failures = dict(self.repository.failures)
         if self.stopping:
             return Readiness(False, "The server is stopping.", failures)
@@ -223,9 +187,9 @@ class Operations:
 async def _within(
     seconds: float, batcher: Batcher, inputs: Sequence[Array], rows: int, deadline: float | None
 ) -> list[Array]:
-    """The outputs if they are there in so many seconds, else DeadlineExceeded.
+    """The outputs, if inference ends within `seconds`. Raises DeadlineExceeded otherwise.
 
-    Transports that know deadlines end such a call themselves; for them `deadline` suffices.
+    This is for timeouts in the request's parameters; a transport ends calls at their `deadline`.
     """
     end = asyncio.get_running_loop().time() + seconds
     try:
@@ -237,52 +201,45 @@ async def _within(
 
 
 def _decoding_bytes(tensor: InputTensor, size: int) -> int:
-    """From how many bytes a tensor's values have to be made one by one; 0 if it only is viewed."""
+    """Bytes to decode value by value; 0 if the tensor is a view of the request."""
     if tensor.raw is None:
         return size
     return len(tensor.raw) if tensor.datatype == BYTES else 0
 
 
 def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
-    """The arrays of a request in the model's order, each checked."""
+    """The validated arrays of a request, in the model's order."""
     specs = served.session.inputs
     if len(specs) == len(tensors) == 1 and tensors[0].name == specs[0].name:
         return [_array(specs[0], tensors[0])]
-    given = {tensor.name: tensor for tensor in tensors}
-    if len(given) != len(tensors):
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if len(by_name) != len(tensors):
         raise InvalidArgument("An input is given twice.")
-    known = [spec.name for spec in specs]
-    for name in given:
-        if name not in known:
+    names = [spec.name for spec in specs]
+    for name in by_name:
+        if name not in names:
             raise InvalidArgument(
                 f"Input '{name}' is not one of model '{served.name}', which takes: "
-                f"{', '.join(known)}."
+                f"{', '.join(names)}."
             )
     arrays = []
     for spec in specs:
-        if spec.name not in given:
+        if spec.name not in by_name:
             raise InvalidArgument(f"Input '{spec.name}' is missing.")
-        arrays.append(_array(spec, given[spec.name]))
+        arrays.append(_array(spec, by_name[spec.name]))
     return arrays
 
 
 def _array(spec: TensorSpec, tensor: InputTensor) -> Array:
-    _, datatype, shape, raw, values, _ = tensor
-    if raw is not None:
-        return from_bytes(spec, datatype, shape, raw)
-    return from_values(spec, datatype, shape, values)
+    if tensor.raw is not None:
+        return from_bytes(spec, tensor.datatype, tensor.shape, tensor.raw)
+    return from_values(spec, tensor.datatype, tensor.shape, tensor.values)
 
 
-async def _decode(image: Image) -> Pixels:
-    if image.width * image.height <= _INLINE_IMAGE_PIXELS:
-        return to_pixels(image)
-    return await asyncio.get_running_loop().run_in_executor(None, to_pixels, image)
-
-
-def _wanted_outputs(
+def _requested(
     served: ServedModel, outputs: Sequence[RequestedOutput]
 ) -> list[tuple[int, RequestedOutput]]:
-    """The wanted outputs in the order asked, each with its place among the model's."""
+    """The requested outputs in their order, each with its index among the model's outputs."""
     known = [spec.name for spec in served.session.outputs]
     for output in outputs:
         if output.name not in known:

@@ -1,53 +1,131 @@
-"""What one worker is told, all workers of the server do.
+"""Keeps operator state (loaded models, log level, shared memory) identical in all workers.
 
-The kernel hands a call to any worker, but loading a model, registering shared memory or changing
-the log level must hold in all of them, and statistics are the sum over all. What operators want is
-kept as one state, in a file of a folder that the supervisor made. A change is first carried out in
-the worker that was asked; if that succeeds it is written down, and every other worker is told to
-follow, over a Unix socket each, before the caller is answered. A worker that cannot follow at once
-does so later (`catch_up`), and one that is respawned begins with the state.
+Strategy: the kernel hands a call to any worker, but a loaded model, a registered region or the log
+level must hold in all of them, and statistics are the sum over all. So the state that operators
+ask for is one value, `DesiredState`, in one file of a folder that the supervisor creates. A change
+takes a lock that all workers share. It is applied first in the worker that received it; if that
+succeeds, the worker saves the new state and tells every other worker to follow, each over a Unix
+socket of its own in the same folder, before the client is answered. A worker that cannot follow at
+once catches up at its next poll (`catch_up`); a respawned worker starts from the saved state.
+
+On a socket, one JSON object goes each way: a command, and its answer or error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import fcntl
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from service.core import errors
+from service.core.statistics import Counters
+from service.runtime.shared_memory import SharedRegion
 
 log = logging.getLogger(__name__)
 
-State = dict[str, Any]
-Command = dict[str, Any]
-# Long enough for a large model to be loaded and warmed up.
+# Long enough to load and warm up a large model.
 _ANSWER_TIMEOUT_S = 60.0
 _BACKLOG = 1024
-_FOLLOW: Command = {"do": "follow"}
-# Linux takes 107 bytes as the path of a socket.
-LONGEST_FOLDER = 90
+
+# The errors that one worker reports to another, by their names on the socket.
+_ERRORS: dict[str, type[errors.ServiceError]] = {
+    "AlreadyExists": errors.AlreadyExists,
+    "Forbidden": errors.Forbidden,
+    "InternalError": errors.InternalError,
+    "InvalidArgument": errors.InvalidArgument,
+    "ModelLoadError": errors.ModelLoadError,
+    "ModelNotFound": errors.ModelNotFound,
+    "NotFound": errors.NotFound,
+    "Unavailable": errors.Unavailable,
+}
+_ERROR_NAMES = {kind: name for name, kind in _ERRORS.items()}
 
 
-class Control:
-    """One worker's end.
+@dataclass(frozen=True, kw_only=True)
+class DesiredState:
+    """What operators want of every worker.
 
-    `follow(state)` brings this worker in line with a state, and raises a ServiceError if it cannot;
-    `answer(command)` answers a command that changes nothing, with JSON values. Without a folder
-    (`flask run`, tests) there is one worker, and nothing outlasts it.
+    `log_level` of the root logger, None for the one in the settings; `regions` of shared memory by
+    name; `unloaded`, the models to keep out; `loads`, how often operators asked to load each
+    model: a worker reloads a model whose count has grown.
+    """
+
+    log_level: int | None = None
+    regions: Mapping[str, SharedRegion] = field(default_factory=dict)
+    unloaded: frozenset[str] = frozenset()
+    loads: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "log_level": self.log_level,
+                "regions": {name: region._asdict() for name, region in self.regions.items()},
+                "unloaded": sorted(self.unloaded),
+                "loads": dict(self.loads),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> DesiredState:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(
+            log_level=values["log_level"],
+            regions={name: SharedRegion(**region) for name, region in values["regions"].items()},
+            unloaded=frozenset(values["unloaded"]),
+            loads=values["loads"],
+        )
+
+
+class VersionStatistics(Counters):
+    """The counters of one loaded version, with its names, by those of Triton's extension."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Read the saved state, and bring the worker in line with it."""
+
+
+@dataclass(frozen=True)
+class AskStatistics:
+    """Statistics of one model and version; empty names stand for all."""
+
+    model: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Flush:
+    """Write the metrics observed so far to the files that all workers read."""
+
+
+Question = AskStatistics | Flush
+
+
+class SharedState:
+    """One worker's side of the state that all workers share.
+
+    `follow(state)` brings this worker in line with a state, and raises a ServiceError if it
+    cannot. `answer(question)` answers a question, which changes nothing, with the statistics asked
+    for, if any. Without a folder (`flask run`, tests) there is a single worker, and the state lasts
+    as long as its process.
     """
 
     def __init__(
         self,
         folder: Path | None,
-        follow: Callable[[State], Awaitable[None]],
-        answer: Callable[[Command], Awaitable[Any]],
+        follow: Callable[[DesiredState], Awaitable[None]],
+        answer: Callable[[Question], Awaitable[list[VersionStatistics]]],
     ) -> None:
         self._folder = folder
         self._follow = follow
@@ -55,11 +133,11 @@ class Control:
         self._socket = folder / f"{os.getpid()}.sock" if folder else None
         self._server: asyncio.Server | None = None
         self._local = asyncio.Lock()
-        self._state: State = {}
-        self._followed: State = {}
+        self._state = DesiredState()
+        self._followed = DesiredState()
 
     async def start(self) -> None:
-        """Listen to the other workers, and catch up with what they were told before."""
+        """Listen to the other workers, and catch up with the changes made so far."""
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
             self._server = await asyncio.start_unix_server(
@@ -69,95 +147,104 @@ class Control:
             await self.catch_up()
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening to the other workers."""
         if self._server is not None and self._socket is not None:
             self._server.close()
             self._socket.unlink(missing_ok=True)
 
     async def catch_up(self) -> None:
-        """Follow the state, if this worker does not yet; what is impossible is tried again."""
-        state = self._read()
+        """Follow the state unless this worker already does. The next call retries a failure."""
+        state = self.state
         if state == self._followed:
             return
         try:
             await self._follow(state)
         except errors.ServiceError as error:
-            log.warning("This worker cannot follow what the server was told: %s", error.message)
+            log.warning("This worker cannot apply a change made in another: %s", error.message)
         else:
             self._followed = state
 
-    async def change(self, change: Callable[[State], None]) -> None:
-        """Change the state by a function of it, in every worker; one change at a time.
+    async def change(self, change: Callable[[DesiredState], DesiredState]) -> None:
+        """Replace the state in every worker by `change(state)`; one change at a time.
 
-        Raises what following it raises in this worker: then nothing is changed. Raises Unavailable
-        if another worker does not answer; that one will follow later. Once begun it is finished,
-        even if the caller goes away.
+        Raises what `follow` raises in this worker; then the state stays as it was. Raises
+        Unavailable if another worker does not answer; that worker catches up later. A change that
+        has begun is completed even if the caller is cancelled.
         """
-        changing = asyncio.ensure_future(self._change(change))
-        changing.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(changing)
 
-    async def _change(self, change: Callable[[State], None]) -> None:
-        async with self._locked():
-            state = copy.deepcopy(self._read())
-            change(state)
-            await self._follow(state)
-            self._followed = state
-            self._write(state)
-            for answer in await self._ask_others(_FOLLOW):
-                if isinstance(answer, errors.ServiceError):
-                    raise answer
+        async def apply() -> None:
+            async with self._locked():
+                state = change(self.state)
+                await self._follow(state)
+                self._followed = state
+                self._save(state)
+                for answer in await self._ask_others(Follow()):
+                    if isinstance(answer, errors.ServiceError):
+                        raise answer
 
-    async def ask(self, command: Command) -> list[Any]:
-        """The answers of all workers to a command that changes nothing, this worker's first.
+        applying = asyncio.ensure_future(apply())
+        # Retrieve the exception, or asyncio reports one that a cancelled caller never awaits.
+        applying.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(applying)
 
-        Raises what answering it raises, and Unavailable if a worker does not answer.
+    async def ask(self, question: Question) -> list[list[VersionStatistics]]:
+        """Return the answers of all workers, this worker's first.
+
+        Raises what answering raises, and Unavailable if a worker does not answer.
         """
-        answers = [await self._answer(command), *await self._ask_others(command)]
-        for answer in answers:
+        answers = [await self._answer(question)]
+        for answer in await self._ask_others(question):
             if isinstance(answer, errors.ServiceError):
                 raise answer
-        return [answer for answer in answers if answer is not _GONE]
+            if answer is not None:
+                answers.append(answer)
+        return answers
 
-    async def _ask_others(self, command: Command) -> list[Any]:
+    async def _ask_others(
+        self, command: Follow | Question
+    ) -> list[list[VersionStatistics] | errors.ServiceError | None]:
+        """Return what each other worker answers, its error, or None for one that has died."""
         if self._folder is None:
             return []
         others = [path for path in self._folder.glob("*.sock") if path != self._socket]
-        return await asyncio.gather(*(self._ask(path, command) for path in others))
+        return await asyncio.gather(*(self._ask_worker(path, command) for path in others))
 
-    async def _ask(self, path: Path, command: Command) -> Any:
-        """Another worker's answer, or the error that is in its place; _GONE if it has died."""
+    async def _ask_worker(
+        self, path: Path, command: Follow | Question
+    ) -> list[VersionStatistics] | errors.ServiceError | None:
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 reader, writer = await asyncio.open_unix_connection(path)
                 with contextlib.closing(writer):
-                    writer.write(json.dumps(command).encode())
+                    writer.write(json.dumps(_command_to_json(command)).encode())
                     writer.write_eof()
                     answer = json.loads(await reader.read())
         except (OSError, ValueError, TimeoutError):
             if _is_alive(int(path.stem)):
                 return errors.Unavailable("Another worker does not answer; it will follow later.")
-            path.unlink(missing_ok=True)  # its successor will catch up
-            return _GONE
+            path.unlink(missing_ok=True)  # the worker that replaces it catches up
+            return None
         if "error" in answer:
-            kind: type[errors.ServiceError] = getattr(errors, answer["error"])
-            return kind(answer["message"])
-        return answer["value"]
+            return _ERRORS[answer["error"]](answer["message"])
+        statistics: list[VersionStatistics] = answer["statistics"]
+        return statistics
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry out one command of another worker."""
         with contextlib.closing(writer):
+            answer: dict[str, object]
             try:
-                command = json.loads(await reader.read())
-                if command == _FOLLOW:
-                    state = self._read()
+                command = _command_from_json(json.loads(await reader.read()))
+                if isinstance(command, Follow):
+                    state = self.state
                     await self._follow(state)
                     self._followed = state
-                    answer: Command = {"value": None}
+                    answer = {"statistics": []}
                 else:
-                    answer = {"value": await self._answer(command)}
+                    answer = {"statistics": await self._answer(command)}
             except errors.ServiceError as error:
-                answer = {"error": type(error).__name__, "message": error.message}
+                name = _ERROR_NAMES.get(type(error), "InternalError")
+                answer = {"error": name, "message": error.message}
             except Exception:
                 log.exception("A command of another worker failed.")
                 answer = {"error": "InternalError", "message": "A worker failed; see its log."}
@@ -166,21 +253,19 @@ class Control:
                 await writer.drain()
 
     @property
-    def state(self) -> State:
-        """What is wanted of every worker."""
-        return self._read()
-
-    def _read(self) -> State:
+    def state(self) -> DesiredState:
+        """The saved state, as it is now."""
         if self._folder is not None:
             with contextlib.suppress(FileNotFoundError):
-                self._state = json.loads((self._folder / "state.json").read_text())
+                self._state = DesiredState.from_json((self._folder / "state.json").read_text())
         return self._state
 
-    def _write(self, state: State) -> None:
+    def _save(self, state: DesiredState) -> None:
         self._state = state
         if self._folder is not None:
+            # By rename, so that a worker that reads at this moment sees one state or the other.
             temporary = self._folder / "state.tmp"
-            temporary.write_text(json.dumps(state))
+            temporary.write_text(state.to_json())
             temporary.rename(self._folder / "state.json")
 
     @contextlib.asynccontextmanager
@@ -190,13 +275,32 @@ class Control:
             if self._folder is None:
                 yield
                 return
-            with (self._folder / "lock").open("w") as lock:  # closing it lets go of the lock
+            with (self._folder / "lock").open("w") as lock:  # closing the file releases the lock
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(None, fcntl.flock, lock, fcntl.LOCK_EX)
                 yield
 
 
-_GONE = object()
+def _command_to_json(command: Follow | Question) -> dict[str, str]:
+    match command:
+        case Follow():
+            return {"command": "follow"}
+        case AskStatistics(model, version):
+            return {"command": "statistics", "model": model, "version": version}
+        case Flush():
+            return {"command": "flush"}
+
+
+def _command_from_json(values: Any) -> Follow | Question:
+    """Read what `_command_to_json` wrote. Raises InvalidArgument for anything else."""
+    match values:
+        case {"command": "follow"}:
+            return Follow()
+        case {"command": "statistics", "model": str(model), "version": str(version)}:
+            return AskStatistics(model, version)
+        case {"command": "flush"}:
+            return Flush()
+    raise errors.InvalidArgument(f"Unknown command: {values}.")
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The model card: what model.json says beside a model.onnx. Optional for foreign models."""
+"""The model card: the fields of model.json, beside model.onnx. Optional for foreign models."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from service.runtime.session import LoadError
-
-PROBABILITIES = "probabilities"
-LOGITS = "logits"
+from service.core.digits import LOGITS, PROBABILITIES
+from service.core.errors import ModelLoadError
 
 
 class Card(NamedTuple):
     """The fields that the server uses.
 
-    `sha256` of model.onnx, checked before loading; `output_kinds` says of an output whether it
-    holds logits or probabilities; an output with either word as its name needs no entry; `labels`
-    are the names of its classes.
+    `sha256` of model.onnx, checked before loading; `output_kinds` says whether an output holds
+    logits or probabilities, and an output with either word as its name needs no entry; `labels`
+    are the names of the classes.
     """
 
     sha256: str = ""
@@ -27,34 +25,34 @@ class Card(NamedTuple):
     labels: Sequence[str] = ()
 
     def kind(self, output: str) -> str:
-        """`logits`, `probabilities`, or empty where nothing is known of this output."""
+        """`logits`, `probabilities`, or empty for an output of unknown kind."""
         return self.output_kinds.get(output, output if output in (PROBABILITIES, LOGITS) else "")
 
 
 def read(path: Path) -> Card:
-    """Read a card; a missing file is an empty card. Raises LoadError for one that is damaged."""
+    """Read a card; a missing file is an empty card. Raises ModelLoadError for a damaged one."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"cannot read {path}: {error}") from error
+        raise ModelLoadError(f"cannot read {path}: {error}") from error
     try:
         fields: Any = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
-        raise LoadError(f"{path} is not valid JSON: {error}") from error
+        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise LoadError(f"{path} must hold a JSON object")
+        raise ModelLoadError(f"{path} must hold a JSON object")
     sha256, kinds = fields.get("sha256", ""), fields.get("output_kinds", {})
     if not isinstance(sha256, str):
-        raise LoadError(f"{path}: sha256 must be a string")
+        raise ModelLoadError(f"{path}: sha256 must be a string")
     if not isinstance(kinds, dict) or any(
         kind not in (PROBABILITIES, LOGITS) for kind in kinds.values()
     ):
-        raise LoadError(
+        raise ModelLoadError(
             f"{path}: output_kinds must map names of outputs to '{LOGITS}' or '{PROBABILITIES}'"
         )
     labels = fields.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise LoadError(f"{path}: labels must be a list of strings")
-    return Card(sha256, kinds, tuple(labels))
+        raise ModelLoadError(f"{path}: labels must be a list of strings")
+    return Card(sha256=sha256, output_kinds=kinds, labels=tuple(labels))

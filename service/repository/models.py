@@ -1,8 +1,9 @@
-"""The models that are loaded, and how new versions replace old ones without losing a request.
+"""The loaded models, and how new versions replace old ones without losing a request.
 
-A new version is loaded and warmed up in a thread and then swapped in by one assignment on the
-event loop; requests in flight hold the version they started on. A version that fails to load
-changes nothing but `failures`, and is tried again only when its file changes.
+Strategy: a new version is loaded and warmed up in a thread, and then takes over by one assignment
+on the event loop; requests in flight keep the version that they started with. A version that fails
+to load changes nothing but `failures`. It is tried again when its file changes, or when an operator
+asks for it.
 """
 
 from __future__ import annotations
@@ -10,30 +11,36 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
 from service.core.batching import Batcher
-from service.core.errors import InvalidArgument, LoadFailed, ModelNotFound, Unavailable
+from service.core.digits import DigitLayout, NotDigits, layout_of
+from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable
 from service.repository.card import Card
 from service.repository.card import read as read_card
 from service.repository.versions import (
     CARD_FILE,
     MODEL_FILE,
-    FoundVersion,
+    Signature,
+    VersionOnDisk,
     file_sha256,
     parse_version,
     scan,
 )
-from service.runtime.session import LoadError, Session, SessionOptions, cuda_is_built_in
+from service.runtime.session import Session, SessionOptions, cuda_is_built_in
 from service.runtime.session import load as load_session
 
 log = logging.getLogger(__name__)
 
 
 class ServedModel(NamedTuple):
-    """One loaded version: what answers requests."""
+    """One loaded version of a model, ready to answer requests.
+
+    `layout` says how it classifies digits; None if it does not, and `layout_problem` says why.
+    """
 
     name: str
     version: str
@@ -41,11 +48,13 @@ class ServedModel(NamedTuple):
     sha256: str
     session: Session
     batcher: Batcher
-    signature: tuple[int, int, int]
+    signature: Signature
+    layout: DigitLayout | None
+    layout_problem: str
 
 
 class IndexEntry(NamedTuple):
-    """A version on disk: whether it is loaded, and if not why, as far as that is known."""
+    """A version on disk: whether it is loaded, and if not, why."""
 
     name: str
     version: str
@@ -53,13 +62,26 @@ class IndexEntry(NamedTuple):
     reason: str
 
 
+class _Failure(NamedTuple):
+    """Why the model file with this signature could not be loaded."""
+
+    signature: Signature
+    reason: str
+
+
 class Repository:
-    """The loaded versions of every model. Read and changed on one event loop only."""
+    """The loaded versions of every model. Read and changed on one event loop only.
+
+    `keep` is how many of the newest versions of a model stay loaded. `make_batcher` is called with
+    the name and version of a model and its session, in a thread; `on_change` after versions were
+    loaded or unloaded, or a failure was recorded or removed.
+    """
 
     def __init__(
         self,
         root: Path,
         options: SessionOptions,
+        *,
         make_batcher: Callable[[str, str, Session], Batcher],
         executor: Executor,
         keep: int = 1,
@@ -73,15 +95,15 @@ class Repository:
         self._on_change = on_change
         # name -> version -> model, newest version first
         self._models: dict[str, dict[str, ServedModel]] = {}
-        self._failed: dict[tuple[str, int], tuple[tuple[int, int, int], str]] = {}
+        self._failed: dict[tuple[str, int], _Failure] = {}
         self._root_error = ""
-        self._unloaded: set[str] = set()
+        self._unloaded: AbstractSet[str] = frozenset()
         self._loads: dict[str, int] = {}
-        self._began = False
+        self._has_refreshed = False
         self._refreshing = asyncio.Lock()
 
     def get(self, name: str, version: str = "") -> ServedModel:
-        """The model of that version, or of the newest one.
+        """The named version of a model, by default the newest one.
 
         Raises ModelNotFound if it is not loaded, InvalidArgument if `version` is not a number.
         """
@@ -102,7 +124,7 @@ class Repository:
         return versions[version]
 
     def versions(self, name: str) -> list[str]:
-        """Loaded versions of a model, newest first; empty if there is none."""
+        """The loaded versions of a model, newest first; empty for a model that is not loaded."""
         return list(self._models.get(name, ()))
 
     @property
@@ -113,152 +135,173 @@ class Repository:
     @property
     def failures(self) -> Mapping[str, str]:
         """Why versions on disk are not served: `NAME/VERSION` (or the root) -> reason."""
-        failed = {f"{name}/{version}": why for (name, version), (_, why) in self._failed.items()}
-        return failed | ({str(self._root): self._root_error} if self._root_error else {})
+        failures = {f"{name}/{number}": f.reason for (name, number), f in self._failed.items()}
+        return failures | ({str(self._root): self._root_error} if self._root_error else {})
 
-    async def refresh(self) -> None:
-        """Bring what is loaded in line with what is on disk.
+    async def index(self) -> list[IndexEntry]:
+        """Every version on disk, by model, newest first.
 
-        Raises ProviderUnavailable, and only that: everything else becomes a failure on record.
+        Raises Unavailable if the repository cannot be read.
         """
-        async with self._refreshing:
-            self._began = True  # from now on, what is asked for is more than to begin
-            try:
-                found = await self._scan()
-            except OSError as error:
-                if not self._root_error:
-                    log.error("The model repository %s cannot be read: %s.", self._root, error)
-                self._root_error = str(error)
-                return
-            self._root_error = ""
-            changed, failed = False, dict(self._failed)
-            for name in sorted(set(found) | set(self._models)):
-                changed |= await self._refresh_model(name, found.get(name, []))
-            on_disk = {(v.name, v.version) for versions in found.values() for v in versions}
-            self._failed = {key: why for key, why in self._failed.items() if key in on_disk}
-            if changed or self._failed != failed:
-                self._on_change()
-
-    async def follow(self, unloaded: set[str], loads: Mapping[str, int]) -> None:
-        """Keep these models out, and load those anew whose count has grown.
-
-        Requests that a model has accepted are answered even if it is unloaded. Raises, of the
-        first model that cannot be loaded, ModelNotFound if it is not on disk, LoadFailed if its
-        newest version is broken: then what was loaded of it, or that nothing was, stays.
-        """
-        async with self._refreshing:
-            for name, count in loads.items():
-                if count > self._loads.get(name, 0) and self._began and name not in unloaded:
-                    await self._load_anew(name)
-                self._loads[name] = count
-            for name in unloaded - self._unloaded:
-                await self._refresh_model(name, [])
-            self._unloaded = set(unloaded)
-            self._on_change()
-
-    async def _load_anew(self, name: str) -> None:
         try:
-            found = (await self._scan()).get(name, [])
+            on_disk = await self._scan()
         except OSError as error:
-            raise LoadFailed(f"The model repository cannot be read: {error}.") from error
-        if not found:
-            raise ModelNotFound(f"Model '{name}' is not in the repository.")
-        self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
-        kept = await self._load_versions(name, found, anew=True)
-        if failure := self._failed.get((name, found[0].version)):
-            self._on_change()
-            raise LoadFailed(f"Version {found[0].version} of '{name}': {failure[1]}.")
-        self._unloaded.discard(name)
-        self._swap_in(name, kept)
+            raise Unavailable(f"The model repository cannot be read: {error}.") from error
+        entries = []
+        for version in (v for versions in on_disk.values() for v in versions):
+            name, number = version.name, str(version.number)
+            ready = number in self._models.get(name, ())
+            failure = self._failed.get((name, version.number))
+            reason = failure.reason if failure else ""
+            if not ready and not reason:
+                is_unloaded = name in self._unloaded
+                reason = "unloaded" if is_unloaded else f"not among the newest {self._keep}"
+            entries.append(IndexEntry(name=name, version=number, ready=ready, reason=reason))
+        return entries
 
     async def check_known(self, name: str) -> None:
         """Raise ModelNotFound if a model is neither loaded nor on disk."""
         if name not in self._models and all(e.name != name for e in await self.index()):
             raise ModelNotFound(f"Model '{name}' is not in the repository.")
 
-    async def index(self) -> list[IndexEntry]:
-        """Every version on disk, by model, newest first. Raises Unavailable if it is unreadable."""
+    async def refresh(self) -> None:
+        """Bring the loaded models in line with the repository folder.
+
+        Raises ProviderUnavailable only; any other error is recorded in `failures`.
+        """
+        async with self._refreshing:
+            self._has_refreshed = True
+            try:
+                on_disk = await self._scan()
+            except OSError as error:
+                if not self._root_error:
+                    log.error("The model repository %s cannot be read: %s.", self._root, error)
+                self._root_error = str(error)
+                return
+            self._root_error = ""
+            changed, failed_before = False, dict(self._failed)
+            for name in sorted({*on_disk, *self._models}):
+                versions = [] if name in self._unloaded else on_disk.get(name, [])
+                changed |= await self._serve_newest(name, versions)
+            # Deleting a broken version removes its failure.
+            present = {(v.name, v.number) for versions in on_disk.values() for v in versions}
+            self._failed = {key: why for key, why in self._failed.items() if key in present}
+            if changed or self._failed != failed_before:
+                self._on_change()
+
+    async def follow(self, unloaded: AbstractSet[str], loads: Mapping[str, int]) -> None:
+        """Keep the `unloaded` models out, and reload each model whose count in `loads` has grown.
+
+        Requests that a model has accepted are answered even if it is unloaded. Raises, for the
+        first model that cannot be loaded, ModelNotFound if it is not on disk and ModelLoadError if
+        its newest version is broken; the versions of it that were loaded before stay loaded.
+        """
+        async with self._refreshing:
+            for name, count in loads.items():
+                is_requested = count > self._loads.get(name, 0) and name not in unloaded
+                # Before the first refresh nothing is loaded; that refresh loads everything.
+                if is_requested and self._has_refreshed:
+                    await self._reload(name)
+                self._loads[name] = count
+            for name in unloaded - self._unloaded:
+                await self._serve_newest(name, [])
+            self._unloaded = unloaded
+            self._on_change()
+
+    async def _reload(self, name: str) -> None:
         try:
-            found = await self._scan()
+            versions = (await self._scan()).get(name, [])
         except OSError as error:
-            raise Unavailable(f"The model repository cannot be read: {error}.") from error
-        entries = []
-        for version in (v for versions in found.values() for v in versions):
-            name, number = version.name, str(version.version)
-            ready = number in self._models.get(name, ())
-            _, reason = self._failed.get((name, version.version), (None, ""))
-            if not ready and not reason:
-                out = name in self._unloaded
-                reason = "unloaded" if out else f"not among the newest {self._keep}"
-            entries.append(IndexEntry(name, number, ready, reason))
-        return entries
+            raise ModelLoadError(f"The model repository cannot be read: {error}.") from error
+        if not versions:
+            raise ModelNotFound(f"Model '{name}' is not in the repository.")
+        self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
+        await self._serve_newest(name, versions, reload=True)
+        self._unloaded -= {name}
 
-    async def _scan(self) -> dict[str, list[FoundVersion]]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, scan, self._root)
+    async def _serve_newest(
+        self, name: str, on_disk: list[VersionOnDisk], *, reload: bool = False
+    ) -> bool:
+        """Serve the newest versions of a model that load, at most `keep` of them.
 
-    async def _refresh_model(self, name: str, found: list[FoundVersion]) -> bool:
-        if name in self._unloaded:
-            found = []
-        return self._swap_in(name, await self._load_versions(name, found))
-
-    async def _load_versions(
-        self, name: str, found: list[FoundVersion], anew: bool = False
-    ) -> dict[str, ServedModel]:
-        """The newest versions that can be served, newest first."""
-        loaded = self._models.get(name, {})
-        kept: dict[str, ServedModel] = {}
-        for version in found:
-            if len(kept) == self._keep:
+        A version is loaded if it is new or its file has changed; with `reload`, in any case. Where
+        loading fails, a version of the same number that is already loaded continues to serve.
+        Returns whether the served versions changed. Raises ModelLoadError if the newest version
+        fails to reload; the served versions then stay as they are.
+        """
+        served = self._models.get(name, {})
+        newest: dict[str, ServedModel] = {}
+        for version in on_disk:
+            if len(newest) == self._keep:
                 break
-            model = await self._current_or_loaded(version, loaded.get(str(version.version)), anew)
+            key = (name, version.number)
+            model = served.get(str(version.number))
+            is_current = model is not None and model.signature == version.signature
+            has_failed = key in self._failed and self._failed[key].signature == version.signature
+            if not has_failed and (reload or not is_current):
+                loop = asyncio.get_running_loop()
+                try:
+                    model = await loop.run_in_executor(self._executor, self._load, version)
+                except ModelLoadError as error:
+                    self._failed[key] = _Failure(version.signature, error.message)
+                    log.error(
+                        "Version %s of model %s is not served: %s.", version.number, name, error
+                    )
+                else:
+                    self._failed.pop(key, None)
+                    log.info(
+                        "Loaded %s version %s on %s.", name, model.version, model.session.provider
+                    )
+                    # The server reports a build without CUDA once, when it starts.
+                    if model.session.fallback and cuda_is_built_in():
+                        log.warning("%s runs without CUDA: %s.", name, model.session.fallback)
             if model is not None:
-                kept[model.version] = model
-        return kept
+                newest[model.version] = model
 
-    def _swap_in(self, name: str, kept: dict[str, ServedModel]) -> bool:
-        """Serve these versions from now on; whether that is a change."""
-        loaded = self._models.get(name, {})
-        if list(kept.values()) == list(loaded.values()):
+        if reload and (failure := self._failed.get((name, on_disk[0].number))):
+            self._on_change()
+            raise ModelLoadError(f"Version {on_disk[0].number} of '{name}': {failure.reason}.")
+        if list(newest.values()) == list(served.values()):
             return False
-        if kept:
-            self._models[name] = kept
+        if newest:
+            self._models[name] = newest
         else:
             self._models.pop(name, None)
-        for version_name in loaded.keys() - kept.keys():
-            log.info("Unloaded %s version %s.", name, version_name)
+        for number in served.keys() - newest.keys():
+            log.info("Unloaded %s version %s.", name, number)
         return True
 
-    async def _current_or_loaded(
-        self, found: FoundVersion, current: ServedModel | None, anew: bool
-    ) -> ServedModel | None:
-        key = (found.name, found.version)
-        if current is not None and current.signature == found.signature and not anew:
-            return current
-        if key in self._failed and self._failed[key][0] == found.signature:
-            return current
-        loop = asyncio.get_running_loop()
+    def _load(self, version: VersionOnDisk) -> ServedModel:
+        """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
+        card = read_card(version.folder / CARD_FILE)
         try:
-            model = await loop.run_in_executor(self._executor, self._load, found)
-        except LoadError as error:
-            self._failed[key] = (found.signature, str(error))
-            log.error("Version %s of model %s is not served: %s.", found.version, found.name, error)
-            return current
-        self._failed.pop(key, None)
-        log.info("Loaded %s version %s on %s.", model.name, model.version, model.session.provider)
-        if model.session.fallback and cuda_is_built_in():  # else the server has said so, once
-            log.warning("%s runs without CUDA: %s.", model.name, model.session.fallback)
-        return model
-
-    def _load(self, found: FoundVersion) -> ServedModel:
-        card = read_card(found.folder / CARD_FILE)
-        try:
-            sha256 = file_sha256(found.folder / MODEL_FILE)
+            sha256 = file_sha256(version.folder / MODEL_FILE)
         except OSError as error:
-            raise LoadError(f"cannot read {MODEL_FILE}: {error}") from error
+            raise ModelLoadError(f"cannot read {MODEL_FILE}: {error}") from error
         if card.sha256 and card.sha256 != sha256:
-            raise LoadError(f"{MODEL_FILE} has SHA-256 {sha256}, its card says {card.sha256}")
-        session = load_session(found.folder / MODEL_FILE, self._options)
-        version = str(found.version)
-        batcher = self._make_batcher(found.name, version, session)
-        return ServedModel(found.name, version, card, sha256, session, batcher, found.signature)
+            raise ModelLoadError(
+                f"{MODEL_FILE} has SHA-256 {sha256}, but its card says {card.sha256}"
+            )
+        session = load_session(version.folder / MODEL_FILE, self._options)
+        layout, problem = None, ""
+        try:
+            kinds = [card.kind(output.name) for output in session.outputs]
+            layout = layout_of(session.inputs, session.outputs, kinds)
+        except NotDigits as error:
+            problem = str(error)
+        number = str(version.number)
+        return ServedModel(
+            name=version.name,
+            version=number,
+            card=card,
+            sha256=sha256,
+            session=session,
+            batcher=self._make_batcher(version.name, number, session),
+            signature=version.signature,
+            layout=layout,
+            layout_problem=problem,
+        )
+
+    async def _scan(self) -> dict[str, list[VersionOnDisk]]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, scan, self._root)

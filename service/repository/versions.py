@@ -1,7 +1,7 @@
-"""Which models and versions the repository folder holds, as it is at this moment.
+"""Lists the models and versions in the repository folder, as they are at this moment.
 
 The layout is Triton's: NAME/VERSION/model.onnx, where VERSION is a whole number without leading
-zero; every other folder (`.tmp-...` among them) is not a version.
+zeros. Any other folder (`.tmp-...`, for one) is ignored.
 """
 
 from __future__ import annotations
@@ -15,24 +15,30 @@ MODEL_FILE = "model.onnx"
 CARD_FILE = "model.json"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
+Signature = tuple[int, int, int]
 
-class FoundVersion(NamedTuple):
-    """A version on disk. `signature` changes whenever the model file is replaced."""
+
+class VersionOnDisk(NamedTuple):
+    """A version in the repository folder.
+
+    `signature` is inode, size and modification time (ns) of model.onnx: it changes whenever the
+    file is replaced.
+    """
 
     name: str
-    version: int
+    number: int
     folder: Path
-    signature: tuple[int, int, int]
+    signature: Signature
 
 
 def parse_version(text: str) -> int | None:
-    """The number in a version's decimal name, or None where it is not one."""
+    """The number of a version, or None if the text is not a version's decimal name."""
     return int(text) if _VERSION.fullmatch(text) else None
 
 
-def scan(root: Path) -> dict[str, list[FoundVersion]]:
-    """All versions of all models, newest first. Raises OSError if `root` cannot be listed."""
-    found: dict[str, list[FoundVersion]] = {}
+def scan(root: Path) -> dict[str, list[VersionOnDisk]]:
+    """The versions of each model, newest first. Raises OSError if `root` cannot be listed."""
+    models: dict[str, list[VersionOnDisk]] = {}
     for model in sorted(root.iterdir()):
         if model.name.startswith(".") or not model.is_dir():
             continue
@@ -44,12 +50,14 @@ def scan(root: Path) -> dict[str, list[FoundVersion]]:
             try:
                 status = (folder / MODEL_FILE).stat()
             except OSError:
-                continue  # no model in it, or it has just been removed
+                continue  # it holds no model, or was removed just now
             signature = (status.st_ino, status.st_size, status.st_mtime_ns)
-            versions.append(FoundVersion(model.name, number, folder, signature))
+            versions.append(
+                VersionOnDisk(name=model.name, number=number, folder=folder, signature=signature)
+            )
         if versions:
-            found[model.name] = sorted(versions, key=lambda v: v.version, reverse=True)
-    return found
+            models[model.name] = sorted(versions, key=lambda v: v.number, reverse=True)
+    return models
 
 
 def file_sha256(path: Path) -> str:

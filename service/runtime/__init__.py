@@ -1,6 +1,6 @@
-"""What runs models: ONNX Runtime, imported nowhere else."""
+"""Runs models with ONNX Runtime, which no other package imports."""
 
 import os
 
-# ONNX Runtime's packages send their maker reports of its use unless this is set when it is loaded.
+# ONNX Runtime's packages send usage reports to Microsoft unless this is set when it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,7 +1,7 @@
-"""Why CUDA does not work here, in one sentence: asked of its driver and of the loader.
+"""Finds out why CUDA does not work on this machine, from its driver and the dynamic loader.
 
-ONNX Runtime's own messages name the C++ function that failed, or only that nothing could be placed
-on CUDA where its libraries are missing.
+ONNX Runtime's own messages name the C++ function that failed. If libraries are missing, they only
+say that no part of the model could be placed on CUDA.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import onnxruntime as ort
 _PROVIDER = "libonnxruntime_providers_cuda.so"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _LONGEST = 300
-# The C++ function that failed, and where it stands; what is between is the message.
+# A message names the C++ function that failed before its text, and the source line after it.
 _PRELUDE = re.compile(r"/onnxruntime_src/\S+ std::conditional_t<.*?\[with .*?\] ")
 _STATUS = re.compile(r"^(Error in execution: )?\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _PLACE = re.compile(r" ; GPU=.*")
 
 
 def what_is_missing() -> str:
-    """What keeps CUDA from working on this machine; empty if it is not known.
+    """What keeps CUDA from working on this machine; empty if unknown.
 
-    To be asked after ONNX Runtime has tried: its library for CUDA cannot be loaded before.
+    Call it after ONNX Runtime has tried CUDA: its library for CUDA cannot be loaded before.
     """
     return missing_device() or _missing_library()
 
 
 def in_short(message: str) -> str:
-    """A message of ONNX Runtime on one line, without the names and places of C++ functions."""
+    """A message of ONNX Runtime on one line, without C++ functions and source lines."""
     line = " ".join(message.split())
     for pattern in (_PRELUDE, _PLACE, _STATUS):
         line = pattern.sub("", line)
@@ -39,11 +39,11 @@ def in_short(message: str) -> str:
 
 
 def missing_device() -> str:
-    """Why the driver shows no device; empty if it shows one."""
+    """Why the NVIDIA driver shows no device; empty if it shows one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        return f"there is no NVIDIA driver here, or this container is not shown it ({error})"
+        return f"no NVIDIA driver is installed, or this container cannot see it ({error})"
     status = driver.cuInit(0)
     count = ctypes.c_int(0)
     if not status:
@@ -61,5 +61,5 @@ def _missing_library() -> str:
     try:
         ctypes.CDLL(str(Path(ort.__file__).parent / "capi" / _PROVIDER))
     except OSError as error:
-        return f"a library is missing, install the extra 'gpu' with all that it needs: {error}"
+        return f"a library is missing; install the extra 'gpu' with its dependencies: {error}"
     return ""

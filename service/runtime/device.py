@@ -1,8 +1,22 @@
 """One user at a time for the GPU of this process.
 
-ONNX Runtime captures CUDA graphs in CUDA's global mode: while one thread captures, no other thread
-of the process may take memory of the device or give it back, or the capture and the other call
-fail. So whoever makes a session there, runs it, or drops it, holds `DEVICE`.
+Theory of operation: ONNX Runtime captures CUDA graphs in CUDA's global mode. While one thread
+captures, no other thread of the process may allocate or free memory on the device, or both the
+capture and the other call fail. So code that creates a session on the device, runs it, or frees it
+holds the lock `DEVICE`.
+
+Freeing is the hard part, since Python frees an object when its last reference disappears, in
+whatever thread that happens, and that thread does not hold the lock.
+
+1. An object that owns device memory keeps it in a list, and nothing else refers to it.
+2. `when_gone(owner, release)` registers a finalizer for `owner`; `release` clears that list.
+3. The finalizer frees nothing: it puts `release` into a queue.
+4. A thread of its own takes it from the queue, acquires the lock and calls it, so the memory is
+   freed under the lock.
+5. `release` must not refer to `owner`, or `owner` would never be garbage-collected.
+
+The finalizer cannot acquire the lock itself: the garbage collector may run in any thread, even in
+one that the holder of the lock waits for.
 """
 
 from __future__ import annotations
@@ -22,52 +36,45 @@ from service.core.datatypes import Array
 DEVICE = threading.Lock()
 
 _GIVE_WAY_S = 0.001  # long enough for a waiting thread to wake up
-_to_release: SimpleQueue[Callable[[], object]] = SimpleQueue()
+_releases: SimpleQueue[Callable[[], object]] = SimpleQueue()
 
 
 def give_way() -> None:
-    """Let in who waits for `DEVICE`: a thread that asks for it again at once mostly gets it."""
+    """Give waiting threads a chance: a thread that re-acquires `DEVICE` at once usually wins it."""
     time.sleep(_GIVE_WAY_S)
 
 
 def when_gone(owner: object, release: Callable[[], object]) -> None:
-    """Once nobody has `owner`, call `release`, which must not refer to it, holding `DEVICE`.
-
-    In a thread of its own: the garbage collector may find `owner` in any thread, even in one that
-    another one, which has the lock, waits for.
-    """
+    """Call `release` under `DEVICE` after `owner` is garbage-collected (see above)."""
     _start_releasing()
-    weakref.finalize(owner, _to_release.put, release).atexit = False
+    weakref.finalize(owner, _releases.put, release).atexit = False
 
 
 def wait_for_releases(seconds: float = 10.0) -> None:
-    """Return when all that was gone before this call is released, or after so many seconds."""
-    _start_releasing()  # where nothing was ever made, nobody would answer
+    """Wait until everything that was garbage-collected before this call is released."""
+    _start_releasing()  # without the thread, the wait below would never end before its time
     done = threading.Event()
-    _to_release.put(done.set)
+    _releases.put(done.set)
     done.wait(seconds)
 
 
 @functools.cache
 def _start_releasing() -> None:
     threading.Thread(target=_release_all, name="device-release", daemon=True).start()
-    # What is on the way is not to outlive ONNX Runtime, which is torn down after this.
+    # At exit, finish pending releases before ONNX Runtime is torn down.
     atexit.register(wait_for_releases)
 
 
 def _release_all() -> None:
     while True:
-        release = _to_release.get()
+        release = _releases.get()
         with DEVICE:
             release()
-            del release
+            del release  # else this thread would keep it, and what it refers to, until the next one
 
 
 class OnDevice:
-    """The two ways of running a session of ONNX Runtime, under the lock of the device.
-
-    Only its list has the session, so that this is dropped when the list is cleared.
-    """
+    """Runs a session of ONNX Runtime under the lock of the device."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._owned = [session]

@@ -1,9 +1,10 @@
-"""Runs of fixed sizes on a device, with buffers there that outlive a run.
+"""Runs of fixed batch sizes on a device, in buffers that outlive a run.
 
-A CUDA graph replays its kernels on the addresses and shapes that it was captured with. So there is
-a ladder of batch sizes, 1, 2, 4, ..., each with buffers and a graph of its own, and a batch is
-padded to the next size. While the device runs one part of a long input, the next one is copied to
-the other of two sets of buffers.
+Strategy: a CUDA graph replays its kernels on the addresses and shapes that it was captured with. So
+there is a ladder of batch sizes, 1, 2, 4, ... up to the largest, each with its own buffers and its
+own graph, and a batch is padded with zeros to the next size. A longer input runs in parts of the
+largest size, which has two sets of buffers: while the device runs one part, the next part is copied
+into the other set.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from service.core.tensors import TensorSpec
 from service.runtime.device import DEVICE, give_way, when_gone
 
 
-def sizes(most: int) -> list[int]:
-    """1, 2, 4, ... and `most`."""
-    return [*(1 << power for power in range((most - 1).bit_length())), most]
+def sizes(largest: int) -> list[int]:
+    """The powers of two below `largest`, and `largest`."""
+    return [*(1 << power for power in range((largest - 1).bit_length())), largest]
 
 
 def have_fixed_rows(specs: Sequence[TensorSpec]) -> bool:
-    """Whether the number of rows is all that is open in these tensors, and numpy has their type."""
+    """Whether these tensors have no open size but the number of rows, and a type that numpy has."""
     return all(
         spec.datatype not in (BF16, BYTES) and spec.shape[:1] == (-1,) and -1 not in spec.shape[1:]
         for spec in specs
@@ -34,10 +35,10 @@ def have_fixed_rows(specs: Sequence[TensorSpec]) -> bool:
 
 
 class FixedBatches:
-    """A session with buffers on `device` (ONNX Runtime's name of it) for a ladder of sizes.
+    """A session with buffers on `device` (ONNX Runtime's name) for each size up to `max_rows`.
 
-    Making one runs every size, and captures it where the session has CUDA graphs enabled; it raises
-    what ONNX Runtime raises if that fails. `run` may be called from any thread.
+    The constructor runs every size, and so captures it if the session has CUDA graphs enabled; it
+    raises what ONNX Runtime raises if that fails. `run` may be called from any thread.
     """
 
     def __init__(
@@ -45,64 +46,67 @@ class FixedBatches:
         session: ort.InferenceSession,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
-        most: int,
+        *,
+        max_rows: int,
         device: str,
     ) -> None:
-        self._most = most
-        # A session with CUDA graphs must not be run from two threads, now or later.
+        self._max_rows = max_rows
+        # A session with CUDA graphs must always run in the same thread.
         self._thread = ThreadPoolExecutor(1, "device")
         self._buffers: list[_Buffers] = []
         when_gone(self, partial(_release, self._thread, self._buffers))
-        ladder = [*sizes(most), most]  # the largest one twice, for inputs of several parts
-        for graph, size in enumerate(ladder, start=1):
+        ladder = [*sizes(max_rows), max_rows]  # the largest one twice, for inputs of several parts
+        for index, size in enumerate(ladder):
             with DEVICE:
-                self._buffers.append(_Buffers(session, inputs, outputs, size, device, graph))
-                self._start(graph - 1).result()
+                self._buffers.append(
+                    _Buffers(session, inputs, outputs, size=size, device=device, graph=index + 1)
+                )
+                self._start(index).result()
             give_way()  # a request waits for one capture at most, not for all
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """All outputs, in the model's order, for all inputs, in the model's order."""
-        parts: list[list[Array]] = []
+        outputs: list[list[Array]] = []  # of each part
         running: tuple[_Buffers, int, Future[None]] | None = None
         with DEVICE:
             try:
-                for number, start in enumerate(range(0, max(1, len(inputs[0])), self._most)):
-                    part = [array[start : start + self._most] for array in inputs]
-                    place = self._place_for(len(part[0]), number)
-                    buffers = self._buffers[place]
-                    buffers.fill(part)  # while the part before this one runs
+                for number, start in enumerate(range(0, max(1, len(inputs[0])), self._max_rows)):
+                    part = [array[start : start + self._max_rows] for array in inputs]
+                    rows = len(part[0])
+                    # The smallest buffers that hold the part. The two largest take turns, since
+                    # the part before this one may still run in the other.
+                    index = next(i for i, b in enumerate(self._buffers) if b.size >= rows)
+                    if self._buffers[index].size == self._max_rows:
+                        index = len(self._buffers) - 1 - number % 2
+                    buffers = self._buffers[index]
+                    buffers.fill(part)
                     if running is not None:
-                        parts.append(_finish(*running))
-                    running = buffers, len(part[0]), self._start(place)
+                        outputs.append(_finish(*running))
+                    running = buffers, rows, self._start(index)
                 assert running is not None
-                parts.append(_finish(*running))
+                outputs.append(_finish(*running))
             finally:
                 if running is not None:
-                    wait([running[2]])  # nothing runs when another may use the device
-        if len(parts) == 1:
-            return parts[0]
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+                    wait([running[2]])  # the run ends before another thread may use the device
+        if len(outputs) == 1:
+            return outputs[0]
+        return [np.concatenate(column) for column in zip(*outputs, strict=True)]
 
-    def _place_for(self, rows: int, number: int) -> int:
-        """Of the smallest buffers for so many rows; the two largest in turn, one may be in use."""
-        found = next(i for i, buffers in enumerate(self._buffers) if buffers.size >= rows)
-        if self._buffers[found].size < self._most:
-            return found
-        return len(self._buffers) - 1 - number % 2
-
-    def _start(self, place: int) -> Future[None]:
-        # By place: the thread must keep no buffers, which only the list may have (see _release).
-        return self._thread.submit(_run, self._buffers, place)
+    def _start(self, index: int) -> Future[None]:
+        # By index: a thread pool keeps the arguments of a call, and only the list may refer to
+        # buffers, so that `_release` frees them.
+        return self._thread.submit(_run, self._buffers, index)
 
 
 class _Buffers:
-    """Those of one batch size, on the host and on the device, bound to the session."""
+    """The buffers of one batch size, on the host and on the device, bound to the session."""
 
     def __init__(
         self,
         session: ort.InferenceSession,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
+        *,
         size: int,
         device: str,
         graph: int,
@@ -111,7 +115,7 @@ class _Buffers:
         self._session = session
         self._binding = session.io_binding()
         self._options = ort.RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(graph))  # 0 is ONNX Runtime's own
+        self._options.add_run_config_entry("gpu_graph_id", str(graph))  # ONNX Runtime uses 0
         self._hosts = [np.zeros([size, *spec.shape[1:]], DTYPES[spec.datatype]) for spec in inputs]
         self._inputs = [_device_value(spec, size, device) for spec in inputs]
         self._outputs = [_device_value(spec, size, device) for spec in outputs]
@@ -122,7 +126,7 @@ class _Buffers:
             self._binding.bind_ortvalue_output(spec.name, value)
 
     def fill(self, arrays: Sequence[Array]) -> None:
-        """Copy rows to the device, zeros below them: nothing of an earlier request stays."""
+        """Copy rows to the device, and zeros below them: no data of an earlier request stays."""
         for host, value, array in zip(self._hosts, self._inputs, arrays, strict=True):
             host[: len(array)] = array
             host[len(array) :] = 0
@@ -136,12 +140,12 @@ class _Buffers:
         return [value.numpy()[:rows].copy() for value in self._outputs]
 
 
-def _run(all_buffers: list[_Buffers], place: int) -> None:
-    all_buffers[place].run()
+def _run(all_buffers: list[_Buffers], index: int) -> None:
+    all_buffers[index].run()
 
 
 def _release(thread: ThreadPoolExecutor, all_buffers: list[_Buffers]) -> None:
-    """Free what is on the device: handles of the thread, then buffers and graphs."""
+    """Free the device: first the thread, which owns handles there, then buffers and graphs."""
     thread.shutdown()
     all_buffers.clear()
 

@@ -1,4 +1,4 @@
-"""Which ONNX Runtime package is installed: looked up before the first import of it."""
+"""Checks which ONNX Runtime package is installed, before it is imported."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from importlib import metadata
 
 
 def conflicting_packages() -> str:
-    """A sentence if both ONNX Runtime packages are installed, or neither; else empty.
+    """What to do if both ONNX Runtime packages are installed, or none; empty if one is.
 
-    Both install into the folder onnxruntime/, so the later one overwrites half of the first.
+    Both install into the folder onnxruntime/, so the second overwrites half of the first.
     """
     installed = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
@@ -22,5 +22,5 @@ def conflicting_packages() -> str:
         return "ONNX Runtime is not installed; install the extra 'cpu' or the extra 'gpu'."
     return (
         f"Both {' and '.join(installed)} are installed, and they overwrite each other; "
-        "pip uninstall both, then install the extra 'cpu' or the extra 'gpu' alone."
+        "pip uninstall both, then install either the extra 'cpu' or the extra 'gpu'."
     )

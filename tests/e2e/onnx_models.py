@@ -1,4 +1,4 @@
-"""Small ONNX models for situations that the real one does not get into."""
+"""Small ONNX models for situations that the shipped model does not cover."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def publish_slow_model(repository: Path, name: str = "mnist", size: int = 1024) -> None:
-    """A classifier of 28x28 images that takes some hundred milliseconds an image."""
+    """A classifier of 28x28 images that takes some hundred milliseconds per image."""
     rng = np.random.default_rng(0)
     weights = {
         "scale": np.float32(1 / 255),
@@ -64,7 +64,7 @@ ELEMENT_TYPES = {
 
 
 def publish_identity(repository: Path, datatype: str) -> None:
-    """A model `identity_<datatype>` that gives `y` [N,2], its input `x` [N,2]."""
+    """A model `identity_<datatype>` that returns its input `x` [N,2] as `y` [N,2]."""
     publish(
         repository,
         f"identity_{datatype.lower()}",
@@ -101,7 +101,7 @@ def publish_log(repository: Path) -> None:
 
 
 def publish_scalar(repository: Path) -> None:
-    """A model `scalar` without a batch: INT64 [] `x` to its double `y`."""
+    """A model `scalar` without a batch: INT64 [] `x` to `y` = 2 x."""
     publish(
         repository,
         "scalar",
@@ -121,8 +121,8 @@ def publish(
     graph = helper.make_graph(
         nodes,
         name,
-        [helper.make_tensor_value_info(*each) for each in inputs],
-        [helper.make_tensor_value_info(*each) for each in outputs],
+        [helper.make_tensor_value_info(*spec) for spec in inputs],
+        [helper.make_tensor_value_info(*spec) for spec in outputs],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     folder = repository / name / "1"

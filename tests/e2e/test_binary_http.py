@@ -33,7 +33,7 @@ def header_of(size: int, rows: int = 1, **more: Any) -> bytes:
 
 
 class Connection:
-    """One keep-alive connection, on which each request must leave the next one possible."""
+    """One keep-alive connection; each request must leave it usable for the next one."""
 
     def __init__(self, server: Server) -> None:
         self._socket = socket.create_connection(("127.0.0.1", server.http_port), timeout=10)
@@ -58,13 +58,11 @@ class Connection:
         return self.answer()
 
 
-def test_a_binary_answer_has_its_json_first_and_then_its_tensors(
-    server: Server, mnist: Mnist
-) -> None:
+def test_binary_answer_is_json_followed_by_tensors(server: Server, mnist: Mnist) -> None:
     raw = mnist.images[:2].tobytes()
-    head = header_of(len(raw), 2, id="x", parameters={"binary_data_output": True})
+    header = header_of(len(raw), 2, id="x", parameters={"binary_data_output": True})
     with Connection(server) as connection:
-        status, headers, body = connection.post(head + raw, f"{LENGTH}: {len(head)}")
+        status, headers, body = connection.post(header + raw, f"{LENGTH}: {len(header)}")
     assert status == 200
     assert headers["content-type"] == "application/octet-stream"
     size = int(headers[LENGTH])
@@ -78,20 +76,18 @@ def test_a_binary_answer_has_its_json_first_and_then_its_tensors(
     assert probabilities.argmax(axis=1).tolist() == mnist.labels[:2].tolist()
 
 
-def test_a_json_answer_to_a_binary_request_has_no_header_length(
-    server: Server, mnist: Mnist
-) -> None:
-    head = header_of(784)
+def test_json_answer_to_a_binary_request_has_no_header_length(server: Server, mnist: Mnist) -> None:
+    header = header_of(784)
     with Connection(server) as connection:
         status, headers, body = connection.post(
-            head + mnist.images[0].tobytes(), f"{LENGTH}: {len(head)}"
+            header + mnist.images[0].tobytes(), f"{LENGTH}: {len(header)}"
         )
     assert status == 200
     assert LENGTH not in headers
     assert len(json.loads(body)["outputs"][1]["data"]) == 10
 
 
-def test_a_body_may_be_nothing_but_the_tensor(server: Server, mnist: Mnist) -> None:
+def test_body_may_consist_of_the_tensor_alone(server: Server, mnist: Mnist) -> None:
     for count in (1, 3):
         with Connection(server) as connection:
             raw = mnist.images[:count].tobytes()
@@ -104,7 +100,7 @@ def test_a_body_may_be_nothing_but_the_tensor(server: Server, mnist: Mnist) -> N
 
 
 GOOD = header_of(784)
-WRONG_FRAMES = [
+WRONG_BODIES = [
     (GOOD + bytes(784), [f"{LENGTH}: x"], "Inference-Header-Content-Length"),
     (GOOD + bytes(784), [f"{LENGTH}: -1"], "Inference-Header-Content-Length"),
     (GOOD + bytes(784), [f"{LENGTH}: +{len(GOOD)}"], "Inference-Header-Content-Length"),
@@ -119,8 +115,8 @@ WRONG_FRAMES = [
     (bytes(783), [f"{LENGTH}: 0"], "image"),
     (b"", [f"{LENGTH}: 0"], "image"),
     *[
-        (head + bytes(784), [f"{LENGTH}: {len(head)}"], word)
-        for head, word in (
+        (header + bytes(784), [f"{LENGTH}: {len(header)}"], word)
+        for header, word in (
             (header_of(-1), "binary_data_size"),
             (header_of(783), "1 bytes more"),
             (GOOD.replace(b"784", b'"784"'), "binary_data_size"),
@@ -145,11 +141,11 @@ WRONG_FRAMES = [
 ]
 
 
-def test_wrong_frames_are_refused_by_name_on_a_connection_that_stays_usable(
+def test_wrong_binary_body_is_rejected_by_name_and_the_connection_stays_usable(
     server: Server, mnist: Mnist
 ) -> None:
     with Connection(server) as connection:
-        for body, headers, word in WRONG_FRAMES:
+        for body, headers, word in WRONG_BODIES:
             status, _, answer = connection.post(body, *headers)
             assert status == 400, (body[:200], answer)
             error = json.loads(answer)
@@ -176,14 +172,14 @@ def test_wrong_frames_are_refused_by_name_on_a_connection_that_stays_usable(
     ],
     ids=["negative", "words", "two lengths", "chunk size", "no path", "TLS", "endless header"],
 )
-def test_what_is_not_http_ends_its_own_connection_only(server: Server, request_: bytes) -> None:
+def test_malformed_http_affects_its_own_connection_only(server: Server, request_: bytes) -> None:
     with Connection(server) as other, Connection(server) as connection:
         connection.send(request_)
         try:
             status, _, _ = connection.answer()
             assert status in (400, 408, 413, 431)
         except (http.client.HTTPException, ConnectionError):
-            pass  # closed without a word: it is no HTTP
+            pass  # the server may close the connection without an answer
         assert other.post(GOOD + bytes(784), f"{LENGTH}: {len(GOOD)}")[0] == 200
 
 
@@ -194,7 +190,9 @@ def test_what_is_not_http_ends_its_own_connection_only(server: Server, request_:
     st.binary(max_size=1200),
     st.one_of(st.integers(-2, 1300).map(str), st.text("0123456789+-_ ax", max_size=6)),
 )
-def test_no_frame_is_an_internal_error(server: Server, body: bytes, length: str) -> None:
+def test_arbitrary_binary_bodies_are_never_internal_errors(
+    server: Server, body: bytes, length: str
+) -> None:
     with Connection(server) as connection:
         status, _, answer = connection.post(body, f"{LENGTH}: {length}")
         assert status in (200, 400), answer
@@ -206,7 +204,9 @@ def compressed(body: bytes, encoding: str) -> bytes:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 @pytest.mark.parametrize("path", [INFER, "/predict"])
-def test_a_compressed_body_is_read(server: Server, mnist: Mnist, encoding: str, path: str) -> None:
+def test_compressed_request_body_is_decompressed(
+    server: Server, mnist: Mnist, encoding: str, path: str
+) -> None:
     raw = mnist.images[0].tobytes()
     plain = raw if path == "/predict" else GOOD + raw
     with Connection(server) as connection:
@@ -219,7 +219,7 @@ def test_a_compressed_body_is_read(server: Server, mnist: Mnist, encoding: str, 
             path=path,
         )
     assert status == 200
-    assert "content-encoding" not in headers  # too small to be worth it
+    assert "content-encoding" not in headers  # the answer is too small to compress
 
 
 @pytest.mark.parametrize(
@@ -236,14 +236,14 @@ def test_a_compressed_body_is_read(server: Server, mnist: Mnist, encoding: str, 
         ("identity", None),
     ],
 )
-def test_a_large_answer_is_compressed_as_the_caller_accepts(
+def test_large_answer_has_the_encoding_that_the_client_prefers(
     server: Server, mnist: Mnist, accepted: str, encoding: str | None
 ) -> None:
-    head = header_of(7840, 10)
+    header = header_of(7840, 10)
     with Connection(server) as connection:
         status, headers, body = connection.post(
-            head + mnist.images[:10].tobytes(),
-            f"{LENGTH}: {len(head)}",
+            header + mnist.images[:10].tobytes(),
+            f"{LENGTH}: {len(header)}",
             f"accept-encoding: {accepted}",
         )
     assert status == 200
@@ -258,7 +258,7 @@ def small_server(start_server: Callable[..., Server]) -> Server:
     return start_server(max_request_bytes=100_000)
 
 
-def test_compressed_bodies_that_are_wrong_are_refused(small_server: Server) -> None:
+def test_invalid_compressed_body_is_rejected(small_server: Server) -> None:
     good = gzip.compress(GOOD + bytes(784))
     bomb = gzip.compress(bytes(50_000_000))
     assert len(bomb) < 100_000
@@ -275,10 +275,10 @@ def test_compressed_bodies_that_are_wrong_are_refused(small_server: Server) -> N
             (good, "br", 415, "br"),
             (good, "gzip, gzip", 415, "gzip, gzip"),
         ):
-            got, _, answer = connection.post(
+            answered, _, answer = connection.post(
                 body, f"{LENGTH}: {len(GOOD)}", f"content-encoding: {encoding}"
             )
-            assert got == status, (encoding, answer)
+            assert answered == status, (encoding, answer)
             assert word in json.loads(answer)["error"]
-        got, _, _ = connection.post(good, f"{LENGTH}: {len(GOOD)}", "content-encoding: gzip")
-        assert got == 200
+        answered, _, _ = connection.post(good, f"{LENGTH}: {len(GOOD)}", "content-encoding: gzip")
+        assert answered == 200

@@ -33,18 +33,18 @@ triton = fixture_of("slow_server")
 
 
 def inferred(server: Server) -> int:
-    """Images that the model has run on."""
+    """The number of images that the model has processed."""
     with grpc.insecure_channel(server.grpc) as channel:
         stub = inference_grpc.GRPCInferenceServiceStub(channel)
-        (found,) = stub.ModelStatistics(inference.ModelStatisticsRequest()).model_stats
-    return int(found.inference_count)
+        (model,) = stub.ModelStatistics(inference.ModelStatisticsRequest()).model_stats
+    return int(model.inference_count)
 
 
 def inputs(triton: Triton, count: int = 24) -> list[Any]:
     return [triton.input("image", IMAGES[:count], "UINT8")]
 
 
-def test_a_timeout_is_honoured_while_the_model_runs(triton: Triton) -> None:
+def test_timeout_ends_a_request_while_the_model_runs(triton: Triton) -> None:
     start = time.monotonic()
     triton.infer("mnist", inputs(triton))
     whole = time.monotonic() - start
@@ -57,19 +57,19 @@ def test_a_timeout_is_honoured_while_the_model_runs(triton: Triton) -> None:
     assert result.as_numpy("probabilities").shape == (1, 10)
 
 
-def test_a_request_that_waited_too_long_is_not_inferred(slow_server: Server) -> None:
+def test_request_that_expires_in_the_queue_is_not_run(slow_server: Server) -> None:
     with grpc.insecure_channel(slow_server.grpc) as channel:
         stub = inference_grpc.GRPCInferenceServiceStub(channel)
 
         def request(count: int) -> inference.ModelInferRequest:
-            made = inference.ModelInferRequest(model_name="mnist")
-            made.inputs.add(name="image", datatype="UINT8", shape=[count, 28, 28])
-            made.raw_input_contents.append(IMAGES[:count].tobytes())
-            return made
+            message = inference.ModelInferRequest(model_name="mnist")
+            message.inputs.add(name="image", datatype="UINT8", shape=[count, 28, 28])
+            message.raw_input_contents.append(IMAGES[:count].tobytes())
+            return message
 
         before = inferred(slow_server)
         first = stub.ModelInfer.future(request(24))
-        assert inferred(slow_server) == before  # answered while the model runs, for a second or so
+        assert inferred(slow_server) == before  # the first run takes a second or so
         for _ in range(3):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.ModelInfer(request(7), timeout=0.02)

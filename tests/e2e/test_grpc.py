@@ -1,4 +1,4 @@
-"""The gRPC front over real channels, with our stubs and with an independent client's."""
+"""The gRPC front over real channels, with the project's stubs and with tritonclient's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def triton(grpc_server: Server) -> Iterator[InferenceServerClient]:
         yield client
 
 
-def refused(call: Callable[[], Any]) -> grpc.RpcError:
+def error_of(call: Callable[[], Any]) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return caught.value
@@ -41,16 +41,16 @@ def refused(call: Callable[[], Any]) -> grpc.RpcError:
 def test_predict_takes_pixels_and_pictures(channel: grpc.Channel, mnist: Mnist) -> None:
     stub = digits_pb2_grpc.DigitClassifierStub(channel)
     answer = stub.Predict(digits_pb2.PredictRequest(pixels=mnist.images[:5].tobytes()))
-    assert [found.digit for found in answer.predictions] == mnist.labels[:5].tolist()
-    for found in answer.predictions:
-        assert abs(sum(found.probabilities) - 1) < 1e-6
+    assert [prediction.digit for prediction in answer.predictions] == mnist.labels[:5].tolist()
+    for prediction in answer.predictions:
+        assert abs(sum(prediction.probabilities) - 1) < 1e-6
     seven = (ROOT / "docs" / "seven.png").read_bytes()
     picture = digits_pb2.PredictRequest(image=seven, model_name="mnist")
     assert stub.Predict(picture).predictions[0].digit == 7
 
 
 @pytest.mark.parametrize(
-    ("request_", "code", "named"),
+    ("request_", "code", "message"),
     [
         (digits_pb2.PredictRequest(), "INVALID_ARGUMENT", "input"),
         (digits_pb2.PredictRequest(pixels=b""), "INVALID_ARGUMENT", "pixels"),
@@ -63,17 +63,17 @@ def test_predict_takes_pixels_and_pictures(channel: grpc.Channel, mnist: Mnist) 
         (digits_pb2.PredictRequest(pixels=bytes(32 << 20)), "RESOURCE_EXHAUSTED", "larger"),
     ],
 )
-def test_bad_predict_requests_are_refused_by_name(
-    channel: grpc.Channel, request_: Any, code: str, named: str
+def test_wrong_predict_request_is_rejected_by_name(
+    channel: grpc.Channel, request_: Any, code: str, message: str
 ) -> None:
-    error = refused(lambda: digits_pb2_grpc.DigitClassifierStub(channel).Predict(request_))
+    error = error_of(lambda: digits_pb2_grpc.DigitClassifierStub(channel).Predict(request_))
     assert error.code().name == code
-    assert named in error.details()
+    assert message in error.details()
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=2000), st.booleans())
-def test_no_bytes_are_an_internal_error(
+def test_arbitrary_pictures_and_pixels_are_never_internal_errors(
     channel: grpc.Channel, garbage: bytes, as_image: bool
 ) -> None:
     field = {"image" if as_image else "pixels": garbage}
@@ -88,7 +88,7 @@ def test_health_is_the_standard_service(channel: grpc.Channel) -> None:
     for name in ("", "digits.v1.DigitClassifier", "inference.GRPCInferenceService"):
         state = stub.Check(health_pb2.HealthCheckRequest(service=name))
         assert state.status == health_pb2.HealthCheckResponse.SERVING
-    error = refused(lambda: stub.Check(health_pb2.HealthCheckRequest(service="none")))
+    error = error_of(lambda: stub.Check(health_pb2.HealthCheckRequest(service="none")))
     assert error.code() == grpc.StatusCode.NOT_FOUND
 
 
@@ -104,14 +104,14 @@ def test_tritonclient_infers_with_raw_tensors(triton: InferenceServerClient, mni
     ]
     tensor = InferInput("image", [3, 28, 28], "UINT8")
     tensor.set_data_from_numpy(mnist.images[:3])
-    wanted = [InferRequestedOutput("probabilities")]
-    result = triton.infer("mnist", [tensor], outputs=wanted, request_id="r1")
+    outputs = [InferRequestedOutput("probabilities")]
+    result = triton.infer("mnist", [tensor], outputs=outputs, request_id="r1")
     assert result.get_response().id == "r1"
     assert result.as_numpy("logits") is None
     assert (result.as_numpy("probabilities").argmax(axis=1) == mnist.labels[:3]).all()
 
 
-def test_typed_contents_get_typed_contents(channel: grpc.Channel, mnist: Mnist) -> None:
+def test_typed_request_has_a_typed_answer(channel: grpc.Channel, mnist: Mnist) -> None:
     request = inference.ModelInferRequest(model_name="mnist")
     tensor = request.inputs.add(name="image", datatype="UINT8", shape=[1, 28, 28])
     tensor.contents.uint_contents.extend(mnist.images[0].ravel().tolist())
@@ -121,28 +121,28 @@ def test_typed_contents_get_typed_contents(channel: grpc.Channel, mnist: Mnist) 
     assert values["probabilities"].argmax() == mnist.labels[0]
 
     request.raw_input_contents.append(mnist.images[0].tobytes())
-    error = refused(lambda: inference_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request))
+    error = error_of(lambda: inference_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(
-    ("shape", "datatype", "array", "named"),
+    ("shape", "datatype", "array", "message"),
     [
         ([1, 28, 28], "FP32", np.full((1, 28, 28), np.nan, np.float32), "UINT8"),
         ([1, 784], "UINT8", np.zeros((1, 784), np.uint8), "shape"),
     ],
 )
-def test_tensors_that_are_not_the_models_are_refused(
-    triton: InferenceServerClient, shape: Any, datatype: str, array: np.ndarray, named: str
+def test_tensor_of_another_datatype_or_shape_is_rejected(
+    triton: InferenceServerClient, shape: Any, datatype: str, array: np.ndarray, message: str
 ) -> None:
     tensor = InferInput("image", shape, datatype)
     tensor.set_data_from_numpy(array)
-    with pytest.raises(InferenceServerException, match=named) as caught:
+    with pytest.raises(InferenceServerException, match=message) as caught:
         triton.infer("mnist", [tensor])
     assert "INVALID_ARGUMENT" in caught.value.status()
 
 
-def test_the_request_id_comes_back_in_the_trailing_metadata(channel: grpc.Channel) -> None:
+def test_request_id_is_returned_in_the_trailing_metadata(channel: grpc.Channel) -> None:
     stub = digits_pb2_grpc.DigitClassifierStub(channel)
     request = digits_pb2.PredictRequest(pixels=bytes(784))
     _, call = stub.Predict.with_call(request, metadata=[("x-request-id", "call-7")])

@@ -1,4 +1,4 @@
-"""gRPC frame by frame, by an HTTP/2 client of its own: what is wrong costs its own call only.
+"""Malformed gRPC, frame by frame from a bare HTTP/2 client: an error ends only its own call.
 
 Source: gRPC over HTTP2 (PROTOCOL-HTTP2.md), "Length-Prefixed-Message".
 """
@@ -20,7 +20,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class Connection:
-    """One HTTP/2 connection that sends whatever it is told to."""
+    """One HTTP/2 connection that sends any frames, correct or not."""
 
     def __init__(self, server: Server) -> None:
         self._socket = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=10)
@@ -36,7 +36,7 @@ class Connection:
         self._socket.close()
 
     def call(self, *data: bytes, path: str = INFER, **headers: str) -> tuple[int, str, bytes]:
-        """The status, its message and the data of a call whose body is `data`, frame by frame."""
+        """Return status, status message and data of a call with one DATA frame per argument."""
         return self._answer(self.send(*data, path=path, **headers))
 
     def reset(self, stream: int) -> None:
@@ -44,7 +44,7 @@ class Connection:
         self._flush()
 
     def send(self, *data: bytes, path: str = INFER, **headers: str) -> int:
-        """Send a call; the number of its stream."""
+        """Send a call and return its stream id."""
         stream = self._h2.get_next_available_stream_id()
         fields = {
             ":method": "POST",
@@ -62,7 +62,7 @@ class Connection:
         return stream
 
     def _answer(self, stream: int) -> tuple[int, str, bytes]:
-        answered, content = {}, b""
+        fields, content = {}, b""
         while True:
             received = self._socket.recv(65536)
             assert received, "the server closed the connection"
@@ -70,13 +70,13 @@ class Connection:
                 if getattr(event, "stream_id", stream) != stream:
                     continue
                 if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
-                    answered |= dict(event.headers or ())
+                    fields |= dict(event.headers or ())
                 elif isinstance(event, h2.events.DataReceived):
                     content += event.data or b""
                 elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                     self._flush()
-                    status = int(answered.get("grpc-status", -1))
-                    return status, answered.get("grpc-message", ""), content
+                    status = int(fields.get("grpc-status", -1))
+                    return status, fields.get("grpc-message", ""), content
             self._flush()
 
     def _flush(self) -> None:
@@ -88,7 +88,7 @@ def framed(message: bytes, flag: int = 0, length: int | None = None) -> bytes:
 
 
 @pytest.fixture
-def good(mnist: Mnist) -> bytes:
+def valid_message(mnist: Mnist) -> bytes:
     request = inference.ModelInferRequest(model_name="mnist")
     request.inputs.add(name="image", datatype="UINT8", shape=[1, 28, 28])
     request.raw_input_contents.append(mnist.images[0].tobytes())
@@ -98,51 +98,62 @@ def good(mnist: Mnist) -> bytes:
 OK, INVALID, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 3, 8, 12, 13
 
 
-def test_wrong_messages_fail_their_own_call_alone(grpc_server: Server, good: bytes) -> None:
+def test_a_malformed_message_fails_only_its_own_call(
+    grpc_server: Server, valid_message: bytes
+) -> None:
     with Connection(grpc_server) as connection:
         for data, expected in (
             ([framed(b"\xff\xff\xff")], {INVALID}),
-            ([framed(good[:-1])], {INVALID}),
-            ([framed(good, length=0xFFFFFFFF)], {EXHAUSTED}),
-            ([framed(good, flag=1)], {INTERNAL, UNIMPLEMENTED}),
+            ([framed(valid_message[:-1])], {INVALID}),
+            ([framed(valid_message, length=0xFFFFFFFF)], {EXHAUSTED}),
+            ([framed(valid_message, flag=1)], {INTERNAL, UNIMPLEMENTED}),
         ):
             status, message, _ = connection.call(*data)
             assert status in expected, (data, status, message)
-            status, _, content = connection.call(framed(good))
+            status, _, content = connection.call(framed(valid_message))
             assert status == OK
             assert inference.ModelInferResponse.FromString(content[5:]).model_name == "mnist"
 
 
-def test_a_call_cut_short_disturbs_no_other(grpc_server: Server, good: bytes) -> None:
-    """grpcio gives it no answer, so there it ends with its connection, its reset or deadline."""
+def test_a_call_cut_short_disturbs_no_other_call(grpc_server: Server, valid_message: bytes) -> None:
+    """grpcio does not answer it: there it ends with a reset, its deadline or its connection."""
     with Connection(grpc_server) as connection:
-        for data in ([framed(good, length=len(good) + 1)], [b"\0\0"], [], [framed(good)] * 2):
+        for data in (
+            [framed(valid_message, length=len(valid_message) + 1)],
+            [b"\0\0"],
+            [],
+            [framed(valid_message)] * 2,
+        ):
             if not grpc_server.is_grpcio:
                 status, message, _ = connection.call(*data)
                 assert status == INTERNAL
                 assert "whole message" in message
-            elif data != [framed(good)] * 2:
+            elif data != [framed(valid_message)] * 2:
                 cut = connection.send(*data)
-                assert connection.call(framed(good))[0] == OK
+                assert connection.call(framed(valid_message))[0] == OK
                 connection.reset(cut)
-            assert connection.call(framed(good))[0] == OK
+            assert connection.call(framed(valid_message))[0] == OK
 
 
-def test_a_message_may_come_in_pieces(grpc_server: Server, good: bytes) -> None:
+def test_a_message_may_arrive_in_pieces(grpc_server: Server, valid_message: bytes) -> None:
     with Connection(grpc_server) as connection:
-        whole = framed(good)
+        whole = framed(valid_message)
         status, _, _ = connection.call(*(whole[i : i + 7] for i in range(0, len(whole), 7)))
         assert status == OK
 
 
-def test_calls_of_nothing_are_unimplemented(grpc_server: Server, good: bytes) -> None:
+def test_calls_of_unknown_methods_are_unimplemented(
+    grpc_server: Server, valid_message: bytes
+) -> None:
     with Connection(grpc_server) as connection:
         for path in ("/inference.GRPCInferenceService/Nothing", "/nowhere", "/"):
-            assert connection.call(framed(good), path=path)[0] == UNIMPLEMENTED
-        assert connection.call(framed(good))[0] == OK
+            assert connection.call(framed(valid_message), path=path)[0] == UNIMPLEMENTED
+        assert connection.call(framed(valid_message))[0] == OK
 
 
-def test_what_is_not_http2_ends_its_own_connection_only(grpc_server: Server, good: bytes) -> None:
+def test_another_protocol_ends_only_its_own_connection(
+    grpc_server: Server, valid_message: bytes
+) -> None:
     with Connection(grpc_server) as other:
         for garbage in (
             b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
@@ -152,5 +163,5 @@ def test_what_is_not_http2_ends_its_own_connection_only(grpc_server: Server, goo
             with socket.create_connection(("127.0.0.1", grpc_server.grpc_port), timeout=10) as raw:
                 raw.sendall(garbage)
                 while raw.recv(65536):
-                    pass  # until it is closed
-            assert other.call(framed(good))[0] == OK
+                    pass  # until the server closes it
+            assert other.call(framed(valid_message))[0] == OK

@@ -1,4 +1,4 @@
-"""Requests made to cost much: each is refused or answered, and costs nobody else anything."""
+"""Requests designed to be expensive: none of them delays or harms other requests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def target(start_server: Callable[..., Server], models: Path) -> Server:
 
 
 class Pulse:
-    """Asks for liveness all the time; `slowest` is the longest that an answer took, in seconds."""
+    """Polls liveness in a thread; `slowest` is the longest time to an answer, in seconds."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -72,8 +72,18 @@ class Pulse:
         self._thread.join()
 
 
+def reset_peak_memory(server: Server) -> int:
+    """Start a new measurement of the worker's peak memory. Returns its memory now, in bytes.
+
+    Without a reset, the peak of an earlier test would hide that of a later one.
+    """
+    (pid,) = server.worker_pids()
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_memory(server)
+
+
 def peak_memory(server: Server) -> int:
-    """Of the worker, in bytes, since it was started."""
+    """The worker's largest resident set since the last reset, in bytes."""
     (pid,) = server.worker_pids()
     (line,) = (
         line
@@ -88,8 +98,8 @@ def tensor(data: Any, name: str = "image", datatype: str = "UINT8", shape: Any =
     return json.dumps({"inputs": [fields]}).encode()
 
 
-def test_a_long_string_among_many_is_refused_at_once(target: Server) -> None:
-    before = peak_memory(target)
+def test_long_string_among_many_is_rejected_without_delay(target: Server) -> None:
+    before = reset_peak_memory(target)
     for long, count in ((300_000, 1500), (4_000_000, 1_000_000)):
         with Pulse(target) as pulse:
             status, answer = target.post(INFER, tensor(["a" * long, *[""] * count]), JSON)
@@ -99,7 +109,7 @@ def test_a_long_string_among_many_is_refused_at_once(target: Server) -> None:
     assert peak_memory(target) - before < 300e6
 
 
-def test_numbers_nested_too_deeply_are_refused(target: Server) -> None:
+def test_deeply_nested_numbers_are_rejected(target: Server) -> None:
     nested: Any = 1
     for _ in range(500):
         nested = [nested]
@@ -107,7 +117,7 @@ def test_numbers_nested_too_deeply_are_refused(target: Server) -> None:
     assert (status, "deeply" in answer["error"]) == (400, True)
 
 
-def test_many_empty_gzip_members_are_refused_at_once(target: Server) -> None:
+def test_many_empty_gzip_members_are_rejected_without_delay(target: Server) -> None:
     body = gzip.compress(b"") * 100_000
     start = time.monotonic()
     headers = {"content-encoding": "gzip", "content-type": JSON}
@@ -118,9 +128,9 @@ def test_many_empty_gzip_members_are_refused_at_once(target: Server) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 999_000])
-def test_many_strings_do_not_hold_up_the_others(target: Server, count: int) -> None:
+def test_many_strings_do_not_delay_other_requests(target: Server, count: int) -> None:
     raw = struct.pack("<I", 0) * 1_998_000
-    head = json.dumps(
+    header = json.dumps(
         {
             "inputs": [
                 {
@@ -133,15 +143,15 @@ def test_many_strings_do_not_hold_up_the_others(target: Server, count: int) -> N
             "outputs": [{"name": "y", "parameters": {"classification": 1}}],
         }
     ).encode()
-    headers = {"inference-header-content-length": str(len(head))}
+    headers = {"inference-header-content-length": str(len(header))}
     path = "/v2/models/identity_bytes/infer"
     with Pulse(target) as pulse:
-        status, _ = target.request("POST", path, head + raw, headers)
-    assert status == 400  # too many, or no numbers to classify
+        status, _ = target.request("POST", path, header + raw, headers)
+    assert status == 400  # too many elements, or no numbers to classify
     assert pulse.slowest < 1.5
 
 
-def test_a_large_body_of_json_does_not_hold_up_the_others(target: Server) -> None:
+def test_large_json_does_not_delay_other_requests(target: Server) -> None:
     for data, datatype in (
         ([7] * 2_000_000, "UINT8"),
         ([2**63 - 1, -1] * 150_000, "INT64"),
@@ -154,9 +164,9 @@ def test_a_large_body_of_json_does_not_hold_up_the_others(target: Server) -> Non
         assert pulse.slowest < 1.5
 
 
-def test_a_stream_that_reads_no_answers_holds_little(target: Server) -> None:
-    """64 requests of 2 MB may not all be in hand at once."""
-    before = peak_memory(target)
+def test_stream_whose_answers_are_not_read_holds_little_memory(target: Server) -> None:
+    """The server reads only some of 60 requests of 2 MB before their answers are read."""
+    before = reset_peak_memory(target)
     request = inference.ModelInferRequest(model_name="identity_fp32")
     request.inputs.add(name="x", datatype="FP32", shape=[262_144, 2])
     request.raw_input_contents.append(bytes(2_097_152))
@@ -172,27 +182,27 @@ def test_a_stream_that_reads_no_answers_holds_little(target: Server) -> None:
         stub = inference_grpc.GRPCInferenceServiceStub(channel)
         stream = stub.ModelStreamInfer(requests())
         next(stream)
-        sent.wait(2)  # it is not to get that far; a server that took all would be there by now
+        sent.wait(2)  # a server that reads everything is done by then; a correct one never is
         stream.cancel()
         assert not sent.is_set()
     assert peak_memory(target) - before < 120e6
 
 
-def test_loading_holds_up_neither_health_nor_metadata(target: Server) -> None:
+def test_loading_delays_neither_health_nor_metadata(target: Server) -> None:
     path = "/v2/repository/models/slow/load"
     loading = [threading.Thread(target=target.post, args=(path, b"", JSON)) for _ in range(9)]
-    for each in loading:
-        each.start()
+    for thread in loading:
+        thread.start()
     start = time.monotonic()
     assert target.get("/v2/health/ready")[0] == 200
     assert target.get("/v2/models/mnist")[0] == 200
     assert time.monotonic() - start < 1.5
-    assert any(each.is_alive() for each in loading)
-    for each in loading:
-        each.join()
+    assert any(thread.is_alive() for thread in loading)
+    for thread in loading:
+        thread.join()
 
 
-def test_web_pages_of_others_change_nothing(target: Server) -> None:
+def test_web_pages_of_other_servers_change_nothing(target: Server) -> None:
     unload = "/v2/repository/models/slow/unload"
     own = {"origin": f"http://{target.http}"}
     for headers in (
@@ -210,7 +220,7 @@ def test_web_pages_of_others_change_nothing(target: Server) -> None:
     assert target.request("POST", load, b"", {"host": f"localhost:{target.http_port}"})[0] == 200
 
 
-def test_a_get_with_a_body_changes_nothing(target: Server) -> None:
+def test_get_with_a_body_changes_nothing(target: Server) -> None:
     before = target.get("/v2/logging")
     assert target.request("GET", "/v2/logging", b'{"log_verbose_level": 1}') == before
     assert target.request("GET", "/v2/trace/setting", b'{"trace_level": "TENSORS"}')[0] == 200
@@ -228,7 +238,7 @@ def states(server: Server, path: str) -> set[int]:
     return {server.get(path)[0] for _ in range(16)}
 
 
-def test_a_load_that_fails_leaves_the_model_unloaded_everywhere(pair: Server, models: Path) -> None:
+def test_failed_load_leaves_the_model_unloaded_in_every_worker(pair: Server, models: Path) -> None:
     model = "/v2/repository/models/identity_int64"
     ready = "/v2/models/identity_int64/ready"
     assert pair.post(f"{model}/unload", b"", JSON)[0] == 200
@@ -244,7 +254,7 @@ def test_a_load_that_fails_leaves_the_model_unloaded_everywhere(pair: Server, mo
     assert states(pair, ready) == {200}
 
 
-def test_a_change_whose_caller_gives_up_holds_everywhere_or_nowhere(pair: Server) -> None:
+def test_change_whose_client_gives_up_applies_to_all_workers_or_none(pair: Server) -> None:
     triton = Triton("grpc", pair)
     for attempt in range(20):
         call = triton.unload_model if attempt % 2 == 0 else triton.load_model
@@ -255,7 +265,7 @@ def test_a_change_whose_caller_gives_up_holds_everywhere_or_nowhere(pair: Server
     triton.close()
 
 
-def test_a_region_whose_memory_is_gone_is_forgotten_by_all_when_a_worker_restarts(
+def test_region_whose_memory_is_gone_is_unregistered_everywhere_when_a_worker_restarts(
     pair: Server,
 ) -> None:
     memory = Path("/dev/shm/mnist-service-test-gone")
@@ -272,7 +282,7 @@ def test_a_region_whose_memory_is_gone_is_forgotten_by_all_when_a_worker_restart
     assert "gone" in pair.log.read_text()
 
 
-def test_statistics_may_be_asked_for_by_many(pair: Server) -> None:
+def test_statistics_answer_many_clients_at_once(pair: Server) -> None:
     triton = Triton("grpc.aio", pair)
 
     async def many() -> Any:
@@ -283,7 +293,7 @@ def test_statistics_may_be_asked_for_by_many(pair: Server) -> None:
     triton.close()
 
 
-def test_requests_given_up_are_counted_as_failed(target: Server) -> None:
+def test_expired_requests_are_counted_as_failed(target: Server) -> None:
     def failed() -> int:
         _, body = target.get("/v2/models/slow/stats")
         return int(json.loads(body)["model_stats"][0]["inference_stats"]["fail"]["count"])
@@ -297,7 +307,7 @@ def test_requests_given_up_are_counted_as_failed(target: Server) -> None:
 
 
 @pytest.mark.parametrize("fast_grpc", [True, False])
-def test_idle_streams_do_not_hold_up_a_stop(
+def test_idle_streams_do_not_delay_a_stop(
     start_server: Callable[..., Server], fast_grpc: bool
 ) -> None:
     server = start_server(fast_grpc=fast_grpc)

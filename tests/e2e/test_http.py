@@ -1,4 +1,4 @@
-"""The HTTP front over real sockets: what it answers, what it refuses, and that both lanes agree."""
+"""The HTTP front over real sockets: answers, rejections, and agreement with Flask."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoded(image: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_form_of_an_image_gets_the_same_digit(server: Server, mnist: Mnist) -> None:
+def test_every_form_of_an_image_yields_the_same_digit(server: Server, mnist: Mnist) -> None:
     image = mnist.images[0]
     forms = [
         (image.tobytes(), RAW),
@@ -47,8 +47,8 @@ def test_every_form_of_an_image_gets_the_same_digit(server: Server, mnist: Mnist
         assert 0 <= prediction["entropy_bits"] < 3.33
 
 
-def test_drawings_in_black_on_white_are_recognised(server: Server, mnist: Mnist) -> None:
-    right = 0
+def test_black_on_white_drawings_are_recognised(server: Server, mnist: Mnist) -> None:
+    correct = 0
     for image, label in zip(mnist.images[:100], mnist.labels[:100], strict=True):
         drawing = Image.fromarray(255 - image).resize((200, 200), Image.Resampling.BICUBIC)
         page = Image.new("L", (400, 300), 255)
@@ -56,11 +56,11 @@ def test_drawings_in_black_on_white_are_recognised(server: Server, mnist: Mnist)
         buffer = io.BytesIO()
         page.save(buffer, "PNG")
         _, answer = server.post("/predict", buffer.getvalue(), "image/png")
-        right += answer["predictions"][0]["digit"] == label
-    assert right >= 95
+        correct += answer["predictions"][0]["digit"] == label
+    assert correct >= 95
 
 
-BAD = [
+WRONG = [
     ("/predict", b"", RAW, 400, "pixels"),
     ("/predict", bytes(783), RAW, 400, "pixels"),
     ("/predict", b"", JSON, 400, "body"),
@@ -113,17 +113,17 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "content_type", "status", "named"), BAD)
-def test_bad_requests_are_refused_with_one_sentence_that_names_the_field(
-    server: Server, path: str, body: bytes, content_type: str, status: int, named: str
+@pytest.mark.parametrize(("path", "body", "content_type", "status", "message"), WRONG)
+def test_wrong_request_is_rejected_with_one_sentence_that_names_the_field(
+    server: Server, path: str, body: bytes, content_type: str, status: int, message: str
 ) -> None:
-    got, answer = server.post(path, body, content_type)
-    assert got == status, answer
+    answered, answer = server.post(path, body, content_type)
+    assert answered == status, answer
     assert list(answer) == ["error"]
-    assert named in answer["error"]
+    assert message in answer["error"]
 
 
-def test_a_refused_request_leaves_the_connection_usable(server: Server, mnist: Mnist) -> None:
+def test_rejected_request_leaves_the_connection_usable(server: Server, mnist: Mnist) -> None:
     connection = http.client.HTTPConnection(server.http, timeout=10)
     for body, status in ((b"[1]", 400), (mnist.images[0].tobytes(), 200)):
         kind = JSON if status == 400 else RAW
@@ -134,7 +134,7 @@ def test_a_refused_request_leaves_the_connection_usable(server: Server, mnist: M
     connection.close()
 
 
-def test_infer_answers_as_the_open_inference_protocol_says(server: Server, mnist: Mnist) -> None:
+def test_infer_follows_the_open_inference_protocol(server: Server, mnist: Mnist) -> None:
     request = {
         "id": "abc",
         "inputs": [
@@ -159,7 +159,7 @@ def test_infer_answers_as_the_open_inference_protocol_says(server: Server, mnist
     assert (digits == mnist.labels[:2]).all()
 
 
-def test_metadata_and_health_are_there(server: Server) -> None:
+def test_metadata_and_health_endpoints_answer(server: Server) -> None:
     for path in ("/", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/mnist/ready"):
         assert server.get(path)[0] == 200
     status, body = server.get("/v2/models/mnist")
@@ -180,7 +180,7 @@ def test_metrics_count_requests_and_name_the_provider(server: Server) -> None:
     assert 'provider="CPUExecutionProvider"' in text
 
 
-def test_a_request_id_is_echoed_and_logged(server: Server) -> None:
+def test_request_id_is_returned_and_logged(server: Server) -> None:
     connection = http.client.HTTPConnection(server.http, timeout=10)
     headers = {"content-type": RAW, "x-request-id": "mine-42"}
     connection.request("POST", "/predict", bytes(784), headers)
@@ -197,17 +197,17 @@ def small_server(start_server: Callable[..., Server]) -> Server:
     return start_server(max_request_bytes=2048, body_timeout=0.3)
 
 
-def test_a_body_over_the_limit_is_refused(small_server: Server) -> None:
+def test_body_over_the_limit_is_rejected_with_413(small_server: Server) -> None:
     status, answer = small_server.post("/predict", bytes(784 * 10), RAW)
     assert status == 413
     assert "max_request_bytes" in answer["error"]
 
 
-def test_a_chunked_body_is_read_and_bounded(small_server: Server) -> None:
+def test_chunked_body_is_read_up_to_the_limit(small_server: Server) -> None:
     for count, status in ((2, 200), (50, 413)):
         connection = http.client.HTTPConnection(small_server.http, timeout=10)
         chunks = (bytes(784) for _ in range(count))
-        # It may be refused before the last chunk was sent.
+        # The server may reject the body before the last chunk is sent.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(
                 "POST", "/predict", chunks, {"content-type": RAW}, encode_chunked=True
@@ -216,7 +216,7 @@ def test_a_chunked_body_is_read_and_bounded(small_server: Server) -> None:
         connection.close()
 
 
-def test_a_body_that_never_comes_times_out(small_server: Server) -> None:
+def test_body_that_never_arrives_is_rejected_with_408(small_server: Server) -> None:
     with socket.create_connection(("127.0.0.1", small_server.http_port), timeout=10) as client:
         client.sendall(
             b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
@@ -226,7 +226,7 @@ def test_a_body_that_never_comes_times_out(small_server: Server) -> None:
 
 
 def corpus(mnist: Mnist) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
-    for path, body, content_type, *_ in BAD:
+    for path, body, content_type, *_ in WRONG:
         yield "POST", path, body, {"content-type": content_type}
     image = mnist.images[3]
     yield "POST", "/predict", image.tobytes(), {"content-type": RAW}
@@ -258,17 +258,17 @@ def corpus(mnist: Mnist) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
 def answer_of(server: Server, request: tuple[str, str, bytes, dict[str, str]]) -> Any:
     method, path, body, headers = request
     connection = http.client.HTTPConnection(server.http, timeout=10)
-    # It may be refused by its length before the body was sent.
+    # The server may reject the body by its length before it is sent.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.request(method, path, body, headers | {"x-request-id": "same"})
     response = connection.getresponse()
-    answered = [(k.lower(), v) for k, v in response.getheaders() if k.lower() != "date"]
+    returned = [(k.lower(), v) for k, v in response.getheaders() if k.lower() != "date"]
     content = response.read()
     connection.close()
-    return response.status, sorted(answered), content
+    return response.status, sorted(returned), content
 
 
-def test_the_fast_lane_and_flask_answer_alike(
+def test_front_and_flask_give_the_same_answers(
     server: Server, start_server: Callable[..., Server], mnist: Mnist
 ) -> None:
     flask_only = start_server(fast_lane=False)

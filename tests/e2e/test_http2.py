@@ -1,6 +1,6 @@
-"""Our own HTTP/2 front against what peers may do to it, frame by frame over real sockets.
+"""The HTTP/2 front against hostile and unusual clients, frame by frame over real sockets.
 
-Source: RFC 9113; the numbers in names of tests are its sections.
+Source: RFC 9113; the numbers in docstrings are its sections.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def message(mnist: Mnist, count: int = 1) -> bytes:
 
 
 class Peer:
-    """A socket to the gRPC port; `frames` gives what comes, as (kind, flags, stream, payload)."""
+    """A socket to the gRPC port; `frames` yields (type, flags, stream id, payload)."""
 
     def __init__(self, server: Server, start: bytes = wire.PREFACE + NO_SETTINGS) -> None:
         self.socket = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=20)
@@ -72,10 +72,10 @@ class Peer:
         self.socket.sendall(content)
 
     def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Until the connection is closed."""
+        """Yield frames until the server closes the connection."""
         while True:
             while len(self._received) >= 9:
-                high, low, kind, flags, stream = wire.FRAME_HEAD.unpack_from(self._received)
+                high, low, kind, flags, stream = wire.FRAME_HEADER.unpack_from(self._received)
                 end = 9 + (high << 8 | low)
                 if len(self._received) < end:
                     break
@@ -90,16 +90,16 @@ class Peer:
             self._received += more
 
     def goaway(self) -> tuple[int, str]:
-        """The code and the reason with which the connection is ended; it must be closed then."""
-        found = None
+        """Return the code and the reason of GOAWAY once the server has closed the connection."""
+        ended = None
         for kind, _, _, payload in self.frames():
             if kind == wire.GOAWAY:
-                found = struct.unpack_from(">I", payload, 4)[0], payload[8:].decode()
-        assert found is not None, "closed without GOAWAY"
-        return found
+                ended = struct.unpack_from(">I", payload, 4)[0], payload[8:].decode()
+        assert ended is not None, "closed without GOAWAY"
+        return ended
 
     def answer(self, stream: int) -> tuple[dict[str, str], bytes]:
-        """Headers and trailers, and the data, of a call; or what it was reset with."""
+        """Return the headers with the trailers, and the data; `reset` has the code of a reset."""
         decoder, fields, data = hpack.Decoder(), {}, b""
         for kind, flags, number, payload in self.frames():
             if kind == wire.HEADERS:
@@ -115,7 +115,7 @@ class Peer:
 
 
 def call(stream: int, block: bytes, *data: bytes) -> bytes:
-    """The frames of a whole call."""
+    """Return the frames of a whole call."""
     flags = wire.END_HEADERS | (0 if data else wire.END_STREAM)
     frames = [wire.frame(wire.HEADERS, flags, stream, block)]
     for index, chunk in enumerate(data):
@@ -132,8 +132,8 @@ def is_ok(answer: tuple[dict[str, str], bytes]) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def unharmed(server: Server, mnist: Mnist) -> Iterator[None]:
-    """Whatever a peer did, the next one is answered, by the same process, without a traceback."""
+def server_survives(server: Server, mnist: Mnist) -> Iterator[None]:
+    """After each test the same process answers the next client and has logged no traceback."""
     before = server.worker_pids()
     yield
     with Peer(server) as peer:
@@ -157,7 +157,7 @@ def test_padding_priority_and_continuation_are_understood(server: Server, mnist:
         assert is_ok(peer.answer(1))
 
 
-def test_frames_may_come_byte_by_byte(server: Server, mnist: Mnist) -> None:
+def test_a_call_that_arrives_byte_by_byte_is_answered(server: Server, mnist: Mnist) -> None:
     with Peer(server, b"") as peer:
         for byte in wire.PREFACE + NO_SETTINGS + call(1, headers(), message(mnist)):
             peer.send(bytes([byte]))
@@ -170,8 +170,8 @@ def test_a_ping_is_answered(server: Server) -> None:
         assert (wire.PING, wire.ACK, 0, b"12345678") in (frame for frame in peer.frames())
 
 
-def test_many_calls_share_a_connection_and_their_headers(server: Server, mnist: Mnist) -> None:
-    """The client's HPACK table changes under way: later blocks mean something else."""
+def test_many_calls_share_a_connection_and_its_hpack_table(server: Server, mnist: Mnist) -> None:
+    """The client's table changes on the way: the same block then means something else."""
     encoder = hpack.Encoder()
     with Peer(server) as peer:
         decoder, fields = hpack.Decoder(), {}
@@ -199,7 +199,7 @@ def test_many_calls_share_a_connection_and_their_headers(server: Server, mnist: 
 
 
 def test_no_more_is_sent_than_the_peers_windows_allow(server: Server, mnist: Mnist) -> None:
-    """5.2: a peer with tiny windows gets its answer in as many pieces as it asks for."""
+    """5.2: a client with a small window gets its answer in small pieces."""
     config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
     client = h2.connection.H2Connection(config)
     client.local_settings = h2.settings.Settings(
@@ -225,7 +225,7 @@ def test_no_more_is_sent_than_the_peers_windows_allow(server: Server, mnist: Mni
     assert chunks > 10
 
 
-def test_a_large_batch_goes_both_ways(server: Server) -> None:
+def test_a_large_batch_is_received_and_answered(server: Server) -> None:
     count = 9000  # 7 MB in, 0.7 MB out
     with grpc.insecure_channel(server.grpc) as channel:
         request = inference.ModelInferRequest(model_name="mnist")
@@ -258,7 +258,7 @@ def test_a_large_batch_goes_both_ways(server: Server) -> None:
         (wire.frame(wire.HEADERS, 4, 1, b"\xc5"), wire.COMPRESSION_ERROR, ""),
         (wire.frame(wire.HEADERS, 12, 1, bytes([9, 1])), wire.PROTOCOL_ERROR, "padding"),
         (wire.frame(wire.HEADERS, 0, 1, b"x") + NO_SETTINGS, wire.PROTOCOL_ERROR, "interrupted"),
-        (wire.FRAME_HEAD.pack(0xFFFF, 0xFF, 0, 0, 1), wire.FRAME_SIZE_ERROR, "larger"),
+        (wire.FRAME_HEADER.pack(0xFFFF, 0xFF, 0, 0, 1), wire.FRAME_SIZE_ERROR, "larger"),
         (
             wire.frame(wire.HEADERS, 4, 1, headers()) + wire.frame(wire.HEADERS, 4, 1, headers()),
             wire.PROTOCOL_ERROR,
@@ -266,24 +266,26 @@ def test_a_large_batch_goes_both_ways(server: Server) -> None:
         ),
     ],
 )
-def test_what_breaks_http2_ends_the_connection_with_a_reason(
+def test_a_breach_of_http2_ends_the_connection_with_a_reason(
     server: Server, frames: bytes, code: int, word: str
 ) -> None:
     with Peer(server) as peer:
         peer.send(frames)
-        found, reason = peer.goaway()
-        assert found == code, reason
+        received, reason = peer.goaway()
+        assert received == code, reason
         assert word in reason
 
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b"PRI * HTTP/1"])
-def test_what_is_no_preface_is_told_what_this_port_is(server: Server, start: bytes) -> None:
+def test_a_client_of_another_protocol_learns_what_this_port_speaks(
+    server: Server, start: bytes
+) -> None:
     with Peer(server, start) as peer:
         assert peer.goaway() == (wire.PROTOCOL_ERROR, "this port speaks gRPC over HTTP/2")
 
 
 def test_data_past_the_windows_ends_the_connection(server: Server, mnist: Mnist) -> None:
-    """Who takes no answers is given back no window; who sends on all the same is cut off."""
+    """A client that reads no answers gets no more window; if it keeps sending, it is cut off."""
     silent = wire.PREFACE + wire.settings({wire.INITIAL_WINDOW_SIZE: 0})
     stream = wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers(INFER[:-5] + "StreamInfer"))
     requests = wire.frame(wire.DATA, 0, 1, message(mnist, 20))
@@ -304,18 +306,18 @@ def test_headers_that_never_end_end_the_connection(server: Server) -> None:
         assert peer.goaway() == (wire.ENHANCE_YOUR_CALM, "headers larger than allowed")
 
 
-def test_headers_that_inflate_end_the_connection(server: Server) -> None:
-    """One header of 4,000 bytes in the table, named a thousand times in a byte each."""
+def test_a_header_bomb_ends_the_connection(server: Server) -> None:
+    """One header of 4,000 bytes in HPACK's table, repeated a thousand times with one byte each."""
     block = hpack.Encoder().encode([("x", "y" * 4000)])
     with Peer(server) as peer:
         peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, bytes(block) + b"\xbe" * 1000))
         assert peer.goaway()[0] == wire.COMPRESSION_ERROR
 
 
-def test_calls_given_up_by_the_thousand_end_the_connection(
+def test_a_rapid_reset_attack_ends_the_connection(
     start_server: Callable[..., Server], tmp_path: Path, mnist: Mnist
 ) -> None:
-    """CVE-2023-44487: rapid reset."""
+    """CVE-2023-44487."""
     publish_slow_model(tmp_path)
     slow = start_server(tmp_path)
     with Peer(slow) as peer:
@@ -338,19 +340,17 @@ def test_calls_given_up_by_the_thousand_end_the_connection(
         ({"grpc_encoding": "gzip"}, {"grpc-status": "3"}),
     ],
 )
-def test_what_is_wrong_with_a_call_is_said_in_its_answer(
+def test_an_error_in_a_call_is_reported_in_its_answer(
     server: Server, fields: dict[str, str], expected: dict[str, str]
 ) -> None:
     with Peer(server) as peer:
         compressed = struct.pack(">BI", 1, 4) + b"none"
         peer.send(call(1, headers(**fields), compressed))
-        answered, _ = peer.answer(1)
-        assert expected.items() <= answered.items(), answered
+        fields_received, _ = peer.answer(1)
+        assert expected.items() <= fields_received.items(), fields_received
 
 
-def test_a_message_of_a_stream_that_does_not_inflate_ends_it_with_the_reason(
-    server: Server,
-) -> None:
+def test_a_damaged_compressed_message_ends_its_stream_with_the_reason(server: Server) -> None:
     with Peer(server) as peer:
         damaged = struct.pack(">BI", 1, 4) + b"none"
         path = INFER[:-5] + "StreamInfer"
@@ -359,9 +359,7 @@ def test_a_message_of_a_stream_that_does_not_inflate_ends_it_with_the_reason(
         assert (fields["grpc-status"], "gzip" in fields["grpc-message"]) == ("3", True)
 
 
-def test_what_comes_after_the_message_of_a_call_ends_it_at_once(
-    server: Server, mnist: Mnist
-) -> None:
+def test_bytes_after_the_message_of_a_call_end_it_at_once(server: Server, mnist: Mnist) -> None:
     with Peer(server) as peer:
         peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers()))
         peer.send(wire.frame(wire.DATA, 0, 1, message(mnist) + b"x"))
@@ -370,14 +368,14 @@ def test_what_comes_after_the_message_of_a_call_ends_it_at_once(
 
 
 def test_an_answer_before_the_end_of_a_request_stops_it(server: Server) -> None:
-    """8.1: the answer is whole, and then the peer is told to send no more."""
+    """8.1: after the whole answer, RST_STREAM asks the client to stop sending."""
     with Peer(server) as peer:
         peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers()))
         peer.send(wire.frame(wire.DATA, 0, 1, struct.pack(">BI", 0, 1 << 30)))
         fields, _ = peer.answer(1)
         assert fields["grpc-status"] == "8"
         assert next(peer.frames()) == (wire.RST_STREAM, 0, 1, bytes(4))  # NO_ERROR
-        peer.send(wire.frame(wire.DATA, 0, 1, bytes(1000)))  # was on its way
+        peer.send(wire.frame(wire.DATA, 0, 1, bytes(1000)))  # sent before the reset arrived
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +383,7 @@ def small_server(start_server: Callable[..., Server]) -> Server:
     return start_server(body_timeout=0.3, max_connections=4)
 
 
-def test_a_message_that_never_comes_times_out(small_server: Server, mnist: Mnist) -> None:
+def test_a_message_that_never_arrives_times_out(small_server: Server, mnist: Mnist) -> None:
     with Peer(small_server) as peer:
         peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers()))
         peer.send(wire.frame(wire.DATA, 0, 1, message(mnist)[:100]))
@@ -394,12 +392,12 @@ def test_a_message_that_never_comes_times_out(small_server: Server, mnist: Mnist
         assert "body_timeout" in fields["grpc-message"]
 
 
-def test_a_preface_that_never_comes_times_out(small_server: Server) -> None:
+def test_a_preface_that_never_arrives_times_out(small_server: Server) -> None:
     with Peer(small_server, b"PRI") as peer:
         assert peer.goaway() == (wire.PROTOCOL_ERROR, "no preface came")
 
 
-def test_more_calls_than_allowed_are_refused_to_be_tried_again(
+def test_more_calls_than_allowed_are_refused_for_a_retry(
     small_server: Server, mnist: Mnist
 ) -> None:
     with Peer(small_server) as peer:
@@ -410,14 +408,14 @@ def test_more_calls_than_allowed_are_refused_to_be_tried_again(
         assert is_ok(peer.answer(7))
 
 
-def test_more_connections_than_allowed_are_told_so(small_server: Server) -> None:
+def test_more_connections_than_allowed_are_refused_with_the_reason(small_server: Server) -> None:
     with Peer(small_server), Peer(small_server), Peer(small_server), Peer(small_server):
         time.sleep(0.05)
         with Peer(small_server) as fifth:
             assert "max_connections" in fifth.goaway()[1]
 
 
-def test_stopping_answers_what_came_and_refuses_what_comes(
+def test_stopping_answers_open_calls_and_refuses_new_ones(
     start_server: Callable[..., Server], tmp_path: Path, mnist: Mnist
 ) -> None:
     publish_slow_model(tmp_path)
@@ -454,11 +452,11 @@ def test_stopping_answers_what_came_and_refuses_what_comes(
     ),
     st.binary(max_size=20),
 )
-def test_no_frames_harm_the_server(
+def test_arbitrary_frames_do_not_harm_the_server(
     server: Server, frames: list[tuple[int, int, int, bytes]], tail: bytes
 ) -> None:
     with Peer(server) as peer:
         peer.send(b"".join(wire.frame(*each) for each in frames) + tail)
         peer.socket.shutdown(socket.SHUT_WR)
         for _ in peer.frames():
-            pass  # until it is closed
+            pass  # until the server closes the connection

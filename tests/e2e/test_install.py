@@ -1,18 +1,36 @@
-"""What an installation holds: serving never brings torch, the stubs are those of proto/."""
+"""What an installation holds, and that it serves: from a wheel, in a folder of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import time
 import urllib.request
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 
 from service.settings import markdown
 from tests.conftest import ROOT, SHIPPED_MODELS, free_ports
+
+SEVEN = ROOT / "docs" / "seven.png"
+# Of the text at apache.org/licenses/LICENSE-2.0.txt.
+APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+class Release(NamedTuple):
+    sdist: Path
+    wheel: Path
 
 
 def run(*command: object, cwd: Path = ROOT) -> str:
@@ -23,63 +41,139 @@ def run(*command: object, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
-def test_a_serving_installation_has_no_torch_and_serves(tmp_path: Path) -> None:
-    wheel = build_release(tmp_path / "dist")
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]")
-    packages = run(python, "-m", "pip", "list", "--format=freeze").lower()
-    assert "onnxruntime==" in packages
-    assert "torch" not in packages
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The sdist, and the wheel that is built from it, as in a release."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    (sdist,) = folder.glob("mnist_service-*.tar.gz")
+    (wheel,) = folder.glob("mnist_service-*.whl")
+    return Release(sdist, wheel)
 
+
+@pytest.fixture(scope="module")
+def installed(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin/ folder of a fresh environment with the wheel and ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", f"{release.wheel}[cpu]")
+    return folder / "bin"
+
+
+class Addresses(NamedTuple):
+    http: str
+    grpc: str
+    log: Path
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *command: object, **environ: str) -> Iterator[Addresses]:
+    """Run a command that starts mnist-serve in `folder`, until it has stopped with status 0."""
     http, grpc = free_ports(2)
-    server = subprocess.Popen(
-        tmp_path / "venv" / "bin" / "mnist-serve",
-        env=os.environ
-        | {
-            "MNIST_MODELS": str(SHIPPED_MODELS),
-            "MNIST_HTTP_PORT": str(http),
-            "MNIST_GRPC_PORT": str(grpc),
-        },
-        cwd=tmp_path,
-    )
+    log = folder / "serve.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [str(part) for part in command],
+            env=os.environ | {"MNIST_HTTP_PORT": str(http), "MNIST_GRPC_PORT": str(grpc)} | environ,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+        )
     try:
-        predict = tmp_path / "venv" / "bin" / "mnist-predict"
-        wait_for(f"http://127.0.0.1:{http}/v2/health/ready", server)
-        image = ROOT / "docs" / "seven.png"
-        for port, how in ((http, []), (grpc, ["--grpc"])):
-            address = ["--address", f"127.0.0.1:{port}"]
-            assert '"digit": 7' in run(predict, image, "--json", *how, *address, cwd=tmp_path)
+        wait_for(f"http://127.0.0.1:{http}/v2/health/ready", server, log)
+        yield Addresses(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
     finally:
         server.terminate()
         assert server.wait(timeout=30) == 0
 
 
-def build_release(folder: Path) -> Path:
-    """Build the sdist, and the wheel from the sdist, as a release does. Returns the wheel."""
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
-    (sdist,) = folder.glob("mnist_service-*.tar.gz")
-    (wheel,) = folder.glob("mnist_service-*.whl")
-    version = wheel.name.split("-")[1]
-    assert sdist.name == f"mnist_service-{version}.tar.gz"
-    with zipfile.ZipFile(wheel) as content:
-        names = content.namelist()
-    assert "training/mnist/train-images-idx3-ubyte.gz" in names
-    assert "service/py.typed" in names
-    # Tests and benchmarks are no part of what is installed.
-    packages = {name.split("/")[0] for name in names if not name.startswith("mnist_service-")}
-    assert packages == {"service", "training", "clients"}
-    return wheel
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     while server.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=1):
                 return
         except OSError:
-            continue
-    raise AssertionError("the server ended by itself")
+            time.sleep(0.05)
+    pytest.fail(f"the server ended by itself:\n{log.read_text()}")
+
+
+def version_that_finds_the_seven(cwd: Path, addresses: Addresses, *predict: object) -> str:
+    """Predict over HTTP and gRPC with mnist-predict. Returns the version of the model."""
+    versions = set()
+    for options in (["--address", addresses.http], ["--grpc", "--address", addresses.grpc]):
+        answer = json.loads(run(*predict, SEVEN, "--json", *options, cwd=cwd))
+        assert answer["digit"] == 7
+        versions.add(answer["model_version"])
+    (version,) = versions
+    return version
+
+
+def test_a_serving_installation_has_no_torch_and_serves(installed: Path, tmp_path: Path) -> None:
+    packages = run(installed / "python", "-m", "pip", "list", "--format=freeze").lower()
+    assert "onnxruntime==" in packages
+    assert "torch" not in packages
+    models = str(SHIPPED_MODELS)
+    with serving(tmp_path, installed / "mnist-serve", MNIST_MODELS=models) as addresses:
+        version_that_finds_the_seven(tmp_path, addresses, installed / "mnist-predict")
+        assert "comes with the package" not in addresses.log.read_text()
+
+
+def test_without_a_repository_the_packaged_model_is_served_until_there_is_one(
+    installed: Path, tmp_path: Path
+) -> None:
+    predict = installed / "mnist-predict"
+    with serving(tmp_path, installed / "mnist-serve") as addresses:
+        assert version_that_finds_the_seven(tmp_path, addresses, predict) == "1"
+        assert "serving the model that comes with the package" in addresses.log.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["serve.log"]
+
+    # As mnist-train publishes it: what is in ./models replaces the packaged model as a whole.
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "1", tmp_path / "models" / "mnist" / "5")
+    with serving(tmp_path, installed / "mnist-serve") as addresses:
+        assert version_that_finds_the_seven(tmp_path, addresses, predict) == "5"
+        assert "comes with the package" not in addresses.log.read_text()
+
+
+def test_pipx_starts_a_server_from_the_wheel_alone(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv.create(tmp_path / "tools", with_pip=True)
+    tools, cwd = tmp_path / "tools" / "bin", tmp_path / "empty"
+    run(tools / "python", "-m", "pip", "install", "--quiet", "pipx")
+    monkeypatch.setenv("PIPX_HOME", str(tmp_path / "pipx"))
+    monkeypatch.setenv("PIPX_DEFAULT_PYTHON", sys.executable)
+    cwd.mkdir()
+    pipx = [tools / "pipx", "run", "--spec", f"{release.wheel}[cpu]"]
+    run(*pipx, "mnist-serve", "--help", cwd=cwd)  # installs it
+    with serving(cwd, *pipx, "mnist-serve") as addresses:
+        assert version_that_finds_the_seven(cwd, addresses, *pipx, "mnist-predict") == "1"
+
+
+def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Release) -> None:
+    _, version, *_ = release.wheel.name.split("-")
+    assert release.sdist.name == f"mnist_service-{version}.tar.gz"
+    licences = {name: (ROOT / name).read_bytes() for name in ("LICENSE", "NOTICE")}
+    assert hashlib.sha256(licences["LICENSE"]).hexdigest() == APACHE_2
+    with zipfile.ZipFile(release.wheel) as wheel:
+        info = f"mnist_service-{version}.dist-info"
+        assert b"\nLicense-Expression: Apache-2.0\n" in wheel.read(f"{info}/METADATA")
+        for name, text in licences.items():
+            assert wheel.read(f"{info}/licenses/{name}") == text
+        for file in ("model.onnx", "model.json"):
+            packaged = wheel.read(f"service/shipped_models/mnist/1/{file}")
+            assert packaged == (SHIPPED_MODELS / "mnist" / "1" / file).read_bytes()
+        names = wheel.namelist()
+    assert len([name for name in names if name.startswith("service/shipped_models/")]) == 2
+    assert "training/mnist/train-images-idx3-ubyte.gz" in names
+    assert "service/py.typed" in names
+    # Tests and benchmarks are not installed.
+    packages = {name.split("/")[0] for name in names if not name.startswith("mnist_service-")}
+    assert packages == {"service", "training", "clients"}
+    with tarfile.open(release.sdist) as sdist:
+        for name, text in licences.items():
+            file = sdist.extractfile(f"mnist_service-{version}/{name}")
+            assert file is not None
+            assert file.read() == text
 
 
 def loaded_by(module: str) -> set[str]:
@@ -100,7 +194,7 @@ def test_training_imports_no_transport() -> None:
     assert not loaded_by("training.cli") & {"flask", "grpc", "granian", "service"}
 
 
-def test_the_stubs_are_made_from_the_protos(tmp_path: Path) -> None:
+def test_the_stubs_are_generated_from_the_protos(tmp_path: Path) -> None:
     protos = sorted(path.relative_to(ROOT / "proto") for path in (ROOT / "proto").rglob("*.proto"))
     run(
         sys.executable,
@@ -111,9 +205,9 @@ def test_the_stubs_are_made_from_the_protos(tmp_path: Path) -> None:
         f"--grpc_python_out={tmp_path}",
         *[f"service/stubs/{proto}" for proto in protos],
     )
-    made = sorted(tmp_path.rglob("*.py"))
-    assert len(made) == 2 * len(protos)
-    for path in made:
+    generated = sorted(tmp_path.rglob("*.py"))
+    assert len(generated) == 2 * len(protos)
+    for path in generated:
         assert path.read_text() == (ROOT / path.relative_to(tmp_path)).read_text(), path
 
 

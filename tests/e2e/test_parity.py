@@ -1,4 +1,4 @@
-"""What the service answers is what PyTorch computes: real model, real images, both transports."""
+"""Both transports return what PyTorch computes, with the real model on real images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check(answers: list[Any], expected: np.ndarray, labels: np.ndarray) -> None:
     assert (digits == labels).mean() > 0.99
 
 
-def test_http_gives_the_distributions_of_the_checkpoint(
+def test_http_returns_the_distributions_of_the_checkpoint(
     trained_server: Server, mnist: Mnist, expected: np.ndarray
 ) -> None:
     answers = []
@@ -61,7 +61,7 @@ def test_one_http_request_may_hold_all_images(
     check(answer["predictions"], expected, mnist.labels[:COUNT])
 
 
-def test_grpc_gives_the_distributions_of_the_checkpoint(
+def test_grpc_returns_the_distributions_of_the_checkpoint(
     trained_server: Server, mnist: Mnist, expected: np.ndarray
 ) -> None:
     answers = []
@@ -70,6 +70,7 @@ def test_grpc_gives_the_distributions_of_the_checkpoint(
         for image in mnist.images[:COUNT]:
             answer = stub.Predict(digits_pb2.PredictRequest(pixels=image.tobytes()))
             assert (answer.model_name, answer.model_version) == ("mnist", "1")
-            found = answer.predictions[0]
-            answers.append({"digit": found.digit, "probabilities": list(found.probabilities)})
+            (prediction,) = answer.predictions
+            probabilities = list(prediction.probabilities)
+            answers.append({"digit": prediction.digit, "probabilities": probabilities})
     check(answers, expected, mnist.labels[:COUNT])

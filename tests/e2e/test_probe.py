@@ -1,4 +1,4 @@
-"""mnist-probe: what a container's health check says of the server beside it."""
+"""mnist-probe, the health check of a container, against real servers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def ports(server: Server) -> list[str]:
     return ["--http-port", str(server.http_port), "--grpc-port", str(server.grpc_port)]
 
 
-def test_a_ready_server_passes_wherever_it_listens(server: Server) -> None:
+def test_ready_server_passes_on_any_address(server: Server) -> None:
     assert main(ports(server)) == 0
     assert main([*ports(server), "--host", "0.0.0.0"]) == 0
 
 
-def test_a_server_without_a_model_fails_with_its_own_reason(
+def test_server_without_a_model_fails_with_its_reason(
     start_server: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = start_server(tmp_path, ready=False)
@@ -36,16 +36,14 @@ def is_live(server: Server) -> bool:
         return False
 
 
-def test_a_server_that_is_not_there_or_lacks_a_port_fails(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_server_or_port_fails(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     (free,) = free_ports(1)
     assert main(["--http-port", str(free)]) == 1
     assert "is mnist-serve running?" in capsys.readouterr().err
     assert main(["--http-port", str(server.http_port), "--grpc-port", str(free)]) == 1
 
 
-def test_settings_that_cannot_be_used_are_told_from_an_unready_server(
+def test_invalid_settings_have_an_exit_status_of_their_own(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--http-port", "0"]) == 2

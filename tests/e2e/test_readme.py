@@ -1,33 +1,51 @@
-"""Every command and snippet of the README, run as written, in a copy of the tree."""
+"""Runs every command and snippet of the README as written, in a copy of the tree.
+
+Figures and links are checked as well: each figure against the file that it was measured into.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 
+from service.settings import Settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-SHELL = [block.strip() for language, block in BLOCKS if language == "sh"]
-PYTHON = [block for language, block in BLOCKS if language == "python"]
+PROSE = " ".join(README.split())
+# The section on models of one's own has commands that build on each other.
+BEFORE, OWN_MODEL, AFTER = re.split(r"^## Serve your own .*\n|^## Not for you", README, flags=re.M)
 
-# The environment is the one that runs this test: installing torch again would prove nothing new.
-# Makefile and `.venv/bin/...` both find it under the name that the README uses.
-pytestmark = pytest.mark.usefixtures("running")
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+SHELL = [block.strip() for block in blocks(BEFORE + AFTER, "sh")]
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What git would give a newcomer, with the installed environment under .venv."""
+    """What git gives a newcomer, with this test's own environment under .venv.
+
+    Makefile and README name that folder. Installing torch once more would prove nothing new.
+    """
     tree = tmp_path_factory.mktemp("clone")
     files = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -45,7 +63,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Foreground:
-    """A command of the README that stays in the foreground until Ctrl-C."""
+    """A command of the README that runs until Ctrl-C."""
 
     def __init__(self, command: str, tree: Path) -> None:
         self.process = subprocess.Popen(
@@ -54,7 +72,7 @@ class Foreground:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # so that Ctrl-C reaches all of it, as at a terminal
+            start_new_session=True,  # Ctrl-C reaches the whole group, as at a terminal
         )
         self.output = ""
 
@@ -62,7 +80,7 @@ class Foreground:
         assert self.process.stdout is not None
         while words not in self.output:
             line = self.process.stdout.readline()
-            assert line, f"it ended by itself:\n{self.output}"
+            assert line, f"{self.process.args} ended by itself:\n{self.output}"
             self.output += line
 
     def interrupt(self) -> int:
@@ -75,7 +93,7 @@ class Foreground:
 
 @pytest.fixture(scope="module")
 def running(tree: Path) -> Iterator[Foreground]:
-    """`make run`, the first command, once it serves."""
+    """`make run`, the first command, at the moment when it serves."""
     assert SHELL[0] == "make run"
     foreground = Foreground(SHELL[0], tree)
     try:
@@ -90,11 +108,12 @@ def test_make_run_trains_publishes_serves_and_predicts(running: Foreground, tree
     assert accuracy is not None
     assert float(accuracy[1]) >= 99.5
     assert (tree / "models" / "mnist" / "2" / "model.onnx").exists()
-    for how in ("over HTTP", "over gRPC"):
-        shown = running.output.split(f"docs/seven.png {how}")[1]
+    for transport in ("over HTTP", "over gRPC"):
+        shown = running.output.split(f"docs/seven.png {transport}")[1]
         assert shown.index("It is a 7") < shown.index("mnist version 2")
 
 
+@pytest.mark.usefixtures("running")
 def test_every_other_shell_command_works_and_shows_the_seven(tree: Path) -> None:
     commands = [c for c in SHELL if not c.startswith("make ")]
     assert [c for c in commands if c.startswith("curl")]
@@ -108,9 +127,11 @@ def test_every_other_shell_command_works_and_shows_the_seven(tree: Path) -> None
             assert '"digit":7' in done.stdout or "It is a 7" in done.stdout
 
 
-def test_the_python_snippet_is_a_grpc_client_of_ten_lines(tree: Path) -> None:
-    (snippet,) = PYTHON
-    assert len([line for line in snippet.splitlines() if line]) <= 10
+def lines_of(block: str) -> int:
+    return len([line for line in block.splitlines() if line])
+
+
+def run_python(snippet: str, tree: Path) -> str:
     done = subprocess.run(
         [tree / ".venv" / "bin" / "python", "-c", snippet],
         cwd=tree,
@@ -119,11 +140,49 @@ def test_the_python_snippet_is_a_grpc_client_of_ten_lines(tree: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("7 [")
+    return done.stdout
+
+
+@pytest.mark.usefixtures("running")
+def test_the_python_snippet_is_a_grpc_client_of_ten_lines(tree: Path) -> None:
+    (snippet,) = blocks(BEFORE, "python")
+    assert lines_of(snippet) <= 10
+    assert run_python(snippet, tree).startswith("7 [")
+
+
+@pytest.mark.usefixtures("running")
+def test_a_model_of_ones_own_is_served_after_ten_lines(tree: Path) -> None:
+    (snippet,), (commands,) = blocks(OWN_MODEL, "python"), blocks(OWN_MODEL, "sh")
+    assert lines_of(snippet) + lines_of(commands) <= 10
+    run_python(snippet, tree)
+    publish, ask = commands.split("\n", 1)
+    assert "every two seconds" in OWN_MODEL
+    assert Settings().poll_interval == 2
+    subprocess.run(["bash", "-ec", publish], cwd=tree, check=True)
+    wait_until_ready("http://127.0.0.1:8000/v2/models/iris/ready")
+    answered = subprocess.run(
+        ["bash", "-ec", ask], cwd=tree, capture_output=True, text=True, check=True
+    )
+    (scores,) = json.loads(answered.stdout)["outputs"]
+    session = onnxruntime.InferenceSession(tree / "models" / "iris" / "1" / "model.onnx")
+    (expected,) = session.run(["scores"], {"x": np.array([[5, 3, 1, 0]], np.float32)})
+    assert scores["shape"] == [1, 3]
+    np.testing.assert_allclose(scores["data"], np.asarray(expected)[0], rtol=1e-5)
+
+
+def wait_until_ready(url: str, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except urllib.error.HTTPError:
+            time.sleep(0.05)
+    pytest.fail(f"{url} does not become ready")
 
 
 def test_make_test_is_the_second_command_and_runs_pytest(tree: Path) -> None:
-    """It is what runs this test; running it here again would never end."""
+    """It is what runs this test; to run it here again would never end."""
     assert SHELL[1] == "make test"
     planned = subprocess.run(
         ["make", "-n", "test"], cwd=tree, capture_output=True, text=True, check=True
@@ -145,6 +204,70 @@ def test_ctrl_c_ends_make_run_and_make_serve_serves_what_ships(
     assert "Traceback" not in serving.output
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_it_fits_on_a_few_screens_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 130
+    targets = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r'src="([^":]+)"', README)
+    assert "LICENSE" in targets
+    for target in targets:
+        # GitHub serves the state of a workflow two levels above the file that it shows.
+        path = target.replace("../../actions/", ".github/").removesuffix("/badge.svg")
+        assert (ROOT / path).exists(), target
+
+
+def test_figures_of_other_servers_are_those_of_the_results_file() -> None:
+    (linked,) = re.findall(r"\[full results\]\((\S+)\.md\)", README)
+    results: dict[str, Any] = json.loads((ROOT / f"{linked}.json").read_text())
+    assert f"{results['date'][:10]} ([method]" in PROSE
+    header, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in README.splitlines()
+        if line.startswith("| ")
+    ]
+    titles = {record["title"].split(" (")[0]: record["name"] for record in results["contenders"]}
+    names = [titles[title] for title in header[1:]]
+    peaks = {record["name"]: record["peak_rss_mb"] for record in results["contenders"]}
+    scenarios = {
+        "HTTP, 1 connection": "raw-1",
+        "HTTP, 16 connections": "raw-16",
+        "HTTP, 64 connections": "raw-64",
+        "gRPC, 32 streams": "grpc-32",
+    }
+    assert [label for label, *_ in rows] == [*scenarios, "peak memory, MB"]
+    for label, *cells in rows:
+        if scenario := scenarios.get(label):
+            values = [median_rate(results, scenario, name) for name in names]
+            best = max(filter(None, values))
+        else:
+            values = [peaks[name] for name in names]
+            best = min(values)
+        assert [cell.strip("*") for cell in cells] == [f"{v:,.0f}" if v else "" for v in values]
+        assert [cell for cell in cells if "*" in cell] == [f"**{best:,.0f}**"], label
+        if scenario == "raw-16":
+            first, second = sorted(values, reverse=True)[:2]
+            assert f"At 16 connections it answers {first / second:.1f} times as many" in PROSE
+    (lowest, _, highest) = sorted(rates(results, "raw-1", "bentoml"))
+    assert f"BentoML's rounds at one connection range from {lowest:.0f} to {highest:.0f}" in PROSE
+
+
+def rates(results: dict[str, Any], scenario: str, contender: str) -> list[float]:
+    return [
+        sample["requests_per_s"]
+        for sample in results["samples"]
+        if (sample["scenario"], sample["contender"]) == (scenario, contender)
+    ]
+
+
+def median_rate(results: dict[str, Any], scenario: str, contender: str) -> float:
+    """Requests/s, or 0 where the contender was not measured."""
+    return statistics.median(rates(results, scenario, contender) or [0.0])
+
+
+def test_figures_of_training_are_those_of_the_manual() -> None:
+    manual = (ROOT / "docs" / "training.md").read_text()
+    (row,) = re.findall(r"^\| `fast` \| [\d,]+ \|(.*)$", manual, re.MULTILINE)
+    accuracy, _, seeds, _, seconds, _ = [cell.strip() for cell in row.strip("|").split("|")]
+    claim = f"Training takes {seconds} s on two cores and reaches {float(accuracy[:6]):.2f} %"
+    assert claim in PROSE
+    assert seeds == "3"
+    (growth,) = re.findall(r"changed memory by 0\.2 MB\]\((\S+)\)", README)
+    assert "the resident set grew by -0.2 MB" in (ROOT / growth).read_text()

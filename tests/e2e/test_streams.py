@@ -81,13 +81,11 @@ def test_asyncio_tritonclient_streams(grpc_server: Server, mnist: Mnist) -> None
     triton.close()
     assert len(answers) == 10
     assert "'none' is not loaded" in str(answers[5][1])
-    found = [result.as_numpy("probabilities").argmax() for result, error in answers if not error]
-    assert found == [int(label) for i, label in enumerate(mnist.labels[:10]) if i != 5]
+    digits = [result.as_numpy("probabilities").argmax() for result, error in answers if not error]
+    assert digits == [int(label) for i, label in enumerate(mnist.labels[:10]) if i != 5]
 
 
-def test_an_error_in_a_stream_has_the_id_of_its_request(
-    channel: grpc.Channel, mnist: Mnist
-) -> None:
+def test_error_in_a_stream_has_the_id_of_its_request(channel: grpc.Channel, mnist: Mnist) -> None:
     stub = inference_grpc.GRPCInferenceServiceStub(channel)
     wrong = request_for(mnist, 1)
     wrong.inputs[0].datatype = "FP32"
@@ -98,7 +96,7 @@ def test_an_error_in_a_stream_has_the_id_of_its_request(
     assert digit(answers[1].infer_response) == mnist.labels[2]
 
 
-def test_a_stream_ends_with_the_error_for_who_asks_for_that(
+def test_stream_with_triton_grpc_error_ends_with_the_first_error(
     channel: grpc.Channel, mnist: Mnist
 ) -> None:
     stub = inference_grpc.GRPCInferenceServiceStub(channel)
@@ -110,7 +108,9 @@ def test_a_stream_ends_with_the_error_for_who_asks_for_that(
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_bytes_that_are_no_message_do_not_end_a_stream(channel: grpc.Channel, mnist: Mnist) -> None:
+def test_malformed_and_oversized_messages_do_not_end_a_stream(
+    channel: grpc.Channel, mnist: Mnist
+) -> None:
     raw = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
     good = request_for(mnist, 0).SerializeToString()
     answers = [
@@ -122,13 +122,13 @@ def test_bytes_that_are_no_message_do_not_end_a_stream(channel: grpc.Channel, mn
     assert digit(answers[2].infer_response) == mnist.labels[0]
 
 
-def test_answers_come_in_the_order_of_their_requests(channel: grpc.Channel, mnist: Mnist) -> None:
+def test_answers_have_the_order_of_their_requests(channel: grpc.Channel, mnist: Mnist) -> None:
     stub = inference_grpc.GRPCInferenceServiceStub(channel)
     requests = [request_for(mnist, index) for index in range(300)]
     answers = [answer.infer_response for answer in stub.ModelStreamInfer(iter(requests))]
     assert [answer.id for answer in answers] == [str(index) for index in range(300)]
-    right = [digit(a) == label for a, label in zip(answers, mnist.labels, strict=False)]
-    assert sum(right) > 290
+    correct = [digit(a) == label for a, label in zip(answers, mnist.labels, strict=False)]
+    assert sum(correct) > 290
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["own front", "grpcio"])
@@ -143,9 +143,9 @@ def slow_server(
 
 
 def inferred(stub: Any) -> tuple[int, int]:
-    """Images inferred so far, and runs of the model that took."""
-    (found,) = stub.ModelStatistics(inference.ModelStatisticsRequest(name="mnist")).model_stats
-    return found.inference_count, found.execution_count
+    """The number of images inferred so far, and of runs of the model."""
+    (model,) = stub.ModelStatistics(inference.ModelStatisticsRequest(name="mnist")).model_stats
+    return model.inference_count, model.execution_count
 
 
 def test_requests_of_a_stream_share_batches(slow_server: Server, mnist: Mnist) -> None:
@@ -158,7 +158,7 @@ def test_requests_of_a_stream_share_batches(slow_server: Server, mnist: Mnist) -
         assert inferred(stub)[1] - runs < 9
 
 
-def test_a_stream_that_is_cancelled_costs_nothing_more(slow_server: Server, mnist: Mnist) -> None:
+def test_cancelled_stream_runs_no_further_requests(slow_server: Server, mnist: Mnist) -> None:
     with grpc.insecure_channel(slow_server.grpc) as channel:
         stub = inference_grpc.GRPCInferenceServiceStub(channel)
         before, _ = inferred(stub)
@@ -166,7 +166,7 @@ def test_a_stream_that_is_cancelled_costs_nothing_more(slow_server: Server, mnis
         next(stream)
         stream.cancel()
         assert stub.ModelInfer(request_for(mnist, 0)).id == "0"
-        assert inferred(stub)[0] - before <= 10  # one answered, four in hand at a time
+        assert inferred(stub)[0] - before <= 10  # one is answered, four are in progress at a time
     assert "Traceback" not in slow_server.log.read_text()
 
 
@@ -178,7 +178,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("fast_grpc", [True, False])
-def test_health_is_known_by_model_and_watched(
+def test_health_of_each_model_is_checked_and_watched(
     start_server: Callable[..., Server], repository: Path, fast_grpc: bool
 ) -> None:
     server = start_server(repository, poll_interval=0, fast_grpc=fast_grpc)
@@ -219,5 +219,5 @@ def test_reflection_lists_and_describes_the_services(channel: grpc.Channel) -> N
         "grpc.reflection.v1alpha.ServerReflection",
     }
     for symbol in ("inference.GRPCInferenceService", "digits.v1.PredictRequest"):
-        found = ask(file_containing_symbol=symbol).file_descriptor_response
-        assert found.file_descriptor_proto
+        answer = ask(file_containing_symbol=symbol)
+        assert answer.file_descriptor_response.file_descriptor_proto

@@ -1,4 +1,4 @@
-"""What operators do with the real tritonclient, on a server of two workers: both must agree."""
+"""The control plane with the real tritonclient, on a server of two workers that must agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from tests.conftest import SHIPPED_MODELS, Mnist, Server
 from tests.e2e.triton import Triton, fixture_of
 
-# Asked so often, each time on a new connection, both workers are all but sure to answer.
+# Requests on this many new connections almost surely reach both workers.
 ENOUGH = 12
 
 
@@ -41,7 +41,7 @@ triton = fixture_of("two_workers")
 
 
 def plain(answer: Any) -> Any:
-    """gRPC's messages as the dictionaries that HTTP gives."""
+    """An answer as the dictionary or list that HTTP returns."""
     if isinstance(answer, dict | list):
         return answer
     return json_format.MessageToDict(answer, preserving_proto_field_name=True)
@@ -70,20 +70,20 @@ def test_health_and_metadata(triton: Triton) -> None:
     assert "system_shared_memory" not in server["extensions"]
     metadata = plain(triton.get_model_metadata("mnist"))
     assert metadata["versions"] == ["3", "2"]
-    (given,) = metadata["inputs"]
-    shape = [int(size) for size in given["shape"]]
-    assert (given["name"], given["datatype"], shape) == ("image", "UINT8", [-1, 28, 28])
+    (image,) = metadata["inputs"]
+    shape = [int(size) for size in image["shape"]]
+    assert (image["name"], image["datatype"], shape) == ("image", "UINT8", [-1, 28, 28])
     assert plain(triton.get_model_metadata("mnist", "2"))["versions"] == ["2"]
 
 
-def test_the_configuration_says_how_the_model_is_served(triton: Triton) -> None:
+def test_configuration_describes_how_the_model_is_served(triton: Triton) -> None:
     answer = plain(triton.get_model_config("mnist"))
     config = answer["config"] if triton.is_grpc else answer
     assert (config["name"], config["platform"]) == ("mnist", "onnxruntime_onnx")
     assert config["max_batch_size"] == 64
-    (given,) = config["input"]
-    dims = [int(size) for size in given["dims"]]
-    assert (given["name"], given["data_type"], dims) == ("image", "TYPE_UINT8", [28, 28])
+    (image,) = config["input"]
+    dims = [int(size) for size in image["dims"]]
+    assert (image["name"], image["data_type"], dims) == ("image", "TYPE_UINT8", [28, 28])
     assert [output["name"] for output in config["output"]] == ["logits", "probabilities"]
     assert config["instance_group"][0]["count"] == 2
     assert config["version_policy"]["latest"]["num_versions"] == 2
@@ -91,20 +91,20 @@ def test_the_configuration_says_how_the_model_is_served(triton: Triton) -> None:
     assert len(config["parameters"]["sha256"]["string_value"]) == 64
 
 
-def test_statistics_count_the_requests_of_all_workers(
+def test_statistics_cover_the_requests_of_all_workers(
     triton: Triton, two_workers: Server, mnist: Mnist
 ) -> None:
-    def counts(*of: str) -> tuple[int, int, int]:
-        (found,) = plain(triton.get_inference_statistics(*of))["model_stats"]
-        stats = found["inference_stats"]
+    def counts(*names: str) -> tuple[int, int, int]:
+        (model,) = plain(triton.get_inference_statistics(*names))["model_stats"]
+        stats = model["inference_stats"]
         for part in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
             assert int(stats[part]["count"]) == int(stats["success"]["count"])
         assert int(stats["compute_infer"].get("ns", 0)) <= int(stats["success"].get("ns", 0))
-        sizes = {int(b["batch_size"]) for b in found["batch_stats"]}
+        sizes = {int(b["batch_size"]) for b in model["batch_stats"]}
         assert sizes <= {3}
         return (
-            int(found.get("inference_count", 0)),
-            int(found.get("execution_count", 0)),
+            int(model.get("inference_count", 0)),
+            int(model.get("execution_count", 0)),
             int(stats["success"]["count"]),
         )
 
@@ -143,9 +143,9 @@ def test_models_are_unloaded_and_loaded_in_every_worker(
         assert triton.code(caught.value) == "NOT_FOUND"
 
 
-def test_a_respawned_worker_knows_what_the_others_were_told(two_workers: Server) -> None:
-    def control(what: str) -> int:
-        path = f"/v2/repository/models/other/{what}"
+def test_respawned_worker_has_the_state_of_the_others(two_workers: Server) -> None:
+    def control(verb: str) -> int:
+        path = f"/v2/repository/models/other/{verb}"
         return two_workers.post(path, b"", "application/json")[0]
 
     assert control("unload") == 200
@@ -157,7 +157,7 @@ def test_a_respawned_worker_knows_what_the_others_were_told(two_workers: Server)
     assert answers(two_workers, "/v2/models/other/ready") == {200}
 
 
-def test_what_cannot_be_loaded_is_said_and_changes_nothing(triton: Triton, models: Path) -> None:
+def test_failed_load_is_reported_and_changes_nothing(triton: Triton, models: Path) -> None:
     broken = models / "mnist" / "4"
     broken.mkdir()
     (broken / "model.onnx").write_bytes(b"no model")
@@ -168,30 +168,30 @@ def test_what_cannot_be_loaded_is_said_and_changes_nothing(triton: Triton, model
         assert states(triton)["mnist", "4"] == "UNAVAILABLE"
     finally:
         shutil.rmtree(broken)
-    for named in ({"config": "{}"}, {"config": "{}", "files": {"file:1/model.onnx": b"x"}}):
+    for options in ({"config": "{}"}, {"config": "{}", "files": {"file:1/model.onnx": b"x"}}):
         with pytest.raises(InferenceServerException, match="parameters") as caught:
-            triton.load_model("mnist", **named)
+            triton.load_model("mnist", **options)
         assert triton.code(caught.value) == "UNIMPLEMENTED"
 
 
-def test_the_log_level_changes_in_every_worker(triton: Triton, two_workers: Server) -> None:
+def test_log_level_changes_in_every_worker(triton: Triton, two_workers: Server) -> None:
     def levels() -> set[str]:
         return {two_workers.get("/v2/logging")[1].decode() for _ in range(ENOUGH)}
 
-    def said(answer: Any) -> dict[str, Any]:
-        found = plain(answer)
+    def settings(answer: Any) -> dict[str, Any]:
+        fields = plain(answer)
         if triton.is_grpc:
-            return {k: next(iter(v.values())) for k, v in found["settings"].items()}
-        return dict(found)
+            return {k: next(iter(v.values())) for k, v in fields["settings"].items()}
+        return dict(fields)
 
-    first = said(triton.get_log_settings())
+    first = settings(triton.get_log_settings())
     assert (first["log_info"], first["log_verbose_level"]) == (True, 0)
-    assert said(triton.update_log_settings({"log_info": False}))["log_info"] is False
+    assert settings(triton.update_log_settings({"log_info": False}))["log_info"] is False
     (everywhere,) = levels()
     assert json.loads(everywhere)["log_warning"] is True
     assert json.loads(everywhere)["log_info"] is False
     back = triton.update_log_settings({"log_info": None, "log_verbose_level": 0})
-    assert said(back) == first
+    assert settings(back) == first
     for wrong, word in (
         ({"log_warning": False}, "log_warning"),
         ({"log_level": 3}, "log_level"),
@@ -201,11 +201,11 @@ def test_the_log_level_changes_in_every_worker(triton: Triton, two_workers: Serv
             triton.update_log_settings(wrong)
 
 
-def test_tracing_is_off_and_says_so(triton: Triton) -> None:
+def test_trace_settings_are_off_and_stay_off(triton: Triton) -> None:
     for answer in (triton.get_trace_settings(), triton.get_trace_settings("mnist")):
-        found = plain(answer)
+        fields = plain(answer)
         level = (
-            found["settings"]["trace_level"]["value"] if triton.is_grpc else found["trace_level"]
+            fields["settings"]["trace_level"]["value"] if triton.is_grpc else fields["trace_level"]
         )
         assert level == ["OFF"]
     triton.update_trace_settings(settings={"trace_level": ["OFF"]})
@@ -217,7 +217,7 @@ def test_tracing_is_off_and_says_so(triton: Triton) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"control": "off"}, {"host": "0.0.0.0"}])
-def test_where_control_is_not_allowed_nothing_can_be_changed(
+def test_server_without_control_rejects_changes(
     start_server: Callable[..., Server], settings: dict[str, object]
 ) -> None:
     server = start_server(**settings)

@@ -68,7 +68,7 @@ EXAMPLES: dict[str, np.ndarray] = {
 
 
 @pytest.mark.parametrize("datatype", sorted(ELEMENT_TYPES))
-def test_every_datatype_comes_back_as_it_went(triton: Triton, datatype: str) -> None:
+def test_every_datatype_survives_a_round_trip(triton: Triton, datatype: str) -> None:
     array = EXAMPLES[datatype]
     result = triton.infer(f"identity_{datatype.lower()}", [triton.input("x", array, datatype)])
     answer = result.as_numpy("y")
@@ -76,8 +76,9 @@ def test_every_datatype_comes_back_as_it_went(triton: Triton, datatype: str) -> 
     assert answer.tolist() == array.tolist()
 
 
-@pytest.mark.parametrize("datatype", sorted(set(ELEMENT_TYPES) - {"BF16"}))  # tritonclient refuses
-def test_every_datatype_comes_back_through_json(http_triton: Triton, datatype: str) -> None:
+# tritonclient itself rejects BF16 in JSON.
+@pytest.mark.parametrize("datatype", sorted(set(ELEMENT_TYPES) - {"BF16"}))
+def test_every_datatype_survives_a_round_trip_in_json(http_triton: Triton, datatype: str) -> None:
     array = EXAMPLES[datatype]
     result = http_triton.infer(
         f"identity_{datatype.lower()}",
@@ -112,12 +113,12 @@ def test_json_and_binary_tensors_may_be_mixed(http_triton: Triton) -> None:
         assert ("data" in result.get_output("total")) != total_binary
 
 
-def test_a_model_without_a_batch_takes_a_scalar(triton: Triton) -> None:
+def test_model_without_a_batch_takes_a_scalar(triton: Triton) -> None:
     result = triton.infer("scalar", [triton.input("x", np.array(21), "INT64")])
     assert result.as_numpy("y").tolist() == 42
 
 
-def test_what_is_no_number_comes_back_as_it_is_and_as_null_in_json(
+def test_nan_and_infinity_are_returned_in_binary_and_null_in_json(
     triton: Triton, models_server: Server
 ) -> None:
     array = np.array([-1, 0, 1], np.float32)
@@ -144,9 +145,9 @@ def test_real_digits_are_recognised(triton: Triton, mnist: Mnist) -> None:
     assert (answer["model_name"], answer["model_version"]) == ("mnist", "1")
 
 
-def test_outputs_come_as_wanted_and_in_that_order(triton: Triton, mnist: Mnist) -> None:
-    def names(*wanted: str) -> list[str]:
-        outputs = [triton.output(name) for name in wanted] or None
+def test_requested_outputs_are_returned_in_their_order(triton: Triton, mnist: Mnist) -> None:
+    def names(*requested: str) -> list[str]:
+        outputs = [triton.output(name) for name in requested] or None
         result = triton.infer("mnist", images(triton, mnist), outputs=outputs)
         return [output["name"] for output in triton.answer(result)["outputs"]]
 
@@ -155,21 +156,21 @@ def test_outputs_come_as_wanted_and_in_that_order(triton: Triton, mnist: Mnist) 
     assert names("probabilities") == ["probabilities"]
 
 
-def test_the_request_id_comes_back(triton: Triton, mnist: Mnist) -> None:
+def test_request_id_is_returned(triton: Triton, mnist: Mnist) -> None:
     result = triton.infer("mnist", images(triton, mnist), request_id="my id 7 é")
     assert triton.answer(result)["id"] == "my id 7 é"
     assert "id" not in triton.answer(triton.infer("mnist", images(triton, mnist)))
 
 
-def test_classification_gives_the_best_classes_with_their_labels(
+def test_classification_returns_the_top_classes_with_their_labels(
     triton: Triton, mnist: Mnist
 ) -> None:
     whole = triton.infer("mnist", images(triton, mnist)).as_numpy("probabilities")
     outputs = [triton.output("probabilities", class_count=3), triton.output("logits")]
     result = triton.infer("mnist", images(triton, mnist), outputs=outputs)
-    found = result.as_numpy("probabilities")
-    assert found.shape == (3, 3)
-    for row, classes in zip(whole, found, strict=True):
+    top = result.as_numpy("probabilities")
+    assert top.shape == (3, 3)
+    for row, classes in zip(whole, top, strict=True):
         best = np.argsort(-row)[:3]
         assert [c.decode() for c in classes] == [f"{row[i]:f}:{i}:{i}" for i in best]
     assert result.as_numpy("logits").shape == (3, 10)
@@ -178,14 +179,14 @@ def test_classification_gives_the_best_classes_with_their_labels(
     assert result.as_numpy("probabilities").shape == (3, 10)
 
 
-def test_classes_of_a_model_without_labels_have_none(triton: Triton) -> None:
+def test_classes_of_a_model_without_labels_have_no_label(triton: Triton) -> None:
     rows = np.array([[1, 3, 2]], np.float32)
     inputs = [triton.input("a", rows, "FP32"), triton.input("b", rows, "FP32")]
     result = triton.infer("sum", inputs, outputs=[triton.output("total", class_count=2)])
     assert result.as_numpy("total").tolist() == [[b"6.000000:1", b"4.000000:2"]]
 
 
-def test_sequences_priorities_and_free_parameters_are_accepted(
+def test_sequences_priorities_and_custom_parameters_are_accepted(
     triton: Triton, mnist: Mnist
 ) -> None:
     for sequence in (17, "seventeen"):
@@ -203,8 +204,10 @@ def test_sequences_priorities_and_free_parameters_are_accepted(
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_bodies_may_be_compressed_both_ways(triton: Triton, mnist: Mnist, algorithm: str) -> None:
-    named = (
+def test_requests_and_answers_may_be_compressed(
+    triton: Triton, mnist: Mnist, algorithm: str
+) -> None:
+    algorithms = (
         {"compression_algorithm": algorithm}
         if triton.is_grpc
         else {
@@ -212,7 +215,7 @@ def test_bodies_may_be_compressed_both_ways(triton: Triton, mnist: Mnist, algori
             "response_compression_algorithm": algorithm,
         }
     )
-    result = triton.infer("mnist", images(triton, mnist, 100), **named)
+    result = triton.infer("mnist", images(triton, mnist, 100), **algorithms)
     assert result.as_numpy("probabilities").shape == (100, 10)
 
 
@@ -249,12 +252,12 @@ def wrong_inputs(triton: Triton, mnist: Mnist) -> list[tuple[str, list[Any], dic
     ]
 
 
-def test_what_is_wrong_is_named_and_the_connection_stays_usable(
+def test_wrong_request_is_rejected_by_name_and_the_client_stays_usable(
     triton: Triton, mnist: Mnist
 ) -> None:
-    for model, inputs, named, word in wrong_inputs(triton, mnist):
+    for model, inputs, options, word in wrong_inputs(triton, mnist):
         with pytest.raises(InferenceServerException, match=word) as caught:
-            triton.infer(model, inputs, **named)
+            triton.infer(model, inputs, **options)
         assert triton.code(caught.value) == "INVALID_ARGUMENT", caught.value
     with pytest.raises(InferenceServerException, match="'none' is not loaded") as caught:
         triton.infer("none", images(triton, mnist))

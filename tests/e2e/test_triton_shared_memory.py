@@ -1,4 +1,4 @@
-"""System shared memory as tritonclient uses it; CUDA shared memory as far as it goes here."""
+"""Shared memory as tritonclient uses it: system memory works, CUDA memory is rejected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCORES = 3 * 10 * 4
 def memory_server(
     start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
 ) -> Server:
-    """Two workers, so that regions must be known to both."""
+    """Two workers, so that a region must reach both."""
     root = tmp_path_factory.mktemp("models")
     shutil.copytree(SHIPPED_MODELS / "mnist", root / "mnist")
     publish_identity(root, "BYTES")
@@ -44,11 +44,11 @@ triton = fixture_of("memory_server")
 
 @pytest.fixture
 def memory(mnist: Mnist, triton: Triton) -> Iterator[Any]:
-    """A shared memory object with three images in front, registered as `both`."""
+    """A shared memory object that starts with three images, registered as `both`."""
     handle = shared_memory.create_shared_memory_region("both", KEY, IMAGES + SCORES + 100)
     shared_memory.set_shared_memory_region(handle, [mnist.images[:3]])
     triton.unregister_system_shared_memory()
-    triton.unregister_cuda_shared_memory()  # as Triton's own examples begin
+    triton.unregister_cuda_shared_memory()  # Triton's own examples start with these calls
     triton.register_system_shared_memory("both", KEY, IMAGES + SCORES + 100)
     yield handle
     triton.unregister_system_shared_memory()
@@ -61,8 +61,8 @@ def in_memory(triton: Triton, size: int = IMAGES, offset: int = 0, region: str =
     return tensor
 
 
-def to_memory(triton: Triton, size: int = SCORES, offset: int = IMAGES, **named: Any) -> Any:
-    output = triton.output("probabilities", **named)
+def to_memory(triton: Triton, size: int = SCORES, offset: int = IMAGES, **options: Any) -> Any:
+    output = triton.output("probabilities", **options)
     output.set_shared_memory("both", size, offset=offset)
     return output
 
@@ -70,7 +70,7 @@ def to_memory(triton: Triton, size: int = SCORES, offset: int = IMAGES, **named:
 def test_inputs_and_outputs_pass_through_shared_memory(
     triton: Triton, memory: Any, mnist: Mnist
 ) -> None:
-    for _ in range(8):  # whichever worker is asked
+    for _ in range(8):  # until both workers have very likely answered
         outputs = [to_memory(triton), triton.output("logits")]
         result = triton.infer("mnist", [in_memory(triton)], outputs=outputs)
         assert result.as_numpy("logits").argmax(axis=1).tolist() == mnist.labels[:3].tolist()
@@ -80,7 +80,7 @@ def test_inputs_and_outputs_pass_through_shared_memory(
         shared_memory.set_shared_memory_region(memory, [np.zeros((3, 10), np.float32)], IMAGES)
 
 
-def test_a_tensor_sent_and_one_in_memory_go_together(
+def test_sent_input_and_output_in_shared_memory_may_be_combined(
     triton: Triton, memory: Any, mnist: Mnist
 ) -> None:
     tensor = triton.input("image", mnist.images[:3], "UINT8")
@@ -88,7 +88,8 @@ def test_a_tensor_sent_and_one_in_memory_go_together(
     (output,) = triton.answer(result)["outputs"]
     assert "data" not in output
     size = output["parameters"]["shared_memory_byte_size"]
-    assert int(size["int64_param"] if triton.is_grpc else size) == SCORES  # what was written
+    written = int(size["int64_param"] if triton.is_grpc else size)
+    assert written == SCORES
 
 
 def test_strings_pass_through_shared_memory(triton: Triton, memory: Any) -> None:
@@ -100,18 +101,18 @@ def test_strings_pass_through_shared_memory(triton: Triton, memory: Any) -> None
     output = triton.output("y")
     output.set_shared_memory("both", 100, offset=IMAGES)
     triton.infer("identity_bytes", [tensor], outputs=[output])
-    found = shared_memory.get_contents_as_numpy(memory, np.object_, [2, 2], IMAGES)
-    assert found.tolist() == texts.tolist()
+    written = shared_memory.get_contents_as_numpy(memory, np.object_, [2, 2], IMAGES)
+    assert written.tolist() == texts.tolist()
 
 
-def test_the_status_lists_the_regions(triton: Triton, memory: Any) -> None:
+def test_status_lists_the_regions(triton: Triton, memory: Any) -> None:
     def regions(*name: str) -> dict[str, dict[str, Any]]:
-        found = triton.get_system_shared_memory_status(*name)
+        status = triton.get_system_shared_memory_status(*name)
         if not triton.is_grpc:
-            return {region["name"]: region for region in found}
+            return {region["name"]: region for region in status}
         return {
             name: {"key": r.key, "offset": r.offset, "byte_size": r.byte_size}
-            for name, r in found.regions.items()
+            for name, r in status.regions.items()
         }
 
     assert list(regions()) == ["both"]
@@ -122,7 +123,7 @@ def test_the_status_lists_the_regions(triton: Triton, memory: Any) -> None:
     assert triton.code(caught.value) == "NOT_FOUND"
 
 
-def test_nothing_outside_of_a_region_is_touched(triton: Triton, memory: Any) -> None:
+def test_access_outside_a_region_is_rejected(triton: Triton, memory: Any) -> None:
     for inputs, outputs, word in (
         ([in_memory(triton, size=10)], [], "bytes"),
         ([in_memory(triton, offset=SCORES + 101)], [], "outside"),
@@ -136,7 +137,7 @@ def test_nothing_outside_of_a_region_is_touched(triton: Triton, memory: Any) -> 
         assert triton.code(caught.value) == "INVALID_ARGUMENT"
 
 
-def test_regions_that_cannot_be_are_refused(triton: Triton, memory: Any, tmp_path: Path) -> None:
+def test_invalid_regions_are_rejected(triton: Triton, memory: Any, tmp_path: Path) -> None:
     for name, key, size, word, code in (
         ("x", "/no-such-object", 10, "cannot be opened", "INVALID_ARGUMENT"),
         ("x", "../../etc/passwd", 10, "slashes", "INVALID_ARGUMENT"),
@@ -154,7 +155,7 @@ def test_regions_that_cannot_be_are_refused(triton: Triton, memory: Any, tmp_pat
         triton.register_system_shared_memory("fourth", KEY, 10)
 
 
-def test_an_object_made_smaller_hurts_nobody_but_its_owner(
+def test_object_that_shrinks_fails_only_the_requests_that_use_it(
     triton: Triton, memory: Any, memory_server: Server, mnist: Mnist
 ) -> None:
     os.truncate(f"/dev/shm{KEY}", 100)
@@ -168,7 +169,7 @@ def test_an_object_made_smaller_hurts_nobody_but_its_owner(
     os.truncate(f"/dev/shm{KEY}", IMAGES + SCORES + 100)
 
 
-def test_cuda_memory_is_refused_in_one_sentence(triton: Triton) -> None:
+def test_cuda_memory_is_rejected_as_unimplemented(triton: Triton) -> None:
     assert not (
         triton.get_cuda_shared_memory_status().regions
         if triton.is_grpc
@@ -180,7 +181,7 @@ def test_cuda_memory_is_refused_in_one_sentence(triton: Triton) -> None:
     triton.unregister_cuda_shared_memory()
 
 
-def test_shared_memory_is_off_unless_it_is_switched_on(server: Server) -> None:
+def test_shared_memory_is_off_by_default(server: Server) -> None:
     body = b'{"key": "/x", "offset": 0, "byte_size": 10}'
     path = "/v2/systemsharedmemory/region/x/register"
     status, answer = server.post(path, body, "application/json")

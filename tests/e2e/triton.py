@@ -1,4 +1,4 @@
-"""tritonclient's four clients, HTTP and gRPC, synchronous and asyncio, called in one way."""
+"""One interface to tritonclient's four clients: HTTP and gRPC, synchronous and asyncio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OVER_GRPC = ("grpc", "grpc.aio")
 
 
 class Triton:
-    """One real client of the given kind. Its methods are called by name, and awaited if need be."""
+    """One real client of a kind. Calls its methods by name and awaits those that are coroutines."""
 
     def __init__(self, kind: str, server: Server) -> None:
         self.kind = kind
@@ -36,7 +36,7 @@ class Triton:
         self.client = self.run(self._make(module, server.grpc if self.is_grpc else server.http))
 
     async def _make(self, module: Any, address: str) -> Any:
-        # The asyncio clients want a running loop when they are made.
+        # The constructors of the asyncio clients need a running loop.
         return module.InferenceServerClient(address)
 
     def run(self, answer: Any) -> Any:
@@ -44,24 +44,24 @@ class Triton:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.client, name)
-        return lambda *arguments, **named: self.run(method(*arguments, **named))
+        return lambda *arguments, **options: self.run(method(*arguments, **options))
 
     def close(self) -> None:
         self.run(self.client.close())
         self._loop.close()
 
-    def input(self, name: str, array: np.ndarray, datatype: str, **named: Any) -> Any:
-        made = self._parts.InferInput(name, list(array.shape), datatype)
-        return made.set_data_from_numpy(array, **named)
+    def input(self, name: str, array: np.ndarray, datatype: str, **options: Any) -> Any:
+        tensor = self._parts.InferInput(name, list(array.shape), datatype)
+        return tensor.set_data_from_numpy(array, **options)
 
     def empty_input(self, name: str, shape: list[int], datatype: str) -> Any:
         return self._parts.InferInput(name, shape, datatype)
 
-    def output(self, name: str, **named: Any) -> Any:
-        return self._parts.InferRequestedOutput(name, **named)
+    def output(self, name: str, **options: Any) -> Any:
+        return self._parts.InferRequestedOutput(name, **options)
 
     def answer(self, result: Any) -> dict[str, Any]:
-        """The answer's message as a dictionary, whichever way it came."""
+        """The message of an answer as a dictionary, for every client."""
         if self.is_grpc:
             return dict(result.get_response(as_json=True))
         return dict(result.get_response())
@@ -89,9 +89,9 @@ def fixture_of(
     kinds: tuple[str, ...] = OVER_HTTP + OVER_GRPC,
     grpcio_fixture: str | None = None,
 ) -> Any:
-    """A pytest fixture: a client of each kind in turn, of the server that a fixture gives.
+    """A pytest fixture: each kind of client in turn, connected to the server of `server_fixture`.
 
-    The gRPC clients are also those of a second server, which answers by grpcio.
+    With `grpcio_fixture` the gRPC clients also connect to that server, which runs grpcio.
     """
     params = [(server_fixture, kind) for kind in kinds]
     if grpcio_fixture:

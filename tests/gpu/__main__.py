@@ -1,8 +1,8 @@
-"""python -m tests.gpu: what runs on CUDA, on a machine that has it.
+"""python -m tests.gpu: checks serving and training on CUDA, on a machine that has a GPU.
 
-Not a pytest module: it needs a GPU and minutes. Each check is a process of its own with a time
-limit, for an error on the device spoils every later call of the same process. With --device cpu
-the checks try themselves on the CPU provider, which says nothing about CUDA.
+This is a program, not a pytest module, since it needs a GPU and some minutes. Each check runs in
+its own process with a time limit, because an error on the device spoils every later call of its
+process. With --device cpu the checks run on the CPU provider, which tests the checks but not CUDA.
 """
 
 from __future__ import annotations
@@ -23,46 +23,45 @@ from tests.gpu import latency, servers, sessions, training
 from tests.gpu.check import Check, Place
 
 CHECKS: tuple[Check, ...] = (*sessions.CHECKS, *servers.CHECKS, *latency.CHECKS, *training.CHECKS)
-_FIGURES = "figures: "
+_RESULT = "result: "
 
 
 def main() -> int:
-    """Run the checks. Returns 0 if all hold, 1 if not, 3 if there is no CUDA."""
+    """Run the checks. Returns 0 if all pass, 1 if not, 3 if there is no CUDA."""
     options = _parser().parse_args()
     if options.list:
         print(
             "\n".join(
-                f"{each.name:28}{(each.run.__doc__ or '').splitlines()[0]}" for each in CHECKS
+                f"{check.name:28}{(check.run.__doc__ or '').splitlines()[0]}" for check in CHECKS
             )
         )
         return 0
-    if options.device == "cuda" and (why := missing_device()):
-        print(f"NOTHING WAS TESTED ON CUDA: {why}.", file=sys.stderr)
+    if options.device == "cuda" and (reason := missing_device()):
+        print(f"NOTHING WAS TESTED ON CUDA: {reason}.", file=sys.stderr)
         return 3
-    only = options.only or [each.name for each in CHECKS if not each.asked]
-    chosen = [each for each in CHECKS if each.name in only]
+    only = options.only or [check.name for check in CHECKS if not check.on_request]
+    chosen = [check for check in CHECKS if check.name in only]
     if options.inside:
-        (check,) = [each for each in CHECKS if each.name == options.inside]
-        found = check.run(Place(options.device, options.logs))
-        print(_FIGURES + found, flush=True)
+        (check,) = [check for check in CHECKS if check.name == options.inside]
+        print(_RESULT + check.run(Place(options.device, options.logs)), flush=True)
         return 0
     options.logs.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+    start = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as executor:
-        beside = [each for each in chosen if not each.alone]
-        held = list(executor.map(lambda check: _run(check, options, began), beside))
-    held += [_run(check, options, began) for check in chosen if check.alone]
-    print(f"{held.count(True)} passed, {held.count(False)} failed", flush=True)
-    return int(not all(held))
+        parallel = [check for check in chosen if not check.alone]
+        passed = list(executor.map(lambda check: _run(check, options, start), parallel))
+    passed += [_run(check, options, start) for check in chosen if check.alone]
+    print(f"{passed.count(True)} passed, {passed.count(False)} failed", flush=True)
+    return int(not all(passed))
 
 
-def _run(check: Check, options: argparse.Namespace, began: float) -> bool:
-    """Run one check in a process, tell how it went; whether it holds."""
-    started = time.monotonic()
-    seconds = min(check.seconds, options.within - (started - began))
+def _run(check: Check, options: argparse.Namespace, start: float) -> bool:
+    """Run one check in a process and print its result. Returns whether it passed."""
+    check_start = time.monotonic()
+    seconds = min(check.seconds, options.within - (check_start - start))
     log = options.logs / f"{check.name}.log"
     if seconds <= 0:
-        _tell(check, f"FAILED: not begun within {options.within:.0f} s in all", 0)
+        _report(check, f"FAILED: not started within {options.within:.0f} s in all", 0)
         return False
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder, log.open("wb") as output:
         process = subprocess.Popen(
@@ -76,15 +75,16 @@ def _run(check: Check, options: argparse.Namespace, began: float) -> bool:
             cause = f"exits with {status}"
         except subprocess.TimeoutExpired:
             status, cause = -1, f"not done after {seconds:.0f} s"
-        _kill_group(process)  # with the servers that it may have left
-        for each in Path(folder).glob("*.log"):
-            shutil.copy(each, options.logs / f"{check.name}-{each.name}")
+        _kill_group(process)  # includes servers that the check may have left running
+        for kept in Path(folder).glob("*.log"):
+            shutil.copy(kept, options.logs / f"{check.name}-{kept.name}")
     text = log.read_text(errors="replace")
-    if status == 0 and _FIGURES in text:
-        _tell(check, f"ok ({text.rpartition(_FIGURES)[2].strip()})", time.monotonic() - started)
+    took = time.monotonic() - check_start
+    if status == 0 and _RESULT in text:
+        _report(check, f"ok ({text.rpartition(_RESULT)[2].strip()})", took)
         return True
     end = "\n".join("    " + line[:400] for line in text.splitlines()[-options.tail :])
-    _tell(check, f"FAILED: {cause}; the end of {log}:\n{end}", time.monotonic() - started)
+    _report(check, f"FAILED: {cause}; the end of {log}:\n{end}", took)
     return False
 
 
@@ -96,22 +96,27 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _tell(check: Check, text: str, seconds: float) -> None:
+def _report(check: Check, text: str, seconds: float) -> None:
     print(f"[{seconds:5.1f} s] {check.name}: {text}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     add = parser.add_argument
-    names = [each.name for each in CHECKS]
-    add("--only", nargs="+", choices=names, help="these checks instead of all; see --list")
-    add("--list", action="store_true", help="name the checks")
-    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the checks themselves")
-    add("--jobs", type=int, default=8, help="checks at a time, of those that time nothing")
-    add("--within", type=float, default=600.0, help="seconds for all of them")
-    add("--tail", type=int, default=12, help="lines to show of a check that failed")
+    names = [check.name for check in CHECKS]
+    add("--only", nargs="+", choices=names, help="run only these checks; see --list")
+    add("--list", action="store_true", help="list the checks")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tests the checks themselves")
+    add(
+        "--jobs",
+        type=int,
+        default=8,
+        help="how many checks run at once, except those that measure time",
+    )
+    add("--within", type=float, default=600.0, help="time limit for all checks, in seconds")
+    add("--tail", type=int, default=12, help="lines to show of the log of a failed check")
     add("--logs", type=Path, default=Path(tempfile.gettempdir(), "mnist-gpu-logs"),
-        help="folder for what each check wrote")  # fmt: skip
+        help="folder for the logs of the checks")  # fmt: skip
     add("--inside", choices=names, help=argparse.SUPPRESS)
     return parser
 

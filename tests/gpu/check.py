@@ -1,4 +1,4 @@
-"""What a check is, and where it runs: on CUDA, or on the CPU to try the check itself."""
+"""A check and the place where it runs: on CUDA, or on the CPU to test the check itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """The device, `cuda` or `cpu`, and an empty folder, whose *.log are kept."""
+    """The device, `cuda` or `cpu`, and an empty folder. Its *.log files are kept."""
 
     device: str
     folder: Path
@@ -19,13 +19,14 @@ class Place(NamedTuple):
 
 
 class Check(NamedTuple):
-    """`run` gives figures to show, or raises.
+    """`run` returns a line to show, or raises; `seconds` is its time limit.
 
-    `alone`: it measures time. `asked`: it is run only where --only names it.
+    `alone`: it measures time, so nothing runs beside it. `on_request`: it runs only if --only names
+    it.
     """
 
     name: str
     run: Callable[[Place], str]
     seconds: float
     alone: bool = False
-    asked: bool = False
+    on_request: bool = False

@@ -1,4 +1,4 @@
-"""How long one run takes: on CUDA with graphs, on CUDA without, on one thread of the CPU."""
+"""Measures the time of one run: on CUDA with and without graphs, and on one CPU thread."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tests.gpu.check import Check, Place
 from tests.gpu.sessions import ROOT, load, load_cpu
 
 _COUNTS = (1, 4, 16, 64, 256, 512)
-_SECONDS_EACH, _FEWEST = 0.25, 20
+_MIN_SECONDS, _MIN_RUNS = 0.25, 20
 
 
 def table(place: Place) -> str:
-    """Medians in microseconds, for every model that the repository has."""
-    found = []
+    """Median times in microseconds, for every model in models/."""
+    tables = []
     for path in sorted((ROOT / "models").glob("*/*/model.onnx")):
-        found.append(f"{path.parent.relative_to(ROOT / 'models')}\n{_table_of(place, path)}")
-    return "microseconds, median of runs; " + "\n".join(found)
+        tables.append(f"{path.parent.relative_to(ROOT / 'models')}\n{_table_of(place, path)}")
+    return "microseconds, median of runs; " + "\n".join(tables)
 
 
 def _table_of(place: Place, path: Path) -> str:
@@ -51,13 +51,13 @@ def _table_of(place: Place, path: Path) -> str:
 
 
 def _median(run: Callable[[int], object], count: int) -> float:
-    took: list[float] = []
-    end = time.perf_counter() + _SECONDS_EACH
-    while len(took) < _FEWEST or time.perf_counter() < end:
-        began = time.perf_counter()
+    times: list[float] = []
+    end = time.perf_counter() + _MIN_SECONDS
+    while len(times) < _MIN_RUNS or time.perf_counter() < end:
+        start = time.perf_counter()
         run(count)
-        took.append(time.perf_counter() - began)
-    return statistics.median(took[len(took) // 10 :]) * 1e6
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[len(times) // 10 :]) * 1e6  # without the first tenth: warm-up
 
 
 CHECKS = (Check("latency", table, 60, alone=True),)

@@ -1,4 +1,4 @@
-"""Servers on CUDA: both fronts, two workers, new versions under load, no device."""
+"""Servers on CUDA: both fronts, two workers, new versions under load, a hidden device."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def _server(place: Place, models: Path, **settings: object) -> Iterator[Any]:
 
 
 def server_with_cuda(place: Place) -> str:
-    """`--provider cuda`: HTTP and gRPC answer as the CPU does, and say that it is CUDA."""
-    return _ask_server(place, "cuda" if place.on_cuda else "cpu")
+    """`--provider cuda`: HTTP and gRPC answer as the CPU does and report CUDA."""
+    return _compare_with_cpu(place, "cuda" if place.on_cuda else "cpu")
 
 
 def server_with_auto(place: Place) -> str:
-    """`auto` takes CUDA, and says so."""
-    return _ask_server(place, "auto")
+    """`--provider auto` chooses CUDA and reports it."""
+    return _compare_with_cpu(place, "auto")
 
 
-def _ask_server(place: Place, provider: str) -> str:
+def _compare_with_cpu(place: Place, provider: str) -> str:
     import grpc
 
     from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
@@ -48,10 +48,10 @@ def _ask_server(place: Place, provider: str) -> str:
 
     images, _ = read_mnist()
     expected = load_cpu(SHIPPED).run([images])[1].argmax(1).tolist()
-    wanted = "CUDAExecutionProvider" if place.on_cuda else "CPUExecutionProvider"
-    began = time.monotonic()
+    name = "CUDAExecutionProvider" if place.on_cuda else "CPUExecutionProvider"
+    start = time.monotonic()
     with _server(place, ROOT / "models", provider=provider) as server:
-        ready = time.monotonic() - began
+        ready = time.monotonic() - start
         over_http: list[int] = []
         over_grpc: list[int] = []
         with grpc.insecure_channel(server.grpc) as channel:
@@ -60,25 +60,29 @@ def _ask_server(place: Place, provider: str) -> str:
                 chosen = images[len(over_http) : len(over_http) + count]
                 status, answer = server.post("/predict", chosen.tobytes(), _RAW)
                 assert status == 200, answer
-                over_http += [each["digit"] for each in answer["predictions"]]
+                over_http += [prediction["digit"] for prediction in answer["predictions"]]
                 request = digits_pb2.PredictRequest(pixels=chosen.tobytes())
-                over_grpc += [each.digit for each in stub.Predict(request, timeout=30).predictions]
-            asked: Any = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-            config = asked.ModelConfig(inference_pb2.ModelConfigRequest(name="mnist"), timeout=30)
+                reply = stub.Predict(request, timeout=30)
+                over_grpc += [prediction.digit for prediction in reply.predictions]
+            inference: Any = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            config = inference.ModelConfig(
+                inference_pb2.ModelConfigRequest(name="mnist"), timeout=30
+            )
         _, metadata = server.get("/v2/models/mnist")
         _, metrics = server.get("/metrics")
         log = server.log.read_text()
-    wrong = [sum(a != b for a, b in zip(expected, got, strict=False))
-             for got in (over_http, over_grpc)]  # fmt: skip
-    assert max(wrong) <= 1, f"{wrong} of {len(over_http)} digits are not the CPU's"
-    assert wanted.encode() in metadata, metadata
-    assert f'provider="{wanted}"'.encode() in metrics, "mnist_model_info does not say it"
-    said = config.config.parameters["execution_provider"].string_value
-    assert said == wanted, said
-    assert f"Loaded mnist version 1 on {wanted}" in log, log
+    differ = [sum(a != b for a, b in zip(expected, digits, strict=False))
+              for digits in (over_http, over_grpc)]  # fmt: skip
+    assert max(differ) <= 1, f"{differ} of {len(over_http)} digits differ from the CPU's"
+    assert name.encode() in metadata, metadata
+    assert f'provider="{name}"'.encode() in metrics, "mnist_model_info has another provider"
+    configured = config.config.parameters["execution_provider"].string_value
+    assert configured == name, configured
+    assert f"Loaded mnist version 1 on {name}" in log, log
     assert "WARNING" not in log.upper(), log
     assert server.process.returncode == 0, server.process.returncode
-    return f"{wanted}, ready after {ready:.1f} s, {len(over_http)} images each way, {wrong} differ"
+    images_each = f"{len(over_http)} images over each transport"
+    return f"{name}, ready after {ready:.1f} s, {images_each}, {differ} differ"
 
 
 def all_served_by(load: Load, version: str) -> bool:
@@ -86,7 +90,7 @@ def all_served_by(load: Load, version: str) -> bool:
 
 
 def reload_under_load(place: Place) -> str:
-    """New versions appear while clients ask: no request fails, each version keeps its graphs."""
+    """New versions appear under load: no request fails, and every version has its graphs."""
     models = place.folder / "models"
     shutil.copytree(SHIPPED.parent, models / "mnist" / "1")
     provider = "cuda" if place.on_cuda else "cpu"
@@ -113,14 +117,14 @@ def two_workers(place: Place) -> str:
         for _ in range(50):
             status, answer = server.post("/predict", images[:64].tobytes(), _RAW)
             assert status == 200, answer
-            got = [each["digit"] for each in answer["predictions"]]
-            assert got == expected, got
+            digits = [prediction["digit"] for prediction in answer["predictions"]]
+            assert digits == expected, digits
     assert server.process.returncode == 0, server.process.returncode
     return "50 calls of 64 images"
 
 
 def without_device(place: Place) -> str:
-    """Where the device is hidden, `auto` serves on the CPU and says why; `cuda` refuses."""
+    """With a hidden device, `auto` serves on the CPU and says why; `cuda` does not start."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     with _server(place, ROOT / "models", provider="auto") as server:
         _, metadata = server.get("/v2/models/mnist")

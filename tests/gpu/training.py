@@ -1,4 +1,4 @@
-"""mnist-train on CUDA: bit for bit again, after a kill, in bfloat16, under torchrun."""
+"""mnist-train on CUDA: reproducible bit for bit, after a kill, in bfloat16, under torchrun."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _command(place: Place, name: str, *arguments: str) -> list[str]:
 
 
 def _train(place: Place, name: str, *arguments: str) -> Path:
-    """One run of `mnist-train`; its folder. Raises AssertionError with its last words."""
-    return _done(place, name, _command(place, name, *arguments))
+    """Run `mnist-train` and return the run's folder. Raises AssertionError with its last lines."""
+    return _finish(place, name, _command(place, name, *arguments))
 
 
-def _done(place: Place, name: str, command: list[str]) -> Path:
+def _finish(place: Place, name: str, command: list[str]) -> Path:
     from tests.training.test_run import only_run
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -46,8 +46,8 @@ def _epochs(run: Path) -> list[dict[str, Any]]:
 
 
 def _json(run: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / name).read_text())
-    return found
+    fields: dict[str, Any] = json.loads((run / name).read_text())
+    return fields
 
 
 def _same(first: Path, second: Path) -> None:
@@ -55,19 +55,19 @@ def _same(first: Path, second: Path) -> None:
 
     for name in ("checkpoint.safetensors", "evaluation.json"):
         if (first / name).read_bytes() != (second / name).read_bytes():
-            ours, theirs = (
+            weights, others = (
                 checkpoint.read(run / "checkpoint.safetensors").network.state_dict()
                 for run in (first, second)
             )
-            gaps = {key: float((ours[key] - theirs[key]).abs().max()) for key in ours}
+            gaps = {key: float((weights[key] - others[key]).abs().max()) for key in weights}
             raise AssertionError(f"{name} differs; weights by {max(gaps.values())}: {gaps}")
 
 
-def _figures(run: Path) -> str:
+def _summary(run: Path) -> str:
     epochs = _epochs(run)
-    seconds = sum(each["seconds"] for each in epochs)
-    images = sum(each["images"] for each in epochs)
-    best = max(each["images"] / each["seconds"] for each in epochs)
+    seconds = sum(epoch["seconds"] for epoch in epochs)
+    images = sum(epoch["images"] for epoch in epochs)
+    best = max(epoch["images"] / epoch["seconds"] for epoch in epochs)
     return (
         f"{_json(run, 'evaluation.json')['accuracy']:.2%} of the test images; {len(epochs)} epochs "
         f"in {seconds:.1f} s, {images / seconds:,.0f} images/s, {best:,.0f} in the fastest epoch"
@@ -75,23 +75,23 @@ def _figures(run: Path) -> str:
 
 
 def repeats(place: Place) -> str:
-    """Two runs with one seed give the same bytes."""
+    """Two runs with one seed produce the same bytes."""
     first, second = (_train(place, name, *_SHORT, "--seed", "7") for name in ("a", "b"))
     _same(first, second)
-    return f"the same bytes; {_figures(second)}"
+    return f"the same bytes; {_summary(second)}"
 
 
 def repeats_as_record(place: Place) -> str:
-    """The same in bfloat16 and sharpness-aware."""
+    """Two runs in bfloat16 with sharpness-aware steps produce the same bytes."""
     more = ["--bf16", "--sam", "0.05", "--average-maps"]
     more += ["--self-distillation", "0.5", "--plain-end", "0.5"]
     first, second = (_train(place, name, *_SHORT, *more) for name in ("a", "b"))
     _same(first, second)
-    return f"the same bytes; {_figures(second)}"
+    return f"the same bytes; {_summary(second)}"
 
 
 def resumes(place: Place) -> str:
-    """A run killed in an epoch goes on to the bytes of an uninterrupted one."""
+    """A run that is killed in an epoch and resumed produces the bytes of an uninterrupted run."""
     from tests.training.test_resume import WHOLE, kill_in_epoch
     from training import checkpoint
 
@@ -103,70 +103,70 @@ def resumes(place: Place) -> str:
     from tests.training.test_run import command
 
     resume = command(place.folder / "killed", "--resume", str(killed), "--no-publish")
-    _same(whole, _done(place, "killed", resume))
+    _same(whole, _finish(place, "killed", resume))
     return f"killed after epoch {reached} of 8, the same bytes"
 
 
 def learns_in_bfloat16(place: Place) -> str:
-    """`--bf16` gets to 98 % in four epochs."""
+    """`--bf16` reaches 98 % in four epochs."""
     run = _train(place, "run", "--recipe", "fast", "--bf16", "--epochs", "4", "--no-publish")
-    return _learnt_in_bfloat16(place, run)
+    return _check_accuracy(place, run)
 
 
 def learns_as_record(place: Place) -> str:
-    """`record`, in bfloat16 and sharpness-aware, gets to 98 % in three epochs."""
+    """`record`, in bfloat16 with sharpness-aware steps, reaches 98 % in three epochs."""
     run = _train(place, "run", "--recipe", "record", "--epochs", "3", "--no-publish")
-    return _learnt_in_bfloat16(place, run)
+    return _check_accuracy(place, run)
 
 
-def _learnt_in_bfloat16(place: Place, run: Path) -> str:
+def _check_accuracy(place: Place, run: Path) -> str:
     precision, accuracy = (
         _json(run, "config.json")["precision"],
         _json(run, "evaluation.json")["accuracy"],
     )
     assert precision == "bfloat16" or not place.on_cuda, precision
     assert accuracy > 0.98, f"{accuracy:.2%}"
-    return f"{precision}; {_figures(run)}"
+    return f"{precision}; {_summary(run)}"
 
 
 def every_option(place: Place) -> str:
-    """What else a recipe may have: other activations, penalties, max-norm, momentum, patience."""
+    """The other options of recipes: activations, penalties, max-norm, momentum, patience."""
     common = ["--train-limit", "5000", "--epochs", "2", "--no-publish"]
-    ways = {
+    recipes = {
         "mlp": ["--recipe", "mlp", "--l1", "1e-6", "--l2", "1e-5", "--max-norm", "3"],
         "tiny": ["--recipe", "tiny", "--activation", "tanh", "--patience", "1"],
     }
-    found = [f"{name}: {_figures(_train(place, name, *way, *common))}"
-             for name, way in ways.items()]  # fmt: skip
-    return "; ".join(found)
+    results = [f"{name}: {_summary(_train(place, name, *options, *common))}"
+               for name, options in recipes.items()]  # fmt: skip
+    return "; ".join(results)
 
 
 def under_torchrun(place: Place) -> str:
-    """`torchrun` with one process ends as the command alone does."""
+    """`torchrun` with one process produces the bytes of the command alone."""
     alone = _train(place, "alone", *_SHORT)
-    one = _done(place, "one", _torchrun(place, "one", *_SHORT))
+    one = _finish(place, "one", _torchrun(place, "one", *_SHORT))
     _same(alone, one)
     return "the same bytes"
 
 
 def resumes_after_torchrun(place: Place) -> str:
-    """A run that `torchrun` began goes on without it."""
+    """A run that `torchrun` started resumes without it."""
     from tests.training.test_run import command, only_run
 
-    begun = _torchrun(place, "one", *_SHORT, "--epochs", "9")
-    with subprocess.Popen(begun, stderr=subprocess.PIPE, text=True) as job:
+    start = _torchrun(place, "one", *_SHORT, "--epochs", "9")
+    with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr is not None
         while "epoch  1/9" not in (line := job.stderr.readline()):
-            assert line, "the run ended by itself"
+            assert line, "the run ended before its first epoch"
         job.send_signal(signal.SIGTERM)
-        words = job.stderr.read()
+        output = job.stderr.read()
     run = only_run(place.folder / "one")
     reached = len(_epochs(run))
-    assert reached < 9, f"it was not stopped: {_end(words)}"
+    assert reached < 9, f"the run did not stop: {_end(output)}"
     device = _json(run, "config.json")["device"]
     resume = command(place.folder / "one", "--resume", str(run), "--no-publish")
-    assert len(_epochs(_done(place, "one", resume))) == 9
-    return f"began on {device}, was stopped after {reached} epochs, went on to 9"
+    assert len(_epochs(_finish(place, "one", resume))) == 9
+    return f"started on {device}, stopped after {reached} epochs, resumed to 9"
 
 
 def _torchrun(place: Place, name: str, *arguments: str) -> list[str]:
@@ -175,7 +175,7 @@ def _torchrun(place: Place, name: str, *arguments: str) -> list[str]:
 
 
 def with_nccl(place: Place) -> str:
-    """One GPU cannot hold two processes of NCCL: here one does what the first of two would do."""
+    """NCCL works: one process does the work of the first of two, which one GPU cannot hold."""
     import torch
     from torch import distributed
 
@@ -209,21 +209,21 @@ def with_nccl(place: Place) -> str:
 
 
 def whole_fast(place: Place) -> str:
-    """The default recipe as a user would start it: its accuracy and seconds."""
+    """Accuracy and time of the default recipe, started as a user would start it."""
     more = [] if place.on_cuda else ["--epochs", "1", "--train-limit", "6000"]
-    began = time.monotonic()
+    start = time.monotonic()
     run = _train(place, "whole", *more)
-    took = time.monotonic() - began
+    took = time.monotonic() - start
     accuracy = _json(run, "evaluation.json")["accuracy"]
     assert accuracy > 0.994 or not place.on_cuda, f"{accuracy:.2%}"
     assert (place.folder / "whole/models/mnist/1/model.onnx").exists()
-    return f"{_figures(run)}; {took:.1f} s from the command to the published model"
+    return f"{_summary(run)}; {took:.1f} s from the command to the published model"
 
 
 def whole_record(place: Place) -> str:
-    """`record` for a fifth of its epochs: its seconds."""
+    """Time of a fifth of the epochs of `record`."""
     more = ["--epochs", "12"] if place.on_cuda else ["--epochs", "1", "--train-limit", "1000"]
-    return _figures(_train(place, "whole", "--recipe", "record", "--no-publish", *more))
+    return _summary(_train(place, "whole", "--recipe", "record", "--no-publish", *more))
 
 
 CHECKS = (
@@ -237,5 +237,5 @@ CHECKS = (
     Check("train-torchrun-resumes", resumes_after_torchrun, _LIMITED),
     Check("train-nccl", with_nccl, _LIMITED),
     Check("train-fast-whole", whole_fast, _LIMITED, alone=True),
-    Check("train-record-part", whole_record, _LIMITED, alone=True, asked=True),
+    Check("train-record-part", whole_record, _LIMITED, alone=True, on_request=True),
 )

@@ -1,8 +1,9 @@
-"""make test-kubernetes: every overlay is built, and checked against schemas and our own flags.
+"""make test-kubernetes: builds every overlay and checks it against schemas and our own flags.
 
-No cluster is needed, and none is asked. Kubernetes' own kinds are checked against its published
-schemas (kubernetes-validate brings them); Gateway API and KEDA against npm's @kubernetes-models,
-where npm is; of KServe and Kubeflow no schema is at hand, so their pods are checked as pods.
+No cluster is needed or contacted. Kubernetes' own kinds are checked against its published schemas
+(in the package kubernetes-validate). Gateway API and KEDA are checked against npm's
+@kubernetes-models, if npm is installed. There are no schemas here of KServe and Kubeflow, so their
+pods are checked as pods.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "overlays/keda", "kserve", "tr
 FILES = ("training/search.yaml", "training/pytorchjob.yaml")
 VERSION = "1.34"
 _NPM = ("@kubernetes-models/gateway-api@2.0.0", "@kubernetes-models/keda@2.0.0")
-_OF_NPM = ("gateway.networking.k8s.io/", "keda.sh/")
+_NPM_GROUPS = ("gateway.networking.k8s.io/", "keda.sh/")
 Manifest = dict[str, Any]
 
 
 def main() -> int:
-    """Check all of them. Returns 0 if all hold, 1 if not."""
+    """Check every kustomization and file. Returns 0 if all are valid, else 1."""
     passed, failed = 0, 0
     for source in (*KUSTOMIZATIONS, *FILES):
         manifests = read(source)
-        problems = [f"{name(each)}: {problem}" for each in manifests for problem in check(each)]
-        problems += of_npm([each for each in manifests if each["apiVersion"].startswith(_OF_NPM)])
-        print(f"{source}: {', '.join(each['kind'] for each in manifests)}", flush=True)
+        problems = [f"{name(one)}: {problem}" for one in manifests for problem in check(one)]
+        problems += npm_problems([m for m in manifests if m["apiVersion"].startswith(_NPM_GROUPS)])
+        print(f"{source}: {', '.join(manifest['kind'] for manifest in manifests)}", flush=True)
         for problem in problems:
             print(f"  {problem}", flush=True)
         passed, failed = passed + (not problems), failed + bool(problems)
@@ -48,31 +49,31 @@ def main() -> int:
 
 
 def name(manifest: Manifest) -> str:
-    """What to call a manifest in a message."""
+    """The kind and the name of a manifest, for messages."""
     metadata = manifest["metadata"]
     return f"{manifest['kind']} {metadata.get('name') or metadata['generateName'] + '...'}"
 
 
 def read(source: str) -> list[Manifest]:
-    """Manifests of a kustomization, built, or of a file."""
+    """The manifests of a file, or of a kustomization after kubectl has built it."""
     if source.endswith(".yaml"):
         text = (ROOT / source).read_text()
     else:
-        beside = Path(sys.executable).with_name("kubectl")
-        kubectl = str(beside) if beside.exists() else shutil.which("kubectl")
-        assert kubectl, "kubectl is needed: make test-kubernetes installs it"
+        installed = Path(sys.executable).with_name("kubectl")
+        kubectl = str(installed) if installed.exists() else shutil.which("kubectl")
+        assert kubectl, "kubectl is missing; make test-kubernetes installs it"
         command = [kubectl, "kustomize", str(ROOT / source)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [each for each in yaml.safe_load_all(text) if each]
+    return [manifest for manifest in yaml.safe_load_all(text) if manifest]
 
 
 def check(manifest: Manifest) -> Iterator[str]:
-    """What is wrong with one manifest."""
+    """The problems of one manifest, one sentence each."""
     group = manifest["apiVersion"].rpartition("/")[0]
     if "." not in group or (group.endswith(".k8s.io") and not group.startswith("gateway.")):
         yield from _against_schema(manifest)
     for pod in _pods(manifest):
-        # Pods inside of other kinds are checked as pods.
+        # Pods inside other kinds are checked as pods.
         as_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod}
         if "containers" in pod:
             yield from _against_schema(as_pod)
@@ -81,7 +82,7 @@ def check(manifest: Manifest) -> Iterator[str]:
     if manifest["kind"] == "ConfigMap":
         known = {"MNIST_" + key.upper() for key in settings.Settings.__dataclass_fields__}
         for key in set(manifest["data"]) - known:
-            yield f"{key} is no setting of mnist-serve"
+            yield f"{key} is not a setting of mnist-serve"
         settings.load([], manifest["data"])
 
 
@@ -104,7 +105,7 @@ def _against_schema(manifest: Manifest) -> Iterator[str]:
 
 
 def _flags(container: Manifest) -> Iterator[str]:
-    """Whether our own programs take the flags that a container gives them."""
+    """The flags of a container that our programs do not accept."""
     command, arguments = container.get("command", []), container.get("args", [])
     image = container["image"].partition(":")[0]
     try:
@@ -116,17 +117,20 @@ def _flags(container: Manifest) -> Iterator[str]:
         elif image.startswith("mnist-serve"):
             settings.load(arguments, {})
         else:
-            yield f"{image} is no image of ours"
+            yield f"{image} is not one of our images"
     except SystemExit:
-        yield f"{image} does not take {arguments}"
+        yield f"{image} does not accept {arguments}"
 
 
-def of_npm(manifests: list[Manifest]) -> list[str]:
-    """What npm's models of Gateway API and KEDA find wrong."""
+def npm_problems(manifests: list[Manifest]) -> list[str]:
+    """The problems that npm's models of Gateway API and KEDA report."""
     if not manifests:
         return []
     if not shutil.which("npm"):
-        print("  npm is not here: Gateway API and KEDA are NOT checked against schemas", flush=True)
+        print(
+            "  npm is not installed: Gateway API and KEDA are NOT checked against schemas",
+            flush=True,
+        )
         return []
     folder = Path(tempfile.gettempdir()) / f"mnist-kubernetes-models-{os.getuid()}"
     folder.mkdir(exist_ok=True)
@@ -134,11 +138,11 @@ def of_npm(manifests: list[Manifest]) -> list[str]:
         install = ["npm", "install", "--silent", "--no-audit", "--no-fund", *_NPM]
         subprocess.run(install, cwd=folder, check=True)
     shutil.copy(Path(__file__).with_name("validate.mjs"), folder)
-    done = subprocess.run(
+    node = subprocess.run(
         ["node", "validate.mjs"], cwd=folder, input=json.dumps(manifests), capture_output=True,
         text=True, check=False,
     )  # fmt: skip
-    return (done.stdout + done.stderr).splitlines()
+    return (node.stdout + node.stderr).splitlines()
 
 
 if __name__ == "__main__":

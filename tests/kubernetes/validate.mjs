@@ -1,4 +1,4 @@
-// Reads manifests as a JSON list, and writes a line for each that npm's models refuse.
+// Reads a JSON list of manifests and prints one line for each that npm's models reject.
 import { readFileSync } from "node:fs";
 
 const packages = { "gateway.networking.k8s.io": "gateway-api", "keda.sh": "keda" };

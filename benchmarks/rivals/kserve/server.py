@@ -1,4 +1,4 @@
-"""KServe's Python server: a custom model. It has no batching of its own."""
+"""KServe's Python server: a custom model. It has no batching."""
 
 import os
 from functools import cached_property
@@ -13,7 +13,7 @@ class Mnist(Model):
         super().__init__("mnist")
         self.ready = True
 
-    @cached_property  # its workers get the model by pickle, which a session cannot take
+    @cached_property  # its workers receive the model by pickle, which sessions do not support
     def session(self):
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1

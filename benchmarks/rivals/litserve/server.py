@@ -1,4 +1,4 @@
-"""LitServe: a FastAPI front, and a worker process with dynamic batching. Images are base64."""
+"""LitServe: a FastAPI front end, and a worker process with dynamic batching. Images are base64."""
 
 import base64
 import io

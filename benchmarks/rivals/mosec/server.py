@@ -1,4 +1,4 @@
-"""Mosec: a Rust front, and a worker process with dynamic batching."""
+"""Mosec: a Rust front end, and a worker process with dynamic batching."""
 
 import io
 import os
@@ -28,7 +28,7 @@ class Mnist(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    # One millisecond is the least that Mosec can be told to wait for a batch.
+    # One millisecond is the shortest wait for a batch that Mosec accepts.
     server.append_worker(
         Mnist,
         num=int(os.environ["MOSEC_WORKERS"]),

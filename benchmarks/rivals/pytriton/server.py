@@ -1,4 +1,4 @@
-"""PyTriton: Triton Inference Server with a Python function as its model, dynamic batching on."""
+"""PyTriton: Triton Inference Server with a Python function as its model, with dynamic batching."""
 
 import os
 

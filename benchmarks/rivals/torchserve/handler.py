@@ -1,4 +1,4 @@
-"""TorchServe: a handler that runs ONNX Runtime on the batch that the Java front collected."""
+"""TorchServe: a handler that runs ONNX Runtime on the batch that the Java front end collected."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Packs the handler and starts TorchServe with dynamic batching, as its documentation says."""
+"""Packs the handler and starts TorchServe with dynamic batching, as its documentation describes."""
 
 import json
 import os

@@ -1,188 +1,198 @@
-"""What gRPC looks like in HTTP/2: frames, headers, length-prefixed messages, trailers.
+"""HTTP/2 frames: their layout, functions that build them, and the reader that finds them in bytes.
 
-Sources: RFC 9113 (HTTP/2), RFC 7541 (HPACK), gRPC over HTTP2 (PROTOCOL-HTTP2.md).
+Source: RFC 9113 (HTTP/2).
 """
 
 from __future__ import annotations
 
-import re
 import struct
-from typing import NamedTuple
-from urllib.parse import quote
-
-import grpc
+from collections.abc import Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 # Frame types (RFC 9113, 6).
-(
-    DATA,
-    HEADERS,
-    PRIORITY,
-    RST_STREAM,
-    SETTINGS,
-    PUSH_PROMISE,
-    PING,
-    GOAWAY,
-    WINDOW_UPDATE,
-    CONTINUATION,
-) = range(10)
-# Flags; END_STREAM and ACK are the same bit of different frames.
+DATA = 0x0
+HEADERS = 0x1
+PRIORITY = 0x2
+RST_STREAM = 0x3
+SETTINGS = 0x4
+PUSH_PROMISE = 0x5
+PING = 0x6
+GOAWAY = 0x7
+WINDOW_UPDATE = 0x8
+CONTINUATION = 0x9
+_HEADER_FRAMES = frozenset((HEADERS, CONTINUATION))
+
+# Flags. END_STREAM and ACK are the same bit in different frames.
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 PADDED = 0x8
 PRIORITISED = 0x20
+
 # Error codes (RFC 9113, 7).
-(
-    NO_ERROR,
-    PROTOCOL_ERROR,
-    _,
-    FLOW_CONTROL_ERROR,
-    _,
-    STREAM_CLOSED,
-    FRAME_SIZE_ERROR,
-    REFUSED_STREAM,
-    CANCEL,
-    COMPRESSION_ERROR,
-    _,
-    ENHANCE_YOUR_CALM,
-) = range(12)
+NO_ERROR = 0x0
+PROTOCOL_ERROR = 0x1
+FLOW_CONTROL_ERROR = 0x3
+FRAME_SIZE_ERROR = 0x6
+REFUSED_STREAM = 0x7
+CANCEL = 0x8
+COMPRESSION_ERROR = 0x9
+ENHANCE_YOUR_CALM = 0xB
+
 # Settings (RFC 9113, 6.5.2).
-(
-    HEADER_TABLE_SIZE,
-    ENABLE_PUSH,
-    MAX_CONCURRENT_STREAMS,
-    INITIAL_WINDOW_SIZE,
-    MAX_FRAME_SIZE,
-    MAX_HEADER_LIST_SIZE,
-) = range(1, 7)
+MAX_CONCURRENT_STREAMS = 0x3
+INITIAL_WINDOW_SIZE = 0x4
+MAX_FRAME_SIZE = 0x5
+MAX_HEADER_LIST_SIZE = 0x6
 
+# Sizes in bytes, until SETTINGS change them.
 DEFAULT_WINDOW = 65_535
-LARGEST_WINDOW = 2**31 - 1
 DEFAULT_FRAME = 16_384
-# What a peer may send of one stream before it must wait.
-STREAM_WINDOW = 1 << 20
+LARGEST_WINDOW = 2**31 - 1
+LARGEST_FRAME = 2**24 - 1
 
-FRAME_HEAD = struct.Struct(">HBBBI")
-MESSAGE_HEAD = struct.Struct(">BI")
+# Length (24 bits, here as 16 and 8), type, flags, stream id.
+FRAME_HEADER = struct.Struct(">HBBBI")
 _SETTING = struct.Struct(">HI")
 _WORD = struct.Struct(">I")
+_STREAM_ID = 2**31 - 1  # the 32nd bit is reserved
+_PRIORITY_FIELDS = 5  # bytes at the start of a HEADERS frame with PRIORITISED
 
-STATUS_CODES: dict[str, int] = {code.name: code.value[0] for code in grpc.StatusCode}
-
-_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
-_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+# Type, flags, stream id, payload.
+Frame = tuple[int, int, int, bytes]
 
 
-class ConnectionFailed(Exception):
-    """The peer broke HTTP/2 in a way that ends the connection; `code` says which."""
+class ProtocolError(Exception):
+    """A connection error (RFC 9113, 5.4.1): GOAWAY carries `code` and the message to the peer."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code = code
 
 
-class Trailers(NamedTuple):
-    """How a call ended."""
+class FrameReader:
+    """Splits the bytes of a peer into frames; keeps an unfinished frame for the next call."""
 
-    code: str
-    message: str
-    request_id: str
+    def __init__(self, max_frame: int, max_header_block: int) -> None:
+        self.preface_received = False
+        self._max_frame = max_frame
+        self._max_header_block = max_header_block
+        self._buffer = bytearray()
+        # Flags, stream id and bytes of a header block whose CONTINUATION frames are missing.
+        self._unfinished_block: tuple[int, int, bytes] | None = None
+
+    def frames(self, data: bytes) -> Iterator[Frame]:
+        """Yield the frames that `data` completes. Exhaust the iterator before the next call.
+
+        A header block comes as one HEADERS frame: CONTINUATION frames are appended to it, padding
+        and priority fields removed. Raises ProtocolError after the frames that precede the error.
+        """
+        buffer: bytes | bytearray = data
+        if self._buffer:
+            self._buffer += data
+            buffer = self._buffer
+        position, end = 0, len(buffer)
+        if not self.preface_received:
+            start = bytes(buffer[: len(PREFACE)])
+            if not PREFACE.startswith(start):
+                raise ProtocolError(PROTOCOL_ERROR, "this port speaks gRPC over HTTP/2")
+            if len(start) < len(PREFACE):
+                self._buffer = bytearray(start)
+                return
+            self.preface_received = True
+            position = len(PREFACE)
+        while end - position >= FRAME_HEADER.size:
+            high, low, kind, flags, stream_id = FRAME_HEADER.unpack_from(buffer, position)
+            size = high << 8 | low
+            if size > self._max_frame:
+                raise ProtocolError(FRAME_SIZE_ERROR, "a frame is larger than allowed")
+            start_of_payload = position + FRAME_HEADER.size
+            if end - start_of_payload < size:
+                break
+            position = start_of_payload + size
+            stream_id &= _STREAM_ID
+            payload = copy_slice(buffer, start_of_payload, position)
+            if kind not in _HEADER_FRAMES and self._unfinished_block is None:
+                yield kind, flags, stream_id, payload
+            elif (headers := self._join_header_block(kind, flags, stream_id, payload)) is not None:
+                yield headers
+        if buffer is self._buffer:
+            del self._buffer[:position]
+        elif position < end:
+            self._buffer += buffer[position:]
+
+    def _join_header_block(
+        self, kind: int, flags: int, stream_id: int, payload: bytes
+    ) -> Frame | None:
+        """Return a HEADERS frame with its whole header block, or None if more has to come."""
+        if self._unfinished_block is not None:
+            if kind != CONTINUATION:
+                raise ProtocolError(PROTOCOL_ERROR, "a header block was interrupted")
+            first_flags, first_id, block = self._unfinished_block
+            if stream_id != first_id:
+                raise ProtocolError(PROTOCOL_ERROR, "a continuation of another stream's headers")
+            self._unfinished_block = None
+            flags = first_flags | flags & END_HEADERS
+            block += payload
+        elif kind == CONTINUATION:
+            raise ProtocolError(PROTOCOL_ERROR, "a continuation without headers")
+        else:
+            block = without_padding(payload) if flags & PADDED else payload
+            if flags & PRIORITISED:
+                block = block[_PRIORITY_FIELDS:]
+        if len(block) > self._max_header_block:
+            raise ProtocolError(ENHANCE_YOUR_CALM, "headers larger than allowed")
+        if flags & END_HEADERS:
+            return HEADERS, flags, stream_id, block
+        self._unfinished_block = flags, stream_id, block
+        return None
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """A whole frame."""
-    size = len(payload)
-    return FRAME_HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+def copy_slice(buffer: bytes | bytearray, start: int, end: int) -> bytes:
+    """Copy a part of a buffer once; `bytes(bytearray[start:end])` would copy it twice."""
+    if isinstance(buffer, bytes):
+        return buffer[start:end]
+    with memoryview(buffer) as view:
+        return bytes(view[start:end])
 
 
-def settings(values: dict[int, int]) -> bytes:
-    """A SETTINGS frame."""
-    return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*item) for item in values.items()))
-
-
-def read_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The settings of a SETTINGS frame. Raises ConnectionFailed."""
-    if len(payload) % _SETTING.size:
-        raise ConnectionFailed(FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
-    return list(_SETTING.iter_unpack(payload))
-
-
-def window_update(stream: int, size: int) -> bytes:
-    """A WINDOW_UPDATE frame."""
-    return frame(WINDOW_UPDATE, 0, stream, _WORD.pack(size))
-
-
-def read_word(payload: bytes) -> int:
-    """The number that is a RST_STREAM or WINDOW_UPDATE frame. Raises ConnectionFailed."""
-    if len(payload) != _WORD.size:
-        raise ConnectionFailed(FRAME_SIZE_ERROR, "a frame of a wrong size")
-    return int(_WORD.unpack(payload)[0]) & LARGEST_WINDOW
-
-
-def reset(stream: int, code: int) -> bytes:
-    """A RST_STREAM frame."""
-    return frame(RST_STREAM, 0, stream, _WORD.pack(code))
-
-
-def goaway(last_stream: int, code: int, reason: str = "") -> bytes:
-    """A GOAWAY frame."""
-    return frame(GOAWAY, 0, 0, _WORD.pack(last_stream) + _WORD.pack(code) + reason.encode())
-
-
-def unpadded(flags: int, payload: bytes) -> bytes:
-    """The payload of a HEADERS or DATA frame without its padding. Raises ConnectionFailed."""
-    if not flags & PADDED:
-        return payload
+def without_padding(payload: bytes) -> bytes:
+    """Remove the padding from the payload of a PADDED frame. Raises ProtocolError."""
     if not payload or payload[0] >= len(payload):
-        raise ConnectionFailed(PROTOCOL_ERROR, "padding longer than its frame")
+        raise ProtocolError(PROTOCOL_ERROR, "padding longer than its frame")
     return payload[1 : len(payload) - payload[0]]
 
 
-def _literal(name: bytes, value: bytes) -> bytes:
-    """A header that HPACK leaves as it is (RFC 7541, 6.2.2): no table to keep in step."""
-    return b"\0" + _length(len(name)) + name + _length(len(value)) + value
+def read_settings(payload: bytes) -> list[tuple[int, int]]:
+    """Return the (identifier, value) pairs of a SETTINGS frame. Raises ProtocolError."""
+    if len(payload) % _SETTING.size:
+        raise ProtocolError(FRAME_SIZE_ERROR, "a SETTINGS frame has a wrong size")
+    return list(_SETTING.iter_unpack(payload))
 
 
-def _length(size: int) -> bytes:
-    """A length with a prefix of 7 bits (RFC 7541, 5.1)."""
-    if size < 0x7F:
-        return bytes([size])
-    encoded, size = [0x7F], size - 0x7F
-    while size >= 0x80:
-        encoded.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes([*encoded, size])
+def read_word(payload: bytes) -> int:
+    """Return the number in a RST_STREAM or WINDOW_UPDATE frame. Raises ProtocolError."""
+    if len(payload) != _WORD.size:
+        raise ProtocolError(FRAME_SIZE_ERROR, "a frame of four bytes has a wrong size")
+    return int(_WORD.unpack(payload)[0]) & LARGEST_WINDOW
 
 
-_STATUS_200 = b"\x88"  # index 8 of HPACK's static table
-_GRPC = _literal(b"content-type", b"application/grpc")
-RESPONSE_HEADERS = _STATUS_200 + _GRPC + _literal(b"grpc-accept-encoding", b"identity,deflate,gzip")
-_STATUS_OK = _literal(b"grpc-status", b"0")
-_REQUEST_ID = b"\0" + _length(12) + b"x-request-id"
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    size = len(payload)
+    return FRAME_HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
 
 
-def trailers(end: Trailers, alone: bool) -> bytes:
-    """The header block that ends a call; `alone` if there were no headers before it."""
-    code, message, request_id = end
-    encoded = request_id.encode()
-    block = _REQUEST_ID + _length(len(encoded)) + encoded
-    if code == "OK":
-        block = _STATUS_OK + block
-    else:
-        block += _literal(b"grpc-status", str(STATUS_CODES[code]).encode())
-        block += _literal(
-            b"grpc-message", quote(message, safe=" !\"#$&'()*+,/:;<=>?@[]^`{|}").encode()
-        )
-    return RESPONSE_HEADERS + block if alone else block
+def settings(values: dict[int, int]) -> bytes:
+    return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*item) for item in values.items()))
 
 
-def http_error(status: int) -> bytes:
-    """The header block of an answer to what is no gRPC call."""
-    return _literal(b":status", str(status).encode())
+def window_update(stream_id: int, size: int) -> bytes:
+    return frame(WINDOW_UPDATE, 0, stream_id, _WORD.pack(size))
 
 
-def read_timeout(text: str) -> float | None:
-    """The seconds of a grpc-timeout header, or None if it is none."""
-    match = _TIMEOUT.fullmatch(text)
-    return int(match[1]) * _SECONDS[match[2]] if match else None
+def reset(stream_id: int, code: int) -> bytes:
+    return frame(RST_STREAM, 0, stream_id, _WORD.pack(code))
+
+
+def goaway(last_stream_id: int, code: int, reason: str) -> bytes:
+    return frame(GOAWAY, 0, 0, _WORD.pack(last_stream_id) + _WORD.pack(code) + reason.encode())

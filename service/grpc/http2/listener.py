@@ -1,17 +1,38 @@
-"""gRPC carried by our own HTTP/2: the listening socket, and all connections of it."""
+"""The asyncio side of the HTTP/2 front: the listening socket, its connections, tasks and timers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
+from typing import Any
 
+from service.core.errors import DeadlineExceeded, InternalError, ServiceError, Unimplemented
 from service.core.inflation import inflate
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc
-from service.grpc.http2.connection import Connection, Limits
+from service.grpc.http2.connection import (
+    CallCancelled,
+    CallStarted,
+    Connection,
+    Event,
+    Limits,
+    MessageReceived,
+    MessagesEnded,
+    OutputDrained,
+)
+from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.stream import Stream
 from service.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _BACKLOG = 1024
+# Seconds a peer may keep its side open after GOAWAY.
+_LINGER_S = 1.0
+
+# The messages of a streaming call that it has not read; None after the last one.
+_Inbox = asyncio.Queue[MessageReceived | None]
 
 
 class Http2Server:
@@ -21,27 +42,35 @@ class Http2Server:
         self._rpcs = rpcs
         self._calls = calls
         self._settings = settings
-        # Up to twice the limit a message is refused by `Calls`, with the limit's name; beyond it
-        # before it is read.
+        # `Calls` refuses a message above the limit and names the setting. A message above twice the
+        # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
-        self._connections: set[Connection] = set()
+        self._connections: set[Http2Protocol] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Accept connections."""
-        loop, settings = asyncio.get_running_loop(), self._settings
-        limits = Limits(
-            self._max_message,
-            settings.max_connections,
-            settings.max_connections,
-            settings.body_timeout,
-        )
-        self._server = await loop.create_server(
-            lambda: Connection(self._rpcs, self._calls, limits, self._inflate, self._connections),
+        settings = self._settings
+        self._server = await asyncio.get_running_loop().create_server(
+            self._protocol,
             settings.host,
             settings.grpc_port,
             reuse_port=True,  # every worker binds the port; the kernel spreads connections
             backlog=_BACKLOG,
+        )
+
+    def _protocol(self) -> Http2Protocol:
+        settings = self._settings
+        return Http2Protocol(
+            rpcs=self._rpcs,
+            calls=self._calls,
+            limits=Limits(
+                max_message=self._max_message,
+                max_streams=settings.max_connections,
+                body_timeout=settings.body_timeout,
+            ),
+            inflate=self._inflate,
+            connections=self._connections,
+            max_connections=settings.max_connections,
         )
 
     async def stop(self, timeout: float) -> None:
@@ -57,6 +86,221 @@ class Http2Server:
             connection.abort()
 
     async def _inflate(self, content: bytes, encoding: str) -> bytes:
-        """Undo a message's compression in a thread: its size is not to be seen from outside."""
+        """Decompress a message, always in a thread: its inflated size is unknown."""
         work = partial(inflate, content, encoding, self._max_message)
         return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+class Http2Protocol(asyncio.Protocol):
+    """Passes bytes between a socket and a `Connection`, and calls between that and `Calls`.
+
+    Output is collected until the end of the event loop's turn, so all answers of one turn leave in
+    one write. `inflate(content, encoding)` decompresses a message.
+    """
+
+    def __init__(
+        self,
+        *,
+        rpcs: Mapping[str, Rpc],
+        calls: Calls,
+        limits: Limits,
+        inflate: Callable[[bytes, str], Awaitable[bytes]],
+        connections: set[Http2Protocol],
+        max_connections: int,
+    ) -> None:
+        self._calls = calls
+        self._inflate = inflate
+        self._connections = connections
+        self._max_connections = max_connections
+        self._sweep_interval = limits.body_timeout / 2
+        self._loop = asyncio.get_running_loop()
+        self._connection = Connection(rpcs, limits, calls.request_id)
+        self._flush_scheduled = False
+        self._hung_up = False
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        # Of each call, by its stream id: the task that answers it, and the timer of its deadline.
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        # Of each streaming call: its unread messages, and the event that `OutputDrained` sets.
+        self._inboxes: dict[int, _Inbox] = {}
+        self._drained: dict[int, asyncio.Event] = {}
+
+    # Called by asyncio.
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        if len(self._connections) >= self._max_connections:
+            self._connection.refuse("too many connections (max_connections)")
+        else:
+            self._connections.add(self)
+            self._sweep_timer = self._loop.call_later(self._sweep_interval * 2, self._sweep)
+        self._flush_soon()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Cancel every call: its answer cannot be delivered."""
+        self._connections.discard(self)
+        self._connection.lose()
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        for stream_id in [*self._tasks, *self._timers]:
+            self._cancel(stream_id)
+
+    def pause_writing(self) -> None:
+        """Take no more work from a peer that does not read its answers."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self._handle(self._connection.receive(data, self._loop.time()))
+
+    # Events and timers.
+
+    def _handle(self, events: list[Event]) -> None:
+        for event in events:
+            stream = event.stream
+            if isinstance(event, MessageReceived):
+                if stream.headers.is_unary:
+                    work = self._answer(stream, event.flag, event.content)
+                    self._tasks[stream.id] = self._loop.create_task(work)
+                else:
+                    self._inboxes[stream.id].put_nowait(event)
+            elif isinstance(event, CallStarted):
+                if stream.deadline is not None:
+                    timer = self._loop.call_at(stream.deadline, self._expire, stream)
+                    self._timers[stream.id] = timer
+                if not stream.headers.is_unary:
+                    inbox = self._inboxes[stream.id] = asyncio.Queue()
+                    self._tasks[stream.id] = self._loop.create_task(self._stream(stream, inbox))
+            elif isinstance(event, MessagesEnded):
+                self._inboxes[stream.id].put_nowait(None)
+            elif isinstance(event, OutputDrained):
+                self._drained.pop(stream.id).set()
+            elif isinstance(event, CallCancelled):
+                self._cancel(stream.id)
+        if self._connection.has_output or self._connection.closed:
+            self._flush_soon()
+
+    def _expire(self, stream: Stream) -> None:
+        message = "The deadline passed before the answer was ready."
+        self._cancel(stream.id)
+        self._connection.finish(stream, Status(DeadlineExceeded.grpc_code, message))
+        self._flush_soon()
+
+    def _sweep(self) -> None:
+        self._sweep_timer = self._loop.call_later(self._sweep_interval, self._sweep)
+        self._handle(self._connection.sweep(self._loop.time()))
+
+    def _cancel(self, stream_id: int) -> None:
+        if task := self._tasks.pop(stream_id, None):
+            task.cancel()
+        if timer := self._timers.pop(stream_id, None):
+            timer.cancel()
+        self._inboxes.pop(stream_id, None)
+        self._drained.pop(stream_id, None)
+
+    # Calls, each in its task.
+
+    async def _answer(self, stream: Stream, flag: int, content: bytes) -> None:
+        """Answer a unary call."""
+        rpc = stream.headers.rpc
+        assert rpc is not None
+        try:
+            if flag:
+                content = await self._decompressed(stream, flag, content)
+            answer = await self._calls.answer(rpc, content, stream.deadline, stream.request_id)
+        except Exception as error:
+            self._finish(stream, _status_of(error, stream.request_id))
+        else:
+            self._finish(stream, OK, answer)
+
+    async def _stream(self, stream: Stream, inbox: _Inbox) -> None:
+        """Answer a streaming call."""
+        rpc = stream.headers.rpc
+        assert rpc is not None
+        try:
+            async for answer in self._calls.stream(
+                rpc,
+                self._messages(stream, inbox),
+                deadline=stream.deadline,
+                request_id=stream.request_id,
+                ends_with_error=stream.headers.ends_with_error,
+            ):
+                is_sent = self._connection.send(stream, answer)
+                self._flush_soon()
+                if not is_sent:
+                    # The peer's window is full: take no further answer until this one is sent.
+                    drained = self._drained[stream.id] = asyncio.Event()
+                    await drained.wait()
+        except Exception as error:
+            self._finish(stream, _status_of(error, stream.request_id))
+        else:
+            self._finish(stream, OK)
+        self._inboxes.pop(stream.id, None)
+
+    async def _messages(self, stream: Stream, inbox: _Inbox) -> AsyncIterator[bytes]:
+        """Yield the messages of a streaming call as they arrive."""
+        while (message := await inbox.get()) is not None:
+            self._connection.message_read(stream)
+            if self._connection.has_output:
+                self._flush_soon()
+            if message.flag:
+                yield await self._decompressed(stream, message.flag, message.content)
+            else:
+                yield message.content
+
+    async def _decompressed(self, stream: Stream, flag: int, content: bytes) -> bytes:
+        encoding = stream.headers.encoding
+        if flag != 1 or encoding == "identity":
+            raise InternalError("A message is flagged as compressed, but grpc-encoding is not set.")
+        if encoding not in ("gzip", "deflate"):
+            raise Unimplemented(f"grpc-encoding is '{encoding}'; send gzip, deflate or identity.")
+        return await self._inflate(content, encoding)
+
+    def _finish(self, stream: Stream, status: Status, content: bytes | None = None) -> None:
+        """End a call from its own task."""
+        self._connection.finish(stream, status, content)
+        self._tasks.pop(stream.id, None)
+        if self._timers and (timer := self._timers.pop(stream.id, None)):
+            timer.cancel()
+        self._flush_soon()
+
+    # The end of the connection.
+
+    def stop(self) -> None:
+        """Refuse new calls; close once those in flight are answered."""
+        self._connection.stop()
+        self._flush_soon()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def _flush_soon(self) -> None:
+        """Write at the end of this turn of the event loop."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self._hung_up or self._transport.is_closing():
+            return
+        if self._connection.has_output:
+            self._transport.write(self._connection.data_to_send())
+        if self._connection.closed:
+            # Close only our half now. Closing a socket that has unread bytes resets the connection,
+            # and the peer would lose the GOAWAY frame with its reason.
+            self._hung_up = True
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            self._loop.call_later(_LINGER_S, self._transport.close)
+
+
+def _status_of(error: Exception, request_id: str) -> Status:
+    if isinstance(error, ServiceError):
+        return Status(error.grpc_code, error.message)
+    log.error("Request %s failed.", request_id, exc_info=error)
+    message = f"Internal error; the server's log has it under request id {request_id}."
+    return Status("INTERNAL", message)

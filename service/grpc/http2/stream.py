@@ -1,54 +1,239 @@
-"""One call on an HTTP/2 connection: what has come of it, and what is still to go."""
+"""One call on an HTTP/2 connection: its state, its messages and its flow-control windows.
+
+A gRPC message is a prefix (a flag that says whether the message is compressed, and its length) and
+its bytes. DATA frames split the messages anywhere.
+
+Sources: RFC 9113 (HTTP/2), 5.1 and 5.2; gRPC over HTTP2 (PROTOCOL-HTTP2.md).
+"""
 
 from __future__ import annotations
 
-import asyncio
+import struct
 
-from service.grpc.http2.frames import STREAM_WINDOW, Trailers
-from service.grpc.http2.headers import Head
+from service.grpc.http2 import frames
+from service.grpc.http2.frames import ProtocolError, copy_slice
+from service.grpc.http2.headers import RESPONSE_HEADERS, RequestHeaders, Status, trailers
+
+# Bytes that a peer may send on one stream before it must wait for WINDOW_UPDATE.
+STREAM_WINDOW = 1 << 20
+MESSAGE_PREFIX = struct.Struct(">BI")
+
+# The flag of the prefix (0 is uncompressed) and the content.
+Message = tuple[int, bytes]
+
+
+class State:
+    """The states of RFC 9113, 5.1, that a stream of a client can be in.
+
+    An idle stream has no object yet; the reserved states belong to server push, which gRPC lacks.
+    These are plain strings because reading a member of an Enum takes 77 ns instead of 22, and every
+    call does so about ten times.
+    """
+
+    OPEN = "open"
+    HALF_CLOSED_REMOTE = "half-closed (remote)"  # the peer has sent END_STREAM
+    HALF_CLOSED_LOCAL = "half-closed (local)"  # the trailers are sent before the peer's END_STREAM
+    CLOSED = "closed"
+
+
+class CallFailed(Exception):
+    """The peer's messages break the rules of gRPC or a limit; `status` ends the call."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = Status(code, message)
 
 
 class Stream:
-    """One call on a connection."""
+    """One call. It turns DATA into messages and messages into DATA.
+
+    `opened_at` and `deadline` are seconds of the connection's clock. `status` is None until the
+    result of the call is known; after that, data from the peer is dropped.
+    """
 
     __slots__ = (
-        "began",
-        "buffer",
-        "contents",
+        "_buffer",
+        "_headers_sent",
+        "_receive_window",
+        "_send_window",
+        "_sent",
+        "_ungranted",
+        "_unread",
         "deadline",
-        "drained",
-        "ended",
-        "ending",
-        "head",
-        "headers_sent",
+        "headers",
         "id",
-        "pending",
-        "receive_window",
+        "opened_at",
+        "output",
         "request_id",
-        "send_window",
-        "sent",
-        "task",
-        "timer",
-        "ungranted",
+        "state",
+        "status",
     )
 
-    def __init__(self, number: int, head: Head, request_id: str, send_window: int) -> None:
-        self.id = number
-        self.head = head
+    def __init__(
+        self,
+        stream_id: int,
+        *,
+        headers: RequestHeaders,
+        request_id: str,
+        opened_at: float,
+        send_window: int,
+    ) -> None:
+        self.id = stream_id
+        self.headers = headers
         self.request_id = request_id
-        self.began = 0.0
-        self.buffer: bytes | bytearray = b""
-        # Messages of a streaming call that wait for it; None says that there are no more.
-        self.contents: asyncio.Queue[tuple[int, bytes] | None] | None = None
-        self.ended = False  # by the peer
-        self.deadline: float | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.receive_window = STREAM_WINDOW
-        self.ungranted = 0  # bytes received that the peer has not been given back as window
-        self.send_window = send_window
-        self.pending = b""  # data to send, of which
-        self.sent = 0  # so many bytes are out; the rest waits for a window
-        self.drained: asyncio.Event | None = None
-        self.headers_sent = False
-        self.ending: Trailers | None = None
+        self.opened_at = opened_at
+        self.deadline = None if headers.timeout is None else opened_at + headers.timeout
+        self.state = State.OPEN
+        self.status: Status | None = None
+        # Receiving: what has arrived of the next message.
+        self._buffer: bytes | bytearray = b""
+        self._unread = 0  # messages of a streaming call that it has not read
+        self._receive_window = STREAM_WINDOW
+        self._ungranted = 0  # bytes received since the last WINDOW_UPDATE
+        # Sending: messages with their prefixes, and how many of these bytes are sent; the rest
+        # waits for a window.
+        self.output = b""
+        self._sent = 0
+        self._send_window = send_window
+        self._headers_sent = False
+
+    # From the peer.
+
+    def receive(self, content: bytes, frame_size: int, end_stream: bool) -> None:
+        """Take the content of a DATA frame. Flow control counts its size with the padding.
+
+        Raises ProtocolError if the frame exceeds the window.
+        """
+        if end_stream:
+            self.state = State.HALF_CLOSED_REMOTE
+        self._receive_window -= frame_size
+        if self._receive_window < 0:
+            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more data than allowed")
+        self._ungranted += frame_size
+        if self.status is not None:
+            return
+        if not self._buffer:
+            self._buffer = content
+            return
+        if isinstance(self._buffer, bytes):
+            self._buffer = bytearray(self._buffer)
+        self._buffer += content
+
+    def take_message(self, max_message: int) -> Message | None:
+        """Return the one message of a unary call once END_STREAM has followed it.
+
+        Raises CallFailed if it is larger than `max_message` bytes, or not alone, or incomplete.
+        """
+        buffer, is_longer = self._buffer, False
+        ended = self.state == State.HALF_CLOSED_REMOTE
+        if len(buffer) >= MESSAGE_PREFIX.size:
+            flag, size = MESSAGE_PREFIX.unpack_from(buffer)
+            if size > max_message:
+                raise _too_large(max_message)
+            end = MESSAGE_PREFIX.size + size
+            if ended and len(buffer) == end:
+                self._buffer = b""
+                return flag, copy_slice(buffer, MESSAGE_PREFIX.size, end)
+            is_longer = len(buffer) > end
+        if ended or is_longer:  # without waiting for END_STREAM: the rest could be endless
+            raise CallFailed("INTERNAL", "The call ended without exactly one whole message.")
+        return None
+
+    def take_messages(self, max_message: int) -> list[Message]:
+        """Return the messages of a streaming call that are complete.
+
+        Raises CallFailed if one is larger than `max_message` bytes, or cut short by END_STREAM.
+        """
+        buffer, position = self._buffer, 0
+        messages: list[Message] = []
+        while (start := position + MESSAGE_PREFIX.size) <= len(buffer):
+            flag, size = MESSAGE_PREFIX.unpack_from(buffer, position)
+            if size > max_message:
+                raise _too_large(max_message)
+            if start + size > len(buffer):
+                break
+            position = start + size
+            messages.append((flag, copy_slice(buffer, start, position)))
+        if position:
+            self._buffer = buffer[position:]
+            self._unread += len(messages)
+        if self._buffer and self.state == State.HALF_CLOSED_REMOTE:
+            raise CallFailed("INTERNAL", "The stream ended inside a message.")
+        return messages
+
+    def message_read(self) -> int:
+        """Count one message of `take_messages` as read. Returns `grant()`."""
+        self._unread -= 1
+        return self.grant()
+
+    def grant(self) -> int:
+        """Return by how many bytes to enlarge the peer's window now; 0 for not yet.
+
+        While messages are unread the window stays as it is: more of them would only pile up.
+        """
+        if (
+            self._ungranted < STREAM_WINDOW // 2
+            or self._unread
+            or self.state != State.OPEN
+            or self.status is not None
+        ):
+            return 0
+        size, self._ungranted = self._ungranted, 0
+        self._receive_window += size
+        return size
+
+    # To the peer.
+
+    def send(self, content: bytes) -> None:
+        """Queue a message."""
+        self.output += MESSAGE_PREFIX.pack(0, len(content)) + content
+
+    def finish(self, status: Status, content: bytes | None) -> None:
+        """Queue the answer of a unary call, if there is one, and the trailers."""
+        self.status = status
+        self._buffer = b""
+        if content is not None:
+            self.send(content)
+
+    def enlarge_window(self, size: int) -> None:
+        """Let `size` more bytes be sent; fewer if negative. Raises ProtocolError on overflow."""
+        self._send_window += size
+        if self._send_window > frames.LARGEST_WINDOW:
+            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "a window larger than allowed")
+
+    def next_frames(self, window: int, max_frame: int) -> tuple[list[bytes], int]:
+        """Return the frames that can be sent now, and how many bytes of `window` they use.
+
+        `window` is the connection's. The last frame has the trailers: it comes once the status is
+        known and all messages are sent, and moves the stream to its next state.
+        """
+        parts: list[bytes] = []
+        used = 0
+        if self.output:
+            if not self._headers_sent:
+                self._headers_sent = True
+                block = RESPONSE_HEADERS
+                parts.append(frames.frame(frames.HEADERS, frames.END_HEADERS, self.id, block))
+            while unsent := len(self.output) - self._sent:
+                size = min(unsent, window - used, self._send_window, max_frame)
+                if size <= 0:
+                    return parts, used
+                chunk = self.output[self._sent : self._sent + size]
+                parts.append(frames.frame(frames.DATA, 0, self.id, chunk))
+                used += size
+                self._sent += size
+                self._send_window -= size
+            self.output, self._sent = b"", 0
+        if self.status is not None:
+            block = trailers(self.status, self.request_id)
+            if not self._headers_sent:
+                block = RESPONSE_HEADERS + block
+            flags = frames.END_HEADERS | frames.END_STREAM
+            parts.append(frames.frame(frames.HEADERS, flags, self.id, block))
+            is_open = self.state == State.OPEN
+            self.state = State.HALF_CLOSED_LOCAL if is_open else State.CLOSED
+        return parts, used
+
+
+def _too_large(max_message: int) -> CallFailed:
+    return CallFailed("RESOURCE_EXHAUSTED", f"The message is larger than {max_message} bytes.")

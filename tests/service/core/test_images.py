@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.core.errors import InvalidArgument, RequestTooLarge
-from service.core.images import check_pixels, open_image, to_pixels
+from service.core.images import open_image, to_pixels
 from tests.conftest import Mnist
 
 
@@ -95,8 +95,8 @@ def test_a_picture_with_flipped_bytes_is_decoded_or_refused(data: st.DataObject)
     assert pixels.shape == (1, 28, 28)
 
 
-@pytest.mark.parametrize("length", [0, 1, 783, 785])
-def test_raw_pixels_come_in_whole_images(length: int) -> None:
-    with pytest.raises(InvalidArgument, match="784"):
-        check_pixels(bytes(length))
-    assert check_pixels(bytes(784 * 3)).shape == (3, 28, 28)
+def test_two_specks_on_a_large_page_are_rejected_as_blank() -> None:
+    page = np.full((1000, 1000), 255, np.uint8)
+    page[5, 5] = page[-6, -6] = 0
+    with pytest.raises(InvalidArgument, match="blank"):
+        to_pixels(open_image(png(Image.fromarray(page)), 16_000_000))

@@ -31,11 +31,11 @@ def rounded(value: object) -> object:
     """Nanoseconds to the microsecond: sums of floats depend on their order."""
     if isinstance(value, dict):
         return {k: round(v / 1000) if k == "ns" else rounded(v) for k, v in value.items()}
-    return [rounded(each) for each in value] if isinstance(value, list) else value
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 @given(RUNS, RUNS)
-def test_workers_add_up_to_what_one_would_have_counted(
+def test_merged_statistics_of_two_workers_equal_those_of_one(
     one: list[BatchRun], other: list[BatchRun]
 ) -> None:
     together = rounded(merge([counted(one), counted(other)]))
@@ -52,27 +52,27 @@ def _near(one: object, other: object) -> bool:
     return isinstance(one, int) and isinstance(other, int) and abs(one - other) <= 1
 
 
-def test_a_run_counts_for_each_of_its_requests() -> None:
+def test_run_counts_for_each_of_its_requests() -> None:
     statistics = ModelStatistics()
     statistics.ran(BatchRun(3, 6, 0.9, 0.3, 0.01, 0.1, 0.02))
     statistics.failed(0.5)
-    found = statistics.as_dict()
-    assert found["last_inference"] > 1_700_000_000_000
-    assert (found["inference_count"], found["execution_count"]) == (6, 1)
-    stats = found["inference_stats"]
+    totals = statistics.as_dict()
+    assert totals["last_inference"] > 1_700_000_000_000
+    assert (totals["inference_count"], totals["execution_count"]) == (6, 1)
+    stats = totals["inference_stats"]
     assert stats["success"] == {"count": 3, "ns": 900_000_000}
     assert stats["fail"] == {"count": 1, "ns": 500_000_000}
     assert stats["queue"] == {"count": 3, "ns": 300_000_000}
     assert stats["compute_infer"]["ns"] == 300_000_000
-    (size,) = found["batch_stats"]
+    (size,) = totals["batch_stats"]
     assert size["batch_size"] == 6
     assert size["compute_infer"] == {"count": 1, "ns": 100_000_000}
 
 
-def test_a_caller_with_every_batch_size_fills_no_memory() -> None:
+def test_statistics_by_batch_size_are_bounded() -> None:
     statistics = ModelStatistics()
     for rows in range(1, 5000):
         statistics.ran(BatchRun(1, rows, 0, 0, 0, 0, 0))
-    found = statistics.as_dict()
-    assert len(found["batch_stats"]) == 1024
-    assert found["execution_count"] == 4999
+    totals = statistics.as_dict()
+    assert len(totals["batch_stats"]) == 1024
+    assert totals["execution_count"] == 4999

@@ -12,7 +12,7 @@ LEVELS = [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.C
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_settings_of_a_level_lead_back_to_it(level: int) -> None:
+def test_the_settings_of_a_level_convert_back_to_it(level: int) -> None:
     for before in LEVELS:
         assert level_of(before, settings_of(level), logging.INFO) == level
     assert level_of(level, {}, logging.INFO) == level
@@ -33,7 +33,7 @@ def test_changes_move_the_threshold(changes: dict[str, Any], level: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "named"),
+    ("changes", "kind", "name"),
     [
         ({"log_error": False}, InvalidArgument, "log_error"),
         ({"log_warning": False}, InvalidArgument, "log_warning"),
@@ -46,8 +46,8 @@ def test_changes_move_the_threshold(changes: dict[str, Any], level: int) -> None
         ({"log_format": "ISO8601"}, Unimplemented, "log_format"),
     ],
 )
-def test_changes_that_cannot_be_are_refused_by_name(
-    changes: dict[str, Any], kind: type[ServiceError], named: str
+def test_impossible_changes_are_refused_by_name(
+    changes: dict[str, Any], kind: type[ServiceError], name: str
 ) -> None:
-    with pytest.raises(kind, match=named):
+    with pytest.raises(kind, match=name):
         level_of(logging.INFO, changes, logging.INFO)

@@ -1,4 +1,4 @@
-"""What is said where CUDA does not work: the cause, in one sentence."""
+"""Where CUDA does not work, the message names the cause in one sentence."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
+from service.core.errors import ProviderUnavailable
 from service.runtime import cuda
 from service.runtime import session as sessions
-from service.runtime.session import ProviderUnavailable, SessionOptions, load
+from service.runtime.session import SessionOptions, load
 
 FUNCTION = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 "
@@ -24,7 +25,7 @@ PLACE = " ; GPU=-1 ; hostname=vm ; file=/onnxruntime_src/cuda_execution_provider
 
 
 class Driver:
-    """libcuda, of this status of cuInit and this many devices."""
+    """A libcuda with this status of cuInit and this many devices."""
 
     def __init__(self, status: int, devices: int) -> None:
         self._status, self._devices = status, devices
@@ -38,7 +39,7 @@ class Driver:
 
 
 def loads(monkeypatch: pytest.MonkeyPatch, driver: Driver | None, library: str = "") -> None:
-    """The loader finds this driver, and says `library` of the library for CUDA."""
+    """Make the loader find this driver, and fail on the library for CUDA with `library`."""
 
     def load_library(name: str) -> object:
         if name == "libcuda.so.1" and driver is not None:
@@ -48,20 +49,20 @@ def loads(monkeypatch: pytest.MonkeyPatch, driver: Driver | None, library: str =
     monkeypatch.setattr(ctypes, "CDLL", load_library)
 
 
-def test_the_functions_and_places_of_an_error_are_left_out():
+def test_an_error_is_shortened_by_its_functions_and_source_lines():
     assert cuda.in_short(FUNCTION + FUNCTION + NO_DEVICE + PLACE) == NO_DEVICE
     assert cuda.in_short("two\nlines") == "two lines"
     assert len(cuda.in_short("long " * 1000)) < 400
 
 
-def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch):
     loads(monkeypatch, None)
     assert "no NVIDIA driver" in cuda.what_is_missing()
     assert "libcuda.so.1" in cuda.what_is_missing()
 
 
 @pytest.mark.parametrize("driver", [Driver(100, 0), Driver(0, 0)])
-def test_a_driver_without_a_device(monkeypatch: pytest.MonkeyPatch, driver: Driver):
+def test_a_driver_that_shows_no_device_is_named(monkeypatch: pytest.MonkeyPatch, driver: Driver):
     loads(monkeypatch, driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert cuda.what_is_missing() == "the NVIDIA driver shows no CUDA device"
@@ -69,18 +70,18 @@ def test_a_driver_without_a_device(monkeypatch: pytest.MonkeyPatch, driver: Driv
     assert cuda.what_is_missing().endswith("no CUDA device (CUDA_VISIBLE_DEVICES is '-1')")
 
 
-def test_a_driver_that_does_not_start(monkeypatch: pytest.MonkeyPatch):
+def test_a_driver_that_does_not_start_is_named_with_its_error(monkeypatch: pytest.MonkeyPatch):
     loads(monkeypatch, Driver(803, 0))
     assert "CUDA error 803" in cuda.what_is_missing()
 
 
-def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
-    said = "libcublasLt.so.13: cannot open shared object file: No such file or directory"
-    loads(monkeypatch, Driver(0, 1), said)
-    assert cuda.what_is_missing().endswith(said)
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
+    message = "libcublasLt.so.13: cannot open shared object file: No such file or directory"
+    loads(monkeypatch, Driver(0, 1), message)
+    assert cuda.what_is_missing().endswith(message)
 
 
-def test_cuda_that_fails_is_refused_with_the_cause_or_what_onnx_runtime_said_in_short(
+def test_if_cuda_fails_the_error_has_the_cause_or_else_the_short_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""The lock of the device: held for runs, captures and releases, and free between captures."""
+"""The device lock is held for runs, captures and releases, and free between captures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from service.core.errors import ModelLoadError
 from service.runtime import fixed_batches
 from service.runtime.device import DEVICE, OnDevice, wait_for_releases
 from service.runtime.fixed_batches import _Buffers, sizes
-from service.runtime.session import CPU, LoadError, Session, SessionOptions, _create, load
+from service.runtime.session import CPU, Session, SessionOptions, _create, load
 from tests.conftest import SHIPPED_MODELS
 from tests.e2e.onnx_models import publish_identity
 
@@ -31,7 +32,7 @@ def on_device(fixed: bool, path: Path = SHIPPED) -> Session:
 
 @contextmanager
 def waits_for_the_device() -> Iterator[ThreadPoolExecutor]:
-    """What is submitted inside is not done before the end."""
+    """Hold the lock: a task submitted inside that needs the device cannot finish before the end."""
     with ThreadPoolExecutor(1) as executor:
         with DEVICE:
             yield executor
@@ -59,27 +60,27 @@ def test_a_run_of_bfloat16_on_the_device_waits_for_the_lock(tmp_path: Path) -> N
     assert run.result()[0].tolist() == x.tolist()
 
 
-def test_there_is_nothing_to_wait_for_where_no_session_was_made() -> None:
-    # A process of its own: in this one there were some.
+def test_without_any_session_waiting_for_releases_returns_at_once() -> None:
+    # In a process of its own, since this one has created sessions.
     code = "from service.runtime.device import wait_for_releases; wait_for_releases(60)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
-def test_a_session_of_the_cpu_takes_no_lock() -> None:
-    def use() -> tuple[int, ...]:
+def test_a_session_on_the_cpu_does_not_use_the_lock() -> None:
+    def load_and_run() -> tuple[int, ...]:
         return load(SHIPPED, SessionOptions("cpu")).run([IMAGES])[1].shape
 
     with ThreadPoolExecutor(1) as executor, DEVICE:
-        assert executor.submit(use).result(20) == (3, 10)
+        assert executor.submit(load_and_run).result(20) == (3, 10)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_a_session_is_dropped_under_the_lock(fixed: bool) -> None:
-    made = ort.InferenceSession(str(SHIPPED), providers=[CPU])
+def test_a_session_is_freed_under_the_lock(fixed: bool) -> None:
+    ort_session = ort.InferenceSession(str(SHIPPED), providers=[CPU])
     held = []
-    weakref.finalize(made, lambda: held.append(DEVICE.locked()))
-    session = Session(made, 8, "cpu", fixed)
-    del made
+    weakref.finalize(ort_session, lambda: held.append(DEVICE.locked()))
+    session = Session(ort_session, 8, "cpu", fixed)
+    del ort_session
     with DEVICE:
         del session
         assert held == []
@@ -87,44 +88,45 @@ def test_a_session_is_dropped_under_the_lock(fixed: bool) -> None:
     assert held == [True]
 
 
-def test_buffers_are_dropped_under_the_lock_when_their_thread_has_ended() -> None:
+def test_buffers_are_freed_under_the_lock_after_their_thread_has_ended() -> None:
     session = on_device(True)
     assert session._fixed is not None
     (thread,) = session._fixed._thread._threads
-    seen = []
+    freed = []
     for buffers in session._fixed._buffers:
-        weakref.finalize(buffers, lambda: seen.append((DEVICE.locked(), thread.is_alive())))
+        weakref.finalize(buffers, lambda: freed.append((DEVICE.locked(), thread.is_alive())))
     del buffers, session
     wait_for_releases()
-    assert seen == [(True, False)] * len([*sizes(8), 8])
+    assert freed == [(True, False)] * len([*sizes(8), 8])
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_what_a_failed_load_had_is_dropped_under_the_lock(
+def test_a_failed_load_frees_its_session_under_the_lock(
     monkeypatch: pytest.MonkeyPatch, fixed: bool
 ) -> None:
     held = []
-    make = ort.InferenceSession
+    create = ort.InferenceSession
 
-    def made(path: str, options: object, **rest: object) -> ort.InferenceSession:
-        session = make(path, options, **rest)
+    def watched(path: str, options: object, **rest: object) -> ort.InferenceSession:
+        session = create(path, options, **rest)
         weakref.finalize(session, lambda: held.append(DEVICE.locked()))
         return session
 
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA failure 2: out of memory")
 
-    monkeypatch.setattr(ort, "InferenceSession", made)
+    monkeypatch.setattr(ort, "InferenceSession", watched)
     monkeypatch.setattr(_Buffers, "run", fail)
     monkeypatch.setattr(OnDevice, "run", fail)
-    with pytest.raises(LoadError, match="out of memory") as raised:
+    with pytest.raises(ModelLoadError, match="out of memory") as raised:
         _create(SHIPPED, SessionOptions(), [CPU], device="cpu", fixed=fixed)
-    # Before the error is told, for another try needs the memory; and not when that is forgotten.
+    # It is freed before the error is raised, since another attempt needs the memory, and not when
+    # the error itself is freed.
     assert held == [True]
     del raised
 
 
-def test_a_request_can_be_answered_between_the_captures_of_a_load(
+def test_a_request_is_answered_between_the_captures_of_a_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other, answered = on_device(True), list[int]()

@@ -1,4 +1,4 @@
-"""Batches of fixed sizes, as they are run on CUDA: here on the CPU, with everything but graphs."""
+"""Batches of fixed sizes, as on CUDA, but here on the CPU and without graphs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from service.core.errors import ProviderUnavailable
 from service.core.tensors import TensorSpec
 from service.runtime import session as sessions
 from service.runtime.fixed_batches import FixedBatches, _Buffers, have_fixed_rows, sizes
-from service.runtime.session import CPU, ProviderUnavailable, Session, SessionOptions, load
+from service.runtime.session import CPU, Session, SessionOptions, load
 from tests.conftest import SHIPPED_MODELS, Mnist
 from tests.e2e.onnx_models import publish, publish_sum
 
@@ -33,15 +34,15 @@ def plain(path: Path) -> Session:
 @pytest.fixture
 def sizes_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Filled with the size of every run."""
-    seen: list[int] = []
+    run_sizes: list[int] = []
     run = _Buffers.run
 
     def counted(buffers: _Buffers) -> None:
-        seen.append(buffers.size)
+        run_sizes.append(buffers.size)
         run(buffers)
 
     monkeypatch.setattr(_Buffers, "run", counted)
-    return seen
+    return run_sizes
 
 
 def test_the_ladder_doubles_up_to_the_largest_batch():
@@ -66,14 +67,14 @@ def test_the_ladder_doubles_up_to_the_largest_batch():
         (35, [8, 8, 8, 8, 4]),
     ],
 )
-def test_a_batch_is_padded_to_the_next_size_and_parted_above_the_ladder(
+def test_a_batch_is_padded_to_the_next_size_and_split_above_the_largest(
     mnist: Mnist, sizes_run: list[int], count: int, run: list[int]
 ) -> None:
     session, images = on_device(SHIPPED), mnist.images[:count]
     sizes_run.clear()
-    got = session.run([images])
+    outputs = session.run([images])
     assert sizes_run == run
-    for expected, output in zip(plain(SHIPPED).run([images]), got, strict=True):
+    for expected, output in zip(plain(SHIPPED).run([images]), outputs, strict=True):
         assert output.shape == expected.shape == (count, 10)
         assert output.dtype == expected.dtype
         assert np.abs(output - expected).max(initial=0) < 1e-4
@@ -83,11 +84,11 @@ def test_every_size_is_run_before_the_first_request(sizes_run: list[int]) -> Non
     session = ort.InferenceSession(str(SHIPPED), providers=[CPU])
     inputs = [TensorSpec("image", "UINT8", (-1, 28, 28))]
     outputs = [TensorSpec(name, "FP32", (-1, 10)) for name in ("logits", "probabilities")]
-    FixedBatches(session, inputs, outputs, 6, "cpu")
+    FixedBatches(session, inputs, outputs, max_rows=6, device="cpu")
     assert sizes_run == [1, 2, 4, 6, 6]
 
 
-def test_answers_outlive_the_next_run(mnist: Mnist) -> None:
+def test_outputs_outlive_the_next_run(mnist: Mnist) -> None:
     session = on_device(SHIPPED)
     first = session.run([mnist.images[:3]])
     kept = [output.copy() for output in first]
@@ -97,7 +98,7 @@ def test_answers_outlive_the_next_run(mnist: Mnist) -> None:
 
 
 def test_padding_is_zero_after_a_larger_batch(tmp_path: Path) -> None:
-    # Its rows are not independent, which shows what lies below a batch.
+    # The rows of this model are not independent, so its output shows what lies below a batch.
     publish(
         tmp_path,
         "total",
@@ -122,15 +123,15 @@ def test_every_input_and_output_has_its_buffers(tmp_path: Path) -> None:
     assert np.array_equal(gap, a - b)
 
 
-def test_two_sessions_from_many_threads_at_once(mnist: Mnist) -> None:
+def test_two_sessions_can_run_from_many_threads_at_once(mnist: Mnist) -> None:
     two = [on_device(SHIPPED), on_device(SHIPPED)]
     expected = plain(SHIPPED).run([mnist.images[:200]])[1]
 
     def ask(number: int) -> float:
         start = number * 7 % 150
         rows = slice(start, start + 1 + number % 40)
-        got = two[number % 2].run([mnist.images[rows]])[1]
-        return float(np.abs(got - expected[rows]).max())
+        probabilities = two[number % 2].run([mnist.images[rows]])[1]
+        return float(np.abs(probabilities - expected[rows]).max())
 
     with ThreadPoolExecutor(8) as executor:
         assert max(executor.map(ask, range(120))) < 1e-4
@@ -156,16 +157,16 @@ def test_only_the_number_of_rows_may_be_open(
 
 @pytest.fixture
 def cpu_as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading takes the way of CUDA, on the CPU."""
+    """Loading goes through the code for CUDA, on the CPU."""
     monkeypatch.setattr(sessions, "CUDA", CPU)
     monkeypatch.setattr(sessions, "_CUDA_DEVICE", "cpu")
     monkeypatch.setattr(sessions, "cuda_is_built_in", lambda: True)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
-    make: Callable[..., ort.InferenceSession] = ort.InferenceSession
+    create: Callable[..., ort.InferenceSession] = ort.InferenceSession
 
     def without_cuda_options(path: str, options: object, *, providers: object, **rest: object):
-        # The CPU's provider takes none of CUDA's options.
-        return make(path, None, providers=[CPU], **rest)
+        # The CPU's provider accepts none of CUDA's options.
+        return create(path, None, providers=[CPU], **rest)
 
     monkeypatch.setattr(ort, "InferenceSession", without_cuda_options)
 
@@ -180,7 +181,7 @@ def test_cuda_is_loaded_with_fixed_sizes(mnist: Mnist, sizes_run: list[int]) -> 
 
 
 @pytest.mark.usefixtures("cpu_as_cuda")
-def test_a_capture_that_fails_leaves_plain_runs_and_one_warning(
+def test_if_a_capture_fails_the_model_runs_without_graphs_after_one_warning(
     mnist: Mnist, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(buffers: _Buffers) -> None:
@@ -188,7 +189,7 @@ def test_a_capture_that_fails_leaves_plain_runs_and_one_warning(
 
     monkeypatch.setattr(_Buffers, "run", fail)
     with caplog.at_level(logging.WARNING):
-        session = load(SHIPPED, SessionOptions("cuda", 1, False, 8, 8))
+        session = load(SHIPPED, SessionOptions("cuda", max_rows=8, max_rows_on_cuda=8))
     (record,) = caplog.records
     assert "without CUDA graphs" in record.getMessage()
     assert record.getMessage().endswith("not permitted when stream is capturing.")
@@ -196,7 +197,7 @@ def test_a_capture_that_fails_leaves_plain_runs_and_one_warning(
 
 
 @pytest.mark.usefixtures("cpu_as_cuda")
-def test_a_model_of_other_open_sizes_is_run_plainly_on_cuda(
+def test_a_model_with_other_open_sizes_runs_on_cuda_without_graphs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(
@@ -212,7 +213,7 @@ def test_a_model_of_other_open_sizes_is_run_plainly_on_cuda(
 
 
 @pytest.mark.usefixtures("cpu_as_cuda")
-def test_a_model_that_cuda_cannot_load_is_an_error_without_that_warning(
+def test_a_model_that_cuda_cannot_load_is_an_error_without_a_warning_about_graphs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")

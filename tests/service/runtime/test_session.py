@@ -1,20 +1,28 @@
-"""One session: inputs longer than a run is meant to be are run in parts that no one can see."""
+"""One session: inputs longer than a run run in parts, which the outputs do not show."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from service.runtime.session import Session, SessionOptions, load
+from service.core.errors import ModelLoadError, ProviderUnavailable
+from service.runtime.session import (
+    CPU,
+    Session,
+    SessionOptions,
+    load,
+)
 from tests.conftest import SHIPPED_MODELS, Mnist
 from tests.e2e.onnx_models import publish, publish_identity, publish_sum
+from tests.service.linear_model import publish_linear
 
 SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
 
@@ -23,35 +31,41 @@ def load_cpu(path: Path, max_rows: int = 1 << 20) -> Session:
     return load(path, SessionOptions("cpu", max_rows=max_rows))
 
 
-def rows_of_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Filled with the rows of every run that ONNX Runtime is asked for from now on."""
-    rows: list[int] = []
-    run = session._run_whole
+class CountingRuntime:
+    """The compiled half of an ONNX Runtime session, which remembers the rows of every run."""
 
-    def counted(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        rows.append(len(inputs[0]))
-        return run(inputs)
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self.rows: list[int] = []
 
-    monkeypatch.setattr(session, "_run_whole", counted)
-    return rows
+    def run(self, names: list[str], feed: dict[str, np.ndarray], options: None) -> Any:
+        self.rows.append(len(next(iter(feed.values()))))
+        return self._runtime.run(names, feed, options)
+
+
+def counting_session(path: Path, max_rows: int) -> tuple[Session, list[int]]:
+    """A session, and the rows of every run that ONNX Runtime is asked for from now on."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    counting = session._sess = CountingRuntime(session._sess)
+    counted = Session(session, max_rows)
+    counting.rows.clear()  # those of the warm-up
+    return counted, counting.rows
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 50])
-def test_parts_give_what_the_whole_gives(
-    mnist: Mnist, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_have_the_outputs_of_the_whole(mnist: Mnist, count: int) -> None:
     images = mnist.images[:count]
-    whole, parted = load_cpu(SHIPPED), load_cpu(SHIPPED, max_rows=8)
-    rows = rows_of_runs(parted, monkeypatch)
-    for expected, got in zip(whole.run([images]), parted.run([images]), strict=True):
-        assert got.shape == expected.shape == (count, 10)
-        assert got.dtype == expected.dtype
-        assert np.abs(got - expected).max() < 1e-4
+    whole = load_cpu(SHIPPED)
+    split, rows = counting_session(SHIPPED, max_rows=8)
+    for expected, output in zip(whole.run([images]), split.run([images]), strict=True):
+        assert output.shape == expected.shape == (count, 10)
+        assert output.dtype == expected.dtype
+        assert np.abs(output - expected).max() < 1e-4
     assert sum(rows) == count
     assert max(rows) <= 8
 
 
-def test_every_input_and_output_is_parted_alike(tmp_path: Path) -> None:
+def test_every_input_and_output_is_split(tmp_path: Path) -> None:
     publish_sum(tmp_path)
     session = load_cpu(tmp_path / "sum" / "1" / "model.onnx", max_rows=4)
     a, b = np.random.default_rng(0).normal(size=(2, 11, 3)).astype(np.float32)
@@ -61,7 +75,7 @@ def test_every_input_and_output_is_parted_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("datatype", ["BF16", "BYTES", "BOOL", "FP64"])
-def test_parts_keep_every_kind_of_tensor(tmp_path: Path, datatype: str) -> None:
+def test_parts_keep_every_datatype(tmp_path: Path, datatype: str) -> None:
     publish_identity(tmp_path, datatype)
     name = f"identity_{datatype.lower()}"
     session = load_cpu(tmp_path / name / "1" / "model.onnx", max_rows=4)
@@ -72,7 +86,7 @@ def test_parts_keep_every_kind_of_tensor(tmp_path: Path, datatype: str) -> None:
     assert y.tolist() == x.tolist()
 
 
-def test_a_model_of_other_rows_than_it_was_given_is_run_whole(tmp_path: Path) -> None:
+def test_a_model_with_more_output_rows_than_input_rows_runs_whole(tmp_path: Path) -> None:
     publish(
         tmp_path,
         "twice",
@@ -85,7 +99,7 @@ def test_a_model_of_other_rows_than_it_was_given_is_run_whole(tmp_path: Path) ->
     assert np.array_equal(session.run([x])[0], np.concatenate([x, x]))
 
 
-def test_a_model_that_is_not_batchable_is_never_parted(tmp_path: Path) -> None:
+def test_a_model_that_is_not_batchable_is_never_split(tmp_path: Path) -> None:
     publish(
         tmp_path,
         "mean",
@@ -99,7 +113,7 @@ def test_a_model_that_is_not_batchable_is_never_parted(tmp_path: Path) -> None:
     assert session.run([x])[0].item() == pytest.approx(8.5)
 
 
-def test_a_part_that_fails_leaves_it_to_the_whole(tmp_path: Path) -> None:
+def test_if_a_part_fails_the_whole_decides(tmp_path: Path) -> None:
     publish(
         tmp_path,
         "pick",
@@ -115,15 +129,34 @@ def test_a_part_that_fails_leaves_it_to_the_whole(tmp_path: Path) -> None:
         session.run([x, backwards])
 
 
-def test_onnx_runtime_is_told_to_send_no_telemetry() -> None:
+def test_onnx_runtime_sends_no_telemetry_unless_it_is_enabled() -> None:
     script = "import os, service.runtime.session; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     environ = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
-    for given, seen in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+    for variables, expected in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
         done = subprocess.run(
             [sys.executable, "-c", script],
-            env=environ | given,
+            env=environ | variables,
             capture_output=True,
             text=True,
             check=True,
         )
-        assert done.stdout.strip() == seen
+        assert done.stdout.strip() == expected
+
+
+def test_model_that_cannot_be_served_is_rejected_at_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="float8"):
+        load(publish_linear(tmp_path, TensorProto.FLOAT8E4M3FN), SessionOptions("cpu"))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(ModelLoadError):
+        load(broken, SessionOptions("cpu"))
+
+
+def test_cuda_on_a_cpu_build_is_an_error_and_auto_says_why(tmp_path: Path) -> None:
+    model = publish_linear(tmp_path)
+    with pytest.raises(ProviderUnavailable, match="without CUDA"):
+        load(model, SessionOptions("cuda"))
+    session = load(model, SessionOptions("auto"))
+    assert session.provider == CPU
+    assert "without CUDA" in session.fallback
+    assert load(model, SessionOptions("cpu")).fallback == ""

@@ -47,9 +47,9 @@ class DigitClassifierServicer(object):
     """
 
     def Predict(self, request, context):
-        """Classifies one image, or a batch of raw images, in one call.
-        INVALID_ARGUMENT names the field that is wrong; NOT_FOUND the model or version that is not
-        served; UNAVAILABLE means try again later.
+        """Classifies one image, or a batch of raw images.
+        INVALID_ARGUMENT names the invalid field, NOT_FOUND the model or version that is not served.
+        UNAVAILABLE means that a later retry can succeed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,1 @@
+"""The cost of each option of ONNX Runtime, without a server."""

@@ -1,0 +1,40 @@
+"""python -m benchmarks.engine: the cost of each option of ONNX Runtime, relative to its default.
+
+Runs sessions in a loop, without a server, for both models and 1 to 512 rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import served_models
+from benchmarks.engine.measure import measure
+from benchmarks.engine.report import write_report
+from benchmarks.engine.results import Plan
+from benchmarks.engine.sessions import CONFIGURATIONS
+from benchmarks.paths import RESULTS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure; write DATE-MACHINE-engine.json with its tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
+    add = parser.add_argument
+    add("--models", default=",".join(served_models.NAMES), help="default: %(default)s")
+    add("--rounds", type=int, default=Plan().rounds, help="default: %(default)s")
+    add("--seconds", type=float, default=Plan().seconds, help="seconds per sample")
+    add("--results", type=Path, default=RESULTS, help="folder of the results file")
+    options = parser.parse_args(arguments)
+    models = options.models.split(",")
+    if unknown := set(models) - set(served_models.NAMES):
+        print(f"engine: There is no model '{min(unknown)}'.", file=sys.stderr)
+        return 2
+    plan = Plan(rounds=options.rounds, seconds=options.seconds)
+    print(write_report(measure(models, CONFIGURATIONS, plan, options.results)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

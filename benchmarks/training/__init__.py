@@ -1,0 +1,1 @@
+"""Benchmarks of training: its speed beside plain PyTorch, and the accuracy of every recipe."""

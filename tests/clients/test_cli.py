@@ -1,0 +1,106 @@
+"""mnist-predict against a real server: what it prints, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clients.cli import Answer, bars, main
+from tests.conftest import ROOT, Server, free_ports
+
+SEVEN = str(ROOT / "docs" / "seven.png")
+
+
+@pytest.fixture(params=["http", "grpc"])
+def address(request: pytest.FixtureRequest, server: Server) -> list[str]:
+    """The options that lead to the server over one of the transports."""
+    if request.param == "grpc":
+        return ["--grpc", "--address", server.grpc]
+    return ["--address", server.http]
+
+
+def test_the_digit_and_its_distribution_are_shown(
+    address: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([SEVEN, *address]) == 0
+    shown = capsys.readouterr().out
+    assert f"over {'gRPC' if '--grpc' in address else 'HTTP'}" in shown
+    assert "It is a 7" in shown
+    assert "mnist version 1" in shown
+
+
+def test_json_is_one_object_per_line_and_file(
+    address: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([SEVEN, SEVEN, "--json", *address]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(answer["file"], answer["digit"]) for answer in answers] == [(SEVEN, 7)] * 2
+    assert len(answers[0]["probabilities"]) == 10
+    assert sum(answers[0]["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert 0 <= answers[0]["entropy_bits"] < 0.01
+
+
+def test_a_jpeg_is_sent_as_such(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.open(SEVEN).convert("L").resize((280, 280)).save(tmp_path / "seven.jpg", quality=95)
+    assert main([str(tmp_path / "seven.jpg"), "--json", "--address", server.http]) == 0
+    assert json.loads(capsys.readouterr().out)["digit"] == 7
+
+
+def test_a_bad_file_is_named_and_the_others_are_predicted(
+    address: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("seven")
+    shutil.copy(SEVEN, "seven.png")
+    assert main(["notes.txt", "missing.png", "seven.png", "--json", *address]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "notes.txt: this is not a PNG or JPEG image.",
+        "missing.png: cannot be read: No such file or directory.",
+    ]
+    assert json.loads(captured.out)["digit"] == 7
+
+
+def test_the_servers_own_sentence_is_passed_on(
+    address: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([SEVEN, "--model", "letters", *address]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "The server says:" in error
+    assert "letters" in error
+
+
+@pytest.mark.parametrize("transport", [[], ["--grpc"]], ids=["http", "grpc"])
+def test_a_server_that_does_not_answer_is_named_with_the_next_step(
+    transport: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    assert main([SEVEN, "--address", address, "--timeout", "5", *transport]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"answer from {address}" in error
+    assert "Start a server with mnist-serve, or name another with --address." in error
+
+
+def test_bars_are_as_long_as_their_probabilities() -> None:
+    answer = Answer(
+        model_name="m",
+        model_version="3",
+        digit=4,
+        probabilities=[0.0, 0.0, 0.0, 0.0, 0.75, 0.0, 0.0, 0.25, 0.0, 0.0],
+        entropy_bits=0.811,
+    )
+    lines = bars(answer).plain.splitlines()
+    assert [line.count("█") for line in lines[:10]] == [0, 0, 0, 0, 24, 0, 0, 8, 0, 0]
+    assert lines[4].endswith("75.000%")
+    assert lines[10] == "It is a 4, entropy 0.811 bits (m version 3)"

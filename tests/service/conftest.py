@@ -1,0 +1,64 @@
+"""Runs each module that needs service/stubs/inference in a process of its own.
+
+Those messages and tritonclient's both define the protobuf package `inference`, and a process can
+hold only one of the two. Other tests import tritonclient. When pytest is asked for nothing but such
+modules, they run in pytest's own process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Properties must not depend on the time that an example takes on a busy machine.
+settings.register_profile(
+    "no time limit", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("no time limit")
+
+_FOLDER = Path(__file__).parent
+# Folders, without their subfolders.
+_NEED_OUR_MESSAGES = (_FOLDER / "grpc",)
+_SECONDS = 300
+
+
+class OwnProcess(pytest.Item):
+    """All tests of one module, as one test."""
+
+    def runtest(self) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(self.path)]
+        done = subprocess.run(
+            command,
+            cwd=self.config.rootpath,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            pytest.fail(done.stdout, pytrace=False)
+
+
+class IsolatedModule(pytest.File):
+    """A test module that this process does not import."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        yield OwnProcess.from_parent(self, name="own process")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.File | None:
+    config = parent.config
+    asked = [config.invocation_params.dir / name.partition("::")[0] for name in config.args]
+    if not _needs_our_messages(module_path) or all(map(_needs_our_messages, asked)):
+        return None  # pytest's own way
+    return IsolatedModule.from_parent(parent, path=module_path)
+
+
+def _needs_our_messages(path: Path) -> bool:
+    return path.parent in _NEED_OUR_MESSAGES

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from service.core.digits import (
+    DigitLayout,
+    NotDigits,
+    layout_of,
+    pixels_from_bytes,
+    pixels_from_values,
+)
+from service.core.errors import InvalidArgument
+from service.core.tensors import TensorSpec
+
+PIXELS_IN = TensorSpec("pixels", "UINT8", (-1, 28, 28))
+OUTPUTS = [TensorSpec("scores", "FP32", (-1, 10)), TensorSpec("other", "FP32", (-1, 10))]
+
+LOGITS = arrays.arrays(
+    np.float32, st.tuples(st.integers(1, 20), st.just(10)), elements=st.floats(-50, 50, width=32)
+)
+
+
+@given(LOGITS)
+def test_logits_become_distributions_with_their_entropy(logits: np.ndarray) -> None:
+    predictions = DigitLayout(output=0, is_logits=True, image_shape=None).predictions([logits])
+    exact = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    exact /= exact.sum(axis=1, keepdims=True)
+    assert len(predictions) == len(logits)
+    for prediction, row in zip(predictions, exact, strict=True):
+        assert prediction.digit == prediction.probabilities.argmax()
+        assert np.abs(prediction.probabilities - row).max() < 1e-5
+        assert abs(float(prediction.probabilities.sum()) - 1) <= 1e-6
+        terms = row[row > 0] * np.log2(row[row > 0])
+        assert abs(prediction.entropy_bits + terms.sum()) < 1e-3
+        assert 0 <= prediction.entropy_bits <= np.log2(10) + 1e-5
+
+
+@given(LOGITS)
+def test_few_rows_and_many_rows_are_computed_alike(logits: np.ndarray) -> None:
+    layout = DigitLayout(output=0, is_logits=True, image_shape=None)
+    alone = [layout.predictions([row[None]])[0] for row in logits]
+    together = layout.predictions([np.concatenate([logits] * 9)])[: len(logits)]
+    for one, other in zip(alone, together, strict=True):
+        assert one.digit == other.digit
+        assert np.array_equal(one.probabilities, other.probabilities)
+        assert one.entropy_bits == pytest.approx(other.entropy_bits, abs=1e-6)
+
+
+def test_certainty_has_an_entropy_of_zero() -> None:
+    layout = DigitLayout(output=1, is_logits=False, image_shape=None)
+    certain = np.eye(10, dtype=np.float32)
+    for rows in (certain[:1], certain):
+        for prediction in layout.predictions([np.zeros((1, 1)), rows]):
+            assert str(prediction.entropy_bits) == "0.0"
+
+
+def test_pixels_reach_a_uint8_input_untouched_and_a_float_input_scaled() -> None:
+    pixels = np.arange(2 * 784, dtype=np.uint8).reshape(2, 28, 28)
+    (same,) = DigitLayout(output=0, is_logits=False, image_shape=None).inputs(pixels)
+    assert same is pixels
+    (scaled,) = DigitLayout(output=0, is_logits=False, image_shape=(1, 784)).inputs(pixels)
+    assert scaled.shape == (2, 1, 784)
+    assert scaled.dtype == np.float32
+    assert np.array_equal(scaled, pixels.reshape(2, 1, 784) / np.float32(255))
+
+
+def test_probabilities_are_preferred_to_logits() -> None:
+    assert layout_of([PIXELS_IN], OUTPUTS, ["logits", "probabilities"]) == DigitLayout(
+        output=1, is_logits=False, image_shape=None
+    )
+    assert layout_of([PIXELS_IN], OUTPUTS, ["", "logits"]) == DigitLayout(
+        output=1, is_logits=True, image_shape=None
+    )
+
+
+@pytest.mark.parametrize("shape", [(-1, 784), (-1, 1, 28, 28), (-1, 28, 28, 1), (-1, 28, 28)])
+def test_float_inputs_of_784_values_take_images_in_their_own_shape(shape: tuple[int, ...]) -> None:
+    layout = layout_of([TensorSpec("x", "FP32", shape)], OUTPUTS, ["logits", ""])
+    assert layout.image_shape == shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kinds", "reason"),
+    [
+        ([PIXELS_IN], ["", ""], "output_kinds"),
+        ([], ["logits", ""], "28x28"),
+        ([PIXELS_IN, PIXELS_IN], ["logits", ""], "28x28"),
+        ([TensorSpec("x", "UINT8", (-1, 784))], ["logits", ""], "28x28"),
+        ([TensorSpec("x", "FP32", (-1, 32, 32))], ["logits", ""], "28x28"),
+        ([TensorSpec("x", "FP32", (1, 784))], ["logits", ""], "28x28"),
+        ([TensorSpec("x", "FP32", ())], ["logits", ""], "28x28"),
+        ([TensorSpec("x", "FP64", (-1, 784))], ["logits", ""], "28x28"),
+    ],
+)
+def test_a_model_that_does_not_classify_digits_says_why(
+    inputs: list[TensorSpec], kinds: list[str], reason: str
+) -> None:
+    with pytest.raises(NotDigits, match=reason):
+        layout_of(inputs, OUTPUTS, kinds)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (784,), (3, 28, 28), (3, 784)])
+def test_numbers_of_images_are_arranged_as_images(shape: tuple[int, ...]) -> None:
+    values = np.arange(np.prod(shape), dtype=np.int64).astype(np.uint8).reshape(shape)
+    pixels = pixels_from_values(values)
+    assert pixels.shape == (max(1, values.size // 784), 28, 28)
+    assert np.array_equal(pixels.ravel(), values.ravel())
+
+
+@pytest.mark.parametrize("shape", [(), (10,), (28, 27), (1, 1, 28, 28), (2, 3, 784)])
+def test_numbers_of_another_shape_are_rejected(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidArgument, match="image"):
+        pixels_from_values(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("length", [0, 1, 783, 785])
+def test_raw_pixels_come_in_whole_images(length: int) -> None:
+    with pytest.raises(InvalidArgument, match="784"):
+        pixels_from_bytes(bytes(length))
+    assert pixels_from_bytes(bytes(784 * 3)).shape == (3, 28, 28)

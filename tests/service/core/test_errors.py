@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import grpc
+import pytest
+
+from service.core import errors
+from service.core.errors import ServiceError
+
+# The HTTP statuses that may stand beside each gRPC code.
+HTTP_OF_GRPC = {
+    "INTERNAL": {500},
+    "INVALID_ARGUMENT": {400, 408, 413, 415},
+    "NOT_FOUND": {404},
+    "FAILED_PRECONDITION": {400},
+    "ALREADY_EXISTS": {409},
+    "PERMISSION_DENIED": {403},
+    "UNIMPLEMENTED": {404, 405, 501},
+    "UNAVAILABLE": {503},
+    "DEADLINE_EXCEEDED": {504},
+}
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, ServiceError)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_status_codes_of_an_error_exist_and_agree(kind: type[ServiceError]) -> None:
+    assert kind.grpc_code in grpc.StatusCode.__members__
+    assert kind.http_status in set(HTTPStatus)
+    assert kind.http_status in HTTP_OF_GRPC[kind.grpc_code]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_message_is_the_sentence_of_the_error_or_else_its_name(kind: type[ServiceError]) -> None:
+    assert kind("The sentence.").message == "The sentence."
+    assert kind().message == kind.__name__
+
+
+def test_clients_are_asked_to_try_an_overloaded_server_again() -> None:
+    assert errors.Overloaded.retry_after_s >= 1

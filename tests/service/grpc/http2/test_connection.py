@@ -1,0 +1,558 @@
+"""A connection on bytes, without a socket. Source: RFC 9113; numbers are its sections."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import hpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.grpc.http2 import frames
+from service.grpc.http2.connection import (
+    CONNECTION_WINDOW,
+    CallCancelled,
+    Connection,
+    Event,
+    Limits,
+    MessageReceived,
+)
+from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.stream import STREAM_WINDOW, State, Stream
+from tests.service.grpc.http2.client import (
+    LIMITS,
+    RPCS,
+    START,
+    STREAMING,
+    UNARY,
+    answer,
+    block,
+    call,
+    chunks,
+    connection,
+    data,
+    described,
+    goaway,
+    headers,
+    message,
+    sent,
+)
+
+STREAM = block(STREAMING)
+LARGE_LIMITS = Limits(max_message=1 << 24, max_streams=8, body_timeout=10.0)
+
+
+def opened_stream(opened: Connection, stream_id: int = 1) -> Stream:
+    """The stream of a streaming call that is just opened."""
+    (event,) = opened.receive(headers(stream_id, STREAM), 0.0)
+    return event.stream
+
+
+def kinds(output: bytes, stream_id: int) -> list[int]:
+    return [kind for kind, _, number, _ in sent(output) if number == stream_id]
+
+
+# The life of a call.
+
+
+def test_a_unary_call_goes_from_bytes_to_bytes() -> None:
+    opened = connection()
+    (event,) = opened.receive(call(1, b"request"), 0.0)
+    assert described([event]) == [("MessageReceived", 1, 0, b"request")]
+    assert not opened.has_output
+    opened.finish(event.stream, OK, b"answer")
+    fields, content = answer(opened.data_to_send(), 1)
+    assert content == message(b"answer")
+    assert (fields[":status"], fields["grpc-status"]) == ("200", "0")
+    assert fields["x-request-id"] == "chosen"
+    assert event.stream.state == State.CLOSED
+    assert not opened.has_output
+
+
+def test_a_streaming_call_reports_its_start_each_message_and_the_end() -> None:
+    opened = connection()
+    content = headers(1, STREAM) + data(1, message(b"one") + message(b"two", 1)[:4])
+    events = opened.receive(content + data(1, message(b"two", 1)[4:], end=True), 0.0)
+    assert described(events) == [
+        ("CallStarted", 1),
+        ("MessageReceived", 1, 0, b"one"),
+        ("MessageReceived", 1, 1, b"two"),
+        ("MessagesEnded", 1),
+    ]
+    stream = events[0].stream
+    assert opened.send(stream, b"three")
+    opened.finish(stream, OK)
+    assert answer(opened.data_to_send(), 1)[1] == message(b"three")
+
+
+def test_a_call_with_a_deadline_reports_its_start() -> None:
+    (event,) = connection().receive(headers(1, block(UNARY, {"grpc-timeout": "2S"})), 3.0)
+    assert type(event).__name__ == "CallStarted"
+    assert event.stream.deadline == 5.0
+
+
+def test_trailers_of_a_client_end_its_messages() -> None:
+    opened = connection()
+    content = headers(1, STREAM) + data(1, message(b"one"))
+    events = opened.receive(content + headers(1, STREAM, frames.END_STREAM), 0.0)
+    names = [name for name, *_ in described(events)]
+    assert names == ["CallStarted", "MessageReceived", "MessagesEnded"]
+
+
+def test_the_servers_preface_is_its_settings() -> None:
+    """3.4."""
+    output = Connection(RPCS, LIMITS, str).data_to_send()
+    kind, flags, stream_id, payload = sent(output)[0]
+    assert (kind, flags, stream_id) == (frames.SETTINGS, 0, 0)
+    settings = dict(frames.read_settings(payload))
+    assert settings[frames.MAX_CONCURRENT_STREAMS] == LIMITS.max_streams
+    assert settings[frames.INITIAL_WINDOW_SIZE] == STREAM_WINDOW
+
+
+def test_a_call_that_is_finished_twice_has_one_answer() -> None:
+    opened = connection()
+    (event,) = opened.receive(call(1, b""), 0.0)
+    opened.finish(event.stream, OK, b"answer")
+    opened.data_to_send()
+    opened.finish(event.stream, Status("INTERNAL", "late"))
+    assert opened.data_to_send() == b""
+
+
+def test_an_early_answer_asks_the_peer_to_stop_sending() -> None:
+    """8.1."""
+    opened = connection()
+    stream = opened_stream(opened)
+    opened.finish(stream, OK)
+    *_, last = sent(opened.data_to_send())
+    assert last == (frames.RST_STREAM, 0, 1, bytes(4))
+    assert opened.receive(data(1, b"was on its way"), 0.0) == []
+    assert not opened.closed
+
+
+# Against an independent implementation.
+
+
+def settle(client: h2.connection.H2Connection, opened: Connection) -> tuple[list[Event], list[Any]]:
+    """Pass bytes both ways until both sides are silent; return the events of both."""
+    ours: list[Event] = []
+    theirs: list[Any] = []
+    while True:
+        to_server, to_client = client.data_to_send(), opened.data_to_send()
+        if not to_server and not to_client:
+            return ours, theirs
+        ours += opened.receive(to_server, 0.0)
+        for event in client.receive_data(to_client):
+            theirs.append(event)
+            if isinstance(event, h2.events.DataReceived):
+                size = event.flow_controlled_length
+                client.acknowledge_received_data(size, event.stream_id)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.integers(0, 200) | st.integers(STREAM_WINDOW // 2 - 9, STREAM_WINDOW + 9), max_size=4
+    ),
+    st.integers(1000, 70_000),
+    st.integers(1, 100_000),
+)
+def test_messages_of_any_size_arrive_whole_both_ways(
+    sizes: list[int], client_window: int, answer_size: int
+) -> None:
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.local_settings = h2.settings.Settings(
+        client=True,
+        initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: client_window},
+    )
+    client.initiate_connection()
+    opened = Connection(RPCS, LARGE_LIMITS, lambda asked: "id")
+    settle(client, opened)
+    client.send_headers(1, list(hpack.Decoder().decode(STREAM)))
+    (start,), _ = settle(client, opened)
+    stream = start.stream
+    received = []
+    for size in sizes:
+        rest = message(bytes([size % 251]) * size)
+        while rest:
+            room = min(client.local_flow_control_window(1), client.max_outbound_frame_size)
+            assert room > 0, "the server grants no window"
+            client.send_data(1, rest[:room])
+            rest = rest[room:]
+            events, _ = settle(client, opened)
+            for event in events:
+                assert isinstance(event, MessageReceived)
+                received.append(event.content)
+                opened.message_read(stream)
+    assert received == [bytes([size % 251]) * size for size in sizes]
+    client.end_stream(1)
+    (ended,), _ = settle(client, opened)
+    assert type(ended).__name__ == "MessagesEnded"
+    is_sent = opened.send(stream, bytes(answer_size))
+    drained, events = settle(client, opened)
+    assert is_sent == (not drained)
+    opened.finish(stream, OK)
+    events += settle(client, opened)[1]
+    content = b"".join(e.data for e in events if isinstance(e, h2.events.DataReceived))
+    assert content == message(bytes(answer_size))
+    assert isinstance(events[-1], h2.events.StreamEnded)
+
+
+# However the bytes are split.
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            call(1, b"first"),
+            call(3, bytes(300), block(UNARY, {"x-request-id": "mine"})),
+            headers(5, STREAM),
+            data(5, message(b"one") + message(b"two") + b"\0\0"),
+            data(5, b"\0\0\3abc", end=True),
+            headers(7, block("/nothing")),
+            headers(9, block(UNARY, {"content-type": "text/html"})),
+            headers(11, block(UNARY, {"grpc-timeout": "1S"})),
+            data(11, message(bytes(2000))[:100]),
+            frames.reset(5, frames.CANCEL),
+            frames.frame(frames.PING, 0, 0, b"12345678"),
+            frames.frame(frames.PRIORITY, 0, 1, bytes(5)),
+            frames.frame(0xBE, 0xFF, 0, b"of another version"),
+            frames.frame(frames.HEADERS, 0, 13, block()[:5]),
+            frames.frame(frames.CONTINUATION, frames.END_HEADERS, 13, block()[5:]),
+            frames.settings({frames.INITIAL_WINDOW_SIZE: 7}),
+            frames.window_update(0, 1000),
+            frames.window_update(1, 1000),
+            frames.window_update(0, 0),
+            frames.goaway(0, 0, "bye"),
+            b"\0\0\0",
+        ]
+    )
+    | st.binary(max_size=20),
+    max_size=20,
+)
+
+
+def run(content: bytes, cuts: list[int]) -> tuple[list[tuple[Any, ...]], bytes, bool]:
+    """What a connection makes of bytes: events, output, and whether it is closed."""
+    opened = Connection(RPCS, LIMITS, lambda asked: asked or "chosen")
+    events: list[Event] = []
+    for chunk in chunks(content, cuts):
+        events += opened.receive(chunk, 0.0)
+    return described(events), opened.data_to_send(), opened.closed
+
+
+@given(PIECES, st.lists(st.integers(0)))
+def test_events_and_output_are_the_same_however_the_bytes_are_split(
+    pieces: list[bytes], cuts: list[int]
+) -> None:
+    content = START + b"".join(pieces)
+    assert run(content, cuts) == run(content, [])
+
+
+@given(st.lists(st.binary(max_size=80)), st.booleans())
+def test_arbitrary_bytes_raise_nothing(content: list[bytes], preface: bool) -> None:
+    opened = connection() if preface else Connection(RPCS, LIMITS, str)
+    for chunk in content:
+        opened.receive(chunk, 0.0)
+        if opened.closed:
+            assert goaway(opened.data_to_send()) is not None
+            return
+
+
+# Flow control.
+
+
+def test_the_connections_window_opens_again_when_half_of_it_is_used() -> None:
+    opened = connection(LARGE_LIMITS)
+    piece = bytes(1 << 18)
+    updates = []
+    for stream_id in range(1, 2 * CONNECTION_WINDOW // len(piece), 2):
+        opened.receive(headers(stream_id) + data(stream_id, b"\0\0\x10\0\0" + piece[5:]), 0.0)
+        updates += [f for f in sent(opened.data_to_send()) if f[0] == frames.WINDOW_UPDATE]
+        if updates:
+            break
+    ((_, _, number, payload),) = updates
+    assert number == 0
+    assert CONNECTION_WINDOW // 2 <= struct.unpack(">I", payload)[0] <= CONNECTION_WINDOW
+
+
+@pytest.mark.parametrize(
+    "grant",
+    [
+        frames.window_update(1, 1000),
+        frames.settings({frames.INITIAL_WINDOW_SIZE: 1000}),
+    ],
+)
+def test_an_answer_that_waits_for_the_streams_window_resumes(grant: bytes) -> None:
+    opened = connection()
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 3}), 0.0)
+    stream = opened_stream(opened)
+    assert not opened.send(stream, b"answer")
+    output = opened.data_to_send()
+    assert described(opened.receive(grant, 0.0)) == [("OutputDrained", 1)]
+    assert answer(output + opened.data_to_send(), 1)[1] == message(b"answer")
+
+
+def test_answers_that_wait_for_the_connections_window_resume() -> None:
+    opened = connection(LARGE_LIMITS)
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}), 0.0)
+    first, second = opened_stream(opened), opened_stream(opened, 3)
+    assert not opened.send(first, bytes(frames.DEFAULT_WINDOW))
+    opened.send(second, b"answer")
+    opened.finish(second, OK)
+    output = opened.data_to_send()
+    assert kinds(output, 3) == [frames.HEADERS]
+    assert described(opened.receive(frames.window_update(0, 1000), 0.0)) == [("OutputDrained", 1)]
+    output += opened.data_to_send()
+    assert len(answer(output, 1)[1]) == frames.DEFAULT_WINDOW + 5
+    fields, content = answer(output, 3)
+    assert (fields["grpc-status"], content) == ("0", message(b"answer"))
+
+
+def test_frames_are_no_larger_than_the_peer_allows() -> None:
+    opened = connection()
+    opened.receive(frames.settings({frames.MAX_FRAME_SIZE: 20_000}), 0.0)
+    stream = opened_stream(opened)
+    opened.send(stream, bytes(50_000))
+    sizes = [len(p) for kind, _, _, p in sent(opened.data_to_send()) if kind == frames.DATA]
+    assert sizes == [20_000, 20_000, 10_005]
+
+
+def test_a_failed_call_whose_answers_wait_is_granted_no_more_window() -> None:
+    """Its peer could send forever, and every byte would be kept."""
+    opened = connection()
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}), 0.0)
+    stream = opened_stream(opened)
+    opened.send(stream, b"answer")
+    opened.finish(stream, Status("INTERNAL", "failed"))
+    opened.data_to_send()
+    piece = data(1, bytes(1 << 18))
+    assert opened.receive(piece * 4, 0.0) == []
+    assert kinds(opened.data_to_send(), 1) == []
+    assert opened.receive(data(1, b"x"), 0.0) == [CallCancelled(stream)]
+    assert goaway(opened.data_to_send()) == (frames.FLOW_CONTROL_ERROR, "more data than allowed")
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+def test_the_end_of_a_request_after_its_failure_reports_nothing(path: str) -> None:
+    opened = connection()
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}), 0.0)
+    events = opened.receive(headers(1, block(path, {"grpc-timeout": "1S"})), 0.0)
+    opened.finish(events[0].stream, Status("INTERNAL", "failed"), b"answer")
+    assert opened.receive(data(1, message(b"late"), end=True), 0.0) == []
+    opened.receive(frames.window_update(1, 100), 0.0)
+    assert kinds(opened.data_to_send(), 1) == [frames.HEADERS, frames.DATA, frames.HEADERS]
+
+
+# What is wrong with a call ends that call.
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "word"),
+    [
+        (data(1, message(bytes(1001))[:5]), "8", "1000 bytes"),
+        (data(1, message(b"abc") + b"x"), "13", "one whole message"),
+        (data(1, b"", end=True), "13", "one whole message"),
+    ],
+)
+def test_a_wrong_message_is_answered_with_its_reason(
+    content: bytes, status: str, word: str
+) -> None:
+    opened = connection()
+    (event,) = opened.receive(headers(1) + content, 0.0)
+    assert isinstance(event, CallCancelled)
+    fields, _ = answer(opened.data_to_send(), 1)
+    assert fields["grpc-status"] == status
+    assert word in fields["grpc-message"]
+    assert described(opened.receive(call(3, b"next"), 0.0)) == [("MessageReceived", 3, 0, b"next")]
+
+
+def test_an_unknown_method_is_unimplemented() -> None:
+    opened = connection()
+    assert opened.receive(call(1, b"", block("/nothing")), 0.0) == []
+    fields, _ = answer(opened.data_to_send(), 1)
+    assert (fields["grpc-status"], fields["grpc-message"]) == ("12", "There is no method /nothing.")
+
+
+@pytest.mark.parametrize(("header", "status"), [(":method", "405"), ("content-type", "415")])
+def test_what_is_not_grpc_gets_an_http_status(header: str, status: str) -> None:
+    opened = connection()
+    assert opened.receive(call(1, b"", block(UNARY, {header: "x"})), 0.0) == []
+    assert answer(opened.data_to_send(), 1)[0] == {":status": status}
+
+
+def test_more_calls_than_allowed_are_refused_unprocessed() -> None:
+    opened = connection()
+    last = 2 * LIMITS.max_streams + 1
+    for stream_id in range(1, last + 1, 2):
+        opened.receive(headers(stream_id), 0.0)
+    refusal = (frames.RST_STREAM, 0, last, struct.pack(">I", frames.REFUSED_STREAM))
+    assert sent(opened.data_to_send()) == [refusal]
+
+
+def test_a_reset_cancels_its_call_and_nothing_is_sent_on_it() -> None:
+    opened = connection()
+    stream = opened_stream(opened)
+    assert opened.receive(frames.reset(1, frames.CANCEL), 0.0) == [CallCancelled(stream)]
+    assert opened.send(stream, b"answer")
+    opened.finish(stream, OK)
+    opened.message_read(stream)
+    assert opened.data_to_send() == b""
+
+
+# What is wrong with the connection ends the connection.
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "word"),
+    [
+        (frames.frame(frames.PING, 0, 0, b"short"), frames.FRAME_SIZE_ERROR, "PING"),
+        (frames.frame(frames.PING, 0, 1, bytes(8)), frames.FRAME_SIZE_ERROR, "PING"),
+        (frames.frame(frames.SETTINGS, 0, 1), frames.PROTOCOL_ERROR, "SETTINGS"),
+        (frames.settings({frames.INITIAL_WINDOW_SIZE: 2**31}), frames.FLOW_CONTROL_ERROR, "window"),
+        (frames.settings({frames.MAX_FRAME_SIZE: 2**24}), frames.PROTOCOL_ERROR, "frame size"),
+        (frames.window_update(0, 0), frames.PROTOCOL_ERROR, "window"),
+        (frames.window_update(0, 2**31 - 1), frames.FLOW_CONTROL_ERROR, "window"),
+        (data(1, b""), frames.PROTOCOL_ERROR, "data"),
+        (frames.reset(1, 0), frames.PROTOCOL_ERROR, "reset"),
+        (frames.frame(frames.PUSH_PROMISE, 0, 1), frames.PROTOCOL_ERROR, "push"),
+        (headers(2), frames.PROTOCOL_ERROR, "number"),
+        (call(3, b"") + headers(1), frames.PROTOCOL_ERROR, "number"),
+        (headers(1) * 2, frames.PROTOCOL_ERROR, "middle"),
+    ],
+)
+def test_a_breach_of_http2_is_answered_with_goaway(content: bytes, code: int, word: str) -> None:
+    opened = connection()
+    opened.receive(content, 0.0)
+    assert opened.closed
+    ended = goaway(opened.data_to_send())
+    assert ended is not None
+    assert ended[0] == code
+    assert word in ended[1]
+    assert opened.receive(call(99, b""), 0.0) == []
+
+
+def test_the_end_of_a_connection_cancels_its_calls() -> None:
+    opened = connection()
+    stream = opened_stream(opened)
+    assert opened.receive(headers(2), 0.0) == [CallCancelled(stream)]
+    assert stream.state == State.CLOSED
+
+
+def test_settings_that_overflow_a_window_end_the_connection() -> None:
+    """6.9.2."""
+    opened = connection()
+    opened_stream(opened)
+    opened.receive(frames.window_update(1, 2**31 - 1 - frames.DEFAULT_WINDOW), 0.0)
+    assert not opened.closed
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: frames.DEFAULT_WINDOW + 1}), 0.0)
+    assert opened.closed
+
+
+def test_more_resets_than_answers_are_a_rapid_reset_attack() -> None:
+    """CVE-2023-44487."""
+    opened = connection()
+    for stream_id in range(1, 402, 2):
+        assert not opened.closed
+        opened.receive(call(stream_id, b"") + frames.reset(stream_id, frames.CANCEL), 0.0)
+    assert goaway(opened.data_to_send()) == (frames.ENHANCE_YOUR_CALM, "too many calls given up")
+
+
+def test_answered_calls_make_up_for_resets() -> None:
+    opened = connection()
+    for stream_id in range(1, 4000, 4):
+        opened.receive(call(stream_id, b"") + frames.reset(stream_id, frames.CANCEL), 0.0)
+        (event,) = opened.receive(call(stream_id + 2, b""), 0.0)
+        opened.finish(event.stream, OK, b"answer")
+    assert not opened.closed
+
+
+# Time.
+
+
+def test_a_late_message_ends_its_call_and_no_other() -> None:
+    opened = connection()
+    opened_stream(opened, 1)
+    opened.receive(headers(3) + data(3, message(b"abc")[:4]), 1.0)
+    opened.receive(call(5, b"answered later"), 1.0)
+    opened.receive(headers(7), 2.0)
+    assert opened.sweep(11.0) == []
+    (event,) = opened.sweep(11.5)
+    assert (type(event), event.stream.id) == (CallCancelled, 3)
+    fields, _ = answer(opened.data_to_send(), 3)
+    assert fields["grpc-status"] == "3"
+    assert fields["grpc-message"] == "The message did not arrive within 10 seconds (body_timeout)."
+
+
+def test_a_late_preface_ends_the_connection() -> None:
+    opened = Connection(RPCS, LIMITS, str)
+    opened.receive(frames.PREFACE[:-1], 0.0)
+    assert opened.sweep(10.0) == []
+    assert goaway(opened.data_to_send()) == (frames.PROTOCOL_ERROR, "no preface came")
+
+
+# Stopping.
+
+
+def test_a_stopping_connection_answers_what_it_has_and_refuses_the_rest() -> None:
+    opened = connection()
+    (event,) = opened.receive(call(1, b""), 0.0)
+    opened.stop()
+    assert goaway(opened.data_to_send()) == (frames.NO_ERROR, "the server is stopping")
+    assert opened.receive(call(3, b""), 0.0) == []
+    assert kinds(opened.data_to_send(), 3) == [frames.RST_STREAM]
+    assert not opened.closed
+    opened.finish(event.stream, OK, b"answer")
+    assert opened.closed
+    assert answer(opened.data_to_send(), 1)[1] == message(b"answer")
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_stopping_connection_without_calls_closes(reset: bool) -> None:
+    opened = connection()
+    if reset:
+        opened_stream(opened)
+    opened.stop()
+    opened.stop()
+    assert opened.closed is not reset
+    opened.receive(frames.reset(1, frames.CANCEL), 0.0)
+    assert opened.closed
+    assert kinds(opened.data_to_send(), 0) == [frames.GOAWAY]
+
+
+def test_a_refused_connection_gets_settings_and_the_reason() -> None:
+    opened = Connection(RPCS, LIMITS, str)
+    opened.refuse("too many connections")
+    output = opened.data_to_send()
+    assert sent(output)[0][0] == frames.SETTINGS
+    assert goaway(output) == (frames.ENHANCE_YOUR_CALM, "too many connections")
+    assert opened.closed
+
+
+def test_a_lost_connection_closes_its_streams_in_silence() -> None:
+    opened = connection()
+    stream = opened_stream(opened)
+    opened.lose()
+    opened.finish(stream, OK)
+    assert (opened.closed, opened.data_to_send()) == (True, b"")
+
+
+# Frames beside calls.
+
+
+def test_a_ping_is_answered_and_its_answer_is_not() -> None:
+    opened = connection()
+    opened.receive(frames.frame(frames.PING, 0, 0, b"12345678"), 0.0)
+    opened.receive(frames.frame(frames.PING, frames.ACK, 0, b"12345678"), 0.0)
+    assert sent(opened.data_to_send()) == [(frames.PING, frames.ACK, 0, b"12345678")]
+
+
+def test_settings_are_acknowledged_and_their_acknowledgement_is_not() -> None:
+    opened = connection()
+    opened.receive(frames.settings({0x4242: 1}), 0.0)
+    opened.receive(frames.frame(frames.SETTINGS, frames.ACK, 0), 0.0)
+    assert sent(opened.data_to_send()) == [(frames.SETTINGS, frames.ACK, 0, b"")]

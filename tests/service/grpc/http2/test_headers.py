@@ -1,0 +1,153 @@
+"""Header blocks of calls. Sources: RFC 7541; gRPC over HTTP2 (PROTOCOL-HTTP2.md)."""
+
+from __future__ import annotations
+
+import contextlib
+from urllib.parse import unquote
+
+import hpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.grpc.http2 import frames
+from service.grpc.http2.frames import ProtocolError
+from service.grpc.http2.headers import (
+    OK,
+    RESPONSE_HEADERS,
+    HeaderDecoder,
+    Status,
+    http_error,
+    read_timeout,
+    trailers,
+)
+from tests.service.grpc.http2.client import RPCS, STREAMING, UNARY, block
+
+ID = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=300)
+
+
+def decoded(content: bytes) -> dict[str, str]:
+    return dict(hpack.Decoder().decode(content))
+
+
+def test_the_headers_of_a_request_are_decoded() -> None:
+    more = {
+        "x-request-id": "mine",
+        "grpc-timeout": "250m",
+        "grpc-encoding": "gzip",
+        "triton_grpc_error": "true",
+    }
+    headers = HeaderDecoder(RPCS).decode(block(STREAMING, more))
+    assert headers == (RPCS[STREAMING], False, STREAMING, "mine", 0.25, "gzip", True, 200)
+
+
+def test_absent_headers_have_defaults() -> None:
+    headers = HeaderDecoder(RPCS).decode(block(UNARY))
+    assert headers == (RPCS[UNARY], True, UNARY, None, None, "identity", False, 200)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({":method": "GET"}, 405),
+        ({"content-type": "application/json"}, 415),
+        ({"content-type": "application/grpc+proto"}, 200),
+    ],
+)
+def test_requests_that_are_not_grpc_have_an_http_status(
+    fields: dict[str, str], status: int
+) -> None:
+    assert HeaderDecoder(RPCS).decode(block(UNARY, fields)).http_status == status
+
+
+def test_an_unknown_path_has_no_method() -> None:
+    headers = HeaderDecoder(RPCS).decode(block("/nothing"))
+    assert (headers.rpc, headers.is_unary, headers.path) == (None, False, "/nothing")
+
+
+def test_a_repeated_block_is_decoded_once() -> None:
+    decoder = HeaderDecoder(RPCS)
+    assert decoder.decode(block()) is decoder.decode(block())
+
+
+def test_many_different_blocks_are_not_all_kept() -> None:
+    decoder = HeaderDecoder(RPCS)
+    for index in range(1000):
+        decoder.decode(block(UNARY, {"x-request-id": str(index)}))
+    assert len(decoder._cache) < 100
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=4), max_size=30), st.integers(0, 200))
+def test_cached_blocks_follow_the_changes_of_hpacks_table(
+    calls: list[list[str]], table_size: int
+) -> None:
+    """The same block means something else after the table has changed."""
+    encoder, decoder = hpack.Encoder(), HeaderDecoder(RPCS)
+    encoder.header_table_size = table_size
+    for names in calls:
+        request_id = "-".join(["id", *names])
+        fields = [(":path", UNARY), ("x-request-id", request_id), *((n, n * 20) for n in names)]
+        assert decoder.decode(bytes(encoder.encode(fields))).request_id == request_id
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_malformed_blocks_raise_nothing_but_the_protocol_error(blocks: list[bytes]) -> None:
+    decoder = HeaderDecoder(RPCS)
+    with contextlib.suppress(ProtocolError):
+        for content in blocks:
+            decoder.decode(content)
+
+
+def test_malformed_blocks_are_compression_errors() -> None:
+    for content in (b"\xff" * 6, b"\xc5"):
+        with pytest.raises(ProtocolError) as caught:
+            HeaderDecoder(RPCS).decode(content)
+        assert caught.value.code == frames.COMPRESSION_ERROR
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1H", 3600.0),
+        ("2M", 120.0),
+        ("3S", 3.0),
+        ("4m", 0.004),
+        ("5u", 5e-6),
+        ("6n", 6e-9),
+        ("99999999S", 99_999_999.0),
+        ("100000000S", None),
+        ("", None),
+        ("5", None),
+        ("-1S", None),
+        ("1.5S", None),
+        ("٣S", None),
+    ],
+)
+def test_timeouts_are_read_in_all_units(text: str, seconds: float | None) -> None:
+    assert read_timeout(text) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_response_headers_are_those_of_grpc() -> None:
+    assert decoded(RESPONSE_HEADERS) == {
+        ":status": "200",
+        "content-type": "application/grpc",
+        "grpc-accept-encoding": "identity,deflate,gzip",
+    }
+
+
+@given(ID)
+def test_trailers_of_a_success_have_its_request_id(request_id: str) -> None:
+    assert decoded(trailers(OK, request_id)) == {"grpc-status": "0", "x-request-id": request_id}
+
+
+@given(st.text(max_size=300), ID)
+def test_trailers_of_a_failure_carry_any_message(message: str, request_id: str) -> None:
+    fields = decoded(trailers(Status("NOT_FOUND", message), request_id))
+    assert fields["grpc-status"] == "5"
+    assert fields["x-request-id"] == request_id
+    assert fields["grpc-message"].isascii()
+    assert unquote(fields["grpc-message"]) == message
+
+
+def test_an_http_error_has_its_status_alone() -> None:
+    assert decoded(http_error(415)) == {":status": "415"}

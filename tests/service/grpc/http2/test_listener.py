@@ -1,0 +1,349 @@
+"""The asyncio side of a connection, on a transport that only remembers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from service.core.errors import InternalError, NotFound, Unavailable
+from service.grpc.http2 import frames
+from service.grpc.http2.connection import Limits
+from service.grpc.http2.listener import Http2Protocol
+from tests.service.grpc.http2.client import (
+    LIMITS,
+    RPCS,
+    START,
+    STREAMING,
+    UNARY,
+    answer,
+    block,
+    call,
+    data,
+    goaway,
+    headers,
+    message,
+)
+
+TURNS = 20  # of the event loop: more than any call here takes
+
+
+class Transport:
+    """What the protocol has done to its socket."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.actions: list[str] = []
+        self.closing = False
+
+    @property
+    def output(self) -> bytes:
+        return b"".join(self.writes)
+
+    def write(self, content: bytes) -> None:
+        assert not self.actions, f"written after {self.actions}"
+        self.writes.append(content)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def __getattr__(self, action: str) -> Callable[[], None]:
+        return lambda: self.actions.append(action)
+
+
+class Calls:
+    """Answers calls like `service.grpc.answering.Calls`, as the test tells it."""
+
+    def __init__(self, reply: Callable[[bytes], Awaitable[bytes]]) -> None:
+        self._reply = reply
+        self.ended: list[str] = []
+
+    def request_id(self, asked: str | None) -> str:
+        return asked or "chosen"
+
+    async def answer(self, _rpc: object, content: bytes, *_: object) -> bytes:
+        try:
+            return await self._reply(content)
+        finally:
+            self.ended.append("answer")
+
+    async def stream(
+        self, _rpc: object, messages: AsyncIterator[bytes], **_: object
+    ) -> AsyncIterator[bytes]:
+        async for content in messages:
+            yield await self._reply(content)
+
+
+async def echo(content: bytes) -> bytes:
+    return b"answer to " + content
+
+
+async def never(content: bytes) -> bytes:
+    return await asyncio.get_running_loop().create_future()
+
+
+class Peer:
+    """A protocol that has received the preface of its client."""
+
+    def __init__(
+        self, reply: Callable[[bytes], Awaitable[bytes]] = echo, limits: Limits = LIMITS
+    ) -> None:
+        self.calls = Calls(reply)
+        self.connections: set[Http2Protocol] = set()
+        self.transport = Transport()
+        self.protocol = self.connect(self.transport, limits)
+        self.protocol.data_received(START)
+
+    def connect(self, transport: Transport, limits: Limits = LIMITS) -> Http2Protocol:
+        async def inflate(content: bytes, encoding: str) -> bytes:
+            return f"{encoding} of ".encode() + content
+
+        calls: Any = self.calls
+        protocol = Http2Protocol(
+            rpcs=RPCS,
+            calls=calls,
+            limits=limits,
+            inflate=inflate,
+            connections=self.connections,
+            max_connections=1,
+        )
+        protocol.connection_made(transport)
+        return protocol
+
+    async def send(self, content: bytes) -> None:
+        self.protocol.data_received(content)
+        await turns()
+
+
+async def turns() -> None:
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+def in_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a test on an event loop on which nothing is left at its end."""
+
+    def run() -> None:
+        async def body() -> None:
+            await test()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        asyncio.run(body())
+
+    run.__name__ = test.__name__
+    return run
+
+
+@in_loop
+async def test_answers_of_one_turn_are_written_at_once() -> None:
+    peer = Peer()
+    await turns()
+    peer.transport.writes.clear()
+    await peer.send(call(1, b"one") + call(3, b"two"))
+    (output,) = peer.transport.writes
+    assert answer(output, 1)[1] == message(b"answer to one")
+    assert answer(output, 3)[1] == message(b"answer to two")
+
+
+@in_loop
+async def test_a_streaming_call_answers_message_by_message() -> None:
+    peer = Peer()
+    await peer.send(headers(1, block(STREAMING)) + data(1, message(b"one")))
+    assert answer(peer.transport.output, 1)[1] == message(b"answer to one")
+    await peer.send(data(1, message(b"two"), end=True))
+    fields, content = answer(peer.transport.output, 1)
+    assert content == message(b"answer to one") + message(b"answer to two")
+    assert fields["grpc-status"] == "0"
+    assert peer.protocol._inboxes == peer.protocol._tasks == {}
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+def test_a_compressed_message_is_decompressed(path: str) -> None:
+    @in_loop
+    async def test() -> None:
+        peer = Peer()
+        header_block = block(path, {"grpc-encoding": "gzip"})
+        await peer.send(headers(1, header_block) + data(1, message(b"one", flag=1), end=True))
+        assert answer(peer.transport.output, 1)[1] == message(b"answer to gzip of one")
+
+    test()
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (NotFound("There is no such thing."), "5", "There is no such thing."),
+        (Unavailable("The server is stopping."), "14", "The server is stopping."),
+        (InternalError("known"), "13", "known"),
+    ],
+)
+def test_an_error_ends_the_call_with_its_code(
+    path: str, error: Exception, status: str, text: str
+) -> None:
+    @in_loop
+    async def test() -> None:
+        async def fail(content: bytes) -> bytes:
+            raise error
+
+        peer = Peer(fail)
+        await peer.send(call(1, b"", block(path)))
+        fields, _ = answer(peer.transport.output, 1)
+        assert (fields["grpc-status"], fields["grpc-message"]) == (status, text)
+
+    test()
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+def test_an_unexpected_error_is_logged_and_answered_as_internal(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @in_loop
+    async def test() -> None:
+        async def fail(content: bytes) -> bytes:
+            raise ZeroDivisionError("a detail that the client must not see")
+
+        peer = Peer(fail)
+        await peer.send(call(1, b"", block(path, {"x-request-id": "mine"})))
+        fields, _ = answer(peer.transport.output, 1)
+        assert fields["grpc-status"] == "13"
+        assert fields["grpc-message"].endswith("under request id mine.")
+        assert "detail" not in fields["grpc-message"]
+
+    test()
+    assert "ZeroDivisionError" in caplog.text
+
+
+@in_loop
+async def test_a_reset_cancels_the_work() -> None:
+    peer = Peer(never)
+    await peer.send(call(1, b""))
+    assert peer.calls.ended == []
+    await peer.send(frames.reset(1, frames.CANCEL))
+    assert peer.calls.ended == ["answer"]
+    assert peer.protocol._tasks == {}
+
+
+@in_loop
+async def test_a_call_reset_with_its_request_is_never_started() -> None:
+    peer = Peer()
+    stream = headers(3, block(STREAMING, {"grpc-timeout": "1H"})) + data(3, message(b""))
+    await peer.send(call(1, b"") + frames.reset(1, 8) + stream + frames.reset(3, 8))
+    protocol = peer.protocol
+    assert protocol._tasks == protocol._timers == protocol._inboxes == {}
+    assert peer.calls.ended == []
+
+
+@in_loop
+async def test_a_lost_connection_cancels_all_work_and_timers() -> None:
+    peer = Peer(never)
+    await peer.send(call(1, b"", block(UNARY, {"grpc-timeout": "1H"})))
+    await peer.send(headers(3, block(UNARY, {"grpc-timeout": "1H"})))
+    timers = list(peer.protocol._timers.values())
+    assert len(timers) == 2
+    peer.transport.closing = True
+    peer.protocol.connection_lost(None)
+    await turns()
+    assert peer.calls.ended == ["answer"]
+    assert all(timer.cancelled() for timer in timers)
+    assert peer.connections == set()
+
+
+@in_loop
+async def test_a_deadline_that_passes_ends_the_call() -> None:
+    peer = Peer(never)
+    await peer.send(call(1, b"", block(UNARY, {"grpc-timeout": "0m"})))
+    fields, _ = answer(peer.transport.output, 1)
+    assert fields["grpc-status"] == "4"
+    assert "deadline" in fields["grpc-message"]
+    assert peer.protocol._tasks == peer.protocol._timers == {}
+
+
+@in_loop
+async def test_an_answer_cancels_the_timer_of_its_deadline() -> None:
+    peer = Peer()
+    peer.protocol.data_received(call(1, b"", block(UNARY, {"grpc-timeout": "1H"})))
+    (timer,) = peer.protocol._timers.values()
+    await turns()
+    assert timer.cancelled()
+    assert peer.protocol._timers == {}
+
+
+@in_loop
+async def test_a_stream_whose_answers_wait_reads_no_further_message() -> None:
+    replies = []
+
+    async def reply(content: bytes) -> bytes:
+        replies.append(content)
+        return bytes(100)
+
+    peer = Peer(reply)
+    await peer.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 10}))
+    await peer.send(headers(1, block(STREAMING)) + data(1, message(b"one") + message(b"two")))
+    assert replies == [b"one"]
+    await peer.send(frames.window_update(1, 10))
+    assert replies == [b"one"]
+    await peer.send(frames.window_update(1, 85))
+    assert replies == [b"one", b"two"]
+    await peer.send(frames.window_update(1, 1000) + data(1, b"", end=True))
+    fields, content = answer(peer.transport.output, 1)
+    assert (fields["grpc-status"], content) == ("0", message(bytes(100)) * 2)
+
+
+@in_loop
+async def test_a_connection_too_many_is_told_so_and_not_counted() -> None:
+    peer = Peer()
+    transport = Transport()
+    peer.connect(transport)
+    await turns()
+    ended = goaway(transport.output)
+    assert ended is not None
+    assert "max_connections" in ended[1]
+    assert transport.actions == ["write_eof"]
+    assert peer.connections == {peer.protocol}
+
+
+@in_loop
+async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
+    peer = Peer()
+    peer.protocol.pause_writing()
+    peer.protocol.resume_writing()
+    assert peer.transport.actions == ["pause_reading", "resume_reading"]
+
+
+@in_loop
+async def test_a_broken_connection_is_half_closed_after_its_goaway() -> None:
+    peer = Peer()
+    await peer.send(headers(2))
+    assert goaway(peer.transport.output) is not None
+    assert peer.transport.actions == ["write_eof"]
+    await peer.send(call(3, b""))  # and is not read any more
+    assert peer.transport.actions == ["write_eof"]
+
+
+@in_loop
+async def test_stopping_waits_for_the_answer() -> None:
+    waiting: list[asyncio.Future[bytes]] = []
+
+    async def reply(content: bytes) -> bytes:
+        waiting.append(asyncio.get_running_loop().create_future())
+        return await waiting[0]
+
+    peer = Peer(reply)
+    await peer.send(call(1, b""))
+    peer.protocol.stop()
+    await turns()
+    assert goaway(peer.transport.output) == (frames.NO_ERROR, "the server is stopping")
+    assert peer.transport.actions == []
+    waiting[0].set_result(b"last")
+    await turns()
+    assert answer(peer.transport.output, 1)[1] == message(b"last")
+    assert peer.transport.actions == ["write_eof"]

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.core.errors import InvalidArgument, ModelNotFound
+from service.grpc.digits import methods
+from service.stubs.digits.v1 import digits_pb2 as pb
+from tests.service.composition import Operations
+from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
+CARD = {"output_kinds": {"scores": "logits"}}
+
+
+async def predict(operations: Operations, **fields: Any) -> pb.PredictResponse:
+    return await methods(operations.digits)["Predict"].handler(pb.PredictRequest(**fields), None)
+
+
+def test_pixels_are_answered_with_one_prediction_per_image(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        answer = await predict(operations, pixels=PIXELS.tobytes())
+        digits = (PIXELS.reshape(3, 784) @ WEIGHTS).argmax(axis=1).tolist()
+        assert [prediction.digit for prediction in answer.predictions] == digits
+        assert (answer.model_name, answer.model_version) == ("linear", "1")
+        for prediction in answer.predictions:
+            assert abs(sum(prediction.probabilities) - 1) < 1e-5
+            assert 0 <= prediction.entropy_bits <= np.log2(10)
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_picture_is_answered_with_one_prediction(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    file = io.BytesIO()
+    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(file, "PNG")
+
+    async def scenario(operations: Operations) -> None:
+        answer = await predict(operations, image=file.getvalue())
+        assert len(answer.predictions) == 1
+
+    run_with_operations(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({}, InvalidArgument, "pixels or image"),
+        ({"pixels": bytes(785)}, InvalidArgument, "784"),
+        ({"image": b"no image"}, InvalidArgument, "image"),
+        ({"pixels": bytes(784), "model_name": "none"}, ModelNotFound, "'none'"),
+        ({"pixels": bytes(784), "model_version": "9"}, ModelNotFound, "9"),
+    ],
+)
+def test_wrong_request_is_rejected(
+    tmp_path: Path, fields: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(error, match=message):
+            await predict(operations, **fields)
+
+    run_with_operations(tmp_path, scenario)

@@ -1,0 +1,145 @@
+"""grpcio as the carrier of calls, over a real channel but without models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from service.core.errors import NotFound
+from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
+from service.grpc.grpcio_server import GrpcioServer
+from service.settings import Settings
+from tests.conftest import free_ports
+
+UNARY, STREAMING = "/test.Service/Unary", "/test.Service/Streaming"
+MAX_REQUEST_BYTES = 1024
+
+
+async def unused(*_: object) -> None:
+    raise AssertionError("the calls below are answered without a handler")
+
+
+RPCS = {
+    UNARY: Rpc(Unary("unary", unused), None, None),
+    STREAMING: Rpc(Pipelined("streaming", unused, lambda request, error: None), None, None),
+}
+
+
+class Calls:
+    """Answers b"fail" with NotFound and everything else with its request id and itself."""
+
+    def __init__(self) -> None:
+        self.deadlines: list[float | None] = []
+        self.ends_with_error: list[bool] = []
+
+    def request_id(self, asked: str | None) -> str:
+        return asked or "chosen"
+
+    async def answer(
+        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
+    ) -> bytes:
+        self.deadlines.append(deadline)
+        if content == b"fail":
+            raise NotFound("There is no such thing.")
+        return request_id.encode() + b": " + content
+
+    async def stream(
+        self,
+        rpc: Rpc,
+        contents: AsyncIterator[bytes],
+        deadline: float | None,
+        request_id: str,
+        ends_with_error: bool,
+    ) -> AsyncIterator[bytes]:
+        self.ends_with_error.append(ends_with_error)
+        async for content in contents:
+            yield await self.answer(rpc, content, deadline, request_id)
+
+
+def served(test: Callable[[grpc.aio.Channel, Calls], Awaitable[None]]) -> None:
+    async def body() -> None:
+        (port,) = free_ports(1)
+        settings = Settings(host="127.0.0.1", grpc_port=port, max_request_bytes=MAX_REQUEST_BYTES)
+        calls: Any = Calls()
+        server = GrpcioServer(RPCS, calls, settings)
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                await test(channel, calls)
+        finally:
+            await server.stop(0)
+
+    asyncio.run(body())
+
+
+def test_a_unary_call_is_answered_with_its_request_id() -> None:
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        call = channel.unary_unary(UNARY)(b"one", metadata=(("x-request-id", "mine"),))
+        assert await call == b"mine: one"
+        assert ("x-request-id", "mine") in list(await call.trailing_metadata())
+        assert calls.deadlines == [None]
+        assert await channel.unary_unary(UNARY)(b"two") == b"chosen: two"
+
+    served(test)
+
+
+def test_a_stream_is_answered_message_by_message() -> None:
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        for metadata, ends_with_error in (((), False), ((("triton_grpc_error", "true"),), True)):
+            answers = channel.stream_stream(STREAMING)(iter([b"one", b"two"]), metadata=metadata)
+            assert [answer async for answer in answers] == [b"chosen: one", b"chosen: two"]
+            assert calls.ends_with_error.pop() is ends_with_error
+
+    served(test)
+
+
+def test_a_deadline_is_passed_on_in_the_time_of_the_loop() -> None:
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        start = asyncio.get_running_loop().time()
+        await channel.unary_unary(UNARY)(b"one", timeout=3600)
+        (deadline,) = calls.deadlines
+        assert deadline is not None
+        assert 3000 < deadline - start < 4200  # grpcio rounds
+
+    served(test)
+
+
+def test_an_error_ends_the_call_with_its_code() -> None:
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as unary:
+            await channel.unary_unary(UNARY)(b"fail")
+        answers = channel.stream_stream(STREAMING)(iter([b"one", b"fail"]))
+        with pytest.raises(grpc.aio.AioRpcError) as stream:
+            [answer async for answer in answers]
+        for caught in (unary, stream):
+            assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+            assert caught.value.details() == "There is no such thing."
+
+    served(test)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "code"),
+    [
+        ("/test.Service/Nothing", b"", grpc.StatusCode.UNIMPLEMENTED),
+        (
+            UNARY,
+            bytes(2 * (MAX_REQUEST_BYTES + MESSAGE_SLACK) + 1),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        ),
+    ],
+)
+def test_grpcio_itself_refuses_unknown_methods_and_huge_messages(
+    path: str, content: bytes, code: grpc.StatusCode
+) -> None:
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(path)(content)
+        assert caught.value.code() == code
+        assert calls.deadlines == []
+
+    served(test)

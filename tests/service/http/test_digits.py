@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.errors import InvalidArgument, ModelNotFound, UnsupportedMediaType
+from service.http.digits import predict
+from service.http.message import JSON, OCTETS, HttpRequest
+from tests.conftest import ROOT
+from tests.service.composition import Operations
+from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
+
+CARD = {"output_kinds": {"scores": "logits"}}
+IMAGE = np.random.default_rng(3).integers(0, 256, (28, 28), np.uint8)
+DIGIT = int((IMAGE.ravel() @ WEIGHTS).argmax())
+
+
+def request_of(body: bytes, content_type: str | None, query: str = "") -> HttpRequest:
+    headers = {} if content_type is None else {"content-type": content_type}
+    return HttpRequest("POST", "/predict", headers.get, body, query)
+
+
+async def answer_to(operations: Operations, *request: Any) -> Any:
+    response = await predict(operations.digits, request_of(*request))
+    assert response.status == 200
+    return orjson.loads(response.body)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "count"),
+    [
+        (IMAGE.tobytes(), OCTETS, 1),
+        (IMAGE.tobytes() * 3, OCTETS, 3),
+        (orjson.dumps(IMAGE.tolist()), JSON, 1),
+        (orjson.dumps(IMAGE.ravel().tolist()), JSON, 1),
+        (orjson.dumps([IMAGE.tolist()] * 2), JSON, 2),
+        (orjson.dumps({"image": IMAGE.tolist()}), JSON, 1),
+        (orjson.dumps(IMAGE.astype(float).tolist()), " Application/JSON ; charset=utf-8", 1),
+    ],
+)
+def test_pixels_and_numbers_are_classified(
+    tmp_path: Path, body: bytes, content_type: str, count: int
+) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        answer = await answer_to(operations, body, content_type)
+        assert (answer["model_name"], answer["model_version"]) == ("linear", "1")
+        assert [prediction["digit"] for prediction in answer["predictions"]] == [DIGIT] * count
+        for prediction in answer["predictions"]:
+            assert prediction.keys() == {"digit", "probabilities", "entropy_bits"}
+            assert len(prediction["probabilities"]) == 10
+            assert abs(sum(prediction["probabilities"]) - 1) < 1e-5
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_picture_is_classified(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    picture = (ROOT / "docs" / "seven.png").read_bytes()
+
+    async def scenario(operations: Operations) -> None:
+        answer = await answer_to(operations, picture, "image/png")
+        assert len(answer["predictions"]) == 1
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_query_selects_the_model_and_its_version(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        for query in ("", "model=&version=", "model=linear&version=1", "unknown=x", "=&&"):
+            answer = await answer_to(operations, IMAGE.tobytes(), OCTETS, query)
+            assert answer["predictions"][0]["digit"] == DIGIT
+        for query, name in (("model=none", "none"), ("version=9", "9")):
+            with pytest.raises(ModelNotFound, match=name):
+                await answer_to(operations, IMAGE.tobytes(), OCTETS, query)
+
+    run_with_operations(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "error", "message"),
+    [
+        (b"", None, UnsupportedMediaType, "Content-Type is ''"),
+        (b"", "text/plain", UnsupportedMediaType, "'text/plain'.*image/png"),
+        (b"x", "image/png", InvalidArgument, "image"),
+        (bytes(785), OCTETS, InvalidArgument, "784"),
+        (b"{", JSON, InvalidArgument, "not valid JSON"),
+        (b"{}", JSON, InvalidArgument, 'no "image"'),
+        (b'{"image": 7}', JSON, InvalidArgument, "list of numbers"),
+        (b"7", JSON, InvalidArgument, "list of numbers"),
+        (b"[[1, 2], [3]]", JSON, InvalidArgument, "different lengths"),
+        (orjson.dumps([0.5] * 784), JSON, InvalidArgument, "by 255"),
+        (orjson.dumps([1] * 783), JSON, InvalidArgument, "image"),
+    ],
+)
+def test_wrong_body_is_rejected(
+    tmp_path: Path, body: bytes, content_type: str | None, error: type[Exception], message: str
+) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(error, match=message):
+            await answer_to(operations, body, content_type)
+
+    run_with_operations(tmp_path, scenario)
+
+
+@given(st.data())
+def test_arbitrary_bodies_are_classified_or_rejected(data: st.DataObject) -> None:
+    content_type = data.draw(st.sampled_from([JSON, OCTETS, "image/png", "image/jpeg"]))
+    body = data.draw(st.binary(max_size=100))
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(InvalidArgument):
+            await answer_to(operations, body, content_type)
+
+    run_with_operations(Path("no-such-folder"), scenario)  # rejecting a body needs no model

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import flask
+import pytest
+
+from service.core.batching import Batcher, BatchLimits
+from service.http.flask_app import create_app
+from service.http.routes import ROUTES
+from service.repository.models import Repository
+from service.runtime.session import SessionOptions
+from tests.service.composition import http_app_of, operations_of
+
+LIMIT = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[flask.Flask]:
+    """The application over an empty repository, its event loop in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    with ThreadPoolExecutor(1) as executor:
+        repository = Repository(
+            tmp_path_factory.mktemp("models"),
+            SessionOptions("cpu"),
+            make_batcher=lambda name, version, session: Batcher(session, BatchLimits(), executor),
+            executor=executor,
+        )
+        app = create_app(http_app_of(operations_of(repository, "mnist")), loop, LIMIT)
+        app.add_url_rule("/boom", "boom", lambda: 1 // 0)
+        thread.start()
+        try:
+            yield app
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+def test_every_route_has_a_rule(app: flask.Flask) -> None:
+    rules = {(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods}
+    assert {(route.method, route.path) for route in ROUTES} <= rules
+
+
+def test_route_is_answered_by_its_handler(app: flask.Flask) -> None:
+    response = app.test_client().get("/v2/health/ready", headers={"x-request-id": "mine"})
+    assert response.status_code == 503
+    assert response.get_json()["reason"] == "Model 'mnist' is not loaded."
+    assert response.headers["x-request-id"] == "mine"
+
+
+def test_path_parameters_reach_the_handler(app: flask.Flask) -> None:
+    response = app.test_client().get("/v2/models/a%20b/versions/7")
+    assert response.status_code == 404
+    assert "a b" in response.get_json()["error"]
+
+
+def test_unknown_path_is_answered_with_404(app: flask.Flask) -> None:
+    response = app.test_client().get("/nowhere")
+    assert response.status_code == 404
+    assert "/nowhere" in response.get_json()["error"]
+    assert response.headers["x-request-id"]
+
+
+def test_wrong_method_is_answered_with_405_and_the_allowed_ones(app: flask.Flask) -> None:
+    response = app.test_client().delete("/v2/health/live")
+    assert response.status_code == 405
+    assert "DELETE" in response.get_json()["error"]
+    assert response.headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+def test_body_over_the_limit_is_answered_with_413(app: flask.Flask) -> None:
+    client = app.test_client()
+    response = client.post("/predict", data=bytes(LIMIT + 1))
+    assert response.status_code == 413
+    assert "max_request_bytes" in response.get_json()["error"]
+    assert client.post("/predict", data=bytes(LIMIT)).status_code == 415  # read, but of no type
+
+
+def test_unexpected_error_in_flask_is_an_internal_error(app: flask.Flask) -> None:
+    response = app.test_client().get("/boom")
+    assert response.status_code == 500
+    assert response.headers["x-request-id"]

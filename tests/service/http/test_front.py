@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from granian.rsgi import ProtocolClosed
+
+from service.http.flask_app import create_app
+from service.http.front import HttpFront
+from tests.service.composition import Operations, http_app_of
+from tests.service.linear_model import publish_linear, run_with_operations
+
+LIMIT = 10_000
+PIXELS = bytes(784)
+
+
+class RequestScope:
+    """What Granian says of a request."""
+
+    query_string, scheme, server, client, authority = "", "http", "127.0.0.1:80", "127.0.0.1:1", ""
+
+    def __init__(self, method: str, path: str, version: str = "1.1", **headers: str) -> None:
+        self.method, self.path, self.http_version = method, path, version
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Protocol:
+    """Granian's end of a request: its body in chunks, and the response."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks = chunks
+        self.read = 0
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body: Any = None
+
+    async def __call__(self) -> bytes:
+        return b"".join(self.chunks)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks:
+            self.read += 1
+            yield chunk
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.status, self.headers = status, dict(headers)
+        self.body = json.loads(body)
+
+
+class NeverArrives(Protocol):
+    async def __call__(self) -> bytes:
+        return await asyncio.Event().wait() and b""
+
+
+class ClientGone(Protocol):
+    async def __call__(self) -> bytes:
+        raise ProtocolClosed
+
+
+Front = Callable[[RequestScope, Protocol], Awaitable[None]]
+
+
+def with_front(
+    root: Path, scenario: Callable[[Front], Awaitable[None]], body_timeout: float = 600
+) -> None:
+    publish_linear(root, card={"output_kinds": {"scores": "logits"}})
+
+    async def main(operations: Operations) -> None:
+        for fast_lane in (True, False):
+            app = http_app_of(operations)
+            front: Any = HttpFront(
+                max_request_bytes=LIMIT, body_timeout=body_timeout, fast_lane=fast_lane
+            )
+            front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT))
+            await scenario(front)
+
+    run_with_operations(root, main)
+
+
+def predict(**headers: str) -> RequestScope:
+    return RequestScope("POST", "/predict", content_type="application/octet-stream", **headers)
+
+
+def test_a_body_is_answered_whether_its_length_is_known_or_not(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        whole, chunked = Protocol(PIXELS), Protocol(PIXELS[:500], PIXELS[500:])
+        await front(predict(content_length="784"), whole)
+        await front(predict(), chunked)
+        assert (whole.status, chunked.status) == (200, 200)
+        assert whole.body == chunked.body
+
+    with_front(tmp_path, scenario)
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = Protocol(bytes(LIMIT + 1))
+        await front(predict(content_length=str(LIMIT + 1)), protocol)
+        assert protocol.status == 413
+        assert "max_request_bytes" in protocol.body["error"]
+        assert protocol.headers["connection"] == "close"
+
+    with_front(tmp_path, scenario)
+
+
+def test_a_chunked_body_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = Protocol(*[bytes(1000)] * 50)
+        await front(predict(), protocol)
+        assert protocol.status == 413
+        assert protocol.read == LIMIT // 1000 + 1
+
+    with_front(tmp_path, scenario)
+
+
+def test_http_2_keeps_its_connection_when_a_body_is_refused(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = Protocol()
+        scope = RequestScope("POST", "/predict", "2", content_length=str(LIMIT + 1))
+        await front(scope, protocol)
+        assert protocol.status == 413
+        assert "connection" not in protocol.headers
+
+    with_front(tmp_path, scenario)
+
+
+def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = NeverArrives()
+        await front(predict(content_length="784"), protocol)
+        assert protocol.status == 408
+        assert "body_timeout" in protocol.body["error"]
+
+    with_front(tmp_path, scenario, body_timeout=0.01)
+
+
+def test_a_client_that_has_gone_gets_no_answer(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = ClientGone()
+        await front(predict(content_length="784"), protocol)
+        assert protocol.status == 0
+
+    with_front(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "sentence"),
+    [("GET", "/nowhere", 404, "/nowhere"), ("DELETE", "/predict", 405, "DELETE")],
+)
+def test_flask_answers_what_matches_no_route(
+    tmp_path: Path, method: str, path: str, status: int, sentence: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = Protocol()
+        await front(RequestScope(method, path, x_request_id="mine"), protocol)
+        assert protocol.status == status
+        assert sentence in protocol.body["error"]
+        assert protocol.headers["x-request-id"] == "mine"
+        assert protocol.headers.get("allow", "POST").find("POST") >= 0
+
+    with_front(tmp_path, scenario)

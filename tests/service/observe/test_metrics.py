@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.core.statistics import BatchRun
+from service.observe import metrics
+from service.observe.metrics import Metrics, ModelMetrics
+
+_unique = count()
+
+
+@pytest.fixture
+def name() -> str:
+    """A model or operation that no other test counts: metrics belong to the whole process."""
+    return f"test-{os.getpid()}-{next(_unique)}"
+
+
+def exposed() -> Iterator[Any]:
+    # Imported here, since service.observe.metrics must be imported first (it says why).
+    from prometheus_client.parser import text_string_to_metric_families
+
+    for family in text_string_to_metric_families(metrics.exposition().decode()):
+        yield from family.samples
+
+
+def run_of(rows: int, requests: int = 1) -> BatchRun:
+    """A run of 7 s: 1 s of joining, 4 s of inference, 2 s of splitting."""
+    return BatchRun(
+        requests=requests,
+        rows=rows,
+        answered=9.0,
+        queued=2.0,
+        joining=1.0,
+        inference=4.0,
+        splitting=2.0,
+    )
+
+
+def samples(label: str, value: str) -> dict[tuple[str, str], float]:
+    """The samples with this label, by their names and their bounds (`le`)."""
+    return {
+        (sample.name, sample.labels.get("le", "")): sample.value
+        for sample in exposed()
+        if sample.labels.get(label) == value
+    }
+
+
+def test_requests_are_counted_when_they_are_flushed(name: str) -> None:
+    observed = Metrics()
+    observed.request("http", name, "200").observe(0.002)
+    observed.request("http", name, "200").observe(0.3)
+    assert samples("operation", name).get(("mnist_request_seconds_count", "")) in (None, 0)
+    metrics.flush()
+    metrics.flush()  # counts nothing twice
+    counted = samples("operation", name)
+    assert counted["mnist_request_seconds_count", ""] == 2
+    assert counted["mnist_request_seconds_sum", ""] == pytest.approx(0.302)
+
+
+@pytest.mark.parametrize(
+    ("rows", "bound"), [(1, "1.0"), (2, "2.0"), (3, "4.0"), (4096, "4096.0"), (4097, "+Inf")]
+)
+def test_a_value_counts_in_the_first_bucket_that_it_does_not_exceed(
+    name: str, rows: int, bound: str
+) -> None:
+    ModelMetrics(name, "1").ran(run_of(rows))
+    metrics.flush()
+    counted = samples("model", name)
+    bounds = [le for sample, le in counted if sample == "mnist_batch_images_bucket"]
+    first = min((le for le in bounds if counted["mnist_batch_images_bucket", le]), key=float)
+    assert first == bound
+    assert counted["mnist_batch_images_bucket", "+Inf"] == 1
+
+
+def test_a_run_counts_once_in_images_and_seconds_and_in_the_statistics(name: str) -> None:
+    model = ModelMetrics(name, "1")
+    model.ran(run_of(rows=6, requests=3))
+    metrics.flush()
+    counted = samples("model", name)
+    assert counted["mnist_batch_images_sum", ""] == 6
+    assert counted["mnist_inference_seconds_count", ""] == 1
+    assert counted["mnist_inference_seconds_sum", ""] == 7
+    assert model.as_dict()["inference_count"] == 6
+    assert model.as_dict()["inference_stats"]["success"]["count"] == 3
+
+
+def test_an_unloaded_version_is_reported_as_0(name: str) -> None:
+    observed = Metrics()
+    one, other = ((name, version, "CPUExecutionProvider", "ab") for version in ("1", "2"))
+
+    def loaded() -> dict[str, float]:
+        return {
+            sample.labels["version"]: sample.value
+            for sample in exposed()
+            if sample.name == "mnist_model_info" and sample.labels["model"] == name
+        }
+
+    observed.models_loaded({one}, 0)
+    assert loaded() == {"1": 1}
+    observed.models_loaded({one, other}, 0)
+    assert loaded() == {"1": 1, "2": 1}
+    observed.models_loaded({other}, 3)
+    assert loaded() == {"1": 0, "2": 1}
+    assert "mnist_model_load_failures 3.0" in metrics.exposition().decode()
+
+
+@pytest.mark.parametrize("suffix", ['"', "\\", "\n", "}\nmnist_forged 1\n#", "\N{SNOWMAN}", "\x00"])
+def test_any_label_stays_one_label_of_the_exposition(name: str, suffix: str) -> None:
+    model = name + suffix
+    ModelMetrics(model, "1").run_failed(ValueError("a defect"))
+    assert samples("model", model)["mnist_inference_failures_total", ""] == 1
+    assert not any(
+        line.startswith("mnist_forged") for line in metrics.exposition().decode().splitlines()
+    )
+
+
+def test_the_gauges_of_killed_workers_are_removed_and_their_counters_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = 2**22 - 1  # above the kernel's largest process id
+    alive = os.getppid()
+    files = [f"{kind}_{pid}.db" for kind in ("gauge_livemax", "counter") for pid in (dead, alive)]
+    for file in files:
+        (tmp_path / file).touch()
+    monkeypatch.setenv(metrics.DIRECTORY, str(tmp_path))
+    Metrics()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted(set(files) - {f"gauge_livemax_{dead}.db"})

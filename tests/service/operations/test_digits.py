@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.core import images
+from service.core.errors import InvalidArgument, ModelNotFound, RequestTooLarge
+from service.operations import digits
+from service.operations.digits import Digits
+from tests.conftest import ROOT
+from tests.service.composition import Operations
+from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
+
+PNG = (ROOT / "docs" / "seven.png").read_bytes()
+PIXELS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
+
+
+def test_logits_of_a_foreign_model_become_probabilities(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+
+    async def scenario(operations: Operations) -> None:
+        answer = await operations.digits.classify(values=PIXELS)
+        logits = (PIXELS.reshape(3, 784) / np.float32(255)) @ WEIGHTS
+        expected = np.exp(logits - logits.max(1, keepdims=True))
+        expected /= expected.sum(1, keepdims=True)
+        for prediction, row in zip(answer.rows, expected, strict=True):
+            assert np.abs(prediction.probabilities - row).max() < 1e-5
+            assert prediction.digit == row.argmax()
+            assert 0 <= prediction.entropy_bits <= np.log2(10)
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_model_whose_output_kind_is_unknown_does_not_classify(tmp_path: Path) -> None:
+    publish_linear(tmp_path)
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(InvalidArgument, match="output_kinds"):
+            await operations.digits.classify(values=PIXELS)
+
+    run_with_operations(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("side", "in_a_thread"), [(28, False), (128, False), (129, True)], ids=["28", "128", "129"]
+)
+def test_a_large_picture_is_decoded_off_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, in_a_thread: bool
+) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    picture = io.BytesIO()
+    Image.fromarray(np.eye(side, dtype=np.uint8) * 255).save(picture, "PNG")
+    threads: list[int] = []
+
+    def to_pixels(image: Image.Image) -> np.ndarray:
+        threads.append(threading.get_ident())
+        return images.to_pixels(image)
+
+    monkeypatch.setattr(digits, "to_pixels", to_pixels)
+
+    async def scenario(operations: Operations) -> None:
+        answer = await operations.digits.classify(picture=picture.getvalue())
+        assert (answer.model, answer.version, len(answer.rows)) == ("linear", "1", 1)
+
+    run_with_operations(tmp_path, scenario)
+    assert (threads != [threading.get_ident()]) == in_a_thread
+
+
+def test_every_form_of_the_same_image_gets_the_same_prediction(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    # A dark border, so that the picture is taken as it is.
+    image = np.pad(PIXELS[0, 1:-1, 1:-1], 1)
+    picture = io.BytesIO()
+    Image.fromarray(image).save(picture, "PNG")
+
+    async def scenario(operations: Operations) -> None:
+        classify = operations.digits.classify
+        answers = [
+            await classify(picture=picture.getvalue()),
+            await classify(pixels=image.tobytes(), model="linear", version="1"),
+            await classify(values=image),
+            await classify(values=image.ravel()),
+        ]
+        first = answers[0].rows[0]
+        for answer in answers:
+            (row,) = answer.rows
+            assert row.digit == first.digit
+            assert np.array_equal(row.probabilities, first.probabilities)
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_missing_input_and_unknown_model_are_rejected(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(InvalidArgument, match="pixels or image"):
+            await operations.digits.classify()
+        with pytest.raises(ModelNotFound, match="'other'"):
+            await operations.digits.classify(values=PIXELS, model="other")
+        with pytest.raises(ModelNotFound, match="Version 7"):
+            await operations.digits.classify(values=PIXELS, version="7")
+        with pytest.raises(RequestTooLarge, match="pixels"):
+            await Digits(operations.inference.repository, "linear", 100).classify(picture=PNG)
+
+    run_with_operations(tmp_path, scenario)

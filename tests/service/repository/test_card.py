@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.core.errors import ModelLoadError
+from service.repository.card import Card, read
+
+
+def card_of(folder: Path, content: Any) -> Card:
+    path = folder / "model.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return read(path)
+
+
+def test_a_missing_card_is_an_empty_one(tmp_path: Path) -> None:
+    assert read(tmp_path / "model.json") == Card()
+
+
+def test_the_fields_that_the_server_uses_are_read_and_others_ignored(tmp_path: Path) -> None:
+    card = card_of(
+        tmp_path,
+        {
+            "sha256": "ab",
+            "output_kinds": {"scores": "logits"},
+            "labels": ["zero", "one"],
+            "accuracy": 0.99,
+        },
+    )
+    assert card == Card(sha256="ab", output_kinds={"scores": "logits"}, labels=("zero", "one"))
+
+
+def test_outputs_named_after_a_kind_need_no_entry() -> None:
+    card = Card(output_kinds={"scores": "logits", "logits": "probabilities"})
+    assert card.kind("scores") == "logits"
+    assert card.kind("probabilities") == "probabilities"
+    assert card.kind("logits") == "probabilities"  # an entry beats the name
+    assert card.kind("hidden") == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not valid JSON"),
+        (b"{'sha256': ''}", "not valid JSON"),
+        (b"\xff\xfe", "cannot read"),
+        (b"null", "JSON object"),
+        (b'"sha256"', "JSON object"),
+        ({"sha256": None}, "sha256 must be a string"),
+        ({"sha256": ["a"]}, "sha256 must be a string"),
+        ({"output_kinds": "logits"}, "output_kinds must map"),
+        ({"output_kinds": {"y": None}}, "output_kinds must map"),
+        ({"output_kinds": {"y": "Logits"}}, "output_kinds must map"),
+        ({"labels": "0123456789"}, "labels must be a list"),
+        ({"labels": {"0": "zero"}}, "labels must be a list"),
+        ({"labels": ["zero", 1]}, "labels must be a list"),
+    ],
+)
+def test_a_damaged_card_is_refused_with_its_path(tmp_path: Path, content: Any, reason: str) -> None:
+    with pytest.raises(ModelLoadError, match=reason) as raised:
+        card_of(tmp_path, content)
+    assert str(tmp_path / "model.json") in raised.value.message
+
+
+def test_a_folder_in_place_of_the_card_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="cannot read"):
+        read(tmp_path)

@@ -1,0 +1,455 @@
+"""The repository with sessions that cost nothing: what is loaded when, and what stays served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.core.batching import Batcher, BatchLimits
+from service.core.errors import (
+    InvalidArgument,
+    ModelLoadError,
+    ModelNotFound,
+    ProviderUnavailable,
+    Unavailable,
+)
+from service.repository import models
+from service.repository.models import Repository
+from service.runtime.session import SessionOptions
+from tests.service.composition import Operations
+from tests.service.linear_model import publish_linear, run_with_operations
+
+
+class FakeSession:
+    """Stands for a loaded model; the content of its file decides whether it loads."""
+
+    provider = "CPUExecutionProvider"
+    fallback = ""
+    batchable = True
+    inputs = outputs = ()
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+
+class Fixture:
+    """A repository on an empty folder, and a record of the files that it loaded."""
+
+    def __init__(self, root: Path, executor: ThreadPoolExecutor) -> None:
+        self.root = root
+        self.executor = executor
+        self.loads: list[str] = []
+        self.changes = 0
+
+    def load(self, path: Path, options: SessionOptions) -> Any:
+        self.loads.append(f"{path.parts[-3]}/{path.parts[-2]}")
+        content = path.read_bytes()
+        if content.startswith(b"broken"):
+            raise ModelLoadError("it is broken")
+        if content.startswith(b"cuda"):
+            raise ProviderUnavailable("no device")
+        return FakeSession(content)
+
+    def repository(self, keep: int = 2) -> Repository:
+        def count_change() -> None:
+            self.changes += 1
+
+        return Repository(
+            self.root,
+            SessionOptions("cpu"),
+            make_batcher=lambda name, version, session: Batcher(
+                session, BatchLimits(), self.executor
+            ),
+            executor=self.executor,
+            keep=keep,
+            on_change=count_change,
+        )
+
+    def publish(self, version: str, content: bytes = b"model", card: Any = None) -> None:
+        """Write NAME/VERSION by rename, as mnist-train does."""
+        folder = self.root / version
+        temporary = self.root / ".tmp"
+        temporary.mkdir(parents=True)
+        (temporary / "model.onnx").write_bytes(content)
+        if card is not None:
+            (temporary / "model.json").write_text(json.dumps(card))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(exist_ok=True)
+        temporary.rename(folder)
+
+    def remove(self, version: str) -> None:
+        shutil.rmtree(self.root / version)
+
+    def run(self, scenario: Callable[[Repository], Awaitable[None]], keep: int = 2) -> None:
+        async def main() -> None:
+            await asyncio.wait_for(scenario(self.repository(keep)), 30)
+
+        asyncio.run(main())
+
+
+@pytest.fixture
+def fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fixture]:
+    with ThreadPoolExecutor(2) as executor:
+        fixture = Fixture(tmp_path / "models", executor)
+        fixture.root.mkdir()
+        monkeypatch.setattr(models, "load_session", fixture.load)
+        yield fixture
+
+
+def test_the_newest_versions_are_loaded_newest_first(fixture: Fixture) -> None:
+    for version in ("mnist/1", "mnist/9", "mnist/10", "other/1"):
+        fixture.publish(version)
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert repository.versions("mnist") == ["10", "9"]
+        assert repository.get("mnist").version == "10"
+        assert repository.get("mnist", "9").version == "9"
+        assert [model.name for model in repository.loaded] == ["mnist", "mnist", "other"]
+        (entry,) = [e for e in await repository.index() if not e.ready]
+        assert (entry.version, entry.reason) == ("1", "not among the newest 2")
+
+    fixture.run(scenario)
+
+
+def test_only_new_and_changed_versions_are_loaded(fixture: Fixture) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        before = repository.get("mnist")
+        await repository.refresh()
+        assert repository.get("mnist") is before
+        fixture.publish("mnist/2")
+        await repository.refresh()
+        assert fixture.loads == ["mnist/1", "mnist/2"]
+        fixture.publish("mnist/1", b"a longer model")
+        await repository.refresh()
+        assert fixture.loads == ["mnist/1", "mnist/2", "mnist/1"]
+        assert repository.get("mnist", "1") is not before
+        assert fixture.changes == 3
+
+    fixture.run(scenario)
+
+
+def test_a_broken_version_is_tried_once_until_its_file_changes(fixture: Fixture) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("mnist/2", b"broken")
+
+    async def scenario(repository: Repository) -> None:
+        for _ in range(3):
+            await repository.refresh()
+        assert fixture.loads == ["mnist/2", "mnist/1"]
+        assert repository.failures == {"mnist/2": "it is broken"}
+        assert repository.versions("mnist") == ["1"]
+        fixture.publish("mnist/2", b"a model")
+        await repository.refresh()
+        assert repository.failures == {}
+        assert repository.versions("mnist") == ["2", "1"]
+
+    fixture.run(scenario)
+
+
+def test_a_file_that_is_replaced_by_a_broken_one_continues_to_be_served(fixture: Fixture) -> None:
+    fixture.publish("mnist/1", b"first")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        fixture.publish("mnist/1", b"broken")
+        await repository.refresh()
+        assert repository.get("mnist").session.content == b"first"
+        assert repository.failures == {"mnist/1": "it is broken"}
+
+    fixture.run(scenario)
+
+
+def test_a_deleted_version_is_unloaded(fixture: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("mnist/2")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        in_flight = repository.get("mnist")
+        fixture.remove("mnist/2")
+        with caplog.at_level(logging.INFO):
+            await repository.refresh()
+        assert "Unloaded mnist version 2" in caplog.text
+        assert repository.get("mnist").version == "1"
+        assert in_flight.version == "2"  # a request that holds it is not affected
+        fixture.remove("mnist/1")
+        await repository.refresh()
+        with pytest.raises(ModelNotFound, match="loaded are: none"):
+            repository.get("mnist")
+
+    fixture.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda root: (root / "mnist" / "1" / "model.json").write_text("{"), "not valid JSON"),
+        (
+            lambda root: (root / "mnist" / "1" / "model.json").write_text('{"sha256": "ab"}'),
+            "but its card says ab",
+        ),
+        (
+            lambda root: (
+                (root / "mnist" / "1" / "model.onnx").unlink(),
+                (root / "mnist" / "1" / "model.onnx").mkdir(),
+            ),
+            "cannot read model.onnx",
+        ),
+    ],
+    ids=["damaged card", "other file", "folder"],
+)
+def test_a_version_that_is_not_what_it_should_be_is_recorded_and_not_loaded(
+    fixture: Fixture, prepare: Callable[[Path], object], reason: str
+) -> None:
+    fixture.publish("mnist/1")
+    prepare(fixture.root)
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert reason in repository.failures["mnist/1"]
+        assert repository.loaded == []
+        assert fixture.loads == []
+
+    fixture.run(scenario)
+
+
+def test_a_provider_that_does_not_work_ends_the_refresh(fixture: Fixture) -> None:
+    fixture.publish("mnist/1", b"cuda")
+
+    async def scenario(repository: Repository) -> None:
+        with pytest.raises(ProviderUnavailable, match="no device"):
+            await repository.refresh()
+        fixture.publish("mnist/1", b"a model")
+        await repository.refresh()  # the lock is free again
+        assert repository.versions("mnist") == ["1"]
+
+    fixture.run(scenario)
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "01", "1.0", "latest", "1/../2", "\x00", "9" * 400])
+def test_a_version_that_is_not_a_number_is_refused(fixture: Fixture, version: str) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        with pytest.raises(InvalidArgument, match="not a whole number"):
+            repository.get("mnist", version)
+
+    fixture.run(scenario)
+
+
+@pytest.mark.parametrize("name", ["", "other", "../mnist", "mnist/1", "mnist\x00", "M" * 100_000])
+def test_an_unknown_model_is_not_found_by_any_name(fixture: Fixture, name: str) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        with pytest.raises(ModelNotFound, match="loaded are: mnist"):
+            repository.get(name)
+        with pytest.raises(ModelNotFound):
+            await repository.check_known(name)
+        with pytest.raises(ModelNotFound, match="Version 2"):
+            repository.get("mnist", "2")
+
+    fixture.run(scenario)
+
+
+def test_unloaded_models_stay_out_until_they_are_loaded_again(fixture: Fixture) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        await repository.follow({"mnist"}, {})
+        assert repository.loaded == []
+        await repository.refresh()
+        assert repository.loaded == []
+        assert [entry.reason for entry in await repository.index()] == ["unloaded"]
+        await repository.check_known("mnist")  # it is on disk
+        await repository.follow(set(), {"mnist": 1})
+        assert repository.versions("mnist") == ["1"]
+
+    fixture.run(scenario)
+
+
+def test_a_load_that_was_asked_for_reloads_every_served_version_once(fixture: Fixture) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("mnist/2")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.follow(set(), {"mnist": 7})
+        assert fixture.loads == []  # the first refresh loads everything
+        await repository.refresh()
+        before = repository.get("mnist")
+        fixture.loads.clear()
+        await repository.follow(set(), {"mnist": 7})
+        assert fixture.loads == []
+        await repository.follow(set(), {"mnist": 8})
+        assert fixture.loads == ["mnist/2", "mnist/1"]
+        assert repository.get("mnist") is not before
+        assert repository.get("mnist").sha256 == before.sha256
+
+    fixture.run(scenario)
+
+
+def test_a_failed_reload_changes_nothing_and_may_be_tried_again(fixture: Fixture) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        served = repository.get("mnist")
+        fixture.publish("mnist/2", b"broken")
+        for _ in range(3):
+            with pytest.raises(ModelLoadError, match=r"^Version 2 of 'mnist': it is broken\.$"):
+                await repository.follow(set(), {"mnist": 1})
+        assert fixture.loads.count("mnist/2") == 3
+        assert repository.loaded == [served]
+        fixture.publish("mnist/2", b"a model")
+        await repository.follow(set(), {"mnist": 1})
+        assert repository.versions("mnist") == ["2", "1"]
+
+    fixture.run(scenario)
+
+
+def test_a_model_that_loads_stays_loaded_although_another_does_not(fixture: Fixture) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        await repository.follow({"mnist"}, {})
+        with pytest.raises(ModelNotFound, match="'none'"):
+            await repository.follow(set(), {"mnist": 1, "none": 1})
+        await repository.refresh()
+        assert repository.versions("mnist") == ["1"]
+
+    fixture.run(scenario)
+
+
+def test_a_load_of_a_model_that_is_not_on_disk_is_refused(fixture: Fixture) -> None:
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        with pytest.raises(ModelNotFound, match="'none' is not in the repository"):
+            await repository.follow(set(), {"none": 1})
+        fixture.root.rmdir()
+        with pytest.raises(ModelLoadError, match="cannot be read"):
+            await repository.follow(set(), {"none": 1})
+        with pytest.raises(Unavailable, match="cannot be read"):
+            await repository.index()
+
+    fixture.run(scenario)
+
+
+def test_an_unreadable_repository_is_logged_once_and_recovers(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        fixture.root.rename(fixture.root.with_name("away"))
+        for _ in range(3):
+            await repository.refresh()
+        assert caplog.text.count("cannot be read") == 1
+        assert repository.versions("mnist") == ["1"]
+        fixture.root.with_name("away").rename(fixture.root)
+        await repository.refresh()
+        assert repository.failures == {}
+
+    fixture.run(scenario)
+
+
+def test_refreshes_and_loads_at_the_same_time_do_not_interleave(fixture: Fixture) -> None:
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        await asyncio.gather(
+            *(repository.refresh() for _ in range(5)),
+            *(repository.follow(set(), {"mnist": count}) for count in (1, 2, 3)),
+            repository.follow({"mnist"}, {"mnist": 3}),
+        )
+        assert repository.loaded == []
+        assert fixture.loads == ["mnist/1"] * 4
+
+    fixture.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("card", "reason"),
+    [
+        ("{", "JSON"),
+        ("[]", "object"),
+        ({"sha256": "0"}, "SHA-256"),
+        ({"sha256": 1}, "string"),
+        ({"output_kinds": {"scores": "guess"}}, "output_kinds"),
+        pytest.param('{"output_kinds": {"scores": ["logits"]}}', "model.json", id="list as kind"),
+        pytest.param("[" * 200_000, "model.json", id="deep nesting"),
+        pytest.param('{"sha256": ' + "1" * 5000 + "}", "model.json", id="endless number"),
+    ],
+)
+def test_version_with_a_wrong_card_is_not_loaded(tmp_path: Path, card: Any, reason: str) -> None:
+    publish_linear(tmp_path, card=card)
+
+    async def scenario(operations: Operations) -> None:
+        assert reason in operations.inference.repository.failures["linear/1"]
+        assert not operations.inference.readiness().ready
+        with pytest.raises(ModelNotFound, match="linear"):
+            operations.inference.repository.get("linear")
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_loaded_models_outlive_a_repository_that_vanishes(tmp_path: Path) -> None:
+    models, moved = tmp_path / "models", tmp_path / "moved"
+    publish_linear(models)
+
+    async def scenario(operations: Operations) -> None:
+        models.rename(moved)
+        await operations.inference.repository.refresh()
+        assert operations.inference.readiness().ready
+        assert str(models) in operations.inference.readiness().failures
+        moved.rename(models)
+        (models / "linear").rename(tmp_path / "linear")
+        await operations.inference.repository.refresh()
+        assert not operations.inference.readiness().ready
+        assert operations.inference.readiness().failures == {}
+
+    run_with_operations(models, scenario)
+
+
+def test_deleting_a_broken_version_clears_its_failure_and_reports_the_change(
+    tmp_path: Path,
+) -> None:
+    failures_at_each_change: list[int] = []
+    broken = tmp_path / "mnist" / "2"
+    broken.mkdir(parents=True)
+    (broken / "model.onnx").write_bytes(b"no model")
+
+    async def scenario(executor: ThreadPoolExecutor) -> None:
+        repository = Repository(
+            tmp_path,
+            SessionOptions("cpu"),
+            make_batcher=lambda name, version, session: Batcher(session, BatchLimits(), executor),
+            executor=executor,
+            keep=2,
+            on_change=lambda: failures_at_each_change.append(len(repository.failures)),
+        )
+        await repository.refresh()
+        assert failures_at_each_change[-1] == 1
+        shutil.rmtree(broken)
+        await repository.refresh()
+        assert failures_at_each_change[-1] == 0
+
+    with ThreadPoolExecutor(1) as executor:
+        asyncio.run(scenario(executor))

@@ -1,0 +1,130 @@
+"""Profiles one `POST /predict` with a PNG and prints the walk as JSON.
+
+A program of its own: the messages of `service.stubs` and those of tritonclient, which other tests
+import, cannot be in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+from granian.rsgi import HTTPProtocol, Scope
+
+import service
+from service.http.flask_app import create_app
+from service.http.front import HttpFront
+from service.settings import Settings
+from service.worker import Service
+from tests.conftest import ROOT, SHIPPED_MODELS
+
+OURS = str(Path(service.__file__).parent)
+
+
+class RequestScope:
+    """What Granian says of a request: `POST /predict` with a PNG."""
+
+    method, path, query_string, http_version = "POST", "/predict", "", "1.1"
+
+    def __init__(self, body: bytes) -> None:
+        self.headers = {"content-type": "image/png", "content-length": str(len(body))}
+
+
+class Connection:
+    """Granian's end of a request: gives its body, takes its response."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.status = 0
+        self.answer: Any = None
+
+    async def __call__(self) -> bytes:
+        return self._body
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.status = status
+        self.answer = json.loads(body)
+
+
+def ours(frame: FrameType | None) -> Iterator[CodeType]:
+    """The functions of service/ on the stack of a frame, innermost first."""
+    while frame is not None:
+        code = frame.f_code
+        # A comprehension is a frame of its own before Python 3.12, and none after.
+        if code.co_filename.startswith(OURS) and not code.co_name.startswith("<"):
+            yield code
+        frame = frame.f_back
+
+
+class Walk:
+    """The calls of one request: every function of service/ that ran, and the nested ones."""
+
+    def __init__(self) -> None:
+        self.functions: set[CodeType] = set()
+        self.deepest = 0
+        self.to_the_queue: list[str] = []
+        self.to_the_model: list[str] = []
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            stack = list(ours(frame))
+            if not stack or stack[0] is not frame.f_code:
+                return
+            self.functions.add(frame.f_code)
+            self.deepest = max(self.deepest, len(stack))
+            names = [code.co_qualname for code in reversed(stack)]
+            if names[-1] == "Batcher.submit":
+                self.to_the_queue = names
+            elif names[-1] in ("WholeRuns.run", "PartedRuns.run"):
+                self.to_the_model = names
+
+
+async def predict(body: bytes) -> Walk:
+    """The walk of the second of two requests: the first may do what later ones need not."""
+    loop = asyncio.get_running_loop()
+    settings = Settings(models=SHIPPED_MODELS)
+    parts = Service(settings)
+    await parts.repository.refresh()
+    front = HttpFront(
+        max_request_bytes=settings.max_request_bytes,
+        body_timeout=settings.body_timeout,
+        fast_lane=settings.fast_lane,
+    )
+    app = create_app(parts.http_app, loop, settings.max_request_bytes)
+    front.start(parts.http_app, app)
+
+    async def ask() -> None:
+        scope: Scope = RequestScope(body)  # type: ignore[assignment]
+        protocol: HTTPProtocol = Connection(body)  # type: ignore[assignment]
+        await asyncio.create_task(front(scope, protocol))
+        assert protocol.status == 200  # type: ignore[attr-defined]
+        assert protocol.answer["predictions"][0]["digit"] == 7  # type: ignore[attr-defined]
+
+    await ask()
+    walk = Walk()
+    sys.setprofile(walk)
+    try:
+        await ask()
+    finally:
+        sys.setprofile(None)
+    parts.executor.shutdown()
+    return walk
+
+
+if __name__ == "__main__":
+    walk = asyncio.run(predict((ROOT / "docs" / "seven.png").read_bytes()))
+    print(
+        json.dumps(
+            {
+                "functions": sorted(code.co_qualname for code in walk.functions),
+                "to_the_queue": walk.to_the_queue,
+                "to_the_model": walk.to_the_model,
+                "deepest": walk.deepest,
+            }
+        )
+    )
