@@ -1,6 +1,8 @@
 """What `make run` shows: train, publish, serve, predict one real test image over HTTP and gRPC.
 
-It then leaves the server running until Ctrl-C or SIGTERM.
+It then leaves the server running until Ctrl-C or SIGTERM. At a terminal, Ctrl-C sends SIGINT to
+every process at once; training and the server ignore it until they have handlers of their own, and
+this process sends SIGTERM to the one that runs. So a stop is clean at any moment.
 """
 
 from __future__ import annotations
@@ -9,20 +11,50 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from clients import cli
-from service.cli import check_ports_free
-from service.settings import Settings, SettingsError, load
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 _TEST_IMAGE = "docs/seven.png"
-_READY_WITHIN_S = 30.0
+
+
+class Steps:
+    """Child processes, one at a time, that a signal to this process stops."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._running: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Run a module of this environment. It inherits an ignored SIGINT."""
+        process = self._running = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            # Safe: this process has no threads yet.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509
+        )
+        if self.signal_number:  # it came before there was a process to stop
+            process.terminate()
+        return process
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        if self._running is not None:
+            self._running.terminate()
 
 
 def main() -> int:
-    """Run the whole story. Returns the exit status of the first step that fails."""
+    """Run all steps. Returns the exit status of the first one that fails, 0 after a stop."""
+    steps = Steps()
+    # Imported here: gRPC takes a while, and a signal in the meantime finds the handler.
+    from clients import cli
+    from service.settings import SettingsError, load
+    from service.supervisor import check_ports_free
+
     try:
         settings = load([])
         check_ports_free(settings)  # before minutes of training, not after
@@ -30,24 +62,17 @@ def main() -> int:
         print(f"make run: {error}", file=sys.stderr)
         return 2
     _headline("Training on the whole of MNIST (mnist-train)")
-    trained = _run("training.cli", "--models", str(settings.models))
-    if trained.wait() != 0:
-        return trained.returncode
+    status = steps.start("training.cli", "--models", str(settings.models)).wait()
+    if status != 0 or steps.signal_number:
+        return 128 + steps.signal_number if steps.signal_number else status
     _headline("Starting the service (mnist-serve)")
-    server = _run("service.cli", "--models", str(settings.models))
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        server.send_signal(signal.SIGTERM)
-
-    # Ctrl-C reaches the server as well; both end by the server's graceful stop.
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    if _ready(server, settings):
+    server = steps.start("service.cli", "--models", str(settings.models))
+    if _becomes_ready(server, settings):
         _headline(f"A real test image, over HTTP and over gRPC (mnist-predict {_TEST_IMAGE})")
         host = settings.host
         failed = cli.main([_TEST_IMAGE, "--address", f"{host}:{settings.http_port}"])
         failed |= cli.main([_TEST_IMAGE, "--grpc", "--address", f"{host}:{settings.grpc_port}"])
-        if failed:
+        if failed and not steps.signal_number:
             server.terminate()
             server.wait()
             return 1
@@ -56,21 +81,19 @@ def main() -> int:
             "stop with Ctrl-C.",
             flush=True,
         )
-    return server.wait()
+    status = server.wait()
+    # Our SIGTERM, which came before the server had a handler: there was nothing to stop.
+    return 0 if steps.signal_number and status == -signal.SIGTERM else status
 
 
-def _run(module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", module, *arguments])
-
-
-def _ready(server: subprocess.Popen[bytes], settings: Settings) -> bool:
+def _becomes_ready(server: subprocess.Popen[bytes], settings: Settings) -> bool:
+    """Wait until the server is ready; False if it ends before."""
     url = f"http://{settings.host}:{settings.http_port}/v2/health/ready"
-    end = time.monotonic() + _READY_WITHIN_S
-    while server.poll() is None and time.monotonic() < end:
+    while server.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=1):
                 return True
-        except (urllib.error.URLError, OSError):
+        except OSError:  # urllib's URLError is one
             time.sleep(0.05)
     return False
 

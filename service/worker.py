@@ -11,13 +11,13 @@ import gc
 import logging
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.synchronize import Event
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
@@ -35,13 +35,23 @@ from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
-from service.runtime.session import ROWS_OF_A_RUN, Session, SessionOptions
+from service.runtime.session import (
+    BUILT_WITHOUT_CUDA,
+    ROWS_OF_A_RUN,
+    Session,
+    SessionOptions,
+    cuda_is_built_in,
+)
 from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings, load
+
+if TYPE_CHECKING:
+    from service.supervisor import Lifecycle
 
 log = logging.getLogger(__name__)
 
 _METRICS_S = 0.5
+_SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
 
 class Service:
@@ -120,13 +130,19 @@ class Service:
 
 
 class Worker:
-    """The RSGI application that Granian runs in each worker process."""
+    """The RSGI application that Granian runs in each worker process.
 
-    def __init__(self, settings: Settings, startup_failed: Event, state_folder: Path) -> None:
+    How a worker stops: only SIGTERM stops it. Before it accepts requests, it exits at once. Later,
+    `_begin_stop` runs once, in the event loop: it stops the gRPC front and makes Granian stop the
+    HTTP front. Granian calls `__rsgi_del__` when the accepted HTTP requests are answered.
+    """
+
+    def __init__(self, settings: Settings, lifecycle: Lifecycle, state_folder: Path) -> None:
         self._settings = settings
         self._state_folder = state_folder
-        self._startup_failed = startup_failed
-        self._tasks: list[asyncio.Task[None]] = []
+        self._lifecycle = lifecycle
+        self._accepts_requests = False
+        self._stopping: asyncio.Task[None] | None = None
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
@@ -136,24 +152,64 @@ class Worker:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Load the models and open the gRPC port; Granian accepts HTTP requests after this."""
+        # Granian has just installed one handler for both signals. A second call of it blocks the
+        # process if the first has not been taken up, so it must run once: from `_begin_stop`.
+        self._stop_granian = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Not `add_signal_handler` alone: uvloop loses a signal that arrives while the loop does
+        # not run, as between this method and the serving of requests.
+        loop.add_signal_handler(signal.SIGTERM, lambda: None)
+        signal.signal(signal.SIGTERM, partial(self._on_sigterm, loop))
+        if self._lifecycle.stopping.value:  # its SIGTERM may have gone to Granian's handler
+            os._exit(0)
         try:
             loop.run_until_complete(self._start(loop))
         except (ProviderUnavailable, RuntimeError, OSError) as error:
             self._give_up(str(error))
-        # Granian's own handler would stop the HTTP front only. This one stops both fronts.
-        loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Finish the accepted gRPC calls; Granian has already finished the HTTP requests."""
-        self._begin_stopping(loop)
-        loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        loop.run_until_complete(asyncio.wait([self._begin_stop(loop)]))
+        self._exit()
+
+    def _on_sigterm(self, loop: asyncio.AbstractEventLoop, number: int, frame: object) -> None:
+        if not self._accepts_requests:
+            os._exit(0)
+        loop.call_soon_threadsafe(self._begin_stop, loop)
+
+    def _begin_stop(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        if self._stopping is not None:
+            return self._stopping
+        self._service.inference.stopping = True
+        self._service.administration.shared_state.stop()
+        timeout = self._settings.stop_timeout
+        self._stopping = loop.create_task(self._grpc.stop(timeout))
+        loop.call_later(timeout + _SLACK_S, self._cut_off)
+        signal.signal(signal.SIGINT, self._stop_granian)
+        signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return self._stopping
+
+    def _cut_off(self) -> None:
+        log.warning(
+            "HTTP requests are unfinished %g s after SIGTERM (stop_timeout); they are cut off.",
+            self._settings.stop_timeout,
+        )
+        self._exit()
+
+    def _exit(self) -> NoReturn:
+        # Python itself would first wait for the threads of executors, and a model load that one of
+        # them has begun cannot be interrupted.
         metrics.flush()
-        self._service.executor.shutdown(wait=False, cancel_futures=True)
+        os._exit(0)
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         service = self._service = Service(settings, self._state_folder)
         await service.administration.start()
+        explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
+        if explains_cpu and self._lifecycle.speaker.acquire(block=False):
+            log.info("Models run on the CPU: %s.", BUILT_WITHOUT_CUDA)
         # Exclude everything imported so far from garbage collection: scanning it paused the worker
         # for 35 ms, the 99th percentile of latency. Models load later and stay collectable.
         gc.freeze()
@@ -168,6 +224,7 @@ class Worker:
             recorder=service.recorder,
             settings=settings,
         )
+        self._accepts_requests = True
         await self._grpc.start()
         service.models_changed = self._grpc.publish_health
         if settings.poll_interval:
@@ -196,24 +253,13 @@ class Worker:
                 where,
             )
 
-    def _stop_soon(self) -> None:
-        self._begin_stopping(asyncio.get_running_loop())
-        os.kill(os.getpid(), signal.SIGINT)  # Granian's own handler, for the HTTP front
-
-    def _begin_stopping(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._service.inference.stopping:
-            self._service.inference.stopping = True
-            self._service.administration.shared_state.stop()
-            self._tasks.append(loop.create_task(self._grpc.stop(self._settings.stop_timeout)))
-
     def _give_up(self, reason: str) -> NoReturn:
         """Stop the whole server: a respawned worker would fail in the same way."""
         log.error("Cannot start: %s.", reason)
-        self._startup_failed.set()
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+        self._lifecycle.startup_failed.set()
         os.kill(os.getppid(), signal.SIGTERM)
-        signal.pause()
-        sys.exit(1)
+        while True:  # until SIGTERM; signal.pause() misses one that comes just before it
+            time.sleep(0.05)
 
 
 def flask_app() -> flask.Flask:

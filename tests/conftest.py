@@ -1,4 +1,4 @@
-"""What tests of every kind share: real MNIST, a real server process, one full training run."""
+"""Shared by all tests: real MNIST, a real server process, one full training run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Mnist(NamedTuple):
 
 
 class Server:
-    """A real `mnist-serve` process on ports of its own, ready when made."""
+    """A real `mnist-serve` process on free ports."""
 
     is_grpcio = False
 
@@ -61,11 +61,11 @@ class Server:
             )
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
-        """Poll until the condition holds; fail with the server's log when it does not."""
+        """Poll until the condition holds; after `seconds`, fail with the server's log."""
         end = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None or time.monotonic() > end:
-                pytest.fail(f"The server did not get there:\n{self.log.read_text()}")
+                pytest.fail(f"The condition fails; the server's log:\n{self.log.read_text()}")
             time.sleep(0.02)
 
     def is_ready(self) -> bool:
@@ -93,13 +93,13 @@ class Server:
             return error.code, error.read()
 
     def worker_pids(self) -> list[int]:
-        """Processes of the server besides its supervisor."""
+        """Ids of the worker processes."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         pids = [int(pid) for pid in children.split()]
         return [pid for pid in pids if b"resource_tracker" not in _command(pid)]
 
     def stop(self) -> int:
-        """Stop gracefully; the exit status."""
+        """Send SIGTERM and wait; the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60)
@@ -110,7 +110,7 @@ def _command(pid: int) -> bytes:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment."""
+    """Free ports of 127.0.0.1; another program may take one before the caller does."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -137,7 +137,7 @@ def mnist() -> Mnist:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """A function that starts a server on a model repository; all are stopped at the end."""
+    """A function that starts a server on a model repository; all servers stop at the end."""
     started: list[Server] = []
 
     def start(models: Path = SHIPPED_MODELS, *, ready: bool = True, **settings: object) -> Server:
@@ -154,13 +154,13 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 @pytest.fixture(scope="session")
 def server(start_server: Callable[..., Server]) -> Server:
-    """A server with the shipped model and nothing configured; for tests that only ask."""
+    """A server with the shipped model and default settings, for tests that change nothing."""
     return start_server(log_requests="all")
 
 
 @pytest.fixture(scope="session", params=[True, False], ids=["own front", "grpcio"])
 def grpc_server(request: pytest.FixtureRequest, start_server: Callable[..., Server]) -> Server:
-    """A server with the shipped model for each of the two gRPC fronts."""
+    """A server with the shipped model, once per gRPC front."""
     server = start_server(log_requests="all", fast_grpc=request.param)
     server.is_grpcio = not request.param
     return server

@@ -252,11 +252,9 @@ class Repository:
                     log.info(
                         "Loaded %s version %s on %s.", name, model.version, model.session.provider
                     )
-                    if model.session.fallback:
-                        # A CPU-only build is what the extra 'cpu' is for; a CUDA build that
-                        # fails is not.
-                        level = logging.WARNING if cuda_is_built_in() else logging.INFO
-                        log.log(level, "%s runs without CUDA: %s.", name, model.session.fallback)
+                    # The server reports a build without CUDA once, when it starts.
+                    if model.session.fallback and cuda_is_built_in():
+                        log.warning("%s runs without CUDA: %s.", name, model.session.fallback)
             if model is not None:
                 newest[model.version] = model
 

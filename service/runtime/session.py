@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+BUILT_WITHOUT_CUDA = (
+    f"the installed ONNX Runtime {ort.__version__} is built without CUDA; "
+    "install the extra 'gpu' instead of 'cpu'"
+)
 _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
 _ERRORS_ONLY = 3  # ONNX Runtime's log severity; this module reports what it would warn of
 _WARM_UP_ROWS = 16
@@ -245,10 +249,7 @@ def load(path: Path, options: SessionOptions) -> Session:
 def _load_on_cuda(path: Path, options: SessionOptions) -> Session:
     """Load a model with CUDA graphs, or else without. Raises ProviderUnavailable."""
     if not cuda_is_built_in():
-        raise ProviderUnavailable(
-            f"the installed ONNX Runtime {ort.__version__} is built without CUDA; "
-            "install the extra 'gpu' instead of 'cpu'"
-        )
+        raise ProviderUnavailable(BUILT_WITHOUT_CUDA)
     ort.preload_dlls()  # finds CUDA and cuDNN in their wheels; a failure shows only below
     # With CUDA alone and fallback off, ONNX Runtime fails instead of using the CPU.
     entries = {"session.disable_cpu_ep_fallback": "1"}

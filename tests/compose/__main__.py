@@ -1,7 +1,8 @@
 """make test-compose: docker-compose.yml on a real Docker engine, from images to rolling updates.
 
-Not a pytest module: it takes minutes, needs root, and its steps are one story. With --short it
-builds the image for serving only, serves the shipped model, and kills a replica under load.
+Not a pytest module: it takes minutes, needs root, and each step continues from the one before.
+With --short it builds only the serving image, serves the shipped model, and kills and stops a
+replica under load.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from tests.compose.stack import GRPC_PORT, HTTP_PORT, PROJECT, SETTINGS
 
 
 def main() -> int:
-    """Run the story. Returns 0 if all of it holds, 1 if not, 3 if there is no engine."""
+    """Run all steps. Returns 0 if they pass, 1 if one fails, 3 without an engine."""
     parser = argparse.ArgumentParser(prog="python -m tests.compose", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="no training, no rolling: for CI")
+    parser.add_argument("--short", action="store_true", help="no training, no rolling update")
     parser.add_argument(
         "--online",
         action="store_true",
-        help="pull the base images, and let builds install from a package index",
+        help="pull the base images, and let builds install packages from an index",
     )
-    parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
+    parser.add_argument("--keep", action="store_true", help="keep the stack running at the end")
     options = parser.parse_args()
     try:
         docker = Docker(SETTINGS)
@@ -55,7 +56,7 @@ def _story(docker: Docker, options: argparse.Namespace) -> int:
         steps += [observe, observability.check_tracing]
     passed = 0
     try:
-        _down(docker)  # what an earlier run may have left
+        _down(docker)  # left by an earlier run
         _build(docker, options)
         for step in steps:
             about = step.func if isinstance(step, partial) else step
@@ -63,12 +64,12 @@ def _story(docker: Docker, options: argparse.Namespace) -> int:
             step(docker)
             passed += 1
         if not options.keep:
-            say("== Down: every server stops by itself.")
+            say("== Down: every server stops gracefully.")
             _stops_gracefully(docker)
             passed += 1
     except (AssertionError, CommandFailed, TimeoutError) as error:
         say(f"FAILED: {error}")
-        _tell_logs(docker)
+        _print_logs(docker)
         print(f"{passed} passed, 1 failed", flush=True)
         return 1
     finally:
@@ -81,18 +82,18 @@ def _story(docker: Docker, options: argparse.Namespace) -> int:
 def _build(docker: Docker, options: argparse.Namespace) -> None:
     targets = ["serve"] if options.short else ["serve", "train"]
     images.build_all(docker, targets, online=options.online)
-    # Compose's own `build` finds all of it in the cache: its targets and arguments are the same.
+    # With the same targets and arguments, Compose's own `build` finds everything in the cache.
     docker.compose("build", *targets)
     say("`docker-compose build` agrees.")
 
 
 def _check_images(docker: Docker) -> None:
-    """The image for serving is small, not root's, has no torch and no training."""
+    """The serving image is small, does not run as root, and has neither torch nor training."""
     images.check_serve(docker)
 
 
 def _up(docker: Docker) -> None:
-    """Up: trains where there is no model, and serves."""
+    """Up without a model: trains one, and serves it."""
     took = stack.first_prediction_after(
         lambda: docker.compose("up", "--detach", "--no-build", quiet=False)
     )
@@ -117,7 +118,7 @@ def _up_seeded(docker: Docker) -> None:
 
 
 def _up_again(docker: Docker) -> None:
-    """Down and up again: the model is there, and is not trained again."""
+    """Down and up again: the model is still there, and nothing is trained."""
     docker.compose("down")
     took = stack.first_prediction_after(
         lambda: docker.compose("up", "--detach", "--no-build", quiet=False)
@@ -128,18 +129,18 @@ def _up_again(docker: Docker) -> None:
 
 
 def _scale(docker: Docker) -> None:
-    """Scale to 3 under load: no request fails, gRPC calls of one connection reach all."""
+    """Scale to 3 under load: no request fails; the calls of one gRPC connection reach all."""
     with no_failures(HTTP_PORT, GRPC_PORT):
         stack.scale(docker, 3)
         before = {each: stack.predictions_of(docker, each) for each in stack.replicas(docker)}
-        time.sleep(5)  # of load, to be shared out
+        time.sleep(5)  # of load on all three
         for transport in ("http", "grpc"):
             shares = [
                 stack.predictions_of(docker, each).get(transport, 0) - count.get(transport, 0)
                 for each, count in before.items()
             ]
             assert len(shares) == 3
-            assert min(shares) > sum(shares) / 6, f"{transport} is not balanced: {shares}"
+            assert min(shares) > sum(shares) / 6, f"Envoy does not balance {transport}: {shares}"
             say(f"{transport} predictions by replica: {', '.join(f'{n:.0f}' for n in shares)}.")
 
 
@@ -149,9 +150,9 @@ def _kill(docker: Docker) -> None:
         time.sleep(2)  # of load on all three
         before = stack.retries(docker)
         docker("kill", stack.replicas(docker)[0], quiet=False)
-        stack.wait_until("Envoy without the dead", lambda: stack.envoy_sees(docker, 2))
-        say(f"Envoy tried {stack.retries(docker) - before:.0f} requests again.")
-        time.sleep(3)  # of load on the two that are left
+        stack.wait_until("Envoy to drop the killed replica", lambda: stack.envoy_sees(docker, 2))
+        say(f"Envoy retried {stack.retries(docker) - before:.0f} requests.")
+        time.sleep(3)  # of load on the other two
         stack.scale(docker, 3)
 
 
@@ -163,17 +164,17 @@ def _stop_one(docker: Docker) -> None:
         docker("stop", "--time", "40", stopped, quiet=False)
         status = docker("inspect", "--format", "{{.State.ExitCode}}", stopped)
         assert status == "0", f"The stopped replica exits with {status}."
-        time.sleep(2)  # of load on the two that are left
+        time.sleep(2)  # of load on the other two
         stack.scale(docker, 3)
 
 
 def _new_model(docker: Docker) -> None:
     """Roll to a new model version under load: no request fails."""
     with no_failures(HTTP_PORT, GRPC_PORT) as load:
-        again = ["--seed", "1", *SETTINGS["TRAIN_OPTIONS"].split()]
-        docker.compose("run", "--rm", "train", *again, quiet=False)
-        stack.wait_until("answers by version 2 only", lambda: load.last_versions() == {"2"})
-    say(f"Answers by model version: {dict(load.counted().versions)}.")
+        options = ["--seed", "1", *SETTINGS["TRAIN_OPTIONS"].split()]
+        docker.compose("run", "--rm", "train", *options, quiet=False)
+        stack.wait_until("answers of version 2 only", lambda: load.last_versions() == {"2"})
+    say(f"Answers by model version: {dict(load.report().versions)}.")
 
 
 def _new_image(docker: Docker) -> None:
@@ -209,7 +210,7 @@ def _down(docker: Docker) -> None:
     docker.compose("down", "--volumes", "--remove-orphans")
 
 
-def _tell_logs(docker: Docker) -> None:
+def _print_logs(docker: Docker) -> None:
     for service in ("train", "serve", "envoy"):
         try:
             print(docker.compose("logs", "--tail", "40", service), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The images: what ours stand on, ours, and what must be true of them."""
+"""The images: their base images, how they are built, and what is checked in them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
+from tests.compose.bridge import bridge_address
 from tests.compose.engine import ROOT, CommandFailed, Docker, EngineUnavailable, say
 from tests.compose.stack import NEXT
 
@@ -23,22 +25,22 @@ _MOST_ABOVE_BASE_MB = 300
 
 
 def make_base_images(docker: Docker, *names: str) -> None:
-    """Debian, Python and Envoy under their official names, where they are not there yet."""
+    """Build the missing base images, of Debian packages, under their official names."""
     docker.environ["DOCKER"] = docker.client
     try:
-        made = docker.run(str(ROOT / "deploy/engine/base-images.sh"), *names)
-    except CommandFailed as error:  # no Debian mirror, no debootstrap: nothing of ours is wrong
-        raise EngineUnavailable(f"The base images cannot be made here. {error}") from error
-    for line in made.splitlines():
+        output = docker.run(str(ROOT / "deploy/engine/base-images.sh"), *names)
+    except CommandFailed as error:  # no Debian mirror or no debootstrap: not a failed test
+        raise EngineUnavailable(f"The base images cannot be built here. {error}") from error
+    for line in output.splitlines():
         say(line)
 
 
 @contextlib.contextmanager
 def wheels_for_builds(docker: Docker, *locks: str) -> Iterator[str]:
-    """A configuration of pip by which a build finds the locked wheels on this machine.
+    """The path of a pip configuration with which a build finds the locked wheels.
 
-    This machine's own pip fetches them, wherever it is set up to; a file server that only the
-    engine's bridge reaches hands them out while images are built.
+    This machine's own pip downloads them, from the index that it is configured for. While images
+    are built, a file server on the engine's bridge serves them.
     """
     folder = _CACHE / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,33 +53,42 @@ def wheels_for_builds(docker: Docker, *locks: str) -> Iterator[str]:
         )
         if done.returncode != 0:
             end = done.stderr[-2000:]
-            raise EngineUnavailable(f"pip cannot download what {path} names:\n{end}")
-    gateway = docker(
-        "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
-    )
-    handler = functools.partial(_Quiet, directory=str(folder))
+            raise EngineUnavailable(f"pip cannot download the packages of {path}:\n{end}")
+    address = bridge_address(docker("network", "inspect", "bridge"))
     with (
-        http.server.ThreadingHTTPServer((gateway, 0), handler) as server,
+        wheel_server(address, folder) as url,
         tempfile.NamedTemporaryFile("w", prefix="pip-", suffix=".conf") as configuration,
     ):
-        port = server.server_address[1]
         configuration.write(
-            f"[global]\nno-index = true\nfind-links = http://{gateway}:{port}/\n"
-            f"trusted-host = {gateway}\n"
+            f"[global]\nno-index = true\nfind-links = {url}\ntrusted-host = {address}\n"
         )
         configuration.flush()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield configuration.name
-        server.shutdown()
+
+
+@contextlib.contextmanager
+def wheel_server(address: IPv4Address, folder: Path) -> Iterator[str]:
+    """Serve a folder over HTTP on one address; the URL. Raises ValueError for 0.0.0.0."""
+    if address.is_unspecified:
+        raise ValueError("The file server must not listen on every interface.")
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer((str(address), 0), handler) as server:
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        try:
+            yield f"http://{address}:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its own name
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name in the base class)
         pass
 
 
 def build_all(docker: Docker, targets: list[str], *, online: bool) -> None:
-    """Build these targets; beside `train`, also what a rolling update goes to."""
+    """Build these targets; with `train`, also the image for the rolling update."""
     train = "train" in targets
     wheels: contextlib.AbstractContextManager[str | None]
     if online:
@@ -90,7 +101,7 @@ def build_all(docker: Docker, targets: list[str], *, online: bool) -> None:
         for target in targets:
             build(docker, target, pip_configuration)
         if train:
-            # Another version of the same: only its last layers are new.
+            # The same sources under another version: only the last layers are new.
             environ = dict(docker.environ)
             docker.environ |= NEXT
             build(docker, "serve", pip_configuration)
@@ -98,7 +109,7 @@ def build_all(docker: Docker, targets: list[str], *, online: bool) -> None:
 
 
 def build(docker: Docker, target: str, pip_configuration: str | None) -> None:
-    """Build one target, with the arguments that docker-compose.yml gives."""
+    """Build one target with the build arguments of docker-compose.yml."""
     environ = docker.environ
     command = ["build", "--target", target, "--tag", f"mnist-{target}:{environ['TAG']}"]
     if pip_configuration:
@@ -111,12 +122,12 @@ def build(docker: Docker, target: str, pip_configuration: str | None) -> None:
 
 
 def size(docker: Docker, image: str) -> int:
-    """Bytes, unpacked."""
+    """Size of an image in bytes, unpacked."""
     return int(docker("image", "inspect", "--format", "{{.Size}}", image))
 
 
 def check_serve(docker: Docker) -> None:
-    """What the image for serving promises. Raises AssertionError."""
+    """Check size, user, health check, labels and packages of the serving image."""
     image = f"mnist-serve:{docker.environ['TAG']}"
     above = (size(docker, image) - size(docker, PYTHON_IMAGE)) / 1e6
     assert above < _MOST_ABOVE_BASE_MB, f"{image} is {above:.0f} MB above its base image"
@@ -124,10 +135,10 @@ def check_serve(docker: Docker) -> None:
     assert config["User"] == "10001:10001", config["User"]
     assert config["Healthcheck"]["Test"] == ["CMD", "mnist-probe"]
     assert config["Labels"]["org.opencontainers.image.version"] == docker.environ["VERSION"]
-    found = docker(
+    contents = docker(
         "run", "--rm", "--read-only", "--network", "none", "--entrypoint", "python", image, "-c",
         "import importlib.util as u, os; "
         "print([n for n in ('torch', 'training', 'pip') if u.find_spec(n)], os.getuid())",
     )  # fmt: skip
-    # pip would be the base image's; the environment that serves has none.
-    assert found == "[] 10001", found
+    # The base image has a pip; the environment that serves has none.
+    assert contents == "[] 10001", contents

@@ -1,4 +1,4 @@
-"""Clients that ask through Envoy without a pause, and count every request that fails."""
+"""Clients that send requests through Envoy all the time, and count the failures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.compose.engine import ROOT, say
 
 _CLIENTS_EACH = 4
-_PAUSE_S = 0.01  # the machine is small: some hundred requests a second are enough
+_PAUSE_S = 0.01  # a small machine: some hundred requests per second are enough
 _TIMEOUT_S = 30.0
-_FEWEST_REQUESTS = 200  # a load that asked less has shown nothing
+_FEWEST_REQUESTS = 200  # with fewer, a load proves nothing
 IMAGE = (ROOT / "docs" / "seven.png").read_bytes()
 
 
-class Counted(NamedTuple):
-    """What clients saw: how many answers, the failures, answers by model version, latencies."""
+class Report(NamedTuple):
+    """What the clients saw. `versions` counts answers by model version."""
 
     requests: int
     failures: list[str]
@@ -41,7 +41,7 @@ class Counted(NamedTuple):
 
 
 class Load:
-    """While entered, clients over HTTP/1.1 and gRPC ask for predictions through Envoy."""
+    """A context in which clients send predictions through Envoy, over HTTP/1.1 and gRPC."""
 
     def __init__(self, http_port: int, grpc_port: int) -> None:
         self._http, self._grpc = http_port, grpc_port
@@ -54,7 +54,7 @@ class Load:
         ]
 
     def __enter__(self) -> Load:
-        # All gRPC clients share one connection: whoever balances must do so call by call.
+        # All gRPC clients share one connection, so Envoy must balance call by call.
         self._channel = grpc.insecure_channel(
             f"127.0.0.1:{self._grpc}", [("grpc.enable_retries", 0)]
         )
@@ -71,22 +71,22 @@ class Load:
 
     @property
     def answered(self) -> int:
-        """Requests that were answered rightly so far."""
+        """Number of correct answers so far."""
         return len(self._seen)
 
     def last_versions(self, count: int = 50) -> set[str]:
-        """Model versions of the latest answers."""
+        """Model versions of the latest `count` answers."""
         return {version for version, _ in self._seen[-count:]}
 
-    def counted(self) -> Counted:
-        """What has been seen; to be asked after the end."""
+    def report(self) -> Report:
+        """What the clients saw; call it after the end."""
         took = [seconds * 1000 for _, seconds in self._seen] or [0.0]
-        return Counted(
-            len(self._seen) + len(self._failures),
-            self._failures,
-            Counter(version for version, _ in self._seen),
-            max(took),
-            statistics.median(took),
+        return Report(
+            requests=len(self._seen) + len(self._failures),
+            failures=self._failures,
+            versions=Counter(version for version, _ in self._seen),
+            worst_ms=max(took),
+            median_ms=statistics.median(took),
         )
 
     def _over_http(self) -> None:
@@ -124,15 +124,15 @@ class Load:
     @staticmethod
     def _check(digit: int) -> None:
         if digit != 7:
-            raise OSError(f"a seven was taken for a {digit}")
+            raise OSError(f"the model took a seven for a {digit}")
 
 
 @contextmanager
 def no_failures(http_port: int, grpc_port: int) -> Iterator[Load]:
-    """Load for as long as the body lasts; raises AssertionError for any failed request."""
+    """Keep up the load while the body runs. Raises AssertionError if a request fails."""
     with Load(http_port, grpc_port) as load:
         yield load
-    counted = load.counted()
-    say(f"Clients saw: {counted}.")
-    assert counted.requests >= _FEWEST_REQUESTS, "The load was too small to show anything."
-    assert not counted.failures, f"Failed: {counted.failures[:5]}"
+    report = load.report()
+    say(f"Clients saw: {report}.")
+    assert report.requests >= _FEWEST_REQUESTS, "The load was too small to prove anything."
+    assert not report.failures, f"Failed: {report.failures[:5]}"

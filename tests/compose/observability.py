@@ -1,7 +1,7 @@
-"""The profiles: Prometheus for real, every query of dashboard and alerts, and Envoy's spans.
+"""The profiles: a real Prometheus, every query of the dashboard and the alerts, Envoy's spans.
 
-Grafana and Jaeger cannot be built of Debian's packages: the dashboard's queries are asked of
-Prometheus instead, and spans go to a receiver of OTLP that is twenty lines long.
+Grafana and Jaeger are not in Debian's packages. Prometheus answers the dashboard's queries
+instead, and a receiver of 20 lines takes the spans over OTLP.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ server.wait_for_termination()
 
 
 def check_prometheus(docker: Docker, *, online: bool) -> None:
-    """Prometheus finds every replica and Envoy; queries and alerts are right."""
+    """Prometheus scrapes every replica and Envoy; all queries work and no alert fires."""
     if not online:
         images.make_base_images(docker, "prometheus")
     tool = ["run", "--rm", "--entrypoint", "/bin/promtool", "--workdir", "/rules"]
     tool += ["--volume", f"{ROOT}/deploy/prometheus/alerts.yml:/rules/alerts.yml:ro"]
     tool += ["--volume", f"{ROOT}/tests/compose/alerts_test.yml:/rules/alerts_test.yml:ro"]
     docker(*tool, _PROMETHEUS, "test", "rules", "alerts_test.yml")
-    say("promtool: the alerts fire when they should, and only then.")
+    say("promtool: the alerts fire when they should, and at no other time.")
     up = ["--profile", "observability", "up", "--detach", "--no-build", "--no-deps"]
     docker.compose(*up, "prometheus", quiet=False)
     replicas = len(stack.replicas(docker))
@@ -56,7 +56,7 @@ def check_prometheus(docker: Docker, *, online: bool) -> None:
     say(f"Prometheus scrapes {replicas} replicas and Envoy.")
     dashboard = json.loads((ROOT / "deploy/grafana/dashboards/mnist.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    # Rates need two scrapes of everything. Failures are rightly empty while nothing fails.
+    # Rates need two scrapes. Queries for failures have no answer while nothing fails.
     stack.wait_until(
         "an answer to every query of the dashboard",
         lambda: all(_ask(query) or "!~" in query for query in queries),
@@ -65,12 +65,12 @@ def check_prometheus(docker: Docker, *, online: bool) -> None:
     for rule in rules["groups"][0]["rules"]:
         _ask(rule["expr"])
     firing = _ask('ALERTS{alertstate="firing"}')
-    assert not firing, f"Alerts fire, of a stack that is well: {firing}"
+    assert not firing, f"Alerts fire although the stack is healthy: {firing}"
     say(f"{len(queries)} queries of the dashboard have answers; no alert fires.")
 
 
 def check_tracing(docker: Docker) -> None:
-    """With TRACE_SAMPLING, Envoy sends spans over OTLP to who is called `traces`."""
+    """With TRACE_SAMPLING, Envoy sends spans over OTLP to the host `traces`."""
     receiver = f"{stack.PROJECT}-traces"
     docker(
         "run", "--detach", "--name", receiver, "--network", f"{stack.PROJECT}_default",
@@ -92,13 +92,13 @@ def check_tracing(docker: Docker) -> None:
 
 
 def _ask(query: str) -> list[Any]:
-    """Prometheus' answer to one query. Raises AssertionError where it does not understand it."""
+    """Prometheus' answer to one query. Raises AssertionError if the query is invalid."""
     port = int(stack.SETTINGS["PROMETHEUS_PORT"])
     path = "/api/v1/query?" + urllib.parse.urlencode({"query": query})
     status, body = stack.get(port, path)
     assert status == 200, f"{query}: {body[:300]!r}"
-    found: list[Any] = json.loads(body)["data"]["result"]
-    return found
+    result: list[Any] = json.loads(body)["data"]["result"]
+    return result
 
 
 def _value(query: str) -> float:

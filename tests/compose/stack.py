@@ -1,4 +1,4 @@
-"""The stack under test: its settings, its replicas, and what is asked of it through Envoy."""
+"""The stack under test: its settings, its replicas, and requests to it through Envoy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import free_ports
 HTTP_PORT, GRPC_PORT, HTTP2_PORT, _PROMETHEUS_PORT = free_ports(4)
 PROJECT = "mnist-test"
 
-# What .env would have. Training is short: this is a test of the deployment.
+# The settings of .env. Training is short, since this tests the deployment.
 SETTINGS = {
     "COMPOSE_PROJECT_NAME": PROJECT,
     "TAG": "test",
@@ -36,7 +36,7 @@ SETTINGS = {
     "PROMETHEUS_PORT": str(_PROMETHEUS_PORT),
 }
 
-# What a rolling update goes to: the same sources under another version.
+# The image of the rolling update: the same sources under another version.
 NEXT = {"TAG": "test-next", "VERSION": "0.0.2"}
 
 
@@ -67,13 +67,13 @@ def predict_http() -> dict[str, Any]:
 
 
 def predict_everywhere() -> None:
-    """The seven of the documentation, over each of Envoy's ports. Raises AssertionError."""
+    """Predict docs/seven.png over each of Envoy's ports. Raises AssertionError."""
     assert predict_http()["predictions"][0]["digit"] == 7
     with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}") as channel:
         stub: Any = digits_pb2_grpc.DigitClassifierStub(channel)
         answer = stub.Predict(digits_pb2.PredictRequest(image=IMAGE), timeout=10)
         assert answer.predictions[0].digit == 7
-    assert shutil.which("curl"), "curl is needed to ask over HTTP/2: apt-get install curl"
+    assert shutil.which("curl"), "curl is needed for requests over HTTP/2: apt-get install curl"
     done = subprocess.run(
         ["curl", "--silent", "--http2-prior-knowledge", "--data-binary", "@-", "--write-out",
          "\n%{http_version}", "-H", "content-type: image/png",
@@ -86,7 +86,7 @@ def predict_everywhere() -> None:
 
 
 def first_prediction_after(begin: Callable[[], object], within: float = 90.0) -> float:
-    """Seconds from the beginning of what starts the stack to its first prediction."""
+    """Call `begin`, which starts the stack; the seconds until its first prediction."""
     began = time.monotonic()
     begin()
     wait_until("a prediction through Envoy", lambda: bool(predict_http()), within)
@@ -94,7 +94,7 @@ def first_prediction_after(begin: Callable[[], object], within: float = 90.0) ->
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float = 90.0) -> None:
-    """Ask until it is so. Raises TimeoutError."""
+    """Poll until the condition holds; connection errors count as false. Raises TimeoutError."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -103,56 +103,56 @@ def wait_until(what: str, condition: Callable[[], bool], seconds: float = 90.0) 
         except (OSError, http.client.HTTPException):
             pass
         if time.monotonic() > end:
-            raise TimeoutError(f"After {seconds:.0f} s there is still not: {what}.")
+            raise TimeoutError(f"Waited {seconds:.0f} s in vain for {what}.")
         time.sleep(0.1)
 
 
 def replicas(docker: Docker) -> list[str]:
-    """Ids of the containers of `serve` that run."""
+    """Ids of the running containers of `serve`."""
     return docker.compose("ps", "-q", "serve").split()
 
 
 def address(docker: Docker, container: str) -> str:
-    """A container's address on the stack's network, which this machine reaches."""
+    """A container's IP address on the stack's network; this machine can reach it."""
     form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     return docker("inspect", "--format", form, container)
 
 
 def predictions_of(docker: Docker, container: str) -> dict[str, float]:
-    """Predictions that one replica has answered, by transport, from its own metrics."""
+    """Predictions of one replica by transport, from its metrics."""
     _, text = get(8000, "/metrics", address(docker, container))
-    found = re.findall(
+    counts = re.findall(
         r'mnist_request_seconds_count\{code="[^"]*",operation="predict",transport="(\w+)"\} (\S+)',
         text.decode(),
     )
-    return {transport: float(count) for transport, count in found}
+    return {transport: float(count) for transport, count in counts}
 
 
 def envoy_sees(docker: Docker, count: int) -> bool:
-    """Whether Envoy has so many healthy replicas, on both ports."""
+    """Whether Envoy has `count` healthy replicas on both ports."""
     envoy = docker.compose("ps", "-q", "envoy")
     _, text = get(9902, "/stats/prometheus", address(docker, envoy))
-    found = re.findall(
+    healthy = re.findall(
         r'envoy_cluster_membership_healthy\{envoy_cluster_name="serve_\w+"\} (\d+)', text.decode()
     )
-    return found == [str(count)] * 2
+    return healthy == [str(count)] * 2
 
 
 def retries(docker: Docker) -> float:
-    """Requests to `serve` that Envoy has tried again."""
+    """Number of requests to `serve` that Envoy has retried."""
     envoy = docker.compose("ps", "-q", "envoy")
     _, text = get(9902, "/stats/prometheus", address(docker, envoy))
-    found = re.findall(
+    counts = re.findall(
         r'envoy_cluster_upstream_rq_retry\{envoy_cluster_name="serve_\w+"\} (\d+)', text.decode()
     )
-    return sum(float(count) for count in found)
+    return sum(float(count) for count in counts)
 
 
 def scale(docker: Docker, count: int) -> None:
-    """`--scale serve=COUNT`, until Envoy takes requests to all of them."""
+    """Run `serve` with `count` replicas, and wait until Envoy sends requests to all of them."""
     docker.compose(
         "up", "--detach", "--no-build", "--no-deps", "--no-recreate", "--scale", f"serve={count}",
         "serve", quiet=False,
     )  # fmt: skip
-    wait_until(f"{count} replicas that Envoy finds healthy", lambda: envoy_sees(docker, count))
+    wait_until(f"{count} healthy replicas in Envoy", lambda: envoy_sees(docker, count))
     say(f"Envoy has {count} healthy replicas.")

@@ -1,7 +1,7 @@
-"""make test-swarm: the same compose file as a stack on a swarm of one node.
+"""make test-swarm: the same Compose file as a stack on a swarm of one node.
 
-It trains as a job, serves, rolls to another image under load, and goes; a swarm that this machine
-was in already is left as it was.
+A job trains, the servers serve and roll to another image under load, and the stack is removed. If
+this machine is already in a swarm, it stays in it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _REPLICAS = 3
 
 
 def main() -> int:
-    """Run the story. Returns 0 if all of it holds, 1 if not, 3 if there is no engine."""
+    """Run all steps. Returns 0 if they pass, 1 if one fails, 3 without an engine."""
     parser = argparse.ArgumentParser(prog="python -m tests.compose.swarm", description=__doc__)
-    parser.add_argument("--online", action="store_true", help="as python -m tests.compose has it")
+    parser.add_argument("--online", action="store_true", help="as for python -m tests.compose")
     options = parser.parse_args()
     try:
         docker = Docker(SETTINGS)
@@ -39,7 +39,7 @@ def main() -> int:
             if not joined:
                 docker("swarm", "init", "--advertise-addr", "127.0.0.1")
             try:
-                _remove(docker)  # what an earlier run may have left, its model with it
+                _remove(docker)  # left by an earlier run, with its model
                 return _story(docker)
             finally:
                 _remove(docker)
@@ -52,7 +52,7 @@ def main() -> int:
 
 def _story(docker: Docker) -> int:
     try:
-        say("== Deploy: the job trains, the servers get ready by themselves.")
+        say("== Deploy: the job trains, then the servers become ready.")
         took = stack.first_prediction_after(lambda: _deploy(docker), within=300)
         stack.predict_everywhere()
         say(f"From `stack deploy` to the first prediction: {took:.1f} s.")
@@ -78,7 +78,7 @@ def _story(docker: Docker) -> int:
 
 
 def _deploy(docker: Docker) -> None:
-    """The pipe of docs/deployment.md."""
+    """Run the pipe of docs/deployment.md."""
     render = f"{sys.executable} deploy/swarm/stack.py --replicas {_REPLICAS}"
     deploy = f"{docker.client} stack deploy --resolve-image never -c - {_STACK}"
     docker.run("bash", "-o", "pipefail", "-c", f"{render} | {deploy}", quiet=False)

@@ -311,22 +311,25 @@ def test_idle_streams_do_not_delay_a_stop(
     start_server: Callable[..., Server], fast_grpc: bool
 ) -> None:
     server = start_server(fast_grpc=fast_grpc)
-    never = threading.Event()
 
-    def nothing() -> Iterator[Any]:
-        never.wait()
-        yield from ()
+    async def stop_beside_idle_streams() -> None:
+        async with grpc.aio.insecure_channel(server.grpc) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            stream = inference_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+            await stream.write(inference.ModelInferRequest(model_name="none"))
+            assert "none" in (await stream.read()).error_message  # the server has the stream
+            # Both reads begin before the stop: when a connection ends, the client drops messages
+            # that it has received and nobody reads.
+            last, broken = (asyncio.ensure_future(call.read()) for call in (watch, stream))
+            await asyncio.sleep(0)
+            start = time.monotonic()
+            assert await asyncio.to_thread(server.stop) == 0
+            assert time.monotonic() - start < 10  # stop_timeout is 30
+            assert (await last).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            for reading in (watch.read(), broken):
+                with pytest.raises(grpc.RpcError) as caught:
+                    await reading
+                assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
-    with grpc.insecure_channel(server.grpc) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        stream = inference_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(nothing())
-        start = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - start < 10  # stop_timeout is 30
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        never.set()
-        for call in (watch, stream):
-            with pytest.raises(grpc.RpcError) as caught:
-                list(call)
-            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    asyncio.run(stop_beside_idle_streams())

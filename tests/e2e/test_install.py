@@ -187,7 +187,7 @@ def test_service_imports_neither_torch_nor_training() -> None:
 
 
 def test_the_supervisor_imports_nothing_heavy() -> None:
-    assert not loaded_by("service.cli") & {"onnxruntime", "grpc", "flask", "numpy"}
+    assert not loaded_by("service.supervisor") & {"onnxruntime", "grpc", "flask", "numpy"}
 
 
 def test_training_imports_no_transport() -> None:

@@ -33,7 +33,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def publish(repository: Path, version: str, damaged: bool = False) -> None:
-    """Publish the shipped model as another version, by rename as mnist-train does."""
+    """Publish the shipped model as another version by rename, as mnist-train does."""
     temporary = repository / "mnist" / f".tmp-{version}"
     shutil.copytree(SHIPPED_MODELS / "mnist" / "1", temporary)
     if damaged:
@@ -52,8 +52,8 @@ def test_sigterm_finishes_accepted_requests_on_both_fronts_and_exits_0(
         stub = digits_pb2_grpc.DigitClassifierStub(channel)
         over_http.request("POST", "/predict", batch, {"content-type": RAW})
         over_grpc = stub.Predict.future(digits_pb2.PredictRequest(pixels=batch))
-        # Both have been received once what was sent after them is answered; and it is answered
-        # while the model is busy, since slow inference leaves the event loop.
+        # The server has received both when it answers calls that came later. It answers them while
+        # the model is busy, since slow inference runs in a thread.
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert server.is_ready()
         assert not over_grpc.done()
@@ -65,7 +65,7 @@ def test_sigterm_finishes_accepted_requests_on_both_fronts_and_exits_0(
     assert not is_live(server)
 
 
-def test_a_slow_call_is_given_up_when_its_deadline_passes(
+def test_a_slow_call_ends_when_its_deadline_passes(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     publish_slow_model(tmp_path)
@@ -73,7 +73,7 @@ def test_a_slow_call_is_given_up_when_its_deadline_passes(
     with grpc.insecure_channel(server.grpc) as channel:
         stub = digits_pb2_grpc.DigitClassifierStub(channel)
         first = stub.Predict.future(digits_pb2.PredictRequest(pixels=BLANK * 64))
-        # Answered after the first call has come, hence so is the second one below.
+        # The answer shows that the server has received the first call, before the second one below.
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         with pytest.raises(grpc.RpcError) as caught:
             stub.Predict(digits_pb2.PredictRequest(pixels=BLANK), timeout=0.05)
@@ -81,7 +81,7 @@ def test_a_slow_call_is_given_up_when_its_deadline_passes(
         assert len(first.result().predictions) == 64
 
 
-def test_a_new_version_is_taken_up_without_losing_a_request(
+def test_a_new_version_is_served_without_losing_a_request(
     start_server: Callable[..., Server], repository: Path
 ) -> None:
     server = start_server(repository, poll_interval=0.05)
@@ -89,13 +89,13 @@ def test_a_new_version_is_taken_up_without_losing_a_request(
     failures: list[object] = []
     done = threading.Event()
 
-    def ask() -> None:
+    def predict() -> None:
         while not done.is_set():
             status, answer = server.post("/predict", BLANK, RAW)
             (versions if status == 200 else failures).append(answer.get("model_version"))
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    client = threading.Thread(target=predict)
+    client.start()
     try:
         publish(repository, "2")
         server.wait_until(lambda: "2" in versions[-1:])
@@ -103,15 +103,15 @@ def test_a_new_version_is_taken_up_without_losing_a_request(
         server.wait_until(lambda: "10" in versions[-1:])
     finally:
         done.set()
-        asking.join()
+        client.join()
     assert failures == []
-    assert versions == sorted(versions, key=int)  # never back to an older one
+    assert versions == sorted(versions, key=int)  # no answer of an older version after a newer
     # The newest two stay loaded.
     assert server.get("/v2/models/mnist/versions/2/ready")[0] == 200
     assert server.get("/v2/models/mnist/versions/1/ready")[0] == 404
 
 
-def test_a_broken_version_leaves_the_old_one_serving_and_is_reported(
+def test_a_broken_version_is_reported_and_the_old_one_keeps_serving(
     start_server: Callable[..., Server], repository: Path
 ) -> None:
     server = start_server(repository, poll_interval=0.05)
@@ -122,7 +122,7 @@ def test_a_broken_version_leaves_the_old_one_serving_and_is_reported(
     assert "Version 2 of model mnist is not served" in server.log.read_text()
 
 
-def test_without_a_model_the_server_waits_for_one_and_says_so(
+def test_a_server_without_a_model_waits_for_one_and_says_so(
     start_server: Callable[..., Server], repository: Path
 ) -> None:
     (repository / "mnist").rename(repository.parent / "mnist")
@@ -176,7 +176,7 @@ def test_flask_alone_serves_the_same_routes(tmp_path: Path) -> None:
     try:
         assert flask.stderr is not None
         while f":{port}" not in (line := flask.stderr.readline()):
-            assert line, "flask ended by itself"
+            assert line, "flask has ended"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("POST", "/predict", BLANK, {"content-type": RAW})
         answer = json.load(connection.getresponse())
@@ -188,7 +188,7 @@ def test_flask_alone_serves_the_same_routes(tmp_path: Path) -> None:
 
 
 def serve(*arguments: str) -> tuple[int, str]:
-    """Run mnist-serve that is expected to end by itself."""
+    """Run mnist-serve, which ends at once; its exit status and standard error."""
     run = subprocess.run(
         [sys.executable, "-m", "service.cli", *arguments],
         capture_output=True,
@@ -215,7 +215,7 @@ def test_a_missing_repository_is_refused_at_start() -> None:
 
 
 def test_cuda_is_never_replaced_by_the_cpu_silently(start_server: Callable[..., Server]) -> None:
-    """On a CPU build: `cuda` refuses to start, `auto` says in the metadata why it is not CUDA."""
+    """On a CPU build `cuda` refuses to start, and `auto` gives the reason in the metadata."""
     server = start_server(provider="cuda", ready=False)
     assert server.process.wait(timeout=60) == 1
     assert "without CUDA" in server.log.read_text()
@@ -223,3 +223,13 @@ def test_cuda_is_never_replaced_by_the_cpu_silently(start_server: Callable[..., 
     auto = start_server(provider="auto")
     assert b"without CUDA" in auto.get("/v2/models/mnist")[1]
     assert "CPUExecutionProvider" in auto.log.read_text()
+
+
+def test_a_build_without_cuda_is_logged_once_per_server(
+    start_server: Callable[..., Server], repository: Path
+) -> None:
+    server = start_server(repository, workers=2, poll_interval=0.05)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    publish(repository, "2")
+    server.wait_until(lambda: server.log.read_text().count("Loaded mnist version 2") == 2)
+    assert server.log.read_text().count("without CUDA") == 1

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from service import cli
-from service.cli import check_ports_free, main
-from service.settings import Settings, SettingsError
+from service import supervisor
+from service.cli import main
+from service.settings import Settings
 from tests.conftest import free_ports
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Path, Path]]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Settings, Path, Path]]]:
     """Filled with what would be served: the settings, and the folders of state and metrics."""
     starts: list[tuple[Settings, Path, Path]] = []
 
-    def serve(settings: Settings, state_folder: Path) -> int:
+    def serve(server: supervisor.Supervisor, state_folder: Path) -> int:
         metrics = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
         assert state_folder.is_dir()
         assert metrics.is_dir()
-        starts.append((settings, state_folder, metrics))
+        starts.append((server.settings, state_folder, metrics))
         return 0
 
-    monkeypatch.setattr(cli, "_serve", serve)
+    monkeypatch.setattr(supervisor.Supervisor, "run", serve)
     monkeypatch.setattr(logging.config, "dictConfig", lambda config: None)
     # Set back at the end: `main` sets it for the workers.
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""))
     for variable in [name for name in os.environ if name.startswith("MNIST_")]:
         monkeypatch.delenv(variable)
-    return starts
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield starts
+    signal.set_wakeup_fd(-1)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -101,33 +106,7 @@ def test_conflicting_packages_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli, "conflicting_packages", lambda: "Both are installed.")
+    monkeypatch.setattr(supervisor, "conflicting_packages", lambda: "Both are installed.")
     assert main(arguments) == 2
     assert capsys.readouterr().err == "mnist-serve: Both are installed.\n"
     assert served == []
-
-
-@pytest.mark.parametrize("name", ["http_port", "grpc_port"])
-def test_a_port_in_use_is_refused_even_if_it_may_be_shared(name: str) -> None:
-    http, grpc = free_ports(2)
-    settings = Settings(http_port=http, grpc_port=grpc)
-    check_ports_free(settings)
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.bind(("127.0.0.1", getattr(settings, name)))
-        listening.listen()
-        with pytest.raises(SettingsError, match=f"choose another {name}"):
-            check_ports_free(settings)
-
-
-def test_a_port_with_connections_of_an_earlier_server_is_free() -> None:
-    http, grpc = free_ports(2)
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("127.0.0.1", http))
-        listening.listen()
-        client = socket.create_connection(("127.0.0.1", http))
-        accepted, _ = listening.accept()
-    accepted.close()  # the server closes first: its port is in TIME_WAIT for a while
-    client.close()
-    check_ports_free(Settings(http_port=http, grpc_port=grpc))
