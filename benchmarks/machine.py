@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from training.machine import cpu_model
+from training.hardware import cpu_model
 
 
 def describe() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from benchmarks import machine
 from benchmarks.settings import RESULTS, ROOT
 from benchmarks.statistics import median
 from training.measure import GOAL, seconds_to
-from training.recipes import RECIPES
+from training.recipes.presets import RECIPES
 
 CONTENDERS = {
     "ours": "mnist-train",
@@ -37,7 +37,7 @@ def epochs_of(contender: str, epochs: int, threads: int) -> list[dict[str, Any]]
     with tempfile.TemporaryDirectory(prefix="mnist-bench-") as folder:
         if contender == "ours":
             _run(
-                "training.cli", "--epochs", epochs, "--threads", threads,
+                "training.commands.train", "--epochs", epochs, "--threads", threads,
                 "--models", f"{folder}/models", "--runs", f"{folder}/runs",
             )  # fmt: skip
             [metrics] = Path(folder).glob("runs/*/metrics.jsonl")

@@ -30,7 +30,7 @@ def main() -> int:
         print(f"make run: {error}", file=sys.stderr)
         return 2
     _headline("Training on the whole of MNIST (mnist-train)")
-    trained = _run("training.cli", "--models", str(settings.models))
+    trained = _run("training.commands.train", "--models", str(settings.models))
     if trained.wait() != 0:
         return trained.returncode
     _headline("Starting the service (mnist-serve)")

@@ -10,36 +10,27 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.augment import deform, draw
-from training.checkpoint import Saved
-from training.data import DataSet
-from training.devices import be_deterministic, computes_bf16
+from training.data.augment import deform, draw
+from training.data.dataset import DataSet, Split, split
 from training.errors import DivergedError, UsageError
-from training.evaluate import logits_of, loss_and_accuracy
+from training.evaluation.metrics import logits_of, loss_and_accuracy
+from training.hardware import be_deterministic, computes_bf16
 from training.models import scale
 from training.objective import answers_of, limit_norms, logits_by, objective_of
 from training.processes import Processes
-from training.recipes import FULL_BATCH, Recipe
+from training.recipes.recipe import FULL_BATCH, Recipe
+from training.run.checkpoint import Saved
 from training.sharpness import worst_nearby
 from training.state import Trained, TrainingState, begin
 
 ALONE = Processes()
 _WARM_UP = 0.2  # of a one-cycle run
-
-
-class Split(NamedTuple):
-    """The training images cut in two: to learn from, and held out. uint8 [N,28,28], int64 [N]."""
-
-    images: Tensor
-    labels: Tensor
-    validation_images: Tensor
-    validation_labels: Tensor
 
 
 class Watcher(Protocol):
@@ -67,23 +58,6 @@ class Interrupted(Exception):
     def __init__(self, reached: Trained) -> None:
         super().__init__("interrupted")
         self.reached = reached
-
-
-def split(data: DataSet, recipe: Recipe) -> Split:
-    """Hold out the last `validation_size` training images; the test set is not looked at."""
-    cut = len(data.train_images) - recipe.validation_size
-    if cut < 1:
-        raise UsageError(
-            f"--validation-size {recipe.validation_size} leaves none of the "
-            f"{len(data.train_images)} training images to learn from; choose a smaller one."
-        )
-    end = min(cut, recipe.train_limit) if recipe.train_limit else cut
-    return Split(
-        data.train_images[:end],
-        data.train_labels[:end],
-        data.train_images[cut:],
-        data.train_labels[cut:],
-    )
 
 
 def train(

@@ -21,10 +21,10 @@ from typing import Any
 
 from training.errors import TrainingError, UsageError
 from training.files import write_atomically
-from training.machine import cpu_model
+from training.hardware import cpu_model
 from training.models import build_network, count_parameters
-from training.recipes import RECIPES
-from training.release import git_revision, versions
+from training.publish.release import git_revision, versions
+from training.recipes.presets import RECIPES
 
 # Rows of the table: a name, and the arguments of mnist-train. Rates for the variants of `book` are
 # what is usual for the method; nothing here is tuned on the test set.
@@ -119,7 +119,7 @@ def _cells(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _measure(name: str, seed: int, threads: int, extra: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "training.cli", *ROWS[name], "--no-publish"]
+        command = [sys.executable, "-m", "training.commands.train", *ROWS[name], "--no-publish"]
         command += ["--runs", folder, "--seed", str(seed), "--threads", str(threads), *extra]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from training.recipes import Recipe
+from training.recipes.recipe import Recipe
 
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
 

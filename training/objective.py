@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.recipes import Recipe
+from training.recipes.recipe import Recipe
 
 _LABELS_ALONE = 0.25  # of a run: until then the moving average knows less than the labels
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training.data.sampling import Sampler
 from training.models import build_network
-from training.recipes import Recipe
-from training.sampling import Sampler
+from training.recipes.recipe import Recipe
 
 
 class Trained(NamedTuple):

@@ -64,7 +64,7 @@ def build_release(folder: Path) -> Path:
     assert sdist.name == f"mnist_service-{version}.tar.gz"
     with zipfile.ZipFile(wheel) as content:
         names = content.namelist()
-    assert "training/mnist/train-images-idx3-ubyte.gz" in names
+    assert "training/data/bundled/train-images-idx3-ubyte.gz" in names
     assert "service/py.typed" in names
     # Tests and benchmarks are no part of what is installed.
     packages = {name.split("/")[0] for name in names if not name.startswith("mnist_service-")}
@@ -97,7 +97,7 @@ def test_the_supervisor_imports_nothing_heavy() -> None:
 
 
 def test_training_imports_no_transport() -> None:
-    assert not loaded_by("training.cli") & {"flask", "grpc", "granian", "service"}
+    assert not loaded_by("training.commands.train") & {"flask", "grpc", "granian", "service"}
 
 
 def test_the_stubs_are_made_from_the_protos(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ _LIMITED = 100.0
 
 
 def _command(place: Place, name: str, *arguments: str) -> list[str]:
-    from tests.training.test_run import command
+    from tests.training.commands.test_train import command
 
     return command(place.folder / name, "--device", place.device, *arguments)
 
@@ -29,7 +29,7 @@ def _train(place: Place, name: str, *arguments: str) -> Path:
 
 
 def _done(place: Place, name: str, command: list[str]) -> Path:
-    from tests.training.test_run import only_run
+    from tests.training.commands.test_train import only_run
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     (place.folder / f"{name}.log").write_text(done.stdout + done.stderr)
@@ -51,7 +51,7 @@ def _json(run: Path, name: str) -> dict[str, Any]:
 
 
 def _same(first: Path, second: Path) -> None:
-    from training import checkpoint
+    from training.run import checkpoint
 
     for name in ("checkpoint.safetensors", "evaluation.json"):
         if (first / name).read_bytes() != (second / name).read_bytes():
@@ -92,15 +92,15 @@ def repeats_as_record(place: Place) -> str:
 
 def resumes(place: Place) -> str:
     """A run killed in an epoch goes on to the bytes of an uninterrupted one."""
-    from tests.training.test_resume import WHOLE, kill_in_epoch
-    from training import checkpoint
+    from tests.training.run.test_checkpoint import WHOLE, kill_in_epoch
+    from training.run import checkpoint
 
     arguments = [*WHOLE, "--device", place.device]
     whole = _train(place, "whole", *WHOLE)
     killed, _ = kill_in_epoch(place.folder / "killed", 3, arguments, signal.SIGKILL)
     reached = checkpoint.read_run(killed / "state.safetensors").numbers["epoch"]
     assert 1 <= reached < 8, f"killed after {reached} epochs of 8"
-    from tests.training.test_run import command
+    from tests.training.commands.test_train import command
 
     resume = command(place.folder / "killed", "--resume", str(killed), "--no-publish")
     _same(whole, _done(place, "killed", resume))
@@ -151,7 +151,7 @@ def under_torchrun(place: Place) -> str:
 
 def resumes_after_torchrun(place: Place) -> str:
     """A run that `torchrun` began goes on without it."""
-    from tests.training.test_run import command, only_run
+    from tests.training.commands.test_train import command, only_run
 
     begun = _torchrun(place, "one", *_SHORT, "--epochs", "9")
     with subprocess.Popen(begun, stderr=subprocess.PIPE, text=True) as job:
@@ -180,13 +180,13 @@ def with_nccl(place: Place) -> str:
     from torch import distributed
 
     from tests.conftest import free_ports
-    from training import recipes
-    from training.data import load_mnist
-    from training.devices import choose_device
-    from training.evaluate import logits_of, loss_and_accuracy
+    from training.data.mnist import load_mnist
+    from training.evaluation.metrics import logits_of, loss_and_accuracy
+    from training.hardware import choose_device
     from training.loop import train
     from training.processes import Processes
-    from training.progress import QuietWatcher, Stopper
+    from training.recipes import recipe as recipes
+    from training.run.progress import QuietWatcher, Stopper
 
     device = choose_device(place.device)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}

@@ -20,7 +20,7 @@ def train_fast(root: Path) -> FastRun:
     """Run `mnist-train` with nothing but its folders given."""
     folders = ["--models", root / "models", "--runs", root / "runs"]
     done = subprocess.run(
-        [sys.executable, "-m", "training.cli", *folders],
+        [sys.executable, "-m", "training.commands.train", *folders],
         capture_output=True,
         text=True,
         check=False,

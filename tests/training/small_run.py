@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.cli import main
+from training.commands.train import main
 
 
 def train(root: Path, *arguments: str, status: int = 0) -> Path:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from tests.training.small_run import epochs_of, evaluation_of, train
-from training import checkpoint
-from training.cli import main
-from training.devices import computes_bf16
+from training.commands.train import main
+from training.hardware import computes_bf16
 from training.models import build_network
 from training.objective import limit_norms, penalty
-from training.recipes import Recipe
+from training.recipes.recipe import Recipe
+from training.run import checkpoint
 
 NOTES = ["--recipe", "book-30-30", "--validation-size", "1000", "--no-publish"]
 FEW = [*NOTES, "--train-limit", "200", "--lr", "0.1"]

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from tests.training.small_run import epochs_of, evaluation_of, train
-from training import checkpoint
-from training.data import load_mnist
+from training.data.mnist import load_mnist
 from training.errors import UsageError
 from training.loop import train as learn
 from training.processes import Processes
-from training.progress import QuietWatcher, Stopper
-from training.recipes import Recipe
+from training.recipes.recipe import Recipe
+from training.run import checkpoint
+from training.run.progress import QuietWatcher, Stopper
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -26,7 +26,7 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 def torchrun(root: Path, *arguments: str) -> subprocess.Popen[str]:
     folders = ["--models", str(root / "models"), "--runs", str(root / "runs")]
     return subprocess.Popen(
-        [*TWO, "-m", "training.cli", *folders, "--device", "cpu", *arguments],
+        [*TWO, "-m", "training.commands.train", *folders, "--device", "cpu", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

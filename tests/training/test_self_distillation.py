@@ -7,11 +7,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.training.small_run import epochs_of, train
-from training import checkpoint
-from training.cli import main
-from training.data import load_mnist
+from training.commands.train import main
+from training.data.mnist import load_mnist
 from training.models import scale
-from training.recipes import Recipe
+from training.recipes.recipe import Recipe
+from training.run import checkpoint
 from training.state import begin
 
 _FEW = ["--recipe", "book-30-30", "--train-limit", "50", "--batch-size", "full", "--lr", "0.5"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.training.small_run import epochs_of, train
-from training import checkpoint
-from training.data import load_mnist
+from training.data.mnist import load_mnist
 from training.models import build_network, scale
-from training.recipes import Recipe
+from training.recipes.recipe import Recipe
+from training.run import checkpoint
 from training.sharpness import worst_nearby
 from training.state import begin
 
