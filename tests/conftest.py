@@ -164,6 +164,6 @@ def grpc_server(request: pytest.FixtureRequest, start_server: Callable[..., Serv
 @pytest.fixture(scope="session")
 def fast_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One full run of the `fast` recipe on the whole of MNIST, as a user would start it."""
-    from tests.training.full_run import train_fast
+    from tests.training.runs import train_fast
 
     return train_fast(tmp_path_factory.mktemp("fast"))

@@ -1,20 +1,20 @@
-"""mnist-evaluate: any model file or checkpoint, through ONNX Runtime, on any data set."""
+"""mnist-evaluate: measure a model file or a checkpoint on any data set, with ONNX Runtime."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from training.data.dataset import DataSet
 from training.data.sources import load_named
 from training.errors import TrainingError, UsageError
-from training.evaluation.metrics import evaluation
+from training.evaluation.metrics import Evaluation, evaluate
 from training.evaluation.onnx_model import OnnxModel, load_onnx
 from training.files import write_atomically
 from training.models import Classifier
@@ -23,7 +23,7 @@ from training.run.folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the figures of a model. Returns 0, 1 on failure, 2 on misuse."""
+    """Print the metrics of a model. Returns 0, 1 on failure, 2 on misuse."""
     options = _parser().parse_args(arguments)
     try:
         _run(options)
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    model, card = _load(options.model)
+    model, labels = _load(options.model)
     data = load_named(options.data)
     if options.all:
         data = data._replace(
@@ -47,71 +47,72 @@ def _run(options: argparse.Namespace) -> None:
             f"{options.model} tells {classes} classes apart, and {options.data} has "
             f"{len(data.labels)}: {', '.join(data.labels)}."
         )
-    named = tuple(card.get("labels", data.labels))
-    if named != data.labels:
-        print(f"Mind that {options.model} was made for {', '.join(named)}.", file=sys.stderr)
-    figures = evaluation(*outputs, data.test_labels)
-    figures["microseconds"] = model.microseconds(data.test_images)
-    print(_text(options.model, figures))
+    if labels and labels != data.labels:
+        print(f"Note: {options.model} was trained on {', '.join(labels)}.", file=sys.stderr)
+    evaluation = evaluate(outputs.logits, outputs.calibrated, data.test_labels)
+    microseconds = model.microseconds(data.test_images)
+    evaluation = dataclasses.replace(evaluation, microseconds=microseconds)
+    print(_text(options.model, evaluation))
     if options.json:
-        _write_json(options.json, figures)
+        try:
+            content = json.dumps(evaluation.to_json(), indent=2).encode() + b"\n"
+            write_atomically(options.json, content)
+        except OSError as error:
+            raise TrainingError(f"{options.json} cannot be written: {error.strerror}.") from error
     if options.report:
-        _write_report(options, data, figures)
+        _write_report(options, data, evaluation)
 
 
-def _load(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
-    """Load an ONNX file, or a checkpoint as the ONNX file that would be published of it."""
+def _load(path: Path) -> tuple[OnnxModel, tuple[str, ...]]:
+    """Load a model and its labels, which are empty where its card does not have them.
+
+    A checkpoint is loaded as the ONNX file that would be published of it.
+    """
     if path.suffix != ".safetensors":
-        return load_onnx(path)
+        model, card = load_onnx(path)
+        return model, tuple(card.get("labels", ()))
     from training.publish.export import export_quietly
 
-    found = checkpoint.read(path)
-    classifier = Classifier(found.network, found.temperature).eval()
-    content = export_quietly(classifier, {"recipe": found.recipe.name, "seed": str(found.seed)})
-    return OnnxModel(content, str(path)), {"labels": found.labels}
+    saved = checkpoint.read(path)
+    classifier = Classifier(saved.network, saved.temperature).eval()
+    content = export_quietly(classifier, {"recipe": saved.recipe.name, "seed": str(saved.seed)})
+    return OnnxModel(content, str(path)), saved.labels
 
 
-def _text(model: Path, figures: dict[str, Any]) -> str:
-    before, bits = figures["before_calibration"], figures["bits"]
+def _text(model: Path, evaluation: Evaluation) -> str:
+    before, bits = evaluation.before_calibration, evaluation.bits
     coverage = "  ".join(
-        f"{p['accuracy']:.2%} at {p['coverage']:.1%}" for p in figures["accuracy_at_coverage"]
+        f"{point.accuracy:.2%} at {point.coverage:.1%}" for point in evaluation.accuracy_at_coverage
     )
-    times = ", ".join(f"{took:.0f} µs for {n}" for n, took in figures["microseconds"].items())
+    times = (evaluation.microseconds or {}).items()
     return "\n".join(
         (
-            f"{model} on {figures['images']:,} images",
-            f"accuracy             {figures['accuracy']:.2%} ± "
-            f"{figures['accuracy_standard_error']:.2%}",
+            f"{model} on {evaluation.images:,} images",
+            f"accuracy             {evaluation.accuracy:.2%} ± "
+            f"{evaluation.accuracy_standard_error:.2%}",
             "                     calibrated  (not calibrated)",
-            f"log loss, nats       {figures['loss']:.4f}      ({before['loss']:.4f})",
-            f"Brier score          {figures['brier']:.5f}     ({before['brier']:.5f})",
-            f"calibration error    {figures['calibration_error']:.3%}      "
-            f"({before['calibration_error']:.3%})",
-            f"bits                 entropy {bits['entropy']:.4f}, cross-entropy "
-            f"{bits['cross_entropy']:.4f}, KL divergence {bits['kl_divergence']:.4f}",
+            f"log loss, nats       {evaluation.loss:.4f}      ({before.loss:.4f})",
+            f"Brier score          {evaluation.brier:.5f}     ({before.brier:.5f})",
+            f"calibration error    {evaluation.calibration_error:.3%}      "
+            f"({before.calibration_error:.3%})",
+            f"bits                 entropy {bits.entropy:.4f}, cross-entropy "
+            f"{bits.cross_entropy:.4f}, KL divergence {bits.kl_divergence:.4f}",
             f"accuracy at coverage {coverage}",
-            f"one thread           {times}",
+            f"one thread           {', '.join(f'{time:.0f} µs for {n}' for n, time in times)}",
         )
     )
 
 
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    try:
-        write_atomically(path, json.dumps(figures, indent=2).encode() + b"\n")
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be written: {error.strerror}.") from error
-
-
-def _write_report(options: argparse.Namespace, data: DataSet, figures: dict[str, Any]) -> None:
+def _write_report(options: argparse.Namespace, data: DataSet, evaluation: Evaluation) -> None:
     from training.run.report import write_report  # matplotlib takes a second
 
     try:
         options.report.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{options.report} cannot be made: {error.strerror}.") from error
-    config = {"model": str(options.model), "data": options.data}
-    write_report(RunFolder(options.report), config, None, data, figures)
-    print(f"Look at it: {options.report / 'report.html'}", file=sys.stderr)
+    settings = {"model": str(options.model), "data": options.data}
+    write_report(RunFolder(options.report), settings, evaluation, data)
+    print(f"Report: {options.report / 'report.html'}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,10 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--data",
         default="mnist",
-        help="mnist, fashion, or a folder: of images, or of IDX files (default: mnist)",
+        help="mnist, fashion, or a folder of images or of IDX files (default: mnist)",
     )
-    add("--all", action="store_true", help="measure on the training images, too")
-    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    add("--all", action="store_true", help="also measure on the training images")
+    add("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
     add("--report", type=Path, metavar="FOLDER", help="also write report.html into this folder")
     return parser
 

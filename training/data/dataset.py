@@ -13,20 +13,25 @@ DIGITS = tuple("0123456789")
 
 
 class DataSet(NamedTuple):
-    """A whole data set on the CPU; images are uint8 [N, 28, 28], labels int64 [N]."""
+    """A whole data set on the CPU; images are uint8 [N,28,28], labels int64 [N]."""
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
     sha256: dict[str, str]  # of each uncompressed file, by name
-    name: str = "mnist"  # models trained on it are published under this name
-    labels: tuple[str, ...] = DIGITS  # what each class is called
+    name: str = "mnist"  # the default name of models trained on it
+    labels: tuple[str, ...] = DIGITS  # the name of each class
 
 
 class Split(NamedTuple):
-    """The training images cut in two: to learn from, and held out. uint8 [N,28,28], int64 [N]."""
+    """A data set whose training images are split in two: to train on, and to validate on.
 
+    Images are uint8 [N,28,28], labels int64 [N]. Nothing that is trained, calibrated or chosen may
+    depend on the test images in `data`.
+    """
+
+    data: DataSet
     images: Tensor
     labels: Tensor
     validation_images: Tensor
@@ -34,17 +39,18 @@ class Split(NamedTuple):
 
 
 def split(data: DataSet, recipe: Recipe) -> Split:
-    """Hold out the last `validation_size` training images; the test set is not looked at."""
-    cut = len(data.train_images) - recipe.validation_size
-    if cut < 1:
+    """Hold out the last `validation_size` training images. Raises UsageError."""
+    kept = len(data.train_images) - recipe.validation_size
+    if kept < 1:
         raise UsageError(
             f"--validation-size {recipe.validation_size} leaves none of the "
-            f"{len(data.train_images)} training images to learn from; choose a smaller one."
+            f"{len(data.train_images)} training images to train on; choose a smaller one."
         )
-    end = min(cut, recipe.train_limit) if recipe.train_limit else cut
+    end = min(kept, recipe.train_limit) if recipe.train_limit else kept
     return Split(
-        data.train_images[:end],
-        data.train_labels[:end],
-        data.train_images[cut:],
-        data.train_labels[cut:],
+        data=data,
+        images=data.train_images[:end],
+        labels=data.train_labels[:end],
+        validation_images=data.train_images[kept:],
+        validation_labels=data.train_labels[kept:],
     )

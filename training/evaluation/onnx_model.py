@@ -1,7 +1,8 @@
-"""An ONNX file as a classifier, whoever made it: run it on images and time it.
+"""Any ONNX file as a classifier: its outputs for images, and its speed.
 
-Ours takes uint8 pixels [N,28,28] and gives `logits` and `probabilities`. Others may take 784 floats
-an image, which get pixels scaled to 0..1 as the service does it, and may give only one of the two.
+Models of mnist-train take uint8 pixels [N,28,28] and give `logits` and `probabilities`. Others may
+take 784 floats per image, to which pixels are scaled to 0..1 as in the service, and may give only
+one of the two outputs.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from training.errors import DataError, UsageError
 
 CARD_FILE = "model.json"
 _CHUNK = 1000
-_TINY = 1e-45  # the smallest float32: a probability that was rounded to zero
+_TINY = 1e-45  # the smallest float32, in place of a probability that was rounded to zero
 _TIMED_SECONDS, _FEWEST_RUNS = 0.3, 30
 
 
 class Outputs(NamedTuple):
-    """Logits [N,classes] as the network gives them, and as the probabilities say they are."""
+    """The logits [N,classes] of the network, and the logits that give its probabilities."""
 
     logits: Tensor
     calibrated: Tensor
 
 
 class OnnxModel:
-    """One session on the CPU, with one thread: what a worker of the service has."""
+    """One session on the CPU with one thread, as in a worker of the service."""
 
     def __init__(self, content: bytes, name: str, kinds: dict[str, str] | None = None) -> None:
         options = ort.SessionOptions()
@@ -45,33 +46,33 @@ class OnnxModel:
             self._session = ort.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # ONNX Runtime's own exceptions share no class with a name
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
             raise DataError(f"{name} cannot be loaded by ONNX Runtime: {error}") from error
         self._name = name
         self._kinds = kinds or {}
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
-            raise UsageError(f"{name} has {len(inputs)} inputs; a classifier of images has one.")
+            raise UsageError(f"{name} has {len(inputs)} inputs; an image classifier has one.")
         self._input = inputs[0]
 
     def outputs(self, images: Tensor) -> Outputs:
-        """Classify uint8 images [N,28,28]. Raises UsageError if the model does no such thing."""
-        found: dict[str, list[npt.NDArray[np.float32]]] = {}
+        """Classify uint8 images [N,28,28]. Raises UsageError if the model cannot."""
+        chunks: dict[str, list[npt.NDArray[np.float32]]] = {}
         names = [output.name for output in self._session.get_outputs()]
         size = self._fixed_size() or _CHUNK
         for start in range(0, len(images), size):
             chunk = images[torch.arange(start, start + size).clamp(max=len(images) - 1)]
             for name, values in zip(names, self._run(chunk), strict=True):
-                found.setdefault(name, []).append(values)
-        whole = {
+                chunks.setdefault(name, []).append(values)
+        outputs = {
             name: torch.from_numpy(np.concatenate(parts))[: len(images)].float()
-            for name, parts in found.items()
+            for name, parts in chunks.items()
             if parts[0].ndim == 2 and parts[0].dtype.kind == "f"
         }
-        return self._interpret(whole)
+        return self._interpret(outputs)
 
     def microseconds(self, images: Tensor) -> dict[str, float]:
-        """Median time of one run by number of images: 1 and 64, or the model's own number."""
+        """Return the median time of a run for 1 and 64 images, or for the model's fixed number."""
         size = self._fixed_size()
         return {
             str(count): self._median(images[torch.arange(count) % len(images)])
@@ -80,16 +81,16 @@ class OnnxModel:
 
     def _median(self, images: Tensor) -> float:
         prepared = {self._input.name: self._prepare(images)}
-        took: list[float] = []
+        times: list[float] = []
         end = time.perf_counter() + _TIMED_SECONDS
-        while len(took) < _FEWEST_RUNS or time.perf_counter() < end:
+        while len(times) < _FEWEST_RUNS or time.perf_counter() < end:
             started = time.perf_counter()
             self._session.run(None, prepared)
-            took.append(time.perf_counter() - started)
-        return statistics.median(took[len(took) // 10 :]) * 1e6
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[len(times) // 10 :]) * 1e6
 
     def _fixed_size(self) -> int:
-        """Return how many images a run takes, 0 if any number."""
+        """Return the fixed number of images per run, 0 if it is not fixed."""
         first = self._input.shape[0] if self._input.shape else None
         return first if isinstance(first, int) and first > 0 else 0
 
@@ -106,7 +107,7 @@ class OnnxModel:
         shape = self._input.shape[1:]
         if not all(isinstance(side, int) for side in shape) or math.prod(shape) != 784:
             raise UsageError(
-                f"{self._name} takes {self._input.shape}; 784 values an image are needed."
+                f"{self._name} takes {self._input.shape}; 784 values per image are needed."
             )
         pixels = images.numpy().reshape(-1, *shape)
         if self._input.type == "tensor(uint8)":
@@ -114,7 +115,9 @@ class OnnxModel:
         if self._input.type == "tensor(float)":
             scaled: npt.NDArray[Any] = pixels.astype(np.float32) / np.float32(255)
             return scaled
-        raise UsageError(f"{self._name} takes {self._input.type}; uint8 and float are understood.")
+        raise UsageError(
+            f"{self._name} takes {self._input.type}; only uint8 and float are supported."
+        )
 
     def _interpret(self, outputs: dict[str, Tensor]) -> Outputs:
         kinds = {self._kinds.get(name, name): values for name, values in outputs.items()}
@@ -122,8 +125,8 @@ class OnnxModel:
         if logits is None and probabilities is None:
             if len(outputs) != 1:
                 raise UsageError(
-                    f"{self._name} has the outputs {', '.join(outputs)}; which of them are logits "
-                    f"or probabilities must be said in output_kinds of its {CARD_FILE}."
+                    f"{self._name} has the outputs {', '.join(outputs)}; add output_kinds to its "
+                    f"{CARD_FILE} to say which of them are logits or probabilities."
                 )
             (only,) = outputs.values()
             if _are_distributions(only):

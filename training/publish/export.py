@@ -1,7 +1,7 @@
-"""From a trained classifier to a version in the model repository: export, prove, publish.
+"""A trained classifier as an ONNX file, and the proof that the file computes the same.
 
-The graph holds everything a client would otherwise have to know: uint8 pixels in, normalisation,
-network, temperature and softmax inside, logits and probabilities out.
+The graph takes uint8 pixels and gives logits and probabilities. Normalisation, temperature and
+softmax are inside it, so clients need no preprocessing code.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from training.errors import ExportError
 from training.evaluation.metrics import loss_and_accuracy
 from training.models import Classifier, fold_batch_norm
 
-# Newer defaults do not load in slightly older runtimes: ONNX Runtime 1.20 reads up to IR 10, and
-# opset 18 is what torch's exporter is written in, so nothing needs converting.
+# Older runtimes load no newer versions: ONNX Runtime 1.20 reads up to IR 10. torch's exporter is
+# written for opset 18, so nothing is converted.
 OPSET = 18
 IR_VERSION = 10
 _PROBABILITY_TOLERANCE = 1e-5
 
 
 def export(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
-    """The classifier as the bytes of one ONNX file; the same classifier gives the same bytes.
+    """Return the classifier as one ONNX file; the same classifier gives the same bytes.
 
     Input `image` uint8 [batch,28,28]; outputs `logits`, `probabilities` float32 [batch,classes].
-    Raises ExportError if the graph is not what it should be.
+    Raises ExportError if the graph is not as specified.
     """
     folded = Classifier(fold_batch_norm(classifier.network.cpu()), classifier.temperature).eval()
     return export_module(folded, metadata)
@@ -46,7 +46,7 @@ def export_module(module: nn.Module, metadata: Mapping[str, str]) -> bytes:
     """Export a module with the inputs and outputs of `Classifier`, as `export` does."""
     program = torch.onnx.export(
         module,
-        (torch.zeros(2, 28, 28, dtype=torch.uint8),),  # 0 and 1 would be taken as constants
+        (torch.zeros(2, 28, 28, dtype=torch.uint8),),  # a batch of 0 or 1 would become a constant
         dynamo=True,
         opset_version=OPSET,
         input_names=["image"],
@@ -61,7 +61,10 @@ def export_module(module: nn.Module, metadata: Mapping[str, str]) -> bytes:
 
 
 def finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
-    """Clean a graph, check it and return its bytes. Raises ExportError."""
+    """Make a graph independent of the machine, check it, and return its bytes.
+
+    Raises ExportError.
+    """
     _clean(model, metadata)
     _check(model)
     return model.SerializeToString(deterministic=True)
@@ -69,7 +72,7 @@ def finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporter's own chatter off the terminal; its errors are exceptions."""
+    """Suppress the exporter's messages; its errors are exceptions."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -77,13 +80,13 @@ def quiet() -> Iterator[None]:
 
 
 def export_quietly(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
-    """`export` without the exporter's own chatter."""
+    """Call `export` without the exporter's messages."""
     with quiet():
         return export(classifier, metadata)
 
 
 def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Remove what differs by machine (stack traces, paths), state what should not be left open."""
+    """Remove stack traces and paths, and set the fields that have no fixed default."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "mnist-service", ""
     model.domain, model.doc_string, model.model_version = "", "", 1
@@ -114,30 +117,30 @@ def _check(model: onnx.ModelProto) -> None:
     if opsets != {"": OPSET} or model.ir_version != IR_VERSION:
         raise ExportError(f"The graph has opsets {opsets} and IR {model.ir_version}.")
     if any(initializer.data_location for initializer in model.graph.initializer):
-        raise ExportError("The graph keeps its weights outside of its file.")
+        raise ExportError("The graph stores its weights outside of its file.")
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"onnx.checker refuses the graph: {error}") from error
+        raise ExportError(f"onnx.checker rejects the graph: {error}") from error
 
 
 def prove(model: bytes, classifier: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Compare the file with PyTorch on uint8 images [N,28,28]; the file's own accuracy.
+    """Compare the file with PyTorch on uint8 images [N,28,28] and return the file's accuracy.
 
-    Raises ExportError unless every argmax is the same and every probability within 1e-5.
+    Raises ExportError unless every argmax agrees and every probability is within 1e-5.
     """
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     logits, probabilities = session.run(["logits", "probabilities"], {"image": images.numpy()})
     with torch.inference_mode():
-        ours, expected = (part.numpy() for part in classifier.eval()(images))
+        expected_logits, expected = (part.numpy() for part in classifier.eval()(images))
     difference = float(np.abs(probabilities - expected).max())
     if difference > _PROBABILITY_TOLERANCE:
         raise ExportError(f"The graph's probabilities differ from PyTorch's by {difference:.1e}.")
-    if (wrong := int((logits.argmax(1) != ours.argmax(1)).sum())) > 0:
-        raise ExportError(f"The graph gives another class than PyTorch for {wrong} images.")
+    if (wrong := int((logits.argmax(1) != expected_logits.argmax(1)).sum())) > 0:
+        raise ExportError(f"The graph predicts another class than PyTorch for {wrong} images.")
     for count in (1, 2, 7, 64):
-        some = images[torch.arange(count) % len(images)].numpy()
-        shapes = [out.shape for out in session.run(None, {"image": some})]
-        if shapes != [(count, ours.shape[1])] * 2:
+        batch = images[torch.arange(count) % len(images)].numpy()
+        shapes = [output.shape for output in session.run(None, {"image": batch})]
+        if shapes != [(count, expected.shape[1])] * 2:
             raise ExportError(f"The graph gives shapes {shapes} for {count} images.")
     return loss_and_accuracy(torch.from_numpy(logits), labels)[1]

@@ -1,8 +1,8 @@
 """Smaller exports of a classifier: fp16, and int8 calibrated on training images.
 
-Each is a model of its own beside the fp32 one, with the same inputs and outputs; logits are turned
-into probabilities in fp32 whatever the network computes in. How accurate and how fast each is, is
-measured on its own file, and what loses too much accuracy is not published.
+Each is a separate model with the inputs and outputs of the fp32 one. The softmax is always computed
+in fp32. Accuracy and speed are measured on the exported file itself, and a file that loses too much
+accuracy is not published.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,38 +22,37 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 
 from training.data.dataset import DataSet
-from training.evaluation.metrics import calibration_error, loss_and_accuracy
+from training.evaluation.metrics import PrecisionMetrics, calibration_error, loss_and_accuracy
 from training.evaluation.onnx_model import OnnxModel
 from training.models import Classifier, fold_batch_norm, scale
 from training.publish.export import export_module, finish, quiet
 
-MOST_LOST = 0.001  # of accuracy, as a share of all images
+HIGHEST_LOSS = 0.001  # of accuracy, as a share of all images
 _CALIBRATION_IMAGES, _CALIBRATION_BATCH = 1000, 100
 _QUANTISED = ["Conv", "Gemm", "MatMul"]
 
 
-def measure(content: bytes, data: DataSet) -> dict[str, Any]:
-    """Return a file's accuracy, loss and calibration error on the test images, size and times."""
+def measure(content: bytes, data: DataSet) -> PrecisionMetrics:
+    """Measure an exported file on the test images."""
     model = OnnxModel(content, "an export")
     logits, calibrated = model.outputs(data.test_images)
     probabilities = torch.softmax(calibrated.double(), 1)
-    return {
-        "accuracy": loss_and_accuracy(logits, data.test_labels)[1],
-        "loss": loss_and_accuracy(calibrated, data.test_labels)[0],
-        "calibration_error": calibration_error(probabilities, data.test_labels),
-        "bytes": len(content),
-        "microseconds": model.microseconds(data.test_images),
-    }
+    return PrecisionMetrics(
+        accuracy=loss_and_accuracy(logits, data.test_labels)[1],
+        loss=loss_and_accuracy(calibrated, data.test_labels)[0],
+        calibration_error=calibration_error(probabilities, data.test_labels),
+        bytes=len(content),
+        microseconds=model.microseconds(data.test_images),
+    )
 
 
-def loses_too_much(figures: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Whether a file is less accurate than the reference by more than is allowed."""
-    lost: float = reference["accuracy"] - figures["accuracy"]
-    return lost > MOST_LOST + 1e-9
+def loses_too_much(accuracy: float, reference: float) -> bool:
+    """Whether an accuracy is lower than the reference by more than is allowed."""
+    return reference - accuracy > HIGHEST_LOSS + 1e-9
 
 
 def to_fp16(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
-    """Export with weights and activations of 16 bits."""
+    """Export with 16-bit weights and activations."""
     network = fold_batch_norm(copy.deepcopy(classifier.network).cpu()).half()
     half = _HalfClassifier(network, classifier.temperature).eval()
     with quiet():
@@ -61,14 +60,14 @@ def to_fp16(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
 
 
 def to_int8(content: bytes, metadata: Mapping[str, str], images: Tensor) -> bytes:
-    """Quantise an fp32 export to 8 bits, each channel of weights by itself.
+    """Quantise an fp32 export to 8 bits, with a scale for each channel of weights.
 
-    Ranges of activations are those on evenly chosen training images, uint8 [N,28,28].
+    The ranges of activations are taken from evenly spaced training images, uint8 [N,28,28].
     """
     chosen = images[:: max(1, len(images) // _CALIBRATION_IMAGES)][:_CALIBRATION_IMAGES]
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises a step that our export has done
+    root.setLevel(logging.ERROR)  # the quantiser advises a step that our export includes
     try:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "int8.onnx"
@@ -79,8 +78,9 @@ def to_int8(content: bytes, metadata: Mapping[str, str], images: Tensor) -> byte
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_QUANTISED,
                 per_channel=True,
-                # Weights of 7 bits: CPUs without VNNI add pairs of products in 16 bits, which
-                # overflow with 8. Measured there on `fast`, held-out images: 99.54 %, not 99.30 %.
+                # 7-bit weights: CPUs without VNNI add pairs of products in 16 bits, which overflow
+                # with 8-bit weights. Measured on such a CPU with `fast`, on held-out images:
+                # 99.54 % instead of 99.30 %.
                 reduce_range=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -92,7 +92,7 @@ def to_int8(content: bytes, metadata: Mapping[str, str], images: Tensor) -> byte
 
 
 class _HalfClassifier(nn.Module):
-    """`Classifier` whose network computes in 16 bits."""
+    """A `Classifier` whose network computes in 16 bits."""
 
     def __init__(self, network: nn.Sequential, temperature: float) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _HalfClassifier(nn.Module):
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
-    """Hands calibration images over, a batch at a time."""
+    """Yields the calibration images in batches."""
 
     def __init__(self, images: Tensor) -> None:
         self._batches = iter(images.split(_CALIBRATION_BATCH))

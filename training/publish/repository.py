@@ -20,7 +20,7 @@ MODEL_FILE, CARD_FILE = "model.onnx", "model.json"
 def publish(repository: Path, name: str, model: bytes, card: Mapping[str, Any]) -> Path:
     """Publish a model file and its card as the next version: repository/name/<version>/.
 
-    The folder appears by one rename, whole or not at all, and never in place of another.
+    The folder appears by one rename, complete, and never replaces another version.
     Raises ExportError if it cannot be written.
     """
     folder = repository / name
@@ -28,10 +28,10 @@ def publish(repository: Path, name: str, model: bytes, card: Mapping[str, Any]) 
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
         try:
-            temporary.chmod(0o755)  # mkdtemp makes it private
+            temporary.chmod(0o755)  # mkdtemp's own mode is private
             write_atomically(temporary / MODEL_FILE, model)
-            full = {**card, "sha256": hashlib.sha256(model).hexdigest()}
-            write_atomically(temporary / CARD_FILE, json.dumps(full, indent=2).encode() + b"\n")
+            signed = {**card, "sha256": hashlib.sha256(model).hexdigest()}
+            write_atomically(temporary / CARD_FILE, json.dumps(signed, indent=2).encode() + b"\n")
             return _rename_to_next(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -44,7 +44,7 @@ def publish(repository: Path, name: str, model: bytes, card: Mapping[str, Any]) 
 
 
 def newest_version(repository: Path, name: str) -> Path | None:
-    """Return the folder of the newest published version of a model, if there is any."""
+    """Return the folder of the newest published version of a model, or None."""
     models = (repository / name).glob(f"*/{MODEL_FILE}")
     versions = [path.parent for path in models if path.parent.name.isdecimal()]
     return max(versions, key=lambda path: int(path.name), default=None)
@@ -58,7 +58,7 @@ def _rename_to_next(temporary: Path, folder: Path) -> Path:
             temporary.rename(target)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                continue  # another publisher was faster: take the next number
+                continue  # another publisher took that number
             raise
         sync_folder(folder)
         return target

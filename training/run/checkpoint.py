@@ -1,6 +1,6 @@
-"""Checkpoints: a network, or a whole run to go on from, each in one file without pickle.
+"""Checkpoints: a network, or the state of a run to resume from, each in one file without pickle.
 
-The format is safetensors; what is no tensor (recipe, seed, labels, ...) is its metadata.
+The format is safetensors. Whatever is not a tensor (recipe, seed, labels, ...) is in its metadata.
 """
 
 from __future__ import annotations
@@ -18,98 +18,109 @@ from training.data.dataset import DIGITS
 from training.errors import CheckpointError
 from training.files import write_atomically
 from training.models import Classifier, build_network
-from training.recipes import recipe as recipes
+from training.recipes.recipe import Recipe, from_json, to_json
+from training.state import Counters, EpochMetrics
 
 _FORMAT = "mnist-service checkpoint 6"
 _STATE_FORMAT = "mnist-service state 5"
 
 
 class Checkpoint(NamedTuple):
-    """A network with the recipe, seed and classes it was trained with, after so many epochs."""
+    """A network after `epoch` epochs, with the recipe, seed and classes of its training."""
 
     network: nn.Sequential
-    recipe: recipes.Recipe
+    recipe: Recipe
     seed: int
     epoch: int
     temperature: float = 1.0
     labels: tuple[str, ...] = DIGITS
 
 
-class Saved(NamedTuple):
-    """A run between two epochs: all that decides how it goes on, and what it told so far."""
+class SavedRun(NamedTuple):
+    """A run between two epochs: what determines how it continues, and its metrics so far."""
 
-    recipe: recipes.Recipe
+    recipe: Recipe
     seed: int
-    epochs: list[dict[str, Any]]  # the figures of each
-    numbers: dict[str, Any]  # of TrainingState, as are the tensors
-    tensors: dict[str, Tensor]
+    epochs: list[EpochMetrics]
+    counters: Counters
+    tensors: dict[str, Tensor]  # of TrainingState
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; readers see the old file or the whole new one. Raises CheckpointError."""
-    state = {name: tensor.contiguous() for name, tensor in checkpoint.network.state_dict().items()}
+    tensors = {name: value.contiguous() for name, value in checkpoint.network.state_dict().items()}
     fields = {
         "format": _FORMAT,
-        "recipe": recipes.to_json(checkpoint.recipe),
+        "recipe": to_json(checkpoint.recipe),
         "seed": checkpoint.seed,
         "epoch": checkpoint.epoch,
         "temperature": checkpoint.temperature,
         "labels": checkpoint.labels,
     }
-    _write(path, state, fields)
+    _write(path, tensors, fields)
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises CheckpointError, naming the file, if it is not a whole one."""
+    """Read a checkpoint. Raises CheckpointError, naming the file, if it is damaged or missing."""
     fields, tensors = _read(path, _FORMAT)
     try:
-        recipe, labels = recipes.from_json(fields["recipe"]), tuple(fields["labels"])
+        recipe, labels = from_json(fields["recipe"]), tuple(fields["labels"])
         network = build_network(recipe, len(labels))
         network.load_state_dict(tensors)
-        seed, epoch, temperature = fields["seed"], fields["epoch"], float(fields["temperature"])
+        return Checkpoint(
+            network=network,
+            recipe=recipe,
+            seed=int(fields["seed"]),
+            epoch=int(fields["epoch"]),
+            temperature=float(fields["temperature"]),
+            labels=labels,
+        )
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
-    return Checkpoint(network, recipe, int(seed), int(epoch), temperature, labels)
 
 
 def load(path: Path) -> Classifier:
     """Load a checkpoint for use: uint8 [N,28,28] -> (logits, calibrated probabilities)."""
-    found = read(path)
-    classifier = Classifier(found.network, found.temperature)
-    return classifier.eval()
+    checkpoint = read(path)
+    return Classifier(checkpoint.network, checkpoint.temperature).eval()
 
 
-def save_run(path: Path, saved: Saved) -> None:
-    """Write what `--resume` goes on from, as `save` does."""
+def save_run(path: Path, saved: SavedRun) -> None:
+    """Write the state of a run, atomically as `save` does. Raises CheckpointError."""
     fields = {
         "format": _STATE_FORMAT,
-        "recipe": recipes.to_json(saved.recipe),
+        "recipe": to_json(saved.recipe),
         "seed": saved.seed,
-        "epochs": saved.epochs,
-        "numbers": saved.numbers,
+        "epochs": [metrics.to_json() for metrics in saved.epochs],
+        "numbers": saved.counters._asdict(),
     }
     _write(path, saved.tensors, fields)
 
 
-def read_run(path: Path) -> Saved:
-    """Read what `save_run` wrote. Raises CheckpointError, naming the file, if it is not whole."""
+def read_run(path: Path) -> SavedRun:
+    """Read the state of a run. Raises CheckpointError, naming the file, as `read` does."""
     fields, tensors = _read(path, _STATE_FORMAT)
     try:
-        recipe = recipes.from_json(fields["recipe"])
-        return Saved(recipe, int(fields["seed"]), fields["epochs"], fields["numbers"], tensors)
+        return SavedRun(
+            recipe=from_json(fields["recipe"]),
+            seed=int(fields["seed"]),
+            epochs=[EpochMetrics(**metrics) for metrics in fields["epochs"]],
+            counters=Counters(**fields["numbers"]),
+            tensors=tensors,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
 def _write(path: Path, tensors: dict[str, Tensor], fields: dict[str, Any]) -> None:
-    # One key: safetensors keeps metadata in a hash map, whose order varies by run.
+    # One key: safetensors keeps metadata in a hash map, whose order varies from run to run.
     metadata = {"checkpoint": json.dumps(fields)}
     try:
         write_atomically(path, save_tensors(tensors, metadata))
     except OSError as error:
         raise CheckpointError(
-            f"The checkpoint {path} cannot be written: {error.strerror}. An earlier one in its "
-            f"place is unharmed: make room, then go on with mnist-train --resume {path.parent}"
+            f"The checkpoint {path} cannot be written: {error.strerror}. An earlier checkpoint of "
+            f"that name is unharmed: make room, then run mnist-train --resume {path.parent}"
         ) from error
 
 

@@ -1,15 +1,14 @@
-"""The pictures of a run, each from the figures that the run also writes as JSON; PNG bytes."""
+"""The plots of a run as PNG bytes, each from metrics that the run also writes as JSON."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib as mpl
 
-mpl.use("Agg")  # no display is needed
+mpl.use("Agg")  # works without a display
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -17,21 +16,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
+from training.evaluation.metrics import CoveragePoint, Mistake, ReliabilityBin
+from training.state import EpochMetrics
+
 _MOST_FILTERS = 64
 _COLUMNS = 8
 _MARK_UP_TO = 20  # classes whose confusion counts are written out
 
 
-def losses(epochs: Sequence[Mapping[str, Any]]) -> bytes:
-    """Losses by epoch, on a logarithmic scale."""
+def losses(epochs: Sequence[EpochMetrics]) -> bytes:
+    """Plot losses by epoch, on a logarithmic scale."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     _lines(axes, epochs, ("train_loss", "validation_loss", "test_loss"))
     axes.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss", yscale="log")
     return _png(figure)
 
 
-def accuracies(epochs: Sequence[Mapping[str, Any]]) -> bytes:
-    """Share of right answers by epoch; that of training is with augmentation and dropout."""
+def accuracies(epochs: Sequence[EpochMetrics]) -> bytes:
+    """Plot accuracies by epoch; the training accuracy is with augmentation and dropout."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     _lines(axes, epochs, ("train_accuracy", "validation_accuracy", "test_accuracy"))
     axes.set(xlabel="epoch", ylabel="accuracy", title="Accuracy")
@@ -40,7 +42,7 @@ def accuracies(epochs: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> bytes:
-    """What was taken for what. Colour shows mistakes only: right answers would drown them."""
+    """Plot the confusion matrix. Colour shows mistakes only: right answers would outshine them."""
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     mistakes = [
         [0 if row == column else count for column, count in enumerate(line)]
@@ -62,17 +64,18 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> bytes:
-    """Accuracy by confidence, before and after calibration; honest is on the diagonal."""
+def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin]) -> bytes:
+    """Plot accuracy by confidence; perfectly calibrated bins lie on the diagonal."""
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(6, 6.5), layout="constrained", sharex=True, height_ratios=(3, 1)
     )
-    upper.plot((0, 1), (0, 1), color="grey", linestyle="--", label="honest")
+    upper.plot((0, 1), (0, 1), color="grey", linestyle="--", label="calibrated perfectly")
     for bins, name in ((before, "before calibration"), (after, "after calibration")):
-        full = [each for each in bins if each["images"]]
-        confidence = [each["confidence"] for each in full]
-        upper.plot(confidence, [e["accuracy"] for e in full], marker="o", label=name, alpha=0.8)
-        lower.plot(confidence, [e["images"] for e in full], marker="o", alpha=0.8)
+        full = [interval for interval in bins if interval.images]
+        confidence = [interval.confidence for interval in full]
+        accuracy = [interval.accuracy for interval in full]
+        upper.plot(confidence, accuracy, marker="o", label=name, alpha=0.8)
+        lower.plot(confidence, [interval.images for interval in full], marker="o", alpha=0.8)
     upper.set(ylabel="accuracy", title="Reliability", xlim=(0, 1.02), ylim=(0, 1.02))
     lower.set(xlabel="confidence", ylabel="images", yscale="log")
     upper.legend()
@@ -81,10 +84,10 @@ def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
     return _png(figure)
 
 
-def coverage(points: Sequence[Mapping[str, float]]) -> bytes:
-    """Accuracy among the most confident share of images, by that share."""
+def coverage(points: Sequence[CoveragePoint]) -> bytes:
+    """Plot the accuracy among the most confident share of images, by that share."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([p["coverage"] for p in points], [p["accuracy"] for p in points], marker="o")
+    axes.plot([p.coverage for p in points], [p.accuracy for p in points], marker="o")
     axes.set(
         xlabel="share of images answered, the most confident first",
         ylabel="accuracy among them",
@@ -96,31 +99,29 @@ def coverage(points: Sequence[Mapping[str, float]]) -> bytes:
     return _png(figure)
 
 
-def mistakes(
-    found: Sequence[Mapping[str, Any]], images: Tensor, labels: Sequence[str]
-) -> bytes | None:
-    """The images [N,28,28] that were most confidently taken for another class; None without any."""
-    if not found:
+def mistakes(confident: Sequence[Mistake], images: Tensor, labels: Sequence[str]) -> bytes | None:
+    """Show the most confident mistakes among the images [N,28,28]; None if there is none."""
+    if not confident:
         return None
-    figure, cells = _grid(len(found), height=1.5)
-    for cell, mistake in zip(cells, found, strict=False):
-        cell.imshow(images[mistake["image"]].numpy(), cmap="gray_r", vmin=0, vmax=255)
-        true, taken = labels[mistake["label"]], labels[mistake["predicted"]]
-        cell.set_title(f"{true} as {taken}\n{mistake['confidence']:.1%}", fontsize=8)
+    figure, cells = _grid(len(confident), height=1.5)
+    for cell, mistake in zip(cells, confident, strict=False):
+        cell.imshow(images[mistake.image].numpy(), cmap="gray_r", vmin=0, vmax=255)
+        true, predicted = labels[mistake.label], labels[mistake.predicted]
+        cell.set_title(f"{true} as {predicted}\n{mistake.confidence:.1%}", fontsize=8)
     return _png(figure)
 
 
 def first_filters(network: nn.Sequential) -> bytes | None:
-    """The weights that look at the pixels: kernels, or a picture for each dense unit."""
-    layer = next((each for each in network if isinstance(each, nn.Conv2d | nn.Linear)), None)
+    """Show the weights of the first layer: its kernels, or one picture per dense unit."""
+    layer = next((layer for layer in network if isinstance(layer, nn.Conv2d | nn.Linear)), None)
     if layer is None:
         return None
     weights = layer.weight.detach().cpu()[:_MOST_FILTERS]
     pictures = weights.reshape(len(weights), 28, 28) if weights.ndim == 2 else weights[:, 0]
     figure, cells = _grid(len(pictures), height=1.0)
     for cell, picture in zip(cells, pictures, strict=False):
-        most = max(float(picture.abs().max()), 1e-12)
-        cell.imshow(picture.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
+        highest = max(float(picture.abs().max()), 1e-12)
+        cell.imshow(picture.numpy(), cmap="RdBu_r", vmin=-highest, vmax=highest)
     return _png(figure)
 
 
@@ -129,7 +130,10 @@ def heat_map(
     rows: tuple[str, Sequence[str]],
     columns: tuple[str, Sequence[str]],
 ) -> bytes:
-    """Validation accuracy by two knobs, each with its name and its values; or what happened."""
+    """Plot validation accuracy by two knobs; a cell may hold a word instead, or nothing.
+
+    `rows` and `columns` are the name of a knob and its values.
+    """
     figure, axes = plt.subplots(
         figsize=(2.5 + 1.1 * len(columns[1]), 1.8 + 0.7 * len(rows[1])), layout="constrained"
     )
@@ -146,12 +150,12 @@ def heat_map(
     return _png(figure)
 
 
-def _lines(axes: Axes, epochs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    numbers = [figures["epoch"] for figures in epochs]
-    for key in keys:
-        values = [float(figures[key]) for figures in epochs if key in figures]
-        if values:
-            axes.plot(numbers, values, marker=".", label=key.replace("_", " "))
+def _lines(axes: Axes, epochs: Sequence[EpochMetrics], names: Sequence[str]) -> None:
+    numbers = [metrics.epoch for metrics in epochs]
+    for name in names:
+        values = [getattr(metrics, name) for metrics in epochs]
+        if None not in values:
+            axes.plot(numbers, values, marker=".", label=name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, alpha=0.3)
     axes.legend()

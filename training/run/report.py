@@ -1,4 +1,4 @@
-"""A run as one page that needs nothing else: report.html, its pictures in it and beside it."""
+"""The report of a run: report.html, which holds its own plots; they are also written beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from training.data.dataset import DataSet
+from training.evaluation.metrics import Evaluation, PrecisionMetrics
 from training.run import plots
 from training.run.folder import RunFolder
 
@@ -21,124 +22,104 @@ td:first-child, th:first-child { text-align: left }
 tr + tr { border-top: 1px solid #ddd } img { max-width: 100% } code { white-space: pre-wrap }
 """
 
-_SAYS = {
-    "loss.png": "Loss by epoch, without penalties. That of training is the mean while learning, "
-    "with augmentation and dropout, and of the images that the epoch trained on: where a recipe "
-    "leaves out easy ones (easy_below), of hard ones mostly. It can lie above the others.",
-    "accuracy.png": "Share of right answers by epoch.",
-    "confusion.png": "What was taken for what; the colour counts mistakes only.",
-    "reliability.png": "Of all answers given with a confidence of 90 %, 90 % should be right. "
-    "Nearly all images are in the last bin; bins with few of them mean little.",
-    "coverage.png": "How accurate the model is if it may leave out what it is least sure of.",
-    "mistakes.png": "The most confident mistakes: true class, class it was taken for, confidence.",
-    "filters.png": "The weights that see the pixels: red adds to a unit, blue takes away.",
+_CAPTIONS = {
+    "loss.png": "Loss by epoch, without penalties. The training loss is the mean during the epoch, "
+    "with augmentation and dropout, over the images that the epoch trained on. Recipes that leave "
+    "out easy images (easy_below) train mostly on hard ones, so it can lie above the other losses.",
+    "accuracy.png": "Accuracy by epoch.",
+    "confusion.png": "Images by true and predicted class; the colour counts mistakes only.",
+    "reliability.png": "Of all predictions with a confidence of 90 %, 90 % should be right. "
+    "Nearly all images are in the last bin; bins with few images mean little.",
+    "coverage.png": "The accuracy if the model answers only the images it is most confident about.",
+    "mistakes.png": "The most confident mistakes: true class, predicted class, confidence.",
+    "filters.png": "The weights of the first layer: red is positive, blue is negative.",
 }
 
 
 def write_report(
     folder: RunFolder,
-    config: Mapping[str, Any],
-    network: nn.Sequential | None,
+    settings: Mapping[str, Any],
+    evaluation: Evaluation,
     data: DataSet,
-    evaluation: Mapping[str, Any],
+    network: nn.Sequential | None = None,
 ) -> None:
-    """Write report.html and its pictures as PNG. Raises TrainingError if there is no room."""
+    """Write report.html and its plots as PNG. Raises TrainingError if they cannot be written.
+
+    `settings` become the last table of the page. Without a network its filters are left out.
+    """
+    before = evaluation.before_calibration
     pictures: dict[str, bytes | None] = {}
     if folder.epochs:
         pictures["loss.png"] = plots.losses(folder.epochs)
         pictures["accuracy.png"] = plots.accuracies(folder.epochs)
-    pictures["confusion.png"] = plots.confusion(evaluation["confusion"], data.labels)
-    before = evaluation["before_calibration"]
-    pictures["reliability.png"] = plots.reliability(
-        before["reliability"], evaluation["reliability"]
-    )
-    pictures["coverage.png"] = plots.coverage(evaluation["accuracy_at_coverage"])
-    pictures["mistakes.png"] = plots.mistakes(evaluation["mistakes"], data.test_images, data.labels)
+    pictures["confusion.png"] = plots.confusion(evaluation.confusion, data.labels)
+    pictures["reliability.png"] = plots.reliability(before.reliability, evaluation.reliability)
+    pictures["coverage.png"] = plots.coverage(evaluation.accuracy_at_coverage)
+    pictures["mistakes.png"] = plots.mistakes(evaluation.mistakes, data.test_images, data.labels)
     if network is not None:
         pictures["filters.png"] = plots.first_filters(network)
-
     drawn = {name: content for name, content in pictures.items() if content is not None}
     for name, content in drawn.items():
         folder.write(name, content)
-    page = _page(folder.path.name, config, evaluation, drawn, data.labels)
-    folder.write("report.html", page.encode())
 
-
-def _page(
-    title: str,
-    config: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    pictures: Mapping[str, bytes],
-    labels: tuple[str, ...],
-) -> str:
+    title = html.escape(folder.path.name)
+    calibrated = ""
+    if evaluation.temperature is not None:
+        calibrated = f" Probabilities are softmax(logits / {evaluation.temperature:.3f})."
+    scores = [
+        ("negative log-likelihood (nats)", f"{before.loss:.4f}", f"{evaluation.loss:.4f}"),
+        ("Brier score", f"{before.brier:.5f}", f"{evaluation.brier:.5f}"),
+        (
+            "expected calibration error, 15 bins",
+            f"{before.calibration_error:.3%}",
+            f"{evaluation.calibration_error:.3%}",
+        ),
+    ]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
-        f"<h1>{html.escape(title)}</h1>",
-        _summary(evaluation),
-        _table(_honesty_rows(evaluation), ("on the test set", "before calibration", "after")),
+        f"<title>{title}</title><style>{_STYLE}</style>",
+        f"<h1>{title}</h1>",
+        f"<p>{evaluation.accuracy:.2%} of {evaluation.images:,} test images are classified "
+        f"correctly, with a standard error of {evaluation.accuracy_standard_error:.2%}."
+        f"{calibrated}</p>",
+        _table(("on the test set", "before calibration", "after"), scores),
     ]
-    if precisions := evaluation.get("precisions"):
-        parts += ["<h2>Precisions</h2>", _table(*_precision_rows(precisions))]
-    for name, content in pictures.items():
+    if evaluation.precisions:
+        parts += ["<h2>Precisions</h2>", _precisions(evaluation.precisions)]
+    for name, content in drawn.items():
         encoded = base64.b64encode(content).decode()
         parts.append(f"<h2>{html.escape(name.removesuffix('.png').capitalize())}</h2>")
-        parts.append(f"<p>{html.escape(_SAYS[name])}</p>")
+        parts.append(f"<p>{html.escape(_CAPTIONS[name])}</p>")
         parts.append(f'<img alt="{name}" src="data:image/png;base64,{encoded}">')
     classes = [
         (label, f"{accuracy:.2%}")
-        for label, accuracy in zip(labels, evaluation["accuracy_by_class"], strict=True)
+        for label, accuracy in zip(data.labels, evaluation.accuracy_by_class, strict=True)
     ]
-    parts += ["<h2>By class</h2>", _table(classes, ("class", "accuracy"))]
-    recipe = dict(config.get("recipe", {}))
-    asked = [(key, str(value)) for key, value in {**config, **recipe}.items() if key != "recipe"]
-    parts += ["<h2>What was asked for</h2>", _table(asked, ("", ""))]
-    return "\n".join(parts)
+    parts += ["<h2>By class</h2>", _table(("class", "accuracy"), classes)]
+    rows = [(name, str(value)) for name, value in settings.items()]
+    parts += ["<h2>Settings</h2>", _table(("", ""), rows)]
+    folder.write("report.html", "\n".join(parts).encode())
 
 
-def _summary(evaluation: Mapping[str, Any]) -> str:
-    calibrated = ""
-    if "temperature" in evaluation:
-        calibrated = f" Probabilities are softmax(logits / {evaluation['temperature']:.3f})."
-    return (
-        f"<p>{evaluation['accuracy']:.2%} of {evaluation['images']:,} test images are right, with "
-        f"a standard error of {evaluation['accuracy_standard_error']:.2%}.{calibrated}</p>"
-    )
-
-
-def _honesty_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    before = evaluation["before_calibration"]
-    rows = [
-        ("negative log-likelihood (nats)", "loss", ".4f"),
-        ("Brier score", "brier", ".5f"),
-        ("expected calibration error, 15 bins", "calibration_error", ".3%"),
-    ]
-    return [
-        (name, f"{before[key]:{form}}", f"{evaluation[key]:{form}}") for name, key, form in rows
-    ]
-
-
-def _precision_rows(
-    precisions: Mapping[str, Mapping[str, Any]],
-) -> tuple[Sequence[tuple[str, ...]], tuple[str, ...]]:
+def _precisions(precisions: Mapping[str, PrecisionMetrics]) -> str:
     rows = [
         (
             name,
-            f"{found['accuracy']:.2%}",
-            f"{found['calibration_error']:.3%}",
-            f"{found['bytes']:,}",
-            f"{found['microseconds']['1']:.0f}",
-            f"{found['microseconds']['64']:.0f}",
-            found["published"],
+            f"{metrics.accuracy:.2%}",
+            f"{metrics.calibration_error:.3%}",
+            f"{metrics.bytes:,}",
+            f"{metrics.microseconds['1']:.0f}",
+            f"{metrics.microseconds['64']:.0f}",
+            str(metrics.published),
         )
-        for name, found in precisions.items()
+        for name, metrics in precisions.items()
     ]
-    head = ("", "accuracy", "calibration error", "bytes", "µs for 1", "µs for 64", "published")
-    return rows, head
+    header = ("", "accuracy", "calibration error", "bytes", "µs for 1", "µs for 64", "published")
+    return _table(header, rows)
 
 
-def _table(rows: Sequence[tuple[str, ...]], head: tuple[str, ...]) -> str:
-    lines = ["<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = ["<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>"]
     for row in rows:
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
     return "\n".join([*lines, "</table>"])

@@ -1,7 +1,7 @@
-"""TensorBoard's view of a run: an event file with the figures of each epoch.
+"""TensorBoard's view of a run: an event file with the metrics of each epoch.
 
-Written with TensorBoard's own record writer, here and now. Its usual writer leaves that to a
-thread, in which a full disk ends in a traceback that nobody can catch.
+It is written synchronously, with TensorBoard's own record writer. SummaryWriter writes in a thread,
+where an error on a full disk cannot be caught.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from training.errors import TrainingError
+from training.state import EpochMetrics
 
 _TAGS = {
     "train_loss": "loss/train",
@@ -35,7 +34,7 @@ class EventFile:
     """The scalars of a run, for `tensorboard --logdir runs`."""
 
     def __init__(self, folder: Path, epochs_before: int) -> None:
-        """Start a file; what a killed process wrote of later epochs does not count any more."""
+        """Start a file; it replaces what a killed process wrote about later epochs."""
         self._folder = folder
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         try:
@@ -48,17 +47,17 @@ class EventFile:
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=epochs_before + 1, session_log=start))
 
-    def add(self, epoch: int, figures: Mapping[str, Any]) -> None:
-        """Write the figures of an epoch. Raises TrainingError if there is no room for them."""
+    def add(self, metrics: EpochMetrics) -> None:
+        """Write the metrics of an epoch. Raises TrainingError if the disk is full."""
         values = [
-            Summary.Value(tag=tag, simple_value=figures[key])
-            for key, tag in _TAGS.items()
-            if key in figures
+            Summary.Value(tag=tag, simple_value=value)
+            for name, tag in _TAGS.items()
+            if (value := getattr(metrics, name)) is not None
         ]
-        self._write(Event(step=epoch, summary=Summary(value=values)))
+        self._write(Event(step=metrics.epoch, summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Close the file; everything is in it already."""
+        """Close the file; nothing is buffered."""
         self._file.close()
 
     def _write(self, event: Event) -> None:

@@ -1,8 +1,8 @@
-"""A search that several processes share: one folder with Optuna's journal, and turns to take.
+"""A study that several processes share: a folder with Optuna's journal and a lock.
 
-Each trial is taken under a lock, so that no cell of a grid is tried twice (Optuna's own grid
-sampler may repeat cells when workers run at once) and no study gets more trials than asked for. A
-trial whose process has died is found by its process id, and tried again.
+Each trial is taken under the lock, so that no cell of a grid is tried twice (Optuna's own grid
+sampler may repeat cells when workers run at once) and no study exceeds its number of trials. A
+trial whose process has died is recognised by its process id, and tried again.
 """
 
 from __future__ import annotations
@@ -22,33 +22,26 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from training.errors import TrainingError, UsageError
-from training.search.space import Varied, cells
+from training.search.space import Search, cells
 
 _NAME = "mnist"
 _STARTUP_TRIALS, _WARM_UP_EPOCHS = 4, 2  # before anything is pruned
 
 
 class SharedStudy:
-    """An Optuna study in a folder, which other processes may be working on."""
+    """An Optuna study in a folder, which other processes may use at the same time."""
 
-    def __init__(
-        self,
-        folder: Path,
-        plan: dict[str, Any],
-        space: tuple[Varied, ...],
-        *,
-        sampler: str,
-        trials: int,
-        prune: bool,
-    ) -> None:
-        self._space, self._grid, self._trials = space, sampler == "grid", trials
+    def __init__(self, search: Search) -> None:
+        self._space, self._trials = search.space, search.trials
+        self._grid = search.sampler == "grid"
+        folder = search.folder
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = folder / "lock"
-            with self._turn():
-                self._study = _open(folder / "journal.log", prune=prune)
-                self._agree(folder, plan)
+            with self._locked():
+                self._study = _open(folder / "journal.log", prune=search.prune)
+                self._check_plan(folder, search.plan())
                 if self._grid:
                     self._enqueue_missing()
         except OSError as error:
@@ -57,9 +50,9 @@ class SharedStudy:
             ) from error
 
     def take(self, seed: int) -> optuna.Trial | None:
-        """Take the next trial, or None if there is none left."""
-        with self._turn():
-            self._give_back_orphans()
+        """Take the next trial; None if no trial is left."""
+        with self._locked():
+            self._requeue_orphans()
             states = [trial.state for trial in self._study.get_trials(deepcopy=False)]
             if TrialState.WAITING not in states and (
                 self._grid or len(states) - states.count(TrialState.FAIL) >= self._trials
@@ -71,37 +64,45 @@ class SharedStudy:
             trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
         return trial
 
-    def tell(self, trial: optuna.Trial, accuracy: float | None, state: TrialState) -> None:
-        """Finish a trial."""
+    def finish(self, trial: optuna.Trial, accuracy: float | None, state: TrialState) -> None:
+        """Record the outcome of a trial."""
         self._study.tell(trial, accuracy, state)
 
     def finished(self) -> list[FrozenTrial]:
-        """Return the trials that came to an end, the best first: by accuracy, then by loss."""
-        ended = [t for t in self._study.get_trials() if t.state.is_finished() and _is_told(t)]
-        return sorted(ended, key=_rank)
+        """Return the finished trials, the best first: by accuracy, then by loss.
 
-    def _agree(self, folder: Path, plan: dict[str, Any]) -> None:
-        known = self._study.user_attrs.get("plan")
-        if known is None:
+        Without those that failed because their process died.
+        """
+        trials = [
+            trial
+            for trial in self._study.get_trials()
+            if trial.state.is_finished()
+            and (trial.state != TrialState.FAIL or "diverged" in trial.user_attrs)
+        ]
+        return sorted(trials, key=_rank)
+
+    def _check_plan(self, folder: Path, plan: dict[str, Any]) -> None:
+        first_plan = self._study.user_attrs.get("plan")
+        if first_plan is None:
             self._study.set_user_attr("plan", plan)
-        elif known != plan:
-            differing = ", ".join(sorted(k for k in plan if known.get(k) != plan[k]))
+        elif first_plan != plan:
+            differing = ", ".join(sorted(k for k in plan if first_plan.get(k) != plan[k]))
             raise UsageError(
-                f"The study in {folder} was begun with another {differing}. Choose another --study "
-                "for this search, or ask for the same."
+                f"The study in {folder} was started with another {differing}. Choose another "
+                "--study for this search, or repeat the options of the first."
             )
 
     def _enqueue_missing(self) -> None:
-        known = [
+        enqueued = [
             trial.system_attrs.get("fixed_params")
             for trial in self._study.get_trials(deepcopy=False)
         ]
         for cell in cells(self._space):
-            if cell not in known:
+            if cell not in enqueued:
                 self._study.enqueue_trial(cell)
 
-    def _give_back_orphans(self) -> None:
-        """End the trials of this machine's dead processes, and queue them again."""
+    def _requeue_orphans(self) -> None:
+        """Fail the trials of dead processes of this machine, and enqueue them again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             host, process = trial.user_attrs.get("process", ("", 0))
             if host == socket.gethostname() and not _is_alive(process):
@@ -109,7 +110,7 @@ class SharedStudy:
                 self._study.enqueue_trial(trial.system_attrs.get("fixed_params", trial.params))
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with self._lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -133,13 +134,8 @@ def _open(journal: Path, *, prune: bool) -> optuna.Study:
 def _tpe(seed: int) -> optuna.samplers.TPESampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # A trial that is under way counts as a poor one, so that workers do not try the same.
+        # A running trial counts as a poor one, so that workers try different values.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=8)
-
-
-def _is_told(trial: FrozenTrial) -> bool:
-    """Whether a trial ended by itself; one of a dead process has nothing to tell."""
-    return trial.state != TrialState.FAIL or "diverged" in trial.user_attrs
 
 
 def _rank(trial: FrozenTrial) -> tuple[int, float, float]:

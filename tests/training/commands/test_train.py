@@ -1,38 +1,22 @@
-"""Whole runs of `mnist-train` as processes, on few images."""
+"""mnist-train as a process, on few images."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from training.errors import CheckpointError
+from tests.training.runs import command, only_run, run, train
+from training.commands.train import main
 from training.run import checkpoint
-
-
-def command(root: Path, *arguments: str) -> list[str]:
-    folders = ["--models", str(root / "models"), "--runs", str(root / "runs")]
-    return [sys.executable, "-m", "training.commands.train", *folders, *arguments]
-
-
-def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(root, *arguments), capture_output=True, text=True, check=False)
-
-
-def only_run(root: Path) -> Path:
-    (folder,) = (root / "runs").iterdir()
-    return folder
-
 
 FEW = ["--recipe", "fast", "--epochs", "1", "--train-limit", "512", "--no-publish"]
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     contents = []
     for name, seed in (("a", "7"), ("b", "7"), ("c", "8")):
         assert run(tmp_path / name, *FEW, "--seed", seed).returncode == 0
@@ -44,7 +28,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
-def test_an_interrupted_run_leaves_a_checkpoint_that_can_be_published(
+def test_interrupted_run_leaves_a_publishable_checkpoint(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     arguments = ["--recipe", "book", "--epochs", "500", "--train-limit", "2000"]
@@ -62,7 +46,7 @@ def test_an_interrupted_run_leaves_a_checkpoint_that_can_be_published(
     assert (tmp_path / "models" / "mnist" / "1" / "model.onnx").exists()
 
 
-def test_book_prints_each_epoch_what_the_notes_print(tmp_path: Path) -> None:
+def test_book_prints_training_and_test_metrics_each_epoch(tmp_path: Path) -> None:
     done = run(tmp_path, "--recipe", "book", "--epochs", "2", "--train-limit", "1000")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("epoch")]
@@ -73,30 +57,14 @@ def test_book_prints_each_epoch_what_the_notes_print(tmp_path: Path) -> None:
     assert card["temperature"] == 1.0  # nothing held out, nothing to calibrate on
 
 
-def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_diverging_run_suggests_a_smaller_learning_rate(tmp_path: Path) -> None:
     done = run(tmp_path, *FEW, "--lr", "1e30", "--optimizer", "sgd", "--epochs", "3")
     assert done.returncode == 1
     assert "--lr" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        return
-    done = run(tmp_path, "--device", "cuda")
-    assert done.returncode == 2
-    assert "CUDA" in done.stderr
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    for content in (b"", b"no checkpoint", b"\x80\x04pickle"):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-            checkpoint.read(path)
-
-
-def test_a_job_that_is_started_again_trains_nothing_where_a_model_is_published(
+def test_unless_published_trains_nothing_if_a_model_exists(
     tmp_path: Path,
 ) -> None:
     few = ["--recipe", "book", "--epochs", "1", "--train-limit", "512", "--unless-published"]
@@ -106,3 +74,22 @@ def test_a_job_that_is_started_again_trains_nothing_where_a_model_is_published(
     assert "nothing to train" in again.stdout + again.stderr
     assert [path.name for path in (tmp_path / "models" / "mnist").iterdir()] == ["1"]
     only_run(tmp_path)
+
+
+def test_resume_refuses_other_options_and_damaged_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--recipe", "book-30-30", "--epochs", "1", "--train-limit", "100", "--no-publish"]
+    folder = train(tmp_path, *few)
+    for flags in (["--epochs", "3"], ["--recipe", "book"], ["--seed", "3"]):
+        assert main(["--resume", str(folder), *flags]) == 2
+        assert flags[0] in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path)]) == 1
+    assert "not the folder of a run" in capsys.readouterr().err
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("{}")
+    assert main(["--resume", str(tmp_path / "old")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    (folder / "state.safetensors").write_bytes(b"cut")
+    assert main(["--resume", str(folder)]) == 1
+    assert "state.safetensors is not a checkpoint" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.small_run import evaluation_of, train
+from tests.training.runs import evaluation_of, train
 from training.data.folder import load_image_folder
 from training.data.mnist import load_mnist
 from training.errors import DataError
@@ -43,7 +43,7 @@ def write_classes(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
 SHORT = ["--recipe", "book-30-30", "--epochs", "8", "--lr", "0.5", "--batch-size", "16"]
 
 
-def test_the_notes_layout_is_trained_on(tmp_path: Path, digits: Any) -> None:
+def test_layout_of_the_notes_is_trained_on(tmp_path: Path, digits: Any) -> None:
     folder = write_numbered(tmp_path / "digits", *digits)
     data = load_image_folder(folder)
     assert (len(data.train_images), len(data.test_images)) == (270, 30)
@@ -55,9 +55,7 @@ def test_the_notes_layout_is_trained_on(tmp_path: Path, digits: Any) -> None:
     assert set(card["data"]["files"]) == {"train", "test"}
 
 
-def test_png_images_are_read_to_the_pixel_and_with_their_labels(
-    tmp_path: Path, digits: Any
-) -> None:
+def test_png_images_keep_their_pixels_and_labels(tmp_path: Path, digits: Any) -> None:
     images, labels = digits
     data = load_image_folder(write_classes(tmp_path / "x", images, labels))
     known = {pixels.tobytes(): label for pixels, label in zip(images, labels, strict=True)}
@@ -65,9 +63,9 @@ def test_png_images_are_read_to_the_pixel_and_with_their_labels(
         assert known[pixels.tobytes()] == label
 
 
-def test_a_folder_a_class_with_test_images_apart_is_trained_on(tmp_path: Path, digits: Any) -> None:
+def test_folders_per_class_with_test_images_are_trained_on(tmp_path: Path, digits: Any) -> None:
     images, labels = digits
-    few = labels < 3  # other numbers of classes than ten
+    few = labels < 3  # fewer than ten classes
     write_classes(tmp_path / "x" / "train", images[:200][few[:200]], labels[:200][few[:200]])
     write_classes(tmp_path / "x" / "test", images[200:][few[200:]], labels[200:][few[200:]])
     arguments = ["--image-folder", str(tmp_path / "x"), "--validation-size", "10"]
@@ -79,7 +77,7 @@ def test_a_folder_a_class_with_test_images_apart_is_trained_on(tmp_path: Path, d
     assert card["labels"] == ["class-0", "class-1", "class-2"]
 
 
-def test_what_is_wrong_with_a_folder_is_said_in_a_sentence(tmp_path: Path, digits: Any) -> None:
+def test_invalid_folder_is_explained(tmp_path: Path, digits: Any) -> None:
     images, labels = digits[0][:6], digits[1][:6]
     cases: dict[str, tuple[Any, str]] = {
         "absent": (lambda f: (f / "img_4.png").unlink(), r"neither img_4\.png"),
@@ -104,7 +102,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_a_sentence(tmp_path: Path, digit
         load_image_folder(tmp_path / "none")
 
 
-def test_labels_that_are_a_pickle_are_never_run(tmp_path: Path, digits: Any) -> None:
+def test_pickled_labels_are_never_unpickled(tmp_path: Path, digits: Any) -> None:
     folder = write_numbered(tmp_path / "x", digits[0][:3], digits[1][:3])
     for content in (pickle.dumps([1, 2, 3]), b""):
         (folder / "labels.npy").write_bytes(content)
@@ -115,7 +113,7 @@ def test_labels_that_are_a_pickle_are_never_run(tmp_path: Path, digits: Any) -> 
         load_image_folder(folder)
 
 
-def test_classes_must_agree_and_have_images(tmp_path: Path, digits: Any) -> None:
+def test_train_and_test_need_the_same_classes_each_with_images(tmp_path: Path, digits: Any) -> None:
     images, labels = digits
     write_classes(tmp_path / "x" / "train", images[:50], labels[:50])
     write_classes(tmp_path / "x" / "test", images[:1], labels[:1])

@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return home / "mnist-service"
 
 
-def test_the_bundle_is_the_whole_of_mnist_and_is_cached(cache: Path) -> None:
+def test_bundle_is_all_of_mnist_and_is_cached(cache: Path) -> None:
     first = data.load_mnist()
     assert tuple(first.train_images.shape) == (60_000, 28, 28)
     assert tuple(first.test_images.shape) == (10_000, 28, 28)
@@ -40,14 +40,14 @@ def test_the_bundle_is_the_whole_of_mnist_and_is_cached(cache: Path) -> None:
     assert data.load_mnist().sha256 == first.sha256
 
 
-def test_a_damaged_cache_is_unpacked_again(cache: Path) -> None:
+def test_damaged_cache_is_unpacked_again(cache: Path) -> None:
     data.load_mnist()
     (cache / data.TEST_LABELS).write_bytes(b"damaged")
     assert data.load_mnist().test_labels[0] == 7
     assert len((cache / data.TEST_LABELS).read_bytes()) == 10_008
 
 
-def test_a_damaged_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(data.BUNDLE, tmp_path / "mnist")
     monkeypatch.setattr(data, "BUNDLE", tmp_path / "mnist")
     packed = tmp_path / "mnist" / f"{data.TEST_LABELS}.gz"
@@ -56,7 +56,7 @@ def test_a_damaged_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         data.load_mnist()
 
 
-def test_torchvisions_layout_is_read_packed_or_not(folder: Path) -> None:
+def test_torchvision_layout_is_read_gzipped_or_not(folder: Path) -> None:
     packed = folder / "MNIST" / "raw" / f"{data.TEST_IMAGES}.gz"
     packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
@@ -65,20 +65,20 @@ def test_torchvisions_layout_is_read_packed_or_not(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", data.FILES)
-def test_a_truncated_file_is_named(folder: Path, name: str) -> None:
+def test_truncated_file_is_named(folder: Path, name: str) -> None:
     packed = folder / "MNIST" / "raw" / f"{name}.gz"
     packed.write_bytes(packed.read_bytes()[:-100])
     with pytest.raises(DataError, match=f"{name}.gz is damaged"):
         data.load_mnist(folder)
 
 
-def test_a_missing_file_is_named_with_what_to_do(folder: Path) -> None:
+def test_missing_file_is_named_with_a_remedy(folder: Path) -> None:
     (folder / "MNIST" / "raw" / f"{data.TRAIN_LABELS}.gz").unlink()
     with pytest.raises(DataError, match=r"train-labels.*--download"):
         data.load_mnist(folder)
 
 
-def test_labels_over_nine_and_too_few_labels_are_refused(folder: Path) -> None:
+def test_labels_over_nine_and_missing_labels_are_refused(folder: Path) -> None:
     labels = folder / "MNIST" / "raw" / data.TEST_LABELS
     labels.write_bytes(struct.pack(">II", 0x801, 10_000) + bytes([10]) * 10_000)
     with pytest.raises(DataError, match="label 10"):
@@ -89,13 +89,13 @@ def test_labels_over_nine_and_too_few_labels_are_refused(folder: Path) -> None:
 
 
 @given(st.binary(max_size=64))
-def test_no_bytes_make_the_parser_fail_in_another_way(content: bytes) -> None:
+def test_parser_raises_nothing_but_data_error(content: bytes) -> None:
     with contextlib.suppress(DataError):
         array = data.parse_idx(content, Path("file"))
         assert array.size + 4 + 4 * array.ndim == len(content)
 
 
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=60))
-def test_what_is_written_as_idx_is_read_back(values: list[int]) -> None:
+def test_idx_files_round_trip(values: list[int]) -> None:
     content = struct.pack(">II", 0x801, len(values)) + bytes(values)
     assert data.parse_idx(content, Path("file")).tolist() == values

@@ -1,10 +1,11 @@
+"""The exported ONNX file."""
+
 from __future__ import annotations
 
 import hashlib
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 from training.errors import ExportError
 from training.models import Classifier, build_network
 from training.publish.export import IR_VERSION, OPSET, export, prove
-from training.publish.repository import publish
 from training.recipes.presets import RECIPES
 from training.run import checkpoint
 
 IMAGES = torch.randint(
     0, 256, (200, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
 )
+
+
 LABELS = torch.zeros(200, dtype=torch.int64)
 
 
@@ -40,7 +42,7 @@ def model(classifier: Classifier) -> bytes:
     return export(classifier, {"recipe": "fast", "seed": "3"})
 
 
-def test_the_graph_is_what_is_promised(model: bytes) -> None:
+def test_graph_has_the_documented_inputs_and_outputs(model: bytes) -> None:
     graph = onnx.load_from_string(model)
     assert [(o.domain, o.version) for o in graph.opset_import] == [("", OPSET)] == [("", 18)]
     assert graph.ir_version == IR_VERSION == 10
@@ -54,13 +56,13 @@ def test_the_graph_is_what_is_promised(model: bytes) -> None:
     assert not {"Shape", "BatchNormalization"} & {node.op_type for node in graph.graph.node}
 
 
-def test_no_path_and_no_trace_is_left_in_the_file(model: bytes) -> None:
+def test_file_contains_no_paths_and_no_stack_traces(model: bytes) -> None:
     for forbidden in (b"/home", b"/root", b"/work", b"site-packages", b".py", b"File "):
         assert forbidden not in model
     assert {p.key for p in onnx.load_from_string(model).metadata_props} == {"recipe", "seed"}
 
 
-def test_any_batch_gives_the_distributions_of_pytorch(model: bytes, classifier: Classifier) -> None:
+def test_any_batch_size_gives_pytorchs_probabilities(model: bytes, classifier: Classifier) -> None:
     session = ort.InferenceSession(model)
     with torch.inference_mode():
         logits, probabilities = (part.numpy() for part in classifier(IMAGES))
@@ -73,15 +75,15 @@ def test_any_batch_gives_the_distributions_of_pytorch(model: bytes, classifier: 
     assert np.abs(probabilities - tempered).max() < 1e-6
 
 
-def test_the_same_checkpoint_gives_the_same_bytes_in_other_processes_and_folders(
+def test_same_checkpoint_gives_the_same_bytes_in_another_process_and_folder(
     tmp_path: Path, classifier: Classifier
 ) -> None:
     digests = set()
     for name in ("here", "there"):
         root = tmp_path / name
         root.mkdir()
-        found = checkpoint.Checkpoint(classifier.network, RECIPES["fast"], 3, 1)
-        checkpoint.save(root / "c.safetensors", found)
+        saved = checkpoint.Checkpoint(classifier.network, RECIPES["fast"], seed=3, epoch=1)
+        checkpoint.save(root / "c.safetensors", saved)
         arguments = ["--from-checkpoint", "c.safetensors"]
         subprocess.run(
             [sys.executable, "-m", "training.commands.train", *arguments],
@@ -95,29 +97,7 @@ def test_the_same_checkpoint_gives_the_same_bytes_in_other_processes_and_folders
     assert len(digests) == 1
 
 
-def test_a_graph_that_is_not_the_networks_is_not_published(model: bytes) -> None:
+def test_graph_of_another_network_is_refused(model: bytes) -> None:
     torch.manual_seed(4)
     with pytest.raises(ExportError, match="differ"):
         prove(model, Classifier(build_network(RECIPES["fast"]).eval()), IMAGES, LABELS)
-
-
-def test_versions_are_whole_and_numbered_in_order(tmp_path: Path) -> None:
-    (tmp_path / "mnist" / "7").mkdir(parents=True)
-    with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda i: publish(tmp_path, "mnist", b"m", {"i": i}), range(8)))
-    assert sorted(int(path.name) for path in paths) == list(range(8, 16))
-    for path in paths:
-        assert {file.name for file in path.iterdir()} == {"model.onnx", "model.json"}
-    assert not list((tmp_path / "mnist").glob(".tmp-*"))
-
-
-def test_a_failed_publication_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_space(path: Path, content: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("training.publish.repository.write_atomically", no_space)
-    with pytest.raises(ExportError, match="No space left"):
-        publish(tmp_path, "mnist", b"m", {})
-    assert list((tmp_path / "mnist").iterdir()) == []

@@ -1,9 +1,3 @@
-"""Nothing is hard-wired to digits: Fashion-MNIST, in IDX form.
-
-Debian's package dataset-fashion-mnist is the real one, and is used where it is installed. CI has no
-such package, so the files are written here in the same form: clothes drawn of rectangles.
-"""
-
 from __future__ import annotations
 
 import gzip
@@ -15,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from tests.training.small_run import evaluation_of, train
+from tests.training.runs import evaluation_of, train
 from training.commands.evaluate import main as evaluate
 from training.commands.train import main
 from training.data import mnist as data
@@ -44,7 +38,7 @@ def write_idx(folder: Path) -> Path:
 SHORT = ["--recipe", "book-30-30", "--epochs", "5", "--lr", "0.3", "--validation-size", "200"]
 
 
-def test_fashion_is_trained_published_and_evaluated_by_its_own_names(tmp_path: Path) -> None:
+def test_fashion_mnist_is_published_with_its_own_labels(tmp_path: Path) -> None:
     folder = write_idx(tmp_path / "idx")
     run = train(tmp_path, *SHORT, "--dataset", "fashion", "--data-dir", str(folder))
     assert evaluation_of(run)["images"] == 200
@@ -61,7 +55,7 @@ def test_fashion_is_trained_published_and_evaluated_by_its_own_names(tmp_path: P
     assert main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
 
 
-def test_a_resumed_run_remembers_its_data(tmp_path: Path) -> None:
+def test_resumed_run_uses_its_own_data(tmp_path: Path) -> None:
     folder = write_idx(tmp_path / "idx")
     few = [*SHORT, "--no-publish", "--dataset", "fashion", "--data-dir", str(folder)]
     run = train(tmp_path, *few)
@@ -72,14 +66,16 @@ def test_a_resumed_run_remembers_its_data(tmp_path: Path) -> None:
     assert main(["--resume", str(run), *other]) == 2
 
 
-def test_fashion_is_never_fetched(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_fashion_mnist_is_never_downloaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["--dataset", "fashion", "--download", "--runs", str(tmp_path)]) == 2
     assert "--data-dir" in capsys.readouterr().err
     with pytest.raises(DataError, match="dataset-fashion-mnist"):
         data.load_fashion(tmp_path)
 
 
-def test_the_package_of_debian_is_read_where_it_is_installed(tmp_path: Path) -> None:
+def test_debian_package_is_read_if_installed(tmp_path: Path) -> None:
     if not data.FASHION_FOLDER.exists():
         with pytest.raises(DataError, match="dataset-fashion-mnist"):
             data.load_fashion()
