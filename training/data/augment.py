@@ -1,7 +1,7 @@
-"""Random small deformations of a whole batch at once, on tensors in memory.
+"""Random affine and elastic deformations of a whole batch of tensors.
 
-What is random is drawn apart from what is done with it: processes that share a batch draw for all
-of it, and deform their part as one process would have.
+Drawing and deforming are separate functions: processes that share a batch draw for all of it and
+then deform their shards, with the same result as one process.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn import functional
 
 from training.recipes.recipe import Recipe
 
-_HALF_SIDE = 14.0  # affine_grid measures in half sides
-_AFFINE = 4  # numbers an image: angle, zoom, two shifts
-_KNOTS = 7  # of the elastic field, along each side: one each 4 pixels
+_HALF_SIDE = 14.0  # of an image in pixels, the unit of affine_grid
+_AFFINE = 4  # draws per image: angle, zoom, two shifts
+_KNOTS = 7  # of the elastic field, along each side: one per 4 pixels
 
 
 def draw(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
-    """Draw what happens to each of `count` images: float32 [N,K], evenly from -1 to 1.
+    """Draw the deformation of each of `count` images: float32 [N,K], uniformly from -1 to 1.
 
-    On the CPU, whatever the device. K is 0 for a recipe that leaves images as they are.
+    Always on the CPU. K is 0 for recipes without augmentation.
     """
     columns = [torch.zeros(count, 0)]
     if recipe.shift or recipe.rotation or recipe.zoom or recipe.elastic:
@@ -34,7 +34,7 @@ def draw(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
 
 
 def deform(pixels: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
-    """Shift, turn, zoom and bend each image [N,1,28,28] by its draws (bilinear, zero fill)."""
+    """Deform each image [N,1,28,28] by its draws, with bilinear sampling and zero padding."""
     if not draws.shape[1]:
         return pixels
     angle = draws[:, 0] * math.radians(recipe.rotation)
@@ -47,17 +47,17 @@ def deform(pixels: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
     if recipe.elastic:
         knots = draws[:, _AFFINE:].reshape(-1, 2, _KNOTS, _KNOTS).to(pixels.device)
         knots = knots * (recipe.elastic / _HALF_SIDE)
-        between = _between_knots().to(pixels.device)
-        grid = grid + (between @ knots @ between.T).permute(0, 2, 3, 1)
+        weights = _knot_weights().to(pixels.device)
+        grid = grid + (weights @ knots @ weights.T).permute(0, 2, 3, 1)
     return functional.grid_sample(pixels, grid, align_corners=False)
 
 
 @functools.cache
-def _between_knots() -> Tensor:
-    """Weights of the knots for each of 28 points in a row, float32 [28,7].
+def _knot_weights() -> Tensor:
+    """Return the weight of each knot for each of 28 pixels in a row, float32 [28,7].
 
     As a matrix product, bilinear interpolation takes a third of the time.
     """
     knots = torch.eye(_KNOTS).unsqueeze(0)
-    spread = functional.interpolate(knots, size=28, mode="linear", align_corners=True)
-    return spread.squeeze(0).T
+    weights = functional.interpolate(knots, size=28, mode="linear", align_corners=True)
+    return weights.squeeze(0).T

@@ -27,7 +27,7 @@ from training.errors import DataError
 from training.files import write_atomically
 
 BUNDLE = Path(__file__).parent / "bundled"
-# Where Debian's package dataset-fashion-mnist puts Fashion-MNIST.
+# The folder of Debian's package dataset-fashion-mnist.
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -50,34 +50,34 @@ def load_mnist(data_dir: Path | None = None, *, download: bool = False) -> DataS
     """Load MNIST from the bundle, or from `data_dir`, which `download` fills first.
 
     `data_dir` has torchvision's layout (`DIR/MNIST/raw/`), or the files themselves, gzipped or
-    not. Without `download` nothing is ever fetched.
+    not. Nothing is fetched without `download`.
     """
     if download:
         data_dir = data_dir or cache_dir()
         _download(data_dir)
     if data_dir is None:
         return _load(_read_bundled, "mnist", DIGITS)
-    remedy = "Give another --data-dir, add --download, or leave both out for the bundled MNIST."
+    remedy = "Choose another --data-dir, add --download, or remove both for the bundled MNIST."
     folders = (data_dir / "MNIST" / "raw", data_dir)
     return _load(_reader_of(folders, remedy), "mnist", DIGITS)
 
 
 def load_fashion(data_dir: Path | None = None) -> DataSet:
-    """Load Fashion-MNIST (Xiao et al. 2017) from `data_dir`, or from where Debian installs it.
+    """Load Fashion-MNIST (Xiao et al. 2017) from `data_dir`, or from Debian's package.
 
     `data_dir` has torchvision's layout (`DIR/FashionMNIST/raw/`), or the files themselves, gzipped
     or not. Nothing is ever fetched.
     """
     data_dir = data_dir or FASHION_FOLDER
-    remedy = "Install Debian's package dataset-fashion-mnist, or give the folder as --data-dir."
+    remedy = "Install Debian's package dataset-fashion-mnist, or set --data-dir to its folder."
     folders = (data_dir / "FashionMNIST" / "raw", data_dir)
     return _load(_reader_of(folders, remedy), "fashion", CLOTHES)
 
 
 def has_idx_files(folder: Path) -> bool:
-    """Whether `load_mnist` finds something in this folder."""
-    places = (folder, folder / "MNIST" / "raw")
-    return any((place / f"{TEST_IMAGES}{end}").exists() for place in places for end in ("", ".gz"))
+    """Whether a folder has IDX files that `load_mnist` can read."""
+    folders = (folder, folder / "MNIST" / "raw")
+    return any((path / f"{TEST_IMAGES}{end}").exists() for path in folders for end in ("", ".gz"))
 
 
 def cache_dir() -> Path:
@@ -87,7 +87,7 @@ def cache_dir() -> Path:
 
 
 def parse_idx(content: bytes, path: Path) -> npt.NDArray[np.uint8]:
-    """Parse an IDX file of unsigned bytes; `path` is only for the error message."""
+    """Parse an IDX file of unsigned bytes; error messages name `path`. Raises DataError."""
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DataError(f"{path} is not an IDX file of unsigned bytes. Fetch it again.")
     dimensions = content[3]
@@ -98,13 +98,13 @@ def parse_idx(content: bytes, path: Path) -> npt.NDArray[np.uint8]:
     values = math.prod(shape)
     if len(content) != start + values:
         raise DataError(
-            f"{path} is damaged: its header promises {values} bytes of values and it holds "
+            f"{path} is damaged: its header announces {values} bytes of values and it has "
             f"{len(content) - start}. Fetch it again."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-# What a reader returns: the uncompressed bytes, and the file they came from.
+# The uncompressed bytes of a file, and its path.
 _Content = tuple[bytes, Path]
 
 
@@ -119,7 +119,7 @@ def _load(read: Callable[[str], _Content], name: str, labels: tuple[str, ...]) -
 
 
 def _read_bundled(name: str) -> _Content:
-    """Return a bundled file from the cache, unpacking it there if it is absent or damaged."""
+    """Return a bundled file from the cache; unpack it there first if it is missing or damaged."""
     expected = _bundled_sums()[name]
     cached = cache_dir() / name
     with contextlib.suppress(OSError):
@@ -145,16 +145,16 @@ def _bundled_sums() -> dict[str, str]:
     sums = BUNDLE / "SHA256SUMS"
     try:
         pairs = [line.split() for line in sums.read_text("ascii").splitlines()]
-        found = {name: digest for digest, name in pairs}
+        digests = {name: digest for digest, name in pairs}
     except (OSError, ValueError) as error:
         raise DataError(f"{sums} cannot be read ({error}). Install the package again.") from error
-    if missing := set(FILES) - set(found):
+    if missing := set(FILES) - set(digests):
         raise DataError(f"{sums} has no line for {', '.join(sorted(missing))}.")
-    return found
+    return digests
 
 
 def _reader_of(folders: tuple[Path, Path], remedy: str) -> Callable[[str], _Content]:
-    """Return a reader of the files in the first of two folders that has them."""
+    """Return a function that reads a file from the first of two folders that has it."""
 
     def read(name: str) -> _Content:
         for folder in folders:
@@ -188,7 +188,7 @@ def _pair(contents: dict[str, _Content], images: str, labels: str) -> tuple[Tens
     pixels, digits = (parse_idx(*contents[name]) for name in (images, labels))
     image_path, label_path = contents[images][1], contents[labels][1]
     if pixels.ndim != 3 or pixels.shape[1:] != (28, 28) or not len(pixels):
-        raise DataError(f"{image_path} holds an array {pixels.shape}, not images [N, 28, 28].")
+        raise DataError(f"{image_path} holds an array {pixels.shape}, not images [N,28,28].")
     if digits.shape != pixels.shape[:1]:
         raise DataError(
             f"{label_path} has {digits.size} labels for the {len(pixels)} images of {image_path}."
@@ -205,8 +205,8 @@ def _download(root: Path) -> None:
         MNIST(str(root), download=True)
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"MNIST could not be downloaded into {root} ({error}). Check the network, or leave "
-            "out --download: MNIST is bundled."
+            f"MNIST could not be downloaded into {root} ({error}). Check the network, or remove "
+            "--download: MNIST is bundled."
         ) from error
 
 

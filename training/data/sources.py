@@ -1,4 +1,4 @@
-"""Which data set a command works on: the flags every command shares, and what they load."""
+"""The choice of a data set: the flags that all commands share, and the data they load."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ from training.data.folder import load_image_folder
 from training.data.mnist import has_idx_files, load_fashion, load_mnist
 from training.errors import UsageError
 
-SOURCES = ("dataset", "data_dir", "image_folder")  # the options that say which data it is
+SOURCES = ("dataset", "data_dir", "image_folder")  # the options that choose the data
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `load_data` reads."""
     add = parser.add_argument_group("the data").add_argument
     add("--dataset", choices=("mnist", "fashion"), help="default: mnist")
-    add("--data-dir", type=Path, help="folder with the data set's IDX files (default: bundled)")
-    add("--download", action="store_true", help="fetch MNIST from torchvision's mirrors first")
+    add("--data-dir", type=Path, help="folder with IDX files (default: the bundled MNIST)")
+    add("--download", action="store_true", help="download MNIST from torchvision's mirrors first")
     add(
         "--image-folder",
         type=Path,
-        help="instead: a folder of img_0.png ... and labels.npy, or one folder of images a class",
+        help="instead, a folder with img_0.png ... and labels.npy, or with a folder per class",
     )
 
 
 def load_data(options: argparse.Namespace) -> DataSet:
-    """Load what the flags ask for. Raises UsageError or DataError."""
+    """Load the data that the flags choose. Raises UsageError or DataError."""
     if options.image_folder:
         if options.dataset or options.data_dir or options.download:
-            raise UsageError("--image-folder goes with none of --dataset, --data-dir, --download.")
+            raise UsageError(
+                "--image-folder cannot be combined with --dataset, --data-dir or --download."
+            )
         return load_image_folder(options.image_folder)
     if options.dataset == "fashion":
         if options.download:
-            raise UsageError("--download fetches MNIST only; give Fashion-MNIST as --data-dir.")
+            raise UsageError("--download fetches MNIST only; for Fashion-MNIST use --data-dir.")
         return load_fashion(options.data_dir)
     return load_mnist(options.data_dir, download=options.download)
 
 
 def load_named(name: str) -> DataSet:
-    """Load what one word says: `mnist`, `fashion`, or a folder of images or of IDX files."""
+    """Load a data set by its name, `mnist` or `fashion`, or by a folder of images or IDX files."""
     if name == "mnist":
         return load_mnist()
     if name == "fashion":

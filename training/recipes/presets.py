@@ -1,12 +1,12 @@
-"""The recipes that come with `mnist-train`, each with all of its values."""
+"""The recipes that come with mnist-train, each with every value that is not a default."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from training.recipes.recipe import Recipe
 
-# The notes train on all 60,000 images and print the test figures each epoch. With nothing held
-# out there is nothing to calibrate on, so these keep temperature 1.
+# The notes train on all 60,000 images and print test metrics each epoch. Without validation images
+# there is no calibration: the temperature stays 1.
 _BOOK = Recipe(name="book", validation_size=0, report_test_each_epoch=True)
 
 RECIPES: Mapping[str, Recipe] = {
@@ -31,11 +31,11 @@ RECIPES: Mapping[str, Recipe] = {
             rotation=10.0,
             zoom=0.1,
             elastic=1.0,
-            validation_size=2000,  # enough to calibrate on; the rest is worth more learnt from
+            validation_size=2000,  # enough for calibration; more training images gain more
         ),
         _BOOK,
         dataclasses.replace(_BOOK, name="book-30-30", hidden=(30, 30)),
-        # Dense layers have no notion of place: only seeing digits moved and bent teaches it.
+        # Dense layers have no built-in translation invariance: they learn it from augmented digits.
         Recipe(
             name="mlp",
             hidden=(800, 800),
@@ -73,8 +73,8 @@ RECIPES: Mapping[str, Recipe] = {
             rotation=10.0,
             zoom=0.1,
         ),
-        # Twice as many maps of every pixel as `fast` has of every other, trained for longer, with
-        # its own average as a second teacher.
+        # Twice the channels of `fast` at twice its resolution, trained for longer, with SAM and
+        # self-distillation.
         Recipe(
             name="record",
             channels=(32, 32, 64, 64, 128, 128, 128),
