@@ -73,13 +73,15 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return cast(Tensor, module(pixels)).float()
 
-    def loss_of(logits: Tensor, targets: Tensor, soft_targets: Tensor | None) -> Tensor:
+    def loss_of(
+        logits: Tensor, targets: Tensor, soft_targets: Tensor | None, weight: float
+    ) -> Tensor:
         smoothing = recipe.label_smoothing
         losses = cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         if soft_targets is not None:
             distilled = cross_entropy(logits, soft_targets, reduction="none")
             losses = torch.lerp(losses, distilled, recipe.self_distillation)
-        return losses.mean()
+        return losses.mean() * weight + penalty(network, recipe)
 
     while state.epoch < recipe.epochs:
         if recipe.patience and state.epoch - state.best_epoch >= recipe.patience:
@@ -120,14 +122,12 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
 
             # Backward pass. Gradients are averaged over processes, whose shards may differ by an
             # image. With SAM only the gradient at the perturbed weights counts.
-            share = len(shard) * processes.size / len(batch)
+            weight = len(shard) * processes.size / len(batch)
             optimizer.zero_grad()
-            loss = loss_of(logits, targets, soft_targets) * share + penalty(network, recipe)
-            loss.backward()
+            loss_of(logits, targets, soft_targets, weight).backward()
             if recipe.sharpness:
                 with perturbed(network, recipe.sharpness):
-                    loss = loss_of(forward(parallel, pixels), targets, soft_targets)
-                    loss = loss * share + penalty(network, recipe)
+                    loss = loss_of(forward(parallel, pixels), targets, soft_targets, weight)
                     optimizer.zero_grad()
                     loss.backward()
 
@@ -154,20 +154,23 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
                 raise _diverged(
                     f"The loss became {batch_loss / len(batch)} in epoch {epoch}", recipe
                 )
-            loss_sum, correct, seen = (
-                loss_sum + batch_loss,
-                correct + batch_correct,
-                seen + len(batch),
+            loss_sum += batch_loss
+            correct += batch_correct
+            seen += len(batch)
+            step_metrics = StepMetrics(
+                epochs=state.epoch + seen / len(order),
+                images=seen,
+                loss=loss_sum / seen,
+                accuracy=correct / seen,
             )
-            epochs = state.epoch + seen / len(order)
-            on_step(StepMetrics(epochs, seen, loss_sum / seen, correct / seen))
+            on_step(step_metrics)
             if stops:
                 return False
 
         # All processes continue with the same losses and batch statistics.
         state.sampler.end_epoch(processes.highest(state.sampler.recorded, device))
         processes.broadcast_buffers(averaged)
-        if not all(bool(weight.isfinite().all()) for weight in averaged.parameters()):
+        if not all(bool(values.isfinite().all()) for values in averaged.parameters()):
             raise _diverged(f"Weights became infinite in epoch {epoch}", recipe)
         state.epoch = epoch
 
@@ -264,7 +267,7 @@ def _weights(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _floats(network: nn.Module) -> list[Tensor]:
-    """Return all weights and batch statistics, as tensors that share the network's memory."""
+    """Return all weights and batch statistics as tensors that share the network's memory."""
     return [value for value in network.state_dict().values() if value.is_floating_point()]
 
 

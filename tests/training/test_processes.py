@@ -42,12 +42,8 @@ def test_two_processes_with_half_a_batch_each_learn_the_weights_of_one(
     arguments = ["--recipe", "mlp", "--hidden", "32", "--dropout", "0", "--epochs", "3"]
     arguments += ["--train-limit", "300", "--batch-size", "25", "--l2", "0.001", "--patience", "9"]
     arguments += ["--sam", radius]
-    arguments += [
-        "--easy-below",
-        "100",
-        "--easy-share",
-        "0.6",
-    ]  # each process records the losses of its shard
+    # Each process records the losses of its own shard.
+    arguments += ["--easy-below", "100", "--easy-share", "0.6"]
     one = train(tmp_path / "one", *arguments, "--no-publish")
     with torchrun(tmp_path / "two", *arguments) as job:
         assert job.stderr is not None
@@ -102,7 +98,7 @@ def test_signal_stops_both_processes_and_both_resume(tmp_path: Path) -> None:
 
 def test_batch_smaller_than_the_number_of_processes_is_refused() -> None:
     recipe = Recipe(name="x", batch_size=1)
-    run = Run(recipe, split(load_mnist(), recipe), seed=0, device=torch.device("cpu"))
+    run = Run(recipe=recipe, split=split(load_mnist(), recipe), seed=0, device=torch.device("cpu"))
     state = begin(run)
     with pytest.raises(UsageError, match="--batch-size"):
         learn(run, state, processes=Processes(0, 2))

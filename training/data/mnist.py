@@ -114,7 +114,13 @@ def _load(read: Callable[[str], _Content], name: str, labels: tuple[str, ...]) -
     test_images, test_labels = _pair(contents, TEST_IMAGES, TEST_LABELS)
     hashes = {name: _sha256(content) for name, (content, _) in contents.items()}
     return DataSet(
-        train_images, train_labels, test_images, test_labels, hashes, name=name, labels=labels
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        sha256=hashes,
+        name=name,
+        labels=labels,
     )
 
 

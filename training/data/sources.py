@@ -15,7 +15,7 @@ SOURCES = ("dataset", "data_dir", "image_folder")  # the options that choose the
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `load_data` reads."""
-    add = parser.add_argument_group("the data").add_argument
+    add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=("mnist", "fashion"), help="default: mnist")
     add("--data-dir", type=Path, help="folder with IDX files (default: the bundled MNIST)")
     add("--download", action="store_true", help="download MNIST from torchvision's mirrors first")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.training.runs import command, only_run, run, train
+from tests.training.runs import only_run, run, train
 from training.commands.train import main
-from training.run import checkpoint
 
 FEW = ["--recipe", "fast", "--epochs", "1", "--train-limit", "512", "--no-publish"]
 
@@ -23,27 +20,6 @@ def test_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
         contents.append((only_run(tmp_path / name) / "checkpoint.safetensors").read_bytes())
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
-)
-def test_interrupted_run_leaves_a_publishable_checkpoint(
-    tmp_path: Path, number: signal.Signals, status: int
-) -> None:
-    arguments = ["--recipe", "book", "--epochs", "500", "--train-limit", "2000"]
-    with subprocess.Popen(command(tmp_path, *arguments), stderr=subprocess.PIPE, text=True) as job:
-        assert job.stderr is not None
-        while "epoch  1/500" not in (line := job.stderr.readline()):
-            assert line, "the run ended by itself"
-        job.send_signal(number)
-        rest = job.stderr.read()
-        assert job.wait() == status
-    kept = only_run(tmp_path) / "checkpoint.safetensors"
-    assert str(kept) in rest
-    assert checkpoint.read(kept).epoch >= 1
-    assert run(tmp_path, "--from-checkpoint", str(kept)).returncode == 0
-    assert (tmp_path / "models" / "mnist" / "1" / "model.onnx").exists()
 
 
 def test_book_prints_training_and_test_metrics_each_epoch(tmp_path: Path) -> None:

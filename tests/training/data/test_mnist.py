@@ -1,3 +1,5 @@
+"""MNIST in IDX files: bundled, cached, and in folders."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,9 @@
+"""The choice of data, on Fashion-MNIST in IDX form: nothing is hard-wired to digits.
+
+Debian's package dataset-fashion-mnist is used if it is installed. CI does not have it, so these
+tests write files in the same form, with clothes that are drawn as rectangles.
+"""
+
 from __future__ import annotations
 
 import gzip

@@ -1,4 +1,4 @@
-"""The report of a run and its plots."""
+"""The report of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tests.training.run.test_plots import PICTURES
 from tests.training.runs import evaluation_of
-
-PICTURES = ("loss", "accuracy", "confusion", "reliability", "coverage", "mistakes", "filters")
 
 
 def test_report_is_self_contained(run: Path) -> None:
@@ -20,14 +18,6 @@ def test_report_is_self_contained(run: Path) -> None:
     assert set(re.findall(r'(?:src|href)="?(.{5})', page)) == {"data:"}
     assert "expected calibration error" in page
     assert f"{evaluation_of(run)['accuracy']:.2%}" in page
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_plot_is_also_a_file(run: Path, name: str) -> None:
-    with Image.open(run / f"{name}.png") as image:
-        assert image.format == "PNG"
-        assert image.width > 400
-        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 10  # something is drawn
 
 
 def test_metrics_of_the_plots_are_in_evaluation_json(run: Path) -> None:

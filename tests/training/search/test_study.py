@@ -15,13 +15,8 @@ from training.commands import search
 def test_processes_share_a_grid_and_redo_the_trial_of_a_killed_one(tmp_path: Path) -> None:
     study = tmp_path / "study"
     grid = ["--vary", "lr=0.01,0.03,0.1,0.3", "--vary", "batch_size=16,64", "--study", str(study)]
-    arguments = [
-        *SMALL,
-        *grid,
-        "--no-prune",
-        "--epochs",
-        "30",
-    ]  # long enough to be killed
+    # Long enough to be killed.
+    arguments = [*SMALL, *grid, "--no-prune", "--epochs", "30"]
     with subprocess.Popen(
         [sys.executable, "-m", "training.commands.search", *arguments], stderr=subprocess.PIPE
     ) as job:
