@@ -18,7 +18,7 @@ import pytest
 from tests.training.runs import evaluation_of, train
 from training.commands.evaluate import main as evaluate
 from training.commands.train import main
-from training.data import mnist as data
+from training.data import mnist
 from training.errors import DataError
 
 
@@ -27,8 +27,8 @@ def write_idx(folder: Path) -> Path:
     folder.mkdir()
     random = np.random.default_rng(0)
     for images, labels, count in (
-        (data.TRAIN_IMAGES, data.TRAIN_LABELS, 1000),
-        (data.TEST_IMAGES, data.TEST_LABELS, 200),
+        (mnist.TRAIN_IMAGES, mnist.TRAIN_LABELS, 1000),
+        (mnist.TEST_IMAGES, mnist.TEST_LABELS, 200),
     ):
         classes = np.arange(count, dtype=np.uint8) % 10
         pixels = random.integers(0, 60, (count, 28, 28), dtype=np.uint8)
@@ -78,15 +78,15 @@ def test_fashion_mnist_is_never_downloaded(
     assert main(["--dataset", "fashion", "--download", "--runs", str(tmp_path)]) == 2
     assert "--data-dir" in capsys.readouterr().err
     with pytest.raises(DataError, match="dataset-fashion-mnist"):
-        data.load_fashion(tmp_path)
+        mnist.load_fashion(tmp_path)
 
 
 def test_debian_package_is_read_if_installed(tmp_path: Path) -> None:
-    if not data.FASHION_FOLDER.exists():
+    if not mnist.FASHION_FOLDER.exists():
         with pytest.raises(DataError, match="dataset-fashion-mnist"):
-            data.load_fashion()
+            mnist.load_fashion()
         return
-    clothes = data.load_fashion()
+    clothes = mnist.load_fashion()
     assert (len(clothes.train_images), len(clothes.test_images)) == (60_000, 10_000)
     assert clothes.labels[int(clothes.test_labels[0])] == "Ankle boot"
     run = train(tmp_path, *SHORT, "--dataset", "fashion", "--train-limit", "6000", "--no-publish")
