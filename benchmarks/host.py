@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks.paths import ROOT
-from training.machine import cpu_model
+from training.hardware import cpu_model
 
 
 @dataclass(frozen=True, slots=True)

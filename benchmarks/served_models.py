@@ -84,7 +84,7 @@ def write_mlp(path: Path, seed: int = 0) -> None:
 
 def test_images(count: int) -> Pixels:
     """The first images of MNIST's test set, uint8 [N,28,28]."""
-    raw = gzip.decompress((ROOT / "training/mnist/t10k-images-idx3-ubyte.gz").read_bytes())
+    raw = gzip.decompress((ROOT / "training/data/bundled/t10k-images-idx3-ubyte.gz").read_bytes())
     return np.frombuffer(raw, np.uint8, count * 784, offset=16).reshape(-1, 28, 28)
 
 

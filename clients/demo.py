@@ -62,7 +62,7 @@ def main() -> int:
         print(f"make run: {error}", file=sys.stderr)
         return 2
     _headline("Training on the whole of MNIST (mnist-train)")
-    status = steps.start("training.cli", "--models", str(settings.models)).wait()
+    status = steps.start("training.commands.train", "--models", str(settings.models)).wait()
     if status != 0 or steps.signal_number:
         return 128 + steps.signal_number if steps.signal_number else status
     _headline("Starting the service (mnist-serve)")

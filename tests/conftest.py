@@ -122,7 +122,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def read_mnist() -> Mnist:
-    folder = ROOT / "training" / "mnist"
+    folder = ROOT / "training" / "data" / "bundled"
     images = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
     labels = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
     return Mnist(
@@ -169,6 +169,6 @@ def grpc_server(request: pytest.FixtureRequest, start_server: Callable[..., Serv
 @pytest.fixture(scope="session")
 def fast_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One full run of the `fast` recipe on the whole of MNIST, as a user would start it."""
-    from tests.training.full_run import train_fast
+    from tests.training.runs import train_fast
 
     return train_fast(tmp_path_factory.mktemp("fast"))

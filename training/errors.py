@@ -1,6 +1,6 @@
-"""The failures a person can do something about; each message says what happened and what to do.
+"""The failures that a user can act on; each message says what happened and what to do next.
 
-Everything else is a bug and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from pathlib import Path
@@ -8,41 +8,40 @@ from typing import ClassVar
 
 
 class TrainingError(Exception):
-    """The run failed; `mnist-train` prints the message alone and leaves with `exit_code`."""
+    """The command failed; it prints the message without a traceback and exits with `exit_code`."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(TrainingError):
-    """What was asked for cannot be done: a bad flag, a bad combination, a missing device."""
+    """The request is impossible: a bad flag, a bad combination, a missing device."""
 
     exit_code = 2
 
 
 class DataError(TrainingError):
-    """A data file is missing, damaged or not what it should be."""
+    """A data file is missing, damaged or of another kind."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint file cannot be read or does not fit this code."""
+    """A checkpoint cannot be read or written, or has another format."""
 
 
 class DivergedError(TrainingError):
-    """The loss stopped being a number."""
+    """The loss or a weight is no longer finite."""
 
 
 class ExportError(TrainingError):
-    """The exported graph is not what was promised; nothing was published."""
+    """An export is not as specified, too inaccurate or cannot be published."""
 
 
 class InterruptedRunError(TrainingError):
-    """A signal ended the run early; `checkpoint` holds the weights reached so far."""
+    """A signal stopped the run; `checkpoint` has the weights reached so far."""
 
     def __init__(self, signal_number: int, checkpoint: Path) -> None:
         super().__init__(
-            f"The run was interrupted. The weights reached so far are in {checkpoint}; "
-            f"go on with: mnist-train --resume {checkpoint.parent}, or evaluate and publish them "
-            f"with: mnist-train --from-checkpoint {checkpoint}"
+            f"The run was interrupted. The weights reached so far are in {checkpoint}. "
+            f"To continue: mnist-train --resume {checkpoint.parent}. To evaluate and publish them: "
+            f"mnist-train --from-checkpoint {checkpoint}"
         )
         self.signal_number = signal_number
-        self.checkpoint = checkpoint

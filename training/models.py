@@ -1,4 +1,4 @@
-"""The networks, and the classifier that is served: pixels in, logits and probabilities out."""
+"""The networks, and the classifier that is exported: pixels to logits and probabilities."""
 
 from typing import cast
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from training.recipes import Recipe
+from training.recipes.recipe import Recipe
 
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
 
@@ -27,8 +27,8 @@ class Standardise(nn.Module):
 class Flatten(nn.Module):
     """Flatten to `features` columns.
 
-    `nn.Flatten` would do, but with a dynamic batch it exports as Shape, Gather and Concat; a
-    reshape whose only unknown is the batch exports as one node.
+    With a dynamic batch, `nn.Flatten` exports as Shape, Gather and Concat; a reshape in which only
+    the batch is unknown exports as one node.
     """
 
     def __init__(self, features: int) -> None:
@@ -49,12 +49,12 @@ class MapMeans(nn.Module):
 def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
     """Return the untrained network: float32 pixels [N, 1, 28, 28] in [0, 1] to logits [N, classes].
 
-    The initial weights come from torch's global generator: seed it first. Convolutions are
-    3x3, padded, but for the first where `recipe.stride` is 2: that is 6x6 without padding, sees
-    every pixel, and gives 12x12 maps that can be halved twice with nothing cut off. Each has batch
-    normalisation, and those of `recipe.pool_after` a 2x2 maximum; with `recipe.average_maps` each
-    of the last maps is averaged. Dropout comes before each dense layer whose inputs are hidden
-    units.
+    The initial weights come from torch's global generator: seed it first. Convolutions are 3x3 with
+    padding, except for the first if `recipe.stride` is 2: it is 6x6 without padding, covers every
+    pixel, and its 12x12 maps can be halved twice without a remainder. Each convolution is followed
+    by batch normalisation, those in `recipe.pool_after` also by 2x2 max pooling. With
+    `recipe.average_maps` each of the last maps is reduced to its mean. Dropout precedes each dense
+    layer whose inputs are hidden units.
     """
     layers: list[nn.Module] = [Standardise()] if recipe.standardise else []
     inputs, side = 1, 28
@@ -68,8 +68,8 @@ def build_network(recipe: Recipe, classes: int = 10) -> nn.Sequential:
             nn.BatchNorm2d(outputs),
         ]
         if number in recipe.pool_after:
-            # Before the activation: activations never decrease, so the outcome is the same, and
-            # they have a quarter of the work.
+            # Before the activation: activations are monotonic, so the result is the same, and they
+            # are computed for a quarter of the pixels.
             layers.append(nn.MaxPool2d(2))
             side //= 2
         layers.append(_ACTIVATIONS[recipe.activation]())
@@ -96,15 +96,15 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def scale(image: Tensor) -> Tensor:
-    """Map uint8 pixels [N, 28, 28] to float32 [N, 1, 28, 28] in [0, 1], as torchvision's ToTensor.
+    """Map uint8 pixels [N, 28, 28] to float32 [N, 1, 28, 28] in [0, 1], as ToTensor does.
 
-    Division, not multiplication by 1/255: the two differ in the last bit.
+    It divides by 255, since multiplication by 1/255 differs in the last bit.
     """
     return image.to(torch.float32).div(255).unsqueeze(1)
 
 
 class Classifier(nn.Module):
-    """A trained network with its preprocessing and its calibration: exactly what is exported."""
+    """A trained network with its preprocessing and calibration, as it is exported."""
 
     def __init__(self, network: nn.Sequential, temperature: float = 1.0) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 pixels [N, 28, 28] to (logits, probabilities), float32 [N, classes].
 
-        The logits are the network's own, unscaled; the probabilities are
+        The logits are not scaled; the probabilities are
         softmax(logits / temperature).
         """
         logits = cast(Tensor, self.network(scale(image)))

@@ -1,14 +1,15 @@
-"""Everything that moves while a run goes on, and its way into tensors and back.
+"""One run of training: what determines it, what changes in it, and its metrics by epoch.
 
-A run that starts again from these tensors goes on bit for bit as if it had never stopped: weights,
-their moving average, the best weights so far, the optimiser's own tensors and the state of the
-random generator. Dropout draws from torch's global generator, which the loop seeds anew for each
-epoch, so that it needs no place here.
+A run that resumes from the counters and tensors of a `TrainingState` continues bit for bit as if it
+had never stopped: they hold the weights, their moving average, the best weights so far, the tensors
+of the optimiser and the state of the random generator. Dropout draws from torch's global generator,
+which the loop seeds at the start of each epoch, so its state is not needed.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,26 +17,72 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training.data.dataset import Split
+from training.data.sampling import Sampler
 from training.models import build_network
-from training.recipes import Recipe
-from training.sampling import Sampler
+from training.recipes.recipe import Recipe
+
+
+class Run(NamedTuple):
+    """What determines the trained weights, together with the number of threads and processes."""
+
+    recipe: Recipe
+    split: Split
+    seed: int
+    device: torch.device
 
 
 class Trained(NamedTuple):
-    """The weights to use, and after how many epochs they were reached."""
+    """The weights to use, and the number of epochs after which they were reached."""
 
     network: nn.Sequential
     epoch: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """One line of metrics.jsonl. Losses are means in nats, accuracies shares from 0 to 1."""
+
+    epoch: int  # from 1
+    train_loss: float  # without smoothing, distillation and penalties
+    train_accuracy: float  # of augmented images, with dropout
+    learning_rate: float  # of the last step
+    images: int  # that the epoch trained on
+    # None without validation images, without --report-test-each-epoch, and in all processes but
+    # the first.
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, the evaluation included."""
+        return self.images / max(self.seconds, 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics that were measured, by name."""
+        return {k: value for k, value in dataclasses.asdict(self).items() if value is not None}
+
+
+class Counters(NamedTuple):
+    """The part of a `TrainingState` that is not a tensor."""
+
+    epoch: int
+    step: int
+    best_loss: float | None
+    best_epoch: int
+
+
 @dataclass
 class TrainingState:
-    """What changes from step to step. `used` is `network` itself where nothing is averaged."""
+    """Everything that changes from step to step."""
 
     network: nn.Sequential
-    used: nn.Sequential
+    averaged: nn.Sequential  # the EMA weights; `network` itself for recipes without them
     optimizer: torch.optim.Optimizer
-    random: torch.Generator  # order and augmentation
+    random: torch.Generator  # for the order of images and their augmentation
     sampler: Sampler
     epoch: int = 0  # completed
     step: int = 0
@@ -44,95 +91,99 @@ class TrainingState:
     best_epoch: int = 0
 
     def result(self) -> Trained:
-        """Return the weights to use: the best on validation, else the last (or their average)."""
+        """Return the best weights on validation with early stopping, else the last or averaged."""
         if self.best is not None:
             return Trained(self.best, self.best_epoch)
-        return Trained(self.used, self.epoch)
+        return Trained(self.averaged, self.epoch)
 
     def keep_if_best(self, loss: float) -> None:
-        """Remember the weights of this epoch if none had a lower validation loss."""
+        """Copy the weights of this epoch if no epoch had a lower validation loss."""
         if loss < self.best_loss:
-            self.best = copy.deepcopy(self.used)
+            self.best = copy.deepcopy(self.averaged)
             self.best_loss, self.best_epoch = loss, self.epoch
 
-    def numbers(self) -> dict[str, Any]:
-        """Return what is no tensor, as JSON values."""
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "best_loss": self.best_loss if self.best else None,
-            "best_epoch": self.best_epoch,
-        }
+    def counters(self) -> Counters:
+        """Return the part that is not a tensor."""
+        best_loss = self.best_loss if self.best else None
+        return Counters(self.epoch, self.step, best_loss, self.best_epoch)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name, on the CPU."""
-        found = {"random": self.random.get_state(), "losses": self.sampler.losses}
-        networks = {"network": self.network, "used": self.used, "best": self.best}
+        tensors = {"random": self.random.get_state(), "losses": self.sampler.losses}
+        # "used" is what the file format calls the averaged weights.
+        networks = {"network": self.network, "used": self.averaged, "best": self.best}
         for name, network in networks.items():
             if network is None or (name == "used" and network is self.network):
                 continue
-            found |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+            tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             for key, value in values.items():
-                if value is not None:  # SGD without momentum says so
-                    found[f"optimizer.{index}.{key}"] = value
-        return {name: value.detach().cpu().contiguous() for name, value in found.items()}
+                if value is not None:  # SGD without momentum has a None in its state
+                    tensors[f"optimizer.{index}.{key}"] = value
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
-    def restore(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Take on what `numbers` and `tensors` gave. Raises KeyError or RuntimeError otherwise."""
-        self.epoch, self.step = numbers["epoch"], numbers["step"]
+    def restore(self, counters: Counters, tensors: dict[str, Tensor]) -> None:
+        """Continue from the counters and tensors of another state with the same recipe.
+
+        Raises KeyError or RuntimeError if they do not fit.
+        """
+        self.epoch, self.step = counters.epoch, counters.step
         self.random.set_state(tensors["random"])
         self.sampler.losses.copy_(tensors["losses"])
-        self.network.load_state_dict(_below("network", tensors))
-        if self.used is not self.network:
-            self.used.load_state_dict(_below("used", tensors))
-        if numbers["best_loss"] is not None:
-            self.best = copy.deepcopy(self.used)
-            self.best.load_state_dict(_below("best", tensors))
-            self.best_loss, self.best_epoch = numbers["best_loss"], numbers["best_epoch"]
-        self._restore_optimizer(_below("optimizer", tensors))
+        self.network.load_state_dict(_with_prefix("network", tensors))
+        if self.averaged is not self.network:
+            self.averaged.load_state_dict(_with_prefix("used", tensors))
+        if counters.best_loss is not None:
+            self.best = copy.deepcopy(self.averaged)
+            self.best.load_state_dict(_with_prefix("best", tensors))
+            self.best_loss, self.best_epoch = counters.best_loss, counters.best_epoch
 
-    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         parameters = list(self.network.parameters())
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
+        optimizer_state: dict[int, dict[str, Tensor]] = {}
+        for name, saved in _with_prefix("optimizer", tensors).items():
             index, key = name.split(".", 1)
-            # With the memory layout of its parameter (channels_last), as the optimiser made it: it
-            # goes another way, and rounds otherwise, where layouts differ.
+            # Restore each tensor in the memory layout of its parameter (channels_last): with
+            # another layout the optimiser takes a different code path and rounds differently.
             like = parameters[int(index)]
-            if value.shape == like.shape:
-                value = torch.empty_like(like).copy_(value)  # noqa: PLW2901
-            state.setdefault(int(index), {})[key] = value
+            same_shape = saved.shape == like.shape
+            value = torch.empty_like(like).copy_(saved) if same_shape else saved
+            optimizer_state.setdefault(int(index), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
 
 
-def begin(
-    recipe: Recipe, classes: int, images: int, seed: int, device: torch.device
-) -> TrainingState:
-    """Return the state before the first step; the same seed gives the same."""
-    torch.manual_seed(seed)
-    random = torch.Generator().manual_seed(seed)
-    network = build_network(recipe, classes).to(device)
+def begin(run: Run) -> TrainingState:
+    """Return the state before the first step; the same seed gives the same state."""
+    recipe = run.recipe
+    torch.manual_seed(run.seed)
+    random = torch.Generator().manual_seed(run.seed)
+    network = build_network(recipe, len(run.split.data.labels)).to(run.device)
     network.to(memory_format=torch.channels_last)
-    used = copy.deepcopy(network) if recipe.ema_decay else network
-    sampler = Sampler(recipe, images)
-    return TrainingState(network, used, _optimizer(recipe, network), random, sampler)
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    start = prefix + "."
-    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
-
-
-def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    parameters = network.parameters()
+    averaged = copy.deepcopy(network) if recipe.ema_decay else network
+    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adamw":
-        decay = recipe.weight_decay
-        return torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=decay, fused=True)
-    return torch.optim.SGD(
-        parameters,
-        recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
+        optimizer = torch.optim.AdamW(
+            network.parameters(),
+            recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+    else:
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+    return TrainingState(
+        network=network,
+        averaged=averaged,
+        optimizer=optimizer,
+        random=random,
+        sampler=Sampler(recipe, len(run.split.images)),
     )
+
+
+def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = prefix + "."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}

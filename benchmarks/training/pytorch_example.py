@@ -18,10 +18,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from training.data import load_mnist
-from training.loop import split
+from training.data.dataset import split
+from training.data.mnist import load_mnist
 from training.models import build_network
-from training.recipes import RECIPES
+from training.recipes.presets import RECIPES
 
 RECIPE = RECIPES["fast"]
 

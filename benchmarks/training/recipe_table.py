@@ -23,10 +23,10 @@ from benchmarks.paths import RESULTS, ROOT
 from benchmarks.training.epochs import GOAL, parse, seconds_to
 from training.errors import TrainingError, UsageError
 from training.files import write_atomically
-from training.machine import cpu_model
+from training.hardware import cpu_model
 from training.models import build_network, count_parameters
-from training.recipes import RECIPES
-from training.release import git_revision, versions
+from training.publish.release import git_revision, versions
+from training.recipes.presets import RECIPES
 
 # Rows of the table: a name, and the options of mnist-train. The learning rates of the variants of
 # `book` are usual for their methods; nothing here is tuned on the test set.
@@ -143,7 +143,7 @@ def _cells(runs: Sequence[MeasuredRun]) -> list[str]:
 
 def _measure(row: str, seed: int, threads: int, extra: Sequence[str]) -> MeasuredRun:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "training.cli", *ROWS[row], "--no-publish"]
+        command = [sys.executable, "-m", "training.commands.train", *ROWS[row], "--no-publish"]
         command += ["--runs", folder, "--seed", str(seed), "--threads", str(threads), *extra]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

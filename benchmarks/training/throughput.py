@@ -23,7 +23,7 @@ from benchmarks.markdown import table
 from benchmarks.medians import median
 from benchmarks.paths import ROOT
 from benchmarks.training.epochs import GOAL, Epoch, parse, seconds_to
-from training.recipes import RECIPES
+from training.recipes.presets import RECIPES
 
 CONTENDERS = {
     "ours": "mnist-train",
@@ -75,7 +75,7 @@ def train(contender: str, epochs: int, threads: int) -> list[Epoch]:
         options: list[object] = ["--epochs", epochs, "--threads", threads]
         if contender == "ours":
             options += ["--models", f"{folder}/models", "--runs", f"{folder}/runs"]
-            _run("training.cli", *options)
+            _run("training.commands.train", *options)
             [metrics] = Path(folder).glob("runs/*/metrics.jsonl")
             return parse(metrics.read_text(encoding="utf-8"))
         options += ["--workers", 1 if contender == "plain-worker" else 0]

@@ -20,7 +20,7 @@ import sys
 from clients import demo
 start = demo.Steps.start
 def start_other(self, module, *arguments):
-    return start(self, "platform" if module == "training.cli" else module, *arguments)
+    return start(self, "platform" if module == "training.commands.train" else module, *arguments)
 demo.Steps.start = start_other
 sys.exit(demo.main())
 """

@@ -164,7 +164,7 @@ def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Re
             assert packaged == (SHIPPED_MODELS / "mnist" / "1" / file).read_bytes()
         names = wheel.namelist()
     assert len([name for name in names if name.startswith("service/shipped_models/")]) == 2
-    assert "training/mnist/train-images-idx3-ubyte.gz" in names
+    assert "training/data/bundled/train-images-idx3-ubyte.gz" in names
     assert "service/py.typed" in names
     # Tests and benchmarks are not installed.
     packages = {name.split("/")[0] for name in names if not name.startswith("mnist_service-")}
@@ -191,7 +191,7 @@ def test_the_supervisor_imports_nothing_heavy() -> None:
 
 
 def test_training_imports_no_transport() -> None:
-    assert not loaded_by("training.cli") & {"flask", "grpc", "granian", "service"}
+    assert not loaded_by("training.commands.train") & {"flask", "grpc", "granian", "service"}
 
 
 def test_the_stubs_are_generated_from_the_protos(tmp_path: Path) -> None:

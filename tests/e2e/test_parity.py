@@ -13,7 +13,7 @@ import torch
 
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import Mnist, Server
-from training import checkpoint
+from training.run import checkpoint
 
 COUNT = 1000
 

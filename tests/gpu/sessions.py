@@ -254,9 +254,9 @@ def smaller_models(place: Place) -> str:
 
     models = place.folder / "models"
     done = subprocess.run(
-        [sys.executable, "-m", "training.cli", "--models", models, "--runs", place.folder / "runs",
-         "--device", place.device, "--recipe", "fast", "--epochs", "2", "--train-limit", "10000",
-         "--also", "fp16", "int8", "--force"],
+        [sys.executable, "-m", "training.commands.train", "--models", models,
+         "--runs", place.folder / "runs", "--device", place.device, "--recipe", "fast",
+         "--epochs", "2", "--train-limit", "10000", "--also", "fp16", "int8", "--force"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

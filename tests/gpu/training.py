@@ -18,7 +18,7 @@ _LIMITED = 100.0
 
 
 def _command(place: Place, name: str, *arguments: str) -> list[str]:
-    from tests.training.test_run import command
+    from tests.training.runs import command
 
     return command(place.folder / name, "--device", place.device, *arguments)
 
@@ -29,7 +29,7 @@ def _train(place: Place, name: str, *arguments: str) -> Path:
 
 
 def _finish(place: Place, name: str, command: list[str]) -> Path:
-    from tests.training.test_run import only_run
+    from tests.training.runs import only_run
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     (place.folder / f"{name}.log").write_text(done.stdout + done.stderr)
@@ -51,7 +51,7 @@ def _json(run: Path, name: str) -> dict[str, Any]:
 
 
 def _same(first: Path, second: Path) -> None:
-    from training import checkpoint
+    from training.run import checkpoint
 
     for name in ("checkpoint.safetensors", "evaluation.json"):
         if (first / name).read_bytes() != (second / name).read_bytes():
@@ -92,15 +92,15 @@ def repeats_as_record(place: Place) -> str:
 
 def resumes(place: Place) -> str:
     """A run that is killed in an epoch and resumed produces the bytes of an uninterrupted run."""
-    from tests.training.test_resume import WHOLE, kill_in_epoch
-    from training import checkpoint
+    from tests.training.runs import STATEFUL, kill_in_epoch
+    from training.run import checkpoint
 
-    arguments = [*WHOLE, "--device", place.device]
-    whole = _train(place, "whole", *WHOLE)
+    arguments = [*STATEFUL, "--device", place.device]
+    whole = _train(place, "whole", *STATEFUL)
     killed, _ = kill_in_epoch(place.folder / "killed", 3, arguments, signal.SIGKILL)
-    reached = checkpoint.read_run(killed / "state.safetensors").numbers["epoch"]
+    reached = checkpoint.read_run(killed / "state.safetensors").counters.epoch
     assert 1 <= reached < 8, f"killed after {reached} epochs of 8"
-    from tests.training.test_run import command
+    from tests.training.runs import command
 
     resume = command(place.folder / "killed", "--resume", str(killed), "--no-publish")
     _same(whole, _finish(place, "killed", resume))
@@ -151,7 +151,7 @@ def under_torchrun(place: Place) -> str:
 
 def resumes_after_torchrun(place: Place) -> str:
     """A run that `torchrun` started resumes without it."""
-    from tests.training.test_run import command, only_run
+    from tests.training.runs import command, only_run
 
     start = _torchrun(place, "one", *_SHORT, "--epochs", "9")
     with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as job:
@@ -180,13 +180,15 @@ def with_nccl(place: Place) -> str:
     from torch import distributed
 
     from tests.conftest import free_ports
-    from training import recipes
-    from training.data import load_mnist
-    from training.devices import choose_device
-    from training.evaluate import logits_of, loss_and_accuracy
+    from training.data.dataset import split
+    from training.data.mnist import load_mnist
+    from training.evaluation.metrics import logits_of, loss_and_accuracy
+    from training.hardware import choose_device
     from training.loop import train
     from training.processes import Processes
-    from training.progress import QuietWatcher, Stopper
+    from training.recipes.presets import RECIPES
+    from training.recipes.recipe import changed
+    from training.state import Run, begin
 
     device = choose_device(place.device)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
@@ -196,13 +198,15 @@ def with_nccl(place: Place) -> str:
         torch.cuda.set_device(device)
     distributed.init_process_group(backend, rank=0, world_size=1)
     knobs = {"train_limit": 6000, "epochs": 3, "patience": 9, "sharpness": 0.05, "bf16": True}
-    recipe = recipes.changed(recipes.RECIPES["fast"], knobs)
+    recipe = changed(RECIPES["fast"], knobs)
     data = load_mnist()
+    run = Run(recipe=recipe, split=split(data, recipe), seed=0, device=device)
+    state = begin(run)
     try:
-        trained = train(recipe, data, 0, device, QuietWatcher(Stopper()), None, Processes(0, 2))
+        train(run, state, processes=Processes(0, 2))
     finally:
         distributed.destroy_process_group()
-    logits = logits_of(trained.network, data.test_images, device)
+    logits = logits_of(state.result().network, data.test_images, device)
     accuracy = loss_and_accuracy(logits, data.test_labels)[1]
     assert accuracy > 0.8, f"{accuracy:.2%}"
     return f"{backend}: {accuracy:.2%} after 3 epochs of 3,000 images"

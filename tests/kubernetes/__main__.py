@@ -22,7 +22,8 @@ import kubernetes_validate
 import yaml
 
 from service import settings
-from training import cli, search
+from training.commands import search
+from training.commands import train as cli
 
 ROOT = Path(__file__).parent.parent.parent / "deploy" / "kubernetes"
 KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "overlays/keda", "kserve", "training")
@@ -112,7 +113,7 @@ def _flags(container: Manifest) -> Iterator[str]:
         if command[:1] == ["mnist-search"]:
             search._parser().parse_args(arguments)
         elif image == "mnist-train":
-            assert not command or command[-2:] == ["-m", "training.cli"], command
+            assert not command or command[-2:] == ["-m", "training.commands.train"], command
             cli._parser().parse_args(arguments)
         elif image.startswith("mnist-serve"):
             settings.load(arguments, {})

@@ -1,14 +1,14 @@
-"""The promise of the default recipe, on the whole of MNIST."""
+"""A full run of the default recipe on all of MNIST, and what it leaves."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 
-from tests.training.full_run import FastRun
+from tests.training.runs import FastRun
 
 
-def test_fast_reaches_its_accuracy_on_the_test_set(fast_run: FastRun) -> None:
+def test_fast_reaches_its_documented_accuracy(fast_run: FastRun) -> None:
     card = json.loads((fast_run.model_dir / "model.json").read_text())
     evaluation = json.loads((fast_run.run_dir / "evaluation.json").read_text())
     assert card["accuracy"] >= 0.995
@@ -18,7 +18,7 @@ def test_fast_reaches_its_accuracy_on_the_test_set(fast_run: FastRun) -> None:
     assert evaluation["calibration_error"] < 0.005
 
 
-def test_the_run_folder_tells_the_story(fast_run: FastRun) -> None:
+def test_run_folder_has_the_documented_files(fast_run: FastRun) -> None:
     names = {path.name for path in fast_run.run_dir.iterdir()}
     assert names == {
         "config.json",
@@ -37,13 +37,13 @@ def test_the_run_folder_tells_the_story(fast_run: FastRun) -> None:
         "filters.png",
     }
     epochs = [json.loads(line) for line in (fast_run.run_dir / "metrics.jsonl").open()]
-    assert [figures["epoch"] for figures in epochs] == list(range(1, len(epochs) + 1))
+    assert [metrics["epoch"] for metrics in epochs] == list(range(1, len(epochs) + 1))
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
-    assert not any("test_loss" in figures for figures in epochs)  # read once, at the end
+    assert not any("test_loss" in metrics for metrics in epochs)  # read once, at the end
     assert (fast_run.run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_published_is_small_whole_and_named_by_its_card(fast_run: FastRun) -> None:
+def test_published_model_is_small_and_matches_its_card(fast_run: FastRun) -> None:
     card = json.loads((fast_run.model_dir / "model.json").read_text())
     model = (fast_run.model_dir / "model.onnx").read_bytes()
     assert len(model) < 2_000_000

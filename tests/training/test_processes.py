@@ -1,4 +1,4 @@
-"""The same command under torchrun: two processes learn what one would."""
+"""mnist-train under torchrun: two processes learn the weights that one would."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.small_run import epochs_of, evaluation_of, train
-from training import checkpoint
-from training.data import load_mnist
+from tests.training.runs import epochs_of, evaluation_of, train
+from training.data.dataset import split
+from training.data.mnist import load_mnist
 from training.errors import UsageError
 from training.loop import train as learn
 from training.processes import Processes
-from training.progress import QuietWatcher, Stopper
-from training.recipes import Recipe
+from training.recipes.recipe import Recipe
+from training.run import checkpoint
+from training.state import Run, begin
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -26,22 +27,23 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 def torchrun(root: Path, *arguments: str) -> subprocess.Popen[str]:
     folders = ["--models", str(root / "models"), "--runs", str(root / "runs")]
     return subprocess.Popen(
-        [*TWO, "-m", "training.cli", *folders, "--device", "cpu", *arguments],
+        [*TWO, "-m", "training.commands.train", *folders, "--device", "cpu", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
-@pytest.mark.parametrize("radius", ["0", "0.05"])  # with it a step goes through both twice
-def test_two_processes_with_half_a_batch_each_learn_what_one_does(
+@pytest.mark.parametrize("radius", ["0", "0.05"])  # with SAM each step has two passes
+def test_two_processes_with_half_a_batch_each_learn_the_weights_of_one(
     tmp_path: Path, radius: str
 ) -> None:
-    # Batches of 25: the shares of the two differ by an image.
+    # Batches of 25: the two shards differ by an image.
     arguments = ["--recipe", "mlp", "--hidden", "32", "--dropout", "0", "--epochs", "3"]
     arguments += ["--train-limit", "300", "--batch-size", "25", "--l2", "0.001", "--patience", "9"]
     arguments += ["--sam", radius]
-    arguments += ["--easy-below", "100", "--easy-share", "0.6"]  # easy is what either has seen
+    # Each process records the losses of its own shard.
+    arguments += ["--easy-below", "100", "--easy-share", "0.6"]
     one = train(tmp_path / "one", *arguments, "--no-publish")
     with torchrun(tmp_path / "two", *arguments) as job:
         assert job.stderr is not None
@@ -54,17 +56,17 @@ def test_two_processes_with_half_a_batch_each_learn_what_one_does(
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.allclose(ours[name], theirs[name], atol=1e-4), name
-    for mine, other in zip(epochs_of(one), epochs_of(two), strict=True):
-        assert other["train_loss"] == pytest.approx(mine["train_loss"], abs=1e-4)
-        assert other["validation_loss"] == pytest.approx(mine["validation_loss"], abs=1e-4)
+    for alone, shared in zip(epochs_of(one), epochs_of(two), strict=True):
+        assert shared["train_loss"] == pytest.approx(alone["train_loss"], abs=1e-4)
+        assert shared["validation_loss"] == pytest.approx(alone["validation_loss"], abs=1e-4)
     assert abs(evaluation_of(one)["accuracy"] - evaluation_of(two)["accuracy"]) < 0.002
-    # The first process alone writes, tells and publishes.
+    # Only the first process writes, prints and publishes.
     assert log.count("epoch  1/3") == 1
     assert log.count("Published") == 1
     assert [path.name for path in (tmp_path / "two" / "models" / "mnist").iterdir()] == ["1"]
 
 
-def test_a_signal_stops_both_and_the_run_goes_on_with_both(tmp_path: Path) -> None:
+def test_signal_stops_both_processes_and_both_resume(tmp_path: Path) -> None:
     arguments = ["--recipe", "fast", "--channels", "4,8", "--epochs", "6", "--batch-size", "20"]
     arguments += ["--train-limit", "3000", "--no-publish", "--self-distillation", "0.5"]
     with torchrun(tmp_path, *arguments) as job:
@@ -76,34 +78,35 @@ def test_a_signal_stops_both_and_the_run_goes_on_with_both(tmp_path: Path) -> No
     assert job.returncode != 0
     (run,) = (tmp_path / "runs").iterdir()
     assert log.count("The run was interrupted") == 1
-    reached = checkpoint.read_run(run / "state.safetensors").numbers["epoch"]
+    reached = checkpoint.read_run(run / "state.safetensors").counters.epoch
     assert 1 <= reached < 6
     with torchrun(tmp_path, "--resume", str(run), "--no-publish") as job:
         assert job.stderr is not None
         log = job.stderr.read()
     assert job.returncode == 0, log
-    assert [figures["epoch"] for figures in epochs_of(run)] == list(range(1, 7))
+    assert [metrics["epoch"] for metrics in epochs_of(run)] == list(range(1, 7))
 
-    # Bit for bit what an uninterrupted run has, though batch statistics are each process's own.
+    # Bit for bit as an uninterrupted run, although each process has its own batch statistics.
     with torchrun(tmp_path / "whole", *arguments) as job:
         assert job.stderr is not None
         log = job.stderr.read()
     assert job.returncode == 0, log
     (whole,) = (tmp_path / "whole" / "runs").iterdir()
-    ours, theirs = ((each / "checkpoint.safetensors").read_bytes() for each in (run, whole))
+    ours, theirs = ((folder / "checkpoint.safetensors").read_bytes() for folder in (run, whole))
     assert ours == theirs
 
 
-def test_a_batch_that_is_too_small_to_share_is_refused() -> None:
+def test_batch_smaller_than_the_number_of_processes_is_refused() -> None:
     recipe = Recipe(name="x", batch_size=1)
-    data, watcher = load_mnist(), QuietWatcher(Stopper())
+    run = Run(recipe=recipe, split=split(load_mnist(), recipe), seed=0, device=torch.device("cpu"))
+    state = begin(run)
     with pytest.raises(UsageError, match="--batch-size"):
-        learn(recipe, data, 0, torch.device("cpu"), watcher, None, Processes(0, 2))
+        learn(run, state, processes=Processes(0, 2))
 
 
-def test_shares_of_a_batch_make_up_the_batch() -> None:
+def test_shards_make_up_the_batch() -> None:
     batch = torch.arange(7)
-    shares = [Processes(rank, 3).share(batch) for rank in range(3)]
-    assert sorted(torch.cat(shares).tolist()) == batch.tolist()
-    assert max(map(len, shares)) - min(map(len, shares)) == 1
-    assert torch.equal(Processes().share(batch), batch)
+    shards = [Processes(rank, 3).shard(batch) for rank in range(3)]
+    assert sorted(torch.cat(shards).tolist()) == batch.tolist()
+    assert max(map(len, shards)) - min(map(len, shards)) == 1
+    assert torch.equal(Processes().shard(batch), batch)
