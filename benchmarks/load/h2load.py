@@ -39,8 +39,8 @@ def load(
     command += ["--data", str(content), "--log-file", str(log)]
     for name, value in body.headers:
         command += ["--header", f"{name}: {value}"]
-    output, used = run([*command, url], core, seconds + 60)
-    return parse(output, log.read_text(), answer_bytes)._replace(generator_cpu_seconds=used)
+    output, cpu_seconds = run([*command, url], core, seconds + 60)
+    return parse(output, log.read_text(), answer_bytes)._replace(generator_cpu_seconds=cpu_seconds)
 
 
 def parse(output: str, log: str, answer_bytes: int) -> Load:

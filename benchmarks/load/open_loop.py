@@ -62,8 +62,8 @@ def load(
         seconds=seconds,
     )
     command = [sys.executable, "-m", "benchmarks.load.open_loop", json.dumps(asdict(plan))]
-    output, used = run(command, core, seconds + _GRACE_S + 60)
-    return Load(**json.loads(output))._replace(generator_cpu_seconds=used)
+    output, cpu_seconds = run(command, core, seconds + _GRACE_S + 60)
+    return Load(**json.loads(output))._replace(generator_cpu_seconds=cpu_seconds)
 
 
 class _Connection(asyncio.Protocol):

@@ -56,5 +56,5 @@ def run(command: list[str], core: int | None, within: float) -> tuple[str, float
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode != 0:
         raise LoadError(f"{command[0]} failed: {(done.stdout + done.stderr)[-400:]}")
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return done.stdout, used
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, cpu_seconds

@@ -25,8 +25,8 @@ def load(
     script = write_script(body, scratch)
     command = ["wrk", "--threads", "1", "--connections", str(connections)]
     command += ["--duration", f"{seconds}s", "--timeout", "10s", "--latency"]
-    output, used = run([*command, "--script", str(script), url], core, seconds + 60)
-    return parse(output)._replace(generator_cpu_seconds=used)
+    output, cpu_seconds = run([*command, "--script", str(script), url], core, seconds + 60)
+    return parse(output)._replace(generator_cpu_seconds=cpu_seconds)
 
 
 def write_script(body: Body, scratch: Path) -> Path:

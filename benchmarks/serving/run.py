@@ -27,11 +27,11 @@ from benchmarks.serving.results import Record, Results
 from benchmarks.serving.scenarios import SCENARIOS, Scenario, matching
 
 
-def run(plan: Plan, known: Sequence[Contender] = CONTENDERS) -> Path:
+def run(plan: Plan, candidates: Sequence[Contender] = CONTENDERS) -> Path:
     """Measure what the plan names; returns the results file, which is rewritten after each step."""
     now, machine = datetime.datetime.now(datetime.UTC), host.describe()
     scenarios = [each for each in SCENARIOS if matching(each.name, plan.scenarios)]
-    contenders = [each for each in known if matching(each.name, plan.contenders)]
+    contenders = [each for each in candidates if matching(each.name, plan.contenders)]
     results = Results(
         date=now.isoformat(timespec="seconds"),
         machine=machine,
