@@ -119,7 +119,7 @@ class HttpFront:
         def start_response(line: str, pairs: list[tuple[str, str]], exc_info: Any = None) -> None:
             nonlocal status
             status = int(line.split(" ", 1)[0])
-            # Granian counts the body itself, as it does in the fast lane.
+            # Granian counts the body itself, as it does without Flask.
             headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
         chunks = self._wsgi_app(_environ(scope, body), start_response)

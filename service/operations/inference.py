@@ -151,13 +151,13 @@ class Inference:
         served = self.repository.get(name, version)
         session = served.session
         return ModelMetadata(
-            served.name,
-            [version] if version else self.repository.versions(name),
-            PLATFORM,
-            session.inputs,
-            session.outputs,
-            session.provider,
-            session.fallback,
+            name=served.name,
+            versions=[version] if version else self.repository.versions(name),
+            platform=PLATFORM,
+            inputs=session.inputs,
+            outputs=session.outputs,
+            provider=session.provider,
+            fallback=session.fallback,
         )
 
     def extensions(self) -> list[str]:
@@ -240,13 +240,13 @@ def _requested(
     served: ServedModel, outputs: Sequence[RequestedOutput]
 ) -> list[tuple[int, RequestedOutput]]:
     """The requested outputs in their order, each with its index among the model's outputs."""
-    known = [spec.name for spec in served.session.outputs]
+    names = [spec.name for spec in served.session.outputs]
     for output in outputs:
-        if output.name not in known:
+        if output.name not in names:
             raise InvalidArgument(
                 f"Output '{output.name}' is not one of model '{served.name}', which gives: "
-                f"{', '.join(known)}."
+                f"{', '.join(names)}."
             )
     if len({output.name for output in outputs}) != len(outputs):
         raise InvalidArgument("An output is asked for twice.")
-    return [(known.index(output.name), output) for output in outputs]
+    return [(names.index(output.name), output) for output in outputs]

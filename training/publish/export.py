@@ -105,8 +105,8 @@ def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     del graph.metadata_props[:]
     del graph.value_info[:]
     del model.metadata_props[:]
-    used = {node.domain for node in graph.node}
-    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
+    domains = {node.domain for node in graph.node}
+    for opset in [opset for opset in model.opset_import if opset.domain not in domains]:
         model.opset_import.remove(opset)
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
