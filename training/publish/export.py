@@ -1,4 +1,4 @@
-"""A trained classifier as an ONNX file, and the proof that the file computes the same.
+"""A trained classifier as an ONNX file, and the proof that the file computes the same outputs.
 
 The graph takes uint8 pixels and gives logits and probabilities. Normalisation, temperature and
 softmax are inside it, so clients need no preprocessing code.
