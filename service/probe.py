@@ -1,6 +1,6 @@
 """mnist-probe: reports with its exit status whether the server on this machine is ready.
 
-For health checks without a shell and curl: the HEALTHCHECK of a container, a unit file. It reads
+For health checks without a shell or curl, as in a container or a systemd unit. It reads
 the server's own settings (flags, MNIST_* and file), and so finds the ports.
 """
 

@@ -1,7 +1,8 @@
 """The training loop, from the first forward pass to the last moving average, in `train`.
 
-All randomness comes from the seed, is drawn in a fixed order, and meets deterministic algorithms
-only: the same seed, versions, machine and number of threads give the same weights, bit for bit.
+All randomness comes from the seed and is drawn in a fixed order, and all algorithms are
+deterministic: the same seed, versions, machine and number of threads give the same weights, bit
+for bit.
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ class TrainingState:
     def counters(self) -> Counters:
         """Return the part that is not a tensor."""
         best_loss = self.best_loss if self.best else None
-        return Counters(self.epoch, self.step, best_loss, self.best_epoch)
+        return Counters(
+            epoch=self.epoch, step=self.step, best_loss=best_loss, best_epoch=self.best_epoch
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name, on the CPU."""

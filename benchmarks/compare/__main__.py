@@ -1,8 +1,8 @@
 """python -m benchmarks.compare: compare the speed of two checkouts of this server.
 
-Both servers run on this machine and are asked in turn, round after round, in the scenarios of the
-main benchmark on one worker. --after is this checkout unless it is set; with --before set to the
-same folder, the ratios show the noise of the machine.
+Both servers run on this machine and are loaded in turn, round after round, with the scenarios of
+the main benchmark on one worker. --after is this checkout unless it is set; with --before set to
+the same folder, the ratios show the noise of the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.check import WrongAnswer
 from benchmarks.compare.report import write_report
 from benchmarks.compare.results import judge, read
 from benchmarks.compare.rounds import comparable, find_tree, run
-from benchmarks.load.result import LoadError, missing_tools
+from benchmarks.load.result import GeneratorError, missing_tools
 from benchmarks.paths import RESULTS, ROOT
 from benchmarks.server_process import NotStarted
 from benchmarks.serving.scenarios import matching
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds=options.seconds,
             folder=options.results,
         )
-    except (NotStarted, WrongAnswer, LoadError) as error:
+    except (NotStarted, WrongAnswer, GeneratorError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
     print(write_report(path))

@@ -26,7 +26,7 @@ from benchmarks.compare.results import SIDES, Checkout, Comparison, Sample, Side
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.json_file import write_json
 from benchmarks.load import closed_loop
-from benchmarks.load.result import Load, LoadError
+from benchmarks.load.result import GeneratorError, Load
 from benchmarks.paths import ROOT
 from benchmarks.server_process import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.serving.rival_environments import versions
@@ -140,7 +140,7 @@ def run(
                         for side in order:
                             try:
                                 pair[side] = loads[side].sample(scenario, side, round_, seconds)
-                            except LoadError as error:
+                            except GeneratorError as error:
                                 problem = f"{scenario.name}, {side}, round {round_ + 1}: {error}"
                                 comparison.problems.append(problem)
                                 print(f"!! {problem}", flush=True)
@@ -175,12 +175,12 @@ class _Loads:
                     _TOLERANCE,
                     per_request=scenario.images,
                 )
-            with suppress(LoadError):  # a lasting failure shows in the samples
+            with suppress(GeneratorError):  # a lasting failure shows in the samples
                 self._load(scenario, _WARM_UP_S)
         server.freeze()
 
     def sample(self, scenario: Scenario, side: Side, round_: int, seconds: int) -> Sample:
-        """One load, with retries. Raises LoadError."""
+        """One load, with retries. Raises GeneratorError."""
         server = self._server
         server.thaw()
         try:
@@ -189,7 +189,7 @@ class _Loads:
                 try:
                     load = self._load(scenario, seconds)
                     break
-                except LoadError:
+                except GeneratorError:
                     if attempt == _ATTEMPTS or not server.is_running():
                         raise
             return Sample(
@@ -218,7 +218,7 @@ class _Loads:
         )
         if load.failed > _FAILED_SHARE * load.requests:
             total = load.failed + load.requests
-            raise LoadError(f"{load.failed} of {total} requests failed")
+            raise GeneratorError(f"{load.failed} of {total} requests failed")
         return load
 
 

@@ -29,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     models = options.models.split(",")
     if unknown := set(models) - set(served_models.NAMES):
-        print(f"engine: There is no model '{min(unknown)}'.", file=sys.stderr)
+        print(
+            f"engine: Unknown model '{min(unknown)}'; use {' or '.join(served_models.NAMES)}.",
+            file=sys.stderr,
+        )
         return 2
     plan = Plan(rounds=options.rounds, seconds=options.seconds)
     print(write_report(measure(models, CONFIGURATIONS, plan, options.results)))

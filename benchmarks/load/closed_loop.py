@@ -27,7 +27,7 @@ def load(
     """Keep connections x streams requests in flight, each with this many images.
 
     `answer_bytes` is the length of a right answer; it identifies gRPC errors, see h2load.
-    Raises LoadError.
+    Raises GeneratorError.
     """
     contender = server.contender
     body = WIRES[contender.encoding(wire)].encode(served_models.test_images(images))

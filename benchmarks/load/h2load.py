@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.load.result import Load, LoadError, run
+from benchmarks.load.result import GeneratorError, Load, run
 from benchmarks.wire_formats import Body
 
 
@@ -27,7 +27,7 @@ def load(
     core: int | None,
     scratch: Path,
 ) -> Load:
-    """Keep connections x streams requests in flight. Raises LoadError.
+    """Keep connections x streams requests in flight. Raises GeneratorError.
 
     `answer_bytes` is the length of a right answer with its gRPC frame.
     """
@@ -39,12 +39,12 @@ def load(
     command += ["--data", str(content), "--log-file", str(log)]
     for name, value in body.headers:
         command += ["--header", f"{name}: {value}"]
-    output, used = run([*command, url], core, seconds + 60)
-    return parse(output, log.read_text(), answer_bytes)._replace(generator_cpu_seconds=used)
+    output, cpu_seconds = run([*command, url], core, seconds + 60)
+    return parse(output, log.read_text(), answer_bytes)._replace(generator_cpu_seconds=cpu_seconds)
 
 
 def parse(output: str, log: str, answer_bytes: int) -> Load:
-    """Parse h2load's report and its log. Raises LoadError.
+    """Parse h2load's report and its log. Raises GeneratorError.
 
     The log's columns are the start in microseconds, the HTTP status, and the microseconds to the
     end of the answer.
@@ -53,14 +53,14 @@ def parse(output: str, log: str, answer_bytes: int) -> Load:
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
     data = re.search(r"\((\d+)\) data", output)
     if finished is None or counts is None or data is None:
-        raise LoadError(f"h2load's report is unreadable: {output[-400:]!r}")
+        raise GeneratorError(f"h2load's report is unreadable: {output[-400:]!r}")
     rows = [line.split("\t") for line in log.splitlines()]
     times = [int(row[2]) for row in rows if len(row) >= 3 and row[1] == "200"]
     if not times:
         totals = [
             line for line in output.splitlines() if line.startswith(("requests:", "traffic:"))
         ]
-        raise LoadError(f"h2load got no answer: {' '.join(totals)}")
+        raise GeneratorError(f"h2load got no answer: {' '.join(totals)}")
     succeeded, failed, errored, timeouts = map(int, counts.groups())
     # Answers that lack the data of a right one; rounded, because the end of the run cuts some off.
     empty = max(0, round((succeeded * answer_bytes - int(data[1])) / answer_bytes))

@@ -19,7 +19,7 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.load.result import Load, LoadError, run
+from benchmarks.load.result import GeneratorError, Load, run
 from benchmarks.wire_formats import Body
 
 _GRACE_S = 10.0
@@ -49,7 +49,7 @@ def load(
     core: int | None,
     scratch: Path,
 ) -> Load:
-    """Send `rate` requests per second over at most this many connections. Raises LoadError."""
+    """Send `rate` requests per second over at most this many connections. Raises GeneratorError."""
     content = scratch / "body.bin"
     content.write_bytes(body.content)
     plan = Plan(
@@ -62,8 +62,8 @@ def load(
         seconds=seconds,
     )
     command = [sys.executable, "-m", "benchmarks.load.open_loop", json.dumps(asdict(plan))]
-    output, used = run(command, core, seconds + _GRACE_S + 60)
-    return Load(**json.loads(output))._replace(generator_cpu_seconds=used)
+    output, cpu_seconds = run(command, core, seconds + _GRACE_S + 60)
+    return Load(**json.loads(output))._replace(generator_cpu_seconds=cpu_seconds)
 
 
 class _Connection(asyncio.Protocol):
@@ -99,7 +99,7 @@ class _Connection(asyncio.Protocol):
 def answer_length(buffer: bytes | bytearray) -> int | None:
     """Length of the first HTTP/1.1 answer in the buffer; None while it is unknown.
 
-    Raises LoadError for an answer that ends with its connection, which cannot be reused.
+    Raises GeneratorError for an answer that ends with its connection, which cannot be reused.
     """
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
@@ -110,7 +110,7 @@ def answer_length(buffer: bytes | bytearray) -> int | None:
             return end + 4 + int(value)
         if name == b"transfer-encoding" and value.strip() == b"chunked":
             return _chunked_length(buffer, end + 4)
-    raise LoadError("The answer has neither a Content-Length nor chunks.")
+    raise GeneratorError("The answer has neither a Content-Length nor chunks.")
 
 
 def _chunked_length(buffer: bytes | bytearray, start: int) -> int | None:
@@ -160,7 +160,7 @@ class Generator:
             await asyncio.sleep(0.005)
         seconds = perf_counter() - start
         if not self._times:
-            raise LoadError("No request was answered.")
+            raise GeneratorError("No request was answered.")
         return Load(
             requests=len(self._times),
             seconds=seconds,

@@ -13,7 +13,7 @@ from benchmarks.server_process import pinned
 _PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"}
 
 
-class LoadError(Exception):
+class GeneratorError(Exception):
     """A load generator failed or its report is unreadable."""
 
 
@@ -40,7 +40,7 @@ def missing_tools() -> list[str]:
 
 
 def run(command: list[str], core: int | None, within: float) -> tuple[str, float]:
-    """Run a generator; returns its output and the CPU seconds it used. Raises LoadError."""
+    """Run a generator; returns its output and the CPU seconds it used. Raises GeneratorError."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         done = subprocess.run(
@@ -52,9 +52,9 @@ def run(command: list[str], core: int | None, within: float) -> tuple[str, float
             env=dict(os.environ),
         )
     except subprocess.TimeoutExpired:
-        raise LoadError(f"{command[0]} did not end within {within:g} seconds") from None
+        raise GeneratorError(f"{command[0]} did not end within {within:g} seconds") from None
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode != 0:
-        raise LoadError(f"{command[0]} failed: {(done.stdout + done.stderr)[-400:]}")
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return done.stdout, used
+        raise GeneratorError(f"{command[0]} failed: {(done.stdout + done.stderr)[-400:]}")
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, cpu_seconds

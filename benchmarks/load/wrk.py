@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks.load.result import Load, LoadError, run
+from benchmarks.load.result import GeneratorError, Load, run
 from benchmarks.wire_formats import Body
 
 _UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3, "h": 3600e3}
@@ -21,12 +21,12 @@ file:close()
 def load(
     url: str, body: Body, *, connections: int, seconds: int, core: int | None, scratch: Path
 ) -> Load:
-    """Keep one request in flight on each connection. Raises LoadError."""
+    """Keep one request in flight on each connection. Raises GeneratorError."""
     script = write_script(body, scratch)
     command = ["wrk", "--threads", "1", "--connections", str(connections)]
     command += ["--duration", f"{seconds}s", "--timeout", "10s", "--latency"]
-    output, used = run([*command, "--script", str(script), url], core, seconds + 60)
-    return parse(output)._replace(generator_cpu_seconds=used)
+    output, cpu_seconds = run([*command, "--script", str(script), url], core, seconds + 60)
+    return parse(output)._replace(generator_cpu_seconds=cpu_seconds)
 
 
 def write_script(body: Body, scratch: Path) -> Path:
@@ -44,10 +44,10 @@ def _lua(text: str) -> str:
 
 
 def parse(output: str) -> Load:
-    """Parse a report of `wrk --latency`. Raises LoadError."""
+    """Parse a report of `wrk --latency`. Raises GeneratorError."""
     total = re.search(rf"(\d+) requests in {_TIME}", output)
     if total is None:
-        raise LoadError(f"wrk's report has no total: {output[-400:]!r}")
+        raise GeneratorError(f"wrk's report has no total: {output[-400:]!r}")
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     broken = re.search(
         r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output
@@ -56,7 +56,7 @@ def parse(output: str) -> Load:
     answered = int(total[1]) - failed
     failed += sum(map(int, broken.groups())) if broken else 0
     if not answered and not failed:
-        raise LoadError("wrk got no answer")
+        raise GeneratorError("wrk got no answer")
     return Load(
         requests=answered,
         seconds=float(total[2]) * _UNITS_MS[total[3]] / 1000,
@@ -69,5 +69,5 @@ def parse(output: str) -> Load:
 def _percentile(output: str, share: int) -> float:
     line = re.search(rf"^\s*{share}%\s+{_TIME}\s*$", output, re.MULTILINE)
     if line is None:
-        raise LoadError(f"wrk's report has no {share} % latency: {output[-400:]!r}")
+        raise GeneratorError(f"wrk's report has no {share} % latency: {output[-400:]!r}")
     return float(line[1]) * _UNITS_MS[line[2]]

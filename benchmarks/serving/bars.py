@@ -65,7 +65,7 @@ def judge(results: Results, bars: Sequence[Bar]) -> list[Verdict]:
 
 def _value(results: Results, metric: Metric, contender: str, scenario: str) -> float:
     """A median; NaN if it was not measured."""
-    record = next((each for each in results.contenders if each.name == contender), None)
+    record = next((record for record in results.contenders if record.name == contender), None)
     if record is None:
         return math.nan
     if metric == "ready_seconds":

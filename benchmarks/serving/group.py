@@ -14,7 +14,7 @@ from benchmarks import served_models
 from benchmarks.check import WrongAnswer, check_images, is_ready
 from benchmarks.contenders import Contender
 from benchmarks.load import closed_loop, open_loop
-from benchmarks.load.result import Load, LoadError, run
+from benchmarks.load.result import GeneratorError, Load, run
 from benchmarks.medians import median
 from benchmarks.paths import ROOT
 from benchmarks.server_process import LOAD_CORE, SERVER_CORE, NotStarted, Server
@@ -95,21 +95,21 @@ class Group:
                 sample = self._sample(contender, scenario, round_)
                 if sample.failed > self._plan.failed_share * sample.requests:
                     total = sample.failed + sample.requests
-                    raise LoadError(f"{sample.failed} of {total} requests failed")
-            except LoadError as error:
+                    raise GeneratorError(f"{sample.failed} of {total} requests failed")
+            except GeneratorError as error:
                 subject = f"{scenario.name}, round {round_ + 1}"
                 self._results.record(contender.name).add_problem(subject, str(error))
             else:
                 self._results.samples.append(sample)
 
     def _sample(self, contender: Contender, scenario: Scenario, round_: int) -> Sample:
-        """One measurement, with one retry. Raises LoadError."""
+        """One measurement, with one retry. Raises GeneratorError."""
         for attempt in (1, 2):
             try:
                 if contender.kind == "limit":
                     return self._measure_limit(contender, scenario, round_)
                 return self._measure(self._servers[contender.name], scenario, round_)
-            except LoadError as error:
+            except GeneratorError as error:
                 if attempt == 2:
                     raise
                 print(f"! {contender.name}: {scenario.name}: retrying: {error}", flush=True)
@@ -193,7 +193,7 @@ class Group:
 
     def _measure(self, server: Server, scenario: Scenario, round_: int) -> Sample:
         if not server.is_running():
-            raise LoadError(f"the server exited: {server.log_end()}")
+            raise GeneratorError(f"the server exited: {server.log_end()}")
         frozen = self._results.record(server.contender.name).frozen_when_idle
         if frozen:
             server.thaw()

@@ -27,11 +27,13 @@ from benchmarks.serving.results import Record, Results
 from benchmarks.serving.scenarios import SCENARIOS, Scenario, matching
 
 
-def run(plan: Plan, known: Sequence[Contender] = CONTENDERS) -> Path:
+def run(plan: Plan, candidates: Sequence[Contender] = CONTENDERS) -> Path:
     """Measure what the plan names; returns the results file, which is rewritten after each step."""
     now, machine = datetime.datetime.now(datetime.UTC), host.describe()
-    scenarios = [each for each in SCENARIOS if matching(each.name, plan.scenarios)]
-    contenders = [each for each in known if matching(each.name, plan.contenders)]
+    scenarios = [scenario for scenario in SCENARIOS if matching(scenario.name, plan.scenarios)]
+    contenders = [
+        contender for contender in candidates if matching(contender.name, plan.contenders)
+    ]
     results = Results(
         date=now.isoformat(timespec="seconds"),
         machine=machine,
@@ -39,7 +41,9 @@ def run(plan: Plan, known: Sequence[Contender] = CONTENDERS) -> Path:
         scenarios=scenarios,
     )
     path = host.results_file(plan.results, now, machine)
-    environments = {each.name: _prepare(each, results, plan.install) for each in contenders}
+    environments = {
+        contender.name: _prepare(contender, results, plan.install) for contender in contenders
+    }
 
     def group_key(scenario: Scenario) -> tuple[str, int]:
         return scenario.model, scenario.workers

@@ -131,13 +131,14 @@ def _cells(runs: Sequence[MeasuredRun]) -> list[str]:
         interval = f"{100 * (mean - half):.2f} to {100 * min(1, mean + half):.2f} %"
     reached = [run.seconds_to_99 for run in runs]
     times = [seconds for seconds in reached if seconds is not None]
+    unreached = "not by all seeds" if times else "not reached"
     return [
         f"{100 * mean:.3f}{deviation} %",
         interval,
         str(len(runs)),
         f"{100 * statistics.fmean(run.calibration_error for run in runs):.2f} %",
         f"{statistics.fmean(run.seconds for run in runs):.0f}",
-        f"{statistics.fmean(times):.0f}" if len(times) == len(runs) else "never by all",
+        f"{statistics.fmean(times):.0f}" if len(times) == len(runs) else unreached,
     ]
 
 

@@ -117,7 +117,7 @@ def markdown(throughput: Throughput) -> str:
         ratio = rates["ours"] / max(plain)
         verdict = "holds" if ratio >= TARGET_RATIO else "**does not hold**"
         parts.append(
-            f"Ours is {ratio:.2f} times as fast as the faster plain way; the bar of "
+            f"Ours is {ratio:.2f} times as fast as the faster of the others; the bar of "
             f"{TARGET_RATIO:g} times {verdict}."
         )
     return "\n\n".join(parts) + "\n"

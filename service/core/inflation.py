@@ -11,7 +11,7 @@ from service.core.errors import InvalidArgument, RequestTooLarge
 
 # zlib selects the format by its window bits.
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-# Every member costs a copy of all bytes behind it.
+# Every member costs a copy of all bytes after it.
 _MAX_MEMBERS = 64
 
 

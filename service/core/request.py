@@ -54,8 +54,8 @@ class RequestedOutput(NamedTuple):
 class InferRequest(NamedTuple):
     """A request of the Open Inference Protocol.
 
-    Without `outputs` all of them are returned. `deadline` is in the event loop's time. `size` is
-    the number of bytes from which its `values` were parsed.
+    If `outputs` is empty, all outputs are returned. `deadline` is in the event loop's time.
+    `size` is the number of bytes from which the `values` of its inputs were parsed.
     """
 
     model: str
@@ -69,7 +69,7 @@ class InferRequest(NamedTuple):
 
 
 class OutputTensor(NamedTuple):
-    """An output of the response; with a `region`, its contents are there and are not sent."""
+    """An output of the response. If it has a `region`, its contents are there and are not sent."""
 
     name: str
     datatype: str

@@ -184,15 +184,15 @@ def _merge_batches(
     by_size = {batch["batch_size"]: batch for batch in one}
     for batch in other:
         size = batch["batch_size"]
-        known = by_size.get(size)
+        total = by_size.get(size)
         by_size[size] = (
             batch
-            if known is None
+            if total is None
             else {
                 "batch_size": size,
-                "compute_input": _sum(known["compute_input"], batch["compute_input"]),
-                "compute_infer": _sum(known["compute_infer"], batch["compute_infer"]),
-                "compute_output": _sum(known["compute_output"], batch["compute_output"]),
+                "compute_input": _sum(total["compute_input"], batch["compute_input"]),
+                "compute_infer": _sum(total["compute_infer"], batch["compute_infer"]),
+                "compute_output": _sum(total["compute_output"], batch["compute_output"]),
             }
         )
     return [by_size[size] for size in sorted(by_size)]

@@ -94,7 +94,7 @@ class Calls:
     async def answer(
         self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
     ) -> bytes:
-        """The answer to a unary call. Raises the ServiceError to end it with."""
+        """Answer a unary call. A ServiceError that it raises is the status of the call."""
         method = rpc.method
         assert isinstance(method, Unary)
         async with Attempt(self._recorder, "grpc", method.operation, request_id):
@@ -110,7 +110,7 @@ class Calls:
         request_id: str,
         ends_with_error: bool,
     ) -> AsyncIterator[bytes]:
-        """The answers to a stream. Raises the ServiceError to end it with.
+        """Answer a stream. A ServiceError that it raises is the status of the call.
 
         If a message of a Pipelined method fails, its answer says so and the stream continues; with
         `ends_with_error` the stream ends.

@@ -32,7 +32,7 @@ class Server(Protocol):
     """A carrier of calls: our own HTTP/2 or grpcio."""
 
     async def start(self) -> None:
-        """Accept calls."""
+        """Bind the port and serve calls from now on."""
 
     async def stop(self, timeout: float) -> None:
         """Refuse new calls at once; let those in flight finish within `timeout` seconds."""
@@ -66,7 +66,7 @@ class GrpcFront:
         self._server: Server = server(methods, self._calls, settings)
 
     async def start(self) -> None:
-        """Accept calls."""
+        """Publish the state of the models, then open the port."""
         self.publish_health()
         await self._server.start()
 

@@ -71,19 +71,19 @@ def decode(
     if json_bytes is None:
         return _decode(parse_json(request.body), memoryview(b""), len(request.body), model, version)
     tail = memoryview(request.body)[json_bytes:]
-    header = request.body[:json_bytes] if json_bytes <= _KNOWN_BYTES else b""
-    if (known := _known.get(header)) is not None and known.binary_bytes == len(tail):
-        return known.request(tail, model, version), known.binary
+    header = request.body[:json_bytes] if json_bytes <= _MAX_CACHED_BYTES else b""
+    if (cached := _cache.get(header)) is not None and cached.binary_bytes == len(tail):
+        return cached.request(tail, model, version), cached.binary
     body = parse_json(memoryview(request.body)[:json_bytes])
     decoded, binary = _decode(body, tail, json_bytes, model, version)
     if header and all(tensor.raw is not None for tensor in decoded.inputs):
-        if len(_known) >= _MAX_KNOWN:
-            _known.clear()
-        _known[header] = _Known(decoded, binary, len(tail))
+        if len(_cache) >= _MAX_CACHED:
+            _cache.clear()
+        _cache[header] = _CachedHeader(decoded, binary, len(tail))
     return decoded, binary
 
 
-class _Known:
+class _CachedHeader:
     """A header that was decoded before, with the places of its tensors in the binary data."""
 
     __slots__ = ("_decoded", "_places", "binary", "binary_bytes")
@@ -104,6 +104,7 @@ class _Known:
             InputTensor(name, kind, shape, tail[at]) for name, kind, shape, at in self._places
         ]
         _, _, _, outputs, request_id, parameters, deadline, size = self._decoded
+        # By position: keywords take 0.7 us more, on the request path.
         return InferRequest(
             model, version, tensors, outputs, request_id, parameters, deadline, size
         )
@@ -112,9 +113,9 @@ class _Known:
 # A client that sends one kind of request sends the same header every time. Parsing and checking it
 # costs as much as the rest of the decoding, the batching and the encoding of an image together, so
 # decoded headers are kept, up to this length (longer ones contain values) and this number.
-_KNOWN_BYTES = 1024
-_MAX_KNOWN = 256
-_known: dict[bytes, _Known] = {}
+_MAX_CACHED_BYTES = 1024
+_MAX_CACHED = 256
+_cache: dict[bytes, _CachedHeader] = {}
 
 
 def _decode(
@@ -141,7 +142,15 @@ def _decode(
     )
     decoded_outputs = [output for output, _ in requested]
     return (
-        InferRequest(model, version, tensors, decoded_outputs, request_id, parameters, size=size),
+        InferRequest(
+            model=model,
+            version=version,
+            inputs=tensors,
+            outputs=decoded_outputs,
+            id=request_id,
+            parameters=parameters,
+            size=size,
+        ),
         binary,
     )
 

@@ -1,4 +1,4 @@
-"""POST /predict: an image in whatever form a person has it, the distribution over digits out."""
+"""POST /predict: an image in any common form in, the distribution over digits out."""
 
 from __future__ import annotations
 

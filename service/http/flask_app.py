@@ -59,7 +59,13 @@ def create_app(
 def _request(body: bytes) -> HttpRequest:
     request = flask.request
     query = request.query_string.decode("latin1")
-    return HttpRequest(request.method, request.path, request.headers.get, body, query)
+    return HttpRequest(
+        method=request.method,
+        path=request.path,
+        header=request.headers.get,
+        body=body,
+        query=query,
+    )
 
 
 def _response(response: HttpResponse) -> flask.Response:

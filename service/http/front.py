@@ -55,13 +55,16 @@ class HttpFront:
         except (ProtocolError, ProtocolClosed):
             return  # the client has gone
         except ServiceError as error:
-            request = HttpRequest(scope.method, scope.path, scope.headers.get, b"")
+            request = HttpRequest(
+                method=scope.method, path=scope.path, header=scope.headers.get, body=b""
+            )
             response = await self._app.refuse(request, error)
             # The rest of the body is still arriving, so an HTTP/1 connection cannot be used again.
             # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
             if scope.http_version.startswith("1"):
                 response.headers.append(("connection", "close"))
         else:
+            # By position: keywords take 0.4 us more, for every request.
             request = HttpRequest(
                 scope.method, scope.path, scope.headers.get, body, scope.query_string
             )
@@ -119,7 +122,7 @@ class HttpFront:
         def start_response(line: str, pairs: list[tuple[str, str]], exc_info: Any = None) -> None:
             nonlocal status
             status = int(line.split(" ", 1)[0])
-            # Granian counts the body itself, as it does in the fast lane.
+            # Granian counts the body itself, as it does without Flask.
             headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
         chunks = self._wsgi_app(_environ(scope, body), start_response)

@@ -49,8 +49,8 @@ def _of_model(
 ) -> list[Route]:
     model = "/v2/models/<model>"
     return [
-        Route(method, model + end, operation, needs, handler, compress),
-        Route(method, model + "/versions/<version>" + end, operation, needs, handler, compress),
+        Route(method, model + path, operation, needs, handler, compress=compress)
+        for path in (end, "/versions/<version>" + end)
     ]
 
 

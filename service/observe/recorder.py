@@ -38,10 +38,10 @@ class RequestRecorder:
         self._prefix = os.urandom(6).hex()
         self._next: Callable[[], int] = count(1).__next__
 
-    def request_id(self, wanted: str | None) -> str:
+    def request_id(self, proposal: str | None) -> str:
         """The client's own id if it is safe to log and to send back, else a new one."""
-        if wanted and _SAFE_ID.fullmatch(wanted):
-            return wanted
+        if proposal and _SAFE_ID.fullmatch(proposal):
+            return proposal
         return f"{self._prefix}-{self._next():x}"
 
 
@@ -84,12 +84,12 @@ class Attempt:
         if isinstance(error, asyncio.CancelledError):
             code = _CANCELLED[self._transport]
         elif isinstance(error, Exception):
-            known = error if isinstance(error, ServiceError) else None
-            if known is None:
-                known = failure = InternalError.of(self._request_id)
+            answer = error if isinstance(error, ServiceError) else None
+            if answer is None:
+                answer = failure = InternalError.of(self._request_id)
                 log.error("Request %s failed.", self._request_id, exc_info=error)
-            code = str(known.http_status) if self._transport == "http" else known.grpc_code
-            message = known.message
+            code = str(answer.http_status) if self._transport == "http" else answer.grpc_code
+            message = answer.message
         recorder, operation = self._recorder, self._operation
         recorder.metrics.request(self._transport, operation, code).observe(seconds)
         if recorder.logs_all or (message and recorder.logs_errors):

@@ -27,7 +27,7 @@ def sizes(largest: int) -> list[int]:
 
 
 def have_fixed_rows(specs: Sequence[TensorSpec]) -> bool:
-    """Whether these tensors have no open size but the number of rows, and a type that numpy has."""
+    """Whether only the number of rows may vary in these tensors, and numpy has their types."""
     return all(
         spec.datatype not in (BF16, BYTES) and spec.shape[:1] == (-1,) and -1 not in spec.shape[1:]
         for spec in specs

@@ -76,7 +76,7 @@ class SharedRegions:
         self._regions[name] = (region, _open(region))
 
     def unregister(self, name: str = "") -> None:
-        """Unregister one region, or all; a name that is not registered is no error."""
+        """Unregister one region, or all; a name that is not registered is ignored."""
         for registered in [name] if name else list(self._regions):
             if registered in self._regions:
                 _, descriptor = self._regions.pop(registered)

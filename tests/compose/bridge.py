@@ -30,8 +30,8 @@ def bridge_address(
 ) -> IPv4Address:
     """The bridge's address, from `docker network inspect bridge`. Raises EngineUnavailable.
 
-    The answer has a Gateway only from the second start of an engine on. The interface has its
-    address always; it is checked against the subnet of the answer.
+    On the first start of an engine, the answer has no Gateway. The interface always
+    has its address; it is checked against the subnet of the answer.
     """
     (network,) = json.loads(inspect)
     name = network["Options"].get(_BRIDGE_NAME, "docker0")

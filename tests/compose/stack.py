@@ -103,7 +103,7 @@ def wait_until(what: str, condition: Callable[[], bool], seconds: float = 90.0) 
         except (OSError, http.client.HTTPException):
             pass
         if time.monotonic() > end:
-            raise TimeoutError(f"Waited {seconds:.0f} s in vain for {what}.")
+            raise TimeoutError(f"Waited {seconds:.0f} s for {what}; it did not happen.")
         time.sleep(0.1)
 
 

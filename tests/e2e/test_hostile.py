@@ -319,8 +319,8 @@ def test_idle_streams_do_not_delay_a_stop(
             stream = inference_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
             await stream.write(inference.ModelInferRequest(model_name="none"))
             assert "none" in (await stream.read()).error_message  # the server has the stream
-            # Both reads begin before the stop: when a connection ends, the client drops messages
-            # that it has received and nobody reads.
+            # Both reads begin before the stop: when a connection ends, the client drops the
+            # messages that it has received and that no read is waiting for.
             last, broken = (asyncio.ensure_future(call.read()) for call in (watch, stream))
             await asyncio.sleep(0)
             start = time.monotonic()

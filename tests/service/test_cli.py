@@ -30,7 +30,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Settings, Pat
 
     monkeypatch.setattr(supervisor.Supervisor, "run", serve)
     monkeypatch.setattr(logging.config, "dictConfig", lambda config: None)
-    # Set back at the end: `main` sets it for the workers.
+    # Restored at the end: `main` sets it for the workers.
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""))
     for variable in [name for name in os.environ if name.startswith("MNIST_")]:
         monkeypatch.delenv(variable)

@@ -42,8 +42,8 @@ def test_at_most_26_functions_answer_a_picture(walk: Walk) -> None:
 
 
 def test_the_walk_in_the_manual_names_every_function(walk: Walk) -> None:
-    """Each is named as `function` in a numbered line of docs/architecture.md, and no other."""
+    """docs/architecture.md names exactly these functions, each in a numbered line."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    section = text.split("## The walk of a picture")[1].split("\n## ")[0]
+    section = text.split("## The path of a picture")[1].split("\n## ")[0]
     named = set(re.findall(r"^ *\d+\. `([\w.]+)`", section, re.MULTILINE))
     assert named == set(walk.functions)

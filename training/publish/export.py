@@ -1,4 +1,4 @@
-"""A trained classifier as an ONNX file, and the proof that the file computes the same.
+"""A trained classifier as an ONNX file, and the proof that the file computes the same outputs.
 
 The graph takes uint8 pixels and gives logits and probabilities. Normalisation, temperature and
 softmax are inside it, so clients need no preprocessing code.
@@ -105,8 +105,8 @@ def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     del graph.metadata_props[:]
     del graph.value_info[:]
     del model.metadata_props[:]
-    used = {node.domain for node in graph.node}
-    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
+    domains = {node.domain for node in graph.node}
+    for opset in [opset for opset in model.opset_import if opset.domain not in domains]:
         model.opset_import.remove(opset)
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])

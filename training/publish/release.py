@@ -28,7 +28,7 @@ _FOR_REPORTS = ("mistakes", "reliability", "accuracy_at_coverage")  # too long f
 
 
 class ReleasePlan(NamedTuple):
-    """What becomes of a trained network."""
+    """What to do with a trained network."""
 
     models: Path  # the repository
     name: str

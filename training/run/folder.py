@@ -61,10 +61,10 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """Return the configuration. Raises TrainingError if this is not the folder of a run."""
-        known = {field.name for field in dataclasses.fields(RunConfig)}
+        fields = {field.name for field in dataclasses.fields(RunConfig)}
         try:
             content = json.loads(self.config.read_bytes())
-            return RunConfig(**{name: content[name] for name in known & content.keys()})
+            return RunConfig(**{name: content[name] for name in fields & content.keys()})
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise TrainingError(
                 f"{self.path} is not the folder of a run: its config.json cannot be read ({error})."

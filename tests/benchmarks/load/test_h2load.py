@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.load.h2load import parse
-from benchmarks.load.result import LoadError
+from benchmarks.load.result import GeneratorError
 
 REPORT = """Stopped all clients for thread #0
 
@@ -48,11 +48,11 @@ def test_failed_requests_are_counted():
 
 
 def test_load_without_any_answer_is_an_error():
-    with pytest.raises(LoadError, match="no answer"):
+    with pytest.raises(GeneratorError, match="no answer"):
         parse(report(requests=0, data=0), "", ANSWER)
 
 
 @given(st.text())
 def test_text_that_is_not_a_report_is_an_error(text):
-    with pytest.raises(LoadError):
+    with pytest.raises(GeneratorError):
         parse(text, log([1]), ANSWER)

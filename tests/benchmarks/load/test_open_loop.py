@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.load import open_loop
 from benchmarks.load.open_loop import answer_length
-from benchmarks.load.result import LoadError
+from benchmarks.load.result import GeneratorError
 from benchmarks.wire_formats import Body
 
 STALL_S = 0.4
@@ -37,7 +37,7 @@ def test_chunked_answer_ends_with_its_empty_chunk(chunks, further):
 
 
 def test_answer_that_ends_with_its_connection_is_an_error():
-    with pytest.raises(LoadError):
+    with pytest.raises(GeneratorError):
         answer_length(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load.result import LoadError
+from benchmarks.load.result import GeneratorError
 from benchmarks.load.wrk import parse, write_script
 from benchmarks.wire_formats import Body
 
@@ -54,18 +54,18 @@ def test_latencies_are_milliseconds_whatever_their_unit(unit, hundredths):
 
 
 def test_load_without_any_answer_is_an_error():
-    with pytest.raises(LoadError, match="no answer"):
+    with pytest.raises(GeneratorError, match="no answer"):
         parse(report(requests=0, p50="0.00us", p99="0.00us"))
 
 
 @given(st.text())
 def test_text_that_is_not_a_report_is_an_error(text):
-    with pytest.raises(LoadError):
+    with pytest.raises(GeneratorError):
         parse(text.replace("requests in", ""))
 
 
 def test_report_without_latencies_is_an_error():
-    with pytest.raises(LoadError, match="50 %"):
+    with pytest.raises(GeneratorError, match="50 %"):
         parse(report().replace("50%", ""))
 
 

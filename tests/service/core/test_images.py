@@ -33,18 +33,18 @@ def test_an_mnist_image_passes_untouched(mnist: Mnist) -> None:
 
 
 def test_drawings_of_every_form_come_back_as_mnist(mnist: Mnist) -> None:
-    found: dict[str, list[float]] = {}
+    results: dict[str, list[float]] = {}
     for image in mnist.images[:50]:
         large = Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC)
         transparent = Image.new("RGBA", large.size, (0, 0, 0, 0))
         transparent.paste((0, 0, 0, 255), mask=Image.fromarray(255 - np.asarray(large)))
         deep = Image.fromarray(np.asarray(large, np.uint16) * 257)
         for form in (large, large.convert("RGB"), large.convert("P"), transparent, deep):
-            found.setdefault(form.mode, []).append(closeness(decode(png(form))[0], image))
-        found.setdefault("JPEG", []).append(closeness(decode(png(large, "JPEG"))[0], image))
-    assert len(found) == 6
-    for form, closenesses in found.items():
-        # One pixel of rounding is much for a thin stroke, so it is the mean that must be high.
+            results.setdefault(form.mode, []).append(closeness(decode(png(form))[0], image))
+        results.setdefault("JPEG", []).append(closeness(decode(png(large, "JPEG"))[0], image))
+    assert len(results) == 6
+    for form, closenesses in results.items():
+        # One pixel of rounding matters for a thin stroke, so only the mean must be high.
         assert np.mean(closenesses) > 0.93, form
 
 

@@ -54,7 +54,17 @@ def _near(one: object, other: object) -> bool:
 
 def test_run_counts_for_each_of_its_requests() -> None:
     statistics = ModelStatistics()
-    statistics.ran(BatchRun(3, 6, 0.9, 0.3, 0.01, 0.1, 0.02))
+    statistics.ran(
+        BatchRun(
+            requests=3,
+            rows=6,
+            answered=0.9,
+            queued=0.3,
+            joining=0.01,
+            inference=0.1,
+            splitting=0.02,
+        )
+    )
     statistics.failed(0.5)
     totals = statistics.as_dict()
     assert totals["last_inference"] > 1_700_000_000_000
@@ -71,8 +81,9 @@ def test_run_counts_for_each_of_its_requests() -> None:
 
 def test_statistics_by_batch_size_are_bounded() -> None:
     statistics = ModelStatistics()
+    run = BatchRun(requests=1, rows=0, answered=0, queued=0, joining=0, inference=0, splitting=0)
     for rows in range(1, 5000):
-        statistics.ran(BatchRun(1, rows, 0, 0, 0, 0, 0))
+        statistics.ran(run._replace(rows=rows))
     totals = statistics.as_dict()
     assert len(totals["batch_stats"]) == 1024
     assert totals["execution_count"] == 4999

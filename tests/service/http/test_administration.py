@@ -133,7 +133,7 @@ CHANGES = [
     [{"host": "127.0.0.1:8000", "origin": "http://evil.example"}, {"host": "evil.example:8000"}],
     ids=["another origin", "another host"],
 )
-def test_change_asked_for_by_a_web_page_is_forbidden(
+def test_change_requested_by_a_web_page_is_forbidden(
     tmp_path: Path, handler: Handler, path_parameters: list[str], headers: dict[str, str]
 ) -> None:
     async def scenario(operations: Operations) -> None:

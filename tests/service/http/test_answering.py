@@ -79,10 +79,10 @@ def test_every_route_finds_itself(tmp_path: Path) -> None:
     async def scenario(app: HttpApp) -> None:
         for route in ROUTES:
             path = route.path.replace("<", "").replace(">", "")
-            found = app.find(request(route.method, path))
-            assert found is not None
-            assert found.route == route
-            assert sorted(found.parameters) == sorted(found.parameters.values())
+            match = app.find(request(route.method, path))
+            assert match is not None
+            assert match.route == route
+            assert sorted(match.parameters) == sorted(match.parameters.values())
 
     with_app(tmp_path, scenario)
 

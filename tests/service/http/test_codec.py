@@ -250,11 +250,11 @@ def test_repeated_header_is_read_with_its_own_data() -> None:
 
 def test_remembered_headers_are_few_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
     remembered: dict[bytes, Any] = {}
-    monkeypatch.setattr(codec, "_known", remembered)
-    for index in range(2 * codec._MAX_KNOWN):
-        long = tensor(1, name="b" * codec._KNOWN_BYTES)
+    monkeypatch.setattr(codec, "_cache", remembered)
+    for index in range(2 * codec._MAX_CACHED):
+        long = tensor(1, name="b" * codec._MAX_CACHED_BYTES)
         for inputs in ([tensor(1)], [tensor(data=[1]), tensor(1)], [long]):
             size = sum("parameters" in fields for fields in inputs)
             decoded(binary_request({"id": str(index), "inputs": inputs}, b"x" * size))
-    assert 0 < len(remembered) <= codec._MAX_KNOWN
-    assert all(len(header) <= codec._KNOWN_BYTES for header in remembered)
+    assert 0 < len(remembered) <= codec._MAX_CACHED
+    assert all(len(header) <= codec._MAX_CACHED_BYTES for header in remembered)

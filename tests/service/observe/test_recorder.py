@@ -112,18 +112,20 @@ def test_the_log_has_the_requests_that_the_settings_ask_for(
     with pytest.raises(InvalidArgument):
         attempt("http", "logged", raising(InvalidArgument("wrong")), log_requests)
     codes = [record.fields["code"] for record in caplog.records if hasattr(record, "fields")]
-    assert codes == [code for code, wanted in zip(("200", "400"), logged, strict=False) if wanted]
+    assert codes == [
+        code for code, is_logged in zip(("200", "400"), logged, strict=False) if is_logged
+    ]
 
 
 @given(st.text(max_size=200))
-def test_only_safe_ids_of_clients_are_kept(wanted: str) -> None:
-    request_id = RequestRecorder(Metrics()).request_id(wanted)
+def test_only_safe_ids_of_clients_are_kept(proposal: str) -> None:
+    request_id = RequestRecorder(Metrics()).request_id(proposal)
     assert request_id.isascii()
     assert request_id.isprintable()
     assert 0 < len(request_id) <= 128
     assert " " not in request_id
-    if wanted.isascii() and wanted.isalnum() and len(wanted) <= 128:
-        assert request_id == wanted
+    if proposal.isascii() and proposal.isalnum() and len(proposal) <= 128:
+        assert request_id == proposal
 
 
 def test_ids_are_unique_over_recorders() -> None:

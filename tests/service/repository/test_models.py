@@ -283,7 +283,7 @@ def test_unloaded_models_stay_out_until_they_are_loaded_again(fixture: Fixture) 
     fixture.run(scenario)
 
 
-def test_a_load_that_was_asked_for_reloads_every_served_version_once(fixture: Fixture) -> None:
+def test_a_requested_load_reloads_every_served_version_once(fixture: Fixture) -> None:
     fixture.publish("mnist/1")
     fixture.publish("mnist/2")
 

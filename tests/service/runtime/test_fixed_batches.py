@@ -98,7 +98,7 @@ def test_outputs_outlive_the_next_run(mnist: Mnist) -> None:
 
 
 def test_padding_is_zero_after_a_larger_batch(tmp_path: Path) -> None:
-    # The rows of this model are not independent, so its output shows what lies below a batch.
+    # The rows of this model are not independent, so its output shows the padding below a batch.
     publish(
         tmp_path,
         "total",

@@ -1,4 +1,4 @@
-"""One session: inputs longer than a run run in parts, which the outputs do not show."""
+"""One session: inputs that are too long for one run are split, and the outputs do not show it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ RPCS = {
 
 
 def connection(limits: Limits = LIMITS) -> Connection:
-    """A connection whose client has sent its preface, and whose own has been taken away."""
+    """A connection that has received the client's preface and sent its own."""
     opened = Connection(RPCS, limits, lambda asked: asked or "chosen")
     assert opened.receive(START, 0.0) == []
     opened.data_to_send()
@@ -107,5 +107,5 @@ def answer(output: bytes, stream_id: int) -> tuple[dict[str, str], bytes]:
 
 
 def described(events: Sequence[Event]) -> list[tuple[Any, ...]]:
-    """Events that can be compared: the stream by its id."""
+    """The events in a form that can be compared, with ids in place of streams."""
     return [(type(event).__name__, event.stream.id, *event[1:]) for event in events]

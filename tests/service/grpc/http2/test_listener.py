@@ -299,7 +299,7 @@ async def test_a_stream_whose_answers_wait_reads_no_further_message() -> None:
 
 
 @in_loop
-async def test_a_connection_too_many_is_told_so_and_not_counted() -> None:
+async def test_a_connection_over_the_limit_gets_a_reason_and_is_not_counted() -> None:
     peer = Peer()
     transport = Transport()
     peer.connect(transport)
