@@ -35,6 +35,7 @@ from granian.log import LogLevels
 from granian.server import MPServer
 
 from service.observe.logs import logging_config
+from service.repository.shipped import shipped_models
 from service.runtime.packages import conflicting_packages
 from service.settings import Settings, SettingsError
 
@@ -169,6 +170,11 @@ def supervise(settings: Settings) -> int:
     """Check the settings and serve. Returns the exit status; raises SettingsError."""
     _preflight(settings)
     logging.config.dictConfig(logging_config(settings))
+    if settings.models == shipped_models() and not Path("models").exists():
+        log.info(
+            "There is no folder ./models: serving the model that comes with the package. "
+            "mnist-train publishes into ./models; restart mnist-serve to serve from there."
+        )
     supervisor = Supervisor(settings)
     # From here on a stop has something to clean up.
     supervisor.main_loop_interrupt.listen_to_signals()
