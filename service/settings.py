@@ -9,17 +9,31 @@ the file, the file beats the default.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
 import ipaddress
 import os
+import re
+import socket
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from service.core.errors import excerpt
 from service.repository.shipped import shipped_models
 
 ENV_PREFIX = "MNIST_"
+# Variables with the prefix that are not settings: the settings file, and what benchmarks/ and
+# deploy/engine/ pass to their own processes.
+_OTHER_VARIABLES = ("MNIST_CONFIG", "MNIST_BENCHMARK_RUN", "MNIST_ENGINE_CACHE")
+# Kubernetes describes each Service of the namespace to every pod: the Service `mnist` or `mnist-x`
+# as MNIST_SERVICE_HOST, MNIST_X_PORT and so on. `mnist-grpc` even sets MNIST_GRPC_PORT, to a URL.
+_SERVICE_LINK = re.compile(
+    r"MNIST_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://.*", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -41,7 +55,9 @@ class Settings:
     )
     http_port: int = _setting(8000, "port of the HTTP server", low=1, high=65535)
     grpc_port: int = _setting(8001, "port of the gRPC server", low=1, high=65535)
-    workers: int = _setting(1, "worker processes; more than one per core does not help", low=1)
+    workers: int = _setting(
+        1, "worker processes; more than one per core does not help", low=1, high=1024
+    )
 
     models: Path = _setting(
         Path("models"),
@@ -49,9 +65,11 @@ class Settings:
         "there is no ./models, the model that comes with the package is served",
     )
     model: str = _setting("mnist", "model for requests that do not name one")
-    versions: int = _setting(2, "how many of the newest versions of each model stay loaded", low=1)
+    versions: int = _setting(
+        2, "how many of the newest versions of each model stay loaded", low=1, high=1000
+    )
     poll_interval: float = _setting(
-        2.0, "seconds between checks for new versions; 0 disables the checks", low=0
+        2.0, "seconds between checks for new versions; 0 disables the checks", low=0, high=86_400
     )
 
     control: Literal["auto", "on", "off"] = _setting(
@@ -63,13 +81,14 @@ class Settings:
         0,
         "how many system shared memory regions clients may register; 0 disables shared memory",
         low=0,
+        high=10_000,
     )
 
     provider: Literal["auto", "cpu", "cuda"] = _setting(
         "auto",
         "ONNX Runtime execution provider; auto uses CUDA if it works and the CPU otherwise",
     )
-    intra_op_threads: int = _setting(1, "threads per inference", low=1)
+    intra_op_threads: int = _setting(1, "threads per inference", low=1, high=1024)
     spinning: bool = _setting(
         False, "whether idle inference threads spin: lower latency, but busy cores"
     )
@@ -79,32 +98,45 @@ class Settings:
         "largest batch formed from queued requests, in images; a larger request is split into "
         "parts of this size, or of 64 if that is more",
         low=1,
+        high=65_536,
     )
     max_queue_delay: float = _setting(
         0.0, "milliseconds that a request may wait for others to join its batch", low=0, high=1000
     )
     max_queue: int = _setting(
-        4096, "images that may wait in the queue; further requests are refused", low=1
+        4096,
+        "images that may wait in the queue; further requests are refused",
+        low=1,
+        high=10_000_000,
     )
     inline_budget: float = _setting(
         1.0,
         "milliseconds; inference that is expected to take longer runs in a thread instead of on "
         "the event loop",
         low=0,
+        high=60_000,
     )
 
-    max_request_bytes: int = _setting(8 * 1024 * 1024, "largest request body, in bytes", low=1024)
-    max_image_pixels: int = _setting(16_000_000, "largest PNG or JPEG, in decoded pixels", low=784)
-    body_timeout: float = _setting(30.0, "seconds within which a request body must arrive", low=0.1)
+    max_request_bytes: int = _setting(
+        8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
+    )
+    max_image_pixels: int = _setting(
+        16_000_000, "largest PNG or JPEG, in decoded pixels", low=784, high=10**9
+    )
+    body_timeout: float = _setting(
+        30.0, "seconds within which a request body must arrive", low=0.1, high=3600
+    )
     compress_min_bytes: int = _setting(
         1024,
         "smallest HTTP response to compress, in bytes, for clients that accept gzip or deflate",
+        low=0,
+        high=1024**4,
     )
     max_connections: int = _setting(
-        1024, "HTTP connections that each worker serves at a time", low=1
+        1024, "HTTP connections that each worker serves at a time", low=1, high=1_000_000
     )
     max_stream_requests: int = _setting(
-        64, "requests of one gRPC stream that are processed at a time", low=1
+        64, "requests of one gRPC stream that are processed at a time", low=1, high=1_000_000
     )
     stop_timeout: float = _setting(
         30.0, "seconds that accepted requests may take to finish after SIGTERM", low=0, high=3600
@@ -134,7 +166,9 @@ class Settings:
             # In this form NaN fails the check as well.
             if not ((low is None or value >= low) and (high is None or value <= high)):
                 bounds = f"at least {low}" + (f" and at most {high}" if high is not None else "")
-                raise SettingsError(f"{field.name} must be {bounds}, not {value}.")
+                raise SettingsError(f"{field.name} must be {bounds}, not {excerpt(value)}.")
+        if not self.host:
+            raise SettingsError("host must be an address, or a name that has one.")
         if self.http_port == self.grpc_port:
             raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")
 
@@ -152,28 +186,45 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _address_of(host: str) -> str:
+    """The address of a host name, IPv4 if it has one; a name without an address stays as it is.
+
+    Granian listens on addresses only. The code that opens the port reports an unusable name.
+    """
+    try:
+        ipaddress.ip_address(host)
+        return host
+    except ValueError:
+        pass
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):  # ValueError: a part of the name is too long
+        return host
+    ipv4_first = sorted(addresses, key=lambda entry: entry[0] != socket.AF_INET)
+    return str(ipv4_first[0][4][0])
+
+
 def _convert(name: str, kind: Any, raw: object, source: str) -> object:
     """Convert the text of a flag or variable, or a TOML value, to the type of the field."""
-    try:
-        if get_origin(kind) is Literal:
-            if raw in get_args(kind):
-                return raw
-            raise ValueError(f"must be one of {', '.join(get_args(kind))}")
-        if kind is bool:
-            if isinstance(raw, bool):
-                return raw
-            return {"true": True, "1": True, "false": False, "0": False}[str(raw).lower()]
-        has_wrong_type = (
-            isinstance(raw, bool)
-            or (kind is int and isinstance(raw, float))
-            or (kind is str and not isinstance(raw, str))
-        )
-        if has_wrong_type:
-            raise ValueError(f"must be {kind.__name__}")
-        return kind(raw)
-    except (ValueError, TypeError, KeyError) as error:
-        reason = "must be true or false" if isinstance(error, KeyError) else str(error)
-        raise SettingsError(f"{name} from {source}: {reason}, not {raw!r}.") from None
+    if get_origin(kind) is Literal:
+        allowed = f"one of {', '.join(get_args(kind))}"
+        if raw in get_args(kind):
+            return raw
+    elif kind is bool:
+        allowed = "true or false"
+        if isinstance(raw, bool):
+            return raw
+        if (text := str(raw).lower()) in ("true", "1", "false", "0"):
+            return text in ("true", "1")
+    else:
+        allowed = {int: "a whole number", float: "a number"}.get(kind, "text")
+        numeric = kind in (int, float)
+        types = (str, int) if kind is int else (str, int, float) if numeric else (str,)
+        if isinstance(raw, types) and not isinstance(raw, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                return kind(raw)
+    value = excerpt(repr(raw))
+    raise SettingsError(f"{name} from {source} is {value}, but must be {allowed}.")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -192,6 +243,7 @@ def parser() -> argparse.ArgumentParser:
         description="Serve the models of a repository over HTTP and gRPC.",
         epilog="Each flag is also an environment variable (in brackets) and a key of the "
         "--config file. A flag beats the environment, which beats the file.",
+        allow_abbrev=False,
     )
     command_line.add_argument(
         "--config", metavar="FILE", help="TOML file of settings [MNIST_CONFIG]"
@@ -219,38 +271,77 @@ def load(
 ) -> Settings:
     """Read the settings from flags (by default those of this process), environment and file.
 
-    Raises SettingsError for a value or key that cannot be used. argparse exits on an unknown flag
-    and after --help.
+    Raises SettingsError for a value that cannot be used, and for an unknown flag, variable or key.
+    argparse exits after --help, and if the value of a flag is missing.
     """
     environ = os.environ if environ is None else environ
-    flags = vars(parser().parse_args(arguments))
+    namespace, unknown_flags = parser().parse_known_args(arguments)
+    flags = vars(namespace)
     hints = get_type_hints(Settings)
-    path = flags.pop("config") or environ.get(ENV_PREFIX + "CONFIG")
+    variables = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX) and not _is_service_link(name, value)
+    }
+    if unknown_flags:
+        flag = unknown_flags[0].partition("=")[0]
+        nearest = _nearest(flag, ["--" + name.replace("_", "-") for name in ("help", *flags)])
+        raise SettingsError(f"Unknown argument {flag!r}; the nearest flag is {nearest}.")
+    known = [*_OTHER_VARIABLES, *(ENV_PREFIX + name.upper() for name in hints)]
+    if unknown := sorted(set(variables) - set(known)):
+        nearest = _nearest(unknown[0], known)
+        raise SettingsError(
+            f"Unknown environment variable {unknown[0]!r}; the nearest is {nearest}. Names with "
+            f"{ENV_PREFIX} are reserved for settings; see mnist-serve --help."
+        )
+    path = flags.pop("config") or variables.get(ENV_PREFIX + "CONFIG")
     file_values = _read_file(Path(path)) if path else {}
     if unknown := sorted(set(file_values) - set(hints)):
-        raise SettingsError(f"Unknown setting {unknown[0]!r} in {path}; see mnist-serve --help.")
+        nearest = _nearest(unknown[0], list(hints))
+        raise SettingsError(f"Unknown setting {unknown[0]!r} in {path}; the nearest is {nearest}.")
 
     values: dict[str, Any] = {}
     for name, kind in hints.items():
         flag, variable = "--" + name.replace("_", "-"), ENV_PREFIX + name.upper()
         if flags[name] is not None:
             values[name] = _convert(name, kind, flags[name], flag)
-        elif variable in environ:
-            values[name] = _convert(name, kind, environ[variable], variable)
+        elif variable in variables:
+            values[name] = _convert(name, kind, variables[variable], variable)
         elif name in file_values:
             values[name] = _convert(name, kind, file_values[name], str(path))
     settings = Settings(**values)
+    settings = dataclasses.replace(settings, host=_address_of(settings.host))
     if "models" not in values and not settings.models.exists() and (shipped := shipped_models()):
         return dataclasses.replace(settings, models=shipped)
     return settings
 
 
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes set this variable, to say where a Service of the namespace is."""
+    if _SERVICE_LINK.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and bool(_SERVICE_LINK_URL.fullmatch(value))
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+
+
 def markdown() -> str:
     """The table of docs/settings.md; a test compares the two."""
-    header = ["| file key | flag | environment | default | what it does |", "|---|---|---|---|---|"]
+    header = [
+        "| file key | flag | environment | default | range | what it does |",
+        "|---|---|---|---|---|---|",
+    ]
     rows = [
         f"| `{field.name}` | `--{field.name.replace('_', '-')}` | "
-        f"`{ENV_PREFIX}{field.name.upper()}` | `{_text(field.default)}` | {field.metadata['doc']} |"
+        f"`{ENV_PREFIX}{field.name.upper()}` | `{_text(field.default)}` | {_range(field)} | "
+        f"{field.metadata['doc']} |"
         for field in dataclasses.fields(Settings)
     ]
     return "\n".join([*header, *rows]) + "\n"
+
+
+def _range(field: dataclasses.Field[Any]) -> str:
+    low, high = field.metadata["low"], field.metadata["high"]
+    return "" if low is None else f"{low} to {high}"

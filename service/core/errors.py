@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+# The most characters of a client's text in an error, a header or a log line.
+EXCERPT = 200
+_LONGEST_MESSAGE = 1000
+_CUT = "..."
+
 
 class ServiceError(Exception):
     """A failure that is reported to the client; the message is one sentence for people.
@@ -20,7 +25,21 @@ class ServiceError(Exception):
 
     @property
     def message(self) -> str:
-        return str(self.args[0]) if self.args else type(self).__name__
+        """The sentence; one that is too long for a header loses its middle."""
+        text = str(self.args[0]) if self.args else type(self).__name__
+        if len(text) <= _LONGEST_MESSAGE:
+            return text
+        half = (_LONGEST_MESSAGE - len(_CUT)) // 2
+        return text[:half] + _CUT + text[-half:]
+
+
+def excerpt(value: object) -> str:
+    """What an error quotes of a client's text: its first characters, EXCERPT of them with the dots.
+
+    Unlike a cut of the whole sentence, this keeps what the sentence says after the quotation.
+    """
+    text = str(value)
+    return text if len(text) <= EXCERPT else text[: EXCERPT - len(_CUT)] + _CUT
 
 
 class InternalError(ServiceError):

@@ -71,7 +71,8 @@ def _grey(image: Image.Image) -> Pixels:
             # 16-bit grey: convert("L") clips values instead of scaling them.
             return (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
         return np.asarray(image if image.mode == "L" else image.convert("L"), dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, EOFError):
+    # AssertionError: Pillow's for a PNG of colour type 3 without a palette.
+    except (OSError, ValueError, SyntaxError, EOFError, AssertionError):
         raise InvalidArgument("image: the file is damaged or cut short.") from None
 
 

@@ -25,7 +25,7 @@ from service.core.datatypes import (
     strings,
     to_bfloat16,
 )
-from service.core.errors import InvalidArgument
+from service.core.errors import EXCERPT, InvalidArgument, excerpt
 
 _EXACT_IN_DOUBLES = 2.0**53
 _MAX_NESTING = 16  # lists within lists; no served tensor has more dimensions
@@ -51,7 +51,7 @@ def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None:
     """Raise InvalidArgument unless the model's input takes this datatype and shape."""
     if datatype != spec.datatype:
         raise InvalidArgument(
-            f"Input '{spec.name}' has datatype {datatype or 'unset'}, "
+            f"Input '{spec.name}' has datatype {excerpt(datatype or 'unset')}, "
             f"but the model takes {spec.datatype}."
         )
     if len(shape) == len(spec.shape):
@@ -61,8 +61,8 @@ def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None:
         else:
             return
     raise InvalidArgument(
-        f"Input '{spec.name}' has shape {list(shape)}, but the model takes {list(spec.shape)}, "
-        "where -1 stands for any size from 1 up."
+        f"Input '{spec.name}' has shape {_excerpt_of(shape)}, but the model takes "
+        f"{list(spec.shape)}, where -1 stands for any size from 1 up."
     )
 
 
@@ -231,6 +231,11 @@ def _octets(values: list[Any]) -> bytes | None:
         return None
     # bytes() takes True for 1. In the JSON of such a list only true and false contain an "e".
     return None if b"e" in orjson.dumps(values) else octets
+
+
+def _excerpt_of(shape: Sequence[int]) -> str:
+    """What an error quotes of a client's shape, which may have a million dimensions."""
+    return excerpt(list(shape[:EXCERPT]))
 
 
 def _finite(spec: TensorSpec, array: Array) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, excerpt
 from service.grpc.answering import Method, Unary
 from service.grpc.codec import parameters_of
 from service.operations.administration import Administration
@@ -174,5 +174,6 @@ def _fields(values: object) -> dict[str, Any]:
 def _check_repository(name: str) -> None:
     if name:
         raise InvalidArgument(
-            f"repository_name: this server has one repository, which is not named '{name}'."
+            "repository_name: this server has one repository, which is not named "
+            f"'{excerpt(name)}'."
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.core.datatypes import BYTES
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, excerpt
 from service.core.request import (
     NO_PARAMETERS,
     InferRequest,
@@ -59,11 +59,11 @@ def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferReques
     for tensor in request.inputs:
         raw = values = region = None
         if tensor.parameters:
-            field = f"Input '{tensor.name}'"
+            field = f"Input '{excerpt(tensor.name)}'"
             region = region_of(field, parameters_of(tensor.parameters))
         if region is not None:
             if tensor.HasField("contents"):
-                raise InvalidArgument(f"Input '{tensor.name}' has two places for its data.")
+                raise InvalidArgument(f"{field} has two places for its data.")
         elif all_raw:
             raw = next(unused, None)
             if raw is None:
@@ -122,7 +122,7 @@ def parameters_of(fields: Any) -> Parameters:
 def _requested(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:
     if not output.parameters:
         return RequestedOutput(output.name)
-    field, parameters = f"Output '{output.name}'", parameters_of(output.parameters)
+    field, parameters = f"Output '{excerpt(output.name)}'", parameters_of(output.parameters)
     return RequestedOutput(
         output.name, top_classes_of(field, parameters), region_of(field, parameters)
     )
@@ -132,12 +132,13 @@ def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> list[object]
     field = _TYPED_FIELDS.get(tensor.datatype)
     if field is None:
         raise InvalidArgument(
-            f"Input '{tensor.name}': datatype '{tensor.datatype}' has no typed contents; "
-            "send raw_input_contents."
+            f"Input '{excerpt(tensor.name)}': datatype '{excerpt(tensor.datatype)}' has no typed "
+            "contents; send raw_input_contents."
         )
     if any(descriptor.name != field for descriptor, _ in tensor.contents.ListFields()):
         raise InvalidArgument(
-            f"Input '{tensor.name}' is {tensor.datatype}, so its values belong into {field} alone."
+            f"Input '{excerpt(tensor.name)}' is {tensor.datatype}, so its values belong into "
+            f"{field} alone."
         )
     return list(getattr(tensor.contents, field))
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from grpc_health.v1 import health_pb2 as pb
 
-from service.core.errors import NotFound
+from service.core.errors import NotFound, excerpt
 from service.grpc.answering import Method, Streaming, Unary
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Health"]
@@ -47,7 +47,7 @@ class Health:
         self, request: pb.HealthCheckRequest, deadline: float | None
     ) -> pb.HealthCheckResponse:
         if request.service not in self._ready:
-            raise NotFound(f"There is no service or model '{request.service}'.")
+            raise NotFound(f"There is no service or model '{excerpt(request.service)}'.")
         return self._response(request.service)
 
     async def _list(self, request: object, deadline: float | None) -> pb.HealthListResponse:

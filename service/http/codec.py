@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from service.core.datatypes import BYTES
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, excerpt
 from service.core.request import (
     NO_PARAMETERS,
     InferRequest,
@@ -52,7 +52,9 @@ def header_length(request: HttpRequest) -> int | None:
         return None
     # int() also takes signs, spaces and underscores. 18 digits exceed the size of any body.
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise InvalidArgument(f"Inference-Header-Content-Length: '{text}' is not a length.")
+        raise InvalidArgument(
+            f"Inference-Header-Content-Length: '{excerpt(text)}' is not a length."
+        )
     if int(text) > len(request.body):
         raise InvalidArgument(
             f"Inference-Header-Content-Length is {text}, but the body has {len(request.body)} "
@@ -196,8 +198,8 @@ def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTenso
         return InputTensor(name, datatype, shape, values=tensor["data"]), tail
     if type(size) is not int or not 0 <= size <= len(tail):
         raise InvalidArgument(
-            f"{field}.parameters.binary_data_size is {size}, but {len(tail)} bytes of binary data "
-            "are left in the body."
+            f"{field}.parameters.binary_data_size is {excerpt(size)}, but {len(tail)} bytes of "
+            "binary data are left in the body."
         )
     return InputTensor(name, datatype, shape, raw=tail[:size]), tail[size:]
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 
-from service.core.errors import UnsupportedMediaType
+from service.core.errors import UnsupportedMediaType, excerpt
 from service.core.inflation import WINDOW_BITS, inflate
 from service.http.message import HttpRequest, HttpResponse
 
@@ -40,7 +40,7 @@ class Compression:
             return request
         if encoding not in WINDOW_BITS:
             raise UnsupportedMediaType(
-                f"Content-Encoding is '{encoding}'; send gzip, deflate or no encoding."
+                f"Content-Encoding is '{excerpt(encoding)}'; send gzip, deflate or no encoding."
             )
         # The compressed size does not tell how long this takes, so it always runs in a thread.
         work = partial(inflate, request.body, encoding, self._max_request_bytes)

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from service.core.errors import InvalidArgument, UnsupportedMediaType
+from service.core.errors import InvalidArgument, UnsupportedMediaType, excerpt
 from service.core.tensors import numbers
 from service.http.message import (
     JSON,
@@ -42,7 +42,8 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         answer = await digits.classify(values=values, model=model, version=version)
     else:
         raise UnsupportedMediaType(
-            f"Content-Type is '{content_type}'; send {JSON}, {OCTETS}, {' or '.join(_PICTURES)}."
+            f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, "
+            f"{' or '.join(_PICTURES)}."
         )
     predictions = [
         {"digit": digit, "probabilities": probabilities, "entropy_bits": entropy}

@@ -26,6 +26,8 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
     app.logger.disabled = True  # `HttpApp` logs what fails, under its request id
     app.url_map.strict_slashes = False
+    # Otherwise Werkzeug redirects a path with an empty segment, in HTML.
+    app.url_map.merge_slashes = False
 
     def add(match: Match) -> None:
         route = match.route
@@ -74,7 +76,7 @@ def _response(response: HttpResponse) -> flask.Response:
 
 def _cause_of(error: HTTPException) -> Exception:
     """The error to answer with: one of ours, or the exception behind a status of 500."""
-    method, path = flask.request.method, flask.request.path
+    method, path = errors.excerpt(flask.request.method), errors.excerpt(flask.request.path)
     if error.code == errors.MethodNotAllowed.http_status:
         return errors.MethodNotAllowed(f"{path} does not take {method}.")
     if error.code == errors.NoSuchEndpoint.http_status:

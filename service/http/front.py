@@ -16,7 +16,7 @@ from typing import Any
 
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
-from service.core.errors import RequestTimeout, RequestTooLarge, ServiceError
+from service.core.errors import InvalidArgument, RequestTimeout, RequestTooLarge, ServiceError
 from service.http.answering import HttpApp
 from service.http.message import HttpRequest, HttpResponse
 
@@ -52,8 +52,6 @@ class HttpFront:
         """Answer one request (RSGI's callable)."""
         try:
             body = await self._body(scope, protocol)
-        except (ProtocolError, ProtocolClosed):
-            return  # the client has gone
         except ServiceError as error:
             request = HttpRequest(
                 method=scope.method, path=scope.path, header=scope.headers.get, body=b""
@@ -77,7 +75,11 @@ class HttpFront:
         protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _body(self, scope: Scope, protocol: HTTPProtocol) -> bytes:
-        """The whole body. Raises RequestTooLarge before reading past the limit."""
+        """The whole body.
+
+        Raises RequestTooLarge before reading past the limit, RequestTimeout if the body is late,
+        InvalidArgument if it is cut short.
+        """
         length = scope.headers.get("content-length")
         if length is not None and int(length) > self._max_request_bytes:
             raise RequestTooLarge.of("body", self._max_request_bytes)
@@ -88,11 +90,21 @@ class HttpFront:
             if length is not None or scope.method in ("GET", "HEAD"):
                 return await protocol()
             body = bytearray()  # chunked: the length is unknown until the end
+            empty_chunks = 0
             async for chunk in protocol:
                 body += chunk
+                empty_chunks += not chunk
                 if len(body) > self._max_request_bytes:
                     raise RequestTooLarge.of("body", self._max_request_bytes)
+            # Granian ends every body with an empty chunk, and reports an error as another one. So
+            # does HTTP/2 for an empty DATA frame, and HTTP/1 for trailers, if a client has any.
+            is_http_1 = scope.http_version.startswith("1")
+            if empty_chunks > 1 and is_http_1 and "trailer" not in scope.headers:
+                raise _cut_short()
             return bytes(body)
+        except (ProtocolError, ProtocolClosed):
+            # The client closed its side early; it may still read an answer.
+            raise _cut_short() from None
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
@@ -131,6 +143,10 @@ class HttpFront:
         finally:
             getattr(chunks, "close", lambda: None)()
         return HttpResponse(status, headers, content)
+
+
+def _cut_short() -> InvalidArgument:
+    return InvalidArgument("The body is damaged or cut short: its end did not arrive.")
 
 
 def _environ(scope: Scope, body: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from service.core.errors import InvalidArgument, Unimplemented
+from service.core.errors import InvalidArgument, Unimplemented, excerpt
 
 LogSettings = dict[str, bool | int | str]
 _SILENT = logging.CRITICAL + 10
@@ -37,7 +37,9 @@ def level_of(level: int, changes: Mapping[str, object], default: int) -> int:
     settings = settings_of(level)
     for name, value in changes.items():
         if name not in settings:
-            raise InvalidArgument(f"'{name}' is not a log setting; they are {', '.join(settings)}.")
+            raise InvalidArgument(
+                f"'{excerpt(name)}' is not a log setting; they are {', '.join(settings)}."
+            )
         if value is None:
             value = settings_of(default)[name]  # noqa: PLW2901
         if type(value) is not type(settings[name]):

@@ -1,21 +1,43 @@
-"""Structured logs on standard error: one JSON object per line, or text for people."""
+"""Structured logs on standard error: one JSON object per line, or text for people.
+
+Error messages quote what clients send. Unescaped, the name of a model could forge a line, hide a
+part of one, or send commands to the terminal. So both formats escape every character that Python
+does not count as printable (str.isprintable): control characters, line and paragraph separators,
+marks that change the direction of the text. A traceback is part of its line.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
+import os
 import sys
+import threading
 import time
-from typing import Any
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TextIO
 
 from service.settings import Settings
 
 request_log = logging.getLogger("service.requests")
+log = logging.getLogger(__name__)
 
-# Error messages quote what clients send: unescaped, a model's name could forge a line, or send
-# commands to the terminal. JSON escapes these characters anyway.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+def _printable(text: str, escape: Callable[[str], str]) -> str:
+    """The text with every character that is not printable replaced by its escape sequence."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else escape(char) for char in text])
+
+
+def _escape_json(char: str) -> str:
+    return json.dumps(char)[1:-1]  # pure ASCII; beyond U+FFFF a surrogate pair
+
+
+def _escape_text(char: str) -> str:
+    return repr(char)[1:-1]
 
 
 class JsonFormatter(logging.Formatter):
@@ -33,19 +55,73 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _printable(json.dumps(line, ensure_ascii=False, default=str), _escape_json)
 
 
 class TextFormatter(logging.Formatter):
-    """One line for people: time of day, level, message, then extra fields as key=value."""
+    """One line for people: time of day, level, message, extra fields as key=value, traceback."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         fields = getattr(record, "fields", {})
-        line = " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
-        return _CONTROL.sub(lambda match: repr(match.group())[1:-1], line)
+        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable(super().format(record), _escape_text)
+
+
+def stderr_handler(stream: TextIO) -> logging.Handler:
+    """The handler of all logs. Also sends to it what Python and libraries write past logging.
+
+    Those are warnings, errors that end the process or a thread, and errors in destructors.
+    """
+    # gRPC's C++ writes to standard error by itself; its errors arrive here as exceptions.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    warnings.showwarning = _log_warning
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+    return logging.StreamHandler(stream)
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In place of warnings.showwarning, which writes the line of source on a line of its own."""
+    log.warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """In place of sys.excepthook."""
+    if issubclass(kind, KeyboardInterrupt):  # Ctrl-C: the process ends as it was asked to
+        sys.__excepthook__(kind, error, trace)
+    else:
+        log.critical("The process ends by an error.", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
+    """In place of threading.excepthook."""
+    if not issubclass(arguments.exc_type, SystemExit):
+        name = arguments.thread.name if arguments.thread else "a thread"
+        error = arguments.exc_value or arguments.exc_type()
+        log.error("The thread %s ends by an error.", name, exc_info=error)
+
+
+def _log_unraisable(arguments: sys.UnraisableHookArgs) -> None:
+    """In place of sys.unraisablehook: an error in a destructor or a callback."""
+    error = arguments.exc_value or arguments.exc_type()
+    log.error(
+        "%s: %r", arguments.err_msg or "Exception ignored in", arguments.object, exc_info=error
+    )
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
@@ -60,7 +136,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "formatters": {"lines": {"()": TextFormatter if text else JsonFormatter}},
         "handlers": {
             "stderr": {
-                "class": "logging.StreamHandler",
+                "()": stderr_handler,
                 "stream": "ext://sys.stderr",
                 "formatter": "lines",
             }

@@ -24,7 +24,6 @@ _SUCCESS = {"http": "200", "grpc": "OK"}
 _CANCELLED = {"http": "499", "grpc": "CANCELLED"}
 
 Transport = Literal["http", "grpc"]
-log = logging.getLogger(__name__)
 
 
 class RequestRecorder:
@@ -49,10 +48,10 @@ class Attempt:
     """One request over either transport: `async with Attempt(...)` around all of its work.
 
     Records the metric and, if the settings ask for it, the log line. Every exception leaves the
-    block as a ServiceError or as CancelledError: anything unexpected is logged with its traceback
-    and becomes an InternalError that names the request id. `code` is the status to record for a
-    block that ends without an exception. A class with slots rather than a generator, because one
-    is made per request.
+    block as a ServiceError or as CancelledError: anything unexpected becomes an InternalError that
+    names the request id, and is always logged, with its traceback. `code` is the status to record
+    for a block that ends without an exception. A class with slots rather than a generator, because
+    one is made per request.
     """
 
     __slots__ = ("_operation", "_recorder", "_request_id", "_start", "_transport", "code")
@@ -87,16 +86,16 @@ class Attempt:
             answer = error if isinstance(error, ServiceError) else None
             if answer is None:
                 answer = failure = InternalError.of(self._request_id)
-                log.error("Request %s failed.", self._request_id, exc_info=error)
             code = str(answer.http_status) if self._transport == "http" else answer.grpc_code
             message = answer.message
         recorder, operation = self._recorder, self._operation
         recorder.metrics.request(self._transport, operation, code).observe(seconds)
-        if recorder.logs_all or (message and recorder.logs_errors):
+        if failure is not None or recorder.logs_all or (message and recorder.logs_errors):
             request_log.log(
                 logging.ERROR if code in _SERVER_FAULTS else logging.INFO,
                 "%s",
-                message or "Answered.",
+                message or "Answered." if failure is None else "The request failed.",
+                exc_info=None if failure is None else error,
                 extra={
                     "fields": {
                         "request_id": self._request_id,

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from service.core.batching import BatchLimits
 from service.core.errors import (
@@ -20,6 +20,7 @@ from service.core.errors import (
     NotFound,
     Unavailable,
     Unimplemented,
+    excerpt,
 )
 from service.core.request import Parameters
 from service.core.statistics import Counters, merge
@@ -76,7 +77,9 @@ class Administration:
         """Start from the saved state. A region whose memory no longer exists is unregistered."""
         await self.shared_state.start()
         for name in self._unregistered(self.shared_state.state):
-            log.warning("Shared memory region %s no longer exists; it is unregistered.", name)
+            log.warning(
+                "Shared memory region %s no longer exists; it is unregistered.", excerpt(name)
+            )
             await self.unregister_region(name)
 
     async def _follow(self, state: DesiredState) -> None:
@@ -120,8 +123,8 @@ class Administration:
         self._check_control()
         if parameters:
             raise Unimplemented(
-                f"parameters: {next(iter(parameters))} is not supported; a model is loaded as it "
-                "is in the repository."
+                f"parameters: {excerpt(next(iter(parameters)))} is not supported; a model is "
+                "loaded as it is in the repository."
             )
         await self.shared_state.change(
             lambda state: replace(
@@ -199,7 +202,9 @@ class Administration:
         for name, value in changes.items():
             if name not in _TRACE_OFF:
                 names = ", ".join(_TRACE_OFF)
-                raise InvalidArgument(f"'{name}' is not a trace setting; they are {names}.")
+                raise InvalidArgument(
+                    f"'{excerpt(name)}' is not a trace setting; they are {names}."
+                )
             off = _TRACE_OFF[name]
             # None and [] reset a setting to its default. JSON may have numbers as such.
             values = value if isinstance(value, list) else [] if value is None else [value]
@@ -212,7 +217,9 @@ class Administration:
 
         def register(state: DesiredState) -> DesiredState:
             if region.name in state.regions:
-                raise AlreadyExists(f"Shared memory region '{region.name}' is already registered.")
+                raise AlreadyExists(
+                    f"Shared memory region '{excerpt(region.name)}' is already registered."
+                )
             return replace(state, regions={**state.regions, region.name: region})
 
         await self.shared_state.change(register)
@@ -233,7 +240,7 @@ class Administration:
     def cuda_regions(self, name: str = "") -> list[SharedRegion]:
         """The registered regions of CUDA memory: always none. Raises NotFound for any name."""
         if name:
-            raise NotFound(f"CUDA shared memory region '{name}' is not registered.")
+            raise NotFound(f"CUDA shared memory region '{excerpt(name)}' is not registered.")
         return []
 
     def register_cuda_region(self) -> None:
@@ -250,16 +257,15 @@ class Administration:
         allowed because only this machine can reach the server, the Host must be this machine as
         well: a page can make its own host name resolve to this machine (DNS rebinding).
         """
-        try:
-            target, page = urlsplit(f"//{host or ''}"), urlsplit(origin or "")
-        except ValueError:  # an unclosed bracket, for one
-            raise Forbidden(f"Host '{host}' or Origin '{origin}' is malformed.") from None
+        target, page = _parsed("Host", host, f"//{host or ''}"), _parsed("Origin", origin, origin)
         if origin is not None and page.netloc != target.netloc:
-            raise Forbidden(f"Changes from web pages of other servers are refused ({origin}).")
+            raise Forbidden(
+                f"Changes from web pages of other servers are refused ({excerpt(origin)})."
+            )
         if self._settings.control == "auto" and host and not is_loopback(target.hostname or ""):
             raise Forbidden(
-                f"Host is '{host}', but only this machine may make changes; start the server with "
-                "--control on to allow others."
+                f"Host is '{excerpt(host)}', but only this machine may make changes; start the "
+                "server with --control on to allow others."
             )
 
     def _check_control(self) -> None:
@@ -270,3 +276,13 @@ class Administration:
                 if self._settings.control == "auto"
                 else "Models and the log level cannot be changed (control is off)."
             )
+
+
+def _parsed(header: str, value: str | None, url: str | None) -> SplitResult:
+    """The URL of a header. Raises Forbidden for an unclosed bracket or a port that is no number."""
+    try:
+        parsed = urlsplit(url or "")
+        _ = parsed.port
+    except ValueError:
+        raise Forbidden(f"{header} '{excerpt(value)}' is malformed.") from None
+    return parsed

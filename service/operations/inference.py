@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from service.core.batching import Batcher
 from service.core.datatypes import BYTES, Array, one_element
-from service.core.errors import DeadlineExceeded, InvalidArgument
+from service.core.errors import DeadlineExceeded, InvalidArgument, excerpt
 from service.core.request import (
     InferRequest,
     InferResponse,
@@ -129,7 +129,7 @@ class Inference:
         """The tensor, with its contents read from shared memory if that is where they are."""
         if tensor.region is None:
             return tensor
-        field = f"Input '{tensor.name}'"
+        field = f"Input '{excerpt(tensor.name)}'"
         return tensor._replace(raw=self._regions.read(field, tensor.region))
 
     def _output(
@@ -220,7 +220,7 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     for name in by_name:
         if name not in names:
             raise InvalidArgument(
-                f"Input '{name}' is not one of model '{served.name}', which takes: "
+                f"Input '{excerpt(name)}' is not one of model '{served.name}', which takes: "
                 f"{', '.join(names)}."
             )
     arrays = []
@@ -245,8 +245,8 @@ def _requested(
     for output in outputs:
         if output.name not in names:
             raise InvalidArgument(
-                f"Output '{output.name}' is not one of model '{served.name}', which gives: "
-                f"{', '.join(names)}."
+                f"Output '{excerpt(output.name)}' is not one of model '{served.name}', which "
+                f"gives: {', '.join(names)}."
             )
     if len({output.name for output in outputs}) != len(outputs):
         raise InvalidArgument("An output is asked for twice.")

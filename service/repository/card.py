@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from service.core.digits import LOGITS, PROBABILITIES
 from service.core.errors import ModelLoadError
+from service.repository.versions import open_regular
+
+_MAX_BYTES = 16 * 1024 * 1024  # the labels of a million classes fit
 
 
 class Card(NamedTuple):
@@ -32,11 +35,15 @@ class Card(NamedTuple):
 def read(path: Path) -> Card:
     """Read a card; a missing file is an empty card. Raises ModelLoadError for a damaged one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            content = file.read(_MAX_BYTES + 1)
+        text = content.decode()
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
+    if len(content) > _MAX_BYTES:
+        raise ModelLoadError(f"{path} has more than {_MAX_BYTES} bytes")
     try:
         fields: Any = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from service.core.batching import Batcher
 from service.core.digits import DigitLayout, NotDigits, layout_of
-from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable
+from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
 from service.repository.card import Card
 from service.repository.card import read as read_card
 from service.repository.versions import (
@@ -110,12 +110,13 @@ class Repository:
         versions = self._models.get(name)
         if versions is None:
             raise ModelNotFound(
-                f"Model '{name}' is not loaded; loaded are: {', '.join(self._models) or 'none'}."
+                f"Model '{excerpt(name)}' is not loaded; "
+                f"loaded are: {', '.join(self._models) or 'none'}."
             )
         if not version:
             return next(iter(versions.values()))
         if parse_version(version) is None:
-            raise InvalidArgument(f"Version '{version}' is not a whole number from 1 up.")
+            raise InvalidArgument(f"Version '{excerpt(version)}' is not a whole number from 1 up.")
         if version not in versions:
             raise ModelNotFound(
                 f"Version {version} of model '{name}' is not loaded; "
@@ -162,7 +163,7 @@ class Repository:
     async def check_known(self, name: str) -> None:
         """Raise ModelNotFound if a model is neither loaded nor on disk."""
         if name not in self._models and all(e.name != name for e in await self.index()):
-            raise ModelNotFound(f"Model '{name}' is not in the repository.")
+            raise ModelNotFound(f"Model '{excerpt(name)}' is not in the repository.")
 
     async def refresh(self) -> None:
         """Bring the loaded models in line with the repository folder.
@@ -214,7 +215,7 @@ class Repository:
         except OSError as error:
             raise ModelLoadError(f"The model repository cannot be read: {error}.") from error
         if not versions:
-            raise ModelNotFound(f"Model '{name}' is not in the repository.")
+            raise ModelNotFound(f"Model '{excerpt(name)}' is not in the repository.")
         self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
         await self._serve_newest(name, versions, reload=True)
         self._unloaded -= {name}

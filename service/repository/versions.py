@@ -7,7 +7,10 @@ zeros. Any other folder (`.tmp-...`, for one) is ignored.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +63,19 @@ def scan(root: Path) -> dict[str, list[VersionOnDisk]]:
     return models
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file of a version for reading.
+
+    Raises OSError, also if it is a pipe or a device: those may block, or never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a file, in hexadecimal. Raises what `open_regular` raises."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

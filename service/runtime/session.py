@@ -36,7 +36,7 @@ BUILT_WITHOUT_CUDA = (
     "install the extra 'gpu' instead of 'cpu'"
 )
 _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
-_ERRORS_ONLY = 3  # ONNX Runtime's log severity; this module reports what it would warn of
+_FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors are exceptions, and logged once
 _WARM_UP_ROWS = 16
 # Longer inputs run in parts of this many rows: ONNX Runtime never frees the memory of its largest
 # run, and parts of 64 are about as fast as the whole (docs/decisions/engine.md).
@@ -294,7 +294,7 @@ def _create(
     session_options.intra_op_num_threads = options.intra_op_threads
     session_options.inter_op_num_threads = 1
     session_options.enable_mem_pattern = False  # no faster, and 4 MB more at 64 rows
-    session_options.log_severity_level = _ERRORS_ONLY
+    session_options.log_severity_level = _FATAL_ONLY
     spinning = {"session.intra_op.allow_spinning": str(int(options.spinning))}
     for key, value in (spinning | dict(entries)).items():
         session_options.add_session_config_entry(key, value)

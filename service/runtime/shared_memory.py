@@ -22,6 +22,7 @@ from service.core.errors import (
     InvalidArgument,
     NotFound,
     RequestTooLarge,
+    excerpt,
 )
 from service.core.request import RegionSlice
 
@@ -64,7 +65,7 @@ class SharedRegions:
                 "System shared memory is off; start the server with --shared-memory-regions N."
             )
         if name in self._regions:
-            raise AlreadyExists(f"Shared memory region '{name}' is already registered.")
+            raise AlreadyExists(f"Shared memory region '{excerpt(name)}' is already registered.")
         if len(self._regions) >= self._limit:
             raise Forbidden(
                 f"{self._limit} regions are registered, and shared_memory_regions allows no more."
@@ -72,7 +73,7 @@ class SharedRegions:
         if not name or not _KEY.fullmatch(key):
             raise InvalidArgument("A region needs a name, and a key without slashes inside.")
         if region.offset < 0 or region.byte_size < 1:
-            raise InvalidArgument(f"Region '{name}': offset or byte_size is out of range.")
+            raise InvalidArgument(f"Region '{excerpt(name)}': offset or byte_size is out of range.")
         self._regions[name] = (region, _open(region))
 
     def unregister(self, name: str = "") -> None:
@@ -85,7 +86,7 @@ class SharedRegions:
     def status(self, name: str = "") -> list[SharedRegion]:
         """All regions, or the named one. Raises NotFound if it is not registered."""
         if name and name not in self._regions:
-            raise NotFound(f"Shared memory region '{name}' is not registered.")
+            raise NotFound(f"Shared memory region '{excerpt(name)}' is not registered.")
         return [region for region, _ in self._regions.values() if name in ("", region.name)]
 
     def read(self, field: str, part: RegionSlice) -> bytes:
@@ -102,7 +103,7 @@ class SharedRegions:
         descriptor, start = self._locate(field, part)
         content = os.pread(descriptor, part.byte_size, start)
         if len(content) != part.byte_size:
-            raise InvalidArgument(f"{field}: region '{part.name}' has been made smaller.")
+            raise InvalidArgument(f"{field}: region '{excerpt(part.name)}' has been made smaller.")
         return content
 
     def write(self, field: str, part: RegionSlice, content: bytes) -> RegionSlice:
@@ -117,7 +118,7 @@ class SharedRegions:
                 f"{part.byte_size}."
             )
         if os.fstat(descriptor).st_size < start + len(content):
-            raise InvalidArgument(f"{field}: region '{part.name}' has been made smaller.")
+            raise InvalidArgument(f"{field}: region '{excerpt(part.name)}' has been made smaller.")
         try:
             written = os.pwrite(descriptor, content, start)
         except OSError as error:
@@ -129,12 +130,14 @@ class SharedRegions:
     def _locate(self, field: str, part: RegionSlice) -> tuple[int, int]:
         """The descriptor of the region's object, and the offset of the part in that object."""
         if part.name not in self._regions:
-            raise InvalidArgument(f"{field}: shared memory region '{part.name}' is not registered.")
+            raise InvalidArgument(
+                f"{field}: shared memory region '{excerpt(part.name)}' is not registered."
+            )
         region, descriptor = self._regions[part.name]
         if part.offset + part.byte_size > region.byte_size:
             raise InvalidArgument(
                 f"{field}: {part.byte_size} bytes at offset {part.offset} are outside of "
-                f"region '{part.name}' of {region.byte_size} bytes."
+                f"region '{excerpt(part.name)}' of {region.byte_size} bytes."
             )
         return descriptor, region.offset + part.offset
 
@@ -146,14 +149,14 @@ def _open(region: SharedRegion) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise InvalidArgument(
-            f"Shared memory object '{region.key}' cannot be opened: {error.strerror}."
+            f"Shared memory object '{excerpt(region.key)}' cannot be opened: {error.strerror}."
         ) from None
     status = os.fstat(descriptor)
     end = region.offset + region.byte_size
     if not stat.S_ISREG(status.st_mode) or status.st_size < end:
         os.close(descriptor)
         raise InvalidArgument(
-            f"Region '{region.name}' would end at byte {end}, but shared memory object "
-            f"'{region.key}' has {status.st_size} bytes."
+            f"Region '{excerpt(region.name)}' would end at byte {end}, but shared memory object "
+            f"'{excerpt(region.key)}' has {status.st_size} bytes."
         )
     return descriptor

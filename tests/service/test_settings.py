@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import socket
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from service.settings import Settings, SettingsError, load, parser
+from service.settings import Settings, SettingsError, is_loopback, load, parser
+from tests.conftest import ROOT
 
 
 def test_without_configuration_every_setting_has_its_default() -> None:
@@ -95,3 +99,171 @@ def test_text_setting_in_a_file_must_be_text(tmp_path: Path, value: str) -> None
     file.write_text(f"host = {value}\n")
     with pytest.raises(SettingsError, match="host"):
         load(["--config", str(file)], {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "sentence"),
+    [
+        (
+            ["--workers", "x"],
+            {},
+            "workers from --workers is 'x', but must be a whole number.",
+        ),
+        (
+            [],
+            {"MNIST_BODY_TIMEOUT": "soon"},
+            "body_timeout from MNIST_BODY_TIMEOUT is 'soon', but must be a number.",
+        ),
+        (
+            [],
+            {"MNIST_SPINNING": "maybe"},
+            "spinning from MNIST_SPINNING is 'maybe', but must be true or false.",
+        ),
+        (
+            ["--control", "yes"],
+            {},
+            "control from --control is 'yes', but must be one of auto, on, off.",
+        ),
+    ],
+)
+def test_a_bad_value_is_quoted_before_the_reason(
+    arguments: list[str], environ: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(arguments, environ)
+    assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000, "9" * 4000])
+def test_a_long_value_is_cut(value: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(["--workers", value], {})
+    assert len(str(raised.value)) < 300
+
+
+NUMBERS = [
+    field
+    for field in dataclasses.fields(Settings)
+    if get_type_hints(Settings)[field.name] in (int, float)
+]
+
+
+@pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
+def test_every_number_has_a_lower_and_an_upper_bound(field: dataclasses.Field[Any]) -> None:
+    low, high = field.metadata["low"], field.metadata["high"]
+    flag = "--" + field.name.replace("_", "-")
+    assert low <= field.default <= high
+    values = ["-5", "1" + "0" * 20, "1" + "0" * 30, str(high + 1)]
+    if get_type_hints(Settings)[field.name] is float:
+        values += ["inf", "-inf", "nan", "1e400"]
+    for value in values:
+        with pytest.raises(SettingsError, match=f"{field.name} must be at least {low} and at most"):
+            load([f"{flag}={value}"], {})
+    for value in (low, high):
+        settings = load([f"{flag}={value}"], {"MNIST_HTTP_PORT": "2", "MNIST_GRPC_PORT": "3"})
+        assert getattr(settings, field.name) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--work", "3"], "Unknown argument '--work'; the nearest flag is --workers."),
+        (["--max-queu=3"], "Unknown argument '--max-queu'; the nearest flag is --max-queue."),
+        (["--hel"], "Unknown argument '--hel'; the nearest flag is --help."),
+        (["workers"], "Unknown argument 'workers'; the nearest flag is --workers."),
+    ],
+)
+def test_an_unknown_or_abbreviated_flag_is_refused(arguments: list[str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load(arguments, {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("MNIST_WORKER", "MNIST_WORKERS"),
+        ("MNIST_MAX_QUEUES", "MNIST_MAX_QUEUE"),
+        ("MNIST_CONFIGURATION", "MNIST_CONFIG"),
+        ("MNIST_PORT", "MNIST_HTTP_PORT"),  # without a URL it is not of Kubernetes
+        ("MNIST_", "MNIST_"),
+    ],
+)
+def test_an_unknown_variable_is_refused(variable: str, nearest: str) -> None:
+    with pytest.raises(SettingsError, match=f"'{variable}'; the nearest is {nearest}"):
+        load([], {variable: "3"})
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("worker = 3\n")
+    with pytest.raises(SettingsError, match=r"Unknown setting 'worker' in .*nearest is workers\."):
+        load(["--config", str(file)], {})
+
+
+@pytest.mark.parametrize("service", ["mnist", "mnist-serve", "mnist-grpc", "mnist-http", "mnist-x"])
+@pytest.mark.parametrize("scheme", ["tcp", "udp", "sctp"])
+def test_service_links_of_kubernetes_are_ignored(service: str, scheme: str) -> None:
+    """Their names are those of the kubelet (kubelet/envvars, FromServices)."""
+    prefix = service.upper().replace("-", "_")
+    address, port = "10.0.171.239", 8000
+    url = f"{scheme}://{address}:{port}"
+    link = f"{prefix}_PORT_{port}_{scheme.upper()}"
+    environ = {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": str(port),
+        f"{prefix}_SERVICE_PORT_GRPC_WEB": str(port),
+        f"{prefix}_PORT": url,
+        link: url,
+        f"{link}_PROTO": scheme,
+        f"{link}_PORT": str(port),
+        f"{link}_ADDR": address,
+    }
+    assert load([], environ) == Settings()
+    assert load([], environ | {"MNIST_WORKERS": "2"}) == Settings(workers=2)
+
+
+def test_every_variable_of_the_repository_is_accepted() -> None:
+    """A process that has one of them in its environment may start the server."""
+    names = set()
+    for folder in ("benchmarks", "deploy", "tests/compose", "tests/kubernetes", ".github", ".ci"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix in (".py", ".sh", ".yaml", ".yml", ""):
+                names |= set(re.findall(r"\bMNIST_[A-Z_]*[A-Z]", path.read_text()))
+    for path in (*ROOT.glob("*.yml"), ROOT / "Dockerfile", ROOT / "Makefile"):
+        names |= set(re.findall(r"\bMNIST_[A-Z_]*[A-Z]", path.read_text()))
+    assert "MNIST_BENCHMARK_RUN" in names
+    hints = get_type_hints(Settings)
+    environ = dict.fromkeys(names, "x")
+    for name, kind in hints.items():
+        values = {int: "2", float: "2", bool: "true"}
+        choice = get_args(kind)[0] if get_origin(kind) else values.get(kind, "x")
+        if (variable := f"MNIST_{name.upper()}") in environ:
+            environ[variable] = choice
+    load([], environ | {"MNIST_HTTP_PORT": "1", "MNIST_GRPC_PORT": "2"})
+
+
+def test_a_host_name_becomes_an_address() -> None:
+    host = load(["--host", "localhost"], {}).host
+    assert host in ("127.0.0.1", "::1")
+    assert is_loopback(host)
+
+
+def test_an_ipv4_address_of_a_host_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(*_: object, **__: object) -> list[Any]:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    assert load(["--host", "both.example"], {}).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["::1", "0.0.0.0", "no.such.name.invalid", "a" * 64 + ".invalid"])
+def test_an_address_or_a_name_without_one_stays(host: str) -> None:
+    assert load(["--host", host], {}).host == host
+
+
+def test_an_empty_host_is_refused() -> None:
+    with pytest.raises(SettingsError, match="host"):
+        load([], {"MNIST_HOST": ""})

@@ -4,6 +4,8 @@ from http import HTTPStatus
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.core import errors
 from service.core.errors import ServiceError
@@ -42,3 +44,18 @@ def test_message_is_the_sentence_of_the_error_or_else_its_name(kind: type[Servic
 
 def test_clients_are_asked_to_try_an_overloaded_server_again() -> None:
     assert errors.Overloaded.retry_after_s >= 1
+
+
+@given(st.text(max_size=500))
+def test_an_excerpt_is_the_beginning_of_a_text(text: str) -> None:
+    quoted = errors.excerpt(text)
+    assert len(quoted) <= 200
+    assert text.startswith(quoted.removesuffix("...")) if len(text) > 200 else quoted == text
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    message = errors.InvalidArgument("a" * 600 + "b" * 5_000_000 + "c" * 600).message
+    assert len(message) <= 1000
+    assert message.startswith("a" * 498 + "...c")
+    assert message.endswith("c" * 498)
+    assert errors.InvalidArgument("d" * 1000).message == "d" * 1000

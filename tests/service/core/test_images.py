@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -100,3 +102,16 @@ def test_two_specks_on_a_large_page_are_rejected_as_blank() -> None:
     page[5, 5] = page[-6, -6] = 0
     with pytest.raises(InvalidArgument, match="blank"):
         to_pixels(open_image(png(Image.fromarray(page)), 16_000_000))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_png_of_palette_colours_without_a_palette_is_refused(depth: int) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", 28, 28, depth, 3, 0, 0, 0)
+    rows = zlib.compress(bytes(28 * (1 + (28 * depth + 7) // 8)))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    with pytest.raises(InvalidArgument, match="damaged"):
+        decode(b"\x89PNG\r\n\x1a\n" + chunks)

@@ -56,7 +56,9 @@ class NeverArrives(Protocol):
         return await asyncio.Event().wait() and b""
 
 
-class ClientGone(Protocol):
+class EndsEarly(Protocol):
+    """The client closes its side before the whole body is sent; it may still read."""
+
     async def __call__(self) -> bytes:
         raise ProtocolClosed
 
@@ -138,11 +140,28 @@ def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path) -> None:
     with_front(tmp_path, scenario, body_timeout=0.01)
 
 
-def test_a_client_that_has_gone_gets_no_answer(tmp_path: Path) -> None:
+def test_a_body_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     async def scenario(front: Front) -> None:
-        protocol = ClientGone()
-        await front(predict(content_length="784"), protocol)
-        assert protocol.status == 0
+        for scope, protocol in (
+            (predict(content_length="784"), EndsEarly()),
+            # Granian: an empty chunk for the error, and one for the end.
+            (predict(), Protocol(PIXELS, b"", b"")),
+        ):
+            await front(scope, protocol)
+            assert protocol.status == 400
+            assert "cut short" in protocol.body["error"]
+            assert protocol.headers["connection"] == "close"
+
+    with_front(tmp_path, scenario)
+
+
+def test_trailers_and_empty_frames_are_no_errors(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        http_2 = RequestScope("POST", "/predict", "2", content_type="application/octet-stream")
+        for scope in (predict(trailer="checksum"), http_2):
+            protocol = Protocol(PIXELS, b"", b"")
+            await front(scope, protocol)
+            assert protocol.status == 200
 
     with_front(tmp_path, scenario)
 

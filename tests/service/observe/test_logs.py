@@ -5,10 +5,13 @@ import json
 import logging
 import logging.config
 import re
+import subprocess
 import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.observe.logs import JsonFormatter, TextFormatter, logging_config
 from service.settings import Settings
@@ -98,3 +101,101 @@ def test_granian_is_quiet_unless_the_level_is_debug(level: Any, granian: str) ->
     config = logging_config(Settings(log_level=level))
     assert config["root"]["level"] == level.upper()
     assert {logger["level"] for logger in config["loggers"].values()} == {granian}
+
+
+ESCAPED = [
+    *(chr(code) for code in (*range(32), *range(0x7F, 0xA0))),
+    "\u200b",  # zero width
+    "\u2028",
+    "\u2029",
+    "\u202e",  # text that follows is shown from right to left
+    "\u2066",
+    "\ufeff",
+    "\U000e0041",  # a tag: invisible
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+@pytest.mark.parametrize("char", ESCAPED, ids=ascii)
+def test_every_character_that_is_not_printable_is_escaped(
+    formatter: logging.Formatter, char: str
+) -> None:
+    entry = record("%s", f"a{char}b", field=f"c{char}d")
+    try:
+        raise ValueError(f"e{char}f")
+    except ValueError:
+        entry.exc_info = sys.exc_info()
+    line = formatter.format(entry)
+    assert line.isprintable()
+    if isinstance(formatter, JsonFormatter):
+        parsed = json.loads(line)
+        assert (parsed["message"], parsed["field"]) == (f"a{char}b", f"c{char}d")
+        assert parsed["exception"].endswith(f"e{char}f")
+
+
+@given(st.text(), st.text(), st.text())
+def test_a_record_is_one_printable_line_in_both_formats(
+    message: str, field: str, error: str
+) -> None:
+    entry = record("%s", message, field=field)
+    entry.exc_info = (ValueError, ValueError(error), None)
+    for formatter in (TextFormatter(), JsonFormatter()):
+        assert formatter.format(entry).isprintable()
+
+
+def test_text_in_other_scripts_stays_as_it_is() -> None:
+    for formatter in (TextFormatter(), JsonFormatter()):
+        assert "模型 Größe ☃ 🙂" in formatter.format(record("模型 Größe ☃ 🙂"))
+
+
+PAST_LOGGING = """
+import logging.config, sys, threading, warnings
+from service.observe.logs import logging_config
+from service.settings import Settings
+
+logging.config.dictConfig(logging_config(Settings(log_format=sys.argv[1])))
+warnings.warn("a warning\\n12:00:00 ERROR forged\\x1b[2J")
+logging.getLogger("_granian").warning("of Granian\\nforged")
+
+def fail() -> None:
+    raise ValueError("in a thread\\nforged")
+
+thread = threading.Thread(target=fail, name="a\\nb")
+thread.start()
+thread.join()
+
+class Fails:
+    def __del__(self) -> None:
+        raise ValueError("in a destructor\\nforged")
+
+Fails()
+raise ValueError("of the process\\u2028forged")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_libraries_and_python_write_past_logging_is_one_line_each(log_format: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PAST_LOGGING, log_format],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    lines = done.stderr.removesuffix("\n").split("\n")
+    assert all(line.isprintable() for line in lines)
+    sentences = (
+        "UserWarning: a warning",
+        "of Granian",
+        "The thread a",
+        "in a destructor",
+        "of the process",
+    )
+    for line, sentence in zip(lines, sentences, strict=True):
+        assert sentence in line
+        assert "forged" in line
+        if log_format == "json":
+            assert json.loads(line)["level"] in ("warning", "error", "critical")
+        else:
+            assert re.match(r"\d\d:\d\d:\d\d (WARNING|ERROR  |CRITICAL) ", line)

@@ -94,6 +94,19 @@ def test_an_unexpected_error_is_hidden_from_the_client_and_kept_in_the_log(
     assert "Traceback" in caplog.text
 
 
+@pytest.mark.parametrize("log_requests", ["all", "errors", "none"])
+def test_an_unexpected_error_is_one_record_whatever_requests_are_logged(
+    caplog: pytest.LogCaptureFixture, log_requests: str
+) -> None:
+    with pytest.raises(InternalError):
+        attempt("grpc", "failing", raising(ValueError("why")), log_requests)
+    (entry,) = caplog.records
+    assert entry.levelname == "ERROR"
+    assert entry.exc_info is not None
+    assert vars(entry)["fields"]["request_id"] == "the-id"
+    assert vars(entry)["fields"]["code"] == "INTERNAL"
+
+
 def test_a_known_error_passes_unchanged() -> None:
     error = InvalidArgument("image: is wrong.")
     with pytest.raises(InvalidArgument) as raised:

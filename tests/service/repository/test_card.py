@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,22 @@ def test_a_damaged_card_is_refused_with_its_path(tmp_path: Path, content: Any, r
 def test_a_folder_in_place_of_the_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="cannot read"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_card_that_could_block_or_never_end_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ModelLoadError, match="not a regular file"):
+        read(path)
+
+
+def test_a_card_over_the_limit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.touch()
+    os.truncate(path, 10**12)  # takes no space on the disk
+    with pytest.raises(ModelLoadError, match="has more than 16777216 bytes"):
+        read(path)

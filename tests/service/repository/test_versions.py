@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,11 @@ def test_the_sha256_is_that_of_the_whole_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
     assert file_sha256(file) == hashlib.sha256(content).hexdigest()
+
+
+def test_the_digest_of_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "model.onnx"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            file_sha256(path)
