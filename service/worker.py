@@ -258,8 +258,10 @@ class Worker:
         log.error("Cannot start: %s.", reason)
         self._lifecycle.startup_failed.set()
         os.kill(os.getppid(), signal.SIGTERM)
-        while True:  # until SIGTERM; signal.pause() misses one that comes just before it
+        # Not until SIGTERM comes: its handler may wait for the event loop, which no longer runs.
+        while not self._lifecycle.stopping.value:
             time.sleep(0.05)
+        os._exit(1)
 
 
 def flask_app() -> flask.Flask:

@@ -75,6 +75,9 @@ class HttpApp:
             response = json_response({"error": error.message}, error.http_status)
             if isinstance(error, Overloaded):
                 response.headers.append(("retry-after", str(error.retry_after_s)))
+            # compress_min_bytes holds for errors too.
+            if route.compress and len(response.body) >= self._compression.min_bytes:
+                response = await self._compression.encode(request, response)
         response.headers.append(("x-request-id", request_id))
         return response
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -206,6 +207,26 @@ def test_a_port_in_use_is_refused_at_start(server: Server) -> None:
     status, error = serve("--grpc-port", str(server.grpc_port), "--http-port", "18123")
     assert status == 2
     assert "grpc_port" in error
+
+
+def test_a_grpc_port_taken_after_the_check_stops_the_server_at_once() -> None:
+    http_port, grpc_port = free_ports(2)
+    unchecked = (
+        "import sys; from service import cli, supervisor; "
+        "supervisor.check_ports_free = lambda settings: None; sys.exit(cli.main())"
+    )
+    with socket.create_server(("127.0.0.1", grpc_port)):
+        ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+        run = subprocess.run(
+            [sys.executable, "-c", unchecked, *ports, "--models", str(SHIPPED_MODELS)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert run.returncode == 1
+    assert "Cannot start" in run.stderr
+    assert "Killing worker" not in run.stderr
 
 
 def test_a_missing_repository_is_refused_at_start() -> None:

@@ -77,11 +77,15 @@ class Http2Server:
         """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
         if self._server is not None:
             self._server.close()
-        for connection in list(self._connections):
-            connection.stop()
-        end = asyncio.get_running_loop().time() + timeout
-        while self._connections and asyncio.get_running_loop().time() < end:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while True:
+            # Again in every turn: one that was accepted just before `close` is made after it.
+            for connection in list(self._connections):
+                connection.stop()
             await asyncio.sleep(0.01)
+            if not self._connections or loop.time() >= end:
+                break
         for connection in list(self._connections):
             connection.abort()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -111,6 +112,22 @@ def test_what_a_handler_raises_becomes_an_answer(
         headers = dict(response.headers)
         assert headers["x-request-id"] == "it-is-me"
         assert ("retry-after" in headers) == isinstance(error, Overloaded)
+
+    with_app(tmp_path, scenario)
+
+
+def test_a_long_error_is_compressed_like_any_other_answer(tmp_path: Path) -> None:
+    async def handler(request: HttpRequest) -> HttpResponse:
+        raise InvalidArgument("é" * 1000)  # two bytes each
+
+    async def scenario(app: HttpApp) -> None:
+        match = Match(ROUTES[0], handler, {})
+        response = await app.answer(request("POST", "/", accept_encoding="gzip"), match)
+        assert response is not None
+        assert response.status == 400
+        headers = dict(response.headers)
+        assert (headers["content-encoding"], headers["vary"]) == ("gzip", "accept-encoding")
+        assert "éé" in json.loads(gzip.decompress(response.body))["error"]
 
     with_app(tmp_path, scenario)
 

@@ -11,7 +11,8 @@ import pytest
 from service.core.errors import InternalError, NotFound, Unavailable
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import Limits
-from service.grpc.http2.listener import Http2Protocol
+from service.grpc.http2.listener import Http2Protocol, Http2Server
+from service.settings import Settings
 from tests.service.grpc.http2.client import (
     LIMITS,
     RPCS,
@@ -347,3 +348,21 @@ async def test_stopping_waits_for_the_answer() -> None:
     await turns()
     assert answer(peer.transport.output, 1)[1] == message(b"last")
     assert peer.transport.actions == ["write_eof"]
+
+
+@in_loop
+async def test_a_connection_that_is_made_during_a_stop_is_stopped_too() -> None:
+    calls: Any = Calls(echo)
+    server = Http2Server(RPCS, calls, Settings())
+    stopping = asyncio.ensure_future(server.stop(timeout=60.0))
+    await asyncio.sleep(0)
+    transport = Transport()
+    connection = server._protocol()  # by asyncio, for a client accepted before the stop
+    connection.connection_made(transport)
+    async with asyncio.timeout(5.0):
+        while not transport.actions:
+            await asyncio.sleep(0)
+        connection.connection_lost(None)
+        await stopping
+    assert goaway(transport.output) == (frames.NO_ERROR, "the server is stopping")
+    assert transport.actions == ["write_eof"]
