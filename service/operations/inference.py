@@ -40,7 +40,7 @@ INLINE_BYTES = 64 * 1024
 
 
 class ModelMetadata(NamedTuple):
-    """The protocol's metadata of a model, and the execution provider that runs it."""
+    """The protocol's metadata of a model, the execution provider that runs it, and its batching."""
 
     name: str
     versions: list[str]
@@ -49,6 +49,7 @@ class ModelMetadata(NamedTuple):
     outputs: tuple[TensorSpec, ...]
     provider: str
     fallback: str
+    batching: str
 
 
 class Readiness(NamedTuple):
@@ -159,6 +160,7 @@ class Inference:
             outputs=session.outputs,
             provider=session.provider,
             fallback=session.fallback,
+            batching=session.batching.reason,
         )
 
     def extensions(self) -> list[str]:

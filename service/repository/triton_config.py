@@ -1,0 +1,50 @@
+"""Reads config.pbtxt, Triton's configuration of a model, from the model's folder.
+
+Of its fields only `max_batch_size` has an effect here; the others must be well-formed.
+
+Source: Triton's "Model Configuration"; proto/inference/model_config.proto.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from service.core.errors import ModelLoadError
+
+CONFIG_FILE = "config.pbtxt"
+_ABSENT = -(1 << 31)
+
+
+def read_max_batch_size(path: Path) -> int | None:
+    """`max_batch_size` of a config.pbtxt; None without the field or without the file.
+
+    0 says that requests must neither be joined nor split. Raises ModelLoadError for a file that is
+    malformed or has a field that Triton's configuration lacks.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"cannot read {path}: {error}") from error
+    # Not at the top: tests hold tritonclient's messages, and a process has room for one definition
+    # of them.
+    from service.stubs.inference.model_config_pb2 import ModelConfig
+
+    # The field has no presence in proto3. So the text is parsed strictly first, and then merged
+    # into a message with a value of its own, which an absent field leaves as it is.
+    config = ModelConfig(max_batch_size=_ABSENT)
+    try:
+        text_format.Parse(text, ModelConfig())
+        text_format.Merge(text, config)
+    except text_format.ParseError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelLoadError(f"{path} is not a valid model configuration: {reason}") from error
+    size = config.max_batch_size
+    if size == _ABSENT:
+        return None
+    if size < 0:
+        raise ModelLoadError(f"{path}: max_batch_size must be 0 or more")
+    return size
