@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from threading import Timer
 from typing import NamedTuple
@@ -52,9 +53,13 @@ _EXTRA_ROWS, _EXTRA_SECONDS = 1024, 2.0
 _FATAL = 4  # ONNX Runtime's log severity: random inputs may well fail
 
 _SMALL_SIZES = (2, 3, 7)
-_FLOATS = {"FP64": 1e308, "FP32": 3e38, "FP16": 6e4, BF16: 3e38}  # close to the largest numbers
+_KINDS = ("unit", "small", "scales", "extreme", "alike", "zeros")  # see random_rows
+_MAIN_KINDS = ("small", "scales", "extreme")
+# Magnitudes of an extreme row. Sums of a few such numbers are still finite: whether one overflows
+# can depend on the order of the sum.
+_FLOATS = {"FP64": 1e305, "FP32": 1e36, "FP16": 1e4, BF16: 1e36}
 _TEXTS = ("", "a", "b", "c", "0", "1", "2", "-1.5", "yes", "no", "é", "two words")
-# Guesses of an inner size that is open; the first one that the model accepts is used.
+# Guesses of an inner size that is open; the first two that the model accepts are used in turn.
 _INNER_SIZES = (5, 8, 32, 64, 224)
 _RANDOM = {
     "Bernoulli",
@@ -108,11 +113,13 @@ def verify(path: Path, max_rows: int, clock: Callable[[], float] = time.monotoni
     rows = min(max_rows, _ROWS)
     try:
         largest = _Check(path, rows, run_options, clock).largest()
+    except _FixedRows as reason:  # a declaration would not help
+        return Batching(False, f"off: {reason}")
     except _Doubt as doubt:
         return Batching(False, f"off: {doubt}{_ADVICE}")
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        reason = " ".join(str(error).split())[:200]
-        return Batching(False, f"off: verification failed ({reason}){_ADVICE}")
+        text = " ".join(str(error).split())[:200]
+        return Batching(False, f"off: verification failed ({text}){_ADVICE}")
     finally:
         timer.cancel()
     rows = min(max_rows, largest)
@@ -124,6 +131,10 @@ def fixed_rows(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> s
     fixed = (spec.name for spec in (*inputs, *outputs) if spec.shape[:1] != (-1,))
     name = next(fixed, None)
     return "" if name is None else f"the first dimension of '{name}' is not open"
+
+
+class _FixedRows(Exception):
+    """Which tensor has no open first dimension."""
 
 
 class _Traced(NamedTuple):
@@ -176,7 +187,7 @@ class _Check:
         if not self._inputs or not self._outputs:
             raise _Doubt("it has no inputs or no outputs")
         if closed := fixed_rows(self._inputs, self._outputs):
-            raise _Doubt(closed)
+            raise _FixedRows(closed)
         shapes = [node.shape for node in plain.get_inputs()]
         names = {shape[0] for shape in shapes if isinstance(shape[0], str)}
         if len(names) > 1:
@@ -191,7 +202,9 @@ class _Check:
         self._session = ort.InferenceSession(
             onnx_graph.with_outputs(content, inner), options, providers=providers
         )
-        self._all_names = output_names + inner
+        # In the order of the graph: the first value that mixes rows shows the node that does it.
+        constant = [name for name in output_names if name not in self._traced.nodes]
+        self._names = [*self._traced.nodes, *constant]
         self._datatypes = {
             node.name: spec_of(node).datatype for node in self._session.get_outputs()
         }
@@ -199,15 +212,18 @@ class _Check:
             *self._datatypes.values(),
             *(spec.datatype for spec in self._inputs),
         }
-        self._names = self._all_names
-        self._inner_size = self._accepted_inner_size()
+        self._inner_sizes = self._accepted_inner_sizes()
         self._layouts: dict[str, set[_Layout]] = {}
-        self._by_size: dict[str, dict[int, Array]] = {}
+        # Value -> inner size and number of rows -> its contents, if only sizes decide on them.
+        self._by_size: dict[str, dict[tuple[int, int], Array]] = {}
 
     def largest(self) -> int:
         """Run all trials. Returns the largest number of rows of a run; raises _Doubt."""
         start = self._clock()
-        one = self._run(self._sample(1, "unit")) or self._run(self._sample(1, "small"))
+        inner = self._inner_sizes[-1]
+        one = self._run(self._sample(1, "unit", inner)) or self._run(
+            self._sample(1, "small", inner)
+        )
         if one is None:
             raise _Doubt("it fails on random inputs")
         if self._clock() - start > _SLOW_RUN_S:
@@ -217,33 +233,36 @@ class _Check:
             raise _Doubt("its values are too large to be verified when it is loaded")
 
         for size in _SMALL_SIZES:
-            self._trials(size, ("unit", "small", "scales", "extreme", "alike", "zeros"))
+            self._trials(size, _KINDS)
         self._check_sizes()
         # Larger sizes, by the outputs alone.
         self._names = [spec.name for spec in self._outputs]
         for size in (16, self._rows + 1):
-            self._trials(size, ("scales", "extreme"))
+            self._trials(size, _MAIN_KINDS)
         # Beyond that, as far as a little time and memory suffice.
         end = self._clock() + _EXTRA_SECONDS
         while size < _EXTRA_ROWS and row_bytes * 2 * size <= _VALUE_BYTES:
             start = self._clock()
-            self._trials(2 * size, ("scales", "extreme"))
+            self._trials(2 * size, _MAIN_KINDS)
             size *= 2
             if 3 * self._clock() - 2 * start > end:
                 break
         return size
 
     def _trials(self, size: int, kinds: Sequence[str]) -> None:
-        accepted = [self._trial(size, kind) for kind in kinds]
+        accepted = [
+            self._trial(size, kind, inner)
+            for kind, inner in zip(kinds, cycle(self._inner_sizes), strict=False)
+        ]
         if not any(accepted):
             raise _Doubt(f"it fails on {size} random rows")
 
-    def _trial(self, size: int, kind: str) -> bool:
+    def _trial(self, size: int, kind: str, inner: int) -> bool:
         """Compare one random batch with its rows in other company.
 
         Returns False if the model refuses the batch and also one of its rows. Raises _Doubt.
         """
-        inputs = self._sample(size, kind)
+        inputs = self._sample(size, kind, inner)
         joined = self._run(inputs)
         if joined is None:
             if all(self._run(_take(inputs, [row])) is not None for row in range(size)):
@@ -258,10 +277,12 @@ class _Check:
             values = self._run(_take(inputs, rows))
             if values is None:
                 raise _Doubt(f"it fails on a part of {size} rows that it accepts")
-            self._compare(joined, size, values, rows)
+            self._compare(joined, size, values, rows, inner)
         return True
 
-    def _compare(self, joined: Values, size: int, values: Values, rows: Sequence[int]) -> None:
+    def _compare(
+        self, joined: Values, size: int, values: Values, rows: Sequence[int], inner: int
+    ) -> None:
         """Check that values of these rows are those of the joined run of `size` rows."""
         for name, whole, part in zip(self._names, joined, values, strict=True):
             if not isinstance(whole, np.ndarray) or not isinstance(part, np.ndarray):
@@ -269,7 +290,7 @@ class _Check:
             is_output = any(spec.name == name for spec in self._outputs)
             if name in self._traced.sizes:
                 for number, value in ((size, whole), (len(rows), part)):
-                    same = self._by_size.setdefault(name, {}).setdefault(number, value)
+                    same = self._by_size.setdefault(name, {}).setdefault((inner, number), value)
                     if same.shape != value.shape or not np.array_equal(same, value):
                         raise _Doubt(f"the node {self._op(name)} gives {name} at random")
             layouts = self._layouts.get(name)
@@ -291,8 +312,12 @@ class _Check:
     def _check_sizes(self) -> None:
         """Check that numbers of rows are used for shapes only. Raises _Doubt."""
         for name in self._traced.sizes:
-            first, *others = self._by_size[name].values()
-            if self._layouts[name] or all(np.array_equal(first, value) for value in others):
+            by_size = self._by_size[name]
+            varies = any(
+                not np.array_equal(value, by_size[inner, 1])
+                for (inner, _), value in by_size.items()
+            )
+            if self._layouts[name] or not varies:
                 continue
             for node, place in self._traced.size_uses.get(name, ()):
                 places = _SHAPE_NODES.get(node.op, ())
@@ -318,18 +343,21 @@ class _Check:
                 raise _Doubt(f"it was not verified within {_SECONDS:.0f} s") from None
             return None
 
-    def _accepted_inner_size(self) -> int:
+    def _accepted_inner_sizes(self) -> list[int]:
         if all(-1 not in spec.shape[1:] for spec in self._inputs):
-            return 0
-        for size in _INNER_SIZES:
-            self._inner_size = size
-            if any(self._run(self._sample(2, kind)) is not None for kind in ("unit", "small")):
-                return size
-        raise _Doubt("no inner size that was tried fits its open dimensions")
+            return [0]
+        accepted = []
+        for inner in _INNER_SIZES:
+            samples = (self._sample(2, kind, inner) for kind in ("unit", "small"))
+            if any(self._run(sample) is not None for sample in samples):
+                accepted.append(inner)
+        if not accepted:
+            raise _Doubt("no inner size that was tried fits its open dimensions")
+        return accepted[:2]
 
-    def _sample(self, size: int, kind: str) -> Values:
+    def _sample(self, size: int, kind: str, inner: int) -> Values:
         return [
-            random_rows(self._rng, spec, size, kind, self._inner_size, self._largest_int)
+            random_rows(self._rng, spec, size, kind, inner, self._largest_int)
             for spec in self._inputs
         ]
 
@@ -424,18 +452,23 @@ def _take(inputs: Values, rows: Sequence[int]) -> Values:
 def _trace(graph: onnx_graph.Graph, inputs: set[str]) -> _Traced:
     contents, sizes = set(inputs), set[str]()
     nodes: dict[str, onnx_graph.Node] = {}
+    known = -1
+    while known != len(nodes):  # ONNX Runtime accepts nodes in any order
+        known = len(nodes)
+        for node in graph.nodes:
+            outputs = [name for name in node.outputs if name]
+            depends = not contents.isdisjoint(node.inputs)
+            if depends and node.op not in _SIZES:
+                contents.update(outputs)
+            elif depends or not sizes.isdisjoint(node.inputs):
+                sizes.update(outputs)
+            else:
+                continue
+            nodes.update(dict.fromkeys(outputs, node))
+    sizes -= contents
     size_uses: dict[str, list[tuple[onnx_graph.Node, int]]] = {}
     for node in graph.nodes:
         for place, name in enumerate(node.inputs):
             if name in sizes:
                 size_uses.setdefault(name, []).append((node, place))
-        outputs = [name for name in node.outputs if name]
-        depends = not contents.isdisjoint(node.inputs)
-        if depends and node.op not in _SIZES:
-            contents.update(outputs)
-        elif depends or not sizes.isdisjoint(node.inputs):
-            sizes.update(outputs)
-        else:
-            continue
-        nodes.update(dict.fromkeys(outputs, node))
     return _Traced(contents - inputs, sizes, nodes, size_uses)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.core.batching import BatchLimits
+from service.core.batching import Batching, BatchLimits
 from service.core.tensors import TensorSpec
 from service.repository.card import Card
 from service.repository.model_config import configuration
@@ -23,6 +23,7 @@ class FakeSession:
     def __init__(self, provider: str = CPU, batchable: bool = True) -> None:
         self.provider = provider
         self.batchable = batchable
+        self.batching = Batching(batchable, "a reason")
         rows = -1 if batchable else 5
         self.inputs = (TensorSpec("x", "FP32", (rows, 28, -1)),)
         self.outputs = (TensorSpec("y", "BYTES", (rows,)),)

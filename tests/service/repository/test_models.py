@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service.core.batching import Batcher, BatchLimits
+from service.core.batching import Batcher, Batching, BatchLimits
 from service.core.errors import (
     InvalidArgument,
     ModelLoadError,
@@ -34,6 +34,7 @@ class FakeSession:
     provider = "CPUExecutionProvider"
     fallback = ""
     batchable = True
+    batching = Batching(True, "a reason")
     inputs = outputs = ()
 
     def __init__(self, content: bytes) -> None:
@@ -49,7 +50,7 @@ class Fixture:
         self.loads: list[str] = []
         self.changes = 0
 
-    def load(self, path: Path, options: SessionOptions) -> Any:
+    def load(self, path: Path, options: SessionOptions, batching: Batching | None) -> Any:
         self.loads.append(f"{path.parts[-3]}/{path.parts[-2]}")
         content = path.read_bytes()
         if content.startswith(b"broken"):
