@@ -14,7 +14,6 @@ from google.protobuf import text_format
 from service.core.errors import ModelLoadError
 
 CONFIG_FILE = "config.pbtxt"
-_ABSENT = -(1 << 31)
 
 
 def read_max_batch_size(path: Path) -> int | None:
@@ -33,18 +32,16 @@ def read_max_batch_size(path: Path) -> int | None:
     # of them.
     from service.stubs.inference.model_config_pb2 import ModelConfig
 
-    # The field has no presence in proto3. So the text is parsed strictly first, and then merged
-    # into a message with a value of its own, which an absent field leaves as it is.
-    config = ModelConfig(max_batch_size=_ABSENT)
+    # The field has no presence in proto3, so 0 may be what the file says or what it leaves out.
+    # Merging tells them apart: an absent field leaves the 1 as it is.
+    config, merged = ModelConfig(), ModelConfig(max_batch_size=1)
     try:
-        text_format.Parse(text, ModelConfig())
-        text_format.Merge(text, config)
+        text_format.Parse(text, config)
+        text_format.Merge(text, merged)
     except text_format.ParseError as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelLoadError(f"{path} is not a valid model configuration: {reason}") from error
     size = config.max_batch_size
-    if size == _ABSENT:
-        return None
     if size < 0:
         raise ModelLoadError(f"{path}: max_batch_size must be 0 or more")
-    return size
+    return None if size != merged.max_batch_size else size

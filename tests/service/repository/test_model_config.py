@@ -53,6 +53,14 @@ def test_a_model_without_a_batch_has_whole_shapes_and_no_batching() -> None:
     assert "dynamic_batching" not in config
 
 
+def test_a_model_that_is_batched_up_to_a_size_says_so() -> None:
+    session = FakeSession()
+    session.batching = Batching(True, "declared in config.pbtxt", max_rows=5)
+    config = config_of(session)
+    assert config["max_batch_size"] == 5
+    assert config["parameters"]["batching"] == {"string_value": "declared in config.pbtxt"}
+
+
 @pytest.mark.parametrize(
     ("provider", "kind", "gpus"), [(CPU, "KIND_CPU", []), (CUDA, "KIND_GPU", [0])]
 )
