@@ -15,10 +15,10 @@ from service.core.datatypes import Buffer
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
-_GRAPH_NODE, _GRAPH_OUTPUT = 1, 12
+_GRAPH_NODE, _GRAPH_WEIGHT, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
-_VALUE_NAME = 1
+_VALUE_NAME, _WEIGHT_NAME = 1, 8
 
 
 class Node(NamedTuple):
@@ -34,20 +34,40 @@ class Node(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """The nodes of a model in topological order, and whether it defines functions of its own."""
+    """A model's nodes, and the names of its inputs (without weights) and outputs.
+
+    `has_functions` says whether it defines functions of its own.
+    """
 
     nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     has_functions: bool
 
 
 def read(model: Buffer) -> Graph:
     """The graph of a serialized ModelProto. Raises ValueError if it is malformed."""
-    nodes, has_functions = [], False
+    nodes: list[Node] = []
+    names: dict[int, list[str]] = {_GRAPH_WEIGHT: [], _GRAPH_INPUT: [], _GRAPH_OUTPUT: []}
+    has_functions = False
     for field, value in _fields(memoryview(model)):
         has_functions |= field == _MODEL_FUNCTIONS
-        if field == _MODEL_GRAPH:
-            nodes += [_node(node) for number, node in _fields(value) if number == _GRAPH_NODE]
-    return Graph(tuple(nodes), has_functions)
+        if field != _MODEL_GRAPH:
+            continue
+        for number, part in _fields(value):
+            if number == _GRAPH_NODE:
+                nodes.append(_node(part))
+            elif number in names:
+                key = _WEIGHT_NAME if number == _GRAPH_WEIGHT else _VALUE_NAME
+                names[number] += [str(name, "utf-8") for n, name in _fields(part) if n == key]
+    # Before version 4 of the format, weights were inputs as well.
+    weights = set(names[_GRAPH_WEIGHT])
+    return Graph(
+        nodes=tuple(nodes),
+        inputs=tuple(name for name in names[_GRAPH_INPUT] if name not in weights),
+        outputs=tuple(names[_GRAPH_OUTPUT]),
+        has_functions=has_functions,
+    )
 
 
 def with_outputs(model: bytes, names: Iterable[str]) -> bytes:

@@ -33,7 +33,9 @@ def test_nodes_are_those_that_the_package_onnx_reads(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     for _ in range(30):
         random_model(rng, MIXING, path)
-        assert onnx_graph.read(path.read_bytes()).nodes == expected(onnx.load(path))
+        graph = onnx_graph.read(path.read_bytes())
+        assert graph.nodes == expected(onnx.load(path))
+        assert (graph.inputs, graph.outputs) == (("x",), ("y",))
     assert onnx_graph.read(SHIPPED.read_bytes()).nodes == expected(onnx.load(SHIPPED))
 
 
@@ -54,6 +56,16 @@ def test_a_node_with_a_graph_of_its_own_and_a_function_are_noticed() -> None:
     assert not graph.has_functions
     extended = helper.make_model(helper.make_graph(nodes, "g", [], []), functions=[function])
     assert onnx_graph.read(extended.SerializeToString()).has_functions
+
+
+def test_weights_among_the_inputs_are_no_inputs() -> None:
+    value = helper.make_tensor_value_info
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1], [2.0])
+    nodes = [helper.make_node("Mul", ["x", "w"], ["y"])]
+    inputs = [value("x", TensorProto.FLOAT, ["n"]), value("w", TensorProto.FLOAT, [1])]
+    outputs = [value("y", TensorProto.FLOAT, ["n"])]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, [weight]))
+    assert onnx_graph.read(model.SerializeToString()).inputs == ("x",)
 
 
 def test_added_outputs_are_values_inside_the_graph() -> None:

@@ -353,7 +353,7 @@ def test_a_model_that_is_too_slow_or_too_large_is_not_verified(
 def test_a_run_that_outlasts_the_time_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A net of many layers, of which the time allows no single run."""
+    """A net of 400 layers whose run takes longer than the time for verification."""
     size = 1500
     layers = [node("MatMul", [f"h{i}", "w"], [f"h{i + 1}"]) for i in range(400)]
     path = write(
