@@ -177,6 +177,8 @@ class _Check:
         options.log_severity_level = _FATAL
         options.enable_cpu_mem_arena = False  # gives the memory of these runs back
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Prepacking copies the weights of each node, seconds and gigabytes for a large model.
+        options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(path.parent)
         )
