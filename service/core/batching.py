@@ -40,7 +40,8 @@ class Runnable(Protocol):
 class Batching(NamedTuple):
     """Whether rows may be joined into batches and split into parts, and who says so.
 
-    `reason` is what metadata and the log say: `declared ...`, `verified ...` or `off: ...`.
+    `reason` is what metadata and the log say: `declared ...`, `verified ...` or `off: ...`;
+    `declared` is false for what the server found out by itself.
     `max_rows` is the largest batch and the largest part; a request of more than `max_split` rows
     runs whole.
     """
@@ -49,6 +50,7 @@ class Batching(NamedTuple):
     reason: str
     max_rows: int = sys.maxsize
     max_split: int = sys.maxsize
+    declared: bool = True
 
 
 class BatchLimits(NamedTuple):

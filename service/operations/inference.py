@@ -88,7 +88,7 @@ class Inference:
             arrays = await loop.run_in_executor(None, _arrays, served, inputs)
         else:
             arrays = _arrays(served, inputs)
-        rows = arrays[0].shape[0] if served.session.batchable else 1
+        rows = arrays[0].shape[0] if served.session.has_rows else 1
         if len(arrays) > 1 and served.session.batchable and {len(a) for a in arrays} != {rows}:
             raise InvalidArgument("The inputs have different batch sizes.")
         if timeout is None:
@@ -140,7 +140,7 @@ class Inference:
         tensor = Tensor(spec.name, spec.datatype, array)
         if requested.top_classes:
             labels = served.card.labels if served.card.kind(spec.name) else ()
-            tensor = classes(tensor, requested.top_classes, labels, served.session.batchable)
+            tensor = classes(tensor, requested.top_classes, labels, served.session.has_rows)
         if requested.region is None:
             return OutputTensor(*tensor)
         field = f"Output '{spec.name}'"

@@ -113,17 +113,18 @@ def verify(path: Path, max_rows: int, clock: Callable[[], float] = time.monotoni
     rows = min(max_rows, _ROWS)
     try:
         largest = _Check(path, rows, run_options, clock).largest()
-    except _FixedRows as reason:  # a declaration would not help
-        return Batching(False, f"off: {reason}")
+    except _FixedRows as fixed:  # a declaration would not help
+        return Batching(False, f"off: {fixed}", declared=False)
     except _Doubt as doubt:
-        return Batching(False, f"off: {doubt}{_ADVICE}")
+        return Batching(False, f"off: {doubt}{_ADVICE}", declared=False)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         text = " ".join(str(error).split())[:200]
-        return Batching(False, f"off: verification failed ({text}){_ADVICE}")
+        return Batching(False, f"off: verification failed ({text}){_ADVICE}", declared=False)
     finally:
         timer.cancel()
     rows = min(max_rows, largest)
-    return Batching(True, f"verified for up to {rows} rows", max_rows=rows, max_split=largest)
+    reason = f"verified for up to {rows} rows"
+    return Batching(True, reason, max_rows=rows, max_split=largest, declared=False)
 
 
 def fixed_rows(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:

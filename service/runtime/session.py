@@ -68,7 +68,9 @@ class Session:
     Attributes: `inputs` and `outputs` in the model's order; `provider`, the execution provider in
     use, and `fallback`, why it is not CUDA (empty if CUDA runs or was not requested); `batching`,
     whether the rows of several requests may be joined along dimension 0, and those of one request
-    run in parts; `batchable`, the same as one word.
+    run in parts; `batchable`, the same as one word; `has_rows`, whether dimension 0 counts rows
+    (images) in statistics, limits and answers. The rows of a model that is not batched count as
+    well, unless it is declared so: then, as in Triton, a request is one.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Session:
             batching = Batching(False, f"off: {fixed_rows}")
         self.batching = batching
         self.batchable = batching.allowed
+        self.has_rows = not fixed_rows and (batching.allowed or not batching.declared)
         max_rows = min(max_rows, batching.max_rows)
         self._fixed: FixedBatches | None = None
         # Chosen once. It has no reference to this object: such a cycle would keep the session's
@@ -127,9 +130,14 @@ class Session:
     def _warm_up(self) -> tuple[float, float]:
         """Seconds per run, and seconds per row."""
         one = self._time(1)
-        if not self.batchable:
+        if not self.has_rows:
             return one, 0.0
-        many = self._time(_WARM_UP_ROWS)
+        try:
+            many = self._time(_WARM_UP_ROWS)
+        except Exception:  # ONNX Runtime's exceptions share no base class
+            if self.batchable:
+                raise
+            return one, 0.0
         per_row = max(0.0, (many - one) / (_WARM_UP_ROWS - 1))
         return max(0.0, one - per_row), per_row
 

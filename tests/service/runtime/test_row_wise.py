@@ -392,8 +392,23 @@ def test_what_is_declared_is_not_verified(tmp_path: Path) -> None:
     declared = Batching(True, "declared", max_rows=3)
     session = load(path, SessionOptions("cpu"), declared)
     assert session.batching is declared
-    off = Batching(False, "off: declared")
-    assert not load(path, SessionOptions("cpu"), off).batchable
+    assert (session.batchable, session.has_rows) == (True, True)
+    session = load(path, SessionOptions("cpu"), Batching(False, "off: declared"))
+    assert (session.batchable, session.has_rows) == (False, False)
+
+
+def test_rows_of_an_undeclared_model_count_although_it_is_not_batched(tmp_path: Path) -> None:
+    path = write(tmp_path, [node("Softmax", ["x"], ["y"], axis=0)])
+    session = load(path, SessionOptions("cpu"))
+    assert (session.batchable, session.has_rows) == (False, True)
+
+
+def test_a_model_that_is_not_batched_may_refuse_the_rows_of_the_warm_up(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], ["y"])]
+    path = write(tmp_path, nodes, [("x", FLOAT, ["n", "m"]), ("w", FLOAT, ["m", 2])])
+    session = load(path, SessionOptions("cpu"))
+    x, w = np.ones((3, 5), np.float32), np.ones((5, 2), np.float32)
+    assert session.run([x, w])[0].tolist() == [[5, 5]] * 3
 
 
 def test_fixed_rows_names_the_first_such_tensor() -> None:
