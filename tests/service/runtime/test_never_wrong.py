@@ -33,7 +33,7 @@ def served_answers(session: Session, requests: list[Array]) -> list[Array]:
 
     async def main(executor: ThreadPoolExecutor) -> list[Array]:
         batcher = Batcher(session, LIMITS.within(session.batching), executor)
-        rows = [len(x) if session.batchable else 1 for x in requests]
+        rows = [len(x) if session.has_rows else 1 for x in requests]
         futures = [batcher.submit([x], n) for x, n in zip(requests, rows, strict=True)]
         return [outputs[0] for outputs in await asyncio.gather(*futures)]
 
