@@ -12,8 +12,10 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from service.core.errors import ModelLoadError
+from service.repository.versions import open_regular
 
 CONFIG_FILE = "config.pbtxt"
+_MAX_BYTES = 1 << 20  # the parser is slow, and Triton's files are small
 
 
 def read_max_batch_size(path: Path) -> int | None:
@@ -23,11 +25,15 @@ def read_max_batch_size(path: Path) -> int | None:
     malformed or has a field that Triton's configuration lacks.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            content = file.read(_MAX_BYTES + 1)
+        text = content.decode()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
+    if len(content) > _MAX_BYTES:
+        raise ModelLoadError(f"{path} has more than {_MAX_BYTES} bytes")
     # Not at the top: tests hold tritonclient's messages, and a process has room for one definition
     # of them.
     from service.stubs.inference.model_config_pb2 import ModelConfig

@@ -7,6 +7,7 @@ package.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,7 @@ def test_max_batch_size_is_read_and_an_absent_one_is_not_zero(tmp_path: Path) ->
         ("input { data_type: TYPE_FP31 }", "TYPE_FP31"),
         ("input [ { name: 'x' }", "Expected"),
         (b"\xff\xfe", "cannot read"),
+        (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
         (b"\x00", "valid model configuration"),
         ('{"max_batch_size": 4}', "valid model configuration"),
         ("dynamic_batching { } sequence_batching { }", "scheduling_choice"),
@@ -199,15 +201,18 @@ def test_a_repository_as_triton_has_it_is_served_as_it_says(tmp_path: Path) -> N
     assert "config.pbtxt is not a valid model configuration" in failures["damaged/1"]
 
 
-def test_a_missing_file_declares_nothing_and_a_folder_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_declares_nothing_and_a_folder_or_pipe_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     done = subprocess.run(
         [sys.executable, "-c", READ],
-        input=json.dumps([str(tmp_path / "none"), str(tmp_path / "folder")]),
+        input=json.dumps([str(tmp_path / name) for name in ("none", "folder", "pipe")]),
         text=True,
         capture_output=True,
         check=True,
+        timeout=60,
     )
-    missing, folder = json.loads(done.stdout)
+    missing, folder, pipe = json.loads(done.stdout)
     assert missing is None
     assert "cannot read" in folder
+    assert "not a regular file" in pipe
