@@ -24,7 +24,7 @@ from tests.service.runtime.random_graphs import MIXING, RANDOM, Graph, random_mo
 GRAPHS = 25  # per seed
 SEEDS = range(6)
 # Small, so that many requests of few rows are joined, and longer ones split.
-LIMITS = BatchLimits(max_batch_size=16)
+LIMITS = BatchLimits(max_batch_size=16, max_queue=1 << 20)
 KINDS = ("unit", "small", "scales", "extreme", "alike")
 
 
