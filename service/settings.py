@@ -95,8 +95,8 @@ class Settings:
 
     max_batch_size: int = _setting(
         64,
-        "largest batch formed from queued requests, in images; a larger request is split into "
-        "parts of this size, or of 64 if that is more",
+        "largest batch formed from queued requests, in images; a larger request to a row-wise "
+        "model is split into parts of this size, or of 64 if that is more",
         low=1,
         high=65_536,
     )

@@ -71,7 +71,8 @@ class Service:
         )
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
-            return Batcher(session, limits, self.executor, ModelMetrics(name, version))
+            within = limits.within(session.batching)
+            return Batcher(session, within, self.executor, ModelMetrics(name, version))
 
         self.repository = Repository(
             settings.models,

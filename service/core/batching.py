@@ -11,6 +11,7 @@ requests runs again alone, because one bad request must not fail the others.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -36,6 +37,22 @@ class Runnable(Protocol):
         """Estimate how long a run of this many rows takes."""
 
 
+class Batching(NamedTuple):
+    """Whether rows may be joined into batches and split into parts, and who says so.
+
+    `reason` is what metadata and the log say: `declared ...`, `verified ...` or `off: ...`;
+    `declared` is false for what the server found out by itself.
+    `max_rows` is the largest batch and the largest part; a request of more than `max_split` rows
+    runs whole.
+    """
+
+    allowed: bool
+    reason: str
+    max_rows: int = sys.maxsize
+    max_split: int = sys.maxsize
+    declared: bool = True
+
+
 class BatchLimits(NamedTuple):
     """The settings of a batcher; times in seconds, sizes in rows (images)."""
 
@@ -43,6 +60,10 @@ class BatchLimits(NamedTuple):
     max_queue: int = 4096
     max_delay_s: float = 0.0
     inline_budget_s: float = 0.001
+
+    def within(self, batching: Batching) -> BatchLimits:
+        """These limits for a model that may be batched only so far."""
+        return self._replace(max_batch_size=min(self.max_batch_size, batching.max_rows))
 
 
 class _Queued(NamedTuple):

@@ -42,7 +42,10 @@ async def server_metadata(inference: Inference, request: HttpRequest) -> HttpRes
 async def model_metadata(
     inference: Inference, request: HttpRequest, model: str, version: str = ""
 ) -> HttpResponse:
-    """GET v2/models/{model}[/versions/{version}]; `parameters` name the execution provider."""
+    """GET v2/models/{model}[/versions/{version}].
+
+    `parameters` say which execution provider runs the model, and whether requests are batched.
+    """
     metadata = inference.model_metadata(model, version)
     return json_response(
         {
@@ -54,6 +57,7 @@ async def model_metadata(
             "parameters": {
                 "execution_provider": metadata.provider,
                 "execution_provider_fallback": metadata.fallback,
+                "batching": metadata.batching,
             },
         }
     )

@@ -40,7 +40,7 @@ INLINE_BYTES = 64 * 1024
 
 
 class ModelMetadata(NamedTuple):
-    """The protocol's metadata of a model, and the execution provider that runs it."""
+    """The protocol's metadata of a model, the execution provider that runs it, and its batching."""
 
     name: str
     versions: list[str]
@@ -49,6 +49,7 @@ class ModelMetadata(NamedTuple):
     outputs: tuple[TensorSpec, ...]
     provider: str
     fallback: str
+    batching: str
 
 
 class Readiness(NamedTuple):
@@ -87,7 +88,7 @@ class Inference:
             arrays = await loop.run_in_executor(None, _arrays, served, inputs)
         else:
             arrays = _arrays(served, inputs)
-        rows = arrays[0].shape[0] if served.session.batchable else 1
+        rows = arrays[0].shape[0] if served.session.has_rows else 1
         if len(arrays) > 1 and served.session.batchable and {len(a) for a in arrays} != {rows}:
             raise InvalidArgument("The inputs have different batch sizes.")
         if timeout is None:
@@ -139,7 +140,7 @@ class Inference:
         tensor = Tensor(spec.name, spec.datatype, array)
         if requested.top_classes:
             labels = served.card.labels if served.card.kind(spec.name) else ()
-            tensor = classes(tensor, requested.top_classes, labels, served.session.batchable)
+            tensor = classes(tensor, requested.top_classes, labels, served.session.has_rows)
         if requested.region is None:
             return OutputTensor(*tensor)
         field = f"Output '{spec.name}'"
@@ -159,6 +160,7 @@ class Inference:
             outputs=session.outputs,
             provider=session.provider,
             fallback=session.fallback,
+            batching=session.batching.reason,
         )
 
     def extensions(self) -> list[str]:

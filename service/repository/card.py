@@ -20,12 +20,14 @@ class Card(NamedTuple):
 
     `sha256` of model.onnx, checked before loading; `output_kinds` says whether an output holds
     logits or probabilities, and an output with either word as its name needs no entry; `labels`
-    are the names of the classes.
+    are the names of the classes; `batching` says whether the model is row-wise, so that requests
+    may be joined and split; None leaves it open.
     """
 
     sha256: str = ""
     output_kinds: Mapping[str, str] = MappingProxyType({})
     labels: Sequence[str] = ()
+    batching: bool | None = None
 
     def kind(self, output: str) -> str:
         """`logits`, `probabilities`, or empty for an output of unknown kind."""
@@ -62,4 +64,7 @@ def read(path: Path) -> Card:
     labels = fields.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ModelLoadError(f"{path}: labels must be a list of strings")
-    return Card(sha256=sha256, output_kinds=kinds, labels=tuple(labels))
+    batching = fields.get("batching")
+    if "batching" in fields and not isinstance(batching, bool):
+        raise ModelLoadError(f"{path}: batching must be true or false")
+    return Card(sha256=sha256, output_kinds=kinds, labels=tuple(labels), batching=batching)

@@ -80,6 +80,7 @@ def configuration(
     `versions` is how many of its newest versions stay loaded, `workers` how many processes run it.
     """
     session = model.session
+    limits = limits.within(session.batching)
     is_cpu = session.provider == CPU
     config: ModelConfig = {
         "name": model.name,
@@ -101,6 +102,7 @@ def configuration(
         "parameters": {
             "execution_provider": {"string_value": session.provider},
             "sha256": {"string_value": model.sha256},
+            "batching": {"string_value": session.batching.reason},
         },
     }
     if session.batchable:

@@ -16,11 +16,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
-from service.core.batching import Batcher
+from service.core.batching import Batcher, Batching
 from service.core.digits import DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
 from service.repository.card import Card
 from service.repository.card import read as read_card
+from service.repository.triton_config import CONFIG_FILE, read_max_batch_size
 from service.repository.versions import (
     CARD_FILE,
     MODEL_FILE,
@@ -51,6 +52,22 @@ class ServedModel(NamedTuple):
     signature: Signature
     layout: DigitLayout | None
     layout_problem: str
+
+
+def declared_batching(card: Card, max_batch_size: int | None) -> Batching | None:
+    """What a card and config.pbtxt declare together; None if neither says anything.
+
+    Where they disagree, the one that forbids batching wins: that can only cost speed.
+    """
+    if card.batching is False:
+        overrules = f", which overrules {CONFIG_FILE}" if max_batch_size else ""
+        return Batching(False, f"off: declared in {CARD_FILE}{overrules}")
+    if max_batch_size == 0:
+        overrules = f", which overrules {CARD_FILE}" if card.batching else ""
+        return Batching(False, f"off: max_batch_size is 0 in {CONFIG_FILE}{overrules}")
+    if max_batch_size is not None:
+        return Batching(True, f"declared in {CONFIG_FILE}", max_rows=max_batch_size)
+    return Batching(True, f"declared in {CARD_FILE}") if card.batching else None
 
 
 class IndexEntry(NamedTuple):
@@ -100,6 +117,8 @@ class Repository:
         self._unloaded: AbstractSet[str] = frozenset()
         self._loads: dict[str, int] = {}
         self._has_refreshed = False
+        # Files of a version -> the result of their verification, which a reload need not repeat.
+        self._verified: dict[object, Batching] = {}
         self._refreshing = asyncio.Lock()
 
     def get(self, name: str, version: str = "") -> ServedModel:
@@ -253,6 +272,12 @@ class Repository:
                     log.info(
                         "Loaded %s version %s on %s.", name, model.version, model.session.provider
                     )
+                    log.info(
+                        "Batching of %s version %s: %s.",
+                        name,
+                        model.version,
+                        model.session.batching.reason,
+                    )
                     # The server reports a build without CUDA once, when it starts.
                     if model.session.fallback and cuda_is_built_in():
                         log.warning("%s runs without CUDA: %s.", name, model.session.fallback)
@@ -275,15 +300,25 @@ class Repository:
     def _load(self, version: VersionOnDisk) -> ServedModel:
         """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
         card = read_card(version.folder / CARD_FILE)
+        max_batch_size = read_max_batch_size(version.folder.parent / CONFIG_FILE)
         try:
             sha256 = file_sha256(version.folder / MODEL_FILE)
+            # Weights in files of their own are not in that hash.
+            beside = [f for f in version.folder.iterdir() if f.name not in (MODEL_FILE, CARD_FILE)]
+            status = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in beside)
         except OSError as error:
             raise ModelLoadError(f"cannot read {MODEL_FILE}: {error}") from error
         if card.sha256 and card.sha256 != sha256:
             raise ModelLoadError(
                 f"{MODEL_FILE} has SHA-256 {sha256}, but its card says {card.sha256}"
             )
-        session = load_session(version.folder / MODEL_FILE, self._options)
+        declared = declared_batching(card, max_batch_size)
+        files = (sha256, *status)
+        session = load_session(
+            version.folder / MODEL_FILE, self._options, declared or self._verified.get(files)
+        )
+        if declared is None:
+            self._verified[files] = session.batching
         layout, problem = None, ""
         try:
             kinds = [card.kind(output.name) for output in session.outputs]

@@ -26,7 +26,7 @@ import functools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 
 import onnxruntime as ort
@@ -86,7 +86,10 @@ class OnDevice:
             return outputs
 
     def run_with_ort_values(
-        self, names: Sequence[str], feed: dict[str, ort.OrtValue]
+        self,
+        names: Sequence[str],
+        feed: Mapping[str, ort.OrtValue],
+        options: ort.RunOptions | None = None,
     ) -> list[ort.OrtValue]:
         with DEVICE:
-            return list(self._owned[0].run_with_ort_values(names, feed))
+            return list(self._owned[0].run_with_ort_values(names, feed, options))

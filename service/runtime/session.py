@@ -7,7 +7,6 @@ provider is read back from the session, and a run proves that it works.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import time
 import traceback
@@ -15,17 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
+from service.core.batching import Batching
 from service.core.datatypes import BF16, BYTES, DTYPES, Array
 from service.core.errors import ModelLoadError, ProviderUnavailable
 from service.core.tensors import TensorSpec
-from service.runtime import cuda
+from service.runtime import cuda, row_wise
 from service.runtime.device import DEVICE, OnDevice, wait_for_releases
 from service.runtime.fixed_batches import FixedBatches, have_fixed_rows
+from service.runtime.ort_values import run_ort_values, spec_of
 
 log = logging.getLogger(__name__)
 
@@ -47,23 +48,6 @@ ROWS_OF_A_RUN = 64
 # of 64.
 ROWS_OF_A_RUN_ON_CUDA = 512
 
-# ONNX Runtime's name of a tensor's type -> the protocol's datatype.
-_DATATYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(float16)": "FP16",
-    "tensor(bfloat16)": BF16,
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": BYTES,
-    **{
-        f"tensor({sign}int{size})": f"{sign.upper()}INT{size}"
-        for sign in ("u", "")
-        for size in (8, 16, 32, 64)
-    },
-}
-_ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
-
-
 # All outputs for all inputs, both in the model's order.
 Run = Callable[[Sequence[Array]], list[Array]]
 
@@ -82,39 +66,59 @@ class Session:
     """A warmed-up model. `run` may be called from any thread, one call at a time.
 
     Attributes: `inputs` and `outputs` in the model's order; `provider`, the execution provider in
-    use, and `fallback`, why it is not CUDA (empty if CUDA runs or was not requested); `batchable`,
-    whether rows are independent: the rows of several requests may be joined along dimension 0, and
-    those of one request may run in parts.
+    use, and `fallback`, why it is not CUDA (empty if CUDA runs or was not requested); `batching`,
+    whether the rows of several requests may be joined along dimension 0, and those of one request
+    run in parts; `batchable`, the same as one word; `has_rows`, whether dimension 0 counts rows
+    (images) in statistics, limits and answers. The rows of a model that is not batched count as
+    well, unless it is declared so: then, as in Triton, a request is one.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, max_rows: int, device: str = "", fixed: bool = True
+        self,
+        session: ort.InferenceSession,
+        max_rows: int,
+        batching: Batching,
+        device: str = "",
+        fixed: bool = True,
     ) -> None:
         """With `device`, the session runs and is freed under the lock of the device.
 
-        If `fixed`, inputs and outputs have buffers on the device, and runs have fixed sizes.
+        A declaration of batching does not hold for a model whose first dimensions are fixed. If
+        `fixed`, inputs and outputs have buffers on the device, and runs have fixed sizes.
         """
         self._session = OnDevice(session) if device else session
         self.provider: str = session.get_providers()[0]
         self.fallback = ""
-        self.inputs = tuple(_spec(node) for node in session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        self.batchable = all(
-            spec.shape and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs)
-        )
+        self.inputs = tuple(spec_of(node) for node in session.get_inputs())
+        self.outputs = tuple(spec_of(node) for node in session.get_outputs())
+        # Such a model cannot be batched, whatever is declared.
+        if fixed_rows := row_wise.fixed_rows(self.inputs, self.outputs):
+            batching = Batching(False, f"off: {fixed_rows}")
+        self.batching = batching
+        self.batchable = batching.allowed
+        self.has_rows = not fixed_rows and (batching.allowed or not batching.declared)
+        max_rows = min(max_rows, batching.max_rows)
         self._fixed: FixedBatches | None = None
         # Chosen once. It has no reference to this object: such a cycle would keep the session's
         # memory until the next garbage collection.
         self.run: Run
         if device and fixed:
-            if not self.batchable or not have_fixed_rows([*self.inputs, *self.outputs]):
+            if not self.batchable:
+                raise ModelLoadError(f"it is not batched ({batching.reason})")
+            if not have_fixed_rows([*self.inputs, *self.outputs]):
                 raise ModelLoadError("a size other than the number of rows is open in its tensors")
             self._fixed = FixedBatches(
                 session, self.inputs, self.outputs, max_rows=max_rows, device=device
             )
             self.run = self._fixed.run
         elif self.batchable:
-            self.run = PartedRuns(self._session, self.inputs, self.outputs, max_rows).run
+            self.run = PartedRuns(
+                self._session,
+                self.inputs,
+                self.outputs,
+                max_rows=max_rows,
+                max_split=batching.max_split,
+            ).run
         else:
             self.run = WholeRuns(self._session, self.inputs, self.outputs).run
         self._fixed_s, self._row_s = self._warm_up()
@@ -126,9 +130,14 @@ class Session:
     def _warm_up(self) -> tuple[float, float]:
         """Seconds per run, and seconds per row."""
         one = self._time(1)
-        if not self.batchable:
+        if not self.has_rows:
             return one, 0.0
-        many = self._time(_WARM_UP_ROWS)
+        try:
+            many = self._time(_WARM_UP_ROWS)
+        except Exception:  # ONNX Runtime's exceptions share no base class
+            if self.batchable:
+                raise
+            return one, 0.0
         per_row = max(0.0, (many - one) / (_WARM_UP_ROWS - 1))
         return max(0.0, one - per_row), per_row
 
@@ -170,7 +179,7 @@ class WholeRuns:
             session.run if isinstance(session, OnDevice) else session._sess.run
         )
         if any(spec.datatype == BF16 for spec in (*inputs, *outputs)):
-            self._ort_run = partial(_run_ort_values, session, {spec.name: spec for spec in inputs})
+            self._ort_run = partial(run_ort_values, session, {spec.name: spec for spec in inputs})
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """All outputs for all inputs, both in the model's order."""
@@ -179,22 +188,26 @@ class WholeRuns:
 
 
 class PartedRuns(WholeRuns):
-    """Runs more than `max_rows` rows in parts of that size."""
+    """Runs more than `max_rows` rows in parts of that size, but more than `max_split` whole."""
 
     def __init__(
         self,
         session: ort.InferenceSession | OnDevice,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
+        *,
         max_rows: int,
+        max_split: int,
     ) -> None:
         super().__init__(session, inputs, outputs)
         self._max_rows = max_rows
+        self._max_split = max_split
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """All outputs for all inputs, both in the model's order."""
         rows = len(arrays[0])
-        if rows <= self._max_rows:  # as WholeRuns does it, with one call less on the request path
+        if rows <= self._max_rows or rows > self._max_split:
+            # As WholeRuns does it, with one call less on the request path.
             feed = dict(zip(self._input_names, arrays, strict=True))
             return self._ort_run(self._output_names, feed, None)
         parts = []
@@ -211,42 +224,36 @@ class PartedRuns(WholeRuns):
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _run_ort_values(
-    session: ort.InferenceSession | OnDevice,
-    specs: Mapping[str, TensorSpec],
-    output_names: Sequence[str],
-    feed: Mapping[str, Array],
-    options: None,
-) -> list[Array]:
-    """Run a model that has bfloat16 tensors: ONNX Runtime's `run` takes numpy arrays only."""
-    values = {name: _as_ort_value(specs[name], array) for name, array in feed.items()}
-    return [_as_array(value) for value in session.run_with_ort_values(output_names, values)]
-
-
 def cuda_is_built_in() -> bool:
     """Whether the installed ONNX Runtime can use CUDA on a machine that has it."""
     return CUDA in ort.get_available_providers()
 
 
-def load(path: Path, options: SessionOptions) -> Session:
+def load(path: Path, options: SessionOptions, batching: Batching | None = None) -> Session:
     """Load one model file, on CUDA if the options allow it and it works, else on the CPU.
+
+    Without `batching`, the model is verified to be row-wise, and not batched if it is not.
 
     Raises ModelLoadError if ONNX Runtime rejects the model or it has tensors that cannot be served,
     ProviderUnavailable if `options.provider` is cuda and CUDA does not run the model.
     """
+    on_cuda = options.provider != "cpu" and cuda_is_built_in()
+    if batching is None:
+        rows = max(options.max_rows, options.max_rows_on_cuda if on_cuda else 0)
+        batching = row_wise.verify(path, rows)
     if options.provider == "cpu":
-        return _create(path, options, [CPU])
+        return _create(path, options, batching, [CPU])
     try:
-        return _load_on_cuda(path, options)
+        return _load_on_cuda(path, options, batching)
     except ProviderUnavailable as error:
         if options.provider == "cuda":
             raise
-        session = _create(path, options, [CPU])
+        session = _create(path, options, batching, [CPU])
         session.fallback = str(error)
         return session
 
 
-def _load_on_cuda(path: Path, options: SessionOptions) -> Session:
+def _load_on_cuda(path: Path, options: SessionOptions, batching: Batching) -> Session:
     """Load a model with CUDA graphs, or else without. Raises ProviderUnavailable."""
     if not cuda_is_built_in():
         raise ProviderUnavailable(BUILT_WITHOUT_CUDA)
@@ -258,6 +265,7 @@ def _load_on_cuda(path: Path, options: SessionOptions) -> Session:
         session = _create(
             path,
             options._replace(max_rows=max(options.max_rows, options.max_rows_on_cuda)),
+            batching,
             [(CUDA, {"enable_cuda_graph": "1"})],
             entries,
             device=_CUDA_DEVICE,
@@ -267,7 +275,9 @@ def _load_on_cuda(path: Path, options: SessionOptions) -> Session:
     # Not in the handler: by now the first error is freed, with all that it refers to.
     if session is None:
         try:
-            session = _create(path, options, [CUDA], entries, device=_CUDA_DEVICE, fixed=False)
+            session = _create(
+                path, options, batching, [CUDA], entries, device=_CUDA_DEVICE, fixed=False
+            )
         except ModelLoadError as error:
             reason = cuda.what_is_missing() or cuda.in_short(error.message)
             raise ProviderUnavailable(f"CUDA does not run {path}: {reason}") from error
@@ -280,6 +290,7 @@ def _load_on_cuda(path: Path, options: SessionOptions) -> Session:
 def _create(
     path: Path,
     options: SessionOptions,
+    batching: Batching,
     providers: Sequence[str | tuple[str, dict[str, str]]],
     entries: Mapping[str, str] = MappingProxyType({}),
     *,
@@ -306,7 +317,7 @@ def _create(
             ort_session = ort.InferenceSession(
                 str(path), session_options, providers=list(providers), enable_fallback=False
             )
-        return Session(ort_session, options.max_rows, device=device, fixed=fixed)
+        return Session(ort_session, options.max_rows, batching, device=device, fixed=fixed)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if device:
             # Free the half-built session now, under the lock: another attempt needs its memory.
@@ -318,25 +329,3 @@ def _create(
         if isinstance(error, ModelLoadError):
             raise
         raise ModelLoadError(" ".join(str(error).split())) from error
-
-
-def _spec(node: Any) -> TensorSpec:
-    if node.type not in _DATATYPES:
-        raise ModelLoadError(f"tensor '{node.name}' is a {node.type}, which is not supported")
-    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
-    return TensorSpec(node.name, _DATATYPES[node.type], shape)
-
-
-def _as_ort_value(spec: TensorSpec, array: Array) -> ort.OrtValue:
-    if spec.datatype == BF16:
-        bits = np.ascontiguousarray(array)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def _as_array(value: ort.OrtValue) -> Array:
-    if value.data_type() != "tensor(bfloat16)":
-        return np.asarray(value.numpy())
-    size = value.tensor_size_in_bytes()
-    bits = np.frombuffer(ctypes.string_at(value.data_ptr(), size), DTYPES[BF16])
-    return bits.reshape(value.shape())

@@ -42,6 +42,8 @@ def publish_slow_model(repository: Path, name: str = "mnist", size: int = 1024) 
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
+    # It is too slow to be verified when it is loaded.
+    (folder / "model.json").write_text('{"batching": true}')
 
 
 # Datatype of the protocol -> element type of ONNX.

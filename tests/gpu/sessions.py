@@ -28,12 +28,13 @@ TOLERANCE = 3e-3  # of a probability: TF32 keeps 10 of 23 mantissa bits; the lar
 
 def load(place: Place, path: Path, rows: int = 512) -> Any:
     """The session of a server with provider `cuda`; on the CPU, one with the same code path."""
+    from service.core.batching import Batching
     from service.runtime import session
 
     if not place.on_cuda:
         _pretend_cpu_is_cuda()
     options = session.SessionOptions("cuda", max_rows=min(rows, 64), max_rows_on_cuda=rows)
-    return session.load(path, options)
+    return session.load(path, options, Batching(True, "declared"))
 
 
 def load_cpu(path: Path) -> Any:

@@ -48,6 +48,7 @@ class ModelCard:
     parameters: int
     temperature: float
     labels: tuple[str, ...]
+    batching: bool = True  # every network here works on each image alone
     git_revision: str | None
     opset: int = OPSET
     ir_version: int = IR_VERSION

@@ -110,6 +110,7 @@ def test_metadata_describe_the_server_and_the_model(tmp_path: Path) -> None:
             "parameters": {
                 "execution_provider": "CPUExecutionProvider",
                 "execution_provider_fallback": "",
+                "batching": "verified for up to 64 rows",
             },
         }
 

@@ -28,10 +28,18 @@ def test_the_fields_that_the_server_uses_are_read_and_others_ignored(tmp_path: P
             "sha256": "ab",
             "output_kinds": {"scores": "logits"},
             "labels": ["zero", "one"],
+            "batching": True,
             "accuracy": 0.99,
         },
     )
-    assert card == Card(sha256="ab", output_kinds={"scores": "logits"}, labels=("zero", "one"))
+    assert card == Card(
+        sha256="ab", output_kinds={"scores": "logits"}, labels=("zero", "one"), batching=True
+    )
+
+
+def test_a_card_without_batching_declares_nothing(tmp_path: Path) -> None:
+    assert card_of(tmp_path, {}).batching is None
+    assert card_of(tmp_path, {"batching": False}).batching is False
 
 
 def test_outputs_named_after_a_kind_need_no_entry() -> None:
@@ -58,6 +66,9 @@ def test_outputs_named_after_a_kind_need_no_entry() -> None:
         ({"labels": "0123456789"}, "labels must be a list"),
         ({"labels": {"0": "zero"}}, "labels must be a list"),
         ({"labels": ["zero", 1]}, "labels must be a list"),
+        ({"batching": None}, "batching must be true or false"),
+        ({"batching": 1}, "batching must be true or false"),
+        ({"batching": "true"}, "batching must be true or false"),
     ],
 )
 def test_a_damaged_card_is_refused_with_its_path(tmp_path: Path, content: Any, reason: str) -> None:

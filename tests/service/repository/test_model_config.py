@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.core.batching import BatchLimits
+from service.core.batching import Batching, BatchLimits
 from service.core.tensors import TensorSpec
 from service.repository.card import Card
 from service.repository.model_config import configuration
@@ -23,6 +23,7 @@ class FakeSession:
     def __init__(self, provider: str = CPU, batchable: bool = True) -> None:
         self.provider = provider
         self.batchable = batchable
+        self.batching = Batching(batchable, "a reason")
         rows = -1 if batchable else 5
         self.inputs = (TensorSpec("x", "FP32", (rows, 28, -1)),)
         self.outputs = (TensorSpec("y", "BYTES", (rows,)),)
@@ -50,6 +51,14 @@ def test_a_model_without_a_batch_has_whole_shapes_and_no_batching() -> None:
     assert config["input"][0]["dims"] == [5, 28, -1]
     assert config["output"][0]["dims"] == [5]
     assert "dynamic_batching" not in config
+
+
+def test_a_model_that_is_batched_up_to_a_size_says_so() -> None:
+    session = FakeSession()
+    session.batching = Batching(True, "declared in config.pbtxt", max_rows=5)
+    config = config_of(session)
+    assert config["max_batch_size"] == 5
+    assert config["parameters"]["batching"] == {"string_value": "declared in config.pbtxt"}
 
 
 @pytest.mark.parametrize(

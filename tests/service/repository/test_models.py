@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from service.core.batching import Batcher, BatchLimits
+from service.core.batching import Batcher, Batching, BatchLimits
 from service.core.errors import (
     InvalidArgument,
     ModelLoadError,
@@ -22,7 +23,8 @@ from service.core.errors import (
     Unavailable,
 )
 from service.repository import models
-from service.repository.models import Repository
+from service.repository.card import Card
+from service.repository.models import Repository, declared_batching
 from service.runtime.session import SessionOptions
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
@@ -34,6 +36,7 @@ class FakeSession:
     provider = "CPUExecutionProvider"
     fallback = ""
     batchable = True
+    batching = Batching(True, "a reason")
     inputs = outputs = ()
 
     def __init__(self, content: bytes) -> None:
@@ -47,10 +50,12 @@ class Fixture:
         self.root = root
         self.executor = executor
         self.loads: list[str] = []
+        self.batching: list[Batching | None] = []  # what each load was given
         self.changes = 0
 
-    def load(self, path: Path, options: SessionOptions) -> Any:
+    def load(self, path: Path, options: SessionOptions, batching: Batching | None) -> Any:
         self.loads.append(f"{path.parts[-3]}/{path.parts[-2]}")
+        self.batching.append(batching)
         content = path.read_bytes()
         if content.startswith(b"broken"):
             raise ModelLoadError("it is broken")
@@ -367,6 +372,92 @@ def test_an_unreadable_repository_is_logged_once_and_recovers(
         assert repository.failures == {}
 
     fixture.run(scenario)
+
+
+def test_a_file_is_verified_once_until_it_changes(fixture: Fixture) -> None:
+    verified = FakeSession.batching
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        await repository.follow(set(), {"mnist": 1})
+        fixture.publish("mnist/2")  # the same contents
+        await repository.refresh()
+        assert fixture.batching == [None, verified, verified]
+        fixture.publish("mnist/3", b"another model")
+        await repository.refresh()
+        assert fixture.batching[3:] == [None]
+        (fixture.root / "mnist" / "3" / "weights").write_bytes(b"weights beside the model")
+        await repository.follow(set(), {"mnist": 2})
+        assert fixture.batching[4:] == [None, verified]
+
+    fixture.run(scenario)
+
+
+def test_a_card_declares_batching_and_the_log_says_so(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.publish("yes/1", card={"batching": True})
+    fixture.publish("no/1", card={"batching": False})
+
+    async def scenario(repository: Repository) -> None:
+        with caplog.at_level(logging.INFO):
+            await repository.refresh()
+        no, yes = fixture.batching
+        assert no == Batching(False, "off: declared in model.json")
+        assert yes == Batching(True, "declared in model.json")
+        assert caplog.text.count("Batching of yes version 1: a reason.") == 1
+
+    fixture.run(scenario)
+
+
+def test_a_damaged_config_keeps_every_version_out_with_the_reason(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("other/1")
+
+    def read(path: Path) -> int | None:
+        if path != fixture.root / "mnist" / "config.pbtxt":
+            return None
+        raise ModelLoadError(f"{path} is not a valid model configuration: it is damaged")
+
+    monkeypatch.setattr(models, "read_max_batch_size", read)
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert "it is damaged" in repository.failures["mnist/1"]
+        assert [model.name for model in repository.loaded] == ["other"]
+
+    fixture.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("card", "max_batch_size", "allowed", "reason", "max_rows"),
+    [
+        (None, None, None, "", 0),
+        (True, None, True, "declared in model.json", sys.maxsize),
+        (False, None, False, "off: declared in model.json", sys.maxsize),
+        (None, 0, False, "off: max_batch_size is 0 in config.pbtxt", sys.maxsize),
+        (None, 8, True, "declared in config.pbtxt", 8),
+        (True, 8, True, "declared in config.pbtxt", 8),
+        (False, 0, False, "off: declared in model.json", sys.maxsize),
+        # Where they disagree, the one that forbids it wins.
+        (True, 0, False, "config.pbtxt, which overrules model.json", sys.maxsize),
+        (False, 8, False, "model.json, which overrules config.pbtxt", sys.maxsize),
+    ],
+)
+def test_what_is_declared_follows_from_card_and_config(
+    card: bool | None, max_batch_size: int | None, allowed: bool | None, reason: str, max_rows: int
+) -> None:
+    batching = declared_batching(Card(batching=card), max_batch_size)
+    if allowed is None:
+        assert batching is None
+        return
+    assert batching is not None
+    assert batching.allowed is allowed
+    assert reason in batching.reason
+    assert batching.max_rows == max_rows
 
 
 def test_refreshes_and_loads_at_the_same_time_do_not_interleave(fixture: Fixture) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from service.core.batching import Batching
 from service.core.errors import ModelLoadError
 from service.runtime import fixed_batches
 from service.runtime.device import DEVICE, OnDevice, wait_for_releases
@@ -22,12 +23,14 @@ from service.runtime.session import CPU, Session, SessionOptions, _create, load
 from tests.conftest import SHIPPED_MODELS
 from tests.e2e.onnx_models import publish_identity
 
+DECLARED = Batching(True, "declared")
 SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
 IMAGES = np.zeros((3, 28, 28), np.uint8)
 
 
 def on_device(fixed: bool, path: Path = SHIPPED) -> Session:
-    return Session(ort.InferenceSession(str(path), providers=[CPU]), 8, "cpu", fixed)
+    session = ort.InferenceSession(str(path), providers=[CPU])
+    return Session(session, 8, DECLARED, "cpu", fixed)
 
 
 @contextmanager
@@ -79,7 +82,7 @@ def test_a_session_is_freed_under_the_lock(fixed: bool) -> None:
     ort_session = ort.InferenceSession(str(SHIPPED), providers=[CPU])
     held = []
     weakref.finalize(ort_session, lambda: held.append(DEVICE.locked()))
-    session = Session(ort_session, 8, "cpu", fixed)
+    session = Session(ort_session, 8, DECLARED, "cpu", fixed)
     del ort_session
     with DEVICE:
         del session
@@ -119,7 +122,7 @@ def test_a_failed_load_frees_its_session_under_the_lock(
     monkeypatch.setattr(_Buffers, "run", fail)
     monkeypatch.setattr(OnDevice, "run", fail)
     with pytest.raises(ModelLoadError, match="out of memory") as raised:
-        _create(SHIPPED, SessionOptions(), [CPU], device="cpu", fixed=fixed)
+        _create(SHIPPED, SessionOptions(), DECLARED, [CPU], device="cpu", fixed=fixed)
     # It is freed before the error is raised, since another attempt needs the memory, and not when
     # the error itself is freed.
     assert held == [True]

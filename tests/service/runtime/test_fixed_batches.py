@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from service.core.batching import Batching
 from service.core.errors import ProviderUnavailable
 from service.core.tensors import TensorSpec
 from service.runtime import session as sessions
@@ -20,11 +21,13 @@ from service.runtime.session import CPU, Session, SessionOptions, load
 from tests.conftest import SHIPPED_MODELS, Mnist
 from tests.e2e.onnx_models import publish, publish_sum
 
+DECLARED = Batching(True, "declared")
 SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
 
 
 def on_device(path: Path, max_rows: int = 8) -> Session:
-    return Session(ort.InferenceSession(str(path), providers=[CPU]), max_rows, device="cpu")
+    session = ort.InferenceSession(str(path), providers=[CPU])
+    return Session(session, max_rows, DECLARED, device="cpu")
 
 
 def plain(path: Path) -> Session:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from service.core.batching import Batching
 from service.core.errors import ModelLoadError, ProviderUnavailable
 from service.runtime.session import (
     CPU,
@@ -24,6 +25,7 @@ from tests.conftest import SHIPPED_MODELS, Mnist
 from tests.e2e.onnx_models import publish, publish_identity, publish_sum
 from tests.service.linear_model import publish_linear
 
+DECLARED = Batching(True, "declared")
 SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
 
 
@@ -47,7 +49,7 @@ def counting_session(path: Path, max_rows: int) -> tuple[Session, list[int]]:
     """A session, and the rows of every run that ONNX Runtime is asked for from now on."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     counting = session._sess = CountingRuntime(session._sess)
-    counted = Session(session, max_rows)
+    counted = Session(session, max_rows, DECLARED)
     counting.rows.clear()  # those of the warm-up
     return counted, counting.rows
 

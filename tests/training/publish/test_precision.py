@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
+from service.runtime import row_wise
 from tests.training.runs import evaluation_of, train
 from training.publish.precision import loses_too_much
 
@@ -27,6 +28,8 @@ def test_fp16_and_int8_are_measured_reported_and_published_beside_fp32(tmp_path:
         folder = tmp_path / "models" / f"mnist-{precision}" / "1"
         card = json.loads((folder / "model.json").read_text())
         assert (card["model"], card["precision"]) == (f"mnist-{precision}", precision)
+        assert card["batching"] is True
+        assert row_wise.verify(folder / "model.onnx", 64).allowed
         assert card["accuracy"] == precisions[precision]["accuracy"]
         graph = onnx.load(folder / "model.onnx")
         assert [(o.domain, o.version) for o in graph.opset_import] == [("", 18)]

@@ -1,0 +1,139 @@
+"""Reads the nodes of an ONNX file, and adds outputs to it, without the package onnx.
+
+The service does not depend on that package, and ONNX Runtime does not show the nodes of a graph.
+The few fields that are needed here are read from protobuf's wire format; weights are skipped over.
+
+Source: onnx.proto of ONNX (field numbers), protobuf's "Encoding".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from service.core.datatypes import Buffer
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+_MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
+_GRAPH_NODE, _GRAPH_WEIGHT, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
+_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
+_VALUE_NAME, _WEIGHT_NAME = 1, 8
+
+
+class Node(NamedTuple):
+    """A node of a graph; a missing optional input or output has an empty name.
+
+    `has_body` says that it runs graphs of its own, as If, Loop and Scan do.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    has_body: bool
+
+
+class Graph(NamedTuple):
+    """A model's nodes, and the names of its inputs (without weights) and outputs.
+
+    `has_functions` says whether it defines functions of its own.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    has_functions: bool
+
+
+def read(model: Buffer) -> Graph:
+    """The graph of a serialized ModelProto. Raises ValueError if it is malformed."""
+    nodes: list[Node] = []
+    names: dict[int, list[str]] = {_GRAPH_WEIGHT: [], _GRAPH_INPUT: [], _GRAPH_OUTPUT: []}
+    has_functions = False
+    for field, value in _fields(memoryview(model)):
+        has_functions |= field == _MODEL_FUNCTIONS
+        if field != _MODEL_GRAPH:
+            continue
+        for number, part in _fields(value):
+            if number == _GRAPH_NODE:
+                nodes.append(_node(part))
+            elif number in names:
+                key = _WEIGHT_NAME if number == _GRAPH_WEIGHT else _VALUE_NAME
+                names[number] += [str(name, "utf-8") for n, name in _fields(part) if n == key]
+    # Before version 4 of the format, weights were inputs as well.
+    weights = set(names[_GRAPH_WEIGHT])
+    return Graph(
+        nodes=tuple(nodes),
+        inputs=tuple(name for name in names[_GRAPH_INPUT] if name not in weights),
+        outputs=tuple(names[_GRAPH_OUTPUT]),
+        has_functions=has_functions,
+    )
+
+
+def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
+    """The model with these values of its graph as further outputs.
+
+    A message field that occurs twice in protobuf's wire format is merged, and its repeated fields
+    are concatenated. So a second graph with nothing but outputs adds them to the first one.
+    """
+    outputs = b"".join(_field(_GRAPH_OUTPUT, _field(_VALUE_NAME, name.encode())) for name in names)
+    return model + _field(_MODEL_GRAPH, outputs)
+
+
+def _node(message: memoryview) -> Node:
+    op, inputs, outputs, has_body = "", [], [], False
+    for field, value in _fields(message):
+        if field == _NODE_INPUT:
+            inputs.append(str(value, "utf-8"))
+        elif field == _NODE_OUTPUT:
+            outputs.append(str(value, "utf-8"))
+        elif field == _NODE_OP_TYPE:
+            op = str(value, "utf-8")
+        elif field == _NODE_ATTRIBUTE:
+            numbers = {number for number, _ in _fields(value)}
+            has_body |= not numbers.isdisjoint((_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS))
+    return Node(op=op, inputs=tuple(inputs), outputs=tuple(outputs), has_body=has_body)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The number and contents of each field that has a length; fields of numbers are skipped."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, position = _varint(message, position)
+        elif kind == _BYTES:
+            size, start = _varint(message, position)
+            position = start + size
+            if position <= len(message):
+                yield tag >> 3, message[start:position]
+        elif kind in (_FIXED64, _FIXED32):
+            position += 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind} in an ONNX file")
+        if position > len(message):
+            raise ValueError("an ONNX file ends inside a field")
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """A number, and the position behind it."""
+    number = shift = 0
+    while True:
+        if position == len(message) or shift > 63:
+            raise ValueError("a malformed number in an ONNX file")
+        byte = message[position]
+        number |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return number, position
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _as_varint(number << 3 | _BYTES) + _as_varint(len(content)) + content
+
+
+def _as_varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes([number])
+    return bytes([number & 0x7F | 0x80]) + _as_varint(number >> 7)

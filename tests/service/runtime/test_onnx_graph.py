@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from service.runtime import onnx_graph
+from service.runtime.onnx_graph import Node
+from tests.conftest import SHIPPED_MODELS
+from tests.service.runtime.random_graphs import MIXING, random_model
+
+SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
+
+
+def expected(model: onnx.ModelProto) -> tuple[Node, ...]:
+    return tuple(
+        Node(
+            op=node.op_type,
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+            has_body=any(attribute.HasField("g") for attribute in node.attribute),
+        )
+        for node in model.graph.node
+    )
+
+
+def test_nodes_are_those_that_the_package_onnx_reads(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "model.onnx"
+    for _ in range(30):
+        random_model(rng, MIXING, path)
+        graph = onnx_graph.read(path.read_bytes())
+        assert graph.nodes == expected(onnx.load(path))
+        assert (graph.inputs, graph.outputs) == (("x",), ("y",))
+    assert onnx_graph.read(SHIPPED.read_bytes()).nodes == expected(onnx.load(SHIPPED))
+
+
+def test_a_node_with_a_graph_of_its_own_and_a_function_are_noticed() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["z"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n"])],
+    )
+    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)]
+    function = helper.make_function(
+        "ours", "f", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])], [], []
+    )
+    plain = helper.make_model(helper.make_graph(nodes, "g", [], []))
+    graph = onnx_graph.read(plain.SerializeToString())
+    assert graph.nodes[0].has_body
+    assert not graph.has_functions
+    extended = helper.make_model(helper.make_graph(nodes, "g", [], []), functions=[function])
+    assert onnx_graph.read(extended.SerializeToString()).has_functions
+
+
+def test_weights_among_the_inputs_are_no_inputs() -> None:
+    value = helper.make_tensor_value_info
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1], [2.0])
+    nodes = [helper.make_node("Mul", ["x", "w"], ["y"])]
+    inputs = [value("x", TensorProto.FLOAT, ["n"]), value("w", TensorProto.FLOAT, [1])]
+    outputs = [value("y", TensorProto.FLOAT, ["n"])]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, [weight]))
+    assert onnx_graph.read(model.SerializeToString()).inputs == ("x",)
+
+
+def test_added_outputs_are_values_inside_the_graph() -> None:
+    content = SHIPPED.read_bytes()
+    names = [name for node in onnx_graph.read(content).nodes for name in node.outputs]
+    session = ort.InferenceSession(SHIPPED, providers=["CPUExecutionProvider"])
+    added = set(names) - {node.name for node in session.get_outputs()}
+    session = ort.InferenceSession(
+        onnx_graph.with_outputs(content, added), providers=["CPUExecutionProvider"]
+    )
+    assert {node.name for node in session.get_outputs()} == set(names)
+
+
+@pytest.mark.parametrize("content", [b"\x80", b"\xff" * 20, b"\x3a\x05\x01", b"\x3b", b"\x3a\x80"])
+def test_a_malformed_file_is_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match="ONNX file"):
+        onnx_graph.read(content)
+
+
+def test_any_prefix_of_a_file_is_read_or_is_a_value_error(tmp_path: Path) -> None:
+    random_model(np.random.default_rng(1), MIXING, tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    for end in range(len(content)):
+        try:
+            onnx_graph.read(content[:end])
+        except ValueError:
+            continue
