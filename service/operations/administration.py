@@ -279,7 +279,7 @@ class Administration:
 
 
 def _parsed(header: str, value: str | None, url: str | None) -> SplitResult:
-    """The URL of a header. Raises Forbidden for an unclosed bracket or a port that is no number."""
+    """The URL of a header. Raises Forbidden for an unclosed bracket or a port that is not a number."""
     try:
         parsed = urlsplit(url or "")
         _ = parsed.port
