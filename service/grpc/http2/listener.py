@@ -13,6 +13,7 @@ from service.core.inflation import inflate
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc
 from service.grpc.http2.connection import (
     CallCancelled,
+    CallEnded,
     CallStarted,
     Connection,
     Event,
@@ -181,7 +182,7 @@ class Http2Protocol(asyncio.Protocol):
                 self._inboxes[stream.id].put_nowait(None)
             elif isinstance(event, OutputDrained):
                 self._drained.pop(stream.id).set()
-            elif isinstance(event, CallCancelled):
+            elif isinstance(event, CallCancelled | CallEnded):
                 self._cancel(stream.id)
         if self._connection.has_output or self._connection.closed:
             self._flush_soon()
@@ -189,7 +190,7 @@ class Http2Protocol(asyncio.Protocol):
     def _expire(self, stream: Stream) -> None:
         error = DeadlineExceeded.of()
         self._cancel(stream.id)
-        self._connection.finish(stream, Status(error.grpc_code, error.message))
+        self._connection.expire(stream, Status(error.grpc_code, error.message))
         self._flush_soon()
 
     def _sweep(self) -> None:
@@ -266,7 +267,8 @@ class Http2Protocol(asyncio.Protocol):
         """End a call from its own task."""
         self._connection.finish(stream, status, content)
         self._tasks.pop(stream.id, None)
-        if self._timers and (timer := self._timers.pop(stream.id, None)):
+        # The deadline of an answer that waits for a window still counts.
+        if self._timers and not stream.output and (timer := self._timers.pop(stream.id, None)):
             timer.cancel()
         self._flush_soon()
 
