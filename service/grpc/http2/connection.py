@@ -178,7 +178,7 @@ class Connection:
                         handler(self, flags, stream_id, payload)
                     except StreamError as error:
                         self._reset(stream_id, error.code)
-            if self._window_has_grown:
+            if self._waiting and self._window_has_grown:
                 self._send_waiting()
         except ProtocolError as error:
             self._fail(error.code, str(error))
@@ -278,8 +278,8 @@ class Connection:
                 raise StreamError(frames.STREAM_CLOSED, "headers after the end of a stream")
             if not end_stream:
                 raise StreamError(frames.PROTOCOL_ERROR, "headers in the middle of a stream")
-            if headers.malformed_trailers:
-                raise StreamError(frames.PROTOCOL_ERROR, headers.malformed_trailers)
+            if not headers.are_trailers:
+                raise StreamError(frames.PROTOCOL_ERROR, "malformed trailers")
             stream.receive(b"", 0, end_stream)
             self._take_messages(stream, end_stream)
         elif stream_id in self._unfinished:
@@ -297,10 +297,10 @@ class Connection:
             if not end_stream:
                 self._expect_more(stream_id)
             return
-        if headers.malformed:
+        if headers.is_malformed:
             if not end_stream:
                 self._expect_more(stream_id)
-            raise StreamError(frames.PROTOCOL_ERROR, headers.malformed)
+            raise StreamError(frames.PROTOCOL_ERROR, "a malformed request")
         if headers.http_status != 200:
             flags = frames.END_HEADERS | frames.END_STREAM
             block = http_error(headers.http_status)

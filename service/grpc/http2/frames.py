@@ -204,13 +204,15 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
 
 def headers(flags: int, stream_id: int, block: bytes, max_frame: int) -> bytes:
     """Build a HEADERS frame, and CONTINUATION frames if the block is larger than `max_frame`."""
-    if len(block) <= max_frame:
-        return frame(HEADERS, flags | END_HEADERS, stream_id, block)
+    size = len(block)
+    if size <= max_frame:
+        flags |= END_HEADERS
+        return FRAME_HEADER.pack(size >> 8, size & 0xFF, HEADERS, flags, stream_id) + block
     parts = [frame(HEADERS, flags, stream_id, block[:max_frame])]
-    for start in range(max_frame, len(block), max_frame):
+    for start in range(max_frame, size, max_frame):
         end = start + max_frame
-        is_last = END_HEADERS if end >= len(block) else 0
-        parts.append(frame(CONTINUATION, is_last, stream_id, block[start:end]))
+        end_headers = END_HEADERS if end >= size else 0
+        parts.append(frame(CONTINUATION, end_headers, stream_id, block[start:end]))
     return b"".join(parts)
 
 

@@ -7,7 +7,7 @@ Sources: RFC 7541 (HPACK); RFC 9113 (HTTP/2), 8.1 to 8.3; gRPC over HTTP2 (PROTO
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -35,17 +35,16 @@ _STATUS_CODES: dict[str, int] = {code.name: code.value[0] for code in grpc.Statu
 # Characters that grpc-message does not percent-encode: printable ASCII without the percent sign.
 _UNQUOTED = " !\"#$&'()*+,/:;<=>?@[]^`{|}"
 
-_CONTENT_TYPES = frozenset(("application/grpc", "application/grpc+proto"))
-# RFC 9113, 8.3.1. A request has each of the first three once.
-_REQUIRED_PSEUDO = frozenset((b":method", b":scheme", b":path"))
-_PSEUDO = _REQUIRED_PSEUDO | {b":authority"}
+_CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
 # RFC 9113, 8.2.2.
 _CONNECTION_SPECIFIC = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 )
-# RFC 9113, 8.2.1: no uppercase letter, space, control character or byte above ASCII. A value with
-# spaces at its ends is accepted, because gRPC lets a server strip them from metadata.
-_NAME = re.compile(rb"[!-9;-@\[-~]+")
+# The names of a request, one per line: first the pseudo-headers (8.3), then names without uppercase
+# letters, colons, spaces, control characters and bytes above ASCII (8.2.1).
+_NAMES = re.compile(rb"(?::(?:method|scheme|path|authority)\n)*(?:[!-9;-@\[-~]+\n)*")
+# Also 8.2.1. Spaces at the ends of a value, which it forbids as well, are accepted: gRPC lets a
+# server strip them from metadata.
 _FORBIDDEN_IN_VALUE = re.compile(rb"[\0\r\n]")
 
 
@@ -67,11 +66,7 @@ _MALFORMED_TIMEOUT = Status(
 
 
 class RequestHeaders(NamedTuple):
-    """The request headers that the server uses.
-
-    `malformed` and `malformed_trailers` say what RFC 9113, 8.1 to 8.3, forbids in a request and in
-    trailers; they are empty if nothing is wrong.
-    """
+    """The request headers that the server uses."""
 
     rpc: Rpc | None  # None if no method has this path
     is_unary: bool
@@ -83,8 +78,8 @@ class RequestHeaders(NamedTuple):
     http_status: int  # 405 or 415 if this is not a gRPC request, else 200
     refusal: Status | None  # the end of a call whose headers the server cannot accept
     content_length: int | None  # bytes of DATA, if the header says how many
-    malformed: str
-    malformed_trailers: str
+    is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
+    are_trailers: bool  # well-formed trailers by the same sections
 
 
 class HeaderDecoder:
@@ -113,23 +108,43 @@ class HeaderDecoder:
         path = fields.get(b":path", b"").decode("latin-1")
         rpc = self._rpcs.get(path)
         request_id = fields.get(b"x-request-id")
-        malformed, malformed_trailers = _malformed(decoded, fields)
+        names = b"".join([name + b"\n" for name, _ in decoded])
+        values = b" ".join([value for _, value in decoded])
+        is_well_formed = bool(
+            _NAMES.fullmatch(names)
+            and not _FORBIDDEN_IN_VALUE.search(values)
+            and _CONNECTION_SPECIFIC.isdisjoint(fields)
+            and fields.get(b"te", b"trailers") == b"trailers"
+        )
+        pseudo_headers = names.count(b":")
+        is_request = (
+            is_well_formed
+            # Each once, and :authority at most once (RFC 9113, 8.3.1).
+            and path
+            and b":method" in fields
+            and b":scheme" in fields
+            and pseudo_headers == 3 + (b":authority" in fields)
+        )
         content_length = None
         if (length := fields.get(b"content-length")) is not None:
             if length.isdigit() and len(length) < 20:
                 content_length = int(length)
             else:
-                malformed = malformed or "content-length is no number"
+                is_request = False
         status = 200
-        media_type = fields.get(b"content-type", b"").partition(b";")[0]
+        content_type = fields.get(b"content-type", b"")
         if fields.get(b":method") != b"POST":
             status = 405
-        elif media_type.decode("latin-1").strip().lower() not in _CONTENT_TYPES:
+        elif (
+            content_type not in _CONTENT_TYPES
+            and content_type.partition(b";")[0].strip().lower() not in _CONTENT_TYPES
+        ):
             status = 415
         refusal = None
         timeout = fields.get(b"grpc-timeout")
         seconds = None if timeout is None else read_timeout(timeout.decode("latin-1"))
-        size = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in decoded)
+        # One byte of each name and value is the separator.
+        size = len(names) + len(values) + (_FIELD_OVERHEAD - 2) * len(decoded) + 1
         if size > MAX_HEADER_LIST:
             refusal = _TOO_MUCH_METADATA
         elif timeout is not None and seconds is None:
@@ -145,46 +160,14 @@ class HeaderDecoder:
             http_status=status,
             refusal=refusal,
             content_length=content_length,
-            malformed=malformed,
-            malformed_trailers=malformed_trailers,
+            is_malformed=not is_request,
+            are_trailers=is_well_formed and not pseudo_headers,
         )
         if self._table.changed:
             self._cache.clear()
         elif len(self._cache) < _MAX_CACHED_BLOCKS and len(block) <= _MAX_CACHED_BLOCK:
             self._cache[block] = headers
         return headers
-
-
-def _malformed(
-    decoded: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, bytes]
-) -> tuple[str, str]:
-    """Return what RFC 9113, 8.1 to 8.3, forbids in a request, and in trailers; empty if nothing.
-
-    `fields` are the decoded fields by name.
-    """
-    problem, pseudo = "", 0
-    for index, (name, _) in enumerate(decoded):
-        if name.startswith(b":"):
-            if index != pseudo:
-                problem = "a pseudo-header after a header"
-            elif name not in _PSEUDO:
-                problem = "an unknown pseudo-header"
-            pseudo += 1
-        elif not _NAME.fullmatch(name):
-            problem = "a header name with a character that is not allowed"
-    if _FORBIDDEN_IN_VALUE.search(b" ".join([value for _, value in decoded])):
-        problem = "a header value with a character that is not allowed"
-    elif not _CONNECTION_SPECIFIC.isdisjoint(fields):
-        problem = "a header that belongs to a connection"
-    elif fields.get(b"te", b"trailers").lower() != b"trailers":
-        problem = "te is not trailers"
-    if problem:
-        return problem, problem
-    if pseudo != len(_PSEUDO.intersection(fields)):
-        problem = "a repeated pseudo-header"
-    elif not (fields.keys() >= _REQUIRED_PSEUDO and fields[b":path"]):
-        problem = "without :method, :scheme or :path"
-    return problem, "a pseudo-header in trailers" if pseudo else ""
 
 
 class _HeaderTable(HeaderTable):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import h2.config
@@ -348,6 +350,147 @@ def test_the_end_of_a_request_after_its_failure_reports_nothing(path: str) -> No
     assert opened.receive(data(1, message(b"late"), end=True), 0.0) == []
     opened.receive(frames.window_update(1, 100), 0.0)
     assert kinds(opened.data_to_send(), 1) == [frames.HEADERS, frames.DATA, frames.HEADERS]
+
+
+def test_trailers_larger_than_a_frame_continue_in_further_frames() -> None:
+    opened = connection()
+    stream = opened_stream(opened)
+    text = "reason " * 8_000
+    opened.finish(stream, Status("INTERNAL", text))
+    output = opened.data_to_send()
+    position = 0
+    while position < len(output):
+        high, low, *_ = frames.FRAME_HEADER.unpack_from(output, position)
+        assert high << 8 | low <= frames.DEFAULT_FRAME
+        position += frames.FRAME_HEADER.size + (high << 8 | low)
+    assert answer(output, 1)[0]["grpc-message"] == text
+
+
+def test_trailers_are_no_larger_than_the_peers_header_list() -> None:
+    opened = connection()
+    opened.receive(frames.settings({frames.MAX_HEADER_LIST_SIZE: 1000}), 0.0)
+    opened.finish(opened_stream(opened), Status("INTERNAL", "reason " * 10_000))
+    ((_, _, _, payload),) = (f for f in sent(opened.data_to_send()) if f[0] == frames.HEADERS)
+    fields = hpack.Decoder().decode(payload)
+    assert 990 < sum(len(name) + len(value) + 32 for name, value in fields) <= 1000
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_deadline_ends_a_call_whose_answer_waits_for_a_window(finished: bool) -> None:
+    opened = connection()
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 3}), 0.0)
+    header_block = block(STREAMING, {"grpc-timeout": "1S"})
+    events = opened.receive(headers(1, header_block, frames.END_STREAM), 0.0)
+    stream = events[0].stream
+    opened.send(stream, b"answer")
+    if finished:
+        opened.finish(stream, OK)
+    opened.expire(stream, Status("DEADLINE_EXCEEDED", "late"))
+    fields, content = answer(opened.data_to_send(), 1)
+    assert (fields["grpc-status"], content) == ("4", message(b"answer")[:3])
+    assert stream.state == State.CLOSED
+    assert opened.receive(frames.window_update(1, 100) + frames.window_update(0, 100), 1.0) == []
+    assert opened.data_to_send() == b""
+
+
+def test_a_finished_answer_with_a_deadline_that_has_waited_is_reported() -> None:
+    opened = connection()
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: 3}), 0.0)
+    events = opened.receive(call(1, b"", block(UNARY, {"grpc-timeout": "1S"})), 0.0)
+    opened.finish(events[0].stream, OK, b"answer")
+    assert described(opened.receive(frames.window_update(1, 100), 0.0)) == [("CallEnded", 1)]
+
+
+# Work, counted rather than timed.
+
+
+def waiting_calls(count: int, window: int) -> Connection:
+    """A connection with calls whose answers of 100 bytes wait for a window."""
+    opened = connection(Limits(max_message=1000, max_streams=count, body_timeout=10.0))
+    opened.receive(frames.settings({frames.INITIAL_WINDOW_SIZE: window}), 0.0)
+    streams = [opened_stream(opened, 2 * index + 1) for index in range(count)]
+    if window:
+        # One more takes the whole window of the connection.
+        streams[0].enlarge_window(1 << 20)
+        opened.send(streams[0], bytes(frames.DEFAULT_WINDOW - len(message(b""))))
+    for stream in streams:
+        assert not opened.send(stream, bytes(100 - len(message(b""))))
+    opened.data_to_send()
+    return opened
+
+
+def function_calls(work: Callable[[], object]) -> int:
+    """Do some work, and count the Python functions that it calls."""
+    events: list[str] = []
+
+    def note(frame: object, event: str, argument: object) -> None:
+        events.append(event)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return events.count("call")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        frames.settings({}),
+        frames.settings({frames.MAX_FRAME_SIZE: 20_000}),
+        frames.settings({frames.INITIAL_WINDOW_SIZE: 1})
+        + frames.settings({frames.INITIAL_WINDOW_SIZE: 0}),
+        frames.window_update(0, 1),
+    ],
+)
+def test_a_flood_looks_at_each_waiting_call_once_per_read(frame: bytes) -> None:
+    few, many = waiting_calls(1, window=0), waiting_calls(300, window=0)
+    least = function_calls(lambda: few.receive(frame * 5000, 0.0))
+    assert function_calls(lambda: many.receive(frame * 5000, 0.0)) <= least + 2 * 300
+    assert not many.closed
+
+
+def test_a_window_update_looks_at_no_more_calls_than_it_lets_send() -> None:
+    few, many = waiting_calls(2, window=1000), waiting_calls(300, window=1000)
+    update = frames.window_update(0, 1)
+    least = function_calls(lambda: few.receive(update, 0.0))
+    assert function_calls(lambda: many.receive(update, 0.0)) == least
+
+
+def test_calls_that_wait_for_the_connections_window_take_turns() -> None:
+    opened = waiting_calls(3, window=1000)
+    turns = []
+    for _ in range(6):
+        opened.receive(frames.window_update(0, 10), 0.0)
+        turns += [stream_id for _, _, stream_id, _ in sent(opened.data_to_send())]
+    assert turns == [1, 3, 5, 1, 3, 5]
+
+
+def test_small_frames_of_a_large_message_copy_nothing_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied: list[int] = []
+
+    def copy_slice(buffer: bytes | bytearray, start: int, end: int) -> bytes:
+        copied.append(end - start)
+        return frames.copy_slice(buffer, start, end)
+
+    monkeypatch.setattr("service.grpc.http2.stream.copy_slice", copy_slice)
+    opened = connection(Limits(max_message=1 << 20, max_streams=8, body_timeout=10.0))
+    stream = opened_stream(opened)
+    whole = message(bytes(30_000))
+    opened.receive(data(1, whole[:1]) + data(1, whole[1:2]), 0.0)
+    buffer = stream._buffer
+    for start in range(2, len(whole) - 1, 1000):
+        pieces = [bytes([byte]) for byte in whole[start : min(start + 1000, len(whole) - 1)]]
+        assert opened.receive(b"".join(data(1, piece) for piece in pieces), 0.0) == []
+        assert stream._buffer is buffer  # grown in place
+    (event,) = opened.receive(data(1, whole[-1:]), 0.0)
+    assert isinstance(event, MessageReceived)
+    assert event.content == bytes(30_000)
+    assert copied == [30_000]
 
 
 # What is wrong with a call ends that call.

@@ -45,13 +45,13 @@ def test_the_headers_of_a_request_are_decoded() -> None:
     }
     headers = HeaderDecoder(RPCS).decode(block(STREAMING, more))
     assert headers[:8] == (RPCS[STREAMING], False, STREAMING, "mine", 0.25, "gzip", True, 200)
-    assert (headers.refusal, headers.content_length, headers.malformed) == (None, None, "")
+    assert (headers.refusal, headers.content_length, headers.is_malformed) == (None, None, False)
 
 
 def test_absent_headers_have_defaults() -> None:
     headers = HeaderDecoder(RPCS).decode(block(UNARY))
     assert headers[:8] == (RPCS[UNARY], True, UNARY, None, None, "identity", False, 200)
-    assert (headers.refusal, headers.content_length, headers.malformed) == (None, None, "")
+    assert (headers.refusal, headers.content_length, headers.is_malformed) == (None, None, False)
 
 
 @pytest.mark.parametrize(
