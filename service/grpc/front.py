@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from google.protobuf import descriptor_pb2, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.grpc import digits as digits_service
@@ -104,7 +104,7 @@ def _reflection() -> dict[str, Rpc]:
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     text = text_format.MessageToString(file).replace("v1alpha", "v1")
     content = text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString()
-    descriptor_pool.Default().AddSerializedFile(content)
+    reflection_pb2.DESCRIPTOR.pool.AddSerializedFile(content)
 
     methods = rpcs(_REFLECTION, {"ServerReflectionInfo": Streaming("reflection", answer)})
     (rpc,) = methods.values()
