@@ -62,7 +62,7 @@ _QUICK_RESET_S = 0.05
 # costs some 20 us, so this rate takes 2 % of a core. Answered calls allow as many again.
 _FREE_RESETS = 1000
 _FREE_RESETS_PER_S = 1000.0
-# Calls that ended before their request did, of which later frames are expected and ignored.
+# Calls that ended before their request did. Frames of theirs that arrive later are ignored.
 _MAX_UNFINISHED = 1024
 
 
