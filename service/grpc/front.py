@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+from google.protobuf import descriptor_pb2, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.grpc import digits as digits_service
 from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
-from service.grpc.answering import Calls, Streaming, rpcs
+from service.grpc.answering import Calls, Rpc, Streaming, rpcs
 from service.grpc.grpcio_server import GrpcioServer
 from service.grpc.health import Health
 from service.grpc.http2.listener import Http2Server
@@ -26,6 +27,8 @@ from service.stubs.inference import inference_pb2
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _SERVICES = (digits_service.DESCRIPTOR.full_name, _INFERENCE.full_name)
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+# The name under which newer clients ask first; grpcio-reflection has only v1alpha.
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 class Server(Protocol):
@@ -61,7 +64,7 @@ class GrpcFront:
             **rpcs(digits_service.DESCRIPTOR, digits_service.methods(digits)),
             **rpcs(_INFERENCE, open_inference),
             **rpcs(health_service.DESCRIPTOR, self._health.methods()),
-            **rpcs(_REFLECTION, {"ServerReflectionInfo": Streaming("reflection", _reflection())}),
+            **_reflection(),
         }
         self._server: Server = server(methods, self._calls, settings)
 
@@ -88,14 +91,25 @@ class GrpcFront:
         await self._server.stop(timeout)
 
 
-def _reflection() -> Any:
+def _reflection() -> dict[str, Rpc]:
+    """The methods of reflection v1alpha and v1, whose messages are the same on the wire."""
     names = (*_SERVICES, health_service.DESCRIPTOR.full_name, _REFLECTION.full_name)
-    servicer = reflection.aio.ReflectionServicer(names)
+    servicer = reflection.aio.ReflectionServicer((*names, _REFLECTION_V1))
 
     def answer(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         return servicer.ServerReflectionInfo(requests, None)  # type: ignore[no-any-return]
 
-    return answer
+    # Clients that ask for the description of v1 find it in the pool that the servicer reads.
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    text = text_format.MessageToString(file).replace("v1alpha", "v1")
+    content = text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString()
+    reflection_pb2.DESCRIPTOR.pool.AddSerializedFile(content)
+
+    methods = rpcs(_REFLECTION, {"ServerReflectionInfo": Streaming("reflection", answer)})
+    (rpc,) = methods.values()
+    path = f"/{_REFLECTION_V1}/ServerReflectionInfo"
+    return methods | {path: rpc._replace(method=Streaming("reflection_v1", answer))}
 
 
 def _names(model: ServedModel) -> tuple[str, str]:

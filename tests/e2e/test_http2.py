@@ -259,11 +259,10 @@ def test_a_large_batch_is_received_and_answered(server: Server) -> None:
         (wire.frame(wire.HEADERS, 12, 1, bytes([9, 1])), wire.PROTOCOL_ERROR, "padding"),
         (wire.frame(wire.HEADERS, 0, 1, b"x") + NO_SETTINGS, wire.PROTOCOL_ERROR, "interrupted"),
         (wire.FRAME_HEADER.pack(0xFFFF, 0xFF, 0, 0, 1), wire.FRAME_SIZE_ERROR, "larger"),
-        (
-            wire.frame(wire.HEADERS, 4, 1, headers()) + wire.frame(wire.HEADERS, 4, 1, headers()),
-            wire.PROTOCOL_ERROR,
-            "middle",
-        ),
+        (wire.frame(wire.SETTINGS, wire.ACK, 0, bytes(6)), wire.FRAME_SIZE_ERROR, "payload"),
+        (wire.frame(wire.PRIORITY, 0, 0, bytes(5)), wire.PROTOCOL_ERROR, "PRIORITY"),
+        (wire.frame(wire.GOAWAY, 0, 1, bytes(8)), wire.PROTOCOL_ERROR, "GOAWAY"),
+        (wire.window_update(1, 1), wire.PROTOCOL_ERROR, "never opened"),
     ],
 )
 def test_a_breach_of_http2_ends_the_connection_with_a_reason(
@@ -301,7 +300,7 @@ def test_headers_that_never_end_end_the_connection(server: Server) -> None:
     """CVE-2024-27316: a flood of CONTINUATION frames."""
     with Peer(server) as peer:
         peer.send(wire.frame(wire.HEADERS, 0, 1, headers()))
-        for _ in range(3):
+        for _ in range(9):
             peer.send(wire.frame(wire.CONTINUATION, 0, 1, bytes(16_000)))
         assert peer.goaway() == (wire.ENHANCE_YOUR_CALM, "headers larger than allowed")
 
@@ -317,17 +316,64 @@ def test_a_header_bomb_ends_the_connection(server: Server) -> None:
 def test_a_rapid_reset_attack_ends_the_connection(
     start_server: Callable[..., Server], tmp_path: Path, mnist: Mnist
 ) -> None:
-    """CVE-2023-44487."""
+    """CVE-2023-44487: 5,000 calls at once, each reset at once."""
     publish_slow_model(tmp_path)
     slow = start_server(tmp_path)
+    block, body = headers(), message(mnist)
+    calls = [call(n, block, body) + wire.reset(n, wire.CANCEL) for n in range(1, 10_000, 2)]
     with Peer(slow) as peer:
-        body = message(mnist)
-        streams = [2 * index + 1 for index in range(400)]
-        calls = (call(n, headers(), body) + wire.reset(n, wire.CANCEL) for n in streams)
         with contextlib.suppress(ConnectionError):
-            for frames in calls:
-                peer.send(frames)
+            peer.send(b"".join(calls))
         assert peer.goaway() == (wire.ENHANCE_YOUR_CALM, "too many calls given up")
+
+
+def test_calls_given_up_after_a_while_leave_the_others_on_their_connection(
+    start_server: Callable[..., Server], tmp_path: Path, mnist: Mnist
+) -> None:
+    """A proxy's connection under overload: 3,000 calls end by the timeouts of their clients."""
+    publish_slow_model(tmp_path)
+    slow = start_server(tmp_path)
+    stream = 1
+    with Peer(slow) as peer:
+        for _ in range(6):
+            streams = range(stream, stream + 1000, 2)
+            stream += 1000
+            block = headers(INFER[:-5] + "StreamInfer")
+            for number in streams:
+                peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, number, block))
+            time.sleep(0.1)
+            peer.send(b"".join(wire.reset(number, wire.CANCEL) for number in streams))
+        peer.send(call(stream, headers(), message(mnist)))
+        assert is_ok(peer.answer(stream))
+
+
+@pytest.mark.parametrize(
+    ("fields", "more", "expected"),
+    [
+        ({"x_large": "y" * 60_000}, b"", {"grpc-status": "8"}),
+        ({"grpc_timeout": "soon"}, b"", {"grpc-status": "13"}),
+        ({"content_type": "application/grpc-web"}, b"", {":status": "415"}),
+        ({"connection": "close"}, b"", {"reset": str(wire.PROTOCOL_ERROR)}),
+        ({}, wire.window_update(3, 0), {"reset": str(wire.PROTOCOL_ERROR)}),
+        ({}, wire.window_update(3, 2**31 - 1), {"reset": str(wire.FLOW_CONTROL_ERROR)}),
+    ],
+)
+def test_the_fault_of_one_call_stays_its_own(
+    server: Server, mnist: Mnist, fields: dict[str, str], more: bytes, expected: dict[str, str]
+) -> None:
+    """A proxy's connection: one call is halfway through its message when another is faulty."""
+    whole = message(mnist)
+    with Peer(server) as peer:
+        peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers()))
+        peer.send(wire.frame(wire.DATA, 0, 1, whole[:100]))
+        block = headers(**fields)
+        first, rest = block[:10_000], block[10_000:]
+        peer.send(wire.frame(wire.HEADERS, 0, 3, first))
+        peer.send(wire.frame(wire.CONTINUATION, wire.END_HEADERS, 3, rest) + more)
+        received, _ = peer.answer(3)
+        assert expected.items() <= received.items(), received
+        peer.send(wire.frame(wire.DATA, wire.END_STREAM, 1, whole[100:]))
+        assert is_ok(peer.answer(1))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc
 import tritonclient.grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from tritonclient.grpc import service_pb2 as inference
 from tritonclient.grpc import service_pb2_grpc as inference_grpc
 
@@ -203,12 +203,16 @@ def test_health_of_each_model_is_checked_and_watched(
         triton.close()
 
 
-def test_reflection_lists_and_describes_the_services(channel: grpc.Channel) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+@pytest.mark.parametrize("version", ["v1alpha", "v1"])
+def test_reflection_lists_and_describes_the_services(channel: grpc.Channel, version: str) -> None:
+    info = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
 
     def ask(**question: str) -> Any:
-        request = reflection_pb2.ServerReflectionRequest(**question)
-        (answer,) = stub.ServerReflectionInfo(iter([request]))
+        (answer,) = info(iter([reflection_pb2.ServerReflectionRequest(**question)]))
         return answer
 
     listed = {service.name for service in ask(list_services="").list_services_response.service}
@@ -217,7 +221,12 @@ def test_reflection_lists_and_describes_the_services(channel: grpc.Channel) -> N
         "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "grpc.reflection.v1.ServerReflection",
     }
-    for symbol in ("inference.GRPCInferenceService", "digits.v1.PredictRequest"):
+    for symbol in (
+        "inference.GRPCInferenceService",
+        "digits.v1.PredictRequest",
+        "grpc.reflection.v1.ServerReflection",
+    ):
         answer = ask(file_containing_symbol=symbol)
         assert answer.file_descriptor_response.file_descriptor_proto

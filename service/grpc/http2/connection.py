@@ -20,8 +20,15 @@ A streaming call differs in three points. Its task starts at `CallStarted`. Each
 event, and `MessagesEnded` follows the last. The task sends each message with `send`, and if one has
 to wait for a window, `OutputDrained` reports that it is sent.
 
-An error in HTTP/2 ends the connection: the peer gets GOAWAY with a reason, the listener gets
-`CallCancelled` for every call. An error in a call ends that call alone, with a status in trailers.
+Three kinds of error: what breaks HTTP/2 for all calls (`ProtocolError`) ends the connection. The
+peer gets GOAWAY with a reason, the listener gets `CallCancelled` for every call. What breaks HTTP/2
+for one call (`StreamError`) ends that call with RST_STREAM. An error in gRPC ends the call with a
+status in trailers.
+
+Work is linear in the bytes of the peer. WINDOW_UPDATE of the connection and SETTINGS only change a
+number; the calls that wait for a window are looked at once per `receive`. A call that the peer
+opens and resets at once, or that ends by a stream error, costs the peer next to nothing, so such
+calls use up an allowance that grows with time and with answered calls.
 
 Sources: RFC 9113 (HTTP/2); gRPC over HTTP2 (PROTOCOL-HTTP2.md).
 """
@@ -31,25 +38,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from service.core.errors import RequestTimeout
+from service.core.errors import RequestTimeout, excerpt
 from service.grpc.answering import Rpc
 from service.grpc.http2 import frames
-from service.grpc.http2.frames import FrameReader, ProtocolError
+from service.grpc.http2.frames import FrameReader, ProtocolError, StreamError
 from service.grpc.http2.headers import (
     MAX_HEADER_BLOCK,
+    MAX_HEADER_LIST,
     HeaderDecoder,
     RequestHeaders,
     Status,
     http_error,
 )
-from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, State, Stream
+from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
 
 # Bytes that a peer may send on all streams of a connection before it must wait.
 CONNECTION_WINDOW = 4 << 20
 _MAX_FRAME = 1 << 18
-# Resets a client may send in excess of completed calls; more are a rapid-reset attack
-# (CVE-2023-44487).
-_FREE_RESETS = 200
+# Rapid reset (CVE-2023-44487) opens and resets calls without waiting, so that max_streams does not
+# bound them. A call that was open for this many seconds did count towards max_streams.
+_QUICK_RESET_S = 0.05
+# Quick resets and stream errors that a peer may cause at once, and how many more per second. Each
+# costs some 20 us, so this rate takes 2 % of a core. Answered calls allow as many again.
+_FREE_RESETS = 1000
+_FREE_RESETS_PER_S = 1000.0
+# Calls that ended before their request did. Frames of theirs that arrive later are ignored.
+_MAX_UNFINISHED = 1024
 
 
 class Limits(NamedTuple):
@@ -86,13 +100,19 @@ class OutputDrained(NamedTuple):
     stream: Stream
 
 
+class CallEnded(NamedTuple):
+    """The answer of a finished call waited for a window and is sent; its deadline is over."""
+
+    stream: Stream
+
+
 class CallCancelled(NamedTuple):
     """The peer gave up the call or broke its rules: stop working on it."""
 
     stream: Stream
 
 
-Event = CallStarted | MessageReceived | MessagesEnded | OutputDrained | CallCancelled
+Event = CallStarted | MessageReceived | MessagesEnded | OutputDrained | CallEnded | CallCancelled
 
 
 class Connection:
@@ -114,13 +134,19 @@ class Connection:
         self._choose_request_id = choose_request_id
         self._reader = FrameReader(_MAX_FRAME, MAX_HEADER_BLOCK)
         self._decoder = HeaderDecoder(rpcs)
+        self._handlers = _FIRST_HANDLERS
         self._streams: dict[int, Stream] = {}
+        self._waiting: dict[int, Stream] = {}  # those whose output waits for a window
+        # Ids of closed streams whose peer has not ended its side, the oldest first.
+        self._unfinished: dict[int, None] = {}
         self._last_stream_id = 0
         self._receive_window = CONNECTION_WINDOW
         self._send_window = frames.DEFAULT_WINDOW
-        self._peer_stream_window = frames.DEFAULT_WINDOW
-        self._peer_max_frame = frames.DEFAULT_FRAME
-        self._resets_left = _FREE_RESETS
+        self._peer = PeerSettings()
+        self._most_send_credit = 0  # no stream has more
+        self._window_has_grown = False  # since output was last tried
+        self._resets_left = float(_FREE_RESETS)  # as of the time of the last one
+        self._last_reset_at = 0.0
         self._now = 0.0
         self._events: list[Event] = []
         self._output = [
@@ -129,7 +155,7 @@ class Connection:
                     frames.MAX_CONCURRENT_STREAMS: limits.max_streams,
                     frames.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
                     frames.MAX_FRAME_SIZE: _MAX_FRAME,
-                    frames.MAX_HEADER_LIST_SIZE: MAX_HEADER_BLOCK,
+                    frames.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
                 }
             ),
             frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW),
@@ -146,9 +172,14 @@ class Connection:
             for kind, flags, stream_id, payload in self._reader.frames(data):
                 if self.closed:
                     break
-                # PRIORITY, GOAWAY and unknown types (RFC 9113, 5.5) need no reaction.
-                if handler := _HANDLERS.get(kind):
-                    handler(self, flags, stream_id, payload)
+                # Unknown types (RFC 9113, 5.5) need no reaction.
+                if handler := self._handlers.get(kind):
+                    try:
+                        handler(self, flags, stream_id, payload)
+                    except StreamError as error:
+                        self._reset(stream_id, error.code)
+            if self._waiting and self._window_has_grown:
+                self._send_waiting()
         except ProtocolError as error:
             self._fail(error.code, str(error))
         events, self._events = self._events, []
@@ -181,6 +212,12 @@ class Connection:
             return
         stream.finish(status, content)
         self._send_frames(stream)
+
+    def expire(self, stream: Stream, status: Status) -> None:
+        """End a call whose deadline has passed, even if its answer waits for a window."""
+        if stream.state != State.CLOSED:
+            stream.expire(status)
+            self._send_frames(stream)
 
     def message_read(self, stream: Stream) -> None:
         """Count a message of a streaming call as read, so that its peer may send more."""
@@ -219,18 +256,35 @@ class Connection:
         for stream in self._streams.values():
             stream.state = State.CLOSED
         self._streams.clear()
+        self._waiting.clear()
 
     # Frames of the peer.
+
+    def _receive_first_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
+        raise ProtocolError(frames.PROTOCOL_ERROR, "the preface is not followed by SETTINGS")
+
+    def _receive_first_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if flags & frames.ACK:
+            self._receive_first_frame(flags, stream_id, payload)
+        self._handlers = _HANDLERS
+        self._receive_settings(flags, stream_id, payload)
 
     def _receive_headers(self, flags: int, stream_id: int, block: bytes) -> None:
         headers = self._decoder.decode(block)
         end_stream = bool(flags & frames.END_STREAM)
         if stream := self._streams.get(stream_id):
             # Trailers. gRPC has no use for a client's, but their END_STREAM counts.
+            if stream.state == State.HALF_CLOSED_REMOTE:
+                raise StreamError(frames.STREAM_CLOSED, "headers after the end of a stream")
             if not end_stream:
-                raise ProtocolError(frames.PROTOCOL_ERROR, "headers in the middle of a stream")
+                raise StreamError(frames.PROTOCOL_ERROR, "headers in the middle of a stream")
+            if not headers.are_trailers:
+                raise StreamError(frames.PROTOCOL_ERROR, "malformed trailers")
             stream.receive(b"", 0, end_stream)
             self._take_messages(stream, end_stream)
+        elif stream_id in self._unfinished:
+            if end_stream:
+                del self._unfinished[stream_id]
         elif stream_id % 2 == 0 or stream_id <= self._last_stream_id:
             raise ProtocolError(frames.PROTOCOL_ERROR, "a stream number that cannot be opened")
         else:
@@ -240,28 +294,43 @@ class Connection:
     def _open(self, stream_id: int, headers: RequestHeaders, end_stream: bool) -> None:
         if self._stopping or len(self._streams) >= self._limits.max_streams:
             self._output.append(frames.reset(stream_id, frames.REFUSED_STREAM))
+            if not end_stream:
+                self._expect_more(stream_id)
             return
+        if headers.is_malformed:
+            if not end_stream:
+                self._expect_more(stream_id)
+            raise StreamError(frames.PROTOCOL_ERROR, "a malformed request")
         if headers.http_status != 200:
             flags = frames.END_HEADERS | frames.END_STREAM
             block = http_error(headers.http_status)
             self._output.append(frames.frame(frames.HEADERS, flags, stream_id, block))
+            if not end_stream:
+                self._output.append(frames.reset(stream_id, frames.NO_ERROR))
+                self._expect_more(stream_id)
             return
         stream = Stream(
             stream_id,
             headers=headers,
             request_id=self._choose_request_id(headers.request_id),
             opened_at=self._now,
-            send_window=self._peer_stream_window,
+            peer=self._peer,
         )
+        if end_stream:
+            stream.receive(b"", 0, end_stream)
         self._streams[stream_id] = stream
+        if headers.refusal is not None:
+            self.finish(stream, headers.refusal)
+            return
         if headers.rpc is None:
-            self.finish(stream, Status("UNIMPLEMENTED", f"There is no method {headers.path}."))
+            self.finish(
+                stream, Status("UNIMPLEMENTED", f"There is no method {excerpt(headers.path)}.")
+            )
             return
         # A unary call without a deadline has nothing to start yet.
         if stream.deadline is not None or not headers.is_unary:
             self._events.append(CallStarted(stream))
         if end_stream:
-            stream.receive(b"", 0, end_stream)
             self._take_messages(stream, end_stream)
 
     def _receive_data(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -273,12 +342,16 @@ class Connection:
             self._output.append(frames.window_update(0, CONNECTION_WINDOW - self._receive_window))
             self._receive_window = CONNECTION_WINDOW
         stream = self._streams.get(stream_id)
-        if stream is None or stream.state == State.HALF_CLOSED_REMOTE:
-            if stream_id > self._last_stream_id or not stream_id:
-                raise ProtocolError(frames.PROTOCOL_ERROR, "data of a stream that was never opened")
-            return  # the call is answered already
         content = frames.without_padding(payload) if flags & frames.PADDED else payload
         end_stream = bool(flags & frames.END_STREAM)
+        if stream is None or stream.state == State.HALF_CLOSED_REMOTE:
+            if self._is_idle(stream_id):
+                raise ProtocolError(frames.PROTOCOL_ERROR, "data of a stream that was never opened")
+            if stream_id not in self._unfinished:
+                raise StreamError(frames.STREAM_CLOSED, "data after the end of a stream")
+            if end_stream:
+                del self._unfinished[stream_id]
+            return  # the call is answered already
         stream.receive(content, size, end_stream)
         self._take_messages(stream, end_stream)
 
@@ -305,52 +378,83 @@ class Connection:
 
     def _receive_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         frames.read_word(payload)
-        if stream_id > self._last_stream_id or not stream_id:
+        if self._is_idle(stream_id):
             raise ProtocolError(frames.PROTOCOL_ERROR, "a reset of a stream that was never opened")
-        if stream := self._streams.pop(stream_id, None):
-            self._resets_left -= 1
-            stream.state = State.CLOSED
-            self._events.append(CallCancelled(stream))
-            if self._resets_left < 0:
-                raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many calls given up")
+        self._unfinished.pop(stream_id, None)
+        if stream := self._streams.get(stream_id):
+            self._drop(stream)
+            if self._now - stream.opened_at < _QUICK_RESET_S:
+                self._use_allowance()
             self._close_if_done()
+
+    def _receive_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """RFC 9113, 5.3.2: a server may ignore what it says, but not that it is malformed."""
+        if not stream_id:
+            raise ProtocolError(frames.PROTOCOL_ERROR, "PRIORITY of no stream")
+        if len(payload) != 5:
+            raise StreamError(frames.FRAME_SIZE_ERROR, "PRIORITY of a wrong size")
+
+    def _receive_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """A client that leaves still gets the answers to its calls."""
+        if stream_id:
+            raise ProtocolError(frames.PROTOCOL_ERROR, "GOAWAY of a stream")
+        if len(payload) < 8:
+            raise ProtocolError(frames.FRAME_SIZE_ERROR, "GOAWAY of a wrong size")
 
     def _receive_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise ProtocolError(frames.PROTOCOL_ERROR, "SETTINGS of a stream")
         if flags & frames.ACK:
+            if payload:
+                raise ProtocolError(frames.FRAME_SIZE_ERROR, "SETTINGS with ACK and a payload")
             return
+        peer = self._peer
         for name, value in frames.read_settings(payload):
             if name == frames.INITIAL_WINDOW_SIZE:
-                if value > frames.LARGEST_WINDOW:
+                if value + self._most_send_credit > frames.LARGEST_WINDOW:
+                    # The stream with the most credit may have ended or sent since.
+                    self._most_send_credit = max(
+                        (stream.send_credit for stream in self._streams.values()), default=0
+                    )
+                if value + self._most_send_credit > frames.LARGEST_WINDOW:
                     raise ProtocolError(frames.FLOW_CONTROL_ERROR, "a window larger than allowed")
-                for stream in self._streams.values():
-                    stream.enlarge_window(value - self._peer_stream_window)
-                self._peer_stream_window = value
+                self._window_has_grown |= value > peer.initial_window
+                peer.initial_window = value
             elif name == frames.MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME <= value <= frames.LARGEST_FRAME:
                     raise ProtocolError(frames.PROTOCOL_ERROR, "a frame size out of range")
-                self._peer_max_frame = value
+                peer.max_frame = value
+            elif name == frames.MAX_HEADER_LIST_SIZE:
+                peer.max_header_list = value
+            elif name == frames.ENABLE_PUSH and value > 1:
+                raise ProtocolError(frames.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
         self._output.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        self._send_waiting()
 
     def _receive_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = frames.read_word(payload)
-        if size == 0:
-            raise ProtocolError(frames.PROTOCOL_ERROR, "a window update of zero")
         if stream_id:
             if stream := self._streams.get(stream_id):
+                if size == 0:
+                    raise StreamError(frames.PROTOCOL_ERROR, "a window update of zero")
                 stream.enlarge_window(size)
+                self._most_send_credit = max(self._most_send_credit, stream.send_credit)
                 if stream.output:
                     self._resume(stream)
+            elif self._is_idle(stream_id):
+                reason = "a window update of a stream that was never opened"
+                raise ProtocolError(frames.PROTOCOL_ERROR, reason)
             return
+        if size == 0:
+            raise ProtocolError(frames.PROTOCOL_ERROR, "a window update of zero")
         self._send_window += size
         if self._send_window > frames.LARGEST_WINDOW:
             raise ProtocolError(frames.FLOW_CONTROL_ERROR, "a window larger than allowed")
-        self._send_waiting()
+        self._window_has_grown = True
 
     def _receive_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 8 or stream_id:
+        if stream_id:
+            raise ProtocolError(frames.PROTOCOL_ERROR, "PING of a stream")
+        if len(payload) != 8:
             raise ProtocolError(frames.FRAME_SIZE_ERROR, "a PING of a wrong size")
         if not flags & frames.ACK:
             self._output.append(frames.frame(frames.PING, frames.ACK, 0, payload))
@@ -361,27 +465,44 @@ class Connection:
     # Frames to the peer.
 
     def _send_waiting(self) -> None:
-        for stream in [stream for stream in self._streams.values() if stream.output]:
-            self._resume(stream)
+        """Use windows that have grown, the longest wait first."""
+        self._window_has_grown = False
+        for stream in list(self._waiting.values()):
+            if self._send_window <= 0:
+                return
+            if stream.send_window > 0:
+                self._resume(stream)
 
     def _resume(self, stream: Stream) -> None:
         """Send messages that waited for a window."""
         self._send_frames(stream)
-        if stream.status is None and not stream.output:
-            self._events.append(OutputDrained(stream))
+        if not stream.output:
+            if stream.status is None:
+                self._events.append(OutputDrained(stream))
+            elif stream.deadline is not None:
+                self._events.append(CallEnded(stream))
 
     def _send_frames(self, stream: Stream) -> None:
         """Queue the frames that the windows allow; close the stream after its trailers."""
-        parts, used = stream.next_frames(self._send_window, self._peer_max_frame)
+        parts, used = stream.next_frames(self._send_window)
         self._send_window -= used
         self._output += parts
-        if stream.status is None or stream.output:
+        if stream.output:
+            # What got some of a window waits behind what got none.
+            if used:
+                self._waiting.pop(stream.id, None)
+            self._waiting[stream.id] = stream
+            return
+        if self._waiting:
+            self._waiting.pop(stream.id, None)
+        if stream.status is None:
             return
         if stream.state == State.HALF_CLOSED_LOCAL:
             # The peer has its answer and may stop sending (RFC 9113, 8.1).
             self._output.append(frames.reset(stream.id, frames.NO_ERROR))
             stream.state = State.CLOSED
-        self._resets_left = min(self._resets_left + 1, _FREE_RESETS)
+            self._expect_more(stream.id)
+        self._resets_left += 1
         del self._streams[stream.id]
         self._close_if_done()
 
@@ -391,6 +512,44 @@ class Connection:
         """End a call because of its peer."""
         self._events.append(CallCancelled(stream))
         self.finish(stream, status)
+
+    def _reset(self, stream_id: int, code: int) -> None:
+        """End one call because its peer broke HTTP/2 for it."""
+        if self._is_idle(stream_id):
+            raise ProtocolError(code, "an error on a stream that was never opened")
+        self._output.append(frames.reset(stream_id, code))
+        if stream := self._streams.get(stream_id):
+            if stream.state == State.OPEN:
+                self._expect_more(stream_id)
+            self._drop(stream)
+        self._use_allowance()
+        self._close_if_done()
+
+    def _drop(self, stream: Stream) -> None:
+        """Forget a stream that is reset."""
+        stream.state = State.CLOSED
+        del self._streams[stream.id]
+        self._waiting.pop(stream.id, None)
+        self._events.append(CallCancelled(stream))
+
+    def _expect_more(self, stream_id: int) -> None:
+        """Remember that the peer may still send on a closed stream (RFC 9113, 5.1)."""
+        self._unfinished[stream_id] = None
+        if len(self._unfinished) > _MAX_UNFINISHED:
+            del self._unfinished[next(iter(self._unfinished))]
+
+    def _use_allowance(self) -> None:
+        """Count a call that cost its peer nothing."""
+        seconds = self._now - self._last_reset_at
+        self._last_reset_at = self._now
+        self._resets_left += seconds * _FREE_RESETS_PER_S
+        self._resets_left = min(self._resets_left, _FREE_RESETS) - 1
+        if self._resets_left < 0:
+            raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many calls given up")
+
+    def _is_idle(self, stream_id: int) -> bool:
+        """Whether a stream was never opened. Only a client opens streams: odd ones (5.1.1)."""
+        return stream_id > self._last_stream_id or stream_id % 2 == 0
 
     def _close_if_done(self) -> None:
         if self._stopping and not self._streams:
@@ -404,12 +563,20 @@ class Connection:
             self.lose()
 
 
-_HANDLERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
+_Handler = Callable[[Connection, int, int, bytes], None]
+_HANDLERS: dict[int, _Handler] = {
     frames.DATA: Connection._receive_data,
     frames.HEADERS: Connection._receive_headers,
+    frames.PRIORITY: Connection._receive_priority,
     frames.RST_STREAM: Connection._receive_reset,
     frames.SETTINGS: Connection._receive_settings,
     frames.PUSH_PROMISE: Connection._receive_push_promise,
     frames.PING: Connection._receive_ping,
+    frames.GOAWAY: Connection._receive_goaway,
     frames.WINDOW_UPDATE: Connection._receive_window_update,
+}
+# RFC 9113, 3.4: SETTINGS come first.
+_FIRST_HANDLERS: dict[int, _Handler] = {
+    **dict.fromkeys(range(256), Connection._receive_first_frame),
+    frames.SETTINGS: Connection._receive_first_settings,
 }

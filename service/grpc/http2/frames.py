@@ -33,6 +33,7 @@ PRIORITISED = 0x20
 NO_ERROR = 0x0
 PROTOCOL_ERROR = 0x1
 FLOW_CONTROL_ERROR = 0x3
+STREAM_CLOSED = 0x5
 FRAME_SIZE_ERROR = 0x6
 REFUSED_STREAM = 0x7
 CANCEL = 0x8
@@ -40,6 +41,7 @@ COMPRESSION_ERROR = 0x9
 ENHANCE_YOUR_CALM = 0xB
 
 # Settings (RFC 9113, 6.5.2).
+ENABLE_PUSH = 0x2
 MAX_CONCURRENT_STREAMS = 0x3
 INITIAL_WINDOW_SIZE = 0x4
 MAX_FRAME_SIZE = 0x5
@@ -50,6 +52,7 @@ DEFAULT_WINDOW = 65_535
 DEFAULT_FRAME = 16_384
 LARGEST_WINDOW = 2**31 - 1
 LARGEST_FRAME = 2**24 - 1
+LARGEST_HEADER_LIST = 2**32 - 1  # the largest value of a setting; a peer without one has no limit
 
 # Length (24 bits, here as 16 and 8), type, flags, stream id.
 FRAME_HEADER = struct.Struct(">HBBBI")
@@ -70,6 +73,14 @@ class ProtocolError(Exception):
         self.code = code
 
 
+class StreamError(Exception):
+    """A stream error (RFC 9113, 5.4.2): RST_STREAM carries `code`; the connection continues."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
 class FrameReader:
     """Splits the bytes of a peer into frames; keeps an unfinished frame for the next call."""
 
@@ -78,8 +89,10 @@ class FrameReader:
         self._max_frame = max_frame
         self._max_header_block = max_header_block
         self._buffer = bytearray()
-        # Flags, stream id and bytes of a header block whose CONTINUATION frames are missing.
-        self._unfinished_block: tuple[int, int, bytes] | None = None
+        # Flags, stream id and bytes of a header block whose CONTINUATION frames are missing. The
+        # cost counts its frame headers as well, so that empty CONTINUATION frames have an end.
+        self._unfinished_block: tuple[int, int, bytearray] | None = None
+        self._block_cost = 0
 
     def frames(self, data: bytes) -> Iterator[Frame]:
         """Yield the frames that `data` completes. Exhaust the iterator before the next call.
@@ -131,20 +144,27 @@ class FrameReader:
             first_flags, first_id, block = self._unfinished_block
             if stream_id != first_id:
                 raise ProtocolError(PROTOCOL_ERROR, "a continuation of another stream's headers")
-            self._unfinished_block = None
-            flags = first_flags | flags & END_HEADERS
+            self._block_cost += FRAME_HEADER.size + len(payload)
+            if self._block_cost > self._max_header_block:
+                raise ProtocolError(ENHANCE_YOUR_CALM, "headers larger than allowed")
             block += payload
-        elif kind == CONTINUATION:
+            if not flags & END_HEADERS:
+                return None
+            self._unfinished_block = None
+            return HEADERS, first_flags | END_HEADERS, stream_id, bytes(block)
+        if kind == CONTINUATION:
             raise ProtocolError(PROTOCOL_ERROR, "a continuation without headers")
-        else:
-            block = without_padding(payload) if flags & PADDED else payload
-            if flags & PRIORITISED:
-                block = block[_PRIORITY_FIELDS:]
-        if len(block) > self._max_header_block:
+        content = without_padding(payload) if flags & PADDED else payload
+        if flags & PRIORITISED:
+            if len(content) < _PRIORITY_FIELDS:
+                raise ProtocolError(FRAME_SIZE_ERROR, "headers shorter than their priority fields")
+            content = content[_PRIORITY_FIELDS:]
+        if len(content) > self._max_header_block:
             raise ProtocolError(ENHANCE_YOUR_CALM, "headers larger than allowed")
         if flags & END_HEADERS:
-            return HEADERS, flags, stream_id, block
-        self._unfinished_block = flags, stream_id, block
+            return HEADERS, flags, stream_id, content
+        self._unfinished_block = flags, stream_id, bytearray(content)
+        self._block_cost = len(content)
         return None
 
 
@@ -180,6 +200,20 @@ def read_word(payload: bytes) -> int:
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     size = len(payload)
     return FRAME_HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+
+
+def headers(flags: int, stream_id: int, block: bytes, max_frame: int) -> bytes:
+    """Build a HEADERS frame, and CONTINUATION frames if the block is larger than `max_frame`."""
+    size = len(block)
+    if size <= max_frame:
+        flags |= END_HEADERS
+        return FRAME_HEADER.pack(size >> 8, size & 0xFF, HEADERS, flags, stream_id) + block
+    parts = [frame(HEADERS, flags, stream_id, block[:max_frame])]
+    for start in range(max_frame, size, max_frame):
+        end = start + max_frame
+        end_headers = END_HEADERS if end >= size else 0
+        parts.append(frame(CONTINUATION, end_headers, stream_id, block[start:end]))
+    return b"".join(parts)
 
 
 def settings(values: dict[int, int]) -> bytes:

@@ -1,6 +1,7 @@
 """The headers of a call: the request's, decoded; the response's and the trailers, encoded.
 
-Sources: RFC 7541 (HPACK); gRPC over HTTP2 (PROTOCOL-HTTP2.md), "Requests" and "Responses".
+Sources: RFC 7541 (HPACK); RFC 9113 (HTTP/2), 8.1 to 8.3; gRPC over HTTP2 (PROTOCOL-HTTP2.md),
+"Requests" and "Responses".
 """
 
 from __future__ import annotations
@@ -8,24 +9,60 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import grpc
 import hpack
 from hpack.table import HeaderTable
 
 from service.grpc.answering import Rpc, Unary
-from service.grpc.http2.frames import COMPRESSION_ERROR, ProtocolError
+from service.grpc.http2.frames import COMPRESSION_ERROR, LARGEST_HEADER_LIST, ProtocolError
 
-MAX_HEADER_BLOCK = 16 * 1024  # bytes, both as sent and once decoded
-# Decoded blocks kept per connection; a client repeats the same few.
+# Bytes of a header list as RFC 9113, 6.5.2, counts them. A longer list fails its call.
+MAX_HEADER_LIST = 16 * 1024
+# Bytes of a header block, both as sent and as a decoded list. A larger one ends the connection: it
+# has to be decoded even if its call is refused, because later blocks depend on HPACK's table.
+MAX_HEADER_BLOCK = 128 * 1024
+_FIELD_OVERHEAD = 32  # bytes that RFC 9113, 6.5.2, adds for every field of a list
+# Decoded blocks kept per connection, and the largest of them in bytes; a client repeats the same
+# few.
 _MAX_CACHED_BLOCKS = 64
+_MAX_CACHED_BLOCK = 2 * 1024
 
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _STATUS_CODES: dict[str, int] = {code.name: code.value[0] for code in grpc.StatusCode}
 # Characters that grpc-message does not percent-encode: printable ASCII without the percent sign.
 _UNQUOTED = " !\"#$&'()*+,/:;<=>?@[]^`{|}"
+
+_CONTENT_TYPES = frozenset((b"application/grpc", b"application/grpc+proto"))
+# RFC 9113, 8.2.2.
+_CONNECTION_SPECIFIC = frozenset(
+    (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+)
+# The names of a request, one per line: first the pseudo-headers (8.3), then names without uppercase
+# letters, colons, spaces, control characters and bytes above ASCII (8.2.1).
+_NAMES = re.compile(rb"(?::(?:method|scheme|path|authority)\n)*(?:[!-9;-@\[-~]+\n)*")
+# Also 8.2.1. Spaces at the ends of a value, which it forbids as well, are accepted: gRPC lets a
+# server strip them from metadata.
+_FORBIDDEN_IN_VALUE = re.compile(rb"[\0\r\n]")
+
+
+class Status(NamedTuple):
+    """How a call ends; `code` is the name of a gRPC status code."""
+
+    code: str
+    message: str
+
+
+OK = Status("OK", "")
+_TOO_MUCH_METADATA = Status(
+    "RESOURCE_EXHAUSTED", f"The metadata of the call is larger than {MAX_HEADER_LIST} bytes."
+)
+# The code of grpcio and gRPC-Go.
+_MALFORMED_TIMEOUT = Status(
+    "INTERNAL", "grpc-timeout is malformed; send 1 to 8 digits and a unit (H, M, S, m, u or n)."
+)
 
 
 class RequestHeaders(NamedTuple):
@@ -39,16 +76,10 @@ class RequestHeaders(NamedTuple):
     encoding: str  # of messages flagged as compressed
     ends_with_error: bool  # Triton's triton_grpc_error: a failed request ends its stream
     http_status: int  # 405 or 415 if this is not a gRPC request, else 200
-
-
-class Status(NamedTuple):
-    """How a call ends; `code` is the name of a gRPC status code."""
-
-    code: str
-    message: str
-
-
-OK = Status("OK", "")
+    refusal: Status | None  # the end of a call whose headers the server cannot accept
+    content_length: int | None  # bytes of DATA, if the header says how many
+    is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
+    are_trailers: bool  # well-formed trailers by the same sections
 
 
 class HeaderDecoder:
@@ -70,30 +101,71 @@ class HeaderDecoder:
             return headers
         self._table.changed = False
         try:
-            decoded = dict(self._decoder.decode(block, raw=True))
+            decoded = list(self._decoder.decode(block, raw=True))
         except (hpack.HPACKError, UnicodeDecodeError) as error:
             raise ProtocolError(COMPRESSION_ERROR, str(error)) from error
-        fields = {bytes(name): bytes(value).decode("latin-1") for name, value in decoded.items()}
-        path = fields.get(b":path", "")
+        fields = dict(decoded)
+        path = fields.get(b":path", b"").decode("latin-1")
         rpc = self._rpcs.get(path)
+        request_id = fields.get(b"x-request-id")
+        names = b"".join([name + b"\n" for name, _ in decoded])
+        values = b" ".join([value for _, value in decoded])
+        is_well_formed = bool(
+            _NAMES.fullmatch(names)
+            and not _FORBIDDEN_IN_VALUE.search(values)
+            and _CONNECTION_SPECIFIC.isdisjoint(fields)
+            and fields.get(b"te", b"trailers") == b"trailers"
+        )
+        pseudo_headers = names.count(b":")
+        is_request = (
+            is_well_formed
+            # Each once, and :authority at most once (RFC 9113, 8.3.1).
+            and path
+            and b":method" in fields
+            and b":scheme" in fields
+            and pseudo_headers == 3 + (b":authority" in fields)
+        )
+        content_length = None
+        if (length := fields.get(b"content-length")) is not None:
+            if length.isdigit() and len(length) < 20:
+                content_length = int(length)
+            else:
+                is_request = False
         status = 200
-        if fields.get(b":method") != "POST":
+        content_type = fields.get(b"content-type", b"")
+        if fields.get(b":method") != b"POST":
             status = 405
-        elif not fields.get(b"content-type", "").startswith("application/grpc"):
+        elif (
+            content_type not in _CONTENT_TYPES
+            and content_type.partition(b";")[0].strip().lower() not in _CONTENT_TYPES
+        ):
             status = 415
+        refusal = None
+        timeout = fields.get(b"grpc-timeout")
+        seconds = None if timeout is None else read_timeout(timeout.decode("latin-1"))
+        # One byte of each name and value is the separator.
+        size = len(names) + len(values) + (_FIELD_OVERHEAD - 2) * len(decoded) + 1
+        if size > MAX_HEADER_LIST:
+            refusal = _TOO_MUCH_METADATA
+        elif timeout is not None and seconds is None:
+            refusal = _MALFORMED_TIMEOUT
         headers = RequestHeaders(
             rpc=rpc,
             is_unary=rpc is not None and isinstance(rpc.method, Unary),
             path=path,
-            request_id=fields.get(b"x-request-id"),
-            timeout=read_timeout(fields.get(b"grpc-timeout", "")),
-            encoding=fields.get(b"grpc-encoding", "identity"),
-            ends_with_error=fields.get(b"triton_grpc_error") == "true",
+            request_id=None if request_id is None else request_id.decode("latin-1"),
+            timeout=seconds,
+            encoding=fields.get(b"grpc-encoding", b"identity").decode("latin-1"),
+            ends_with_error=fields.get(b"triton_grpc_error") == b"true",
             http_status=status,
+            refusal=refusal,
+            content_length=content_length,
+            is_malformed=not is_request,
+            are_trailers=is_well_formed and not pseudo_headers,
         )
         if self._table.changed:
             self._cache.clear()
-        elif len(self._cache) < _MAX_CACHED_BLOCKS:
+        elif len(self._cache) < _MAX_CACHED_BLOCKS and len(block) <= _MAX_CACHED_BLOCK:
             self._cache[block] = headers
         return headers
 
@@ -141,17 +213,38 @@ RESPONSE_HEADERS = (
     + _literal(b"grpc-accept-encoding", b"identity,deflate,gzip")
 )
 _GRPC_STATUS_OK = _literal(b"grpc-status", b"0")
+_SIZE_WITHOUT_MESSAGE = sum(
+    _FIELD_OVERHEAD + len(name) + len(value)
+    for name, value in (
+        (":status", "200"),
+        ("content-type", "application/grpc"),
+        ("grpc-accept-encoding", "identity,deflate,gzip"),
+        ("x-request-id", ""),
+        ("grpc-status", "16"),
+        ("grpc-message", ""),
+    )
+)
+_HALF_ESCAPE = re.compile(r"%.?\Z")
 _REQUEST_ID = b"\0" + _length(len(b"x-request-id")) + b"x-request-id"
 
 
-def trailers(status: Status, request_id: str) -> bytes:
-    """Return the header block that ends a call."""
+def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEADER_LIST) -> bytes:
+    """Return the header block that ends a call.
+
+    A message is cut so that the list, with `RESPONSE_HEADERS`, is within `max_header_list`.
+    """
     encoded = request_id.encode()
     block = _REQUEST_ID + _length(len(encoded)) + encoded
     if status.code == "OK":
         return _GRPC_STATUS_OK + block
     block += _literal(b"grpc-status", str(_STATUS_CODES[status.code]).encode())
-    return block + _literal(b"grpc-message", quote(status.message, safe=_UNQUOTED).encode())
+    room = max(0, max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded))
+    # No character takes less than a byte: what cannot fit is not encoded either.
+    message = quote(status.message[:room], safe=_UNQUOTED)
+    if len(message) > room:
+        # Remove half an escape sequence and half a character at the end.
+        message = quote(unquote(_HALF_ESCAPE.sub("", message[:room]), errors="ignore"), _UNQUOTED)
+    return block + _literal(b"grpc-message", message.encode())
 
 
 def http_error(status: int) -> bytes:

@@ -8,11 +8,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from service.core.errors import DeadlineExceeded, InternalError, ServiceError, Unimplemented
+from service.core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    ServiceError,
+    Unimplemented,
+    excerpt,
+)
 from service.core.inflation import inflate
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc
 from service.grpc.http2.connection import (
     CallCancelled,
+    CallEnded,
     CallStarted,
     Connection,
     Event,
@@ -181,7 +188,7 @@ class Http2Protocol(asyncio.Protocol):
                 self._inboxes[stream.id].put_nowait(None)
             elif isinstance(event, OutputDrained):
                 self._drained.pop(stream.id).set()
-            elif isinstance(event, CallCancelled):
+            elif isinstance(event, CallCancelled | CallEnded):
                 self._cancel(stream.id)
         if self._connection.has_output or self._connection.closed:
             self._flush_soon()
@@ -189,7 +196,7 @@ class Http2Protocol(asyncio.Protocol):
     def _expire(self, stream: Stream) -> None:
         error = DeadlineExceeded.of()
         self._cancel(stream.id)
-        self._connection.finish(stream, Status(error.grpc_code, error.message))
+        self._connection.expire(stream, Status(error.grpc_code, error.message))
         self._flush_soon()
 
     def _sweep(self) -> None:
@@ -259,14 +266,17 @@ class Http2Protocol(asyncio.Protocol):
         if flag != 1 or encoding == "identity":
             raise InternalError("A message is flagged as compressed, but grpc-encoding is not set.")
         if encoding not in ("gzip", "deflate"):
-            raise Unimplemented(f"grpc-encoding is '{encoding}'; send gzip, deflate or identity.")
+            raise Unimplemented(
+                f"grpc-encoding is '{excerpt(encoding)}'; send gzip, deflate or identity."
+            )
         return await self._inflate(content, encoding)
 
     def _finish(self, stream: Stream, status: Status, content: bytes | None = None) -> None:
         """End a call from its own task."""
         self._connection.finish(stream, status, content)
         self._tasks.pop(stream.id, None)
-        if self._timers and (timer := self._timers.pop(stream.id, None)):
+        # The deadline of an answer that waits for a window still counts.
+        if self._timers and not stream.output and (timer := self._timers.pop(stream.id, None)):
             timer.cancel()
         self._flush_soon()
 

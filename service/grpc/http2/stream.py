@@ -12,7 +12,7 @@ import struct
 
 from service.core.errors import RequestTooLarge
 from service.grpc.http2 import frames
-from service.grpc.http2.frames import ProtocolError, copy_slice
+from service.grpc.http2.frames import ProtocolError, StreamError, copy_slice
 from service.grpc.http2.headers import RESPONSE_HEADERS, RequestHeaders, Status, trailers
 
 # Bytes that a peer may send on one stream before it must wait for WINDOW_UPDATE.
@@ -37,6 +37,17 @@ class State:
     CLOSED = "closed"
 
 
+class PeerSettings:
+    """What the peer's SETTINGS say, in bytes; one object for all streams of a connection."""
+
+    __slots__ = ("initial_window", "max_frame", "max_header_list")
+
+    def __init__(self, initial_window: int = frames.DEFAULT_WINDOW) -> None:
+        self.initial_window = initial_window
+        self.max_frame = frames.DEFAULT_FRAME
+        self.max_header_list = frames.LARGEST_HEADER_LIST
+
+
 class CallFailed(Exception):
     """The peer's messages break the rules of gRPC or a limit; `status` ends the call."""
 
@@ -54,9 +65,10 @@ class Stream:
 
     __slots__ = (
         "_buffer",
+        "_content_left",
         "_headers_sent",
+        "_peer",
         "_receive_window",
-        "_send_window",
         "_sent",
         "_ungranted",
         "_unread",
@@ -66,6 +78,7 @@ class Stream:
         "opened_at",
         "output",
         "request_id",
+        "send_credit",
         "state",
         "status",
     )
@@ -77,7 +90,7 @@ class Stream:
         headers: RequestHeaders,
         request_id: str,
         opened_at: float,
-        send_window: int,
+        peer: PeerSettings,
     ) -> None:
         self.id = stream_id
         self.headers = headers
@@ -88,6 +101,7 @@ class Stream:
         self.status: Status | None = None
         # Receiving: what has arrived of the next message.
         self._buffer: bytes | bytearray = b""
+        self._content_left = headers.content_length  # bytes that have to arrive, if known
         self._unread = 0  # messages of a streaming call that it has not read
         self._receive_window = STREAM_WINDOW
         self._ungranted = 0  # bytes received since the last WINDOW_UPDATE
@@ -95,7 +109,10 @@ class Stream:
         # waits for a window.
         self.output = b""
         self._sent = 0
-        self._send_window = send_window
+        # The window is the peer's initial window and this credit: what WINDOW_UPDATE granted less
+        # what was sent. A change of the initial window thus changes nothing here.
+        self._peer = peer
+        self.send_credit = 0
         self._headers_sent = False
 
     # From the peer.
@@ -103,8 +120,13 @@ class Stream:
     def receive(self, content: bytes, frame_size: int, end_stream: bool) -> None:
         """Take the content of a DATA frame. Flow control counts its size with the padding.
 
-        Raises ProtocolError if the frame exceeds the window.
+        Raises ProtocolError if the frame exceeds the window, and StreamError if the request has
+        another length than its content-length says.
         """
+        if self._content_left is not None and self.status is None:
+            self._content_left -= len(content)
+            if self._content_left < 0 or (end_stream and self._content_left):
+                raise StreamError(frames.PROTOCOL_ERROR, "not as long as content-length says")
         if end_stream:
             self.state = State.HALF_CLOSED_REMOTE
         self._receive_window -= frame_size
@@ -196,13 +218,22 @@ class Stream:
         if content is not None:
             self.send(content)
 
-    def enlarge_window(self, size: int) -> None:
-        """Let `size` more bytes be sent; fewer if negative. Raises ProtocolError on overflow."""
-        self._send_window += size
-        if self._send_window > frames.LARGEST_WINDOW:
-            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "a window larger than allowed")
+    def expire(self, status: Status) -> None:
+        """End the call with a status instead of the messages that wait for a window."""
+        self.status = status
+        self._buffer = self.output = b""
 
-    def next_frames(self, window: int, max_frame: int) -> tuple[list[bytes], int]:
+    @property
+    def send_window(self) -> int:
+        return self._peer.initial_window + self.send_credit
+
+    def enlarge_window(self, size: int) -> None:
+        """Let `size` more bytes be sent. Raises StreamError on overflow."""
+        self.send_credit += size
+        if self.send_window > frames.LARGEST_WINDOW:
+            raise StreamError(frames.FLOW_CONTROL_ERROR, "a window larger than allowed")
+
+    def next_frames(self, window: int) -> tuple[list[bytes], int]:
         """Return the frames that can be sent now, and how many bytes of `window` they use.
 
         `window` is the connection's. The last frame has the trailers: it comes once the status is
@@ -215,22 +246,24 @@ class Stream:
                 self._headers_sent = True
                 block = RESPONSE_HEADERS
                 parts.append(frames.frame(frames.HEADERS, frames.END_HEADERS, self.id, block))
+            peer = self._peer
             while unsent := len(self.output) - self._sent:
-                size = min(unsent, window - used, self._send_window, max_frame)
+                stream_window = peer.initial_window + self.send_credit
+                size = min(unsent, window - used, stream_window, peer.max_frame)
                 if size <= 0:
                     return parts, used
                 chunk = self.output[self._sent : self._sent + size]
                 parts.append(frames.frame(frames.DATA, 0, self.id, chunk))
                 used += size
                 self._sent += size
-                self._send_window -= size
+                self.send_credit -= size
             self.output, self._sent = b"", 0
         if self.status is not None:
-            block = trailers(self.status, self.request_id)
+            peer = self._peer
+            block = trailers(self.status, self.request_id, peer.max_header_list)
             if not self._headers_sent:
                 block = RESPONSE_HEADERS + block
-            flags = frames.END_HEADERS | frames.END_STREAM
-            parts.append(frames.frame(frames.HEADERS, flags, self.id, block))
+            parts.append(frames.headers(frames.END_STREAM, self.id, block, peer.max_frame))
             is_open = self.state == State.OPEN
             self.state = State.HALF_CLOSED_LOCAL if is_open else State.CLOSED
         return parts, used

@@ -77,8 +77,11 @@ def test_every_method_of_the_protos_is_served(tmp_path: Path, settings: Settings
             health_pb2.DESCRIPTOR.services_by_name["Health"],
         ]
         expected = {f"/{s.full_name}/{method.name}" for s in services for method in s.methods}
-        reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-        assert FakeServer.newest.rpcs.keys() == expected | {reflection}
+        expected |= {
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+            for version in ("v1alpha", "v1")
+        }
+        assert FakeServer.newest.rpcs.keys() == expected
 
     run_with_operations(tmp_path, scenario)
 

@@ -38,8 +38,13 @@ def connection(limits: Limits = LIMITS) -> Connection:
     return opened
 
 
-def block(path: str = UNARY, more: Mapping[str, str] = MappingProxyType({})) -> bytes:
+def literal_block(fields: Sequence[tuple[str, str]]) -> bytes:
     """A header block that leaves HPACK's table as it is."""
+    return bytes(hpack.Encoder().encode([(name, value, True) for name, value in fields]))
+
+
+def block(path: str = UNARY, more: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """A header block of a call."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -48,8 +53,7 @@ def block(path: str = UNARY, more: Mapping[str, str] = MappingProxyType({})) -> 
         "content-type": "application/grpc",
         **more,
     }
-    never_indexed = [(name, value, True) for name, value in fields.items()]
-    return bytes(hpack.Encoder().encode(never_indexed))
+    return literal_block(list(fields.items()))
 
 
 def message(content: bytes, flag: int = 0) -> bytes:

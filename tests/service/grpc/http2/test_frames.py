@@ -160,6 +160,34 @@ def test_a_broken_header_block_is_a_protocol_error(content: bytes, code: int, re
     assert reason in str(error)
 
 
+def test_empty_continuations_do_not_continue_for_ever() -> None:
+    """CVE-2024-27316."""
+    empty = frames.frame(frames.CONTINUATION, 0, 1)
+    assert read(frames.frame(frames.HEADERS, 0, 1) + empty * (MAX_BLOCK // 9)) == []
+    error = error_of(frames.frame(frames.HEADERS, 0, 1) + empty * (MAX_BLOCK // 9 + 1))
+    assert error.code == frames.ENHANCE_YOUR_CALM
+
+
+@given(st.binary(max_size=500), st.integers(1, 120), st.integers(0, 1))
+def test_a_header_block_larger_than_a_frame_continues_in_further_frames(
+    content: bytes, max_frame: int, flags: int
+) -> None:
+    """6.2 and 6.10."""
+    output = frames.headers(flags, 7, content, max_frame)
+    sizes = []
+    position = 0
+    while position < len(output):
+        high, low, kind, _, stream_id = frames.FRAME_HEADER.unpack_from(output, position)
+        assert kind == (frames.CONTINUATION if sizes else frames.HEADERS)
+        assert stream_id == 7
+        sizes.append(high << 8 | low)
+        position += frames.FRAME_HEADER.size + sizes[-1]
+    assert max(sizes) <= max_frame
+    opened = FrameReader(1000, 10_000)
+    joined = (frames.HEADERS, flags | frames.END_HEADERS, 7, content)
+    assert list(opened.frames(frames.PREFACE + output)) == [joined]
+
+
 @given(st.binary(), st.integers(0, 255))
 def test_padding_is_removed(content: bytes, size: int) -> None:
     assert frames.without_padding(bytes([size]) + content + bytes(size)) == content

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from service.grpc.http2 import frames
 from service.grpc.http2.frames import ProtocolError
 from service.grpc.http2.headers import (
+    MAX_HEADER_LIST,
     OK,
     RESPONSE_HEADERS,
     HeaderDecoder,
@@ -30,6 +31,11 @@ def decoded(content: bytes) -> dict[str, str]:
     return dict(hpack.Decoder().decode(content))
 
 
+def header_list_size(content: bytes) -> int:
+    """The size by which MAX_HEADER_LIST_SIZE limits a header block (RFC 9113, 6.5.2)."""
+    return sum(len(name) + len(value) + 32 for name, value in hpack.Decoder().decode(content))
+
+
 def test_the_headers_of_a_request_are_decoded() -> None:
     more = {
         "x-request-id": "mine",
@@ -38,12 +44,14 @@ def test_the_headers_of_a_request_are_decoded() -> None:
         "triton_grpc_error": "true",
     }
     headers = HeaderDecoder(RPCS).decode(block(STREAMING, more))
-    assert headers == (RPCS[STREAMING], False, STREAMING, "mine", 0.25, "gzip", True, 200)
+    assert headers[:8] == (RPCS[STREAMING], False, STREAMING, "mine", 0.25, "gzip", True, 200)
+    assert (headers.refusal, headers.content_length, headers.is_malformed) == (None, None, False)
 
 
 def test_absent_headers_have_defaults() -> None:
     headers = HeaderDecoder(RPCS).decode(block(UNARY))
-    assert headers == (RPCS[UNARY], True, UNARY, None, None, "identity", False, 200)
+    assert headers[:8] == (RPCS[UNARY], True, UNARY, None, None, "identity", False, 200)
+    assert (headers.refusal, headers.content_length, headers.is_malformed) == (None, None, False)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +60,12 @@ def test_absent_headers_have_defaults() -> None:
         ({":method": "GET"}, 405),
         ({"content-type": "application/json"}, 415),
         ({"content-type": "application/grpc+proto"}, 200),
+        ({"content-type": "Application/gRPC; charset=utf-8"}, 200),
+        ({"content-type": "application/grpc+json"}, 415),
+        ({"content-type": "application/grpc-web"}, 415),
+        ({"content-type": "application/grpc-web+proto"}, 415),
+        ({"content-type": "application/grpcfoo"}, 415),
+        ({"content-type": ""}, 415),
     ],
 )
 def test_requests_that_are_not_grpc_have_an_http_status(
@@ -147,6 +161,66 @@ def test_trailers_of_a_failure_carry_any_message(message: str, request_id: str) 
     assert fields["x-request-id"] == request_id
     assert fields["grpc-message"].isascii()
     assert unquote(fields["grpc-message"]) == message
+
+
+@pytest.mark.parametrize("timeout", ["", "5", "-1S", "1.5S", "100000000S", "1 S"])
+def test_a_malformed_timeout_refuses_its_call(timeout: str) -> None:
+    headers = HeaderDecoder(RPCS).decode(block(UNARY, {"grpc-timeout": timeout}))
+    assert headers.timeout is None
+    assert headers.refusal is not None
+    assert headers.refusal.code == "INTERNAL"  # as in grpcio and gRPC-Go
+    assert "grpc-timeout is malformed" in headers.refusal.message
+
+
+def test_metadata_above_the_limit_refuses_its_call_and_keeps_hpacks_table_in_step() -> None:
+    encoder, decoder = hpack.Encoder(), HeaderDecoder(RPCS)
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", UNARY), ("x-request-id", "mine")]
+    large = [("x-large", "y" * MAX_HEADER_LIST, True)]  # never indexed
+    refusal = decoder.decode(bytes(encoder.encode(fields + large))).refusal
+    assert refusal is not None
+    assert (refusal.code, "16384 bytes" in refusal.message) == ("RESOURCE_EXHAUSTED", True)
+    repeated = bytes(encoder.encode(fields))
+    assert len(repeated) == len(fields)  # all are in HPACK's tables by now
+    headers = decoder.decode(repeated)
+    assert (headers.refusal, headers.path, headers.request_id) == (None, UNARY, "mine")
+
+
+def test_metadata_is_measured_as_http2_counts_it() -> None:
+    """RFC 9113, 6.5.2: 32 bytes more per field than its name and value."""
+    limit_is_reached_by = (MAX_HEADER_LIST - header_list_size(block())) // (32 + 6)
+    for count in (limit_is_reached_by, limit_is_reached_by + 1):
+        more = {f"x-{index:04}": "" for index in range(count)}
+        refusal = HeaderDecoder(RPCS).decode(block(UNARY, more)).refusal
+        assert (refusal is None) is (count == limit_is_reached_by)
+
+
+def test_a_header_list_above_the_hard_limit_is_a_compression_error() -> None:
+    """Decoding ends inside the block, so HPACK's table is lost, and the connection with it."""
+    content = bytes(hpack.Encoder().encode([("x", "y" * 4000)])) + b"\xbe" * 40
+    with pytest.raises(ProtocolError) as caught:
+        HeaderDecoder(RPCS).decode(content)
+    assert caught.value.code == frames.COMPRESSION_ERROR
+
+
+def test_large_blocks_are_not_kept() -> None:
+    decoder = HeaderDecoder(RPCS)
+    decoder.decode(block(UNARY, {"x-large": "y" * 5000}))
+    assert decoder._cache == {}
+
+
+@given(st.text(max_size=300), ID, st.integers(0, 2000))
+def test_a_message_is_cut_to_the_peers_header_list_at_a_character(
+    message: str, request_id: str, limit: int
+) -> None:
+    content = trailers(Status("NOT_FOUND", message), request_id, limit)
+    fields = decoded(content)
+    text = fields["grpc-message"]
+    assert unquote(text, errors="strict") == message[: len(unquote(text))]
+    whole = len(decoded(trailers(Status("NOT_FOUND", message), request_id))["grpc-message"])
+    size = header_list_size(RESPONSE_HEADERS + content)
+    assert size <= limit or text == ""
+    if len(text) < whole:  # no more is cut than has to be: a character takes up to 12 bytes
+        assert size > limit - 13
 
 
 def test_an_http_error_has_its_status_alone() -> None:

@@ -269,6 +269,34 @@ async def test_a_deadline_that_passes_ends_the_call() -> None:
 
 
 @in_loop
+async def test_a_deadline_ends_a_call_whose_answer_no_window_lets_out() -> None:
+    """Without it, a peer with a window of zero would fill the server with its answers."""
+    peer = Peer()
+    await peer.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    await peer.send(call(1, b"", block(UNARY, {"grpc-timeout": "1H"})))
+    assert peer.calls.ended == ["answer"]
+    (timer,) = peer.protocol._timers.values()
+    assert not timer.cancelled()
+    peer.protocol._expire(peer.protocol._connection._streams[1])
+    await turns()
+    fields, content = answer(peer.transport.output, 1)
+    assert (fields["grpc-status"], content) == ("4", b"")
+    assert peer.protocol._connection._streams == peer.protocol._timers == {}
+
+
+@in_loop
+async def test_an_answer_that_waited_for_a_window_cancels_the_timer_of_its_deadline() -> None:
+    peer = Peer()
+    await peer.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    await peer.send(call(1, b"one", block(UNARY, {"grpc-timeout": "1H"})))
+    (timer,) = peer.protocol._timers.values()
+    await peer.send(frames.window_update(1, 1000))
+    assert answer(peer.transport.output, 1)[1] == message(b"answer to one")
+    assert timer.cancelled()
+    assert peer.protocol._timers == {}
+
+
+@in_loop
 async def test_an_answer_cancels_the_timer_of_its_deadline() -> None:
     peer = Peer()
     peer.protocol.data_received(call(1, b"", block(UNARY, {"grpc-timeout": "1H"})))

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.grpc.http2 import frames
-from service.grpc.http2.frames import ProtocolError
+from service.grpc.http2.frames import ProtocolError, StreamError
 from service.grpc.http2.headers import OK, HeaderDecoder, Status
-from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, State, Stream
+from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
 from tests.service.grpc.http2.client import RPCS, STREAMING, UNARY, answer, block, chunks, message
 from tests.service.grpc.http2.client import sent as frames_in
 
@@ -23,7 +23,7 @@ def stream(path: str = UNARY, send_window: int = LARGE) -> Stream:
         headers=HeaderDecoder(RPCS).decode(block(path)),
         request_id="id",
         opened_at=5.0,
-        send_window=send_window,
+        peer=PeerSettings(initial_window=send_window),
     )
 
 
@@ -39,7 +39,7 @@ def failure(opened: Stream) -> Status:
 
 
 def everything(opened: Stream) -> bytes:
-    parts, _ = opened.next_frames(LARGE, frames.DEFAULT_FRAME)
+    parts, _ = opened.next_frames(LARGE)
     return b"".join(parts)
 
 
@@ -157,14 +157,17 @@ def test_data_after_the_result_is_dropped_and_its_window_kept() -> None:
 def test_an_answer_is_cut_to_the_windows_and_arrives_whole(
     content: bytes, grants: list[tuple[int, int]], max_frame: int
 ) -> None:
-    call = stream(send_window=0)
+    peer = PeerSettings(initial_window=0)
+    peer.max_frame = max_frame
+    headers = HeaderDecoder(RPCS).decode(block())
+    call = Stream(1, headers=headers, request_id="id", opened_at=5.0, peer=peer)
     call.finish(OK, content)
     output, connection_window, stream_window = b"", 0, 0
     for connection_grant, stream_grant in [*grants, (LARGE, LARGE)]:
         connection_window += connection_grant
         stream_window += stream_grant
         call.enlarge_window(stream_grant)
-        parts, used = call.next_frames(connection_window, max_frame)
+        parts, used = call.next_frames(connection_window)
         received = frames_in(b"".join(parts))
         sizes = [len(payload) for kind, _, _, payload in received if kind == frames.DATA]
         assert sum(sizes) == used <= min(connection_window, stream_window)
@@ -216,17 +219,20 @@ def test_trailers_wait_for_the_messages_before_them() -> None:
 
 def test_a_window_below_zero_sends_nothing() -> None:
     """6.9.2: SETTINGS may make a window negative."""
-    call = stream(send_window=10)
-    call.enlarge_window(-20)
+    peer = PeerSettings(initial_window=10)
+    headers = HeaderDecoder(RPCS).decode(block())
+    call = Stream(1, headers=headers, request_id="id", opened_at=5.0, peer=peer)
+    peer.initial_window -= 20
     call.finish(OK, b"answer")
-    parts, used = call.next_frames(LARGE, frames.DEFAULT_FRAME)
+    parts, used = call.next_frames(LARGE)
     assert used == 0
     assert [kind for kind, _, _, _ in frames_in(b"".join(parts))] == [frames.HEADERS]
 
 
-def test_a_window_past_the_largest_is_a_connection_error() -> None:
+def test_a_window_past_the_largest_is_a_stream_error() -> None:
+    """6.9.1."""
     call = stream(send_window=frames.LARGEST_WINDOW)
-    with pytest.raises(ProtocolError) as caught:
+    with pytest.raises(StreamError) as caught:
         call.enlarge_window(1)
     assert caught.value.code == frames.FLOW_CONTROL_ERROR
 
@@ -253,6 +259,6 @@ def test_a_call_that_ends_before_its_request_is_half_closed_local() -> None:
 
 def test_the_deadline_is_the_timeout_after_the_opening() -> None:
     headers = HeaderDecoder(RPCS).decode(block(UNARY, {"grpc-timeout": "2S"}))
-    call = Stream(1, headers=headers, request_id="id", opened_at=5.0, send_window=0)
+    call = Stream(1, headers=headers, request_id="id", opened_at=5.0, peer=PeerSettings())
     assert call.deadline == 7.0
     assert stream().deadline is None
