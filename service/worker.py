@@ -125,8 +125,11 @@ class Service:
     async def watch_descriptors(self) -> None:
         """Log that no file descriptor is free, at most once a minute.
 
-        Neither front says so: a connection that cannot be accepted waits, or is closed.
+        The gRPC front does not say so, and Granian says it for each connection.
         """
+        logging.getLogger("_granian.workers").addFilter(
+            lambda record: "TooManyOpenFiles" not in record.getMessage()
+        )
         while True:
             await asyncio.sleep(_METRICS_S)
             try:

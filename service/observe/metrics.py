@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ __all__ = ["CONTENT_TYPE", "DIRECTORY", "Metrics", "ModelMetrics", "exposition",
 log = logging.getLogger(__name__)
 
 _FILE_BYTES = 65536  # of a new file; prometheus_client doubles it as needed
+_REMINDER_S = 60.0  # between two log lines that say that the disk is full
 
 
 class ReservedDict(MmapedDict):
@@ -54,7 +56,7 @@ class ReservedDict(MmapedDict):
     metric's value, which its owner keeps.
     """
 
-    _has_space = True  # of all files of the process: says so once, not per file
+    _silent_until = 0.0  # of all files of the process, by the monotonic clock
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         """Open no file yet."""
@@ -89,15 +91,14 @@ class ReservedDict(MmapedDict):
                 with open(self._fname, "r+b") as file:  # noqa: PTH123
                     _reserve(file.fileno(), self._capacity, capacity)
         except OSError as error:
-            if ReservedDict._has_space:
+            if (now := time.monotonic()) > ReservedDict._silent_until:
+                ReservedDict._silent_until = now + _REMINDER_S
                 log.error(
                     "Metrics are incomplete until %s has space again: %s.",
                     Path(self._fname).parent,
                     error.strerror,
                 )
-            ReservedDict._has_space = False
             return False
-        ReservedDict._has_space = True
         self._init_value(key)  # type: ignore[no-untyped-call]
         return True
 
