@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -36,39 +36,38 @@ def test_half_sent_bodies_do_not_hold_a_stop(
         connection.close()
 
 
-@pytest.fixture(params=[True, False], ids=["own front", "grpcio"])
-def draining(
-    request: pytest.FixtureRequest, start_server: Callable[..., Server]
-) -> Iterator[Server]:
-    """A server of two workers that has received SIGTERM and drains for longer than a test takes."""
-    server = start_server(workers=2, drain_seconds=8, fast_grpc=request.param)
+@pytest.mark.parametrize("fast_grpc", [True, False], ids=["own front", "grpcio"])
+def test_a_server_that_drains_is_not_ready_in_any_worker_and_still_answers(
+    start_server: Callable[..., Server], fast_grpc: bool
+) -> None:
+    server = start_server(workers=2, drain_seconds=3600, fast_grpc=fast_grpc)
     server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
     server.process.terminate()
-    yield server
-    assert server.stop() == 0
-    assert "Killing worker" not in server.log.read_text()
-
-
-def test_a_server_that_drains_is_not_ready_in_any_worker_and_still_answers(
-    draining: Server,
-) -> None:
-    server = draining
-    began = time.monotonic()
-    server.wait_until(lambda: not server.is_ready())
-    stub_address = server.grpc
-    time.sleep(0.5)  # both workers have had their signal
-    for _ in range(20):  # each on a connection of its own, which any worker takes
+    # Each probe has a connection of its own, which any worker takes.
+    server.wait_until(lambda: not any(server.is_ready() for _ in range(20)))
+    for _ in range(20):
         status, body = server.get("/v2/health/ready")
         assert status == 503
         assert json.loads(body)["reason"] == "The server is stopping."
         assert server.get("/v2/health/live")[0] == 200
         assert server.post("/predict", bytes(784), "application/octet-stream")[0] == 200
-    with grpc.insecure_channel(stub_address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=30)
-    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
-    # No assertion above can have come after the end of the drain: the ports would be closed.
-    server.process.wait(timeout=60)
-    assert time.monotonic() - began > 7
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", server.http_port))
+        with grpc.insecure_channel(server.grpc) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    server.process.kill()  # it would drain for an hour
+
+
+@pytest.mark.parametrize("fast_grpc", [True, False], ids=["own front", "grpcio"])
+def test_a_drain_ends_with_closed_ports_and_status_0(
+    start_server: Callable[..., Server], fast_grpc: bool
+) -> None:
+    server = start_server(workers=2, drain_seconds=1, fast_grpc=fast_grpc)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began >= 1
+    assert "Killing worker" not in server.log.read_text()
+    for port in (server.http_port, server.grpc_port):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
