@@ -235,8 +235,10 @@ class Worker:
 
     def _cut_off(self) -> None:
         log.warning(
-            "HTTP requests are unfinished %g s after SIGTERM (stop_timeout); they are cut off.",
-            self._settings.stop_timeout,
+            "HTTP requests are still open %g s after the ports closed (stop_timeout and %g s); "
+            "they are cut off.",
+            self._settings.stop_timeout + _SLACK_S,
+            _SLACK_S,
         )
         self._exit()
 
