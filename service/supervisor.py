@@ -59,7 +59,7 @@ _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and e
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
 _SILENT_S = 5.0  # a loop that does not beat for this long hangs
-_STARVED_S = 1.0  # CPU time during such a silence, below which a runnable worker waits for a core
+_STARVED_S = 0.2  # CPU time during such a silence, below which a runnable worker waits for a core
 _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -146,15 +146,13 @@ class WatchedProcess(WorkerProcess):
         beats = self.pulse.beats
         if beats == 0 or beats != self._beats:
             self._beats, self._last_beat = beats, now
-            self._cpu_at_last_beat = _cpu_seconds(self.inner.pid)
+            self._cpu_at_last_beat = main_thread(self.inner.pid).cpu_s
             return False
         if now - self._last_beat < _SILENT_S:
             return False
-        used_s = _cpu_seconds(self.inner.pid) - self._cpu_at_last_beat
-        if _is_runnable(self.inner.pid) and used_s < _STARVED_S:
-            self.forget_silence()
-            return False
-        return True
+        thread = main_thread(self.inner.pid)
+        is_starved = thread.is_runnable and thread.cpu_s - self._cpu_at_last_beat < _STARVED_S
+        return not is_starved
 
     def retire(self, kill_after_s: float) -> None:
         """Let the worker finish its requests and exit; a new one serves already."""
@@ -167,10 +165,11 @@ class WatchedProcess(WorkerProcess):
         self.inner.join()
         if not self.interrupt_by_parent and not self.is_silent:
             code = self.inner.exitcode
+            reason = f"status {code}"
             with contextlib.suppress(ValueError):
-                code = signal.Signals(-(code or 0)).name
+                reason = signal.Signals(-(code or 0)).name
             log.error(
-                "Worker-%d ended unexpectedly (%s); a new worker replaces it.", self.idx + 1, code
+                "Worker-%d ended unexpectedly (%s); a new worker replaces it.", self.idx + 1, reason
             )
         self.has_ended = True
         self.parent.main_loop_interrupt.set()
@@ -269,7 +268,9 @@ class Supervisor(MPServer):
     def _replace(self, old: WatchedProcess, spawn_target: Any, target_loader: Any) -> None:
         """Start a new worker in the place of an old one, which stops when the new one serves."""
         has_ended = old.has_ended
-        new = self._spawn_worker(old.idx, spawn_target, target_loader, replaces_ended=has_ended)
+        new = self._spawn_worker(
+            old.idx, spawn_target, target_loader, replaces_ended=has_ended and not old.is_silent
+        )
         new.start()  # type: ignore[no-untyped-call]
         self.wrks[self.wrks.index(old)] = new
         if has_ended:
@@ -426,20 +427,22 @@ def _load_worker(settings: Settings, lifecycle: Lifecycle, state_folder: Path, p
     return Worker(settings, lifecycle, state_folder, pulse)
 
 
-def _cpu_seconds(pid: int) -> float:
-    """CPU time of the main thread of a process; 0 if the kernel does not say."""
+class MainThread(NamedTuple):
+    """The main thread of a process, which runs its event loop."""
+
+    is_runnable: bool  # it runs or waits for a core
+    cpu_s: float
+
+
+def main_thread(pid: int) -> MainThread:
+    """Not runnable and 0 s if the kernel does not say."""
     try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+        stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
+        state, *numbers = stat.rpartition(") ")[2].split()
+        ticks = int(numbers[10]) + int(numbers[11])  # user and system time, proc_pid_stat(5)
+        return MainThread(state == "R", ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
-        return 0.0
-
-
-def _is_runnable(pid: int) -> bool:
-    """Whether the main thread of a process runs or waits for a core."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("R")
-    except OSError:
-        return False
+        return MainThread(False, 0.0)
 
 
 def _preflight(settings: Settings) -> list[socket.socket]:

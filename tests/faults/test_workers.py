@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from service import supervisor
+from service.supervisor import Pulse, WatchedProcess
 from tests.conftest import SHIPPED_MODELS, Server
 from tests.stops.stop import live_processes
 
@@ -57,6 +62,38 @@ def test_a_stopped_worker_is_killed_and_replaced_with_one_log_line(
     assert len(lines) == 1
     assert "Worker-1 did not respond for 5 s and is killed; a new worker replaces it" in lines[0]
     assert server.stop() == 0
+
+
+def watched(pid: int, pulse: Pulse) -> WatchedProcess:
+    process = types.SimpleNamespace(inner=types.SimpleNamespace(pid=pid))
+    return WatchedProcess(process, pulse, replaces_ended=False)  # type: ignore[arg-type]
+
+
+def test_a_loop_that_spins_hangs() -> None:
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        worker = watched(spinning.pid, Pulse(beats=1))
+        assert not worker.hangs(now=0)
+        assert not worker.hangs(now=4.9)
+        end = time.monotonic() + 60
+        while not worker.hangs(now=5):  # until it has used 0.2 s of a core
+            assert time.monotonic() < end
+    finally:
+        spinning.kill()
+        spinning.wait()
+
+
+def test_a_loop_that_gets_no_core_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    pulse = Pulse(beats=1)
+    worker = watched(os.getpid(), pulse)
+    thread = supervisor.MainThread(is_runnable=True, cpu_s=7.0)
+    monkeypatch.setattr(supervisor, "main_thread", lambda pid: thread)
+    assert not worker.hangs(now=0)
+    assert not worker.hangs(now=60)
+    thread = thread._replace(is_runnable=False)  # it waits for something else than a core
+    assert worker.hangs(now=60.5)
+    pulse.beats += 1
+    assert not worker.hangs(now=61)
 
 
 def has_beaten(server: Server) -> bool:
