@@ -331,8 +331,10 @@ class Supervisor(MPServer):
         When a watcher has reaped a worker but has not run since, both report a live worker, and
         Granian kills a process that no longer exists. The sentinel of a process has no such gap.
         """
-        self._lifecycle.stopping.value = True
         workers = [*self.wrks, *self._retired]
+        for worker in workers:
+            worker.interrupt_by_parent = True  # before any of them exits because of `stopping`
+        self._lifecycle.stopping.value = True
         for worker in workers:
             worker.terminate()  # type: ignore[no-untyped-call]
         alive = {worker.inner.sentinel: worker for worker in workers}
