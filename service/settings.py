@@ -141,6 +141,13 @@ class Settings:
     stop_timeout: float = _setting(
         30.0, "seconds that accepted requests may take to finish after SIGTERM", low=0, high=3600
     )
+    drain_seconds: float = _setting(
+        0.0,
+        "seconds after SIGTERM during which the server still accepts requests but is not ready, so "
+        "that load balancers leave it; 0 closes the ports at once",
+        low=0,
+        high=3600,
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "least severe level that is logged"

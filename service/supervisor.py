@@ -6,6 +6,11 @@ Only the supervisor decides. Its handler sets a flag, once, and is safe at any m
 thread then sends SIGTERM to each worker and waits for it. A worker ignores SIGINT. It exits at once
 on SIGTERM while it starts, and finishes its accepted requests afterwards (service/worker.py).
 
+How a worker is replaced: each worker counts the beats of its event loop in memory that it shares
+with the supervisor. A thread here kills a worker that has not beaten for 5 s, and the main thread
+replaces every worker that has ended. SIGHUP replaces all of them, one after another: the old one
+stops when the new one serves. If the supervisor dies, the kernel kills the workers.
+
 This process imports no ONNX Runtime, no gRPC and no Flask: it only checks what it can before
 workers start, and then supervises them.
 """
@@ -14,16 +19,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import logging.config
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.synchronize import Event, Lock
@@ -33,6 +42,7 @@ from typing import Any, NamedTuple
 from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 from granian.server import MPServer
+from granian.server.mp import WorkerProcess
 
 from service.observe.logs import logging_config
 from service.repository.shipped import shipped_models
@@ -46,15 +56,40 @@ log = logging.getLogger(__name__)
 _LONGEST_SOCKET_FOLDER = 90
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
+_TICK_S = 0.5  # between two looks at the workers
+_LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
+_SILENT_S = 5.0  # a loop that does not beat for this long hangs
+_STARVED_S = 0.2  # CPU time during such a silence, below which a runnable worker waits for a core
+_CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
+_LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_FOLDER_PREFIX = "mnist-serve-"
+
+
+class Pulse(ctypes.Structure):
+    """What one worker shares with the supervisor."""
+
+    _fields_ = (
+        ("beats", ctypes.c_ulong),  # by the worker's event loop; 0 before it serves
+        ("is_retired", ctypes.c_bool),  # a new worker serves in its place
+    )
+
+
+class Replacements(ctypes.Structure):
+    """How many workers were replaced because their loop was silent, or because they ended."""
+
+    _fields_ = (("silent", ctypes.c_ulong), ("ended", ctypes.c_ulong))
 
 
 class Lifecycle(NamedTuple):
     """What the supervisor and its workers share."""
 
+    supervisor: int  # its process id
     startup_failed: Event  # set by a worker: another worker would fail in the same way
     # True before the supervisor sends SIGTERM. Without a lock, which a killed worker might hold.
     stopping: ctypes.c_bool
     speaker: Lock  # taken, for good, by the worker that logs what holds for the whole server
+    replaced: Replacements  # written by the supervisor
 
 
 class Wakeup(threading.Event):
@@ -87,15 +122,70 @@ class Wakeup(threading.Event):
         """Nothing to do. In the base class, a signal just before this call would be forgotten."""
 
 
+class WatchedProcess(WorkerProcess):
+    """Granian's handle of a worker process, with the worker's pulse and the reason of its end."""
+
+    def __init__(self, worker: WorkerProcess, pulse: Pulse, *, replaces_ended: bool) -> None:
+        # Granian builds the handle and its process in one step.
+        vars(self).update(vars(worker))
+        self.pulse = pulse
+        self.replaces_ended = replaces_ended
+        self.has_ended = False
+        self.is_silent = False
+        self.kill_at = float("inf")  # by the monotonic clock; set when it is retired
+        self._beats = 0
+        self._last_beat = 0.0
+        self._cpu_at_last_beat = 0.0
+
+    def forget_silence(self) -> None:
+        """Begin the current silence again."""
+        self._beats = 0
+
+    def hangs(self, now: float) -> bool:
+        """Whether the loop has been silent for `_SILENT_S`, though it could have run."""
+        beats = self.pulse.beats
+        if beats == 0 or beats != self._beats:
+            self._beats, self._last_beat = beats, now
+            self._cpu_at_last_beat = main_thread(self.inner.pid).cpu_s
+            return False
+        if now - self._last_beat < _SILENT_S:
+            return False
+        thread = main_thread(self.inner.pid)
+        is_starved = thread.is_runnable and thread.cpu_s - self._cpu_at_last_beat < _STARVED_S
+        return not is_starved
+
+    def retire(self, kill_after_s: float) -> None:
+        """Let the worker finish its requests and exit; a new one serves already."""
+        self.pulse.is_retired = True
+        self.kill_at = time.monotonic() + kill_after_s
+        self.terminate()  # type: ignore[no-untyped-call]
+
+    def _watcher(self) -> None:
+        """Wait for the end of the process, in a thread of its own."""
+        self.inner.join()
+        if not self.interrupt_by_parent and not self.is_silent:
+            code = self.inner.exitcode
+            reason = f"status {code}"
+            with contextlib.suppress(ValueError):
+                reason = signal.Signals(-(code or 0)).name
+            log.error(
+                "Worker-%d ended unexpectedly (%s); a new worker replaces it.", self.idx + 1, reason
+            )
+        self.has_ended = True
+        self.parent.main_loop_interrupt.set()
+
+
 class Supervisor(MPServer):
     """Granian's supervisor, with a stop that no second signal and no busy machine disturbs."""
+
+    wrks: list[WatchedProcess]  # type: ignore[assignment]
 
     def __init__(self, settings: Settings) -> None:
         # Workers are forked, since a forked worker has the handler below from its first
         # instruction on; a spawned one would have none for as long as Python starts.
         if sys.platform == "linux":
             multiprocessing.set_start_method("fork", force=True)
-        self._kill_after_s = int(settings.stop_timeout) + _SLACK_S
+        self._kill_after_s = int(settings.drain_seconds + settings.stop_timeout) + _SLACK_S
         super().__init__(
             "service.worker:Worker",
             settings.host,
@@ -110,18 +200,22 @@ class Supervisor(MPServer):
             respawn_failed_workers=True,
             workers_kill_timeout=self._kill_after_s,
         )
+        self._pid = os.getpid()
         self._lifecycle = Lifecycle(
+            supervisor=self._pid,
             startup_failed=multiprocessing.Event(),
             stopping=multiprocessing.RawValue(ctypes.c_bool, False),
             speaker=multiprocessing.Lock(),
+            replaced=multiprocessing.RawValue(Replacements),
         )
+        self._retired: list[WatchedProcess] = []
         self.settings = settings
-        self._pid = os.getpid()
         self.main_loop_interrupt: Wakeup = Wakeup()
 
     def run(self, state_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""
         load_worker = partial(_load_worker, self.settings, self._lifecycle, state_folder)
+        threading.Thread(target=self._watch_workers, name="watch", daemon=True).start()
         try:
             if not self.interrupt_signal:
                 self.serve(target_loader=load_worker, wrap_loader=False)
@@ -139,6 +233,97 @@ class Supervisor(MPServer):
         else:
             self.interrupt_signal = True
 
+    def _spawn_worker(  # type: ignore[override]
+        self, idx: int, target: Any, callback_loader: Any, *, replaces_ended: bool = False
+    ) -> WatchedProcess:
+        pulse = multiprocessing.RawValue(Pulse)
+        worker = super()._spawn_worker(idx, target, partial(callback_loader, pulse))
+        return WatchedProcess(worker, pulse, replaces_ended=replaces_ended)
+
+    def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
+        """Replace workers that have ended, and all of them after SIGHUP, until a signal to stop."""
+        while True:
+            self.main_loop_interrupt.wait()
+            if self.interrupt_signal:
+                return
+            ended = [worker for worker in self.wrks if worker.has_ended]
+            for worker in ended:
+                age_s = time.monotonic() - worker.birth
+                if worker.replaces_ended and not worker.is_silent and age_s <= _CRASH_LOOP_S:
+                    log.error("Worker crash loop: worker-%d ended again.", worker.idx + 1)
+                    self.interrupt_children.append(worker.idx)  # exit status 1
+                    return
+            if self.reload_signal and not ended:
+                self.reload_signal = False
+                log.info("SIGHUP: all workers are replaced, one after another.")
+                ended = list(self.wrks)
+            for worker in ended:
+                if not self.interrupt_signal:
+                    self._replace(worker, spawn_target, target_loader)
+            if self.interrupt_signal:
+                return
+            if self.reload_signal:
+                self.main_loop_interrupt.set()
+
+    def _replace(self, old: WatchedProcess, spawn_target: Any, target_loader: Any) -> None:
+        """Start a new worker in the place of an old one, which stops when the new one serves."""
+        has_ended = old.has_ended
+        new = self._spawn_worker(
+            old.idx, spawn_target, target_loader, replaces_ended=has_ended and not old.is_silent
+        )
+        new.start()  # type: ignore[no-untyped-call]
+        self.wrks[self.wrks.index(old)] = new
+        if has_ended:
+            if old.is_silent:
+                self._lifecycle.replaced.silent += 1
+            else:
+                self._lifecycle.replaced.ended += 1
+            return
+        self._retired.append(old)
+        end = time.monotonic() + _LONGEST_START_S
+        while not (new.pulse.beats or new.has_ended or old.has_ended or self.interrupt_signal):
+            if time.monotonic() > end:
+                log.warning(
+                    "Worker-%d does not serve after %d s; the old one stops all the same.",
+                    new.idx + 1,
+                    _LONGEST_START_S,
+                )
+                break
+            time.sleep(0.02)
+        old.retire(self._kill_after_s)
+
+    def _watch_workers(self) -> None:
+        """Kill workers that hang, and retired ones that do not stop in time. Runs in a thread."""
+        last = time.monotonic()
+        while True:
+            time.sleep(_TICK_S)
+            now = time.monotonic()
+            # A machine that was suspended or very busy silences every loop, and this one too.
+            has_run, last = now - last < _LATE_TICK_S, now
+            for worker in [*self.wrks, *self._retired]:
+                if worker.has_ended or worker.is_silent:
+                    if worker in self._retired:
+                        self._retired.remove(worker)
+                elif not has_run:
+                    worker.forget_silence()
+                elif worker.hangs(now):
+                    worker.is_silent = True
+                    log.error(
+                        "Worker-%d did not respond for %d s and is killed%s.",
+                        worker.idx + 1,
+                        _SILENT_S,
+                        "" if worker.interrupt_by_parent else "; a new worker replaces it",
+                    )
+                    worker.inner.kill()
+                elif now > worker.kill_at:
+                    worker.is_silent = True
+                    log.warning(
+                        "Killing worker-%d, which was replaced: it did not stop within %d s.",
+                        worker.idx + 1,
+                        self._kill_after_s,
+                    )
+                    worker.inner.kill()
+
     def _stop_workers(self) -> None:
         """Stop all workers; kill those that are too slow.
 
@@ -146,10 +331,13 @@ class Supervisor(MPServer):
         When a watcher has reaped a worker but has not run since, both report a live worker, and
         Granian kills a process that no longer exists. The sentinel of a process has no such gap.
         """
+        workers = [*self.wrks, *self._retired]
+        for worker in workers:
+            worker.interrupt_by_parent = True  # before any of them exits because of `stopping`
         self._lifecycle.stopping.value = True
-        for worker in self.wrks:
-            worker.terminate()
-        alive = {worker.inner.sentinel: worker for worker in self.wrks}
+        for worker in workers:
+            worker.terminate()  # type: ignore[no-untyped-call]
+        alive = {worker.inner.sentinel: worker for worker in workers}
         end = time.monotonic() + self._kill_after_s
         while alive and (left_s := end - time.monotonic()) > 0:
             for sentinel in connection.wait(list(alive), left_s):
@@ -160,27 +348,30 @@ class Supervisor(MPServer):
                 worker.idx + 1,
                 self._kill_after_s,
             )
-            worker.kill()
-        for worker in self.wrks:
-            worker.join()
+            worker.kill()  # type: ignore[no-untyped-call]
+        for worker in workers:
+            worker.join()  # type: ignore[no-untyped-call]
         self.wrks.clear()
 
 
 def supervise(settings: Settings) -> int:
     """Check the settings and serve. Returns the exit status; raises SettingsError."""
-    _preflight(settings)
+    reserved = _preflight(settings)  # kept for the life of the server; workers inherit them
     logging.config.dictConfig(logging_config(settings))
     if settings.models == shipped_models() and not Path("models").exists():
         log.info(
             "There is no folder ./models: serving the model that comes with the package. "
             "mnist-train publishes into ./models; restart mnist-serve to serve from there."
         )
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses its own "unlimited"
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     supervisor = Supervisor(settings)
     # From here on a stop has something to clean up.
     supervisor.main_loop_interrupt.listen_to_signals()
     for number in _SIGNALS:
         signal.signal(number, supervisor.signal_handler_interrupt)
-    with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:
+    with _own_folder() as folder:
         # The workers share their metrics, and the state that operators set.
         metrics, state = Path(folder, "metrics"), Path(folder, "state")
         if len(str(state)) > _LONGEST_SOCKET_FOLDER:
@@ -196,18 +387,68 @@ def supervise(settings: Settings) -> int:
         # its default action back, except for those that are ignored.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+    for reservation in reserved:
+        reservation.close()
     return status
 
 
-def _load_worker(settings: Settings, lifecycle: Lifecycle, state_folder: Path) -> Any:
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """A temporary folder. Removes those of earlier servers that were killed.
+
+    A lock in the folder shows that its server lives: the supervisor and its workers hold it, and
+    the kernel releases it when the last of them has ended.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if path.is_symlink() or path.stat().st_uid != os.getuid():
+                continue
+            with (path / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+                log.info("Removed %s, which a killed server left behind.", path)
+    with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as folder:
+        # By rename, so that no other server sees the file before it is locked.
+        unlocked = Path(folder, "lock.new")
+        with unlocked.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            unlocked.rename(Path(folder, "lock"))
+            yield folder
+
+
+def _load_worker(settings: Settings, lifecycle: Lifecycle, state_folder: Path, pulse: Pulse) -> Any:
     """Called in the worker process, where the heavy imports happen."""
+    if sys.platform == "linux":
+        # The kernel kills this process when the thread that forked it ends: the main thread of
+        # the supervisor. It may have ended before this call.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != lifecycle.supervisor:
+            os._exit(1)
     from service.worker import Worker
 
-    return Worker(settings, lifecycle, state_folder)
+    return Worker(settings, lifecycle, state_folder, pulse)
 
 
-def _preflight(settings: Settings) -> None:
-    """Raise SettingsError for problems that would otherwise show later, or never."""
+class MainThread(NamedTuple):
+    """The main thread of a process, which runs its event loop."""
+
+    is_runnable: bool  # it runs or waits for a core
+    cpu_s: float
+
+
+def main_thread(pid: int) -> MainThread:
+    """Not runnable and 0 s if the kernel does not say."""
+    try:
+        stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
+        state, *numbers = stat.rpartition(") ")[2].split()
+        ticks = int(numbers[10]) + int(numbers[11])  # user and system time, proc_pid_stat(5)
+        return MainThread(state == "R", ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return MainThread(False, 0.0)
+
+
+def _preflight(settings: Settings) -> list[socket.socket]:
+    """Reserve the ports. Raises SettingsError for what would otherwise show later, or never."""
     if not settings.models.is_dir():
         raise SettingsError(
             f"The model repository {settings.models.resolve()} does not exist. "
@@ -215,23 +456,49 @@ def _preflight(settings: Settings) -> None:
         )
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
-    check_ports_free(settings)
+    return reserve_ports(settings)
 
 
 def check_ports_free(settings: Settings) -> None:
     """Raise SettingsError if one of the ports cannot be opened, or another process has it open."""
+    for reservation in reserve_ports(settings):
+        reservation.close()
+
+
+def reserve_ports(settings: Settings) -> list[socket.socket]:
+    """Reserve both ports for the workers of this server, until the sockets are closed.
+
+    Raises SettingsError if a port cannot be opened, or another process has opened or reserved it.
+    """
     # The workers share their ports (SO_REUSEPORT), so a second server on the same port would not
-    # fail: it would silently receive half of the requests. Binding without that option fails.
+    # fail: it would silently receive half of the requests. Only one of several sockets without
+    # that option can listen; after it has, it stops listening and lets the workers share its port.
+    # It stays bound without SO_REUSEADDR, so no other server can do the same. Only listening is
+    # exclusive: SO_REUSEADDR, which lets a server start beside closed connections of an earlier
+    # one, also lets two sockets bind a port on which none listens.
+    reservations = []
     for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
         try:
             addresses = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)
             family, _, _, _, address = addresses[0]
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
+            with contextlib.ExitStack() as on_error:
+                reservation = socket.socket(family, socket.SOCK_STREAM)
+                on_error.callback(reservation.close)
+                reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                reservation.bind(address)
+                if sys.platform == "linux":
+                    reservation.listen(1)
+                    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+                    reservation.shutdown(socket.SHUT_RD)
+                    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                    on_error.pop_all()
+                    reservations.append(reservation)
         except (OSError, ValueError) as error:  # ValueError: a part of the host name is too long
+            for reservation in reservations:
+                reservation.close()
             reason = error.strerror if isinstance(error, OSError) else error
             raise SettingsError(
                 f"Cannot listen on {settings.host} port {port}: {reason}. "
                 f"Stop the program that uses it, or choose another {name}."
             ) from None
+    return reservations

@@ -7,9 +7,11 @@ needs no lock and no thread hand-off between its socket and its inference.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -46,11 +48,13 @@ from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings, load
 
 if TYPE_CHECKING:
-    from service.supervisor import Lifecycle
+    from service.supervisor import Lifecycle, Pulse
 
 log = logging.getLogger(__name__)
 
 _METRICS_S = 0.5
+_BEAT_S = 0.25  # the supervisor replaces a worker that has not beaten for 5 s
+_REMINDER_S = 60.0  # between two log lines that say that descriptors are used up
 _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
 
@@ -119,29 +123,57 @@ class Service:
             await asyncio.sleep(_METRICS_S)
             metrics.flush()
 
+    async def watch_descriptors(self) -> None:
+        """Log that no file descriptor is free, at most once a minute.
+
+        The gRPC front does not say so, and Granian says it for each connection.
+        """
+        logging.getLogger("_granian.workers").addFilter(
+            lambda record: "TooManyOpenFiles" not in record.getMessage()
+        )
+        while True:
+            await asyncio.sleep(_METRICS_S)
+            try:
+                os.close(os.open(os.devnull, os.O_RDONLY))
+            except OSError as error:
+                log.error(
+                    "New connections wait: %s. The limit is %d per process; raise it (ulimit -n), "
+                    "or lower max_connections.",
+                    error.strerror,
+                    resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                )
+                await asyncio.sleep(_REMINDER_S)
+
     async def watch(self) -> None:
         """Look for new versions every `poll_interval` seconds."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
-            await self.administration.shared_state.catch_up()
             try:
+                await self.administration.shared_state.catch_up()
                 await self.repository.refresh()
             except ProviderUnavailable as error:
                 log.error("A new version cannot be served: %s.", error)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):  # `watch_descriptors` logs them
+                    log.error("Cannot look for new versions: %s.", error)
 
 
 class Worker:
     """The RSGI application that Granian runs in each worker process.
 
     How a worker stops: only SIGTERM stops it. Before it accepts requests, it exits at once. Later,
-    `_begin_stop` runs once, in the event loop: it stops the gRPC front and makes Granian stop the
-    HTTP front. Granian calls `__rsgi_del__` when the accepted HTTP requests are answered.
+    `_stop` runs once, as a task of the event loop: it reports not ready for `drain_seconds`, stops
+    the gRPC front and makes Granian stop the HTTP front. Granian calls `__rsgi_del__` when the
+    accepted HTTP requests are answered.
     """
 
-    def __init__(self, settings: Settings, lifecycle: Lifecycle, state_folder: Path) -> None:
+    def __init__(
+        self, settings: Settings, lifecycle: Lifecycle, state_folder: Path, pulse: Pulse
+    ) -> None:
         self._settings = settings
         self._state_folder = state_folder
         self._lifecycle = lifecycle
+        self._pulse = pulse
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
         self._http = HttpFront(
@@ -179,22 +211,35 @@ class Worker:
         loop.call_soon_threadsafe(self._begin_stop, loop)
 
     def _begin_stop(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        if self._stopping is not None:
-            return self._stopping
+        if self._stopping is None:
+            self._stopping = loop.create_task(self._stop(loop))
+        return self._stopping
+
+    async def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        settings = self._settings
         self._service.inference.stopping = True
+        # A worker that was replaced has a successor on its ports, and leaves at once.
+        if settings.drain_seconds and not self._pulse.is_retired:
+            self._grpc.publish_health()
+            await asyncio.sleep(settings.drain_seconds)
         self._service.administration.shared_state.stop()
-        timeout = self._settings.stop_timeout
-        self._stopping = loop.create_task(self._grpc.stop(timeout))
-        loop.call_later(timeout + _SLACK_S, self._cut_off)
+        loop.call_later(settings.stop_timeout + _SLACK_S, self._cut_off)
         signal.signal(signal.SIGINT, self._stop_granian)
         signal.raise_signal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return self._stopping
+        await self._grpc.stop(settings.stop_timeout)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Show the supervisor that the event loop runs."""
+        self._pulse.beats += 1
+        loop.call_later(_BEAT_S, self._beat, loop)
 
     def _cut_off(self) -> None:
         log.warning(
-            "HTTP requests are unfinished %g s after SIGTERM (stop_timeout); they are cut off.",
-            self._settings.stop_timeout,
+            "HTTP requests are still open %g s after the ports closed (stop_timeout and %g s); "
+            "they are cut off.",
+            self._settings.stop_timeout + _SLACK_S,
+            _SLACK_S,
         )
         self._exit()
 
@@ -207,6 +252,7 @@ class Worker:
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         service = self._service = Service(settings, self._state_folder)
+        metrics.share(self._lifecycle.replaced)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
         if explains_cpu and self._lifecycle.speaker.acquire(block=False):
@@ -231,6 +277,9 @@ class Worker:
         if settings.poll_interval:
             self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
+        self._watching_descriptors = loop.create_task(service.watch_descriptors())
+        # Not at once: the first beat shows that the HTTP port is open too.
+        loop.call_later(_BEAT_S, self._beat, loop)
         self._say_ready()
 
     def _say_ready(self) -> None:

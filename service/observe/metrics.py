@@ -13,10 +13,13 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from bisect import bisect_left
 from collections import Counter as Counts
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -24,15 +27,109 @@ if DIRECTORY not in os.environ:
     os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="mnist-metrics-")
     atexit.register(shutil.rmtree, os.environ[DIRECTORY], ignore_errors=True)
 
+import prometheus_client.values  # noqa: E402
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE  # noqa: E402
+from prometheus_client.metrics_core import CounterMetricFamily  # noqa: E402
+from prometheus_client.mmap_dict import MmapedDict  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 
 from service.core.statistics import BatchRun, ModelStatistics  # noqa: E402
 
-__all__ = ["CONTENT_TYPE", "DIRECTORY", "Metrics", "ModelMetrics", "exposition"]
+if TYPE_CHECKING:
+    from service.supervisor import Replacements
+
+__all__ = ["CONTENT_TYPE", "DIRECTORY", "Metrics", "ModelMetrics", "exposition", "share"]
 
 log = logging.getLogger(__name__)
+
+_FILE_BYTES = 65536  # of a new file; prometheus_client doubles it as needed
+_REMINDER_S = 60.0  # between two log lines that say that the disk is full
+
+
+class ReservedDict(MmapedDict):
+    """prometheus_client's file of metrics, whose disk space is reserved before it is mapped.
+
+    prometheus_client makes files that have no blocks yet. If the disk is full when a value is
+    written, the kernel finds no block for it and ends the process with SIGBUS. Here, a metric for
+    which there is no space is missing from the file; each later write tries again, and writes the
+    metric's value, which its owner keeps.
+    """
+
+    _silent_until = 0.0  # of all files of the process, by the monotonic clock
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        """Open no file yet."""
+        self._f = None  # type: ignore[assignment]
+        self._fname = filename
+        self._positions: dict[str, int] = {}
+        self._used = self._capacity = 0
+
+    def read_value(self, key: str) -> tuple[float, float]:
+        """The value and timestamp of a metric, which is added with 0 if it is new."""
+        return super().read_value(key) if self._holds(key) else (0.0, 0.0)  # type: ignore[no-untyped-call]
+
+    def write_value(self, key: str, value: float, timestamp: float) -> None:
+        """Write a metric, if there is space for it."""
+        if self._holds(key):
+            super().write_value(key, value, timestamp)  # type: ignore[no-untyped-call]
+
+    def _holds(self, key: str) -> bool:
+        """Whether the file holds this metric, or now has space for it."""
+        if key in self._positions:
+            return True
+        try:
+            if self._f is None:
+                self._open()
+            # The size of an entry, as in `MmapedDict._init_value`.
+            length = len(key.encode())
+            needed = self._used + 4 + length + (8 - (length + 4) % 8) + 16
+            capacity = self._capacity
+            while capacity < needed:
+                capacity *= 2
+            if capacity > self._capacity:
+                with open(self._fname, "r+b") as file:  # noqa: PTH123
+                    _reserve(file.fileno(), self._capacity, capacity)
+        except OSError as error:
+            if (now := time.monotonic()) > ReservedDict._silent_until:
+                ReservedDict._silent_until = now + _REMINDER_S
+                log.error(
+                    "Metrics are incomplete until %s has space again: %s.",
+                    Path(self._fname).parent,
+                    error.strerror,
+                )
+            return False
+        self._init_value(key)  # type: ignore[no-untyped-call]
+        return True
+
+    def _open(self) -> None:
+        path = Path(self._fname)
+        if not path.exists():  # else it is that of a dead process of the same id
+            # By rename, so that no other worker reads an empty file.
+            new = path.with_suffix(".new")
+            try:
+                with new.open("wb") as file:
+                    _reserve(file.fileno(), 0, _FILE_BYTES)
+            except OSError:
+                new.unlink(missing_ok=True)
+                raise
+            new.rename(path)
+        MmapedDict.__init__(self, self._fname)  # type: ignore[no-untyped-call]
+
+
+def _reserve(descriptor: int, size: int, new_size: int) -> None:
+    """Make a file longer, with disk space. Raises OSError, and then leaves the file as it was."""
+    # Written, since macOS has no posix_fallocate.
+    end = size
+    try:
+        while end < new_size:
+            end += os.pwrite(descriptor, bytes(new_size - end), end)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+prometheus_client.values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
@@ -150,7 +247,30 @@ def exposition() -> bytes:
     """The flushed metrics of all workers, in Prometheus' text format 0.0.4."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_SharedCounts())
     return generate_latest(registry)
+
+
+_replaced: Replacements | None = None
+
+
+def share(replaced: Replacements) -> None:
+    """Report what the supervisor counts in memory that it shares with the workers."""
+    global _replaced  # noqa: PLW0603
+    _replaced = replaced
+
+
+class _SharedCounts:
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        if _replaced is not None:
+            family = CounterMetricFamily(
+                "mnist_workers_replaced",
+                "Workers that were replaced because they did not respond (silent) or ended.",
+                labels=["reason"],
+            )
+            family.add_metric(["silent"], _replaced.silent)
+            family.add_metric(["ended"], _replaced.ended)
+            yield family
 
 
 def _forget_dead_workers() -> None:

@@ -279,7 +279,7 @@ class Administration:
 
 
 def _parsed(header: str, value: str | None, url: str | None) -> SplitResult:
-    """The URL of a header. Raises Forbidden for an unclosed bracket or a port that is not a number."""
+    """The URL of a header. Raises Forbidden if its brackets or its port are malformed."""
     try:
         parsed = urlsplit(url or "")
         _ = parsed.port

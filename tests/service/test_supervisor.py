@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from service.settings import Settings, SettingsError
-from service.supervisor import Wakeup, check_ports_free
+from service.supervisor import Wakeup, check_ports_free, reserve_ports
 from tests.conftest import free_ports
 
 
@@ -49,3 +49,30 @@ def test_a_port_with_connections_of_an_earlier_server_is_free() -> None:
     accepted.close()  # the server closes first: its port is in TIME_WAIT for a while
     client.close()
     check_ports_free(Settings(http_port=http, grpc_port=grpc))
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_reserved_by_another_server_is_refused(other: str) -> None:
+    http, grpc = free_ports(2)
+    reserved = reserve_ports(Settings(http_port=http, grpc_port=grpc))
+    with pytest.raises(SettingsError, match="choose another http_port"):
+        reserve_ports(Settings(host=other, http_port=http, grpc_port=grpc))
+    for reservation in reserved:
+        reservation.close()
+    check_ports_free(Settings(host=other, http_port=http, grpc_port=grpc))
+
+
+def test_the_holder_of_a_reservation_can_listen_and_gets_every_connection() -> None:
+    http, grpc = free_ports(2)
+    reserved = reserve_ports(Settings(http_port=http, grpc_port=grpc))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", http))
+    with socket.socket() as worker:
+        worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        worker.bind(("127.0.0.1", http))
+        worker.listen()
+        for _ in range(20):
+            socket.create_connection(("127.0.0.1", http)).close()
+            worker.accept()[0].close()
+    for reservation in reserved:
+        reservation.close()

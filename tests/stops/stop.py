@@ -29,9 +29,9 @@ _LONGEST_LOAD_S = 0.3  # the same of a load of the shipped model
 _LONGEST_GAP_S = 0.05  # between two signals
 _CLIENTS = 4
 # What the log of a clean stop never has.
-_UNCLEAN = ("Killing worker", "Traceback", "crash loop", "panicked")
+_UNCLEAN = ("Killing worker", "did not respond", "Traceback", "crash loop", "panicked")
 # Nor has it this, unless the signal itself stops a worker before the supervisor has seen it.
-_ENDED_FIRST = "Unexpected exit"
+_ENDED_FIRST = "ended unexpectedly"
 
 
 class Moment(enum.Enum):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from itertools import count
@@ -132,3 +133,34 @@ def test_the_gauges_of_killed_workers_are_removed_and_their_counters_kept(
     Metrics()
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == sorted(set(files) - {f"gauge_livemax_{dead}.db"})
+
+
+def test_a_metric_without_disk_space_is_missing_until_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+    space = 65536 + 100  # a new file, and a part of its next size
+
+    def write_to_a_small_disk(descriptor: int, data: bytes, offset: int) -> int:
+        if (left := space - offset) <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:left], offset)
+
+    monkeypatch.setattr(os, "pwrite", write_to_a_small_disk)
+    path = tmp_path / "counter_1.db"
+    file = metrics.ReservedDict(str(path))
+    long = "x" * 1000
+    for number in range(100):
+        file.write_value(f"{number} {long}", number, 0.0)
+    assert path.stat().st_size == path.stat().st_blocks * 512 == 65536
+    held = {key for key, *_ in file.read_all_values_from_file(str(path))}
+    assert f"0 {long}" in held
+    assert f"99 {long}" not in held
+    monkeypatch.setattr(os, "pwrite", write)
+    for number in range(100):
+        file.write_value(f"{number} {long}", number, 0.0)
+    values = {key: value for key, value, *_ in file.read_all_values_from_file(str(path))}
+    assert values == {f"{number} {long}": number for number in range(100)}
+    assert path.stat().st_blocks * 512 == path.stat().st_size
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["counter_1.db"]
+    file.close()

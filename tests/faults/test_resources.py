@@ -1,0 +1,149 @@
+"""A full TMPDIR, and no free file descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHIPPED_MODELS, Server, free_ports
+
+RAW = "application/octet-stream"
+BLANK = bytes(784)
+
+
+def fill(folder: Path) -> None:
+    """Write until no byte of the file system is free."""
+    with (folder / "filler").open("wb", buffering=0) as file:
+        for size in (65536, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+class ServerInSmallFolder(Server):
+    """A server whose TMPDIR is a file system of 1 MB, which only its processes see."""
+
+    def __init__(self, log: Path, small: Path) -> None:
+        self.http_port, self.grpc_port = free_ports(2)
+        self.http, self.grpc = f"127.0.0.1:{self.http_port}", f"127.0.0.1:{self.grpc_port}"
+        self.log = log
+        environ = {
+            "TMPDIR": str(small),
+            "MNIST_MODELS": str(SHIPPED_MODELS),
+            "MNIST_HTTP_PORT": str(self.http_port),
+            "MNIST_GRPC_PORT": str(self.grpc_port),
+        }
+        # A namespace of its own needs no privilege where users may have one, as root does.
+        as_root = () if os.getuid() == 0 else ("--map-root-user",)
+        mount_and_serve = 'mount -t tmpfs -o size=1m tmpfs "$TMPDIR" && exec "$@"'
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [
+                    *("unshare", *as_root, "--mount"),
+                    *("sh", "-c", mount_and_serve, "sh"),
+                    *(sys.executable, "-m", "service.cli"),
+                ],
+                env=os.environ | environ,
+                stdout=output,
+                stderr=output,
+            )
+        self.small = Path(f"/proc/{self.process.pid}/root{small}")
+
+
+@pytest.fixture
+def small() -> Iterator[Path]:
+    """A folder whose name is short enough for the sockets of a server."""
+    with tempfile.TemporaryDirectory(prefix="small-") as folder:
+        yield Path(folder)
+
+
+def test_a_full_temporary_folder_costs_metrics_and_nothing_else(
+    tmp_path: Path, small: Path
+) -> None:
+    server = ServerInSmallFolder(tmp_path / "log", small)
+    try:
+        server.wait_until(server.is_ready)
+        workers = server.worker_pids()
+        fill(server.small)
+        for number in range(100):  # new labels, whose metrics need pages that no one has touched
+            assert server.post("/predict", BLANK, RAW)[0] == 200
+            assert server.get(f"/v2/models/none-{number}")[0] == 404
+            server.request("DELETE" if number % 2 else "PUT", f"/v2/{number}")
+        status, metrics = server.get("/metrics")
+        assert status == 200
+        assert b"mnist_request_seconds_count" in metrics
+        # A worker that begins without space has no file at all.
+        os.kill(workers[0], 9)
+        server.wait_until(lambda: server.worker_pids() not in ([], workers))
+        server.wait_until(server.is_ready)
+        assert server.post("/predict", BLANK, RAW)[0] == 200
+        server.wait_until(lambda: "Metrics are incomplete until" in server.log.read_text())
+        assert server.log.read_text().count("Metrics are incomplete until") == 1
+        assert server.get("/metrics")[0] == 200
+        assert "SIGBUS" not in server.log.read_text()
+        (server.small / "filler").unlink()
+        server.wait_until(lambda: replacement_counts(server))
+    finally:
+        status = server.stop()
+    assert status == 0
+
+
+def replacement_counts(server: Server) -> bool:
+    """Whether the worker that began without space now reports what it counted since."""
+    server.post("/predict", BLANK, RAW)
+    name = 'mnist_request_seconds_count{code="200",operation="predict",transport="http"} '
+    (line,) = [x for x in server.get("/metrics")[1].decode().splitlines() if x.startswith(name)]
+    return float(line.removeprefix(name)) > 100
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "1", tmp_path / "models" / "mnist" / "1")
+    return tmp_path / "models"
+
+
+def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_limit(
+    start_server: Callable[..., Server],
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        server = start_server()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    (worker,) = server.worker_pids()
+    assert resource.prlimit(worker, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+def test_running_out_of_descriptors_is_logged_once_and_survived(
+    start_server: Callable[..., Server], repository: Path
+) -> None:
+    server = start_server(repository, poll_interval=0.05)
+    (worker,) = server.worker_pids()
+    in_use = len(list(Path(f"/proc/{worker}/fd").iterdir()))
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (in_use + 20, in_use + 20))
+    said = "New connections wait: Too many open files"
+    with contextlib.ExitStack() as connections:
+        for port in [server.http_port] * 40 + [server.grpc_port] * 40:
+            address = ("127.0.0.1", port)
+            connections.enter_context(socket.create_connection(address, timeout=10))
+        server.wait_until(lambda: said in server.log.read_text())
+    server.wait_until(server.is_ready)
+    assert server.post("/predict", BLANK, RAW)[0] == 200
+    shutil.copytree(repository / "mnist" / "1", repository / "mnist" / ".tmp-2")
+    (repository / "mnist" / ".tmp-2").rename(repository / "mnist" / "2")
+    server.wait_until(lambda: server.post("/predict", BLANK, RAW)[1].get("model_version") == "2")
+    assert server.worker_pids() == [worker]
+    lines = [line for line in server.log.read_text().splitlines() if "Too many open files" in line]
+    assert len(lines) == 1, lines
+    assert server.stop() == 0

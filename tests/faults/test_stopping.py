@@ -1,0 +1,73 @@
+"""What a stop waits for, and for how long."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.conftest import Server
+
+HALF_SENT = (
+    b"POST /predict HTTP/1.1\r\nhost: test\r\ncontent-type: application/octet-stream\r\n"
+    b"content-length: 784\r\n\r\n"
+) + bytes(300)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_half_sent_bodies_do_not_hold_a_stop(
+    start_server: Callable[..., Server], workers: int
+) -> None:
+    server = start_server(workers=workers, stop_timeout=1, body_timeout=3600)
+    connections = [
+        socket.create_connection(("127.0.0.1", server.http_port), timeout=60) for _ in range(8)
+    ]
+    for connection in connections:
+        connection.sendall(HALF_SENT)
+    assert server.is_ready()  # the server has had time to read the bodies
+    assert server.stop() == 0  # fails after 60 s, and body_timeout is an hour
+    assert "Killing worker" not in server.log.read_text()
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.parametrize("fast_grpc", [True, False], ids=["own front", "grpcio"])
+def test_a_server_that_drains_is_not_ready_in_any_worker_and_still_answers(
+    start_server: Callable[..., Server], fast_grpc: bool
+) -> None:
+    server = start_server(workers=2, drain_seconds=3600, fast_grpc=fast_grpc)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    server.process.terminate()
+    # Each probe has a connection of its own, which any worker takes.
+    server.wait_until(lambda: not any(server.is_ready() for _ in range(20)))
+    for _ in range(20):
+        status, body = server.get("/v2/health/ready")
+        assert status == 503
+        assert json.loads(body)["reason"] == "The server is stopping."
+        assert server.get("/v2/health/live")[0] == 200
+        assert server.post("/predict", bytes(784), "application/octet-stream")[0] == 200
+        with grpc.insecure_channel(server.grpc) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    server.process.kill()  # it would drain for an hour
+
+
+@pytest.mark.parametrize("fast_grpc", [True, False], ids=["own front", "grpcio"])
+def test_a_drain_ends_with_closed_ports_and_status_0(
+    start_server: Callable[..., Server], fast_grpc: bool
+) -> None:
+    server = start_server(workers=2, drain_seconds=1, fast_grpc=fast_grpc)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began >= 1
+    assert "Killing worker" not in server.log.read_text()
+    for port in (server.http_port, server.grpc_port):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
