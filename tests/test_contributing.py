@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from service.core.datatypes import BYTES, DTYPES
-from service.runtime.session import _DATATYPES
+from service.runtime.ort_values import _DATATYPES
 from tests.conftest import ROOT
 
 CONTRIBUTING = (ROOT / "docs" / "CONTRIBUTING.md").read_text()
