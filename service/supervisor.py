@@ -58,8 +58,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
-_SILENT_S = 5.0  # a loop that does not beat for this long hangs
-_STARVED_S = 0.2  # CPU time during such a silence, below which a runnable worker waits for a core
+_SILENT_S = 5.0  # a loop that neither beats nor computes for this long hangs
+_BUSY_S = 60.0  # so does one that computes for this long: a run of a slow model may take its time
+_BUSY_SHARE = 0.1  # of a core; a loop that uses less during a silence does not compute
+_STARVED_S = 0.2  # CPU time during a silence, below which a runnable worker waits for a core
 _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -133,6 +135,7 @@ class WatchedProcess(WorkerProcess):
         self.has_ended = False
         self.is_silent = False
         self.kill_at = float("inf")  # by the monotonic clock; set when it is retired
+        self.patience_s = _SILENT_S  # the silence after which it hangs
         self._beats = 0
         self._last_beat = 0.0
         self._cpu_at_last_beat = 0.0
@@ -142,17 +145,24 @@ class WatchedProcess(WorkerProcess):
         self._beats = 0
 
     def hangs(self, now: float) -> bool:
-        """Whether the loop has been silent for `_SILENT_S`, though it could have run."""
+        """Whether the loop is silent for `_SILENT_S`, or for `_BUSY_S` if it computes meanwhile.
+
+        A loop that waits for a core does not hang.
+        """
         beats = self.pulse.beats
         if beats == 0 or beats != self._beats:
             self._beats, self._last_beat = beats, now
             self._cpu_at_last_beat = main_thread(self.inner.pid).cpu_s
             return False
-        if now - self._last_beat < _SILENT_S:
+        silent_s = now - self._last_beat
+        if silent_s < _SILENT_S:
             return False
         thread = main_thread(self.inner.pid)
-        is_starved = thread.is_runnable and thread.cpu_s - self._cpu_at_last_beat < _STARVED_S
-        return not is_starved
+        cpu_s = thread.cpu_s - self._cpu_at_last_beat
+        if thread.is_runnable and cpu_s < _STARVED_S:
+            return False
+        self.patience_s = _BUSY_S if cpu_s >= silent_s * _BUSY_SHARE else _SILENT_S
+        return silent_s >= self.patience_s
 
     def retire(self, kill_after_s: float) -> None:
         """Let the worker finish its requests and exit; a new one serves already."""
@@ -311,7 +321,7 @@ class Supervisor(MPServer):
                     log.error(
                         "Worker-%d did not respond for %d s and is killed%s.",
                         worker.idx + 1,
-                        _SILENT_S,
+                        worker.patience_s,
                         "" if worker.interrupt_by_parent else "; a new worker replaces it",
                     )
                     worker.inner.kill()

@@ -138,7 +138,8 @@ class Batcher:
             )
         loop = asyncio.get_running_loop()
         outputs: asyncio.Future[list[Array]] = loop.create_future()
-        self._queue.append(_Queued(inputs, rows, deadline, outputs, arrived=self._clock()))
+        # By position: this is made for every request.
+        self._queue.append(_Queued(inputs, rows, deadline, outputs, self._clock()))
         self._queued_rows += rows
         if not self._turn_scheduled and not self._in_thread:
             self._turn_scheduled = True

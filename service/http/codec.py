@@ -123,20 +123,25 @@ _cache: dict[bytes, _CachedHeader] = {}
 def _decode(
     body: Any, tail: memoryview, size: int, model: str, version: str
 ) -> tuple[InferRequest, BinaryOutputs]:
-    _require(isinstance(body, dict), "The body must be a JSON object.")
+    if not isinstance(body, dict):
+        raise InvalidArgument("The body must be a JSON object.")
     request_id, inputs = body.get("id", ""), body.get("inputs")
     outputs = body.get("outputs", [])
-    _require(isinstance(request_id, str), "id: must be a string.")
-    _require(isinstance(inputs, list) and bool(inputs), "inputs: must be a list of tensors.")
-    _require(isinstance(outputs, list), "outputs: must be a list.")
+    if not isinstance(request_id, str):
+        raise InvalidArgument("id: must be a string.")
+    if not isinstance(inputs, list) or not inputs:
+        raise InvalidArgument("inputs: must be a list of tensors.")
+    if not isinstance(outputs, list):
+        raise InvalidArgument("outputs: must be a list.")
     parameters = _parameters(body, "parameters")
     tensors = []
     for index, tensor in enumerate(inputs):
         decoded, tail = _decode_input(tensor, f"inputs[{index}]", tail)
         tensors.append(decoded)
-    _require(
-        not tail, f"The body has {len(tail)} bytes more than its inputs' binary_data_size say."
-    )
+    if tail:
+        raise InvalidArgument(
+            f"The body has {len(tail)} bytes more than its inputs' binary_data_size say."
+        )
     requested = [_decode_output(output, f"outputs[{i}]") for i, output in enumerate(outputs)]
     binary = BinaryOutputs(
         _flag("parameters", parameters, "binary_data_output", False),
@@ -144,15 +149,8 @@ def _decode(
     )
     decoded_outputs = [output for output, _ in requested]
     return (
-        InferRequest(
-            model=model,
-            version=version,
-            inputs=tensors,
-            outputs=decoded_outputs,
-            id=request_id,
-            parameters=parameters,
-            size=size,
-        ),
+        # By position: keywords take 0.7 us more, for every request.
+        InferRequest(model, version, tensors, decoded_outputs, request_id, parameters, None, size),
         binary,
     )
 
@@ -177,24 +175,28 @@ def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
 
 def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTensor, memoryview]:
     """One input, and the binary data that remain for the inputs after it."""
-    _require(isinstance(tensor, dict), f"{field}: must be an object.")
+    if not isinstance(tensor, dict):
+        raise InvalidArgument(f"{field}: must be an object.")
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
-    _require(isinstance(name, str), f"{field}.name: must be a string.")
-    _require(isinstance(datatype, str), f"{field}.datatype: must be a string.")
-    _require(
-        isinstance(shape, list) and all(type(size) is int for size in shape),
-        f"{field}.shape: must be a list of whole numbers.",
-    )
+    if not isinstance(name, str):
+        raise InvalidArgument(f"{field}.name: must be a string.")
+    if not isinstance(datatype, str):
+        raise InvalidArgument(f"{field}.datatype: must be a string.")
+    if not (isinstance(shape, list) and all(type(size) is int for size in shape)):
+        raise InvalidArgument(f"{field}.shape: must be a list of whole numbers.")
     parameters = _parameters(tensor, f"{field}.parameters")
     size = parameters.get("binary_data_size")
     region = region_of(f"{field}.parameters", parameters)
     if region is not None or size is not None:
-        _require("data" not in tensor, f"{field}: has data both in JSON and outside it.")
-        _require(region is None or size is None, f"{field}: has two places for its data.")
+        if "data" in tensor:
+            raise InvalidArgument(f"{field}: has data both in JSON and outside it.")
+        if region is not None and size is not None:
+            raise InvalidArgument(f"{field}: has two places for its data.")
     if region is not None:
         return InputTensor(name, datatype, shape, region=region), tail
     if size is None:
-        _require(isinstance(tensor.get("data"), list), f"{field}.data: must be a list.")
+        if not isinstance(tensor.get("data"), list):
+            raise InvalidArgument(f"{field}.data: must be a list.")
         return InputTensor(name, datatype, shape, values=tensor["data"]), tail
     if type(size) is not int or not 0 <= size <= len(tail):
         raise InvalidArgument(
@@ -206,9 +208,11 @@ def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTenso
 
 def _decode_output(output: Any, field: str) -> tuple[RequestedOutput, bool | None]:
     """A requested output, and its `binary_data` flag or None."""
-    _require(isinstance(output, dict), f"{field}: must be an object.")
+    if not isinstance(output, dict):
+        raise InvalidArgument(f"{field}: must be an object.")
     name = output.get("name")
-    _require(isinstance(name, str), f"{field}.name: must be a string.")
+    if not isinstance(name, str):
+        raise InvalidArgument(f"{field}.name: must be a string.")
     if "parameters" not in output:
         return RequestedOutput(name), None
     field = f"{field}.parameters"
@@ -245,11 +249,10 @@ def _parameters(holder: dict[str, Any], field: str) -> Parameters:
     parameters: Any = holder.get("parameters")
     if not parameters:
         return NO_PARAMETERS
-    _require(
-        isinstance(parameters, dict)
-        and all(isinstance(value, bool | int | float | str) for value in parameters.values()),
-        f"{field}: must be an object of strings, numbers, true and false.",
-    )
+    if not isinstance(parameters, dict) or not all(
+        isinstance(value, bool | int | float | str) for value in parameters.values()
+    ):
+        raise InvalidArgument(f"{field}: must be an object of strings, numbers, true and false.")
     return dict(parameters)
 
 
@@ -258,8 +261,3 @@ def _flag(field: str, parameters: Parameters, name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(f"{field}.{name}: must be true or false.")
     return value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InvalidArgument(message)

@@ -76,7 +76,7 @@ def test_a_loop_that_spins_hangs() -> None:
         assert not worker.hangs(now=0)
         assert not worker.hangs(now=4.9)
         end = time.monotonic() + 60
-        while not worker.hangs(now=5):  # until it has used 0.2 s of a core
+        while not worker.hangs(now=60):  # until it has used 0.2 s of a core
             assert time.monotonic() < end
     finally:
         spinning.kill()
@@ -94,6 +94,22 @@ def test_a_loop_that_gets_no_core_does_not_hang(monkeypatch: pytest.MonkeyPatch)
     assert worker.hangs(now=60.5)
     pulse.beats += 1
     assert not worker.hangs(now=61)
+
+
+@pytest.mark.parametrize("is_runnable", [True, False])
+def test_a_loop_that_computes_has_the_time_of_a_slow_run(
+    monkeypatch: pytest.MonkeyPatch, is_runnable: bool
+) -> None:
+    worker = watched(os.getpid(), Pulse(beats=1))
+    cpu_s = 0.0
+    monkeypatch.setattr(
+        supervisor, "main_thread", lambda pid: supervisor.MainThread(is_runnable, cpu_s)
+    )
+    assert not worker.hangs(now=0)
+    for now in (5, 20, 59):
+        cpu_s = now * 0.5  # the other half of the core is another program's
+        assert not worker.hangs(now=now)
+    assert worker.hangs(now=60)
 
 
 def has_beaten(server: Server) -> bool:
