@@ -76,7 +76,8 @@ class Service:
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
-            return Batcher(session, within, self.executor, ModelMetrics(name, version))
+            statistics = ModelMetrics(name, version)
+            return Batcher(session, within, self.executor, statistics=statistics)
 
         self.repository = Repository(
             settings.models,
