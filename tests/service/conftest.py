@@ -7,6 +7,7 @@ modules, they run in pytest's own process.
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,15 @@ _FOLDER = Path(__file__).parent
 # Folders, without their subfolders.
 _NEED_OUR_MESSAGES = (_FOLDER / "grpc",)
 _SECONDS = 300
+
+
+@pytest.fixture
+def root_level() -> Iterator[None]:
+    """Starts from the default log level of the server; the level belongs to the process."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.INFO)
+    yield
+    logging.getLogger().setLevel(level)
 
 
 class OwnProcess(pytest.Item):

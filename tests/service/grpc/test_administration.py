@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,13 @@ from service.stubs.inference import inference_pb2 as pb
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
 
+pytestmark = pytest.mark.usefixtures("root_level")
+
 
 async def call(operations: Operations, method: str, request: Any) -> Any:
     """The answer of a method, called as a transport calls it."""
     methods = AdministrationService(operations.administration).methods()
     return await methods[method].handler(request, None)
-
-
-@pytest.fixture(autouse=True)
-def root_level() -> Iterator[None]:
-    """Starts from the default log level of the server; the level belongs to the process."""
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.INFO)
-    yield
-    logging.getLogger().setLevel(level)
 
 
 def test_configuration_and_statistics_are_messages(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from service.http.administration import CUDA_MEMORY, SYSTEM_MEMORY
 from service.http.message import Handler, HttpRequest
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
+
+pytestmark = pytest.mark.usefixtures("root_level")
 
 
 def request_of(body: Any = None, **headers: str) -> HttpRequest:
@@ -45,15 +45,6 @@ async def call(
     )
     assert response.status == 200
     return orjson.loads(response.body)
-
-
-@pytest.fixture(autouse=True)
-def root_level() -> Iterator[None]:
-    """Starts from the default log level of the server; the level belongs to the process."""
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.INFO)
-    yield
-    logging.getLogger().setLevel(level)
 
 
 def test_configuration_and_statistics_are_json(tmp_path: Path) -> None:
