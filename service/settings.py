@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from service.core.callers import networks
 from service.core.errors import excerpt
 from service.repository.shipped import shipped_models
 
@@ -135,6 +136,11 @@ class Settings:
     max_connections: int = _setting(
         1024, "HTTP connections that each worker serves at a time", low=1, high=1_000_000
     )
+    trusted_proxies: str = _setting(
+        "",
+        "addresses and networks, comma-separated, of the proxies in front of the server; the "
+        "caller of a request from one of them is the address that it adds to X-Forwarded-For",
+    )
     max_stream_requests: int = _setting(
         64, "requests of one gRPC stream that are processed at a time", low=1, high=1_000_000
     )
@@ -176,6 +182,10 @@ class Settings:
                 raise SettingsError(f"{field.name} must be {bounds}, not {excerpt(value)}.")
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.")
+        try:
+            networks(self.trusted_proxies)
+        except ValueError as error:
+            raise SettingsError(f"trusted_proxies: {excerpt(error)}.") from None
         if self.http_port == self.grpc_port:
             raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")
 
