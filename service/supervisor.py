@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import logging
 import logging.config
@@ -66,6 +67,7 @@ _BUSY_S = 60.0  # so does one that computes for this long: a run of a slow model
 _BUSY_SHARE = 0.1  # of a core; a loop that uses less during a silence does not compute
 _STARVED_S = 0.2  # CPU time during a silence, below which a runnable worker waits for a core
 _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
+_OWN_DESCRIPTORS = 100  # of a worker: files, sockets and pipes beside clients' connections
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _FOLDER_PREFIX = "mnist-serve-"
@@ -381,10 +383,7 @@ def supervise(settings: Settings) -> int:
             "There is no folder ./models: serving the model that comes with the package. "
             "mnist-train publishes into ./models; restart mnist-serve to serve from there."
         )
-    with contextlib.suppress(OSError, ValueError):  # macOS refuses its own "unlimited"
-        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-    supervisor = Supervisor(settings)
+    supervisor = Supervisor(_within_descriptors(settings))
     # From here on a stop has something to clean up.
     supervisor.main_loop_interrupt.listen_to_signals()
     for number in _SIGNALS:
@@ -408,6 +407,24 @@ def supervise(settings: Settings) -> int:
     for reservation in reserved:
         reservation.close()
     return status
+
+
+def _within_descriptors(settings: Settings) -> Settings:
+    """Raise the limit of file descriptors, and lower max_connections to what it allows."""
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses its own "unlimited"
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = max((limit - _OWN_DESCRIPTORS) // 2, 1)  # for each of HTTP and gRPC
+    if limit == resource.RLIM_INFINITY or settings.max_connections <= room:
+        return settings
+    log.warning(
+        "max_connections is %d instead of %d: the limit of file descriptors is %d (ulimit -n).",
+        room,
+        settings.max_connections,
+        limit,
+    )
+    return dataclasses.replace(settings, max_connections=room)
 
 
 @contextlib.contextmanager
