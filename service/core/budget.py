@@ -12,11 +12,12 @@ claims together seven eighths, and messages that are only counted the whole.
 
 A reservation costs its client nothing, so it has to be used. While others wait, a claim whose bytes
 move more slowly than SLOWEST is refused in their favour, the slowest first; so are answers that a
-client does not read. If nobody waits, a client may take its time.
+client does not read. While there is room, slow clients are left alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -140,6 +141,36 @@ class Budget:
             self._grant(claim)
         else:
             self._waiting[claim] = None
+        return claim
+
+    async def room(
+        self, size: int, transport: str, too_slow: Callable[[InFlightLimit], None] | None = None
+    ) -> Claim:
+        """A claim of `size` bytes, once it is granted. Raises InFlightLimit if it is not.
+
+        `too_slow` is called if the message arrives too slowly; without it, the claim is complete.
+        """
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def granted() -> None:
+            if not outcome.done():
+                outcome.set_result(None)
+
+        def refused(error: InFlightLimit) -> None:
+            if claim.is_granted and too_slow is not None:
+                too_slow(error)
+            elif not outcome.done():
+                outcome.set_exception(error)
+
+        claim = self.claim(size, transport, granted, refused)
+        if not claim.is_granted:
+            try:
+                await outcome
+            except BaseException:
+                claim.close()
+                raise
+        if too_slow is None:
+            claim.complete()
         return claim
 
     def answer(self, size: int, transport: str, refused: Callable[[InFlightLimit], None]) -> Claim:
