@@ -103,7 +103,13 @@ class Service:
             state_folder=state_folder,
         )
         self.inference = Inference(self.repository, settings.model, regions)
-        self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)
+        self.digits = Digits(
+            self.repository,
+            settings.model,
+            max_image_pixels=settings.max_image_pixels,
+            max_decoded_pixels=settings.max_decoded_pixels,
+            max_decodings=settings.max_decodings,
+        )
         self.http_app = HttpApp(
             inference=self.inference,
             digits=self.digits,
