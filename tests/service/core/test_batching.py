@@ -11,6 +11,13 @@ import pytest
 
 from service.core.batching import Batcher, BatchLimits
 from service.core.errors import DeadlineExceeded, InternalError, Overloaded
+from service.core.placement import Timing
+
+
+class Options:
+    """What ends a run of the sessions below, as ONNX Runtime's RunOptions do."""
+
+    terminate = False
 
 
 class Doubler:
@@ -19,20 +26,20 @@ class Doubler:
     batchable = True
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+        self.timing = Timing(is_known=True, rows=16, fixed_s=seconds)
         self.batches: list[list[int]] = []
         self.may_run = threading.Event()
         self.may_run.set()
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def options(self) -> Options:
+        return Options()
+
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
         assert self.may_run.wait(10)
         if 13 in inputs[0]:
             raise RuntimeError("unlucky")
         self.batches.append(inputs[0].tolist())
         return [inputs[0] * 2]
-
-    def expected_seconds(self, rows: int) -> float:
-        return self.seconds
 
 
 def rows(*values: int) -> list[np.ndarray]:
@@ -217,7 +224,7 @@ class TakesTime(Doubler):
         super().__init__()
         self._clock = clock
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
         outputs = super().run(inputs)
         self._clock.now += 2.0 * len(inputs[0])
         return outputs
@@ -270,7 +277,7 @@ class FailsWhenJoined(Doubler):
         super().__init__(seconds=1.0)
         self.threads: list[int] = []
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
         self.threads.append(threading.get_ident())
         if len(inputs[0]) > 1:
             raise RuntimeError("joined")
