@@ -7,9 +7,10 @@ the loop itself, without a thread hand-off (`core.placement`). Others would hold
 they run in a thread (ONNX Runtime releases the GIL), and the queue fills meanwhile. If a batch
 fails, each of its requests runs again alone, because one bad request must not fail the others.
 
-A run in a thread is ended after `max_run_s`: its requests get their error at once, and none of them
-runs again. A run that goes on after that cannot be ended. `on_hang` then has the worker replaced,
-and until it is gone, further requests to this model are refused.
+A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
+requests get their error at once, and none of them runs again. A run that goes on after that cannot
+be ended. `on_hang` then has the worker replaced, and until it is gone, further requests to this
+model are refused.
 """
 
 from __future__ import annotations
@@ -246,6 +247,16 @@ class Batcher:
                 place.ran_in_thread(rows, seconds)
             self._finish(results)
 
+        left = len(batch)
+
+        def one_less(_: asyncio.Future[list[Array]]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:  # nobody waits for the outputs of this run any more
+                running.options.terminate = True
+
+        for queued in batch:
+            queued.outputs.add_done_callback(one_less)
         self._in_thread = True
         running.timer = loop.call_later(self._limits.max_run_s, self._end_if_too_long, running)
         loop.run_in_executor(self._executor, run).add_done_callback(back_on_the_loop)
