@@ -56,6 +56,13 @@ class Settings:
     )
     http_port: int = _setting(8000, "port of the HTTP server", low=1, high=65535)
     grpc_port: int = _setting(8001, "port of the gRPC server", low=1, high=65535)
+    health_port: int = _setting(
+        0,
+        "port that answers /v2/health/live, /v2/health/ready and /metrics, also while clients hold "
+        "all connections of the other ports; 0 opens none",
+        low=0,
+        high=65535,
+    )
     workers: int = _setting(
         1, "worker processes; more than one per core does not help", low=1, high=1024
     )
@@ -244,8 +251,13 @@ class Settings:
             networks(self.trusted_proxies)
         except ValueError as error:
             raise SettingsError(f"trusted_proxies: {excerpt(error)}.") from None
-        if self.http_port == self.grpc_port:
-            raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")
+        ports: dict[int, str] = {}
+        for name in ("http_port", "grpc_port", "health_port"):
+            port = getattr(self, name)
+            if port in ports:
+                raise SettingsError(f"{ports[port]} and {name} are both {port}.")
+            if port:
+                ports[port] = name
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
                 f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "

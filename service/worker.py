@@ -32,6 +32,7 @@ from service.http.answering import HttpApp
 from service.http.compression import Compression
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
+from service.http.health_port import HealthPort
 from service.observe import metrics
 from service.observe.metrics import Metrics, ModelMetrics
 from service.observe.recorder import RequestRecorder
@@ -212,6 +213,7 @@ class Worker:
         self._pulse = pulse
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
+        self._health: HealthPort | None = None
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
@@ -255,8 +257,12 @@ class Worker:
     async def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         self._service.inference.stopping = True
-        # A worker that was replaced has a successor on its ports, and leaves at once.
-        if settings.drain_seconds and not self._pulse.is_retired:
+        # A worker that was replaced has a successor on its ports, and leaves at once. Any other
+        # answers probes until it exits.
+        if self._pulse.is_retired:
+            if self._health:
+                self._health.stop()
+        elif settings.drain_seconds:
             self._grpc.publish_health()
             await asyncio.sleep(settings.drain_seconds)
         self._service.administration.shared_state.stop()
@@ -317,6 +323,9 @@ class Worker:
         )
         self._accepts_requests = True
         await self._grpc.start()
+        if settings.health_port:
+            self._health = HealthPort(service.http_app, settings.host, settings.health_port)
+            self._health.start()
         service.models_changed = self._grpc.publish_health
         if settings.poll_interval:
             self._watching = loop.create_task(service.watch())
@@ -330,6 +339,8 @@ class Worker:
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if settings.health_port:
+            where += f", health on port {settings.health_port}"
         if state.ready:
             model = self._service.repository.get(settings.model)
             log.info(
