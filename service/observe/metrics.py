@@ -190,6 +190,11 @@ _inference_failures = Counter(
 _runs_terminated = Counter(
     "mnist_runs_terminated", "Runs of a model that were ended after max_run_seconds.", _PER_MODEL
 )
+_http_connections_closed = Counter(
+    "mnist_http_connections_closed",
+    "HTTP connections that the server closed because nothing happened on them, by reason.",
+    ["reason"],
+)
 _model_info = Gauge(
     "mnist_model_info",
     "1 for a loaded version, with the execution provider that runs it and its file's SHA-256.",
@@ -266,6 +271,11 @@ class Metrics:
             _model_info.labels(*model).set(1)
         self._loaded = models
         _load_failures.set(failures)
+
+
+def http_connection_closed(reason: str) -> None:
+    """Count an HTTP connection that the server closed."""
+    _http_connections_closed.labels(reason).inc()
 
 
 def exposition() -> bytes:
