@@ -67,17 +67,25 @@ class Service:
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
         self.executor = ThreadPoolExecutor(thread_name_prefix="inference")
+        self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
             max_batch_size=settings.max_batch_size,
             max_queue=settings.max_queue,
             max_delay_s=settings.max_queue_delay / 1000,
             inline_budget_s=settings.inline_budget / 1000,
+            max_queue_s=settings.max_queue_seconds,
         )
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
-            statistics = ModelMetrics(name, version)
-            return Batcher(session, within, self.executor, statistics=statistics)
+            return Batcher(
+                session,
+                within._replace(part_rows=session.rows_of_a_run),
+                self.executor,
+                statistics=ModelMetrics(name, version),
+                max_split=session.batching.max_split,
+                overloaded=self.overloaded,
+            )
 
         self.repository = Repository(
             settings.models,
@@ -119,10 +127,14 @@ class Service:
         self.models_changed()
 
     async def flush_metrics(self) -> None:
-        """Flush the metrics every half second, so a killed worker loses no more than that."""
+        """Flush the metrics every half second, so a killed worker loses no more than that.
+
+        Also log how many log lines were left out.
+        """
         while True:
             await asyncio.sleep(_METRICS_S)
             metrics.flush()
+            self.recorder.log_left_out()
 
     async def watch_descriptors(self) -> None:
         """Log that no file descriptor is free, at most once a minute.

@@ -1,0 +1,85 @@
+"""Whether a request may join the queue of a model, by the time it would wait there.
+
+Strategy: the queue is bounded by time. How long a request would wait follows from the rows ahead of
+it and from the time between runs, as measured on the latest real ones. A burst may use the whole
+bound. A queue that lasts delays every request and gains nothing: if it was not empty for
+`_STANDING_S` and more than `_CALLERS` requests wait, or requests had to be refused, only as much
+may wait as keeps the model busy. This ends when nothing was refused for as long. Clients that wait
+for their answers before they send again, and are no more than `_CALLERS`, are thus never refused
+for the queue that they make themselves, unless it exceeds the bound.
+
+Source: the idea of a standing queue is from CoDel (Nichols and Jacobson, ACM Queue 10(5), 2012).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+_STANDING_S = 0.1
+_CALLERS = 64
+_FLOOR_S = 0.005  # what may wait in a standing queue, however fast the model is
+_RUNS = 2  # the same in runs
+_SAMPLES = 9  # of which the median counts: 4 odd runs in a row change nothing
+_SIZES = 40  # classes of batch sizes: powers of two
+
+
+class Admission:
+    """The bound on the wait for one model. Times in seconds, by the clock of the batcher.
+
+    `batch_rows` is the size of a full batch in rows; 1 for a model that runs whole requests.
+    """
+
+    def __init__(self, max_seconds: float, batch_rows: int) -> None:
+        self._max_seconds = max_seconds
+        self._batch_rows = batch_rows
+        self._latest: list[deque[float]] = [deque(maxlen=_SAMPLES) for _ in range(_SIZES)]
+        self._strict_until = 0.0
+        # Since when requests were left waiting by every run; None if the queue is or was empty.
+        self.standing_since: float | None = None
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """Learn from a run: the time until the next one began, or until it ended if none waited."""
+        self._latest[min(rows.bit_length(), _SIZES - 1)].append(seconds)
+
+    def run_seconds(self, rows: int = 0) -> float:
+        """Seconds of a run of this many rows, by default of a full batch; 0 if none is known.
+
+        A size that was not seen takes as long as the next smaller one that was: an estimate that is
+        too low is corrected by the runs that follow.
+        """
+        size = min((rows or self._batch_rows).bit_length(), _SIZES - 1)
+        for latest in (*reversed(self._latest[: size + 1]), *self._latest[size + 1 :]):
+            if latest:
+                return sorted(latest)[len(latest) // 2]
+        return 0.0
+
+    def wait(self, ahead: int, running_for: float | None) -> float:
+        """Seconds until a request starts with this much ahead of it.
+
+        `running_for` is how long the model has been running; None if it is free.
+        """
+        seconds = self.run_seconds()
+        rest = 0.0 if running_for is None else max(0.0, seconds - running_for)
+        return rest + ahead // self._batch_rows * seconds
+
+    def bound(self, now: float, requests: int) -> float:
+        """Seconds that a request may wait now, with this many requests in the queue."""
+        if now >= self._strict_until and not (requests > _CALLERS and self._is_standing(now)):
+            return self._max_seconds
+        return min(self._max_seconds, max(_FLOOR_S, _RUNS * self.run_seconds()))
+
+    def refused(self, now: float) -> None:
+        """Learn that a request was refused for the time it would have waited."""
+        if now < self._strict_until or self._is_standing(now):
+            self._strict_until = now + self._standing_s()
+
+    def is_strict(self, now: float) -> bool:
+        """Whether the queue is kept short, as requests were refused a moment ago."""
+        return now < self._strict_until
+
+    def _standing_s(self) -> float:
+        return max(_STANDING_S, _RUNS * self.run_seconds())
+
+    def _is_standing(self, now: float) -> bool:
+        since = self.standing_since
+        return since is not None and now - since >= self._standing_s()
