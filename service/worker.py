@@ -108,7 +108,7 @@ class Service:
             limits=limits,
             state_folder=state_folder,
         )
-        self.inference = Inference(self.repository, settings.model, regions)
+        self.inference = Inference(self.repository, settings.model, regions, self.overloaded)
         self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)
         self.http_app = HttpApp(
             inference=self.inference,

@@ -2,11 +2,11 @@
 
 Strategy: the queue is bounded by time. How long a request would wait follows from the rows ahead of
 it and from the time between runs, as measured on the latest real ones. A burst may use the whole
-bound. A queue that lasts delays every request and gains nothing: if it was not empty for
-`_STANDING_S` and more than `_CALLERS` requests wait, or requests had to be refused, only as much
-may wait as keeps the model busy. This ends when nothing was refused for as long. Clients that wait
-for their answers before they send again, and are no more than `_CALLERS`, are thus never refused
-for the queue that they make themselves, unless it exceeds the bound.
+bound. A queue that lasts delays every request and gains nothing. So once it was never empty for
+`_STANDING_S` and is at the bound, or has more than `_CALLERS` requests and did not shrink, only as
+much may wait as keeps the model busy, until nothing was refused for as long. Clients that wait for
+their answers before they send again, and are no more than `_CALLERS`, are thus never refused for
+the queue that they make themselves, unless it exceeds the bound.
 
 Source: the idea of a standing queue is from CoDel (Nichols and Jacobson, ACM Queue 10(5), 2012).
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 
 _STANDING_S = 0.1
-_CALLERS = 64
+_CALLERS = 256
 _FLOOR_S = 0.005  # what may wait in a standing queue, however fast the model is
 _RUNS = 2  # the same in runs
 _SAMPLES = 9  # of which the median counts: 4 odd runs in a row change nothing
@@ -34,8 +34,9 @@ class Admission:
         self._batch_rows = batch_rows
         self._latest: list[deque[float]] = [deque(maxlen=_SAMPLES) for _ in range(_SIZES)]
         self._strict_until = 0.0
-        # Since when requests were left waiting by every run; None if the queue is or was empty.
-        self.standing_since: float | None = None
+        # Since when every run left requests waiting, and how many at first; None if none does.
+        self._standing_since: float | None = None
+        self._standing_requests = 0
 
     def ran(self, rows: int, seconds: float) -> None:
         """Learn from a run: the time until the next one began, or until it ended if none waited."""
@@ -62,24 +63,37 @@ class Admission:
         rest = 0.0 if running_for is None else max(0.0, seconds - running_for)
         return rest + ahead // self._batch_rows * seconds
 
+    def left(self, requests: int, now: float) -> None:
+        """Learn how many requests the start of a run left in the queue."""
+        if not requests:
+            self._standing_since = None
+        elif self._standing_since is None:
+            self._standing_since, self._standing_requests = now, requests
+
     def bound(self, now: float, requests: int) -> float:
         """Seconds that a request may wait now, with this many requests in the queue."""
-        if now >= self._strict_until and not (requests > _CALLERS and self._is_standing(now)):
-            return self._max_seconds
+        is_too_long = requests > max(_CALLERS, self._standing_requests) and self._is_standing(now)
+        return self.strict_bound if is_too_long or self.is_strict(now) else self._max_seconds
+
+    @property
+    def strict_bound(self) -> float:
+        """Seconds that a request may wait in a queue that is kept short."""
         return min(self._max_seconds, max(_FLOOR_S, _RUNS * self.run_seconds()))
 
-    def refused(self, now: float) -> None:
-        """Learn that a request was refused for the time it would have waited."""
-        if now < self._strict_until or self._is_standing(now):
+    def refused(self, now: float) -> bool:
+        """Learn that a request was refused; returns whether the queue is kept short from now on."""
+        was_strict = self.is_strict(now)
+        if was_strict or self._is_standing(now):
             self._strict_until = now + self._standing_s()
+        return self.is_strict(now) and not was_strict
 
     def is_strict(self, now: float) -> bool:
-        """Whether the queue is kept short, as requests were refused a moment ago."""
+        """Whether the queue is kept short."""
         return now < self._strict_until
 
     def _standing_s(self) -> float:
         return max(_STANDING_S, _RUNS * self.run_seconds())
 
     def _is_standing(self, now: float) -> bool:
-        since = self.standing_since
+        since = self._standing_since
         return since is not None and now - since >= self._standing_s()

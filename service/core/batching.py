@@ -69,7 +69,7 @@ class BatchLimits(NamedTuple):
     max_queue: int = 4096
     max_delay_s: float = 0.0
     inline_budget_s: float = 0.001
-    max_queue_s: float = 2.0
+    max_queue_s: float = 1.0
     part_rows: int = 64
 
     def within(self, batching: Batching) -> BatchLimits:
@@ -178,6 +178,10 @@ class Batcher:
                 loop.call_soon(self._turn)
         return outputs
 
+    def early_refusal(self, deadline: float | None, caller: str) -> Overloaded | None:
+        """The error for a request that has not been read, if the queue is kept short now."""
+        return self.refusal(0, deadline, caller) if self in self._overloaded else None
+
     def refusal(self, rows: int, deadline: float | None, caller: str) -> Overloaded | None:
         """The error for a request that may not join the queue now, which is counted; or None."""
         now = self._clock()
@@ -190,7 +194,8 @@ class Batcher:
         if not reason:
             return None
         if reason != "deadline":
-            self._admission.refused(now)
+            if self._admission.refused(now):
+                self._shed_standing()
             if self not in self._overloaded and self._admission.is_strict(now):
                 self._overloaded.add(self)
                 self._relax()
@@ -230,6 +235,18 @@ class Batcher:
                 return "deadline", "The deadline passes before the model could answer", wait
         return "", "", wait
 
+    def _shed_standing(self) -> None:
+        """Refuse the oldest requests of a queue that is kept short from now on.
+
+        They waited longest, and answered in their order, all would be late.
+        """
+        runs = int(self._admission.strict_bound / max(self._admission.run_seconds(), 1e-6))
+        wait = self._admission.strict_bound
+        for queued in self._queue.shed(max(1, runs) * self._batch_rows):
+            if not queued.outputs.done():
+                queued.outputs.set_exception(Overloaded.of("The queue became too long", wait))
+            self.statistics.shed("time")
+
     def _relax(self) -> None:
         """Leave `overloaded` once nothing was refused for a while."""
         if self._admission.is_strict(self._clock()):
@@ -268,12 +285,8 @@ class Batcher:
             self._count_failed(dropped, now)
         if batch:
             self._taken_at = now
-        if not queue.requests:
-            self._cycle_start = self._admission.standing_since = None
-        elif batch:
-            self._cycle_start = now
-            if self._admission.standing_since is None:
-                self._admission.standing_since = now
+        self._cycle_start = now if queue.requests else None
+        self._admission.left(queue.requests, now)
         return batch
 
     def _count_failed(self, requests: Sequence[Queued], now: float) -> None:
@@ -315,7 +328,7 @@ class Batcher:
             if isinstance(outputs_of_each, Exception):
                 (queued,) = batch
                 if queued.progress is not None and not queued.outputs.done():
-                    self._queue.run_whole(queued)
+                    self._queue.run_whole(queued)  # the outputs or the error must be of the whole
                     continue
                 self.statistics.run_failed(outputs_of_each)
                 if not queued.outputs.done():

@@ -218,6 +218,19 @@ class FairQueue:
                     flow.requests.rotate(-1)
         return dropped
 
+    def shed(self, rows: int) -> list[Queued]:
+        """Remove the oldest small requests of each flow beyond its share of so many rows."""
+        share = rows // len(self._turns)
+        dropped: list[Queued] = []
+        for flow in self._small.values():
+            while len(flow.requests) > 1 and (
+                (flow.rows if self._joins else len(flow.requests)) > share
+            ):
+                queued = flow.requests[0]
+                self._pop(flow, queued.rows)
+                dropped.append(queued)
+        return dropped
+
     @staticmethod
     def _waiting_rows(queued: Queued) -> int:
         progress = queued.progress

@@ -32,7 +32,7 @@ class OpenInference:
             "ModelReady": Unary("model_ready", self._model_ready),
             "ServerMetadata": Unary("server_metadata", self._server_metadata),
             "ModelMetadata": Unary("model_metadata", self._model_metadata),
-            "ModelInfer": Unary("infer", self._infer),
+            "ModelInfer": Unary("infer", self._infer, self._inference.refusal),
             "ModelStreamInfer": Pipelined("stream_infer", self._stream_infer, _refuse),
         }
 

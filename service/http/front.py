@@ -8,6 +8,7 @@ which says why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import sys
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from service.http.message import HttpRequest, HttpResponse
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
 _FLASK_THREADS = 8
+# The largest body that is read although its request is refused.
+_DRAINED_BYTES = 64 * 1024
 
 
 class HttpFront:
@@ -50,6 +53,14 @@ class HttpFront:
 
     async def __call__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer one request (RSGI's callable)."""
+        if self._app.overloaded and (refusal := self._early_refusal(scope)):
+            # A small body is read, so that the connection can be used again: hyper closes it unless
+            # all of the body has arrived.
+            if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
+                with contextlib.suppress(ServiceError):
+                    await self._body(scope, protocol)
+            protocol.response_bytes(refusal.status, refusal.headers, refusal.body)
+            return
         try:
             body = await self._body(scope, protocol)
         except ServiceError as error:
@@ -73,6 +84,11 @@ class HttpFront:
                 )
             response = answer
         protocol.response_bytes(response.status, response.headers, response.body)
+
+    def _early_refusal(self, scope: Scope) -> HttpResponse | None:
+        return self._app.early_refusal(
+            HttpRequest(scope.method, scope.path, scope.headers.get, b"", scope.query_string)
+        )
 
     async def _body(self, scope: Scope, protocol: HTTPProtocol) -> bytes:
         """The whole body.

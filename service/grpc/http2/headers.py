@@ -49,10 +49,14 @@ _FORBIDDEN_IN_VALUE = re.compile(rb"[\0\r\n]")
 
 
 class Status(NamedTuple):
-    """How a call ends; `code` is the name of a gRPC status code."""
+    """How a call ends; `code` is the name of a gRPC status code.
+
+    `retry_after_s` is how long a client should wait before it tries again; 0 says nothing.
+    """
 
     code: str
     message: str
+    retry_after_s: int = 0
 
 
 OK = Status("OK", "")
@@ -224,6 +228,7 @@ _SIZE_WITHOUT_MESSAGE = sum(
         ("grpc-message", ""),
     )
 )
+_PUSHBACK = b"grpc-retry-pushback-ms"
 _HALF_ESCAPE = re.compile(r"%.?\Z")
 _REQUEST_ID = b"\0" + _length(len(b"x-request-id")) + b"x-request-id"
 
@@ -238,7 +243,12 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
     if status.code == "OK":
         return _GRPC_STATUS_OK + block
     block += _literal(b"grpc-status", str(_STATUS_CODES[status.code]).encode())
-    room = max(0, max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded))
+    room = max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded)
+    if status.retry_after_s:
+        milliseconds = b"%d" % (status.retry_after_s * 1000)
+        block += _literal(_PUSHBACK, milliseconds)
+        room -= _FIELD_OVERHEAD + len(_PUSHBACK) + len(milliseconds)
+    room = max(0, room)
     # No character takes less than a byte: what cannot fit is not encoded either.
     message = quote(status.message[:room], safe=_UNQUOTED)
     if len(message) > room:

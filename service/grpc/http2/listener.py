@@ -11,6 +11,7 @@ from typing import Any
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
+    Overloaded,
     ServiceError,
     Unimplemented,
     excerpt,
@@ -173,6 +174,8 @@ class Http2Protocol(asyncio.Protocol):
             stream = event.stream
             if isinstance(event, MessageReceived):
                 if stream.headers.is_unary:
+                    if self._calls.overloaded and self._refuse_early(stream, event):
+                        continue
                     work = self._answer(stream, event.flag, event.content)
                     self._tasks[stream.id] = self._loop.create_task(work)
                 else:
@@ -225,6 +228,19 @@ class Http2Protocol(asyncio.Protocol):
             self._finish(stream, _status_of(error, stream.request_id))
         else:
             self._finish(stream, OK, answer)
+
+    def _refuse_early(self, stream: Stream, message: MessageReceived) -> bool:
+        """Refuse a call to a model that is overloaded, without a task for it."""
+        rpc = stream.headers.rpc
+        assert rpc is not None
+        error = None
+        if not message.flag:
+            error = self._calls.early_refusal(
+                rpc, message.content, stream.deadline, stream.request_id
+            )
+        if error is not None:
+            self._finish(stream, _status_of(error, stream.request_id))
+        return error is not None
 
     async def _stream(self, stream: Stream, inbox: _Inbox) -> None:
         """Answer a streaming call."""
@@ -316,4 +332,5 @@ def _status_of(error: Exception, request_id: str) -> Status:
     if not isinstance(error, ServiceError):
         log.error("Request %s failed.", request_id, exc_info=error)
         error = InternalError.of(request_id)
-    return Status(error.grpc_code, error.message)
+    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else 0
+    return Status(error.grpc_code, error.message, retry_after_s)
