@@ -20,7 +20,7 @@ _CALLERS = 256
 _FLOOR_S = 0.005  # what may wait in a standing queue, however fast the model is
 _RUNS = 2  # the same in runs
 _SAMPLES = 9  # of which the median counts: 4 odd runs in a row change nothing
-_SIZES = 40  # classes of batch sizes: powers of two
+_SIZES = 64  # classes of batch sizes: powers of two
 
 
 class Admission:
@@ -32,15 +32,15 @@ class Admission:
     def __init__(self, max_seconds: float, batch_rows: int) -> None:
         self._max_seconds = max_seconds
         self._batch_rows = batch_rows
-        self._latest: list[deque[float]] = [deque(maxlen=_SAMPLES) for _ in range(_SIZES)]
+        # Seconds of the latest runs, by the bit length of their rows. While requests wait, a run
+        # lasts until the next one begins: the rest of the server takes time too.
+        self.latest: list[deque[float]] = [deque(maxlen=_SAMPLES) for _ in range(_SIZES)]
+        self.is_running = False
+        self.began = 0.0  # the latest run
         self._strict_until = 0.0
         # Since when every run left requests waiting, and how many at first; None if none does.
-        self._standing_since: float | None = None
-        self._standing_requests = 0
-
-    def ran(self, rows: int, seconds: float) -> None:
-        """Learn from a run: the time until the next one began, or until it ended if none waited."""
-        self._latest[min(rows.bit_length(), _SIZES - 1)].append(seconds)
+        self.standing_since: float | None = None
+        self.standing_requests = 0
 
     def run_seconds(self, rows: int = 0) -> float:
         """Seconds of a run of this many rows, by default of a full batch; 0 if none is known.
@@ -48,31 +48,21 @@ class Admission:
         A size that was not seen takes as long as the next smaller one that was: an estimate that is
         too low is corrected by the runs that follow.
         """
-        size = min((rows or self._batch_rows).bit_length(), _SIZES - 1)
-        for latest in (*reversed(self._latest[: size + 1]), *self._latest[size + 1 :]):
+        size = (rows or self._batch_rows).bit_length()
+        for latest in (*reversed(self.latest[: size + 1]), *self.latest[size + 1 :]):
             if latest:
                 return sorted(latest)[len(latest) // 2]
         return 0.0
 
-    def wait(self, ahead: int, running_for: float | None) -> float:
-        """Seconds until a request starts with this much ahead of it.
-
-        `running_for` is how long the model has been running; None if it is free.
-        """
+    def wait(self, now: float, ahead: int) -> float:
+        """Seconds until a request starts with this much ahead of it."""
         seconds = self.run_seconds()
-        rest = 0.0 if running_for is None else max(0.0, seconds - running_for)
+        rest = max(0.0, seconds - (now - self.began)) if self.is_running else 0.0
         return rest + ahead // self._batch_rows * seconds
-
-    def left(self, requests: int, now: float) -> None:
-        """Learn how many requests the start of a run left in the queue."""
-        if not requests:
-            self._standing_since = None
-        elif self._standing_since is None:
-            self._standing_since, self._standing_requests = now, requests
 
     def bound(self, now: float, requests: int) -> float:
         """Seconds that a request may wait now, with this many requests in the queue."""
-        is_too_long = requests > max(_CALLERS, self._standing_requests) and self._is_standing(now)
+        is_too_long = requests > max(_CALLERS, self.standing_requests) and self._is_standing(now)
         return self.strict_bound if is_too_long or self.is_strict(now) else self._max_seconds
 
     @property
@@ -95,5 +85,5 @@ class Admission:
         return max(_STANDING_S, _RUNS * self.run_seconds())
 
     def _is_standing(self, now: float) -> bool:
-        since = self._standing_since
+        since = self.standing_since
         return since is not None and now - since >= self._standing_s()

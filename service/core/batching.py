@@ -119,17 +119,21 @@ class Batcher:
         self._overloaded = set() if overloaded is None else overloaded
         joins = session.batchable
         self._batch_rows = limits.max_batch_size if joins else 1
+        self._admission = Admission(limits.max_queue_s, self._batch_rows)
         self._queue = FairQueue(
-            batch_rows=limits.max_batch_size, part_rows=limits.part_rows, joins=joins
+            batch_rows=limits.max_batch_size,
+            part_rows=limits.part_rows,
+            joins=joins,
+            admission=self._admission,
+            on_dropped=self._fail,
+            clock=clock,
         )
+        self._take = self._queue.take
         self._small_rows = self._queue.small_rows if joins else sys.maxsize
         # With fewer rows than this in the queue, a request is in the next run.
         self._next_run_rows = min(self._batch_rows, limits.max_queue)
-        self._admission = Admission(limits.max_queue_s, self._batch_rows)
         self._turn_scheduled = False
         self._in_thread = False
-        self._taken_at: float | None = None  # the start of the run in progress
-        self._cycle_start: float | None = None  # of the latest run, if requests waited beyond it
         self._dropped_at = -_DROP_S
 
     @property
@@ -149,7 +153,7 @@ class Batcher:
         """
         queue = self._queue
         if (queue.requests and queue.rows + rows > self._next_run_rows) or (
-            deadline is not None and (queue.requests or self._taken_at is not None)
+            deadline is not None and (queue.requests or self._admission.is_running)
         ):
             refusal = self.refusal(rows, deadline, caller)
             if refusal is not None:
@@ -188,8 +192,8 @@ class Batcher:
         reason, message, wait = self._judge(rows, deadline, caller, now)
         if reason and now - self._dropped_at >= _DROP_S:
             self._dropped_at = now
-            if dropped := self._queue.drop_done():
-                self._count_failed(dropped, now)
+            if dropped := self._queue.drop(lambda queued: queued.outputs.done()):
+                self._fail(dropped)
                 reason, message, wait = self._judge(rows, deadline, caller, now)
         if not reason:
             return None
@@ -212,8 +216,7 @@ class Batcher:
         queue, admission = self._queue, self._admission
         is_large = rows > self._small_rows
         ahead = queue.ahead_of(caller, is_large)
-        running_for = None if self._taken_at is None else now - self._taken_at
-        wait = admission.wait(ahead, running_for)
+        wait = admission.wait(now, ahead)
         # Small requests and large ones each have this room: none can turn the other kind away.
         waiting = queue.large_rows if is_large else queue.rows - queue.large_rows
         if waiting and waiting + rows > self._limits.max_queue:
@@ -228,7 +231,7 @@ class Batcher:
                     f"{lasting} (max_queue_seconds)",
                     wait,
                 )
-        if deadline is not None and (ahead or running_for is not None):
+        if deadline is not None and (ahead or admission.is_running):
             runs = rows // self._batch_rows if is_large else 0
             end = now + wait + admission.run_seconds(rows) + runs * admission.run_seconds()
             if end > deadline:
@@ -272,28 +275,13 @@ class Batcher:
         running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, batch)
         running.add_done_callback(back_on_the_loop)
 
-    def _take(self) -> list[Queued]:
-        """Take the next batch, without cancelled and expired requests."""
-        dropped: list[Queued] = []
+    def _fail(self, requests: Sequence[Queued]) -> None:
+        """Count requests that get no outputs, and tell those of them that expired."""
         now = self._clock()
-        queue = self._queue
-        # While requests wait, a run lasts until the next: the rest of the server takes time too.
-        if self._cycle_start is not None:
-            self._admission.ran(queue.taken_rows, now - self._cycle_start)
-        batch = queue.take(now, dropped)
-        if dropped:
-            self._count_failed(dropped, now)
-        if batch:
-            self._taken_at = now
-        self._cycle_start = now if queue.requests else None
-        self._admission.left(queue.requests, now)
-        return batch
-
-    def _count_failed(self, requests: Sequence[Queued], now: float) -> None:
-        """Count requests that get no outputs, and tell those who still wait."""
         for queued in requests:
             if not queued.outputs.done():
                 queued.outputs.set_exception(DeadlineExceeded.of())
+            # The parts of a large request are one request.
             if queued.progress is not None:
                 if queued.progress.has_failed:
                     continue
@@ -323,7 +311,11 @@ class Batcher:
 
     def _finish(self, results: list[_RunResult]) -> None:
         """Give each request its outputs, and schedule the next turn if others are waiting."""
-        now = self._clock()
+        admission = self._admission
+        admission.is_running = False
+        if not self._queue.requests_left:
+            seconds = self._clock() - admission.began
+            admission.latest[self._queue.taken_rows.bit_length()].append(seconds)
         for batch, outputs_of_each, start, joined, inferred, split in results:
             if isinstance(outputs_of_each, Exception):
                 (queued,) = batch
@@ -333,13 +325,13 @@ class Batcher:
                 self.statistics.run_failed(outputs_of_each)
                 if not queued.outputs.done():
                     queued.outputs.set_exception(InternalError("The model failed on this input."))
-                self._count_failed(batch, now)
+                self._fail(batch)
                 continue
             rows, answered, arrivals = 0, 0, 0.0
             for queued, outputs in zip(batch, outputs_of_each, strict=True):
                 rows += queued.rows
                 if queued.outputs.done():  # cancelled during the run
-                    self._count_failed([queued], now)
+                    self._fail([queued])
                     continue
                 if queued.progress is None:
                     queued.outputs.set_result(outputs)
@@ -358,9 +350,6 @@ class Batcher:
                     splitting=split - inferred,
                 )
             )
-        if self._taken_at is not None and self._cycle_start is None:
-            self._admission.ran(self._queue.taken_rows, now - self._taken_at)
-        self._taken_at = None
         # Through the loop rather than in a `while`: others get their turn between two batches.
         if self._queue.requests and not self._turn_scheduled:
             self._turn_scheduled = True

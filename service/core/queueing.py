@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from service.core.admission import Admission
 from service.core.datatypes import Array
 
 
@@ -78,19 +79,32 @@ class FairQueue:
     """All flows of one model. `rows` and `requests` count what waits, `large_rows` a part of it.
 
     `batch_rows` is the largest batch, `part_rows` the largest part of a large request: one of more
-    rows than both. `joins` is whether requests may be joined.
+    rows than both. `joins` is whether requests may be joined. `admission` learns how long runs
+    take, and `on_dropped` gets the cancelled and expired requests.
     """
 
-    def __init__(self, *, batch_rows: int, part_rows: int, joins: bool) -> None:
+    def __init__(
+        self,
+        *,
+        batch_rows: int,
+        part_rows: int,
+        joins: bool,
+        admission: Admission,
+        on_dropped: Callable[[list[Queued]], None],
+        clock: Callable[[], float],
+    ) -> None:
         self.small_rows = max(batch_rows, part_rows)  # of the largest request that is not large
         self.rows = 0
         self.large_rows = 0
         self.requests = 0
-        self.taken_rows = 0  # by the latest `take`
+        self.taken_rows = 0  # by the latest `take`, and the requests that it left
+        self.requests_left = 0
         self.last = Flow("", False, 0)  # of the latest request; may be empty
         self._batch_rows = batch_rows
-        self._part_rows = part_rows
         self._joins = joins
+        self._admission = admission
+        self._on_dropped = on_dropped
+        self._clock = clock
         # A quarter of a batch, so that a batch has room for several callers.
         self._credit = max(1, batch_rows // 4)
         self._small = {"": self.last}
@@ -118,12 +132,14 @@ class FairQueue:
         own = 0 if flow is None else flow.rows
         return min(self.rows, own * turns + (turns - 1) * self._credit)
 
-    def take(self, now: float, dropped: list[Queued]) -> list[Queued]:
+    def take(self) -> list[Queued]:
         """Take the next batch: at least one request or part, joined up to `batch_rows`.
 
-        Cancelled and expired requests go to `dropped` instead.
+        Cancelled and expired requests are dropped instead.
         """
+        now = self._clock()
         batch: list[Queued] = []
+        dropped: list[Queued] = []
         room = self._batch_rows
         while self.requests:
             flow = self._turns[0]
@@ -131,28 +147,41 @@ class FairQueue:
             if is_contended and not self._has_turn(flow):
                 continue
             queued = flow.requests[0]
-            if queued.outputs.done() or (queued.deadline is not None and queued.deadline <= now):
-                self._pop(flow, self._waiting_rows(queued))
-                if queued.progress is not None:
-                    queued.progress.waiting = False
-                dropped.append(queued)
-                continue
             rows = queued.rows
-            if queued.progress is not None:
-                most = self.small_rows if not (batch or is_contended) else room
-                rows = self._waiting_rows(queued)
-                if queued.progress.splits:
-                    rows = min(rows, most, flow.credit) if is_contended else min(rows, most)
+            if queued.progress is not None and queued.progress.splits:
+                most = room if batch or is_contended else self.small_rows
+                rows -= queued.progress.taken
+                rows = min(rows, most, flow.credit) if is_contended else min(rows, most)
+            if queued.outputs.done() or (queued.deadline is not None and queued.deadline <= now):
+                dropped.append(self._pop(flow))
+                continue
             if batch and (rows > room or room <= 0 or not self._joins):
                 break
             if is_contended:
                 # However large a request that cannot be split is, its flow skips a few turns only.
                 flow.credit -= min(rows, self._batch_rows) if self._joins else self._credit
-            batch.append(queued if queued.progress is None else self._cut(flow, queued, rows))
-            if queued.progress is None:
-                self._pop(flow, rows)
+            if queued.progress is not None:
+                queued = self._cut(flow, queued, rows)
+            else:
+                flow.requests.popleft()
+                self.requests -= 1
+                flow.rows -= rows
+                self.rows -= rows
+            batch.append(queued)
             room -= rows
+        if dropped:
+            self._on_dropped(dropped)
+        admission = self._admission
+        if self.requests_left:
+            admission.latest[self.taken_rows.bit_length()].append(now - admission.began)
+        admission.is_running = bool(batch)
+        admission.began = now
         self.taken_rows = self._batch_rows - room
+        self.requests_left = self.requests
+        if not self.requests:
+            admission.standing_since = None
+        elif admission.standing_since is None:
+            admission.standing_since, admission.standing_requests = now, self.requests
         return batch
 
     def _has_turn(self, flow: Flow) -> bool:
@@ -173,15 +202,14 @@ class FairQueue:
         """Take this many rows of a large request."""
         progress = queued.progress
         assert progress is not None
-        if not progress.splits:
-            self._pop(flow, rows)
-            return queued._replace(progress=None)  # run whole, it is like any other
-        start, progress.taken = progress.taken, progress.taken + rows
-        if progress.taken == queued.rows:
-            progress.waiting = False
-            self._pop(flow, rows)
+        start = progress.taken
+        if start + rows == queued.rows:
+            self._pop(flow)
         else:
             self._count(flow, -rows)
+        if not progress.splits:
+            return queued._replace(progress=None)  # run whole, it is like any other
+        progress.taken = start + rows
         return queued._replace(
             inputs=[array[start : start + rows] for array in queued.inputs], rows=rows
         )
@@ -203,17 +231,13 @@ class FairQueue:
         self.requests += 1
         self._count(flow, rows)
 
-    def drop_done(self) -> list[Queued]:
-        """Remove the requests that are answered or cancelled."""
+    def drop(self, is_done: Callable[[Queued], bool]) -> list[Queued]:
+        """Remove the requests that are done."""
         dropped: list[Queued] = []
         for flow in self._turns:
             for _ in range(len(flow.requests)):
-                queued = flow.requests[0]
-                if queued.outputs.done():
-                    self._pop(flow, self._waiting_rows(queued))
-                    if queued.progress is not None:
-                        queued.progress.waiting = False
-                    dropped.append(queued)
+                if is_done(flow.requests[0]):
+                    dropped.append(self._pop(flow))
                 else:
                     flow.requests.rotate(-1)
         return dropped
@@ -226,20 +250,18 @@ class FairQueue:
             while len(flow.requests) > 1 and (
                 (flow.rows if self._joins else len(flow.requests)) > share
             ):
-                queued = flow.requests[0]
-                self._pop(flow, queued.rows)
-                dropped.append(queued)
+                dropped.append(self._pop(flow))
         return dropped
 
-    @staticmethod
-    def _waiting_rows(queued: Queued) -> int:
-        progress = queued.progress
-        return queued.rows - (progress.taken if progress is not None else 0)
-
-    def _pop(self, flow: Flow, rows: int) -> None:
-        flow.requests.popleft()
+    def _pop(self, flow: Flow) -> Queued:
+        queued = flow.requests.popleft()
         self.requests -= 1
+        rows, progress = queued.rows, queued.progress
+        if progress is not None:
+            rows -= progress.taken
+            progress.waiting = False
         self._count(flow, -rows)
+        return queued
 
     def _count(self, flow: Flow, rows: int) -> None:
         flow.rows += rows

@@ -49,14 +49,16 @@ _FORBIDDEN_IN_VALUE = re.compile(rb"[\0\r\n]")
 
 
 class Status(NamedTuple):
-    """How a call ends; `code` is the name of a gRPC status code.
-
-    `retry_after_s` is how long a client should wait before it tries again; 0 says nothing.
-    """
+    """How a call ends; `code` is the name of a gRPC status code."""
 
     code: str
     message: str
-    retry_after_s: int = 0
+
+
+class RetryLater(Status):
+    """A status that says after how many seconds a client should try again."""
+
+    seconds: int
 
 
 OK = Status("OK", "")
@@ -244,8 +246,8 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
         return _GRPC_STATUS_OK + block
     block += _literal(b"grpc-status", str(_STATUS_CODES[status.code]).encode())
     room = max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded)
-    if status.retry_after_s:
-        milliseconds = b"%d" % (status.retry_after_s * 1000)
+    if isinstance(status, RetryLater):
+        milliseconds = b"%d" % (status.seconds * 1000)
         block += _literal(_PUSHBACK, milliseconds)
         room -= _FIELD_OVERHEAD + len(_PUSHBACK) + len(milliseconds)
     room = max(0, room)

@@ -29,7 +29,7 @@ from service.grpc.http2.connection import (
     MessagesEnded,
     OutputDrained,
 )
-from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.headers import OK, RetryLater, Status
 from service.grpc.http2.stream import Stream
 from service.settings import Settings
 
@@ -332,5 +332,8 @@ def _status_of(error: Exception, request_id: str) -> Status:
     if not isinstance(error, ServiceError):
         log.error("Request %s failed.", request_id, exc_info=error)
         error = InternalError.of(request_id)
-    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else 0
-    return Status(error.grpc_code, error.message, retry_after_s)
+    if isinstance(error, Overloaded):
+        status = RetryLater(error.grpc_code, error.message)
+        status.seconds = error.retry_after_s
+        return status
+    return Status(error.grpc_code, error.message)
