@@ -26,9 +26,18 @@ from service.core.errors import (
 )
 from service.observe.recorder import Attempt, RequestRecorder
 
-# Answers a message; the deadline is in loop time, None if the client set none.
-Handler = Callable[[Any, float | None], Awaitable[Any]]
-Refusal = Callable[[str, str, float | None, str], Overloaded | None]
+
+class Call(NamedTuple):
+    """What a handler needs to know of a call beside its message."""
+
+    deadline: float | None  # in loop time; None if the client set none
+    caller: str = ""  # see core.callers
+
+
+# Answers a message.
+Handler = Callable[[Any, Call], Awaitable[Any]]
+# Returns the error for a call to a model, by its name and version, that is overloaded.
+Refusal = Callable[[str, str, Call], Overloaded | None]
 # Bytes that a message may have beside its tensors before it exceeds max_request_bytes.
 MESSAGE_SLACK = 64 * 1024
 
@@ -36,8 +45,7 @@ MESSAGE_SLACK = 64 * 1024
 class Unary(NamedTuple):
     """A method with one answer per call; `operation` is its name in metrics and logs.
 
-    `refusal` returns the error for a call to a model that is overloaded, else None. It takes the
-    model's name and version, the deadline and the caller.
+    `refusal` says whether a call need not be parsed because its model is overloaded.
     """
 
     operation: str
@@ -105,18 +113,23 @@ class Calls:
         self._reading: set[asyncio.Task[None]] = set()
 
     async def answer(
-        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
+        self,
+        rpc: Rpc,
+        content: bytes,
+        deadline: float | None,
+        request_id: str,
+        caller: str = "",
     ) -> bytes:
         """Answer a unary call. A ServiceError that it raises is the status of the call."""
         method = rpc.method
         assert isinstance(method, Unary)
         async with Attempt(self._recorder, "grpc", method.operation, request_id):
-            answer = await method.handler(self._parse(rpc, content), deadline)
+            answer = await method.handler(self._parse(rpc, content), Call(deadline, caller))
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
 
     def early_refusal(
-        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str, caller: str = ""
+        self, rpc: Rpc, content: bytes, call: Call, request_id: str
     ) -> Overloaded | None:
         """The error for a unary call whose model is overloaded, without parsing its message.
 
@@ -126,7 +139,7 @@ class Calls:
         assert isinstance(method, Unary)
         if method.refusal is None or (names := _model_of(content)) is None:
             return None
-        error = method.refusal(*names, deadline, caller)
+        error = method.refusal(*names, call)
         if error is not None:
             self._recorder.refused("grpc", method.operation, request_id, error)
         return error
@@ -138,6 +151,7 @@ class Calls:
         deadline: float | None,
         request_id: str,
         ends_with_error: bool,
+        caller: str = "",
     ) -> AsyncIterator[bytes]:
         """Answer a stream. A ServiceError that it raises is the status of the call.
 
@@ -152,7 +166,8 @@ class Calls:
         else:
             assert isinstance(method, Pipelined)
             refuse = None if ends_with_error else method.refuse
-            async for answer in self._pipeline(rpc, contents, deadline, request_id, refuse):
+            call = Call(deadline, caller)
+            async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
                 yield serialize(answer)
         if self._stopping:
             raise Unavailable("The server is stopping.")
@@ -167,7 +182,7 @@ class Calls:
         self,
         rpc: Rpc,
         contents: AsyncIterator[bytes],
-        deadline: float | None,
+        call: Call,
         request_id: str,
         refuse: Callable[[Any, ServiceError], Any] | None,
     ) -> AsyncIterator[Any]:
@@ -185,7 +200,7 @@ class Calls:
             try:
                 async with Attempt(self._recorder, "grpc", method.operation, request_id):
                     request = self._parse(rpc, content)
-                    return await method.handler(request, deadline)
+                    return await method.handler(request, call)
             except ServiceError as error:
                 if refuse is None:
                     raise

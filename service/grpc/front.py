@@ -12,7 +12,7 @@ from service.core.errors import Overloaded
 from service.grpc import digits as digits_service
 from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
-from service.grpc.answering import Calls, Rpc, Streaming, rpcs
+from service.grpc.answering import Call, Calls, Rpc, Streaming, rpcs
 from service.grpc.grpcio_server import GrpcioServer
 from service.grpc.health import Health
 from service.grpc.http2.listener import Http2Server
@@ -62,9 +62,46 @@ class GrpcFront:
         open_inference = OpenInference(inference).methods()
         open_inference |= AdministrationService(administration).methods()
         methods = {
-            **rpcs(
-                digits_service.DESCRIPTOR, digits_service.methods(digits, self._predict_refusal)
-            ),
+            **rpcs(digits_service.DESCRIPTOR, digits_service.methods(digits, self._refusal)),
+            **rpcs(_INFERENCE, open_inference),
+            **rpcs(health_service.DESCRIPTOR, self._health.methods()),
+            **_reflection(),
+        }
+        self._server: Server = server(methods, self._calls, settings)
+
+    def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
+        return self._inference.refusal(
+            model or self._inference.default_model, version, call.deadline, call.caller
+        )
+
+    async def start(self) -> None:
+        """Bind the port and serve calls from now on."""
+
+    async def stop(self, timeout: float) -> None:
+        """Refuse new calls at once; let those in flight finish within `timeout` seconds."""
+
+
+class GrpcFront:
+    """All gRPC services of one worker."""
+
+    def __init__(
+        self,
+        *,
+        inference: Inference,
+        digits: Digits,
+        administration: Administration,
+        recorder: RequestRecorder,
+        settings: Settings,
+    ) -> None:
+        self._inference = inference
+        self._health = Health()
+        limits = settings.max_request_bytes, settings.max_stream_requests
+        self._calls = Calls(recorder, *limits, inference.overloaded)
+        server = Http2Server if settings.fast_grpc else GrpcioServer
+        open_inference = OpenInference(inference).methods()
+        open_inference |= AdministrationService(administration).methods()
+        methods = {
+            **rpcs(digits_service.DESCRIPTOR, digits_service.methods(digits, self._refusal)),
             **rpcs(_INFERENCE, open_inference),
             **rpcs(health_service.DESCRIPTOR, self._health.methods()),
             **_reflection(),
