@@ -119,10 +119,16 @@ class Settings:
     )
     inline_budget: float = _setting(
         1.0,
-        "milliseconds; inference that is expected to take longer runs in a thread instead of on "
+        "milliseconds; inference that is not known to be shorter runs in a thread instead of on "
         "the event loop",
         low=0,
-        high=60_000,
+        high=1000,
+    )
+    max_run_seconds: float = _setting(
+        60.0,
+        "seconds after which a run of a model is ended; if it does not end, the worker is replaced",
+        low=0.1,
+        high=86_400,
     )
 
     max_request_bytes: int = _setting(

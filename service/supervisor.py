@@ -9,7 +9,8 @@ on SIGTERM while it starts, and finishes its accepted requests afterwards (servi
 How a worker is replaced: each worker counts the beats of its event loop in memory that it shares
 with the supervisor. A thread here kills a worker that has not beaten for 5 s, and the main thread
 replaces every worker that has ended. SIGHUP replaces all of them, one after another: the old one
-stops when the new one serves. If the supervisor dies, the kernel kills the workers.
+stops when the new one serves. So does a worker that asks for it, because a run of a model cannot be
+ended. If the supervisor dies, the kernel kills the workers.
 
 This process imports no ONNX Runtime, no gRPC and no Flask: it only checks what it can before
 workers start, and then supervises them.
@@ -74,13 +75,21 @@ class Pulse(ctypes.Structure):
     _fields_ = (
         ("beats", ctypes.c_ulong),  # by the worker's event loop; 0 before it serves
         ("is_retired", ctypes.c_bool),  # a new worker serves in its place
+        ("has_stuck_run", ctypes.c_bool),  # by the worker: a run of a model cannot be ended
     )
 
 
 class Replacements(ctypes.Structure):
-    """How many workers were replaced because their loop was silent, or because they ended."""
+    """How many workers were replaced, by the reason.
 
-    _fields_ = (("silent", ctypes.c_ulong), ("ended", ctypes.c_ulong))
+    Their loop was silent, they ended, or they had a run of a model that could not be ended.
+    """
+
+    _fields_ = (
+        ("silent", ctypes.c_ulong),
+        ("ended", ctypes.c_ulong),
+        ("stuck_run", ctypes.c_ulong),
+    )
 
 
 class Lifecycle(NamedTuple):
@@ -267,6 +276,15 @@ class Supervisor(MPServer):
                 self.reload_signal = False
                 log.info("SIGHUP: all workers are replaced, one after another.")
                 ended = list(self.wrks)
+            for worker in self.wrks:
+                if worker.pulse.has_stuck_run and worker not in ended:
+                    log.error(
+                        "Worker-%d has a run of a model that cannot be ended; a new worker "
+                        "replaces it.",
+                        worker.idx + 1,
+                    )
+                    self._lifecycle.replaced.stuck_run += 1
+                    ended.append(worker)
             for worker in ended:
                 if not self.interrupt_signal:
                     self._replace(worker, spawn_target, target_loader)
@@ -325,6 +343,8 @@ class Supervisor(MPServer):
                         "" if worker.interrupt_by_parent else "; a new worker replaces it",
                     )
                     worker.inner.kill()
+                elif worker.pulse.has_stuck_run and worker.kill_at == float("inf"):
+                    self.main_loop_interrupt.set()
                 elif now > worker.kill_at:
                     worker.is_silent = True
                     log.warning(

@@ -65,9 +65,10 @@ class Service:
     def __init__(self, settings: Settings, state_folder: Path | None = None) -> None:
         self.settings = settings
         self.models_changed: Callable[[], None] = lambda: None
+        self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
-        self.executor = ThreadPoolExecutor(thread_name_prefix="inference")
+        self.executor = ThreadPoolExecutor(thread_name_prefix="load")
         self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
             max_batch_size=settings.max_batch_size,
@@ -75,15 +76,18 @@ class Service:
             max_delay_s=settings.max_queue_delay / 1000,
             inline_budget_s=settings.inline_budget / 1000,
             max_queue_s=settings.max_queue_seconds,
+            max_run_s=settings.max_run_seconds,
         )
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
+            # A thread for each model: one whose run does not end holds up no other.
             return Batcher(
                 session,
                 within._replace(part_rows=session.rows_of_a_run),
-                self.executor,
+                ThreadPoolExecutor(1, thread_name_prefix=f"run {name} {version}"),
                 statistics=ModelMetrics(name, version),
+                on_hang=partial(self._hangs, name, version),
                 max_split=session.batching.max_split,
                 overloaded=self.overloaded,
             )
@@ -95,6 +99,7 @@ class Service:
                 intra_op_threads=settings.intra_op_threads,
                 spinning=settings.spinning,
                 max_rows=max(settings.max_batch_size, ROWS_OF_A_RUN),
+                max_run_s=settings.max_run_seconds,
             ),
             make_batcher=make_batcher,
             executor=self.executor,
@@ -126,6 +131,16 @@ class Service:
         }
         self.metrics.models_loaded(loaded, len(self.repository.failures))
         self.models_changed()
+
+    def _hangs(self, name: str, version: str) -> None:
+        log.error(
+            "A run of model %s version %s was ended after %g s (max_run_seconds) but goes on; "
+            "this worker has to be replaced.",
+            name,
+            version,
+            self.settings.max_run_seconds,
+        )
+        self.replace_me()
 
     async def flush_metrics(self) -> None:
         """Flush the metrics every half second, so a killed worker loses no more than that.
@@ -249,6 +264,10 @@ class Worker:
         self._pulse.beats += 1
         loop.call_later(_BEAT_S, self._beat, loop)
 
+    def _ask_for_successor(self) -> None:
+        """Serve on until the supervisor has started a new worker and stops this one."""
+        self._pulse.has_stuck_run = True
+
     def _cut_off(self) -> None:
         log.warning(
             "HTTP requests are still open %g s after the ports closed (stop_timeout and %g s); "
@@ -267,6 +286,7 @@ class Worker:
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         service = self._service = Service(settings, self._state_folder)
+        service.replace_me = self._ask_for_successor
         metrics.share(self._lifecycle.replaced)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()

@@ -37,6 +37,7 @@ class Admission:
         self.latest: list[deque[float]] = [deque(maxlen=_SAMPLES) for _ in range(_SIZES)]
         self.is_running = False
         self.began = 0.0  # the latest run
+        self._estimate, self._estimated_at = 0.0, -1.0  # `run_seconds` as of the start of that run
         self._strict_until = 0.0
         # Since when every run left requests waiting, and how many at first; None if none does.
         self.standing_since: float | None = None
@@ -48,7 +49,12 @@ class Admission:
         A size that was not seen takes as long as the next smaller one that was: an estimate that is
         too low is corrected by the runs that follow.
         """
-        size = (rows or self._batch_rows).bit_length()
+        if not rows:
+            if self._estimated_at != self.began:
+                self._estimated_at = self.began
+                self._estimate = self.run_seconds(self._batch_rows)
+            return self._estimate
+        size = rows.bit_length()
         for latest in (*reversed(self.latest[: size + 1]), *self.latest[size + 1 :]):
             if latest:
                 return sorted(latest)[len(latest) // 2]

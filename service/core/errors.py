@@ -157,7 +157,7 @@ class Overloaded(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The client's deadline or timeout passed before the answer was ready."""
+    """The client's deadline or timeout, or the server's own limit, passed before the answer."""
 
     http_status = 504
     grpc_code = "DEADLINE_EXCEEDED"
@@ -166,6 +166,11 @@ class DeadlineExceeded(ServiceError):
     def of(cls, limit: str = "deadline") -> DeadlineExceeded:
         """The error for a `deadline` of the call or a `timeout` in its parameters."""
         return cls(f"The {limit} passed before the answer was ready.")
+
+    @classmethod
+    def of_run(cls, seconds: float) -> DeadlineExceeded:
+        """The error for requests whose run of the model was ended after this time."""
+        return cls(f"The run of the model was ended after {seconds:g} seconds (max_run_seconds).")
 
 
 class NoSuchEndpoint(ServiceError):

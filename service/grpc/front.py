@@ -69,50 +69,16 @@ class GrpcFront:
         }
         self._server: Server = server(methods, self._calls, settings)
 
-    def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
-        return self._inference.refusal(
-            model or self._inference.default_model, version, call.deadline, call.caller
-        )
-
-    async def start(self) -> None:
-        """Bind the port and serve calls from now on."""
-
-    async def stop(self, timeout: float) -> None:
-        """Refuse new calls at once; let those in flight finish within `timeout` seconds."""
-
-
-class GrpcFront:
-    """All gRPC services of one worker."""
-
-    def __init__(
-        self,
-        *,
-        inference: Inference,
-        digits: Digits,
-        administration: Administration,
-        recorder: RequestRecorder,
-        settings: Settings,
-    ) -> None:
-        self._inference = inference
-        self._health = Health()
-        limits = settings.max_request_bytes, settings.max_stream_requests
-        self._calls = Calls(recorder, *limits, inference.overloaded)
-        server = Http2Server if settings.fast_grpc else GrpcioServer
-        open_inference = OpenInference(inference).methods()
-        open_inference |= AdministrationService(administration).methods()
-        methods = {
-            **rpcs(digits_service.DESCRIPTOR, digits_service.methods(digits, self._refusal)),
-            **rpcs(_INFERENCE, open_inference),
-            **rpcs(health_service.DESCRIPTOR, self._health.methods()),
-            **_reflection(),
-        }
-        self._server: Server = server(methods, self._calls, settings)
-
     def _predict_refusal(
         self, model: str, version: str, deadline: float | None, caller: str
     ) -> Overloaded | None:
         model = model or self._inference.default_model
         return self._inference.refusal(model, version, deadline, caller)
+
+    def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
+        return self._inference.refusal(
+            model or self._inference.default_model, version, call.deadline, call.caller
+        )
 
     async def start(self) -> None:
         """Publish the state of the models, then open the port."""

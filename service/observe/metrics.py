@@ -212,6 +212,9 @@ _shed = BufferedCounter(
     "for the deadline (deadline).",
     [*_PER_MODEL, "reason"],
 )
+_runs_terminated = Counter(
+    "mnist_runs_terminated", "Runs of a model that were ended after max_run_seconds.", _PER_MODEL
+)
 _model_info = Gauge(
     "mnist_model_info",
     "1 for a loaded version, with the execution provider that runs it and its file's SHA-256.",
@@ -235,6 +238,7 @@ class ModelMetrics(ModelStatistics):
         self._seconds_of_runs = _inference.labels(model, version)
         self._failures = _inference_failures.labels(model, version)
         self._shed = {r: _shed.labels(model, version, r) for r in ("queue", "time", "deadline")}
+        self._terminated = _runs_terminated.labels(model, version)
 
     def ran(self, run: BatchRun) -> None:
         """Record a run that succeeded."""
@@ -251,6 +255,11 @@ class ModelMetrics(ModelStatistics):
         """Record what the model raised on a single request."""
         self._failures.inc()
         log.error("%s failed on a request: %s", self._name, error)
+
+    def run_terminated(self, seconds: float) -> None:
+        """Record that a run was ended after this time."""
+        self._terminated.inc()
+        log.error("%s: a run is ended after %g s (max_run_seconds).", self._name, seconds)
 
 
 class Metrics:
@@ -296,11 +305,13 @@ class _SharedCounts:
         if _replaced is not None:
             family = CounterMetricFamily(
                 "mnist_workers_replaced",
-                "Workers that were replaced because they did not respond (silent) or ended.",
+                "Workers that were replaced because they did not respond (silent), ended, or had "
+                "a run of a model that could not be ended (stuck_run).",
                 labels=["reason"],
             )
             family.add_metric(["silent"], _replaced.silent)
             family.add_metric(["ended"], _replaced.ended)
+            family.add_metric(["stuck_run"], _replaced.stuck_run)
             yield family
 
 
