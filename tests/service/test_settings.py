@@ -253,7 +253,8 @@ def test_every_variable_of_the_repository_is_accepted() -> None:
         choice = get_args(kind)[0] if get_origin(kind) else values.get(kind, "x")
         if (variable := f"MNIST_{name.upper()}") in environ:
             environ[variable] = choice
-    load([], environ | {"MNIST_HTTP_PORT": "1", "MNIST_GRPC_PORT": "2"})
+    ports = {"MNIST_HTTP_PORT": "1", "MNIST_GRPC_PORT": "2", "MNIST_HEALTH_PORT": "3"}
+    load([], environ | ports | {"MNIST_TRUSTED_PROXIES": "10.0.0.0/8"})
 
 
 def test_a_host_name_becomes_an_address() -> None:
