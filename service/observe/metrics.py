@@ -304,9 +304,13 @@ class Metrics:
         _load_failures.set(failures)
 
 
+# Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
+_http_closed = {r: _http_connections_closed.labels(r) for r in ("unused", "idle", "newcomer")}
+
+
 def http_connection_closed(reason: str) -> None:
     """Count an HTTP connection that the server closed."""
-    _http_connections_closed.labels(reason).inc()
+    _http_closed[reason].inc()
 
 
 def exposition() -> bytes:
