@@ -95,11 +95,11 @@ class Connections:
         room = newcomers if len(connections) >= self._max_connections else 0
         for connection in sorted(idle, key=lambda each: each.idle, reverse=True):
             if connection.unanswered > self._header_timeout:
-                reason = "unused"
+                reason = "headers"
             elif connection.idle > self._idle_timeout:
                 reason = "idle"
             elif room > 0 and connection.idle > _LEAST_IDLE_S:
-                reason = "newcomer"
+                reason = "displaced"
             else:
                 continue
             room -= 1

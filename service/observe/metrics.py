@@ -305,7 +305,7 @@ class Metrics:
 
 
 # Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
-_http_closed = {r: _http_connections_closed.labels(r) for r in ("unused", "idle", "newcomer")}
+_http_closed = {r: _http_connections_closed.labels(r) for r in ("headers", "idle", "displaced")}
 
 
 def http_connection_closed(reason: str) -> None:

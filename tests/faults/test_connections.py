@@ -66,7 +66,7 @@ def test_held_connections_make_room_for_newcomers(
                 assert ask(server.http_port, "/v2/health/live") == 200
         slow.sendall(b"\0")  # a request that is in flight is left alone
         assert slow.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
-    assert 'mnist_http_connections_closed_total{reason="newcomer"}' in (
+    assert 'mnist_http_connections_closed_total{reason="displaced"}' in (
         server.get("/metrics")[1].decode()
     )
     assert server.stop() == 0
