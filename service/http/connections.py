@@ -27,6 +27,7 @@ from service.observe import metrics
 from service.settings import Settings
 
 _TICK_S = 0.1  # between two looks at the queue of newcomers
+_PAUSES = 9  # after a look at all connections, by its duration: a tenth of a core at most
 _LONGEST_SWEEP_S = 30.0  # between two looks at all connections
 # What a newcomer may replace: a request may be on its way to a connection that was just accepted.
 _LEAST_IDLE_S = 1.0
@@ -83,8 +84,10 @@ class Connections:
             await asyncio.sleep(min(_TICK_S, interval))
             newcomers = self._waiting()
             if newcomers or loop.time() >= next_sweep:
-                next_sweep = loop.time() + interval
+                began = loop.time()
+                next_sweep = began + interval
                 await self.sweep(newcomers)
+                await asyncio.sleep(_PAUSES * (loop.time() - began))
 
     async def sweep(self, newcomers: int = 0) -> None:
         """Close what is too long idle, and at the limit the idlest ones for `newcomers`."""
@@ -119,16 +122,19 @@ class Connections:
     def _scan(self) -> list[_Open]:
         """All connections of the port. Runs in a thread: there may be thousands."""
         found: list[_Open] = []
-        with contextlib.suppress(OSError):  # no descriptor is free
-            for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-                with contextlib.suppress(OSError), _borrowed(descriptor) as borrowed:
-                    address = borrowed.getsockname()
-                    if not isinstance(address, tuple) or address[1] != self._port:
-                        continue
-                    if _info_of(borrowed).state == _LISTEN:
-                        self._listener = descriptor
-                    elif connection := _connection_of(descriptor, borrowed):
-                        found.append(connection)
+        try:
+            descriptors = [int(entry.name) for entry in os.scandir("/proc/self/fd")]
+        except OSError:  # no descriptor is free
+            return found
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError), _borrowed(descriptor) as borrowed:
+                address = borrowed.getsockname()
+                if not isinstance(address, tuple) or address[1] != self._port:
+                    continue
+                if _info_of(borrowed).state == _LISTEN:
+                    self._listener = descriptor
+                elif connection := _connection_of(descriptor, borrowed):
+                    found.append(connection)
         return found
 
 
