@@ -20,7 +20,6 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from service.observe import metrics
