@@ -120,6 +120,14 @@ class Settings:
     max_request_bytes: int = _setting(
         8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
     )
+    max_json_bytes: int = _setting(
+        2 * 1024 * 1024,
+        "largest JSON of a request, and largest part of a gRPC message that is not raw tensors, in "
+        "bytes: such values are parsed one by one, which holds up other requests; send larger data "
+        "as binary",
+        low=1024,
+        high=10**9,
+    )
     max_image_pixels: int = _setting(
         16_000_000, "largest PNG or JPEG, in decoded pixels", low=784, high=10**9
     )

@@ -100,8 +100,12 @@ class Service:
             limits=limits,
             state_folder=state_folder,
         )
-        self.inference = Inference(self.repository, settings.model, regions)
-        self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)
+        self.inference = Inference(
+            self.repository, settings.model, regions, settings.max_json_bytes
+        )
+        self.digits = Digits(
+            self.repository, settings.model, settings.max_image_pixels, settings.max_json_bytes
+        )
         self.http_app = HttpApp(
             inference=self.inference,
             digits=self.digits,

@@ -71,6 +71,7 @@ class Administration:
         self._settings = settings
         self._limits = limits
         self._default_level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+        self.max_json_bytes = settings.max_json_bytes
         self.shared_state = SharedState(state_folder, self._follow, self._answer)
 
     async def start(self) -> None:
