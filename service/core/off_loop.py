@@ -4,9 +4,9 @@ Parsing, converting and encoding of values one by one holds Python's global lock
 do not make it faster: they only let the event loop run in between. A single thread does all such
 work, one piece at a time. With several, the loop would queue for the lock behind all of them.
 
-A piece is Python code, which gives up the lock when another thread asks for it
-(`settings.switch_interval`), or a call of a library that holds it to its end. Such calls are kept
-short: long lists are converted in parts, and JSON has a limit of its own (`max_json_bytes`).
+Python code gives up the lock when another thread asks for it (the switch interval in
+service/worker.py). A call of a library holds it to its end, so such calls are kept short: long
+lists are converted in parts, and JSON has a limit of its own (`max_json_bytes`).
 """
 
 from __future__ import annotations
