@@ -22,10 +22,20 @@ from service.core.errors import (
     ServiceError,
     Unavailable,
 )
+from service.core.off_loop import INLINE_BYTES, off_loop
+from service.grpc.wire import SMALL_BYTES, check, shape_of
 from service.observe.recorder import Attempt, RequestRecorder
 
-# Answers a message; the deadline is in loop time, None if the client set none.
-Handler = Callable[[Any, float | None], Awaitable[Any]]
+
+class Call(NamedTuple):
+    """What a handler needs to know of a call beside its message."""
+
+    deadline: float | None  # in loop time; None if the client set none
+    caller: str = ""  # see core.callers
+
+
+# Answers a message.
+Handler = Callable[[Any, Call], Awaitable[Any]]
 # Bytes that a message may have beside its tensors before it exceeds max_request_bytes.
 MESSAGE_SLACK = 64 * 1024
 
@@ -82,23 +92,37 @@ class Calls:
     """Answers the calls of all gRPC services of one worker."""
 
     def __init__(
-        self, recorder: RequestRecorder, max_request_bytes: int, max_stream_requests: int
+        self,
+        recorder: RequestRecorder,
+        max_request_bytes: int,
+        max_stream_requests: int,
+        max_json_bytes: int = 2 * 1024 * 1024,
     ) -> None:
         self.request_id = recorder.request_id
         self._recorder = recorder
         self._max_request_bytes = max_request_bytes
         self._max_stream_requests = max_stream_requests
+        self._max_json_bytes = max_json_bytes
         self._stopping = False
         self._reading: set[asyncio.Task[None]] = set()
 
     async def answer(
-        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
+        self,
+        rpc: Rpc,
+        content: bytes,
+        deadline: float | None,
+        request_id: str,
+        caller: str = "",
     ) -> bytes:
         """Answer a unary call. A ServiceError that it raises is the status of the call."""
         method = rpc.method
         assert isinstance(method, Unary)
         async with Attempt(self._recorder, "grpc", method.operation, request_id):
-            answer = await method.handler(self._parse(rpc, content), deadline)
+            if len(content) > SMALL_BYTES:
+                request = await self._parse_long(rpc, content)
+            else:
+                request = self._parse(rpc, content)
+            answer = await method.handler(request, Call(deadline, caller))
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
 
@@ -109,6 +133,7 @@ class Calls:
         deadline: float | None,
         request_id: str,
         ends_with_error: bool,
+        caller: str = "",
     ) -> AsyncIterator[bytes]:
         """Answer a stream. A ServiceError that it raises is the status of the call.
 
@@ -123,7 +148,8 @@ class Calls:
         else:
             assert isinstance(method, Pipelined)
             refuse = None if ends_with_error else method.refuse
-            async for answer in self._pipeline(rpc, contents, deadline, request_id, refuse):
+            call = Call(deadline, caller)
+            async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
                 yield serialize(answer)
         if self._stopping:
             raise Unavailable("The server is stopping.")
@@ -138,7 +164,7 @@ class Calls:
         self,
         rpc: Rpc,
         contents: AsyncIterator[bytes],
-        deadline: float | None,
+        call: Call,
         request_id: str,
         refuse: Callable[[Any, ServiceError], Any] | None,
     ) -> AsyncIterator[Any]:
@@ -155,8 +181,11 @@ class Calls:
             request = None
             try:
                 async with Attempt(self._recorder, "grpc", method.operation, request_id):
-                    request = self._parse(rpc, content)
-                    return await method.handler(request, deadline)
+                    if len(content) > SMALL_BYTES:
+                        request = await self._parse_long(rpc, content)
+                    else:
+                        request = self._parse(rpc, content)
+                    return await method.handler(request, call)
             except ServiceError as error:
                 if refuse is None:
                     raise
@@ -191,7 +220,10 @@ class Calls:
         async def relay() -> None:
             async for content in contents:
                 await budget.acquire(1)
-                messages.put_nowait(self._parse(rpc, content))
+                if len(content) > SMALL_BYTES:
+                    messages.put_nowait(await self._parse_long(rpc, content))
+                else:
+                    messages.put_nowait(self._parse(rpc, content))
 
         reading = self._start_reading(relay(), messages)
         try:
@@ -214,6 +246,17 @@ class Calls:
         if self._stopping:
             reading.cancel()
         return reading
+
+    async def _parse_long(self, rpc: Rpc, content: bytes) -> Any:
+        """Parse a message whose size says little about the time it takes.
+
+        Raises what `_parse` and `wire.check` raise.
+        """
+        if len(content) > self._max_request_bytes + MESSAGE_SLACK:
+            raise RequestTooLarge.of("message", self._max_request_bytes)
+        if check(content, shape_of(rpc.request), self._max_json_bytes) > INLINE_BYTES:
+            return await off_loop(self._parse, rpc, content)
+        return self._parse(rpc, content)
 
     def _parse(self, rpc: Rpc, content: bytes) -> Any:
         """Parse a message. Raises RequestTooLarge, and InvalidArgument if it is malformed."""

@@ -36,16 +36,22 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     model, version = query.get("model", ""), query.get("version", "")
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     if content_type in _PICTURES:
-        answer = await digits.classify(picture=request.body, model=model, version=version)
+        answer = await digits.classify(
+            picture=request.body, model=model, version=version, caller=request.caller
+        )
     elif content_type == OCTETS:
-        answer = await digits.classify(pixels=request.body, model=model, version=version)
+        answer = await digits.classify(
+            pixels=request.body, model=model, version=version, caller=request.caller
+        )
     elif content_type == JSON:
         check_json_size(len(request.body), digits.max_json_bytes)
         if len(request.body) > INLINE_BYTES:
             values = await off_loop(_pixels, request.body, digits.max_json_bytes)
         else:
             values = _pixels(request.body, digits.max_json_bytes)
-        answer = await digits.classify(values=values, model=model, version=version)
+        answer = await digits.classify(
+            values=values, model=model, version=version, caller=request.caller
+        )
     else:
         raise UnsupportedMediaType(
             f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, "

@@ -21,7 +21,7 @@ async def infer(
     """POST v2/models/{model}[/versions/{version}]/infer."""
     json_bytes = header_length(request)
     if json_bytes == 0:
-        raw = inference.raw_request(model, version, request.body)
+        raw = inference.raw_request(model, version, request.body, request.caller)
         return encode(await inference.infer(raw), ALL_BINARY)
     size = len(request.body) if json_bytes is None else json_bytes
     limit = inference.max_json_bytes
