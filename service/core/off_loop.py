@@ -1,8 +1,8 @@
 """Runs work that would hold the event loop in a thread.
 
 Parsing, converting and encoding of values one by one holds Python's global lock (GIL), so threads
-do not make it faster: they only let the event loop run in between. A single thread does all such
-work, one piece at a time. With several, the loop would queue for the lock behind all of them.
+do not make it faster: they only let the event loop run in between. A single thread does all
+conversions, one at a time. With several, the loop would queue for the lock behind all of them.
 
 Python code gives up the lock when another thread asks for it (the switch interval in
 service/worker.py). A call of a library holds it to its end, so such calls are kept short: long
@@ -27,23 +27,31 @@ PART = 16_384
 # request, and would wait for a whole piece each time.
 _LONGEST_PAUSE_S = 0.02
 
-_thread = ThreadPoolExecutor(1, thread_name_prefix="conversion")
+
+class OffLoop:
+    """A thread that does one piece of work at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def __call__(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Start `work(*arguments)` when it is its turn; await the result."""
+        began = 0.0
+
+        def begin() -> T:
+            nonlocal began
+            began = time.perf_counter()
+            return work(*arguments)
+
+        def pause(_: Future[T]) -> None:
+            if began:
+                time.sleep(min(time.perf_counter() - began, _LONGEST_PAUSE_S))
+
+        running = self._thread.submit(begin)
+        result = asyncio.wrap_future(running)
+        # After `wrap_future`, so that the loop has the result before the thread pauses.
+        running.add_done_callback(pause)
+        return result
 
 
-def off_loop(work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-    """Start `work(*arguments)` in the thread for conversions; await the result."""
-    began = 0.0
-
-    def begin() -> T:
-        nonlocal began
-        began = time.perf_counter()
-        return work(*arguments)
-
-    def pause(_: Future[T]) -> None:
-        time.sleep(min(time.perf_counter() - began, _LONGEST_PAUSE_S))
-
-    running = _thread.submit(begin)
-    result = asyncio.wrap_future(running)
-    # After `wrap_future`, so that the loop has the result before the thread pauses.
-    running.add_done_callback(pause)
-    return result
+off_loop = OffLoop("conversion")
