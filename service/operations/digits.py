@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+from PIL import Image
+
 from service.core.datatypes import Array
 from service.core.digits import Prediction, pixels_from_bytes, pixels_from_values
 from service.core.errors import InvalidArgument
 from service.core.images import open_image, to_pixels
 from service.core.off_loop import off_loop
+from service.core.picture_files import check_parts
 from service.repository.models import Repository
 
+# Up to this size the parts of a picture's file are read within a millisecond.
+_INLINE_PICTURE_BYTES = 4096
 # Up to this size decoding a picture is cheaper than a thread hand-off.
 _INLINE_PICTURE_PIXELS = 128 * 128
 # Up to this many images, their pixels and predictions take less than a millisecond.
@@ -62,7 +67,10 @@ class Digits:
         `Batcher.submit` raises.
         """
         if picture is not None:
-            image = open_image(picture, self._max_image_pixels)
+            if len(picture) > _INLINE_PICTURE_BYTES:
+                image = await off_loop(_open_long, picture, self._max_image_pixels)
+            else:
+                image = open_image(picture, self._max_image_pixels)
             if image.width * image.height <= _INLINE_PICTURE_PIXELS:
                 images = to_pixels(image)
             else:
@@ -86,3 +94,8 @@ class Digits:
         else:
             rows = layout.predictions(outputs)
         return Predictions(served.name, served.version, rows)
+
+
+def _open_long(picture: bytes, max_pixels: int) -> Image.Image:
+    check_parts(picture)
+    return open_image(picture, max_pixels)
