@@ -15,6 +15,9 @@ from service.core.errors import InvalidArgument
 _FEWEST_PARTS = 64
 _BYTES_PER_PART = 1024
 _MAX_SCANS = 100
+# Texts and profiles in a PNG, which Pillow inflates to 1 MB each when it opens the file.
+DEFLATED = (b"zTXt", b"iTXt", b"iCCP")
+_MAX_DEFLATED = 8
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SCAN = b"\xff\xda"
 # Markers without a length: TEM, RSTn, SOI, EOI and those that Pillow treats like them.
@@ -36,10 +39,15 @@ def check_parts(body: bytes) -> None:
 
 def _png_is_long(body: bytes, most: int) -> bool:
     position = len(_PNG_SIGNATURE)
+    inflated = 0
     for _ in range(most):
         kind = body[position + 4 : position + 8]
         if len(kind) < 4 or kind == b"IEND":
             return False
+        if kind in DEFLATED:
+            inflated += 1
+            if inflated > _MAX_DEFLATED:
+                return True
         position += 12 + int.from_bytes(body[position : position + 4])
     return True
 

@@ -1,6 +1,6 @@
 """Writes log lines to a stream whose reader may stop reading.
 
-A full pipe blocks whoever writes to it, and here that would be the event loop. So a line is written
+A full pipe blocks the thread that writes to it, here that of the event loop. So a line is written
 at once if there is room for it, as nearly always, which keeps the order of lines and loses none
 when the process ends. Otherwise it waits in a queue for a thread that writes when there is room
 again. If the queue is full too, lines are dropped and counted.
@@ -74,7 +74,7 @@ class StderrHandler(logging.StreamHandler[TextIO]):
                 elif (written := self._write_piece(line[:_PIECE])) == 0:
                     break
                 line = line[written:]
-        except OSError:  # nobody will read it: the reader has closed the pipe, or the disk is full
+        except OSError:  # the reader has closed the pipe, or the disk is full
             return b""
         return line
 

@@ -67,7 +67,8 @@ class Digits:
         `Batcher.submit` raises.
         """
         if picture is not None:
-            if len(picture) > _INLINE_PICTURE_BYTES:
+            is_long = len(picture) > _INLINE_PICTURE_BYTES
+            if is_long or b"TXt" in picture or b"iCCP" in picture:  # see `DEFLATED`
                 image = await off_loop(_open_long, picture, self._max_image_pixels)
             else:
                 image = open_image(picture, self._max_image_pixels)

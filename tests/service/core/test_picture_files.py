@@ -76,13 +76,26 @@ def test_real_pictures_pass(body: bytes) -> None:
         PNG[:33] + chunk(b"abCd") * 10_000 + PNG[33:],
         PNG[:33] + chunk(b"tEXt", b"a\0b") * 10_000 + PNG[33:],
         PNG[:33] + chunk(b"IDAT") * 10_000 + PNG[33:],
+        PNG[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1000))) * 9 + PNG[33:],
+        PNG[:33] + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1000))) * 9 + PNG[33:],
         JPEG[:2] + b"\xff\xe1\x00\x02" * 10_000 + JPEG[2:],
         JPEG[:2] + b"\xff" * 10_000 + JPEG[2:],
         JPEG[:2] + b"x" * 10_000 + JPEG[2:],
         JPEG[:2] + b"\xff\xd8" * 10_000 + JPEG[2:],
         JPEG[:2] + b"\xff\x00" * 10_000 + JPEG[2:],
     ],
-    ids=["chunks", "texts", "data", "segments", "fill", "junk", "starts", "zeros"],
+    ids=[
+        "chunks",
+        "texts",
+        "data",
+        "deflated",
+        "profiles",
+        "segments",
+        "fill",
+        "junk",
+        "starts",
+        "zeros",
+    ],
 )
 def test_a_file_of_many_parts_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidArgument, match="parts; save it again"):
