@@ -44,7 +44,7 @@ def steps_of_pillow(body: bytes) -> int:
 
     sys.setprofile(count)
     try:
-        open_image(body, 10**8)
+        open_image(body, 10**8, 10**8)
     except InvalidArgument:
         pass
     finally:
