@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import resource
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -154,6 +155,22 @@ def test_the_health_port_is_honest(start_server: Callable[..., Server], tmp_path
     assert ask(health, "/v2/health/live") == 200
     assert ask(health, "/v2/health/ready") == 503
     server.process.kill()
+
+
+def test_workers_that_are_replaced_do_not_seem_unready(start_server: Callable[..., Server]) -> None:
+    (health,) = free_ports(1)
+    server = start_server(workers=2, health_port=health)
+    before = set(server.worker_pids())
+    server.process.send_signal(signal.SIGHUP)
+
+    def all_replaced() -> bool:
+        # A closing socket resets connections that it has not accepted.
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):
+            assert ask(health, "/v2/health/ready") == 200
+        return len(server.worker_pids()) == 2 and not before & set(server.worker_pids())
+
+    server.wait_until(all_replaced, 120)
+    assert server.stop() == 0
 
 
 def test_a_health_port_in_use_is_refused_at_start(tmp_path: Path) -> None:
