@@ -42,6 +42,19 @@ def held(port: int, count: int, contents: Sequence[bytes] = HELD) -> Iterator[li
         yield connections
 
 
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server has sent its last byte."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
 def ask(port: int, path: str, seconds: float = 30) -> int:
     """The status of a GET on a connection of its own."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
@@ -130,8 +143,9 @@ def test_connections_are_bounded_by_the_descriptors(start_server: Callable[..., 
     )
     (worker,) = server.worker_pids()
     assert "max_connections is 50 instead of 1024" in server.log.read_text()
-    with held(server.http_port, limit), held(server.grpc_port, limit):
-        # The gRPC front refuses a connection with a GOAWAY, and closes it a second later.
+    with held(server.http_port, limit), held(server.grpc_port, limit) as calls:
+        # The gRPC front refuses those above the limit with a GOAWAY, and closes them a second later.
+        server.wait_until(lambda: sum(map(is_closed, calls)) >= limit - 50)
         descriptors = Path(f"/proc/{worker}/fd")
         server.wait_until(lambda: len(list(descriptors.iterdir())) < limit - 20)
         for _ in range(10):
