@@ -144,7 +144,7 @@ def test_connections_are_bounded_by_the_descriptors(start_server: Callable[..., 
     (worker,) = server.worker_pids()
     assert "max_connections is 50 instead of 1024" in server.log.read_text()
     with held(server.http_port, limit), held(server.grpc_port, limit) as calls:
-        # The gRPC front refuses those above the limit with a GOAWAY, and closes them a second later.
+        # The gRPC front answers those above the limit with GOAWAY, and closes them a second later.
         server.wait_until(lambda: sum(map(is_closed, calls)) >= limit - 50)
         descriptors = Path(f"/proc/{worker}/fd")
         server.wait_until(lambda: len(list(descriptors.iterdir())) < limit - 20)
