@@ -31,6 +31,7 @@ from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
 from service.http.compression import Compression
+from service.http.connections import Connections
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.http.health_port import HealthPort
@@ -351,6 +352,9 @@ class Worker:
             self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
+        self._watching_connections = loop.create_task(
+            Connections(settings, self._http.in_flight).watch()
+        )
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._lag = LagMonitor(service.metrics.loop_lag)
