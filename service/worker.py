@@ -38,6 +38,7 @@ from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
+from service.runtime.run_thread import RunThread
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
     ROWS_OF_A_RUN,
@@ -79,11 +80,10 @@ class Service:
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
-            # A thread for each model: one whose run does not end holds up no other.
             return Batcher(
                 session,
                 within,
-                ThreadPoolExecutor(1, thread_name_prefix=f"run {name} {version}"),
+                RunThread(f"run {name} {version}"),
                 statistics=ModelMetrics(name, version),
                 on_hang=partial(self._hangs, name, version),
             )
