@@ -130,7 +130,7 @@ class Service:
 
     def _hangs(self, name: str, version: str) -> None:
         log.error(
-            "A run of model %s version %s was ended after %g s (max_run_seconds) but goes on; "
+            "A run of model %s version %s was ended after %g s (max_run_seconds), but continues; "
             "this worker has to be replaced.",
             name,
             version,
