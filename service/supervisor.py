@@ -64,7 +64,11 @@ _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and e
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
 _SILENT_S = 5.0  # a loop that neither beats nor computes for this long hangs
-_BUSY_S = 60.0  # so does one that computes for this long: a run of a slow model may take its time
+# A loop that computes hangs as well, after so much CPU time. The longest things that a request can
+# make it do take less than a second (runs of models are in threads). On a busy machine even that
+# takes longer by the clock, but never as long as _BUSY_S.
+_BUSY_CPU_S = 10.0
+_BUSY_S = 60.0
 _BUSY_SHARE = 0.1  # of a core; a loop that uses less during a silence does not compute
 _STARVED_S = 0.2  # CPU time during a silence, below which a runnable worker waits for a core
 _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
@@ -159,7 +163,7 @@ class WatchedProcess(WorkerProcess):
         self._beats = 0
 
     def hangs(self, now: float) -> bool:
-        """Whether the loop is silent for `_SILENT_S`, or for `_BUSY_S` if it computes meanwhile.
+        """Whether the loop is silent for `_SILENT_S`, or longer if it computes meanwhile.
 
         A loop that waits for a core does not hang.
         """
@@ -175,7 +179,9 @@ class WatchedProcess(WorkerProcess):
         cpu_s = thread.cpu_s - self._cpu_at_last_beat
         if thread.is_runnable and cpu_s < _STARVED_S:
             return False
-        self.patience_s = _BUSY_S if cpu_s >= silent_s * _BUSY_SHARE else _SILENT_S
+        self.patience_s = _SILENT_S
+        if cpu_s >= silent_s * _BUSY_SHARE:
+            self.patience_s = silent_s if cpu_s >= _BUSY_CPU_S else _BUSY_S
         return silent_s >= self.patience_s
 
     def retire(self, kill_after_s: float) -> None:

@@ -43,6 +43,7 @@ from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
+from service.runtime.run_thread import RunThread
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
     ROWS_OF_A_RUN,
@@ -90,11 +91,10 @@ class Service:
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
-            # A thread for each model: one whose run does not end holds up no other.
             return Batcher(
                 session,
                 within._replace(part_rows=session.rows_of_a_run),
-                ThreadPoolExecutor(1, thread_name_prefix=f"run {name} {version}"),
+                RunThread(f"run {name} {version}"),
                 statistics=ModelMetrics(name, version),
                 on_hang=partial(self._hangs, name, version),
                 max_split=session.batching.max_split,
@@ -156,7 +156,7 @@ class Service:
 
     def _hangs(self, name: str, version: str) -> None:
         log.error(
-            "A run of model %s version %s was ended after %g s (max_run_seconds) but goes on; "
+            "A run of model %s version %s was ended after %g s (max_run_seconds), but continues; "
             "this worker has to be replaced.",
             name,
             version,
