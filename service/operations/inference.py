@@ -7,12 +7,18 @@ turns the answer back into bytes. Whatever is wrong with a request is raised as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from service.core.batching import Batcher
 from service.core.datatypes import BYTES, Array, one_element
-from service.core.errors import DeadlineExceeded, InvalidArgument, excerpt
+from service.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    Overloaded,
+    ServiceError,
+    excerpt,
+)
 from service.core.request import (
     InferRequest,
     InferResponse,
@@ -64,9 +70,19 @@ class Readiness(NamedTuple):
 
 
 class Inference:
-    """Inference, metadata and readiness of one repository's models. Lives on one event loop."""
+    """Inference, metadata and readiness of one repository's models. Lives on one event loop.
 
-    def __init__(self, repository: Repository, default_model: str, regions: SharedRegions) -> None:
+    `overloaded` holds the batchers that keep their queue short at the moment.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        default_model: str,
+        regions: SharedRegions,
+        overloaded: Set[Batcher] = frozenset(),
+    ) -> None:
+        self.overloaded = overloaded
         self.repository = repository
         self.default_model = default_model
         self._regions = regions
@@ -92,9 +108,9 @@ class Inference:
         if len(arrays) > 1 and served.session.batchable and {len(a) for a in arrays} != {rows}:
             raise InvalidArgument("The inputs have different batch sizes.")
         if timeout is None:
-            outputs = await served.batcher.submit(arrays, rows, request.deadline)
+            outputs = await served.batcher.submit(arrays, rows, request.deadline, request.caller)
         else:
-            outputs = await _within(timeout, served.batcher, arrays, rows, request.deadline)
+            outputs = await _within(timeout, served.batcher, arrays, rows, request)
         specs = served.session.outputs
         if requested is None:
             tensors = [
@@ -108,7 +124,21 @@ class Inference:
         # By position: keywords take 0.4 us more, for every request.
         return InferResponse(served.name, served.version, request.id, tensors)
 
-    def raw_request(self, model: str, version: str, raw: bytes) -> InferRequest:
+    def refusal(
+        self, model: str, version: str, deadline: float | None = None, caller: str = ""
+    ) -> Overloaded | None:
+        """The error for a request to an overloaded model, before any work on it; else None.
+
+        Call it only while `overloaded` is not empty: it makes refusals cheap, and decides nothing
+        that `Batcher.submit` would decide differently.
+        """
+        try:
+            served = self.repository.get(model, version)
+        except ServiceError:  # reported when the request is read
+            return None
+        return served.batcher.early_refusal(deadline, caller)
+
+    def raw_request(self, model: str, version: str, raw: bytes, caller: str = "") -> InferRequest:
         """A request whose body is the contents of the model's only input.
 
         Raises ModelNotFound; InvalidArgument if the model has several inputs, or if the shape
@@ -124,7 +154,7 @@ class Inference:
         shape = shape_of_raw(spec, len(raw))
         content = one_element(raw) if spec.datatype == BYTES else raw
         tensor = InputTensor(name=spec.name, datatype=spec.datatype, shape=shape, raw=content)
-        return InferRequest(model, version, [tensor])
+        return InferRequest(model, version, [tensor], caller=caller)
 
     def _fetched(self, tensor: InputTensor) -> InputTensor:
         """The tensor, with its contents read from shared memory if that is where they are."""
@@ -188,7 +218,7 @@ class Inference:
 
 
 async def _within(
-    seconds: float, batcher: Batcher, inputs: Sequence[Array], rows: int, deadline: float | None
+    seconds: float, batcher: Batcher, inputs: Sequence[Array], rows: int, request: InferRequest
 ) -> list[Array]:
     """The outputs, if inference ends within `seconds`. Raises DeadlineExceeded otherwise.
 
@@ -197,8 +227,8 @@ async def _within(
     end = asyncio.get_running_loop().time() + seconds
     try:
         async with asyncio.timeout_at(end):
-            until = end if deadline is None else min(end, deadline)
-            return await batcher.submit(inputs, rows, until)
+            until = end if request.deadline is None else min(end, request.deadline)
+            return await batcher.submit(inputs, rows, until, request.caller)
     except TimeoutError:
         raise DeadlineExceeded.of("timeout") from None
 
