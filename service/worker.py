@@ -131,7 +131,9 @@ class Service:
             digits=self.digits,
             administration=self.administration,
             recorder=self.recorder,
-            compression=Compression(settings.max_request_bytes, settings.compress_min_bytes),
+            compression=Compression(
+                settings.max_request_bytes, settings.compress_min_bytes, self.budget
+            ),
         )
 
     def _models_changed(self) -> None:
