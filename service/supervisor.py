@@ -75,6 +75,10 @@ _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
 _OWN_DESCRIPTORS = 100  # of a worker: files, sockets and pipes beside clients' connections
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# What Granian reads of a connection before the worker asks for it, in bytes: of HTTP/1 the headers
+# and what came with them; of HTTP/2 the headers, and the data of all calls that are not read yet.
+_CONNECTION_BYTES = 64 * 1024
+_CONNECTION_WINDOW = 128 * 1024
 _FOLDER_PREFIX = "mnist-serve-"
 
 
@@ -225,8 +229,16 @@ class Supervisor(MPServer):
             loop=Loops.uvloop if sys.platform != "win32" else Loops.auto,
             websockets=False,
             backpressure=settings.max_connections,
-            http1_settings=HTTP1Settings(header_read_timeout=int(settings.header_timeout * 1000)),
+            http1_settings=HTTP1Settings(
+                header_read_timeout=int(settings.header_timeout * 1000),
+                max_buffer_size=_CONNECTION_BYTES,
+            ),
             http2_settings=HTTP2Settings(
+                # Unread bytes of all calls of a connection; the same for one call.
+                initial_connection_window_size=_CONNECTION_WINDOW,
+                initial_stream_window_size=_CONNECTION_WINDOW,
+                max_headers_size=_CONNECTION_BYTES,
+                max_send_buffer_size=_CONNECTION_BYTES,
                 keep_alive_interval=int(settings.keepalive_interval * 1000) or None,
                 keep_alive_timeout=math.ceil(settings.keepalive_timeout),
             ),
@@ -246,6 +258,15 @@ class Supervisor(MPServer):
         self._retired: list[WatchedProcess] = []
         self.settings = settings
         self.main_loop_interrupt: Wakeup = Wakeup()
+
+    def _init_shared_socket(self) -> None:
+        super()._init_shared_socket()  # type: ignore[no-untyped-call]
+        # Granian holds an answer until its client has read it, and does not say when that is. The
+        # kernel ends a connection whose client takes nothing for this long. Accepted sockets
+        # inherit the option.
+        if self._sso is not None and sys.platform == "linux":
+            timeout_ms = int(self.settings.body_timeout * 1000)
+            self._sso.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def run(self, state_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""

@@ -43,6 +43,7 @@ from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
+from service.runtime.allocator import return_memory
 from service.runtime.run_thread import RunThread
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
@@ -143,7 +144,9 @@ class Service:
             digits=self.digits,
             administration=self.administration,
             recorder=self.recorder,
-            compression=Compression(settings.max_request_bytes, settings.compress_min_bytes),
+            compression=Compression(
+                settings.max_request_bytes, settings.compress_min_bytes, self.budget
+            ),
         )
 
     def _models_changed(self) -> None:
@@ -245,6 +248,7 @@ class Worker:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Load the models and open the gRPC port; Granian accepts HTTP requests after this."""
+        return_memory()
         # Granian has just installed one handler for both signals. A second call of it blocks the
         # process if the first has not been taken up, so it must run once: from `_begin_stop`.
         self._stop_granian = signal.getsignal(signal.SIGINT)

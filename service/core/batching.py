@@ -9,8 +9,8 @@ fails, each of its requests runs again alone, because one bad request must not f
 
 A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
 requests get their error at once, and none of them runs again. If it does not end within
-`_OBEYS_S`, `on_hang` has the worker replaced. Until the worker stops, further requests to this model
-are refused.
+`_OBEYS_S`, `on_hang` has the worker replaced. Until the worker stops, further requests to this
+model are refused.
 
 Who is next is decided in `queueing`, who is turned away in `admission`.
 """
