@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 import flask
 
 from service.core.batching import Batcher, BatchLimits
+from service.core.budget import SWEEP_S, Budget
 from service.core.callers import Callers
 from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
@@ -31,6 +32,7 @@ from service.http.answering import HttpApp
 from service.http.compression import Compression
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
+from service.http.health_port import HealthPort
 from service.observe import metrics
 from service.observe.metrics import Metrics, ModelMetrics
 from service.observe.recorder import RequestRecorder
@@ -64,6 +66,7 @@ class Service:
 
     def __init__(self, settings: Settings, state_folder: Path | None = None) -> None:
         self.settings = settings
+        self.budget = Budget(settings.max_inflight_bytes, count_refusal=Metrics.inflight_refused)
         self.models_changed: Callable[[], None] = lambda: None
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
@@ -115,7 +118,13 @@ class Service:
             state_folder=state_folder,
         )
         self.inference = Inference(self.repository, settings.model, regions, self.overloaded)
-        self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)
+        self.digits = Digits(
+            self.repository,
+            settings.model,
+            max_image_pixels=settings.max_image_pixels,
+            max_decoded_pixels=settings.max_decoded_pixels,
+            max_decodings=settings.max_decodings,
+        )
         self.http_app = HttpApp(
             inference=self.inference,
             digits=self.digits,
@@ -149,8 +158,15 @@ class Service:
         """
         while True:
             await asyncio.sleep(_METRICS_S)
+            self.metrics.inflight_bytes(self.budget.in_flight)
             metrics.flush()
             self.recorder.log_left_out()
+
+    async def watch_budget(self) -> None:
+        """Refuse the requests that wait too long for room, or hold it without using it."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.budget.sweep()
 
     async def watch_descriptors(self) -> None:
         """Log that no file descriptor is free, at most once a minute.
@@ -205,6 +221,7 @@ class Worker:
         self._pulse = pulse
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
+        self._health: HealthPort | None = None
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
@@ -248,8 +265,12 @@ class Worker:
     async def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         self._service.inference.stopping = True
-        # A worker that was replaced has a successor on its ports, and leaves at once.
-        if settings.drain_seconds and not self._pulse.is_retired:
+        # A worker that was replaced has a successor on its ports, and leaves at once. Any other
+        # answers probes until it exits.
+        if self._pulse.is_retired:
+            if self._health:
+                self._health.stop()
+        elif settings.drain_seconds:
             self._grpc.publish_health()
             await asyncio.sleep(settings.drain_seconds)
         self._service.administration.shared_state.stop()
@@ -297,7 +318,9 @@ class Worker:
         gc.freeze()
         await service.repository.refresh()
         self._http.start(
-            service.http_app, create_app(service.http_app, loop, settings.max_request_bytes)
+            service.http_app,
+            create_app(service.http_app, loop, settings.max_request_bytes),
+            service.budget,
         )
         self._grpc = GrpcFront(
             inference=service.inference,
@@ -308,10 +331,14 @@ class Worker:
         )
         self._accepts_requests = True
         await self._grpc.start()
+        if settings.health_port:
+            self._health = HealthPort(service.http_app, settings.host, settings.health_port)
+            self._health.start()
         service.models_changed = self._grpc.publish_health
         if settings.poll_interval:
             self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
+        self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         # Not at once: the first beat shows that the HTTP port is open too.
         loop.call_later(_BEAT_S, self._beat, loop)
@@ -320,6 +347,8 @@ class Worker:
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if settings.health_port:
+            where += f", health on port {settings.health_port}"
         if state.ready:
             model = self._service.repository.get(settings.model)
             log.info(
