@@ -139,12 +139,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of all processes so far, including reaped children."""
-        total = 0
-        for pid in self.pids():
-            with suppress(OSError):
-                fields = _stat(pid)
-                total += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
-        return total / _TICKS
+        return sum(map(process_cpu_seconds, self.pids()))
 
     def peak_rss_mb(self) -> tuple[float, float]:
         """The sum of the peaks and the largest peak; shared pages count in each process."""
@@ -189,6 +184,13 @@ class Server:
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def process_cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its reaped children; 0 if it has ended."""
+    with suppress(OSError):
+        return sum(map(int, _stat(pid)[11:15])) / _TICKS  # utime, stime, cutime, cstime
+    return 0.0
 
 
 def _stat(pid: int) -> list[str]:
