@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.check import check, is_ready
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.floors.session import make_session
 from benchmarks.load import arrivals
 from benchmarks.load.arrivals import Outcome
@@ -38,9 +38,9 @@ _READY_WITHIN_S = 120.0
 _TOLERANCE = 1e-4
 
 
-def start(models: Path, scratch: Path, *, is_pinned: bool) -> Server:
-    """A server with default settings that answers. Raises NotStarted."""
-    server = Server(OURS, models=models, venv=None, scratch=scratch, core=core(0, is_pinned))
+def start(models: Path, scratch: Path, *, is_pinned: bool, contender: Contender = OURS) -> Server:
+    """A server that answers, with default settings unless told otherwise. Raises NotStarted."""
+    server = Server(contender, models=models, venv=None, scratch=scratch, core=core(0, is_pinned))
     server.wait_until(lambda: is_ready(server, "binary"), _READY_WITHIN_S)
     return server
 

@@ -84,12 +84,14 @@ _COLUMNS = [
 
 def _limits(scenario: Scenario) -> list[str]:
     lines = [
-        f"**In the phase '{phase.name}' the generator was the limit, not the server "
-        f"({phase.generator_cores:.2f} cores, {phase.lateness_p99_ms:.1f} ms late): its bars are "
-        "not judged.**"
-        for phase in (*scenario.peaks, scenario.overload)
-        if phase.is_generators_limit
+        f"**The bars on the load are not judged. Phase '{phase.name}': {phase.doubt}.**"
+        for phase in (*scenario.peaks, scenario.normal, scenario.overload)
+        if phase.doubt
     ]
+    lines.append(
+        "Per CPU second of the server, the goodput under overload is "
+        f"{scenario.per_cpu_second:.0%} of that at the peak."
+    )
     if scenario.overload.sent < 0.98 * scenario.overload.offered:
         missing = 1 - scenario.overload.sent / scenario.overload.offered
         lines.append(

@@ -15,7 +15,7 @@ from benchmarks.load.prober import Probes
 
 OVERLOAD = 5.0  # times the peak
 NORMAL, LIGHT = 0.8, 0.2  # shares of the peak
-# The generator is the limit above this share of a core, or if it sends later than this.
+# Above this share of a core the generator is the limit; if it sends later, it got no core.
 _MAX_GENERATOR_CORES, _MAX_LATENESS_S = 0.9, 0.02
 # Answers that say "later" or "too late", by HTTP status and gRPC status; all others but "ok" are
 # faults of the server.
@@ -60,12 +60,14 @@ class Phase:
     server_cores: float
 
     @property
-    def is_generators_limit(self) -> bool:
-        """Whether the generator, not the server, may explain the figures."""
-        return (
-            self.generator_cores > _MAX_GENERATOR_CORES
-            or self.lateness_p99_ms > _MAX_LATENESS_S * 1000
-        )
+    def doubt(self) -> str:
+        """Why the load may explain the figures instead of the server; empty if it does not."""
+        if self.generator_cores > _MAX_GENERATOR_CORES:
+            return f"the generator used {self.generator_cores:.2f} cores: it was the limit"
+        if self.lateness_p99_ms > _MAX_LATENESS_S * 1000:
+            late = self.lateness_p99_ms
+            return f"the generator sent {late:.0f} ms late: other programs used its core"
+        return ""
 
 
 @dataclass(slots=True)
@@ -104,6 +106,18 @@ class Scenario:
     @property
     def peak(self) -> float:
         return max(phase.goodput for phase in self.peaks)
+
+    @property
+    def per_cpu_second(self) -> float:
+        """Goodput per CPU second of the server under overload, as a share of that at the peak.
+
+        Other programs on the machine change this less than they change the goodput.
+        """
+        best = max(self.peaks, key=lambda phase: phase.goodput)
+        if not (best.server_cores and self.overload.server_cores):
+            return math.nan
+        at_peak = best.goodput / best.server_cores
+        return self.overload.goodput / self.overload.server_cores / at_peak
 
 
 @dataclass(slots=True)
@@ -260,7 +274,7 @@ def _scenario(scenario: Scenario) -> list[Verdict]:
         ("recovery within 1 s", f"{scenario.recovery_s:.2f} s", scenario.recovery_s <= 1),
         ("no request lost, unanswered or wrong", f"{broken or 0}", not broken),
     ]
-    limited = any(phase.is_generators_limit for phase in (*scenario.peaks, overload))
+    limited = any(phase.doubt for phase in (*scenario.peaks, scenario.normal, overload))
     verdicts = [
         Verdict(scenario.name, bar, measured, None if limited else holds)
         for bar, measured, holds in bars
