@@ -7,6 +7,7 @@ the server does to it (a status, a closed connection) and never fails because of
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import io
 import itertools
@@ -99,11 +100,13 @@ def posts(
     return once
 
 
+@functools.cache
 def brackets(size: int = 7_600_000) -> bytes:
     """JSON of many small lists: `[[0],[0],...`."""
     return b"[" + b",".join([b"[0]"] * (size // 4)) + b"]"
 
 
+@functools.cache
 def large_png(side: int = 4000) -> bytes:
     """RGBA with a black rectangle; a few ten KB for 64 MB of pixels."""
     from PIL import Image
@@ -115,6 +118,7 @@ def large_png(side: int = 4000) -> bytes:
     return file.getvalue()
 
 
+@functools.cache
 def large_jpeg(side: int = 4000) -> bytes:
     """A JPEG with a black rectangle."""
     from PIL import Image
