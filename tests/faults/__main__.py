@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.faults.injected import OTHER_FAULTS, PROCESS_FAULTS
 from tests.faults.soak import soak
 
 
@@ -25,10 +26,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="keep the server's log here")
     options = parser.parse_args()
     faults = tuple(options.faults.split(",")) if options.faults else ()
-    if unknown := set(faults) - set(FAULTS):
-        print(
-            f"There is no fault {min(unknown)!r}; there are {', '.join(FAULTS)}.", file=sys.stderr
-        )
+    known = [*PROCESS_FAULTS, *OTHER_FAULTS]
+    if unknown := set(faults) - set(known):
+        print(f"There is no fault {min(unknown)!r}; there are {', '.join(known)}.", file=sys.stderr)
         return 2
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -131,16 +131,16 @@ class GrpcClient:
             # A channel of its own, not grpcio's shared connection to this address.
             options = [("grpc.use_local_subchannel_pool", 1)]
             self._channel = grpc.insecure_channel(f"127.0.0.1:{self._port}", options)
-        call = self._channel.unary_unary(GRPC_PATH)
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(GRPC_PATH)
         try:
             answer = call(WIRES["grpc"].encode(images).content[5:], timeout=ATTEMPT_S)
         except grpc.RpcError as error:
-            code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+            code = error.code()
             self.close()
             if code in _LATER_GRPC:
                 raise Again(code.name) from error
-            details = error.details()  # type: ignore[attr-defined]
-            raise Problem(f"ModelInfer of good images: {code.name} {details[:300]}") from error
+            said = f"{code.name} {(error.details() or '')[:300]}"
+            raise Problem(f"ModelInfer of good images: {said}") from error
         return WIRES["grpc"].decode(answer, {})
 
     def close(self) -> None:

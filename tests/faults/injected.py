@@ -37,15 +37,22 @@ class Harm:
         self.problems: list[str] = []
         self.newest = 1
 
+    def serving(self) -> list[int]:
+        """The workers that have started and serve."""
+        text = self.server.log.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if "Serving mnist" in line]
+        pids = self.server.worker_pids()
+        return [pid for pid in pids if any(f'"pid": {pid},' in line for line in lines)]
+
     def wait_until_whole(self) -> None:
-        """Wait for replaced workers, then for what a supervisor takes a new death as a loop."""
+        """Wait until all workers serve, for longer than a new death would seem a crash loop."""
         end = time.monotonic() + 120
-        while len(self.server.worker_pids()) != self.workers:
+        while len(self.serving()) != self.workers:
             if time.monotonic() > end:
-                self.problems.append(f"{self.workers} workers are not running after 120 s")
+                self.problems.append(f"{self.workers} workers do not serve after 120 s")
                 return
             time.sleep(0.1)
-        time.sleep(8)  # a worker that dies twice within 5.5 s ends the server
+        time.sleep(8)  # a replacement that dies within 5.5 s ends the server
 
 
 Fault = Callable[[Harm, random.Random], None]
@@ -53,7 +60,8 @@ Fault = Callable[[Harm, random.Random], None]
 
 @contextlib.contextmanager
 def one_worker(harm: Harm, chance: random.Random) -> Iterator[int]:
-    """A worker that may be harmed; waits until all serve again."""
+    """A worker that may be harmed, when all serve; waits until all serve again."""
+    harm.wait_until_whole()
     yield chance.choice(harm.server.worker_pids())
     harm.wait_until_whole()
 
@@ -255,10 +263,10 @@ def inputs_are_bad(harm: Harm, chance: random.Random) -> None:
                 ["/inference.GRPCInferenceService/ModelInfer", "/digits.v1.DigitClassifier/Predict"]
             )
             try:
-                channel.unary_unary(method)(chance.randbytes(chance.randint(0, 300)), timeout=5)
+                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+                call(chance.randbytes(chance.randint(0, 300)), timeout=5)
             except grpc.RpcError as error:
-                code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
-                if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+                if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
                     harm.problems.append(f"random bytes to {method}: {error}")
 
 

@@ -1,7 +1,8 @@
 """The soak: random faults against a real server while well-behaved clients check every answer.
 
 Strategy: four good clients (two per transport) run from start to end. Three threads draw faults at
-random from `injected`, one at a time each; one of them harms the processes of workers. Speed is never judged. What is judged:
+random from `injected`, one at a time each; one of them harms the processes of workers. Speed is
+never judged. What is judged:
 
 - no answer is wrong, no good request stays without an answer, none gets an error that says that it
   is bad;
