@@ -140,8 +140,29 @@ class Overloaded(ServiceError):
     retry_after_s: ClassVar[int] = 1
 
 
+class InFlightLimit(Overloaded):
+    """The requests in flight hold all the bytes that they may; try again a little later."""
+
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+    @classmethod
+    def of(cls, limit: int) -> InFlightLimit:
+        """The error for a request for which there is no room within `limit` bytes."""
+        return cls(
+            f"The requests in flight hold {limit} bytes (max_inflight_bytes); try again later."
+        )
+
+    @classmethod
+    def slow(cls) -> InFlightLimit:
+        """The error for a request whose bytes arrive slowly while others wait for room."""
+        return cls(
+            "The request arrives too slowly while others wait for room (max_inflight_bytes); try "
+            "again later."
+        )
+
+
 class DeadlineExceeded(ServiceError):
-    """The client's deadline or timeout passed before the answer was ready."""
+    """The client's deadline or timeout, or the server's own limit, passed before the answer."""
 
     http_status = 504
     grpc_code = "DEADLINE_EXCEEDED"
@@ -150,6 +171,11 @@ class DeadlineExceeded(ServiceError):
     def of(cls, limit: str = "deadline") -> DeadlineExceeded:
         """The error for a `deadline` of the call or a `timeout` in its parameters."""
         return cls(f"The {limit} passed before the answer was ready.")
+
+    @classmethod
+    def of_run(cls, seconds: float) -> DeadlineExceeded:
+        """The error for requests whose run of the model was ended after this time."""
+        return cls(f"The run of the model was ended after {seconds:g} seconds (max_run_seconds).")
 
 
 class NoSuchEndpoint(ServiceError):

@@ -105,6 +105,9 @@ class ModelStatistics:
     def run_failed(self, error: Exception) -> None:
         """The protocol has no counter for runs that raised; `failed` counts their requests."""
 
+    def run_terminated(self, seconds: float) -> None:
+        """The protocol has no counter for runs that were ended after this time either."""
+
     def _count(self) -> None:
         for run in self._uncounted:
             self._rows += run.rows

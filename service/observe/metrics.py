@@ -187,6 +187,9 @@ _inference = BufferedHistogram(
 _inference_failures = Counter(
     "mnist_inference_failures", "Runs of a model that raised an error.", _PER_MODEL
 )
+_runs_terminated = Counter(
+    "mnist_runs_terminated", "Runs of a model that were ended after max_run_seconds.", _PER_MODEL
+)
 _model_info = Gauge(
     "mnist_model_info",
     "1 for a loaded version, with the execution provider that runs it and its file's SHA-256.",
@@ -197,6 +200,16 @@ _load_failures = Gauge(
     "mnist_model_load_failures",
     "Versions in the repository that could not be loaded.",
     multiprocess_mode="livemax",
+)
+_inflight_bytes = Gauge(
+    "mnist_inflight_bytes",
+    "Bytes of requests and answers that the workers hold (max_inflight_bytes each).",
+    multiprocess_mode="livesum",
+)
+_inflight_refused = Counter(
+    "mnist_inflight_refused",
+    "Requests that were refused or given up because of max_inflight_bytes.",
+    ["transport"],
 )
 
 
@@ -209,6 +222,7 @@ class ModelMetrics(ModelStatistics):
         self._rows_of_runs = _batches.labels(model, version)
         self._seconds_of_runs = _inference.labels(model, version)
         self._failures = _inference_failures.labels(model, version)
+        self._terminated = _runs_terminated.labels(model, version)
 
     def ran(self, run: BatchRun) -> None:
         """Record a run that succeeded."""
@@ -221,6 +235,11 @@ class ModelMetrics(ModelStatistics):
         self._failures.inc()
         log.error("%s failed on a request: %s", self._name, error)
 
+    def run_terminated(self, seconds: float) -> None:
+        """Record that a run was ended after this time."""
+        self._terminated.inc()
+        log.error("%s: a run is ended after %g s (max_run_seconds).", self._name, seconds)
+
 
 class Metrics:
     """The metrics of one worker. An observation costs next to nothing until it is flushed."""
@@ -231,6 +250,12 @@ class Metrics:
 
     # Requests use the same few sets of labels; looking one up in prometheus_client takes 3 us.
     request = staticmethod(cache(_requests.labels))
+    inflight_bytes = staticmethod(_inflight_bytes.set)
+
+    @staticmethod
+    def inflight_refused(transport: str) -> None:
+        """Count a request that `max_inflight_bytes` refused."""
+        _inflight_refused.labels(transport).inc()
 
     def models_loaded(self, models: set[tuple[str, str, str, str]], failures: int) -> None:
         """Report the loaded (model, version, provider, sha256), and how many versions failed."""
@@ -265,11 +290,13 @@ class _SharedCounts:
         if _replaced is not None:
             family = CounterMetricFamily(
                 "mnist_workers_replaced",
-                "Workers that were replaced because they did not respond (silent) or ended.",
+                "Workers that were replaced because they did not respond (silent), ended, or had "
+                "a run of a model that could not be ended (stuck_run).",
                 labels=["reason"],
             )
             family.add_metric(["silent"], _replaced.silent)
             family.add_metric(["ended"], _replaced.ended)
+            family.add_metric(["stuck_run"], _replaced.stuck_run)
             yield family
 
 
