@@ -55,14 +55,14 @@ class Server:
     ) -> None:
         self.contender = contender
         self.tree = tree
-        self.http_port, self.grpc_port, spare_port = free_ports(3)
+        self.http_port, self.grpc_port, self.spare_port = free_ports(3)
         self.log = scratch / f"{contender.name}.log"
         values = {
             "python": str(venv / "bin" / "python" if venv else python),
             "venv": str(venv),
             "http_port": str(self.http_port),
             "grpc_port": str(self.grpc_port),
-            "spare_port": str(spare_port),
+            "spare_port": str(self.spare_port),
             "models": str(models),
             "workers": str(workers),
             # 0 tells MLServer to infer in the server's own process.

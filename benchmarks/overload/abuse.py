@@ -30,8 +30,9 @@ from benchmarks.wire_formats import WIRES
 
 _WARM_UP = 100  # ordinary requests of each kind before memory is measured
 _RATES = {"/v2/health/live": 50.0, "/v2/health/ready": 50.0}
-# Settings of the server that an attack is for.
-_SETTINGS = {"idle-http-connections": {"MNIST_MAX_CONNECTIONS": "64"}}
+# The attack that takes all connections of the HTTP port: health is then probed on its own port.
+_IDLE = "idle-http-connections"
+_SETTINGS = {_IDLE: {"MNIST_MAX_CONNECTIONS": "64", "MNIST_HEALTH_PORT": "{spare_port}"}}
 _TIMEOUT_S, _TIMED = 0.3, 40  # of each timed request, and their number
 _LOOP_S = 2.0  # a run of the loop model while deadlines are measured
 
@@ -73,10 +74,8 @@ def _measure(server: Server, name: str, plan: Plan, *, is_pinned: bool) -> Abuse
             Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM
     result = Abuse(name, {}, [], before, before, before)
     on_load_core = core(1, is_pinned)
-    # Nobody can have a connection if all are taken: then each probe needs its own.
-    prober = Prober(
-        server.http_port, core=on_load_core, rates=_RATES, fresh=name == "idle-http-connections"
-    )
+    port = server.spare_port if name == _IDLE else server.http_port
+    prober = Prober(port, core=on_load_core, rates=_RATES, fresh=name == _IDLE)
     try:
         time.sleep(0.5)
         target = Target(server.http_port, server.grpc_port)

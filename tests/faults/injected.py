@@ -60,10 +60,9 @@ Fault = Callable[[Harm, random.Random], None]
 
 @contextlib.contextmanager
 def one_worker(harm: Harm, chance: random.Random) -> Iterator[int]:
-    """A worker that may be harmed, when all serve; waits until all serve again."""
+    """A worker that may be harmed, as soon as all of them serve."""
     harm.wait_until_whole()
     yield chance.choice(harm.server.worker_pids())
-    harm.wait_until_whole()
 
 
 def worker_is_killed(harm: Harm, chance: random.Random) -> None:
@@ -94,6 +93,7 @@ def worker_pauses(harm: Harm, chance: random.Random) -> None:
 
 
 def workers_roll(harm: Harm, chance: random.Random) -> None:
+    harm.wait_until_whole()
     before = set(harm.server.worker_pids())
     harm.server.process.send_signal(signal.SIGHUP)
     end = time.monotonic() + 120
@@ -102,7 +102,6 @@ def workers_roll(harm: Harm, chance: random.Random) -> None:
             harm.problems.append("SIGHUP has not replaced all workers after 120 s")
             return
         time.sleep(0.1)
-    harm.wait_until_whole()
 
 
 def descriptors_run_out(harm: Harm, chance: random.Random) -> None:
@@ -241,7 +240,8 @@ BAD_HTTP: list[tuple[str, str, bytes, dict[str, str]]] = [
     ("POST", "/v2/models/%00/infer", b"{}", {}),
     ("GET", "/v2/models/..%2f..%2fetc", b"", {}),
     ("DELETE", "/predict", b"", {}),
-    ("GET", "/metrics", b"", {"host": "[::1"}),
+    ("POST", "/v2/repository/models/none/load", b"", {"host": "[::1"}),
+    ("POST", "/v2/repository/models/none/load", b"", {"origin": "http://[::1"}),
 ]
 
 

@@ -15,7 +15,6 @@ never judged. What is judged:
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import tempfile
 import threading
@@ -34,7 +33,6 @@ import orjson
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.overload.models import write_loop, write_transformer
-from service.settings import Settings
 from tests.conftest import SHIPPED_MODELS, Server, read_mnist
 from tests.faults import clients
 from tests.faults.clients import GrpcClient, HttpClient, Images, Record
@@ -100,9 +98,7 @@ def soak(seconds: float, seed: int, folder: Path, only: tuple[str, ...] = ()) ->
     with ExitStack() as stack:
         small = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         log = folder / "server.log"
-        known = {field.name for field in dataclasses.fields(Settings)}  # TEMPORARY
-        settings = {name: value for name, value in _SETTINGS.items() if name in known}
-        server = ServerInSmallFolder(log, small, megabytes=4, models=models, **settings)
+        server = ServerInSmallFolder(log, small, megabytes=4, models=models, **_SETTINGS)
         stack.callback(server.process.wait)
         stack.callback(server.process.kill)
         _wait(server, _LONGEST_START_S, server.is_ready)
