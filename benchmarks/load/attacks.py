@@ -179,7 +179,7 @@ def pictures_over_grpc(target: Target, ended: Ended) -> Counter[str]:
 
 
 def half_sent_bodies(target: Target, ended: Ended) -> Counter[str]:
-    """Sixty bodies of 8 MB, of which the last byte never comes."""
+    """Sixty bodies of 8 MB without their last byte."""
     head = (
         "POST /v2/models/mnist/infer HTTP/1.1\r\nhost: localhost\r\n"
         f"content-type: application/octet-stream\r\ncontent-length: {_BODY}\r\n\r\n"
@@ -333,7 +333,7 @@ class _Windows:
 
 
 def half_sent_messages(target: Target, ended: Ended) -> Counter[str]:
-    """Sixty messages of 8 MB on one gRPC connection, of which the last byte never comes."""
+    """Sixty messages of 8 MB on one gRPC connection, without their last byte."""
     counts: Counter[str] = Counter()
     prefix = b"\0" + struct.pack(">I", _BODY)
     with Calls(target.grpc_port) as calls:
@@ -432,7 +432,7 @@ def large_metadata(target: Target, ended: Ended) -> Counter[str]:
         with Calls(target.grpc_port) as calls:
             while not ended():
                 head = calls.headers(**metadata)
-                # HEADERS of more than a frame go on in CONTINUATION.
+                # HEADERS of more than a frame continue in CONTINUATION.
                 block = head[frames.FRAME_HEADER.size :]
                 first, rest = block[: frames.DEFAULT_FRAME], block[frames.DEFAULT_FRAME :]
                 calls.socket.sendall(

@@ -100,7 +100,7 @@ def _write(file: Path, products: int) -> None:
 
 
 def write_loop(file: Path, seconds: float, steps: int) -> None:
-    """Write a model `x` [n] -> `y` [n] of n steps in a Loop, `steps` of which take `seconds`.
+    """Write a model `x` [n] -> `y` [n] of n steps in a Loop; `steps` steps take `seconds`.
 
     A run with n at 1, as in a warm-up, is over at once.
     """

@@ -44,7 +44,7 @@ BUDGET_MB = 256  # of one worker
 _HARMERS = 3
 _REST_S = 60.0  # within which a worker closes what the faults left open
 _LONGEST_START_S = 120.0
-# In a log, these words tell of an error that nobody foresaw.
+# In a log, these words tell of an unforeseen error.
 UNFORESEEN = ("failed unexpectedly", "Traceback", "traceback", "crash loop", "panicked")
 _SETTINGS: dict[str, object] = {
     "workers": WORKERS,
