@@ -193,6 +193,13 @@ def process_cpu_seconds(pid: int) -> float:
     return 0.0
 
 
+def machine_cpu_seconds() -> float:
+    """Time that the machine's cores did not idle, of all programs and, if virtual, of others."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / _TICKS
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat that follow the command: state, parent, ..."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -36,12 +36,13 @@ import numpy as np
 
 from benchmarks.load.open_loop import answer_length
 from benchmarks.load.result import GeneratorError, run
-from benchmarks.server_process import process_cpu_seconds
+from benchmarks.server_process import machine_cpu_seconds, process_cpu_seconds
 from benchmarks.wire_formats import Body
 from service.grpc.http2 import frames
 
 _GRACE_S = 10.0  # for answers after the last phase
 _REOPEN_S = 0.1  # pause before a connection is opened again
+_AGAIN_S = 0.1  # pause of a closed loop after a refusal; without it, it would be an overload
 _EVENTS = 64  # events handled before the next look at the arrivals
 _RECEIVE = 256 * 1024
 _MAX_STREAMS = 100
@@ -99,6 +100,7 @@ class Outcome:
     lateness: list[float] = field(default_factory=list)
     generator_cpu_s: float = 0.0
     server_cpu_s: float = 0.0
+    machine_cpu_s: float = 0.0  # of all programs, these two included
 
 
 @dataclass(slots=True)
@@ -381,6 +383,7 @@ class Generator:
         self._free: deque[_Connection] = deque()
         self._unanswered: dict[int, _Request] = {}
         self._closed_loop: Outcome | None = None
+        self._again: deque[float] = deque()  # when the closed loop sends after refusals
         self._began = 0.0
 
     def register(self, connection: _Connection, fileno: int) -> None:
@@ -398,7 +401,10 @@ class Generator:
         del self._unanswered[id(request)]
         request.end(result, self.plan.deadline_s)
         if self._closed_loop is request.outcome:
-            self._send(request.outcome, perf_counter())
+            if result == "ok":
+                self._send(request.outcome, perf_counter())
+            else:
+                self._again.append(perf_counter() + _AGAIN_S)
 
     def _send(self, outcome: Outcome, due: float) -> None:
         while self._free:
@@ -443,6 +449,7 @@ class Generator:
         while phase.rate and (since := since + chance.expovariate(phase.rate)) < phase.seconds:
             arrivals.append(since)
         generator_cpu, server_cpu = time.process_time(), self._server_cpu_s()
+        machine_cpu = machine_cpu_seconds()
         begin = self._began = perf_counter()
         end = begin + phase.seconds
         if phase.in_flight:
@@ -452,14 +459,19 @@ class Generator:
         while (now := perf_counter()) < end:
             while arrivals and begin + arrivals[0] <= now:
                 self._send(outcome, begin + arrivals.popleft())
+            while self._again and self._again[0] <= now:
+                self._again.popleft()
+                self._send(outcome, now)
             following = begin + arrivals[0] if arrivals else end
             self._poll(max(0.0, following - perf_counter()))
         self._closed_loop = None
+        self._again.clear()
         for late in arrivals:  # due before the end, at the last look
             self._send(outcome, begin + late)
         outcome.seconds = perf_counter() - begin
         outcome.generator_cpu_s = time.process_time() - generator_cpu
         outcome.server_cpu_s = self._server_cpu_s() - server_cpu
+        outcome.machine_cpu_s = machine_cpu_seconds() - machine_cpu
         return outcome
 
     def _poll(self, seconds: float) -> None:

@@ -78,7 +78,7 @@ _WORDS = {True: "yes", False: "**no**", None: "not judged"}
 _COLUMNS = [
     "phase", "offered/s", "sent/s", "goodput/s", "p50 ms", "p99", "slowest",
     "refused", "refused p50 ms", "p99 ", "Retry-After s", "answers",
-    "generator cores", "sent late p99 ms", "server cores",
+    "generator cores", "sent late p99 ms", "server cores", "others",
 ]  # fmt: skip
 
 
@@ -115,6 +115,7 @@ def _phase(phase: Phase) -> list[str]:
         f"{phase.generator_cores:.2f}",
         f"{phase.lateness_p99_ms:.1f}",
         f"{phase.server_cores:.2f}",
+        f"{phase.other_cores:.2f}",
     ]
 
 

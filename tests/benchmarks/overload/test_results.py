@@ -87,6 +87,7 @@ def test_bars_hold_or_fail() -> None:
 def test_bars_are_not_judged_where_the_generator_explains_the_figures() -> None:
     peak = outcome([0.01] * 100, ["ok"] * 100)
     for limited in (
+        dataclasses.replace(peak, machine_cpu_s=2.0),
         dataclasses.replace(peak, generator_cpu_s=0.95),
         dataclasses.replace(peak, lateness=[0.5] * 100),
     ):
