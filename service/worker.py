@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.http.health_port import HealthPort
 from service.observe import metrics
+from service.observe.loop_lag import LagMonitor
 from service.observe.metrics import Metrics, ModelMetrics
 from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
@@ -57,6 +59,9 @@ log = logging.getLogger(__name__)
 
 _METRICS_S = 0.5
 _BEAT_S = 0.25  # the supervisor replaces a worker that has not beaten for 5 s
+# How long a thread keeps Python's global lock when another one asks for it. Python's default of
+# 5 ms is what each step of the event loop would wait while a thread converts JSON.
+_SWITCH_INTERVAL_S = 0.0005
 _REMINDER_S = 60.0  # between two log lines that say that descriptors are used up
 _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
@@ -117,13 +122,20 @@ class Service:
             limits=limits,
             state_folder=state_folder,
         )
-        self.inference = Inference(self.repository, settings.model, regions, self.overloaded)
+        self.inference = Inference(
+            self.repository,
+            settings.model,
+            regions,
+            overloaded=self.overloaded,
+            max_json_bytes=settings.max_json_bytes,
+        )
         self.digits = Digits(
             self.repository,
             settings.model,
             max_image_pixels=settings.max_image_pixels,
             max_decoded_pixels=settings.max_decoded_pixels,
             max_decodings=settings.max_decodings,
+            max_json_bytes=settings.max_json_bytes,
         )
         self.http_app = HttpApp(
             inference=self.inference,
@@ -340,6 +352,8 @@ class Worker:
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._lag = LagMonitor(service.metrics.loop_lag)
         # Not at once: the first beat shows that the HTTP port is open too.
         loop.call_later(_BEAT_S, self._beat, loop)
         self._say_ready()

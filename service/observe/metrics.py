@@ -203,6 +203,11 @@ _batches = BufferedHistogram(
 _inference = BufferedHistogram(
     "mnist_inference_seconds", "Time of each run of a model.", _PER_MODEL, buckets=_SECONDS
 )
+_loop_lag = BufferedHistogram(
+    "mnist_event_loop_lag_seconds",
+    "How late the event loop of a worker runs a timer that is due 20 times a second.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0),
+)
 _inference_failures = Counter(
     "mnist_inference_failures", "Runs of a model that raised an error.", _PER_MODEL
 )
@@ -281,6 +286,7 @@ class Metrics:
 
     # Requests use the same few sets of labels; looking one up in prometheus_client takes 3 us.
     request = staticmethod(cache(_requests.labels))
+    loop_lag = staticmethod(_loop_lag.observe)
     inflight_bytes = staticmethod(_inflight_bytes.set)
 
     @staticmethod
