@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from service.core.callers import networks
 from service.core.errors import excerpt
 from service.repository.shipped import shipped_models
 
@@ -132,8 +133,51 @@ class Settings:
         low=0,
         high=1024**4,
     )
+    header_timeout: float = _setting(
+        10.0,
+        "seconds within which the headers of a request must arrive, and the first bytes of a "
+        "connection that say which protocol it speaks",
+        low=0.1,
+        high=3600,
+    )
+    idle_timeout: float = _setting(
+        300.0,
+        "seconds after which a connection without a request is closed",
+        low=0.1,
+        high=86_400,
+    )
+    keepalive_interval: float = _setting(
+        60.0,
+        "seconds of silence after which an HTTP/2 client has to answer a PING; 0 sends none",
+        low=0,
+        high=86_400,
+    )
+    keepalive_timeout: float = _setting(
+        20.0,
+        "seconds within which the PING must be answered; if it is not, the connection is closed",
+        low=0.1,
+        high=3600,
+    )
+    max_connection_age: float = _setting(
+        3600.0,
+        "seconds after which a gRPC client is asked to open a new connection, so that it finds "
+        "new servers, with 10 % added or taken off at random; 0 never asks",
+        low=0,
+        high=31_536_000,
+    )
     max_connections: int = _setting(
-        1024, "HTTP connections that each worker serves at a time", low=1, high=1_000_000
+        1024,
+        "connections that each worker serves at a time, HTTP and gRPC counted separately",
+        low=1,
+        high=1_000_000,
+    )
+    max_open_calls: int = _setting(
+        4096, "gRPC calls that each worker has open at a time", low=1, high=10_000_000
+    )
+    trusted_proxies: str = _setting(
+        "",
+        "addresses and networks, comma-separated, of the proxies in front of the server; the "
+        "caller of a request from one of them is the address that it adds to X-Forwarded-For",
     )
     max_stream_requests: int = _setting(
         64, "requests of one gRPC stream that are processed at a time", low=1, high=1_000_000
@@ -176,6 +220,10 @@ class Settings:
                 raise SettingsError(f"{field.name} must be {bounds}, not {excerpt(value)}.")
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.")
+        try:
+            networks(self.trusted_proxies)
+        except ValueError as error:
+            raise SettingsError(f"trusted_proxies: {excerpt(error)}.") from None
         if self.http_port == self.grpc_port:
             raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 import flask
 
 from service.core.batching import Batcher, BatchLimits
+from service.core.callers import Callers
 from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
@@ -181,6 +182,7 @@ class Worker:
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
+            callers=Callers(settings.trusted_proxies),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 

@@ -74,6 +74,7 @@ class _Queued(NamedTuple):
     deadline: float | None
     outputs: asyncio.Future[list[Array]]
     arrived: float
+    caller: str
 
 
 class _RunResult(NamedTuple):
@@ -121,7 +122,11 @@ class Batcher:
         return self._queued_rows
 
     def submit(
-        self, inputs: Sequence[Array], rows: int, deadline: float | None = None
+        self,
+        inputs: Sequence[Array],
+        rows: int,
+        deadline: float | None = None,
+        caller: str = "",
     ) -> asyncio.Future[list[Array]]:
         """Queue `rows` rows; await the future for the outputs, in the model's order.
 
@@ -139,7 +144,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         outputs: asyncio.Future[list[Array]] = loop.create_future()
         # By position: this is made for every request.
-        self._queue.append(_Queued(inputs, rows, deadline, outputs, self._clock()))
+        self._queue.append(_Queued(inputs, rows, deadline, outputs, self._clock(), caller))
         self._queued_rows += rows
         if not self._turn_scheduled and not self._in_thread:
             self._turn_scheduled = True

@@ -24,8 +24,16 @@ from service.core.errors import (
 )
 from service.observe.recorder import Attempt, RequestRecorder
 
-# Answers a message; the deadline is in loop time, None if the client set none.
-Handler = Callable[[Any, float | None], Awaitable[Any]]
+
+class Call(NamedTuple):
+    """What a handler needs to know of a call beside its message."""
+
+    deadline: float | None  # in loop time; None if the client set none
+    caller: str = ""  # see core.callers
+
+
+# Answers a message.
+Handler = Callable[[Any, Call], Awaitable[Any]]
 # Bytes that a message may have beside its tensors before it exceeds max_request_bytes.
 MESSAGE_SLACK = 64 * 1024
 
@@ -92,13 +100,18 @@ class Calls:
         self._reading: set[asyncio.Task[None]] = set()
 
     async def answer(
-        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
+        self,
+        rpc: Rpc,
+        content: bytes,
+        deadline: float | None,
+        request_id: str,
+        caller: str = "",
     ) -> bytes:
         """Answer a unary call. A ServiceError that it raises is the status of the call."""
         method = rpc.method
         assert isinstance(method, Unary)
         async with Attempt(self._recorder, "grpc", method.operation, request_id):
-            answer = await method.handler(self._parse(rpc, content), deadline)
+            answer = await method.handler(self._parse(rpc, content), Call(deadline, caller))
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
 
@@ -109,6 +122,7 @@ class Calls:
         deadline: float | None,
         request_id: str,
         ends_with_error: bool,
+        caller: str = "",
     ) -> AsyncIterator[bytes]:
         """Answer a stream. A ServiceError that it raises is the status of the call.
 
@@ -123,7 +137,8 @@ class Calls:
         else:
             assert isinstance(method, Pipelined)
             refuse = None if ends_with_error else method.refuse
-            async for answer in self._pipeline(rpc, contents, deadline, request_id, refuse):
+            call = Call(deadline, caller)
+            async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
                 yield serialize(answer)
         if self._stopping:
             raise Unavailable("The server is stopping.")
@@ -138,7 +153,7 @@ class Calls:
         self,
         rpc: Rpc,
         contents: AsyncIterator[bytes],
-        deadline: float | None,
+        call: Call,
         request_id: str,
         refuse: Callable[[Any, ServiceError], Any] | None,
     ) -> AsyncIterator[Any]:
@@ -156,7 +171,7 @@ class Calls:
             try:
                 async with Attempt(self._recorder, "grpc", method.operation, request_id):
                     request = self._parse(rpc, content)
-                    return await method.handler(request, deadline)
+                    return await method.handler(request, call)
             except ServiceError as error:
                 if refuse is None:
                     raise

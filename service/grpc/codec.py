@@ -45,7 +45,7 @@ def is_typed(request: pb.ModelInferRequest) -> bool:
     return any(tensor.HasField("contents") for tensor in request.inputs)
 
 
-def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferRequest:
+def decode(request: pb.ModelInferRequest, deadline: float | None, caller: str = "") -> InferRequest:
     """Decode a request without copying its raw contents.
 
     Raises InvalidArgument if raw and typed contents are mixed, if the number of raw contents is not
@@ -83,6 +83,7 @@ def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferReques
         parameters_of(request.parameters) if request.parameters else NO_PARAMETERS,
         deadline,
         0 if all_raw else request.ByteSize(),
+        caller,
     )
 
 

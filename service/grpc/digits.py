@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.grpc.answering import Method, Unary
+from service.grpc.answering import Call, Method, Unary
 from service.operations.digits import Digits
 from service.stubs.digits.v1 import digits_pb2 as pb
 
@@ -12,14 +12,15 @@ DESCRIPTOR = pb.DESCRIPTOR.services_by_name["DigitClassifier"]
 def methods(digits: Digits) -> dict[str, Method]:
     """The methods by their names in proto/digits/v1/digits.proto."""
 
-    async def predict(request: pb.PredictRequest, deadline: float | None) -> pb.PredictResponse:
+    async def predict(request: pb.PredictRequest, call: Call) -> pb.PredictResponse:
         form = request.WhichOneof("input")
         answer = await digits.classify(
             picture=request.image if form == "image" else None,
             pixels=request.pixels if form == "pixels" else None,
             model=request.model_name,
             version=request.model_version,
-            deadline=deadline,
+            deadline=call.deadline,
+            caller=call.caller,
         )
         return pb.PredictResponse(
             model_name=answer.model,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 
+from service.core.callers import Callers
 from service.core.errors import ServiceError
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
@@ -20,6 +22,7 @@ class GrpcioServer:
 
     def __init__(self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings) -> None:
         self._calls = calls
+        self._callers = Callers(settings.trusted_proxies)
         self._server = grpc.aio.server(
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.
@@ -48,7 +51,9 @@ class GrpcioServer:
     async def _unary(self, rpc: Rpc, content: bytes, context: _Context) -> bytes:
         request_id = self._request_id(context)
         try:
-            return await self._calls.answer(rpc, content, _deadline(context), request_id)
+            return await self._calls.answer(
+                rpc, content, _deadline(context), request_id, self._caller(context)
+            )
         except ServiceError as error:
             await _abort(context, error)
 
@@ -63,12 +68,22 @@ class GrpcioServer:
             deadline=_deadline(context),
             request_id=request_id,
             ends_with_error=ends_with_error,
+            caller=self._caller(context),
         )
         try:
             async for answer in answers:
                 yield answer
         except ServiceError as error:
             await _abort(context, error)
+
+    def _caller(self, context: _Context) -> str:
+        # ipv4:HOST:PORT, ipv6:%5BHOST%5D:PORT or unix:PATH
+        kind, _, address = unquote(context.peer()).partition(":")
+        peer = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
+        metadata = context.invocation_metadata() or ()
+        return self._callers.of(
+            peer, [str(value) for key, value in metadata if key == "x-forwarded-for"]
+        )
 
     def _request_id(self, context: _Context) -> str:
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))

@@ -71,13 +71,14 @@ def decode(
     Raises InvalidArgument, naming the field that is wrong.
     """
     if json_bytes is None:
-        return _decode(parse_json(request.body), memoryview(b""), len(request.body), model, version)
+        size, none = len(request.body), memoryview(b"")
+        return _decode(parse_json(request.body), none, size, model, version, request.caller)
     tail = memoryview(request.body)[json_bytes:]
     header = request.body[:json_bytes] if json_bytes <= _MAX_CACHED_BYTES else b""
     if (cached := _cache.get(header)) is not None and cached.binary_bytes == len(tail):
-        return cached.request(tail, model, version), cached.binary
+        return cached.request(tail, model, version, request.caller), cached.binary
     body = parse_json(memoryview(request.body)[:json_bytes])
-    decoded, binary = _decode(body, tail, json_bytes, model, version)
+    decoded, binary = _decode(body, tail, json_bytes, model, version, request.caller)
     if header and all(tensor.raw is not None for tensor in decoded.inputs):
         if len(_cache) >= _MAX_CACHED:
             _cache.clear()
@@ -100,15 +101,15 @@ class _CachedHeader:
         self.binary = binary
         self.binary_bytes = binary_bytes
 
-    def request(self, tail: memoryview, model: str, version: str) -> InferRequest:
+    def request(self, tail: memoryview, model: str, version: str, caller: str) -> InferRequest:
         """The request of this header with the binary data of `tail`."""
         tensors = [
             InputTensor(name, kind, shape, tail[at]) for name, kind, shape, at in self._places
         ]
-        _, _, _, outputs, request_id, parameters, deadline, size = self._decoded
+        _, _, _, outputs, request_id, parameters, deadline, size, _ = self._decoded
         # By position: keywords take 0.7 us more, on the request path.
         return InferRequest(
-            model, version, tensors, outputs, request_id, parameters, deadline, size
+            model, version, tensors, outputs, request_id, parameters, deadline, size, caller
         )
 
 
@@ -121,7 +122,7 @@ _cache: dict[bytes, _CachedHeader] = {}
 
 
 def _decode(
-    body: Any, tail: memoryview, size: int, model: str, version: str
+    body: Any, tail: memoryview, size: int, model: str, version: str, caller: str
 ) -> tuple[InferRequest, BinaryOutputs]:
     if not isinstance(body, dict):
         raise InvalidArgument("The body must be a JSON object.")
@@ -150,7 +151,17 @@ def _decode(
     decoded_outputs = [output for output, _ in requested]
     return (
         # By position: keywords take 0.7 us more, for every request.
-        InferRequest(model, version, tensors, decoded_outputs, request_id, parameters, None, size),
+        InferRequest(
+            model,
+            version,
+            tensors,
+            decoded_outputs,
+            request_id,
+            parameters,
+            None,
+            size,
+            caller,
+        ),
         binary,
     )
 

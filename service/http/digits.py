@@ -34,12 +34,18 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     model, version = query.get("model", ""), query.get("version", "")
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     if content_type in _PICTURES:
-        answer = await digits.classify(picture=request.body, model=model, version=version)
+        answer = await digits.classify(
+            picture=request.body, model=model, version=version, caller=request.caller
+        )
     elif content_type == OCTETS:
-        answer = await digits.classify(pixels=request.body, model=model, version=version)
+        answer = await digits.classify(
+            pixels=request.body, model=model, version=version, caller=request.caller
+        )
     elif content_type == JSON:
         values = numbers("image:", _image_of(parse_json(request.body)), _UINT8)
-        answer = await digits.classify(values=values, model=model, version=version)
+        answer = await digits.classify(
+            values=values, model=model, version=version, caller=request.caller
+        )
     else:
         raise UnsupportedMediaType(
             f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, "

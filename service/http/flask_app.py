@@ -67,6 +67,7 @@ def _request(body: bytes) -> HttpRequest:
         header=request.headers.get,
         body=body,
         query=query,
+        caller=request.environ.get("mnist.caller", ""),
     )
 
 

@@ -21,6 +21,7 @@ class HttpRequest(NamedTuple):
     header: Callable[[str], str | None]
     body: bytes
     query: str = ""
+    caller: str = ""  # see core.callers
 
 
 class HttpResponse(NamedTuple):

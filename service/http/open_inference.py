@@ -22,7 +22,7 @@ async def infer(
     """POST v2/models/{model}[/versions/{version}]/infer."""
     json_bytes = header_length(request)
     if json_bytes == 0:
-        raw = inference.raw_request(model, version, request.body)
+        raw = inference.raw_request(model, version, request.body, request.caller)
         return encode(await inference.infer(raw), ALL_BINARY)
     if (len(request.body) if json_bytes is None else json_bytes) > INLINE_BYTES:
         work = partial(decode, request, json_bytes, model, version)

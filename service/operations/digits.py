@@ -42,11 +42,13 @@ class Digits:
         model: str = "",
         version: str = "",
         deadline: float | None = None,
+        caller: str = "",
     ) -> Predictions:
         """Classify one of: a PNG or JPEG file, raw pixels (784 bytes per image), an uint8 array.
 
         Arrays are [28,28], [784], [N,28,28] or [N,784]. Pixels and arrays hold bright ink (255) on
-        a dark background (0); pictures may have either. `deadline` is in the event loop's time.
+        a dark background (0); pictures may have either. `deadline` is in the event loop's time,
+        `caller` is who asks (core.callers).
         Raises InvalidArgument for malformed input and for a model that does not classify 28x28
         images, RequestTooLarge for a picture over the limit, ModelNotFound, and what
         `Batcher.submit` raises.
@@ -68,5 +70,6 @@ class Digits:
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
-        outputs = await served.batcher.submit(layout.inputs(images), len(images), deadline)
+        inputs = layout.inputs(images)
+        outputs = await served.batcher.submit(inputs, len(images), deadline, caller)
         return Predictions(served.name, served.version, layout.predictions(outputs))

@@ -92,9 +92,9 @@ class Inference:
         if len(arrays) > 1 and served.session.batchable and {len(a) for a in arrays} != {rows}:
             raise InvalidArgument("The inputs have different batch sizes.")
         if timeout is None:
-            outputs = await served.batcher.submit(arrays, rows, request.deadline)
+            outputs = await served.batcher.submit(arrays, rows, request.deadline, request.caller)
         else:
-            outputs = await _within(timeout, served.batcher, arrays, rows, request.deadline)
+            outputs = await _within(timeout, served.batcher, arrays, rows, request)
         specs = served.session.outputs
         if requested is None:
             tensors = [
@@ -108,7 +108,7 @@ class Inference:
         # By position: keywords take 0.4 us more, for every request.
         return InferResponse(served.name, served.version, request.id, tensors)
 
-    def raw_request(self, model: str, version: str, raw: bytes) -> InferRequest:
+    def raw_request(self, model: str, version: str, raw: bytes, caller: str = "") -> InferRequest:
         """A request whose body is the contents of the model's only input.
 
         Raises ModelNotFound; InvalidArgument if the model has several inputs, or if the shape
@@ -124,7 +124,7 @@ class Inference:
         shape = shape_of_raw(spec, len(raw))
         content = one_element(raw) if spec.datatype == BYTES else raw
         tensor = InputTensor(name=spec.name, datatype=spec.datatype, shape=shape, raw=content)
-        return InferRequest(model, version, [tensor])
+        return InferRequest(model, version, [tensor], caller=caller)
 
     def _fetched(self, tensor: InputTensor) -> InputTensor:
         """The tensor, with its contents read from shared memory if that is where they are."""
@@ -188,7 +188,7 @@ class Inference:
 
 
 async def _within(
-    seconds: float, batcher: Batcher, inputs: Sequence[Array], rows: int, deadline: float | None
+    seconds: float, batcher: Batcher, inputs: Sequence[Array], rows: int, request: InferRequest
 ) -> list[Array]:
     """The outputs, if inference ends within `seconds`. Raises DeadlineExceeded otherwise.
 
@@ -197,8 +197,8 @@ async def _within(
     end = asyncio.get_running_loop().time() + seconds
     try:
         async with asyncio.timeout_at(end):
-            until = end if deadline is None else min(end, deadline)
-            return await batcher.submit(inputs, rows, until)
+            until = end if request.deadline is None else min(end, request.deadline)
+            return await batcher.submit(inputs, rows, until, request.caller)
     except TimeoutError:
         raise DeadlineExceeded.of("timeout") from None
 

@@ -31,6 +31,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
         (["--http-port", "x"], {}, "--http-port"),
         (["--http-port", "0"], {}, "http_port"),
         (["--http-port", "70000"], {}, "http_port"),
+        (["--trusted-proxies", "envoy"], {}, "trusted_proxies: 'envoy' does not"),
         (["--http-port", "8001"], {}, "both 8001"),
         ([], {"MNIST_WORKERS": "0.5"}, "MNIST_WORKERS"),
         ([], {"MNIST_SPINNING": "maybe"}, "MNIST_SPINNING"),

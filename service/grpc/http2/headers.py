@@ -80,6 +80,7 @@ class RequestHeaders(NamedTuple):
     content_length: int | None  # bytes of DATA, if the header says how many
     is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
     are_trailers: bool  # well-formed trailers by the same sections
+    forwarded: tuple[str, ...]  # the values of x-forwarded-for, in order
 
 
 class HeaderDecoder:
@@ -163,6 +164,9 @@ class HeaderDecoder:
             content_length=content_length,
             is_malformed=not is_request,
             are_trailers=is_well_formed and not pseudo_headers,
+            forwarded=tuple(
+                value.decode("latin-1") for name, value in decoded if name == b"x-forwarded-for"
+            ),
         )
         if self._table.changed:
             self._cache.clear()

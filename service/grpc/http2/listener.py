@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+from service.core.callers import Callers
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
@@ -52,6 +53,7 @@ class Http2Server:
         # `Calls` refuses a message above the limit and names the setting. A message above twice the
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
+        self._callers = Callers(settings.trusted_proxies)
         self._connections: set[Http2Protocol] = set()
         self._server: asyncio.Server | None = None
 
@@ -78,6 +80,7 @@ class Http2Server:
             inflate=self._inflate,
             connections=self._connections,
             max_connections=settings.max_connections,
+            callers=self._callers,
         )
 
     async def stop(self, timeout: float) -> None:
@@ -118,11 +121,14 @@ class Http2Protocol(asyncio.Protocol):
         inflate: Callable[[bytes, str], Awaitable[bytes]],
         connections: set[Http2Protocol],
         max_connections: int,
+        callers: Callers,
     ) -> None:
         self._calls = calls
         self._inflate = inflate
         self._connections = connections
         self._max_connections = max_connections
+        self._callers = callers
+        self._peer = ""  # the address, "" for a Unix socket
         self._sweep_interval = limits.body_timeout / 2
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(rpcs, limits, calls.request_id)
@@ -140,6 +146,8 @@ class Http2Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        if isinstance(peer := transport.get_extra_info("peername"), tuple):
+            self._peer = peer[0]
         if len(self._connections) >= self._max_connections:
             self._connection.refuse("too many connections (max_connections)")
         else:
@@ -220,7 +228,12 @@ class Http2Protocol(asyncio.Protocol):
         try:
             if flag:
                 content = await self._decompressed(stream, flag, content)
-            answer = await self._calls.answer(rpc, content, stream.deadline, stream.request_id)
+            caller = self._callers.known.get(self._peer)
+            if caller is None:
+                caller = self._callers.of(self._peer, stream.headers.forwarded)
+            answer = await self._calls.answer(
+                rpc, content, stream.deadline, stream.request_id, caller
+            )
         except Exception as error:
             self._finish(stream, _status_of(error, stream.request_id))
         else:
@@ -237,6 +250,7 @@ class Http2Protocol(asyncio.Protocol):
                 deadline=stream.deadline,
                 request_id=stream.request_id,
                 ends_with_error=stream.headers.ends_with_error,
+                caller=self._callers.of(self._peer, stream.headers.forwarded),
             ):
                 is_sent = self._connection.send(stream, answer)
                 self._flush_soon()

@@ -19,6 +19,7 @@ from service.core.errors import (
 )
 from service.grpc.answering import (
     MESSAGE_SLACK,
+    Call,
     Calls,
     Method,
     Pipelined,
@@ -56,7 +57,7 @@ def status(content: bytes) -> int:
     return int(pb.HealthCheckResponse.FromString(content).status)
 
 
-async def length_of_name(request: Any, deadline: float | None) -> Any:
+async def length_of_name(request: Any, call: Call) -> Any:
     """Answer with the length of the name, at most 3; "none" is not found, "bug" is a bug."""
     if request.service == "none":
         raise NotFound("There is no 'none'.")
@@ -82,15 +83,16 @@ async def streamed(
 
 
 def unary(content: bytes, handler: Callable[..., Any] = length_of_name) -> int:
-    return status(asyncio.run(calls().answer(rpc(Unary("test", handler)), content, 7.0, "id")))
+    method = rpc(Unary("test", handler))
+    return status(asyncio.run(calls().answer(method, content, 7.0, "id", "caller")))
 
 
 def test_message_is_answered_by_its_handler() -> None:
-    async def deadline(request: Any, deadline: float | None) -> Any:
-        assert (request.service, deadline) == ("ab", 7.0)
+    async def handler(request: Any, call: Call) -> Any:
+        assert (request.service, call) == ("ab", Call(7.0, "caller"))
         return answer_of(2)
 
-    assert unary(message("ab"), deadline) == 2
+    assert unary(message("ab"), handler) == 2
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_answers_keep_the_order_of_their_messages() -> None:
     async def scenario() -> None:
         second_done = asyncio.Event()
 
-        async def handler(request: Any, deadline: float | None) -> Any:
+        async def handler(request: Any, call: Call) -> Any:
             if request.service == "a":
                 await second_done.wait()
             else:
@@ -162,7 +164,7 @@ def test_stream_works_on_a_bounded_number_of_bytes_and_messages(size: int, toget
         proceed = asyncio.Event()
         running = most = 0
 
-        async def handler(request: Any, deadline: float | None) -> Any:
+        async def handler(request: Any, call: Call) -> Any:
             nonlocal running, most
             running += 1
             most = max(most, running)
@@ -187,7 +189,7 @@ def test_closing_a_stream_cancels_the_messages_in_progress() -> None:
     async def scenario() -> None:
         cancelled = 0
 
-        async def handler(request: Any, deadline: float | None) -> Any:
+        async def handler(request: Any, call: Call) -> Any:
             nonlocal cancelled
             if request.service == "first":
                 return answer_of(1)

@@ -1,21 +1,33 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 from granian.rsgi import ProtocolClosed
 
+from service.core.batching import Batcher
+from service.core.callers import Callers
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from tests.service.composition import Operations, http_app_of
-from tests.service.linear_model import publish_linear, run_with_operations
+from tests.service.linear_model import CallersOf, publish_linear, run_with_operations
 
 LIMIT = 10_000
 PIXELS = bytes(784)
+
+
+class Headers(dict[str, str]):
+    """Granian's headers."""
+
+    def get_all(self, name: str) -> list[str]:
+        return [self[name]] if name in self else []
 
 
 class RequestScope:
@@ -25,7 +37,7 @@ class RequestScope:
 
     def __init__(self, method: str, path: str, version: str = "1.1", **headers: str) -> None:
         self.method, self.path, self.http_version = method, path, version
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = Headers({name.replace("_", "-"): text for name, text in headers.items()})
 
 
 class Protocol:
@@ -48,7 +60,8 @@ class Protocol:
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.status, self.headers = status, dict(headers)
-        self.body = json.loads(body)
+        is_json = self.headers["content-type"] == "application/json"
+        self.body = json.loads(body) if is_json else body
 
 
 class NeverArrives(Protocol):
@@ -67,7 +80,10 @@ Front = Callable[[RequestScope, Protocol], Awaitable[None]]
 
 
 def with_front(
-    root: Path, scenario: Callable[[Front], Awaitable[None]], body_timeout: float = 600
+    root: Path,
+    scenario: Callable[[Front], Awaitable[None]],
+    body_timeout: float = 600,
+    batcher: type[Batcher] = Batcher,
 ) -> None:
     publish_linear(root, card={"output_kinds": {"scores": "logits"}})
 
@@ -75,12 +91,15 @@ def with_front(
         for fast_lane in (True, False):
             app = http_app_of(operations)
             front: Any = HttpFront(
-                max_request_bytes=LIMIT, body_timeout=body_timeout, fast_lane=fast_lane
+                max_request_bytes=LIMIT,
+                body_timeout=body_timeout,
+                fast_lane=fast_lane,
+                callers=Callers("127.0.0.2"),
             )
             front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT))
             await scenario(front)
 
-    run_with_operations(root, main)
+    run_with_operations(root, main, batcher)
 
 
 def predict(**headers: str) -> RequestScope:
@@ -96,6 +115,39 @@ def test_a_body_is_answered_whether_its_length_is_known_or_not(tmp_path: Path) -
         assert whole.body == chunked.body
 
     with_front(tmp_path, scenario)
+
+
+def test_every_form_of_inference_has_its_caller(tmp_path: Path) -> None:
+    infer = "/v2/models/linear/infer"
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 784]}
+    header = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": 3136}}]}).encode()
+    picture = io.BytesIO()
+    PIL.Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(picture, "PNG")
+    requests: list[tuple[str, dict[str, str], bytes]] = [
+        ("/predict", {"content_type": "application/octet-stream"}, PIXELS),
+        ("/predict", {"content_type": "application/json"}, json.dumps([0] * 784).encode()),
+        ("/predict", {"content_type": "image/png"}, picture.getvalue()),
+        (infer, {}, json.dumps({"inputs": [{**tensor, "data": [0] * 784}]}).encode()),
+        (infer, {"inference_header_content_length": "0"}, bytes(3136)),
+        # Twice: the second time, its header comes from a cache.
+        *[(infer, {"inference_header_content_length": str(len(header))}, header + bytes(3136))] * 2,
+    ]
+
+    async def scenario(front: Front) -> None:
+        for client, forwarded, caller in (
+            ("127.0.0.3:5", "198.51.100.7", "127.0.0.3"),
+            ("[::1]:5", "198.51.100.7", "::1"),
+            ("127.0.0.2:5", "198.51.100.7", "198.51.100.7"),
+        ):
+            for path, headers, body in requests:
+                CallersOf.callers.clear()
+                protocol = Protocol(body)
+                scope = RequestScope("POST", path, x_forwarded_for=forwarded, **headers)
+                scope.client = client
+                await front(scope, protocol)
+                assert (protocol.status, CallersOf.callers) == (200, [caller]), (path, headers)
+
+    with_front(tmp_path, scenario, batcher=CallersOf)
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:

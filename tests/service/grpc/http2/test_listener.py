@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service.core.callers import Callers
 from service.core.errors import InternalError, NotFound, Unavailable
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import Limits
@@ -38,6 +39,7 @@ class Transport:
         self.writes: list[bytes] = []
         self.actions: list[str] = []
         self.closing = False
+        self.peer = ("10.0.0.1", 50000)
 
     @property
     def output(self) -> bytes:
@@ -49,6 +51,10 @@ class Transport:
 
     def is_closing(self) -> bool:
         return self.closing
+
+    def get_extra_info(self, name: str) -> tuple[str, int]:
+        assert name == "peername"
+        return self.peer
 
     def can_write_eof(self) -> bool:
         return True
@@ -63,19 +69,22 @@ class Calls:
     def __init__(self, reply: Callable[[bytes], Awaitable[bytes]]) -> None:
         self._reply = reply
         self.ended: list[str] = []
+        self.callers: list[object] = []
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
 
-    async def answer(self, _rpc: object, content: bytes, *_: object) -> bytes:
+    async def answer(self, _rpc: object, content: bytes, *context: object) -> bytes:
+        self.callers.append(context[-1])
         try:
             return await self._reply(content)
         finally:
             self.ended.append("answer")
 
     async def stream(
-        self, _rpc: object, messages: AsyncIterator[bytes], **_: object
+        self, _rpc: object, messages: AsyncIterator[bytes], **context: object
     ) -> AsyncIterator[bytes]:
+        self.callers.append(context["caller"])
         async for content in messages:
             yield await self._reply(content)
 
@@ -112,6 +121,7 @@ class Peer:
             inflate=inflate,
             connections=self.connections,
             max_connections=1,
+            callers=Callers("10.0.0.1"),
         )
         protocol.connection_made(transport)
         return protocol
@@ -164,6 +174,23 @@ async def test_a_streaming_call_answers_message_by_message() -> None:
     assert content == message(b"answer to one") + message(b"answer to two")
     assert fields["grpc-status"] == "0"
     assert peer.protocol._inboxes == peer.protocol._tasks == {}
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+def test_a_call_has_its_caller(path: str) -> None:
+    @in_loop
+    async def test() -> None:
+        forwarded = block(path, {"x-forwarded-for": "198.51.100.7"})
+        for address, caller in (("10.0.0.1", "198.51.100.7"), ("10.0.0.2", "10.0.0.2")):
+            peer = Peer()
+            peer.transport = Transport()
+            peer.transport.peer = (address, 50000)
+            peer.connections.clear()
+            peer.protocol = peer.connect(peer.transport)
+            await peer.send(START + call(1, b"one", forwarded) + call(3, b"two", block(path)))
+            assert peer.calls.callers == [caller, address]
+
+    test()
 
 
 @pytest.mark.parametrize("path", [UNARY, STREAMING])
