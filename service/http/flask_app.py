@@ -81,7 +81,7 @@ def _cause_of(error: HTTPException) -> Exception:
     if error.code == errors.MethodNotAllowed.http_status:
         return errors.MethodNotAllowed(f"{path} does not take {method}.")
     if error.code == errors.NoSuchEndpoint.http_status:
-        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists all endpoints.")
+        return errors.NoSuchEndpoint.of(flask.request.path)
     if error.code is None or error.code >= errors.InternalError.http_status:
         return getattr(error, "original_exception", None) or error
     return errors.InvalidArgument(f"{error.name}: {error.description}")

@@ -17,7 +17,15 @@ from typing import Any
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from service.core.callers import Callers
-from service.core.errors import InvalidArgument, RequestTimeout, RequestTooLarge, ServiceError
+from service.core.errors import (
+    InvalidArgument,
+    NoSuchEndpoint,
+    RequestTimeout,
+    RequestTooLarge,
+    ServiceError,
+    Unimplemented,
+    excerpt,
+)
 from service.http.answering import HttpApp
 from service.http.message import HttpRequest, HttpResponse
 
@@ -74,6 +82,8 @@ class HttpFront:
                 scope.method, scope.path, scope.headers.get, body, scope.query_string, caller
             )
             answer = await self._app.answer(request) if self._fast_lane else None
+            if answer is None and (refusal := _unknown_to_flask(scope)):
+                answer = await self._app.refuse(request, refusal)
             if answer is None:
                 answer = await self._loop.run_in_executor(
                     self._flask_threads, self._through_flask, scope, body, caller
@@ -150,6 +160,21 @@ class HttpFront:
         finally:
             getattr(chunks, "close", lambda: None)()
         return HttpResponse(status, headers, content)
+
+
+def _unknown_to_flask(scope: Scope) -> ServiceError | None:
+    """The error of a request that Flask would read as another one; None for most.
+
+    Werkzeug takes `post` for POST and `//v2` for /v2, so a proxy's rules for the latter would not
+    see the former. RFC 9110, 9.1: methods are case-sensitive.
+    """
+    if scope.path.startswith("//"):
+        return NoSuchEndpoint.of(scope.path)
+    if scope.method != scope.method.upper():
+        return Unimplemented(
+            f"There is no method {excerpt(scope.method)}; methods are in upper case."
+        )
+    return None
 
 
 def _cut_short() -> InvalidArgument:

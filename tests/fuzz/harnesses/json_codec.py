@@ -34,6 +34,9 @@ SEEDS = [
     b"\0" + bytes(range(255, 60, -1)),
     b"\0\0\4\2" + bytes(64),
 ]
+SEEDS.append(
+    f'{{"inputs": [{_TENSOR % ("INT64", "[9007199254740993, 1.0]")}]}}'.encode()  # rounded once
+)
 TOKENS = [
     *(f'"{word}"'.encode() for word in (*_DATATYPES, "inputs", "outputs", "name", "datatype")),
     *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import ipaddress
 import socket
@@ -12,6 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from service import settings as settings_module
 from service.settings import Settings, SettingsError, load
 
 CI_RUNS = 2_000
@@ -45,6 +47,9 @@ def _resolve(host: str, *_: Any, **__: Any) -> Any:
 
 
 socket.getaddrinfo = _resolve
+# What is the same for every input takes most of the time of `load`.
+settings_module.parser = functools.cache(settings_module.parser)
+settings_module.get_type_hints = functools.cache(get_type_hints)  # type: ignore[attr-defined]
 
 
 def check(data: bytes) -> None:
