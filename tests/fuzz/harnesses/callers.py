@@ -33,7 +33,7 @@ def check(data: bytes) -> None:
     caller = _CALLERS[choice].of(peer, lines)
     # The same without anything that is remembered of other inputs.
     assert caller == Callers(_TRUSTED[choice]).of(peer, lines)
-    addresses = {_name(peer), *(_name(part) for line in lines for part in line.split(","))}
+    addresses = {_name(peer), *(_name(part.strip()) for line in lines for part in line.split(","))}
     assert caller in addresses, "a caller that nobody has named"
     assert len(caller) <= 43
     trusted = networks(_TRUSTED[choice])
@@ -45,7 +45,6 @@ def check(data: bytes) -> None:
 
 def _name(text: str) -> str:
     """The caller that one address stands for; empty for what is none."""
-    text = text.strip()
     if text.startswith("["):
         text, _, port = text[1:].partition("]")
         port = port.removeprefix(":")

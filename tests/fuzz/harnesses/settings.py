@@ -79,7 +79,9 @@ def check(data: bytes) -> None:
         low, high = field.metadata["low"], field.metadata["high"]
         assert low is None or value >= low
         assert high is None or value <= high
-    for name, value in tomllib.loads(file.decode()).items():
+    with _FILE.open(encoding="utf-8") as text:  # with the ends of lines as `load` reads them
+        values = tomllib.loads(text.read())
+    for name, value in values.items():
         overridden = any(name.upper() in word.upper().replace("-", "_") for word in words)
         if not overridden and name not in ("host", "models", "spinning"):
             assert getattr(settings, name) == type(getattr(settings, name))(value)
