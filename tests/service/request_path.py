@@ -96,7 +96,8 @@ class Walk:
 async def predict(body: bytes) -> Walk:
     """The walk of the second of two requests: the first may do what later ones need not."""
     loop = asyncio.get_running_loop()
-    settings = Settings(models=SHIPPED_MODELS)
+    # On a busy machine a run may exceed the default budget, and leave the loop.
+    settings = Settings(models=SHIPPED_MODELS, inline_budget=1000)
     parts = Service(settings)
     await parts.repository.refresh()
     front = HttpFront(
@@ -106,7 +107,7 @@ async def predict(body: bytes) -> Walk:
         callers=Callers(),
     )
     app = create_app(parts.http_app, loop, settings.max_request_bytes)
-    front.start(parts.http_app, app)
+    front.start(parts.http_app, app, parts.budget)
 
     async def ask() -> None:
         scope: Scope = RequestScope(body)  # type: ignore[assignment]

@@ -33,7 +33,11 @@ def check(data: bytes) -> None:
     caller = _CALLERS[choice].of(peer, lines)
     # The same without anything that is remembered of other inputs.
     assert caller == Callers(_TRUSTED[choice]).of(peer, lines)
-    addresses = {_name(peer), *(_name(part.strip()) for line in lines for part in line.split(","))}
+    addresses = {
+        "",
+        _name(peer),
+        *(_name(part.strip()) for line in lines for part in line.split(",")),
+    }
     assert caller in addresses, "a caller that nobody has named"
     assert len(caller) <= 43
     trusted = networks(_TRUSTED[choice])
@@ -44,11 +48,12 @@ def check(data: bytes) -> None:
 
 
 def _name(text: str) -> str:
-    """The caller that one address stands for; empty for what is none."""
+    """The caller that one address stands for; empty for what is none or too long for one."""
+    if len(text) > 64:
+        return ""
     if text.startswith("["):
-        text, _, port = text[1:].partition("]")
-        port = port.removeprefix(":")
-        if port and not port.isdecimal():
+        text, bracket, port = text[1:].partition("]")
+        if not bracket or (port and (port[0] != ":" or not (port[1:] or "0").isdecimal())):
             return ""
     elif text.count(":") == 1:
         text, _, port = text.partition(":")
