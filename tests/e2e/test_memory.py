@@ -7,8 +7,7 @@ import gzip
 import http.client
 import json
 import random
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.conftest import SHIPPED_MODELS, Mnist, Server
+from tests.conftest import SHIPPED_MODELS, Server
 from tests.hostile_pictures import pictures
 from tests.service.linear_model import publish_linear
 
