@@ -56,6 +56,13 @@ class Settings:
     )
     http_port: int = _setting(8000, "port of the HTTP server", low=1, high=65535)
     grpc_port: int = _setting(8001, "port of the gRPC server", low=1, high=65535)
+    health_port: int = _setting(
+        0,
+        "port that answers /v2/health/live, /v2/health/ready and /metrics, also while clients hold "
+        "all connections of the other ports; 0 opens none",
+        low=0,
+        high=65535,
+    )
     workers: int = _setting(
         1, "worker processes; more than one per core does not help", low=1, high=1024
     )
@@ -110,6 +117,13 @@ class Settings:
         low=1,
         high=10_000_000,
     )
+    max_queue_seconds: float = _setting(
+        1.0,
+        "seconds that a request may wait until its run starts; one that would wait longer is "
+        "refused at once, unless the next run has room for it",
+        low=0.001,
+        high=3600,
+    )
     inline_budget: float = _setting(
         1.0,
         "milliseconds; inference that is not known to be shorter runs in a thread instead of on "
@@ -127,8 +141,30 @@ class Settings:
     max_request_bytes: int = _setting(
         8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
     )
-    max_image_pixels: int = _setting(
-        16_000_000, "largest PNG or JPEG, in decoded pixels", low=784, high=10**9
+    max_json_bytes: int = _setting(
+        2 * 1024 * 1024,
+        "largest JSON of a request, and largest part of a gRPC message that is not raw tensors, in "
+        "bytes: such values are parsed one by one, which holds up other requests; send larger data "
+        "as binary",
+        low=1024,
+        high=10**9,
+    )
+    max_inflight_bytes: int = _setting(
+        32 * 1024 * 1024,
+        "bytes of requests and answers that each worker holds at a time; further requests are held "
+        "back for up to 5 seconds, then refused; at least max_request_bytes",
+        low=1024,
+        high=10**11,
+    )
+    max_image_pixels: int = _setting(16_000_000, "largest JPEG, in pixels", low=784, high=10**9)
+    max_decoded_pixels: int = _setting(
+        4_000_000,
+        "largest PNG or progressive JPEG, in pixels: these are decoded as a whole",
+        low=784,
+        high=10**9,
+    )
+    max_decodings: int = _setting(
+        2, "large pictures that each worker decodes at a time; others wait", low=1, high=1024
     )
     body_timeout: float = _setting(
         30.0, "seconds within which a request body must arrive", low=0.1, high=3600
@@ -142,7 +178,8 @@ class Settings:
     header_timeout: float = _setting(
         10.0,
         "seconds within which the headers of a request must arrive, and the first bytes of a "
-        "connection that say which protocol it speaks",
+        "connection that say which protocol it speaks; an HTTP/1 connection may be idle for as "
+        "long",
         low=0.1,
         high=3600,
     )
@@ -230,8 +267,18 @@ class Settings:
             networks(self.trusted_proxies)
         except ValueError as error:
             raise SettingsError(f"trusted_proxies: {excerpt(error)}.") from None
-        if self.http_port == self.grpc_port:
-            raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")
+        ports: dict[int, str] = {}
+        for name in ("http_port", "grpc_port", "health_port"):
+            port = getattr(self, name)
+            if port in ports:
+                raise SettingsError(f"{ports[port]} and {name} are both {port}.")
+            if port:
+                ports[port] = name
+        if self.max_inflight_bytes < self.max_request_bytes:
+            raise SettingsError(
+                f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "
+                f"max_request_bytes, which is {self.max_request_bytes}."
+            )
 
     @property
     def allows_control(self) -> bool:

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import logging
 import logging.config
+import math
 import multiprocessing
 import os
 import resource
@@ -41,11 +43,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from granian.constants import Interfaces, Loops
+from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server import MPServer
 from granian.server.mp import WorkerProcess
 
 from service.observe.logs import logging_config
+from service.ports import reserve
 from service.repository.shipped import shipped_models
 from service.runtime.packages import conflicting_packages
 from service.settings import Settings, SettingsError
@@ -68,8 +72,13 @@ _BUSY_S = 60.0
 _BUSY_SHARE = 0.1  # of a core; a loop that uses less during a silence does not compute
 _STARVED_S = 0.2  # CPU time during a silence, below which a runnable worker waits for a core
 _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
+_OWN_DESCRIPTORS = 100  # of a worker: files, sockets and pipes beside clients' connections
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# What Granian reads of a connection before the worker asks for it, in bytes: of HTTP/1 the headers
+# and what came with them; of HTTP/2 the headers, and the data of all calls that are not read yet.
+_CONNECTION_BYTES = 64 * 1024
+_CONNECTION_WINDOW = 128 * 1024
 _FOLDER_PREFIX = "mnist-serve-"
 
 
@@ -220,6 +229,19 @@ class Supervisor(MPServer):
             loop=Loops.uvloop if sys.platform != "win32" else Loops.auto,
             websockets=False,
             backpressure=settings.max_connections,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=int(settings.header_timeout * 1000),
+                max_buffer_size=_CONNECTION_BYTES,
+            ),
+            http2_settings=HTTP2Settings(
+                # Unread bytes of all calls of a connection; the same for one call.
+                initial_connection_window_size=_CONNECTION_WINDOW,
+                initial_stream_window_size=_CONNECTION_WINDOW,
+                max_headers_size=_CONNECTION_BYTES,
+                max_send_buffer_size=_CONNECTION_BYTES,
+                keep_alive_interval=int(settings.keepalive_interval * 1000) or None,
+                keep_alive_timeout=math.ceil(settings.keepalive_timeout),
+            ),
             log_level=LogLevels.debug if settings.log_level == "debug" else LogLevels.warning,
             log_dictconfig=logging_config(settings),
             respawn_failed_workers=True,
@@ -236,6 +258,15 @@ class Supervisor(MPServer):
         self._retired: list[WatchedProcess] = []
         self.settings = settings
         self.main_loop_interrupt: Wakeup = Wakeup()
+
+    def _init_shared_socket(self) -> None:
+        super()._init_shared_socket()  # type: ignore[no-untyped-call]
+        # Granian holds an answer until its client has read it, and does not say when that is. The
+        # kernel ends a connection whose client takes nothing for this long. Accepted sockets
+        # inherit the option.
+        if self._sso is not None and sys.platform == "linux":
+            timeout_ms = int(self.settings.body_timeout * 1000)
+            self._sso.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def run(self, state_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""
@@ -399,10 +430,7 @@ def supervise(settings: Settings) -> int:
             "There is no folder ./models: serving the model that comes with the package. "
             "mnist-train publishes into ./models; restart mnist-serve to serve from there."
         )
-    with contextlib.suppress(OSError, ValueError):  # macOS refuses its own "unlimited"
-        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-    supervisor = Supervisor(settings)
+    supervisor = Supervisor(_within_descriptors(settings))
     # From here on a stop has something to clean up.
     supervisor.main_loop_interrupt.listen_to_signals()
     for number in _SIGNALS:
@@ -426,6 +454,24 @@ def supervise(settings: Settings) -> int:
     for reservation in reserved:
         reservation.close()
     return status
+
+
+def _within_descriptors(settings: Settings) -> Settings:
+    """Raise the limit of file descriptors, and lower max_connections to what it allows."""
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses its own "unlimited"
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = max((limit - _OWN_DESCRIPTORS) // 2, 1)  # for each of HTTP and gRPC
+    if limit == resource.RLIM_INFINITY or settings.max_connections <= room:
+        return settings
+    log.warning(
+        "max_connections is %d instead of %d: the limit of file descriptors is %d (ulimit -n).",
+        room,
+        settings.max_connections,
+        limit,
+    )
+    return dataclasses.replace(settings, max_connections=room)
 
 
 @contextlib.contextmanager
@@ -492,49 +538,4 @@ def _preflight(settings: Settings) -> list[socket.socket]:
         )
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
-    return reserve_ports(settings)
-
-
-def check_ports_free(settings: Settings) -> None:
-    """Raise SettingsError if one of the ports cannot be opened, or another process has it open."""
-    for reservation in reserve_ports(settings):
-        reservation.close()
-
-
-def reserve_ports(settings: Settings) -> list[socket.socket]:
-    """Reserve both ports for the workers of this server, until the sockets are closed.
-
-    Raises SettingsError if a port cannot be opened, or another process has opened or reserved it.
-    """
-    # The workers share their ports (SO_REUSEPORT), so a second server on the same port would not
-    # fail: it would silently receive half of the requests. Only one of several sockets without
-    # that option can listen; after it has, it stops listening and lets the workers share its port.
-    # It stays bound without SO_REUSEADDR, so no other server can do the same. Only listening is
-    # exclusive: SO_REUSEADDR, which lets a server start beside closed connections of an earlier
-    # one, also lets two sockets bind a port on which none listens.
-    reservations = []
-    for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
-        try:
-            addresses = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)
-            family, _, _, _, address = addresses[0]
-            with contextlib.ExitStack() as on_error:
-                reservation = socket.socket(family, socket.SOCK_STREAM)
-                on_error.callback(reservation.close)
-                reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                reservation.bind(address)
-                if sys.platform == "linux":
-                    reservation.listen(1)
-                    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-                    reservation.shutdown(socket.SHUT_RD)
-                    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                    on_error.pop_all()
-                    reservations.append(reservation)
-        except (OSError, ValueError) as error:  # ValueError: a part of the host name is too long
-            for reservation in reservations:
-                reservation.close()
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise SettingsError(
-                f"Cannot listen on {settings.host} port {port}: {reason}. "
-                f"Stop the program that uses it, or choose another {name}."
-            ) from None
-    return reservations
+    return reserve(settings)

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 from granian.rsgi import ProtocolClosed
 
 from service.core.batching import Batcher
+from service.core.budget import Budget
 from service.core.callers import Callers
+from service.core.errors import Overloaded
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from tests.service.composition import Operations, http_app_of
 from tests.service.linear_model import CallersOf, publish_linear, run_with_operations
 
-LIMIT = 10_000
+LIMIT = 50_000
+BUDGET = 100_000
 PIXELS = bytes(784)
 
 
@@ -49,6 +53,7 @@ class Protocol:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.body: Any = None
+        self.before_the_end: Callable[[], Awaitable[object]] = partial(asyncio.sleep, 0)
 
     async def __call__(self) -> bytes:
         return b"".join(self.chunks)
@@ -57,6 +62,7 @@ class Protocol:
         for chunk in self.chunks:
             self.read += 1
             yield chunk
+        await self.before_the_end()
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.status, self.headers = status, dict(headers)
@@ -96,10 +102,114 @@ def with_front(
                 fast_lane=fast_lane,
                 callers=Callers("127.0.0.2"),
             )
-            front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT))
+            budget = Budget(BUDGET)
+            front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
             await scenario(front)
+            assert budget.used == 0
 
     run_with_operations(root, main, batcher)
+
+
+class Refusing(Batcher):
+    """A batcher that is overloaded."""
+
+    def early_refusal(self, deadline: float | None, caller: str) -> Overloaded | None:
+        return Overloaded.of(f"Too much for {caller}", 2.5)
+
+
+class NotRead(Protocol):
+    """A body that must not be read."""
+
+    async def __call__(self) -> bytes:
+        raise AssertionError
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        raise AssertionError
+        yield b""
+
+
+def with_overloaded_front(root: Path, scenario: Callable[[Front], Awaitable[None]]) -> None:
+    publish_linear(root, card={"output_kinds": {"scores": "logits"}})
+
+    async def main(operations: Operations) -> None:
+        batcher = operations.inference.repository.get("linear").batcher
+        operations.inference.overloaded = {batcher}
+        app = http_app_of(operations)
+        front: Any = HttpFront(
+            max_request_bytes=1 << 20, body_timeout=600, fast_lane=True, callers=Callers()
+        )
+        budget = Budget(1 << 20)
+        front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
+        await scenario(front)
+        assert budget.used == 0
+
+    run_with_operations(root, main, Refusing)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/predict", ""),
+        ("/predict", "model=linear"),
+        ("/predict", "version=1"),
+        ("/v2/models/linear/infer", ""),
+        ("/v2/models/linear/versions/1/infer", ""),
+    ],
+)
+def test_a_request_to_an_overloaded_model_is_refused_before_it_is_decoded(
+    tmp_path: Path, path: str, query: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        scope = RequestScope("POST", path, content_length="784", x_request_id="mine")
+        scope.query_string = query
+        small, large = Protocol(b"not an image" * 20), NotRead()
+        await front(scope, small)
+        scope.headers["content-length"] = "1000000"
+        await front(scope, large)
+        chunked = NotRead()
+        del scope.headers["content-length"]
+        await front(scope, chunked)
+        for answer in (small, large, chunked):
+            assert answer.status == 503
+            assert answer.body == {
+                "error": "Too much for 127.0.0.1; the expected wait is 2.5 seconds."
+            }
+            assert answer.headers["retry-after"] == "3"
+            assert answer.headers["x-request-id"] == "mine"
+
+    with_overloaded_front(tmp_path, scenario)
+
+
+def test_a_small_body_is_read_so_that_its_connection_can_be_used_again(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        with pytest.raises(AssertionError):
+            await front(predict(content_length="784"), NotRead())
+
+    with_overloaded_front(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/health/live", 200),
+        ("GET", "/v2/models/linear", 200),
+        ("POST", "/v2/models/other/infer", 404),
+        ("POST", "/v2/models/linear/versions/9/infer", 404),
+        ("POST", "/v2/models/linear/versions/x/infer", 400),
+        ("GET", "/nothing", 404),
+    ],
+)
+def test_other_requests_are_answered_while_a_model_is_overloaded(
+    tmp_path: Path, method: str, path: str, status: int
+) -> None:
+    async def scenario(front: Front) -> None:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 784], "data": [0] * 784}
+        body = json.dumps({"inputs": [tensor]}).encode() if method == "POST" else b""
+        protocol = Protocol(body)
+        await front(RequestScope(method, path, content_length=str(len(body))), protocol)
+        assert protocol.status == status
+
+    with_overloaded_front(tmp_path, scenario)
 
 
 def predict(**headers: str) -> RequestScope:
@@ -163,7 +273,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> N
 
 def test_a_chunked_body_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
     async def scenario(front: Front) -> None:
-        protocol = Protocol(*[bytes(1000)] * 50)
+        protocol = Protocol(*[bytes(1000)] * 100)
         await front(predict(), protocol)
         assert protocol.status == 413
         assert protocol.read == LIMIT // 1000 + 1
@@ -214,6 +324,104 @@ def test_trailers_and_empty_frames_are_no_errors(tmp_path: Path) -> None:
             protocol = Protocol(PIXELS, b"", b"")
             await front(scope, protocol)
             assert protocol.status == 200
+
+    with_front(tmp_path, scenario)
+
+
+def test_bodies_beyond_the_budget_wait_and_are_read_in_their_order(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        first, second, small = (
+            Protocol(bytes(49_784 // 784 * 784)),
+            Protocol(*[PIXELS] * 60),
+            Protocol(PIXELS),
+        )
+        pause = asyncio.Event()
+        first.before_the_end = pause.wait
+        reading = asyncio.ensure_future(front(predict(content_length="49392"), first))
+        waiting = asyncio.ensure_future(front(predict(content_length=str(60 * 784)), second))
+        await front(predict(content_length="784"), small)
+        assert small.status == 200
+        assert (first.read, second.read) == (1, 0)
+        pause.set()
+        await asyncio.gather(reading, waiting)
+        assert (first.status, second.status) == (200, 200)
+
+    with_front(tmp_path, scenario)
+
+
+def test_a_body_that_waits_too_long_for_room_is_refused(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        budget = front._budget  # type: ignore[attr-defined]
+        blocking = budget.claim(LIMIT, "http", lambda: None, lambda error: None)
+        protocol = Protocol(*[PIXELS] * 60)
+        waiting = asyncio.ensure_future(front(predict(content_length=str(60 * 784)), protocol))
+        while not budget._waiting:
+            await asyncio.sleep(0)
+        budget._patience = 0.0
+        budget.sweep()
+        await waiting
+        assert (protocol.status, protocol.read) == (503, 0)
+        assert "max_inflight_bytes" in protocol.body["error"]
+        assert protocol.headers["retry-after"]
+        assert protocol.headers["connection"] == "close"
+        blocking.close()
+
+    with_front(tmp_path, scenario)
+
+
+def test_a_body_that_stalls_gives_way_to_one_that_waits(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        budget = front._budget  # type: ignore[attr-defined]
+        stalled = Protocol(bytes(20_000))
+        stalled.before_the_end = asyncio.Event().wait
+        reading = asyncio.ensure_future(front(predict(content_length="50000"), stalled))
+        while not stalled.read:
+            await asyncio.sleep(0)
+        other = Protocol(*[PIXELS] * 60)
+        waiting = asyncio.ensure_future(front(predict(content_length=str(60 * 784)), other))
+        await asyncio.sleep(0)
+        now = budget._clock()
+        budget._swept_at = now + 60
+        budget._clock = lambda: now + 60
+        next(iter(budget._waiting)).since = now + 60
+        budget.sweep()
+        await asyncio.gather(reading, waiting)
+        assert (stalled.status, other.status) == (503, 200)
+        assert "too slowly" in stalled.body["error"]
+
+    with_front(tmp_path, scenario)
+
+
+def test_small_requests_that_exceed_the_budget_are_refused(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        budget = front._budget  # type: ignore[attr-defined]
+        budget.used += BUDGET - 700
+        protocol = Protocol(PIXELS)
+        await front(predict(content_length="784"), protocol)
+        assert protocol.status == 503
+        budget.used -= BUDGET - 700
+
+    with_front(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("post", "/predict", 501, "There is no method post"),
+        ("Get", "/v2", 501, "There is no method Get"),
+        ("GET", "//v2", 404, "Nothing is at //v2"),
+        ("POST", "///predict", 404, "Nothing is at ///predict"),
+    ],
+)
+def test_a_request_is_not_taken_for_one_that_is_written_otherwise(
+    tmp_path: Path, method: str, path: str, status: int, words: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = Protocol(PIXELS)
+        scope = RequestScope(method, path, content_type="application/octet-stream")
+        await front(scope, protocol)
+        assert protocol.status == status
+        assert words in protocol.body["error"]
 
     with_front(tmp_path, scenario)
 
