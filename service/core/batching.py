@@ -8,9 +8,8 @@ they run in a thread (ONNX Runtime releases the GIL), and the queue fills meanwh
 fails, each of its requests runs again alone, because one bad request must not fail the others.
 
 A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
-requests get their error at once, and none of them runs again. If it does not end within
-`_OBEYS_S`, `on_hang` has the worker replaced. Until the worker stops, further requests to this
-model are refused.
+requests get their error at once, and none of them runs again. If it does not end within `_OBEYS_S`,
+`on_hang` has the worker replaced. Until the worker stops, more requests to this model are refused.
 
 Who is next is decided in `queueing`, who is turned away in `admission`.
 """
@@ -319,12 +318,12 @@ class Batcher:
         elif place.is_timed:
             start = placement.clock()
             results = self._run(batch)
-            place.ran_inline(placement.clock() - start)
+            place.ran_inline(rows, placement.clock() - start)
             self._finish(results)
         else:
             results = self._run(batch)
             if results[-1].split - results[0].start > placement.budget_s:
-                place.lose()
+                place.suspect()
             self._finish(results)
 
     def _run_in_thread(self, batch: list[Queued], rows: int, place: Place | None) -> None:
