@@ -91,7 +91,7 @@ class BatchLimits(NamedTuple):
     max_queue: int = 4096
     max_delay_s: float = 0.0
     inline_budget_s: float = 0.001
-    max_queue_s: float = 1.0
+    max_queue_s: float = 2.0
     part_rows: int = 64
     max_run_s: float = 60.0
 
@@ -243,7 +243,10 @@ class Batcher:
                 reason, message, wait = self._judge(rows, deadline, caller, now)
         if not reason:
             return None
-        if reason != "deadline":
+        # A second large request, or a deadline that an empty queue could not meet either, says
+        # nothing about the queue.
+        is_long = reason != "deadline" or wait > self._admission.strict_bound
+        if is_long and rows <= self._small_rows:
             if self._admission.refused(now):
                 self._shed_standing()
             if self not in self._overloaded and self._admission.is_strict(now):
