@@ -18,13 +18,13 @@ from collections import deque
 
 _STANDING_S = 0.1
 _STRICT_S = 1.0
-# After this long, and each time twice as long, the whole bound is tried again: clients that send
-# again at once after a refusal could go on for ever, though all of them would find room.
+# After this long, and each time twice as long, the whole bound is tried again. Otherwise clients
+# that send again at once after a refusal keep the queue short, although there is room for them.
 _PATIENCE_S, _MOST_PATIENCE_S = 10.0, 160.0
 _CALLERS = 256
 _FLOOR_S = 0.005  # what may wait in a standing queue, however fast the model is
 _RUNS = 2  # the same in runs
-_SAMPLES = 9  # of which the median counts: 4 odd runs in a row change nothing
+_SAMPLES = 9  # the median counts, so 4 odd runs in a row change nothing
 _SIZES = 64  # classes of batch sizes: powers of two
 
 

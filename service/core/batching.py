@@ -12,7 +12,7 @@ requests get their error at once, and none of them runs again. A run that goes o
 be ended. `on_hang` then has the worker replaced, and until it is gone, further requests to this
 model are refused.
 
-Who is next is decided in `queueing`, who is turned away in `admission`.
+`queueing` decides which request is next, `admission` which is refused.
 """
 
 from __future__ import annotations
