@@ -141,6 +141,14 @@ class Settings:
     max_request_bytes: int = _setting(
         8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
     )
+    max_json_bytes: int = _setting(
+        2 * 1024 * 1024,
+        "largest JSON of a request, and largest part of a gRPC message that is not raw tensors, in "
+        "bytes: such values are parsed one by one, which holds up other requests; send larger data "
+        "as binary",
+        low=1024,
+        high=10**9,
+    )
     max_inflight_bytes: int = _setting(
         32 * 1024 * 1024,
         "bytes of requests and answers that each worker holds at a time; further requests are held "
@@ -170,7 +178,8 @@ class Settings:
     header_timeout: float = _setting(
         10.0,
         "seconds within which the headers of a request must arrive, and the first bytes of a "
-        "connection that say which protocol it speaks",
+        "connection that say which protocol it speaks; an HTTP/1 connection may be idle for as "
+        "long",
         low=0.1,
         high=3600,
     )

@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,16 +31,20 @@ from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
 from service.http.compression import Compression
+from service.http.connections import Connections
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.http.health_port import HealthPort
 from service.observe import metrics
+from service.observe.loop_lag import LagMonitor
 from service.observe.metrics import Metrics, ModelMetrics
 from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
+from service.runtime.allocator import return_memory
+from service.runtime.run_thread import RunThread
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
     ROWS_OF_A_RUN,
@@ -57,6 +62,9 @@ log = logging.getLogger(__name__)
 
 _METRICS_S = 0.5
 _BEAT_S = 0.25  # the supervisor replaces a worker that has not beaten for 5 s
+# How long a thread keeps Python's global lock when another one asks for it. Python's default of
+# 5 ms is what each step of the event loop would wait while a thread converts JSON.
+_SWITCH_INTERVAL_S = 0.0005
 _REMINDER_S = 60.0  # between two log lines that say that descriptors are used up
 _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
@@ -84,11 +92,10 @@ class Service:
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
-            # A thread for each model: one whose run does not end holds up no other.
             return Batcher(
                 session,
                 within._replace(part_rows=session.rows_of_a_run),
-                ThreadPoolExecutor(1, thread_name_prefix=f"run {name} {version}"),
+                RunThread(f"run {name} {version}"),
                 statistics=ModelMetrics(name, version),
                 on_hang=partial(self._hangs, name, version),
                 max_split=session.batching.max_split,
@@ -117,20 +124,29 @@ class Service:
             limits=limits,
             state_folder=state_folder,
         )
-        self.inference = Inference(self.repository, settings.model, regions, self.overloaded)
+        self.inference = Inference(
+            self.repository,
+            settings.model,
+            regions,
+            overloaded=self.overloaded,
+            max_json_bytes=settings.max_json_bytes,
+        )
         self.digits = Digits(
             self.repository,
             settings.model,
             max_image_pixels=settings.max_image_pixels,
             max_decoded_pixels=settings.max_decoded_pixels,
             max_decodings=settings.max_decodings,
+            max_json_bytes=settings.max_json_bytes,
         )
         self.http_app = HttpApp(
             inference=self.inference,
             digits=self.digits,
             administration=self.administration,
             recorder=self.recorder,
-            compression=Compression(settings.max_request_bytes, settings.compress_min_bytes),
+            compression=Compression(
+                settings.max_request_bytes, settings.compress_min_bytes, self.budget
+            ),
         )
 
     def _models_changed(self) -> None:
@@ -143,7 +159,7 @@ class Service:
 
     def _hangs(self, name: str, version: str) -> None:
         log.error(
-            "A run of model %s version %s was ended after %g s (max_run_seconds) but goes on; "
+            "A run of model %s version %s was ended after %g s (max_run_seconds), but continues; "
             "this worker has to be replaced.",
             name,
             version,
@@ -232,6 +248,7 @@ class Worker:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Load the models and open the gRPC port; Granian accepts HTTP requests after this."""
+        return_memory()
         # Granian has just installed one handler for both signals. A second call of it blocks the
         # process if the first has not been taken up, so it must run once: from `_begin_stop`.
         self._stop_granian = signal.getsignal(signal.SIGINT)
@@ -339,7 +356,12 @@ class Worker:
             self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
+        self._watching_connections = loop.create_task(
+            Connections(settings, self._http.in_flight).watch()
+        )
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._lag = LagMonitor(service.metrics.loop_lag)
         # Not at once: the first beat shows that the HTTP port is open too.
         loop.call_later(_BEAT_S, self._beat, loop)
         self._say_ready()

@@ -24,6 +24,8 @@ from service.core.errors import (
     ServiceError,
     Unavailable,
 )
+from service.core.off_loop import INLINE_BYTES, off_loop
+from service.grpc.wire import SMALL_BYTES, check, shape_of
 from service.observe.recorder import Attempt, RequestRecorder
 
 
@@ -102,6 +104,7 @@ class Calls:
         recorder: RequestRecorder,
         max_request_bytes: int,
         max_stream_requests: int,
+        max_json_bytes: int = 2 * 1024 * 1024,
         overloaded: Set[Batcher] = frozenset(),
     ) -> None:
         self.overloaded = overloaded
@@ -109,6 +112,7 @@ class Calls:
         self._recorder = recorder
         self._max_request_bytes = max_request_bytes
         self._max_stream_requests = max_stream_requests
+        self._max_json_bytes = max_json_bytes
         self._stopping = False
         self._reading: set[asyncio.Task[None]] = set()
 
@@ -124,7 +128,11 @@ class Calls:
         method = rpc.method
         assert isinstance(method, Unary)
         async with Attempt(self._recorder, "grpc", method.operation, request_id):
-            answer = await method.handler(self._parse(rpc, content), Call(deadline, caller))
+            if len(content) > SMALL_BYTES:
+                request = await self._parse_long(rpc, content)
+            else:
+                request = self._parse(rpc, content)
+            answer = await method.handler(request, Call(deadline, caller))
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
 
@@ -199,7 +207,10 @@ class Calls:
             request = None
             try:
                 async with Attempt(self._recorder, "grpc", method.operation, request_id):
-                    request = self._parse(rpc, content)
+                    if len(content) > SMALL_BYTES:
+                        request = await self._parse_long(rpc, content)
+                    else:
+                        request = self._parse(rpc, content)
                     return await method.handler(request, call)
             except ServiceError as error:
                 if refuse is None:
@@ -235,7 +246,10 @@ class Calls:
         async def relay() -> None:
             async for content in contents:
                 await budget.acquire(1)
-                messages.put_nowait(self._parse(rpc, content))
+                if len(content) > SMALL_BYTES:
+                    messages.put_nowait(await self._parse_long(rpc, content))
+                else:
+                    messages.put_nowait(self._parse(rpc, content))
 
         reading = self._start_reading(relay(), messages)
         try:
@@ -258,6 +272,17 @@ class Calls:
         if self._stopping:
             reading.cancel()
         return reading
+
+    async def _parse_long(self, rpc: Rpc, content: bytes) -> Any:
+        """Parse a message whose size says little about the time it takes.
+
+        Raises what `_parse` and `wire.check` raise.
+        """
+        if len(content) > self._max_request_bytes + MESSAGE_SLACK:
+            raise RequestTooLarge.of("message", self._max_request_bytes)
+        if check(content, shape_of(rpc.request), self._max_json_bytes) > INLINE_BYTES:
+            return await off_loop(self._parse, rpc, content)
+        return self._parse(rpc, content)
 
     def _parse(self, rpc: Rpc, content: bytes) -> Any:
         """Parse a message. Raises RequestTooLarge, and InvalidArgument if it is malformed."""

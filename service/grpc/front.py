@@ -56,7 +56,7 @@ class GrpcFront:
     ) -> None:
         self._inference = inference
         self._health = Health()
-        limits = settings.max_request_bytes, settings.max_stream_requests
+        limits = settings.max_request_bytes, settings.max_stream_requests, settings.max_json_bytes
         self._calls = Calls(recorder, *limits, inference.overloaded)
         server = Http2Server if settings.fast_grpc else GrpcioServer
         open_inference = OpenInference(inference).methods()

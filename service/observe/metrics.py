@@ -203,6 +203,11 @@ _batches = BufferedHistogram(
 _inference = BufferedHistogram(
     "mnist_inference_seconds", "Time of each run of a model.", _PER_MODEL, buckets=_SECONDS
 )
+_loop_lag = BufferedHistogram(
+    "mnist_event_loop_lag_seconds",
+    "How late the event loop of a worker runs a timer that is due 20 times a second.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0),
+)
 _inference_failures = Counter(
     "mnist_inference_failures", "Runs of a model that raised an error.", _PER_MODEL
 )
@@ -214,6 +219,11 @@ _shed = BufferedCounter(
 )
 _runs_terminated = Counter(
     "mnist_runs_terminated", "Runs of a model that were ended after max_run_seconds.", _PER_MODEL
+)
+_http_connections_closed = Counter(
+    "mnist_http_connections_closed",
+    "HTTP connections that the server closed because nothing happened on them, by reason.",
+    ["reason"],
 )
 _model_info = Gauge(
     "mnist_model_info",
@@ -281,6 +291,7 @@ class Metrics:
 
     # Requests use the same few sets of labels; looking one up in prometheus_client takes 3 us.
     request = staticmethod(cache(_requests.labels))
+    loop_lag = staticmethod(_loop_lag.observe)
     inflight_bytes = staticmethod(_inflight_bytes.set)
 
     @staticmethod
@@ -297,6 +308,15 @@ class Metrics:
             _model_info.labels(*model).set(1)
         self._loaded = models
         _load_failures.set(failures)
+
+
+# Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
+_http_closed = {r: _http_connections_closed.labels(r) for r in ("headers", "idle", "displaced")}
+
+
+def http_connection_closed(reason: str) -> None:
+    """Count an HTTP connection that the server closed."""
+    _http_closed[reason].inc()
 
 
 def exposition() -> bytes:

@@ -405,6 +405,28 @@ def test_small_requests_that_exceed_the_budget_are_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("post", "/predict", 501, "There is no method post"),
+        ("Get", "/v2", 501, "There is no method Get"),
+        ("GET", "//v2", 404, "Nothing is at //v2"),
+        ("POST", "///predict", 404, "Nothing is at ///predict"),
+    ],
+)
+def test_a_request_is_not_taken_for_one_that_is_written_otherwise(
+    tmp_path: Path, method: str, path: str, status: int, words: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = Protocol(PIXELS)
+        scope = RequestScope(method, path, content_type="application/octet-stream")
+        await front(scope, protocol)
+        assert protocol.status == status
+        assert words in protocol.body["error"]
+
+    with_front(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status", "sentence"),
     [("GET", "/nowhere", 404, "/nowhere"), ("DELETE", "/predict", 405, "DELETE")],
 )
