@@ -117,6 +117,13 @@ class Settings:
         low=1,
         high=10_000_000,
     )
+    max_queue_seconds: float = _setting(
+        1.0,
+        "seconds that a request may wait until its run starts; one that would wait longer is "
+        "refused at once, unless the next run has room for it",
+        low=0.001,
+        high=3600,
+    )
     inline_budget: float = _setting(
         1.0,
         "milliseconds; inference that is not known to be shorter runs in a thread instead of on "

@@ -77,11 +77,13 @@ class Service:
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
         self.executor = ThreadPoolExecutor(thread_name_prefix="load")
+        self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
             max_batch_size=settings.max_batch_size,
             max_queue=settings.max_queue,
             max_delay_s=settings.max_queue_delay / 1000,
             inline_budget_s=settings.inline_budget / 1000,
+            max_queue_s=settings.max_queue_seconds,
             max_run_s=settings.max_run_seconds,
         )
 
@@ -90,10 +92,12 @@ class Service:
             # A thread for each model: one whose run does not end holds up no other.
             return Batcher(
                 session,
-                within,
+                within._replace(part_rows=session.rows_of_a_run),
                 ThreadPoolExecutor(1, thread_name_prefix=f"run {name} {version}"),
                 statistics=ModelMetrics(name, version),
                 on_hang=partial(self._hangs, name, version),
+                max_split=session.batching.max_split,
+                overloaded=self.overloaded,
             )
 
         self.repository = Repository(
@@ -119,7 +123,7 @@ class Service:
             state_folder=state_folder,
         )
         self.inference = Inference(
-            self.repository, settings.model, regions, settings.max_json_bytes
+            self.repository, settings.model, regions, self.overloaded, settings.max_json_bytes
         )
         self.digits = Digits(
             self.repository,
@@ -156,11 +160,15 @@ class Service:
         self.replace_me()
 
     async def flush_metrics(self) -> None:
-        """Flush the metrics every half second, so a killed worker loses no more than that."""
+        """Flush the metrics every half second, so a killed worker loses no more than that.
+
+        Also log how many log lines were left out.
+        """
         while True:
             await asyncio.sleep(_METRICS_S)
             self.metrics.inflight_bytes(self.budget.in_flight)
             metrics.flush()
+            self.recorder.log_left_out()
 
     async def watch_budget(self) -> None:
         """Refuse the requests that wait too long for room, or hold it without using it."""

@@ -9,15 +9,17 @@ internal one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Set
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from service.core.batching import Batcher
 from service.core.errors import (
     InvalidArgument,
+    Overloaded,
     RequestTooLarge,
     ServiceError,
     Unavailable,
@@ -36,15 +38,21 @@ class Call(NamedTuple):
 
 # Answers a message.
 Handler = Callable[[Any, Call], Awaitable[Any]]
+# Returns the error for a call to a model, by its name and version, that is overloaded.
+Refusal = Callable[[str, str, Call], Overloaded | None]
 # Bytes that a message may have beside its tensors before it exceeds max_request_bytes.
 MESSAGE_SLACK = 64 * 1024
 
 
 class Unary(NamedTuple):
-    """A method with one answer per call; `operation` is its name in metrics and logs."""
+    """A method with one answer per call; `operation` is its name in metrics and logs.
+
+    `refusal` says whether a call need not be parsed because its model is overloaded.
+    """
 
     operation: str
     handler: Handler
+    refusal: Refusal | None = None
 
 
 class Pipelined(NamedTuple):
@@ -96,8 +104,10 @@ class Calls:
         recorder: RequestRecorder,
         max_request_bytes: int,
         max_stream_requests: int,
+        overloaded: Set[Batcher] = frozenset(),
         max_json_bytes: int = 2 * 1024 * 1024,
     ) -> None:
+        self.overloaded = overloaded
         self.request_id = recorder.request_id
         self._recorder = recorder
         self._max_request_bytes = max_request_bytes
@@ -125,6 +135,22 @@ class Calls:
             answer = await method.handler(request, Call(deadline, caller))
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
+
+    def early_refusal(
+        self, rpc: Rpc, content: bytes, call: Call, request_id: str
+    ) -> Overloaded | None:
+        """The error for a unary call whose model is overloaded, without parsing its message.
+
+        Call it only while `overloaded` is not empty.
+        """
+        method = rpc.method
+        assert isinstance(method, Unary)
+        if method.refusal is None or (names := _model_of(content)) is None:
+            return None
+        error = method.refusal(*names, call)
+        if error is not None:
+            self._recorder.refused("grpc", method.operation, request_id, error)
+        return error
 
     async def stream(
         self,
@@ -268,6 +294,26 @@ class Calls:
             raise InvalidArgument(
                 f"The message is not a {rpc.request.DESCRIPTOR.full_name}."
             ) from None
+
+
+def _model_of(content: bytes) -> tuple[str, str] | None:
+    """The model's name and version at the start of a message, empty for fields that do not follow.
+
+    Both messages that run a model have them as fields 1 and 2, and serializers write fields in the
+    order of their numbers. None if they are not written so.
+    """
+    names = []
+    position = 0
+    for tag in (0x0A, 0x12):  # fields 1 and 2, length-delimited
+        name = b""
+        if content[position : position + 1] == bytes((tag,)):
+            size = content[position + 1] if position + 1 < len(content) else 128
+            if size > 127:  # more than a byte: no model has such a name
+                return None
+            name = content[position + 2 : position + 2 + size]
+            position += 2 + size
+        names.append(name.decode("latin-1"))
+    return names[0], names[1]
 
 
 def _raise_failure(reading: asyncio.Task[None]) -> None:

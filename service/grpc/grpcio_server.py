@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import grpc
 
 from service.core.callers import Callers
-from service.core.errors import ServiceError
+from service.core.errors import Overloaded, ServiceError
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
@@ -128,5 +128,9 @@ def _deadline(context: _Context) -> float | None:
 
 
 async def _abort(context: _Context, error: ServiceError) -> NoReturn:
+    if isinstance(error, Overloaded):
+        pushback = str(error.retry_after_s * 1000)
+        trailers = tuple(context.trailing_metadata())
+        context.set_trailing_metadata((*trailers, ("grpc-retry-pushback-ms", pushback)))
     await context.abort(grpc.StatusCode[error.grpc_code], error.message)
     raise AssertionError("abort always raises")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from service import SERVER_NAME, __version__
-from service.core.errors import ModelNotFound, ServiceError
+from service.core.errors import ModelNotFound, Overloaded, ServiceError
 from service.core.tensors import TensorSpec
 from service.grpc.answering import Call, Method, Pipelined, Unary
 from service.grpc.codec import decode, encode, is_typed
@@ -32,7 +32,7 @@ class OpenInference:
             "ModelReady": Unary("model_ready", self._model_ready),
             "ServerMetadata": Unary("server_metadata", self._server_metadata),
             "ModelMetadata": Unary("model_metadata", self._model_metadata),
-            "ModelInfer": Unary("infer", self._infer),
+            "ModelInfer": Unary("infer", self._infer, self._refusal),
             "ModelStreamInfer": Pipelined("stream_infer", self._stream_infer, _refuse),
         }
 
@@ -73,6 +73,9 @@ class OpenInference:
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         answer = await self._inference.infer(decode(request, call.deadline, call.caller))
         return encode(answer, is_typed(request))
+
+    def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
+        return self._inference.refusal(model, version, call.deadline, call.caller)
 
     async def _stream_infer(
         self, request: pb.ModelInferRequest, call: Call

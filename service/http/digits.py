@@ -32,8 +32,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     JSON numbers (28x28, Nx28x28 or 784, bare or under "image"). Raises UnsupportedMediaType for
     another content type, InvalidArgument for a body that does not match its content type.
     """
-    query = dict(parse_qsl(request.query)) if request.query else {}
-    model, version = query.get("model", ""), query.get("version", "")
+    model, version = model_of(request) if request.query else ("", "")
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     if content_type in _PICTURES:
         answer = await digits.classify(
@@ -69,6 +68,12 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     if len(predictions) > INLINE_ROWS:
         return await off_loop(json_response, body)
     return json_response(body)
+
+
+def model_of(request: HttpRequest) -> tuple[str, str]:
+    """The model and the version that the query names; empty for the default."""
+    query = dict(parse_qsl(request.query))
+    return query.get("model", ""), query.get("version", "")
 
 
 def _pixels(body: bytes, max_json_bytes: int) -> Array:

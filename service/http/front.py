@@ -8,6 +8,7 @@ which says why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import sys
 from collections.abc import Callable
@@ -28,6 +29,8 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 _FLASK_THREADS = 8
 # A body up to this size is read whole, and counted when it has arrived.
 _WHOLE_BYTES = 16 * 1024
+# The largest body that is read although its request is refused.
+_DRAINED_BYTES = 64 * 1024
 
 
 class HttpFront:
@@ -66,6 +69,18 @@ class HttpFront:
         if caller is None:
             caller = self._callers.of(peer, scope.headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
         claim: Claim | None = None
+        if self._app.overloaded and (refusal := self._early_refusal(scope, caller)):
+            # A small body is read, so that the connection can be used again: hyper closes it unless
+            # all of the body has arrived.
+            if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
+                with contextlib.suppress(ServiceError):
+                    body, claim = await self._body(scope, protocol)
+                    if claim is None:
+                        self._budget.used -= len(body)
+                    else:
+                        claim.close()
+            protocol.response_bytes(refusal.status, refusal.headers, refusal.body)
+            return
         try:
             body, claim = await self._body(scope, protocol)
         except ServiceError as error:
@@ -93,6 +108,13 @@ class HttpFront:
                 else:
                     claim.close()
         protocol.response_bytes(response.status, response.headers, response.body)
+
+    def _early_refusal(self, scope: Scope, caller: str) -> HttpResponse | None:
+        return self._app.early_refusal(
+            HttpRequest(
+                scope.method, scope.path, scope.headers.get, b"", scope.query_string, caller
+            )
+        )
 
     async def _body(self, scope: Scope, protocol: HTTPProtocol) -> tuple[bytes, Claim | None]:
         """The whole body, and its claim unless it is small and only counted.

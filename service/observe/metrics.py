@@ -163,13 +163,32 @@ class BufferedHistogram(Histogram):
             self._buckets[index].inc(count)
 
 
-_buffered: list[BufferedHistogram] = []
+class BufferedCounter(Counter):
+    """A counter that writes what it counted at the next `flush`: requests are refused in floods."""
+
+    def _metric_init(self) -> None:  # called once per set of labels
+        super()._metric_init()
+        self._pending = 0.0
+        _buffered.append(self)
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        """Count at the next `flush`."""
+        self._pending += amount
+
+    def flush(self) -> None:
+        """Count what was counted since the last call."""
+        if self._pending:
+            pending, self._pending = self._pending, 0.0
+            super().inc(pending)
+
+
+_buffered: list[BufferedHistogram | BufferedCounter] = []
 
 
 def flush() -> None:
     """Write the observations of this process to the files that every worker reads."""
-    for histogram in _buffered:
-        histogram.flush()
+    for metric in _buffered:
+        metric.flush()
 
 
 _requests = BufferedHistogram(
@@ -191,6 +210,12 @@ _loop_lag = BufferedHistogram(
 )
 _inference_failures = Counter(
     "mnist_inference_failures", "Runs of a model that raised an error.", _PER_MODEL
+)
+_shed = BufferedCounter(
+    "mnist_shed_requests",
+    "Requests refused at once: the queue is full (queue), the wait too long (time), or too long "
+    "for the deadline (deadline).",
+    [*_PER_MODEL, "reason"],
 )
 _runs_terminated = Counter(
     "mnist_runs_terminated", "Runs of a model that were ended after max_run_seconds.", _PER_MODEL
@@ -227,6 +252,7 @@ class ModelMetrics(ModelStatistics):
         self._rows_of_runs = _batches.labels(model, version)
         self._seconds_of_runs = _inference.labels(model, version)
         self._failures = _inference_failures.labels(model, version)
+        self._shed = {r: _shed.labels(model, version, r) for r in ("queue", "time", "deadline")}
         self._terminated = _runs_terminated.labels(model, version)
 
     def ran(self, run: BatchRun) -> None:
@@ -234,6 +260,11 @@ class ModelMetrics(ModelStatistics):
         super().ran(run)
         self._rows_of_runs.observe(run.rows)
         self._seconds_of_runs.observe(run.joining + run.inference + run.splitting)
+
+    def shed(self, reason: str) -> None:
+        """Count a request that was refused at once."""
+        super().shed(reason)
+        self._shed[reason].inc()
 
     def run_failed(self, error: Exception) -> None:
         """Record what the model raised on a single request."""

@@ -7,12 +7,18 @@ turns the answer back into bytes. Whatever is wrong with a request is raised as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from service.core.batching import Batcher
 from service.core.datatypes import BF16, BYTES, Array, one_element
-from service.core.errors import DeadlineExceeded, InvalidArgument, excerpt
+from service.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    Overloaded,
+    ServiceError,
+    excerpt,
+)
 from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.request import (
     InferRequest,
@@ -68,15 +74,20 @@ class Readiness(NamedTuple):
 
 
 class Inference:
-    """Inference, metadata and readiness of one repository's models. Lives on one event loop."""
+    """Inference, metadata and readiness of one repository's models. Lives on one event loop.
+
+    `overloaded` holds the batchers that keep their queue short at the moment.
+    """
 
     def __init__(
         self,
         repository: Repository,
         default_model: str,
         regions: SharedRegions,
+        overloaded: Set[Batcher] = frozenset(),
         max_json_bytes: int = 2 * 1024 * 1024,
     ) -> None:
+        self.overloaded = overloaded
         self.max_json_bytes = max_json_bytes
         self.repository = repository
         self.default_model = default_model
@@ -117,6 +128,20 @@ class Inference:
             ]
         # By position: keywords take 0.4 us more, for every request.
         return InferResponse(served.name, served.version, request.id, tensors)
+
+    def refusal(
+        self, model: str, version: str, deadline: float | None = None, caller: str = ""
+    ) -> Overloaded | None:
+        """The error for a request to an overloaded model, before any work on it; else None.
+
+        Call it only while `overloaded` is not empty: it makes refusals cheap, and decides nothing
+        that `Batcher.submit` would decide differently.
+        """
+        try:
+            served = self.repository.get(model, version)
+        except ServiceError:  # reported when the request is read
+            return None
+        return served.batcher.early_refusal(deadline, caller)
 
     def raw_request(self, model: str, version: str, raw: bytes, caller: str = "") -> InferRequest:
         """A request whose body is the contents of the model's only input.

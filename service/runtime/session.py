@@ -78,8 +78,9 @@ class Session:
     whether the rows of several requests may be joined along dimension 0, and those of one request
     run in parts; `batchable`, the same as one word; `has_rows`, whether dimension 0 counts rows
     (images) in statistics, limits and answers. The rows of a model that is not batched count as
-    well, unless it is declared so: then, as in Triton, a request is one. `timing` is what the
-    warm-up found out about the time of a run.
+    well, unless it is declared so: then, as in Triton, a request is one. `rows_of_a_run` is how
+    many rows ONNX Runtime gets at a time. `timing` is what the warm-up found out about the time of
+    a run.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Session:
         self.batching = batching
         self.batchable = batching.allowed
         self.has_rows = not fixed_rows and (batching.allowed or not batching.declared)
-        max_rows = min(max_rows, batching.max_rows)
+        self.rows_of_a_run = max_rows = min(max_rows, batching.max_rows)
         self._fixed: FixedBatches | None = None
         # Chosen once. It has no reference to this object: such a cycle would keep the session's
         # memory until the next garbage collection.

@@ -55,6 +55,12 @@ class Status(NamedTuple):
     message: str
 
 
+class RetryLater(Status):
+    """A status that says after how many seconds a client should try again."""
+
+    seconds: int
+
+
 OK = Status("OK", "")
 _TOO_MUCH_METADATA = Status(
     "RESOURCE_EXHAUSTED", f"The metadata of the call is larger than {MAX_HEADER_LIST} bytes."
@@ -228,6 +234,7 @@ _SIZE_WITHOUT_MESSAGE = sum(
         ("grpc-message", ""),
     )
 )
+_PUSHBACK = b"grpc-retry-pushback-ms"
 _HALF_ESCAPE = re.compile(r"%.?\Z")
 _REQUEST_ID = b"\0" + _length(len(b"x-request-id")) + b"x-request-id"
 
@@ -242,7 +249,12 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
     if status.code == "OK":
         return _GRPC_STATUS_OK + block
     block += _literal(b"grpc-status", str(_STATUS_CODES[status.code]).encode())
-    room = max(0, max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded))
+    room = max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded)
+    if isinstance(status, RetryLater):
+        milliseconds = b"%d" % (status.seconds * 1000)
+        block += _literal(_PUSHBACK, milliseconds)
+        room -= _FIELD_OVERHEAD + len(_PUSHBACK) + len(milliseconds)
+    room = max(0, room)
     # No character takes less than a byte: what cannot fit is not encoded either.
     message = quote(status.message[:room], safe=_UNQUOTED)
     if len(message) > room:

@@ -12,12 +12,13 @@ from service.core.callers import Callers
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
+    Overloaded,
     ServiceError,
     Unimplemented,
     excerpt,
 )
 from service.core.inflation import inflate
-from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc
+from service.grpc.answering import MESSAGE_SLACK, Call, Calls, Rpc
 from service.grpc.http2.connection import (
     CallCancelled,
     CallEnded,
@@ -29,7 +30,7 @@ from service.grpc.http2.connection import (
     MessagesEnded,
     OutputDrained,
 )
-from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.headers import OK, RetryLater, Status
 from service.grpc.http2.stream import Stream
 from service.settings import Settings
 
@@ -181,6 +182,8 @@ class Http2Protocol(asyncio.Protocol):
             stream = event.stream
             if isinstance(event, MessageReceived):
                 if stream.headers.is_unary:
+                    if self._calls.overloaded and self._refuse_early(stream, event):
+                        continue
                     work = self._answer(stream, event.flag, event.content)
                     self._tasks[stream.id] = self._loop.create_task(work)
                 else:
@@ -238,6 +241,18 @@ class Http2Protocol(asyncio.Protocol):
             self._finish(stream, _status_of(error, stream.request_id))
         else:
             self._finish(stream, OK, answer)
+
+    def _refuse_early(self, stream: Stream, message: MessageReceived) -> bool:
+        """Refuse a call to a model that is overloaded, without a task for it."""
+        rpc = stream.headers.rpc
+        assert rpc is not None
+        error = None
+        if not message.flag:
+            call = Call(stream.deadline, self._callers.of(self._peer, stream.headers.forwarded))
+            error = self._calls.early_refusal(rpc, message.content, call, stream.request_id)
+        if error is not None:
+            self._finish(stream, _status_of(error, stream.request_id))
+        return error is not None
 
     async def _stream(self, stream: Stream, inbox: _Inbox) -> None:
         """Answer a streaming call."""
@@ -330,4 +345,8 @@ def _status_of(error: Exception, request_id: str) -> Status:
     if not isinstance(error, ServiceError):
         log.error("Request %s failed.", request_id, exc_info=error)
         error = InternalError.of(request_id)
+    if isinstance(error, Overloaded):
+        status = RetryLater(error.grpc_code, error.message)
+        status.seconds = error.retry_after_s
+        return status
     return Status(error.grpc_code, error.message)

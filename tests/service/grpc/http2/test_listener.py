@@ -69,6 +69,7 @@ class Calls:
     def __init__(self, reply: Callable[[bytes], Awaitable[bytes]]) -> None:
         self._reply = reply
         self.ended: list[str] = []
+        self.overloaded: set[object] = set()
         self.callers: list[object] = []
 
     def request_id(self, asked: str | None) -> str:
