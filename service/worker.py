@@ -123,7 +123,11 @@ class Service:
             state_folder=state_folder,
         )
         self.inference = Inference(
-            self.repository, settings.model, regions, self.overloaded, settings.max_json_bytes
+            self.repository,
+            settings.model,
+            regions,
+            overloaded=self.overloaded,
+            max_json_bytes=settings.max_json_bytes,
         )
         self.digits = Digits(
             self.repository,

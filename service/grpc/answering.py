@@ -104,8 +104,8 @@ class Calls:
         recorder: RequestRecorder,
         max_request_bytes: int,
         max_stream_requests: int,
-        overloaded: Set[Batcher] = frozenset(),
         max_json_bytes: int = 2 * 1024 * 1024,
+        overloaded: Set[Batcher] = frozenset(),
     ) -> None:
         self.overloaded = overloaded
         self.request_id = recorder.request_id

@@ -56,13 +56,8 @@ class GrpcFront:
     ) -> None:
         self._inference = inference
         self._health = Health()
-        self._calls = Calls(
-            recorder,
-            settings.max_request_bytes,
-            settings.max_stream_requests,
-            inference.overloaded,
-            settings.max_json_bytes,
-        )
+        limits = settings.max_request_bytes, settings.max_stream_requests, settings.max_json_bytes
+        self._calls = Calls(recorder, *limits, inference.overloaded)
         server = Http2Server if settings.fast_grpc else GrpcioServer
         open_inference = OpenInference(inference).methods()
         open_inference |= AdministrationService(administration).methods()
