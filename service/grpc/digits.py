@@ -24,7 +24,7 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
             caller=call.caller,
         )
         if len(answer.rows) > INLINE_ROWS:
-            return await off_loop(_response, answer)
+            return await off_loop(_response, answer, size=784 * len(answer.rows))
         return _response(answer)
 
     return {"Predict": Unary("predict", predict, refusal)}

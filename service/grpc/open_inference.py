@@ -73,8 +73,9 @@ class OpenInference:
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         answer = await self._inference.infer(decode(request, call.deadline, call.caller))
-        if sum([output.array.nbytes for output in answer.outputs]) > INLINE_BYTES:
-            return await off_loop(encode, answer, is_typed(request))
+        size = sum([output.array.nbytes for output in answer.outputs])
+        if size > INLINE_BYTES:
+            return await off_loop(encode, answer, is_typed(request), size=size)
         return encode(answer, is_typed(request))
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:

@@ -47,11 +47,12 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             pixels=request.body, model=model, version=version, caller=request.caller
         )
     elif content_type == JSON:
-        check_json_size(len(request.body), digits.max_json_bytes)
-        if len(request.body) > INLINE_BYTES:
-            values = await off_loop(_pixels, request.body, digits.max_json_bytes)
+        size, limit = len(request.body), digits.max_json_bytes
+        check_json_size(size, limit)
+        if size > INLINE_BYTES:
+            values = await off_loop(_pixels, request.body, limit, size=size)
         else:
-            values = _pixels(request.body, digits.max_json_bytes)
+            values = _pixels(request.body, limit)
         answer = await digits.classify(
             values=values, model=model, version=version, caller=request.caller
         )
@@ -70,7 +71,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         "predictions": predictions,
     }
     if len(predictions) > INLINE_ROWS:
-        return await off_loop(json_response, body)
+        return await off_loop(json_response, body, size=784 * len(predictions))
     return json_response(body)
 
 

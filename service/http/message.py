@@ -92,7 +92,7 @@ async def parse_object(body: bytes, limit: int) -> dict[str, Any]:
         return {}
     check_json_size(len(body), limit)
     if len(body) > INLINE_BYTES:
-        parsed = await off_loop(parse_json, body, limit)
+        parsed = await off_loop(parse_json, body, limit, size=len(body))
     else:
         parsed = parse_json(body, limit)
     if not isinstance(parsed, dict):

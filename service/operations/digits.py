@@ -94,10 +94,13 @@ class Digits:
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
         is_large = len(images) > INLINE_ROWS
-        inputs = await off_loop(layout.inputs, images) if is_large else layout.inputs(images)
+        if is_large:
+            inputs = await off_loop(layout.inputs, images, size=images.nbytes)
+        else:
+            inputs = layout.inputs(images)
         outputs = await served.batcher.submit(inputs, len(images), deadline, caller)
         if is_large:
-            rows = await off_loop(layout.predictions, outputs)
+            rows = await off_loop(layout.predictions, outputs, size=images.nbytes)
         else:
             rows = layout.predictions(outputs)
         return Predictions(served.name, served.version, rows)
