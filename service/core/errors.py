@@ -200,6 +200,11 @@ class NoSuchEndpoint(ServiceError):
     http_status = 404
     grpc_code = "UNIMPLEMENTED"
 
+    @classmethod
+    def of(cls, path: str) -> NoSuchEndpoint:
+        """The error for a path of HTTP."""
+        return cls(f"Nothing is at {excerpt(path)}; GET / lists all endpoints.")
+
 
 class MethodNotAllowed(ServiceError):
     """The path exists, but does not accept this method."""

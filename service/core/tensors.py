@@ -28,7 +28,7 @@ from service.core.datatypes import (
 from service.core.errors import EXCERPT, InvalidArgument, excerpt
 from service.core.off_loop import PART
 
-_EXACT_IN_DOUBLES = 2.0**53
+_FIRST_INEXACT = 2.0**53  # as a double it may stand for 2^53 + 1 as well
 _MAX_NESTING = 16  # lists within lists; no served tensor has more dimensions
 
 
@@ -174,7 +174,7 @@ def _flat_numbers(field: str, flat: Sequence[Any], dtype: np.dtype[Any]) -> Arra
         raise InvalidArgument(f"{field} has a number that is too large.")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if array.dtype.kind == "f" and np.any(np.abs(array) > _EXACT_IN_DOUBLES):
+        if array.dtype.kind == "f" and np.any(np.abs(array) >= _FIRST_INEXACT):
             raise InvalidArgument(f"{field} has a number that is too large to be exact.")
         # NaN fails this form of the comparison as well.
         if not (array.min() >= limits.min and array.max() <= limits.max):

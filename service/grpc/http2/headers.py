@@ -110,7 +110,8 @@ class HeaderDecoder:
         try:
             decoded = list(self._decoder.decode(block, raw=True))
         except (hpack.HPACKError, UnicodeDecodeError) as error:
-            raise ProtocolError(COMPRESSION_ERROR, str(error)) from error
+            # Not the error's own text, which has addresses of this process's memory.
+            raise ProtocolError(COMPRESSION_ERROR, "a malformed header block") from error
         fields = dict(decoded)
         path = fields.get(b":path", b"").decode("latin-1")
         rpc = self._rpcs.get(path)
