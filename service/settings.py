@@ -178,7 +178,8 @@ class Settings:
     header_timeout: float = _setting(
         10.0,
         "seconds within which the headers of a request must arrive, and the first bytes of a "
-        "connection that say which protocol it speaks",
+        "connection that say which protocol it speaks; an HTTP/1 connection may be idle for as "
+        "long",
         low=0.1,
         high=3600,
     )

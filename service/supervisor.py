@@ -64,13 +64,21 @@ _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and e
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
 _SILENT_S = 5.0  # a loop that neither beats nor computes for this long hangs
-_BUSY_S = 60.0  # so does one that computes for this long: a run of a slow model may take its time
+# A loop that computes hangs as well, after so much CPU time. The longest things that a request can
+# make it do take less than a second (runs of models are in threads). On a busy machine even that
+# takes longer by the clock, but never as long as _BUSY_S.
+_BUSY_CPU_S = 10.0
+_BUSY_S = 60.0
 _BUSY_SHARE = 0.1  # of a core; a loop that uses less during a silence does not compute
 _STARVED_S = 0.2  # CPU time during a silence, below which a runnable worker waits for a core
 _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
 _OWN_DESCRIPTORS = 100  # of a worker: files, sockets and pipes beside clients' connections
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# What Granian reads of a connection before the worker asks for it, in bytes: of HTTP/1 the headers
+# and what came with them; of HTTP/2 the headers, and the data of all calls that are not read yet.
+_CONNECTION_BYTES = 64 * 1024
+_CONNECTION_WINDOW = 128 * 1024
 _FOLDER_PREFIX = "mnist-serve-"
 
 
@@ -159,7 +167,7 @@ class WatchedProcess(WorkerProcess):
         self._beats = 0
 
     def hangs(self, now: float) -> bool:
-        """Whether the loop is silent for `_SILENT_S`, or for `_BUSY_S` if it computes meanwhile.
+        """Whether the loop is silent for `_SILENT_S`, or longer if it computes meanwhile.
 
         A loop that waits for a core does not hang.
         """
@@ -175,7 +183,9 @@ class WatchedProcess(WorkerProcess):
         cpu_s = thread.cpu_s - self._cpu_at_last_beat
         if thread.is_runnable and cpu_s < _STARVED_S:
             return False
-        self.patience_s = _BUSY_S if cpu_s >= silent_s * _BUSY_SHARE else _SILENT_S
+        self.patience_s = _SILENT_S
+        if cpu_s >= silent_s * _BUSY_SHARE:
+            self.patience_s = silent_s if cpu_s >= _BUSY_CPU_S else _BUSY_S
         return silent_s >= self.patience_s
 
     def retire(self, kill_after_s: float) -> None:
@@ -219,8 +229,16 @@ class Supervisor(MPServer):
             loop=Loops.uvloop if sys.platform != "win32" else Loops.auto,
             websockets=False,
             backpressure=settings.max_connections,
-            http1_settings=HTTP1Settings(header_read_timeout=int(settings.header_timeout * 1000)),
+            http1_settings=HTTP1Settings(
+                header_read_timeout=int(settings.header_timeout * 1000),
+                max_buffer_size=_CONNECTION_BYTES,
+            ),
             http2_settings=HTTP2Settings(
+                # Unread bytes of all calls of a connection; the same for one call.
+                initial_connection_window_size=_CONNECTION_WINDOW,
+                initial_stream_window_size=_CONNECTION_WINDOW,
+                max_headers_size=_CONNECTION_BYTES,
+                max_send_buffer_size=_CONNECTION_BYTES,
                 keep_alive_interval=int(settings.keepalive_interval * 1000) or None,
                 keep_alive_timeout=math.ceil(settings.keepalive_timeout),
             ),
@@ -240,6 +258,15 @@ class Supervisor(MPServer):
         self._retired: list[WatchedProcess] = []
         self.settings = settings
         self.main_loop_interrupt: Wakeup = Wakeup()
+
+    def _init_shared_socket(self) -> None:
+        super()._init_shared_socket()  # type: ignore[no-untyped-call]
+        # Granian holds an answer until its client has read it, and does not say when that is. The
+        # kernel ends a connection whose client takes nothing for this long. Accepted sockets
+        # inherit the option.
+        if self._sso is not None and sys.platform == "linux":
+            timeout_ms = int(self.settings.body_timeout * 1000)
+            self._sso.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def run(self, state_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""

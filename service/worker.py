@@ -31,6 +31,7 @@ from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
 from service.http.compression import Compression
+from service.http.connections import Connections
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.http.health_port import HealthPort
@@ -42,6 +43,8 @@ from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
+from service.runtime.allocator import return_memory
+from service.runtime.run_thread import RunThread
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
     ROWS_OF_A_RUN,
@@ -89,11 +92,10 @@ class Service:
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
-            # A thread for each model: one whose run does not end holds up no other.
             return Batcher(
                 session,
                 within._replace(part_rows=session.rows_of_a_run),
-                ThreadPoolExecutor(1, thread_name_prefix=f"run {name} {version}"),
+                RunThread(f"run {name} {version}"),
                 statistics=ModelMetrics(name, version),
                 on_hang=partial(self._hangs, name, version),
                 max_split=session.batching.max_split,
@@ -142,7 +144,9 @@ class Service:
             digits=self.digits,
             administration=self.administration,
             recorder=self.recorder,
-            compression=Compression(settings.max_request_bytes, settings.compress_min_bytes),
+            compression=Compression(
+                settings.max_request_bytes, settings.compress_min_bytes, self.budget
+            ),
         )
 
     def _models_changed(self) -> None:
@@ -155,7 +159,7 @@ class Service:
 
     def _hangs(self, name: str, version: str) -> None:
         log.error(
-            "A run of model %s version %s was ended after %g s (max_run_seconds) but goes on; "
+            "A run of model %s version %s was ended after %g s (max_run_seconds), but continues; "
             "this worker has to be replaced.",
             name,
             version,
@@ -244,6 +248,7 @@ class Worker:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Load the models and open the gRPC port; Granian accepts HTTP requests after this."""
+        return_memory()
         # Granian has just installed one handler for both signals. A second call of it blocks the
         # process if the first has not been taken up, so it must run once: from `_begin_stop`.
         self._stop_granian = signal.getsignal(signal.SIGINT)
@@ -351,6 +356,9 @@ class Worker:
             self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
+        self._watching_connections = loop.create_task(
+            Connections(settings, self._http.in_flight).watch()
+        )
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._lag = LagMonitor(service.metrics.loop_lag)

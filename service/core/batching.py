@@ -8,8 +8,8 @@ they run in a thread (ONNX Runtime releases the GIL), and the queue fills meanwh
 fails, each of its requests runs again alone, because one bad request must not fail the others.
 
 A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
-requests get their error at once, and none of them runs again. A run that goes on after that cannot
-be ended. `on_hang` then has the worker replaced, and until it is gone, further requests to this
+requests get their error at once, and none of them runs again. If it does not end within
+`_OBEYS_S`, `on_hang` has the worker replaced. Until the worker stops, further requests to this
 model are refused.
 
 Who is next is decided in `queueing`, who is turned away in `admission`.
@@ -42,8 +42,7 @@ from service.core.statistics import BatchRun, ModelStatistics
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
-# A run that goes on for so long after it was ended does not obey.
-_OBEYS_S = 5.0
+_OBEYS_S = 5.0  # a run that takes longer to end does not obey
 
 
 class RunOptions(Protocol):
@@ -342,7 +341,7 @@ class Batcher:
             running.timer.cancel()
             self._in_thread = self._hangs = False
             results, seconds = done.result()
-            # Only one run that succeeded says how long a run of so many rows takes.
+            # A failed run, or several, do not say how long a run of this many rows takes.
             if place is not None and isinstance(results[0].outputs, list) and len(results) == 1:
                 place.ran_in_thread(rows, seconds)
             self._finish(results)
@@ -352,7 +351,7 @@ class Batcher:
         def one_less(_: asyncio.Future[list[Array]]) -> None:
             nonlocal left
             left -= 1
-            if not left:  # nobody waits for the outputs of this run any more
+            if not left:  # no request waits for the outputs
                 running.options.terminate = True
 
         for queued in batch:

@@ -8,7 +8,7 @@ time on the wall is also that of other programs on the machine.
 
 1. The first runs of a shape happen in a thread. After `_CLEAN_RUNS` in a row that took at most half
    of the budget, the shape has a place on the loop. For a row-wise model the number of rows does
-   not belong to the shape: a place is for so many rows, up to `_STRETCH` times those that ran.
+   not belong to the shape: a place has a number of rows, up to `_STRETCH` times those that ran.
 2. A run on the loop that exceeds the budget costs its shape the place, and each time `_PENALTY`
    times as many clean runs are needed to return. One that exceeds it by far shows that its time
    depends on the values of the inputs: the model then runs in threads for good, with any shape.
@@ -48,7 +48,7 @@ class Timing(NamedTuple):
     `is_known`: the warm-up has run the only shape with up to `rows` rows, and a run of n rows took
     `fixed_s` + n * `row_s` seconds. `may_depend_on_values`: the graph has nodes whose time does.
     `clock` measures a run: by the CPU time of its thread (`is_cpu_time`), unless other threads or a
-    device take part in it. `device`, if any, is held by a run, and makes others wait.
+    device take part in it. A run holds `device` if there is one, and others wait for it.
     """
 
     is_known: bool = False

@@ -96,7 +96,9 @@ class HttpApp:
             model, version = model_of(request)
         else:
             return None
-        error = self._inference.refusal(model or self._inference.default_model, version, None)
+        error = self._inference.refusal(
+            model or self._inference.default_model, version, caller=request.caller
+        )
         if error is None:
             return None
         request_id = self._recorder.request_id(request.header("x-request-id"))

@@ -48,6 +48,8 @@ class HttpFront:
         self._fast_lane = fast_lane
         self._callers = callers
         self._known_callers = callers.known
+        # The client (ADDRESS:PORT) of each request that is not answered.
+        self.in_flight: dict[HTTPProtocol, str] = {}
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
         # The tasks whose bodies are arriving, with the time since when; the errors of those that
         # are cancelled because they take too long.
@@ -64,7 +66,8 @@ class HttpFront:
 
     async def __call__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer one request (RSGI's callable)."""
-        peer = scope.client.rpartition(":")[0]
+        client = self.in_flight[protocol] = scope.client
+        peer = client.rpartition(":")[0]
         caller = self._known_callers.get(peer)
         if caller is None:
             caller = self._callers.of(peer, scope.headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
@@ -90,6 +93,7 @@ class HttpFront:
             # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
             if scope.http_version.startswith("1"):
                 response.headers.append(("connection", "close"))
+            del self.in_flight[protocol]
         else:
             try:
                 # By position: keywords take 0.4 us more, for every request.
@@ -103,6 +107,7 @@ class HttpFront:
                     )
                 response = answer
             finally:
+                del self.in_flight[protocol]
                 if claim is None:
                     self._budget.used -= len(body)
                 else:

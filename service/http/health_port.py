@@ -1,10 +1,9 @@
 """The health port: answers probes and scrapes whatever happens on the other ports.
 
-Strategy: it shares nothing with them that clients can use up. It has a listening socket of its own,
-a few connections, of which the oldest makes room for a newcomer, and file descriptors in reserve.
-It runs on the event loop of its worker, so an answer also shows that the loop runs. Each connection
-gets one answer and is closed; bodies and headers of requests are not read, so the request line is
-all that there is to parse.
+Strategy: it shares nothing with them that clients can use up. It has a listening socket of its own
+and file descriptors in reserve. Its connections are few; the oldest makes room for a newcomer. It
+runs on the event loop of its worker, so an answer also shows that the loop runs. A connection gets
+one answer and is closed. Only the request line is parsed: headers and bodies change nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class HealthPort:
         self._address = (host, port)
         self._loop = asyncio.get_running_loop()
         self._reserve: list[int] = []
-        # The tasks of all connections, and of those that have not sent their request: oldest first.
+        # The tasks of all connections, the oldest first; and those whose request has not come.
         self._open: dict[asyncio.Task[None], None] = {}
         self._waiting: dict[asyncio.Task[None], None] = {}
 

@@ -220,6 +220,11 @@ _shed = BufferedCounter(
 _runs_terminated = Counter(
     "mnist_runs_terminated", "Runs of a model that were ended after max_run_seconds.", _PER_MODEL
 )
+_http_connections_closed = Counter(
+    "mnist_http_connections_closed",
+    "HTTP connections that the server closed because nothing happened on them, by reason.",
+    ["reason"],
+)
 _model_info = Gauge(
     "mnist_model_info",
     "1 for a loaded version, with the execution provider that runs it and its file's SHA-256.",
@@ -303,6 +308,15 @@ class Metrics:
             _model_info.labels(*model).set(1)
         self._loaded = models
         _load_failures.set(failures)
+
+
+# Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
+_http_closed = {r: _http_connections_closed.labels(r) for r in ("headers", "idle", "displaced")}
+
+
+def http_connection_closed(reason: str) -> None:
+    """Count an HTTP connection that the server closed."""
+    _http_closed[reason].inc()
 
 
 def exposition() -> bytes:

@@ -30,9 +30,18 @@ Transport = Literal["http", "grpc"]
 
 
 class RequestRecorder:
-    """Gives requests their ids. `Attempt` records how each of them ended."""
+    """Gives requests their ids. `Attempt` records how each of them ended.
 
-    def __init__(self, metrics: Metrics, log_requests: str = "errors") -> None:
+    `clock` returns seconds, for the limit on log lines.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        log_requests: str = "errors",
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._clock = clock
         self.metrics = metrics
         self.logs_all = log_requests == "all"
         self.logs_errors = log_requests != "none"
@@ -76,7 +85,7 @@ class RequestRecorder:
             flood = self._floods.get(kind)
             if flood is None:
                 flood = self._floods[kind] = _Flood()
-            now = perf_counter()
+            now = self._clock()
             if now >= flood.end:
                 left_out = flood.left_out
                 flood.end, flood.lines, flood.left_out = now + 1.0, 0, 0
@@ -103,7 +112,7 @@ class RequestRecorder:
 
     def log_left_out(self) -> None:
         """Write how many lines were left out of floods that are over. Called every half second."""
-        now = perf_counter()
+        now = self._clock()
         for (transport, operation, code), flood in self._floods.items():
             if flood.left_out and now >= flood.end:
                 fields = {"transport": transport, "operation": operation, "code": code}

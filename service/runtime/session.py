@@ -134,8 +134,9 @@ class Session:
             ).run
         else:
             self.run = WholeRuns(self._session, self.inputs, self.outputs).run
-        row_s, one_s = self._warm_up(max_run_s)
         on_this_thread = not device and session.get_session_options().intra_op_num_threads == 1
+        clock = time.thread_time if on_this_thread else time.perf_counter
+        row_s, one_s = self._warm_up(max_run_s, clock)
         open_sizes = [size for spec in self.inputs for size in spec.shape[1:] if size < 0]
         self.timing = Timing(
             # The outputs of a row-wise model have a first dimension of their inputs' size.
@@ -144,7 +145,7 @@ class Session:
             fixed_s=max(0.0, one_s - row_s),
             row_s=row_s,
             may_depend_on_values=may_depend_on_values,
-            clock=time.thread_time if on_this_thread else time.perf_counter,
+            clock=clock,
             is_cpu_time=on_this_thread,
             device=DEVICE if device else None,
         )
@@ -156,18 +157,18 @@ class Session:
         options.log_severity_level = _FATAL_ONLY
         return options
 
-    def _warm_up(self, max_run_s: float) -> tuple[float, float]:
+    def _warm_up(self, max_run_s: float, clock: Callable[[], float]) -> tuple[float, float]:
         """Seconds per row, and those of one row. Raises ModelLoadError for a run that is ended."""
         options = self.options()
         timer = Timer(max_run_s, setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()
         try:
-            one_s = self._time(1, options)
+            one_s = self._time(1, options, clock)
             if not self.has_rows:
                 return 0.0, one_s
             try:
-                many_s = self._time(_WARM_UP_ROWS, options)
+                many_s = self._time(_WARM_UP_ROWS, options, clock)
             except Exception:  # ONNX Runtime's exceptions share no base class
                 if self.batchable:
                     raise
@@ -182,7 +183,7 @@ class Session:
         finally:
             timer.cancel()
 
-    def _time(self, rows: int, options: ort.RunOptions) -> float:
+    def _time(self, rows: int, options: ort.RunOptions, clock: Callable[[], float]) -> float:
         """Seconds of the shortest of three runs: the first one allocates memory."""
         inputs = [
             np.full(
@@ -194,9 +195,9 @@ class Session:
         ]
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = clock()
             self.run(inputs, options)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, clock() - start)
         return best
 
 

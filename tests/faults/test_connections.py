@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,18 +17,27 @@ from tests.conftest import Server, free_ports
 LIMIT = 64
 PATHS = ("/v2/health/live", "/v2/health/ready", "/metrics")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
-HELD = (b"", b"GET /v2/health/live HT", PREFACE[:10], PREFACE)
+REQUEST = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
+CONNECTIONS = {
+    "nothing": b"",
+    "half a request line": b"GET /v2/health/live HT",
+    "half a preface": PREFACE[:10],
+    "a preface": PREFACE,
+    "a request": REQUEST % b"/v2/health/live",
+    "requests whose answers are not read": REQUEST % b"/metrics" * 100,
+}
+HELD = [b"", b"GET /v2/health/live HT", PREFACE[:10], PREFACE]
 
 
 @contextlib.contextmanager
-def held(port: int, count: int) -> Iterator[list[socket.socket]]:
-    """That many connections, which send nothing, half a request or only the preface of HTTP/2."""
+def held(port: int, count: int, contents: Sequence[bytes] = HELD) -> Iterator[list[socket.socket]]:
+    """That many connections, each of which sends one of the contents."""
     with contextlib.ExitStack() as stack:
         connections = []
         for number in range(count):
             connection = socket.create_connection(("127.0.0.1", port), timeout=30)
             connections.append(stack.enter_context(connection))
-            connection.sendall(HELD[number % len(HELD)])
+            connection.sendall(contents[number % len(contents)])
         yield connections
 
 
@@ -42,6 +51,34 @@ def ask(port: int, path: str, seconds: float = 30) -> int:
         return response.status
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize("held_by", CONNECTIONS)
+def test_held_connections_make_room_for_newcomers(
+    start_server: Callable[..., Server], held_by: str
+) -> None:
+    server = start_server(max_connections=LIMIT)
+    body = b"content-type: application/octet-stream\r\ncontent-length: 784\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=60) as slow:
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + body + bytes(783))
+        with held(server.http_port, 2 * LIMIT, [CONNECTIONS[held_by]]):
+            for _ in range(10):
+                assert ask(server.http_port, "/v2/health/live") == 200
+        slow.sendall(b"\0")  # a request that is in flight is left alone
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert 'mnist_http_connections_closed_total{reason="displaced"}' in (
+        server.get("/metrics")[1].decode()
+    )
+    assert server.stop() == 0
+
+
+def test_a_connection_that_sends_no_request_is_closed(start_server: Callable[..., Server]) -> None:
+    server = start_server(header_timeout=0.5)
+    with held(server.http_port, 8, [b"", b"GET /v2/health/live HT", PREFACE[:10]]) as connections:
+        for connection in connections:
+            connection.settimeout(60)
+            assert connection.recv(100) == b""
+    assert server.stop() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])

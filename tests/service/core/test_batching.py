@@ -3,12 +3,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.core.batching import Batcher, BatchLimits
 from service.core.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
@@ -500,3 +504,204 @@ def test_a_run_that_does_not_obey_is_reported_once_and_nothing_waits_for_it() ->
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())
+
+
+BAD = -1  # a row on which the model of the state machine fails
+
+
+class HeldExecutor(Executor):
+    """A thread whose work happens when the test says so."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.work.append(lambda: future.set_result(function(*arguments, **keywords)))
+        return future
+
+
+@dataclass
+class Sent:
+    """A request of the state machine; its rows are `first`, `first` + 1, ..."""
+
+    caller: str
+    first: int
+    rows: int
+    is_bad: bool
+    deadline: float | None
+    outputs: asyncio.Future[list[Any]]
+    ran_at: list[int] = field(default_factory=list)  # the numbers of the runs
+
+
+@hypothesis_settings(max_examples=100, stateful_step_count=60, deadline=None)
+class BatcherMachine(RuleBasedStateMachine):
+    """Whatever callers, runs and the clock do, each request ends once and with its own rows."""
+
+    BATCH, PART, MAX_QUEUE = 8, 16, 60
+    is_batchable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualTimeLoop()
+        self.errors: list[Any] = []
+        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
+        self.executor = HeldExecutor()
+        self.sent: list[Sent] = []
+        self.rows = 0
+        self.runs = 0
+        self.run_s = 0.01
+        machine = self
+
+        class Session(Doubler):
+            batchable = self.is_batchable
+
+            def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+                return machine.run_model(inputs[0])
+
+        session = Session()
+        # Every run is in the thread, whatever this machine does meanwhile.
+        session.timing = Timing(is_known=True, rows=16, fixed_s=1.0, clock=self.loop.time)
+        self.batcher = Batcher(
+            session,
+            BatchLimits(
+                max_batch_size=self.BATCH,
+                part_rows=self.PART,
+                max_queue=self.MAX_QUEUE,
+                max_run_s=1e9,
+            ),
+            self.executor,
+            clock=self.loop.time,
+        )
+
+    def run_model(self, values: Any) -> list[Any]:
+        self.runs += 1
+        self.loop.now += self.run_s
+        for request in self.sent:
+            if np.any((values >= request.first) & (values < request.first + request.rows)):
+                request.ran_at.append(self.runs)
+        if BAD in values:
+            raise RuntimeError("a bad row")
+        return [values * 2]
+
+    def turn(self) -> None:
+        async def a_few_turns() -> None:
+            for _ in range(4):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(a_few_turns())
+
+    @rule(
+        caller=st.sampled_from("abc"),
+        rows=st.one_of(st.integers(1, 6), st.integers(7, 80)),
+        is_bad=st.sampled_from([False] * 9 + [True]),
+        seconds=st.none() | st.floats(-0.01, 0.3),
+        count=st.integers(1, 5),
+    )
+    def submit(
+        self, caller: str, rows: int, is_bad: bool, seconds: float | None, count: int
+    ) -> None:
+        async def submit_one(values: Any, deadline: float | None) -> asyncio.Future[list[Any]]:
+            return self.batcher.submit([values], rows, deadline, caller)
+
+        for _ in range(count):
+            values = np.arange(self.rows, self.rows + rows)
+            if is_bad:
+                values[-1] = BAD
+            deadline = None if seconds is None else self.loop.now + seconds
+            waiting = self.batcher.queued_rows
+            try:
+                outputs = self.loop.run_until_complete(submit_one(values, deadline))
+            except Overloaded:
+                # Nobody is refused by a model that has nothing to do.
+                assert waiting or self.executor.work
+            else:
+                self.sent.append(Sent(caller, self.rows, rows, is_bad, deadline, outputs))
+                self.rows += rows
+
+    @precondition(lambda self: self.sent)
+    @rule(number=st.integers(0, 1000))
+    def cancel(self, number: int) -> None:
+        self.sent[number % len(self.sent)].outputs.cancel()
+
+    @rule(seconds=st.floats(0, 0.2))
+    def wait(self, seconds: float) -> None:
+        self.loop.now += seconds
+        self.turn()
+
+    @rule(run_s=st.sampled_from([0.001, 0.05, 3.0]))
+    def change_speed(self, run_s: float) -> None:
+        self.run_s = run_s
+
+    @precondition(lambda self: self.executor.work)
+    @rule()
+    def finish_run(self) -> None:
+        (work,) = self.executor.work
+        self.executor.work.clear()
+        work()
+        self.turn()
+
+    @invariant()
+    def rows_are_accounted_for(self) -> None:
+        queue = self.batcher._queue
+        flows = [*queue._small.values(), *queue._large.values()]
+        waiting = [queued for flow in flows for queued in flow.requests]
+        left = [q.rows - (q.progress.taken if q.progress else 0) for q in waiting]
+        assert queue.rows == sum(left) == sum(flow.rows for flow in flows)
+        assert queue.requests == len(waiting)
+        assert queue.large_rows == sum(flow.rows for flow in flows if flow.is_large)
+        assert len(self.executor.work) <= 1
+
+    @invariant()
+    def nothing_is_resolved_twice(self) -> None:
+        assert not self.errors
+
+    def teardown(self) -> None:
+        self.turn()
+        for _ in range(self.rows + len(self.sent) + 1):
+            if self.executor.work:
+                self.finish_run()
+        assert not self.executor.work
+        assert self.batcher.queued_rows == 0
+        for request in self.sent:
+            self.check(request)
+        for caller in "abc":
+            # Requests that run whole and only once start in the order in which they were sent.
+            plain = [r for r in self.sent if r.caller == caller and len(r.ran_at) == 1]
+            small = [r.ran_at[0] for r in plain if r.rows <= self.PART and not r.is_bad]
+            if not any(r.is_bad for r in self.sent):
+                assert small == sorted(small)
+        self.nothing_is_resolved_twice()
+        self.loop.close()
+
+    def check(self, request: Sent) -> None:
+        outputs = request.outputs
+        assert outputs.done()
+        if outputs.cancelled():
+            return
+        error = outputs.exception()
+        if error is None:
+            assert not request.is_bad
+            (values,) = outputs.result()
+            assert values.tolist() == [
+                2 * row for row in range(request.first, request.first + request.rows)
+            ]
+        elif isinstance(error, InternalError):
+            assert request.is_bad
+        elif isinstance(error, DeadlineExceeded):
+            assert request.deadline is not None
+            if request.rows <= self.PART or not self.is_batchable:
+                assert not request.ran_at  # expired work is never run
+        else:
+            assert isinstance(error, Overloaded)
+            assert not request.ran_at
+
+
+class UnbatchedMachine(BatcherMachine):
+    """The same for a model whose requests run whole and alone."""
+
+    is_batchable = False
+
+
+TestBatcherMachine = BatcherMachine.TestCase
+TestUnbatchedMachine = UnbatchedMachine.TestCase

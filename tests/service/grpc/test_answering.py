@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2 as pb
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.core.errors import (
     InternalError,
     InvalidArgument,
     NotFound,
+    Overloaded,
     RequestTooLarge,
     ServiceError,
     Unavailable,
@@ -30,6 +33,8 @@ from service.grpc.answering import (
 )
 from service.observe.metrics import Metrics
 from service.observe.recorder import RequestRecorder
+from service.stubs.digits.v1 import digits_pb2
+from service.stubs.inference import inference_pb2
 
 LIMIT = 1000
 AT_ONCE = 4
@@ -109,6 +114,50 @@ def test_failed_call_raises_one_of_the_services_errors(
 ) -> None:
     with pytest.raises(error, match=sentence):
         unary(content)
+
+
+def refusal_of(content: bytes, *, can_refuse: bool = True) -> tuple[str, str, Call] | None:
+    """What a method is asked before its message is parsed."""
+    asked: list[tuple[str, str, Call]] = []
+
+    def refusal(model: str, version: str, call: Call) -> Overloaded | None:
+        asked.append((model, version, call))
+        return Overloaded.of("Too much", 1.0)
+
+    method = Unary("test", length_of_name, refusal if can_refuse else None)
+    error = calls().early_refusal(rpc(method), content, Call(7.0, "caller"), "id")
+    assert (error is not None) == bool(asked)
+    return asked[0] if asked else None
+
+
+_NAMES = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=127)
+
+
+@given(_NAMES, _NAMES, st.binary(max_size=300))
+def test_the_model_of_a_message_is_known_before_it_is_parsed(
+    name: str, version: str, pixels: bytes
+) -> None:
+    predict = digits_pb2.PredictRequest(model_name=name, model_version=version, pixels=pixels)
+    infer = inference_pb2.ModelInferRequest(
+        model_name=name, model_version=version, id="id", raw_input_contents=[pixels]
+    )
+    for request in (predict, infer):
+        expected = (name, version, Call(7.0, "caller"))
+        assert refusal_of(request.SerializeToString()) == expected
+
+
+@given(st.binary(max_size=300))
+def test_no_message_is_too_malformed_to_be_looked_at(content: bytes) -> None:
+    refusal_of(content)
+
+
+def test_a_model_with_a_long_name_is_not_looked_for() -> None:
+    infer = inference_pb2.ModelInferRequest(model_name="m" * 128)
+    assert refusal_of(infer.SerializeToString()) is None
+
+
+def test_other_methods_are_never_refused_early() -> None:
+    assert refusal_of(message("a"), can_refuse=False) is None
 
 
 def test_message_may_exceed_the_request_limit_by_its_overhead() -> None:

@@ -16,6 +16,7 @@ from granian.rsgi import ProtocolClosed
 from service.core.batching import Batcher
 from service.core.budget import Budget
 from service.core.callers import Callers
+from service.core.errors import Overloaded
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from tests.service.composition import Operations, http_app_of
@@ -107,6 +108,108 @@ def with_front(
             assert budget.used == 0
 
     run_with_operations(root, main, batcher)
+
+
+class Refusing(Batcher):
+    """A batcher that is overloaded."""
+
+    def early_refusal(self, deadline: float | None, caller: str) -> Overloaded | None:
+        return Overloaded.of(f"Too much for {caller}", 2.5)
+
+
+class NotRead(Protocol):
+    """A body that must not be read."""
+
+    async def __call__(self) -> bytes:
+        raise AssertionError
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        raise AssertionError
+        yield b""
+
+
+def with_overloaded_front(root: Path, scenario: Callable[[Front], Awaitable[None]]) -> None:
+    publish_linear(root, card={"output_kinds": {"scores": "logits"}})
+
+    async def main(operations: Operations) -> None:
+        batcher = operations.inference.repository.get("linear").batcher
+        operations.inference.overloaded = {batcher}
+        app = http_app_of(operations)
+        front: Any = HttpFront(
+            max_request_bytes=1 << 20, body_timeout=600, fast_lane=True, callers=Callers()
+        )
+        budget = Budget(1 << 20)
+        front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
+        await scenario(front)
+        assert budget.used == 0
+
+    run_with_operations(root, main, Refusing)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/predict", ""),
+        ("/predict", "model=linear"),
+        ("/predict", "version=1"),
+        ("/v2/models/linear/infer", ""),
+        ("/v2/models/linear/versions/1/infer", ""),
+    ],
+)
+def test_a_request_to_an_overloaded_model_is_refused_before_it_is_decoded(
+    tmp_path: Path, path: str, query: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        scope = RequestScope("POST", path, content_length="784", x_request_id="mine")
+        scope.query_string = query
+        small, large = Protocol(b"not an image" * 20), NotRead()
+        await front(scope, small)
+        scope.headers["content-length"] = "1000000"
+        await front(scope, large)
+        chunked = NotRead()
+        del scope.headers["content-length"]
+        await front(scope, chunked)
+        for answer in (small, large, chunked):
+            assert answer.status == 503
+            assert answer.body == {
+                "error": "Too much for 127.0.0.1; the expected wait is 2.5 seconds."
+            }
+            assert answer.headers["retry-after"] == "3"
+            assert answer.headers["x-request-id"] == "mine"
+
+    with_overloaded_front(tmp_path, scenario)
+
+
+def test_a_small_body_is_read_so_that_its_connection_can_be_used_again(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        with pytest.raises(AssertionError):
+            await front(predict(content_length="784"), NotRead())
+
+    with_overloaded_front(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/health/live", 200),
+        ("GET", "/v2/models/linear", 200),
+        ("POST", "/v2/models/other/infer", 404),
+        ("POST", "/v2/models/linear/versions/9/infer", 404),
+        ("POST", "/v2/models/linear/versions/x/infer", 400),
+        ("GET", "/nothing", 404),
+    ],
+)
+def test_other_requests_are_answered_while_a_model_is_overloaded(
+    tmp_path: Path, method: str, path: str, status: int
+) -> None:
+    async def scenario(front: Front) -> None:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 784], "data": [0] * 784}
+        body = json.dumps({"inputs": [tensor]}).encode() if method == "POST" else b""
+        protocol = Protocol(body)
+        await front(RequestScope(method, path, content_length=str(len(body))), protocol)
+        assert protocol.status == status
+
+    with_overloaded_front(tmp_path, scenario)
 
 
 def predict(**headers: str) -> RequestScope:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.core.callers import Callers
-from service.core.errors import InternalError, NotFound, Unavailable
+from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import Limits
 from service.grpc.http2.listener import Http2Protocol, Http2Server
@@ -70,10 +70,14 @@ class Calls:
         self._reply = reply
         self.ended: list[str] = []
         self.overloaded: set[object] = set()
+        self.refusal: Overloaded | None = None
         self.callers: list[object] = []
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
+
+    def early_refusal(self, *_: object) -> Overloaded | None:
+        return self.refusal
 
     async def answer(self, _rpc: object, content: bytes, *context: object) -> bytes:
         self.callers.append(context[-1])
@@ -249,6 +253,22 @@ def test_an_unexpected_error_is_logged_and_answered_as_internal(
 
     test()
     assert "ZeroDivisionError" in caplog.text
+
+
+@in_loop
+async def test_a_call_to_an_overloaded_model_is_refused_without_a_task() -> None:
+    peer = Peer(never)
+    peer.calls.overloaded.add("a model")
+    peer.calls.refusal = Overloaded.of("Too much", 2.5)
+    await peer.send(call(1, b"") + call(3, b"", block(UNARY, {"grpc-timeout": "9S"})))
+    for stream_id in (1, 3):
+        fields, _ = answer(peer.transport.output, stream_id)
+        assert fields["grpc-status"] == "14"
+        assert fields["grpc-message"] == "Too much; the expected wait is 2.5 seconds."
+        assert fields["grpc-retry-pushback-ms"] == "3000"
+    assert not peer.calls.ended
+    assert not peer.protocol._tasks
+    assert not peer.protocol._timers
 
 
 @in_loop
