@@ -12,6 +12,9 @@ from service.core.errors import ServiceError
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
+# Longer times are taken for never.
+_LONGEST_MS = 2**31 - 1
+
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -31,8 +34,9 @@ class GrpcioServer:
                     2 * (settings.max_request_bytes + MESSAGE_SLACK),
                 ),
                 ("grpc.max_send_message_length", -1),
+                *_life_of_connections(settings),
             ],
-            maximum_concurrent_rpcs=settings.max_connections,
+            maximum_concurrent_rpcs=settings.max_open_calls,
         )
         self._server.add_generic_rpc_handlers((_Handlers(rpcs, self._unary, self._stream),))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -74,6 +78,29 @@ class GrpcioServer:
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))
         context.set_trailing_metadata((("x-request-id", request_id),))
         return request_id
+
+
+def _life_of_connections(settings: Settings) -> list[tuple[str, int]]:
+    """What our own front does by its own rules; grpcio has no limit of connections."""
+
+    def milliseconds(seconds: float) -> int:
+        # 0 is never in our settings.
+        return min(round(seconds * 1000), _LONGEST_MS) if seconds else _LONGEST_MS
+
+    return [
+        ("grpc.server_handshake_timeout_ms", milliseconds(settings.header_timeout)),
+        ("grpc.max_connection_idle_ms", milliseconds(settings.idle_timeout)),
+        ("grpc.keepalive_time_ms", milliseconds(settings.keepalive_interval)),
+        ("grpc.keepalive_timeout_ms", milliseconds(settings.keepalive_timeout)),
+        ("grpc.http2.ping_timeout_ms", milliseconds(settings.keepalive_timeout)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # grpcio adds or takes off 10 % by itself.
+        ("grpc.max_connection_age_ms", milliseconds(settings.max_connection_age)),
+        ("grpc.max_connection_age_grace_ms", milliseconds(settings.stop_timeout or 0.001)),
+        # Clients may send PINGs as often as on our own front, almost.
+        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ]
 
 
 class _Handlers(grpc.GenericRpcHandler):

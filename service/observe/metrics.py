@@ -187,6 +187,12 @@ _inference = BufferedHistogram(
 _inference_failures = Counter(
     "mnist_inference_failures", "Runs of a model that raised an error.", _PER_MODEL
 )
+_grpc_connections_closed = Counter(
+    "mnist_grpc_connections_closed",
+    "gRPC connections that ended, by reason: closed by the client (peer), or by a limit of the "
+    "server.",
+    ["reason"],
+)
 _model_info = Gauge(
     "mnist_model_info",
     "1 for a loaded version, with the execution provider that runs it and its file's SHA-256.",
@@ -241,6 +247,11 @@ class Metrics:
             _model_info.labels(*model).set(1)
         self._loaded = models
         _load_failures.set(failures)
+
+
+def grpc_connection_closed(reason: str) -> None:
+    """Count a connection of the server's own gRPC front that ended."""
+    _grpc_connections_closed.labels(reason).inc()
 
 
 def exposition() -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -29,7 +31,9 @@ from service.grpc.http2.connection import (
     OutputDrained,
 )
 from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import Stream
+from service.observe import metrics
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -53,6 +57,9 @@ class Http2Server:
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
         self._connections: set[Http2Protocol] = set()
+        self._pool = Pool(
+            settings.max_connections, settings.max_open_calls, silence=settings.body_timeout
+        )
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -67,6 +74,8 @@ class Http2Server:
 
     def _protocol(self) -> Http2Protocol:
         settings = self._settings
+        # Connections that were opened at the same moment do not end at the same moment.
+        max_age = settings.max_connection_age * random.uniform(0.9, 1.1)
         return Http2Protocol(
             rpcs=self._rpcs,
             calls=self._calls,
@@ -74,10 +83,16 @@ class Http2Server:
                 max_message=self._max_message,
                 max_streams=settings.max_connections,
                 body_timeout=settings.body_timeout,
+                header_timeout=settings.header_timeout,
+                idle_timeout=settings.idle_timeout,
+                keepalive_interval=settings.keepalive_interval,
+                keepalive_timeout=settings.keepalive_timeout,
+                max_age=max_age,
+                grace=settings.stop_timeout,
             ),
             inflate=self._inflate,
             connections=self._connections,
-            max_connections=settings.max_connections,
+            pool=self._pool,
         )
 
     async def stop(self, timeout: float) -> None:
@@ -117,18 +132,20 @@ class Http2Protocol(asyncio.Protocol):
         limits: Limits,
         inflate: Callable[[bytes, str], Awaitable[bytes]],
         connections: set[Http2Protocol],
-        max_connections: int,
+        pool: Pool,
     ) -> None:
         self._calls = calls
         self._inflate = inflate
         self._connections = connections
-        self._max_connections = max_connections
-        self._sweep_interval = limits.body_timeout / 2
+        self._pool = pool
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._connection = Connection(rpcs, limits, calls.request_id)
+        now = self._loop.time()
+        self._connection = Connection(rpcs, limits, calls.request_id, pool, now)
+        self._connection.wake = self._wake
         self._flush_scheduled = False
         self._hung_up = False
-        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._ticks: asyncio.TimerHandle | None = None
         # Of each call, by its stream id: the task that answers it, and the timer of its deadline.
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -140,19 +157,23 @@ class Http2Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        if len(self._connections) >= self._max_connections:
-            self._connection.refuse("too many connections (max_connections)")
-        else:
+        keep_alive(transport.get_extra_info("socket"), self._limits)
+        peer = transport.get_extra_info("peername")
+        if self._pool.add(self._connection, peer[0] if peer else "", self._loop.time()):
             self._connections.add(self)
-            self._sweep_timer = self._loop.call_later(self._sweep_interval * 2, self._sweep)
+            self._ticks = self._loop.call_later(self._limits.tick, self._tick)
+        else:
+            self._connection.refuse("too many connections (max_connections)")
         self._flush_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Cancel every call: its answer cannot be delivered."""
         self._connections.discard(self)
+        self._pool.remove(self._connection)
         self._connection.lose()
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        metrics.grpc_connection_closed(self._connection.reason)
+        if self._ticks is not None:
+            self._ticks.cancel()
         for stream_id in [*self._tasks, *self._timers]:
             self._cancel(stream_id)
 
@@ -199,9 +220,12 @@ class Http2Protocol(asyncio.Protocol):
         self._connection.expire(stream, Status(error.grpc_code, error.message))
         self._flush_soon()
 
-    def _sweep(self) -> None:
-        self._sweep_timer = self._loop.call_later(self._sweep_interval, self._sweep)
-        self._handle(self._connection.sweep(self._loop.time()))
+    def _tick(self) -> None:
+        self._ticks = self._loop.call_later(self._limits.tick, self._tick)
+        self._handle(self._connection.tick(self._loop.time()))
+
+    def _wake(self) -> None:
+        self._handle(self._connection.events())
 
     def _cancel(self, stream_id: int) -> None:
         if task := self._tasks.pop(stream_id, None):
@@ -309,7 +333,24 @@ class Http2Protocol(asyncio.Protocol):
             self._hung_up = True
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            self._loop.call_later(_LINGER_S, self._transport.close)
+            self._loop.call_later(_LINGER_S, self._transport.abort)
+
+
+def keep_alive(connection: socket.socket | None, limits: Limits) -> None:
+    """Let the kernel find out that a peer is gone: also one that has to be sent something."""
+    if connection is None or not limits.keepalive_interval:
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    interval = max(1, round(limits.keepalive_interval))
+    timeout = max(1, round(limits.keepalive_timeout))
+    for name, value in (
+        ("TCP_KEEPIDLE", interval),
+        ("TCP_KEEPINTVL", max(1, timeout // 4)),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", 1000 * (interval + timeout)),  # Linux only
+    ):
+        if option := getattr(socket, name, None):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _status_of(error: Exception, request_id: str) -> Status:

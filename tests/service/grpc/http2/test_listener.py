@@ -12,6 +12,7 @@ from service.core.errors import InternalError, NotFound, Unavailable
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import Limits
 from service.grpc.http2.listener import Http2Protocol, Http2Server
+from service.grpc.http2.pool import Pool
 from service.settings import Settings
 from tests.service.grpc.http2.client import (
     LIMITS,
@@ -52,6 +53,9 @@ class Transport:
 
     def can_write_eof(self) -> bool:
         return True
+
+    def get_extra_info(self, name: str) -> object:
+        return None
 
     def __getattr__(self, action: str) -> Callable[[], None]:
         return lambda: self.actions.append(action)
@@ -96,6 +100,7 @@ class Peer:
     ) -> None:
         self.calls = Calls(reply)
         self.connections: set[Http2Protocol] = set()
+        self.pool = Pool(max_connections=1, max_calls=1000, silence=60.0)
         self.transport = Transport()
         self.protocol = self.connect(self.transport, limits)
         self.protocol.data_received(START)
@@ -111,7 +116,7 @@ class Peer:
             limits=limits,
             inflate=inflate,
             connections=self.connections,
-            max_connections=1,
+            pool=self.pool,
         )
         protocol.connection_made(transport)
         return protocol
@@ -329,7 +334,8 @@ async def test_a_stream_whose_answers_wait_reads_no_further_message() -> None:
 
 @in_loop
 async def test_a_connection_over_the_limit_gets_a_reason_and_is_not_counted() -> None:
-    peer = Peer()
+    peer = Peer(never)
+    await peer.send(call(1, b""))
     transport = Transport()
     peer.connect(transport)
     await turns()
