@@ -120,8 +120,22 @@ class Settings:
     max_request_bytes: int = _setting(
         8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
     )
-    max_image_pixels: int = _setting(
-        16_000_000, "largest PNG or JPEG, in decoded pixels", low=784, high=10**9
+    max_inflight_bytes: int = _setting(
+        32 * 1024 * 1024,
+        "bytes of requests and answers that each worker holds at a time; further requests are held "
+        "back for up to 5 seconds, then refused; at least max_request_bytes",
+        low=1024,
+        high=10**11,
+    )
+    max_image_pixels: int = _setting(16_000_000, "largest JPEG, in pixels", low=784, high=10**9)
+    max_decoded_pixels: int = _setting(
+        4_000_000,
+        "largest PNG or progressive JPEG, in pixels: these are decoded as a whole",
+        low=784,
+        high=10**9,
+    )
+    max_decodings: int = _setting(
+        2, "large pictures that each worker decodes at a time; others wait", low=1, high=1024
     )
     body_timeout: float = _setting(
         30.0, "seconds within which a request body must arrive", low=0.1, high=3600
@@ -216,6 +230,11 @@ class Settings:
             raise SettingsError("host must be an address, or a name that has one.")
         if self.http_port == self.grpc_port:
             raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")
+        if self.max_inflight_bytes < self.max_request_bytes:
+            raise SettingsError(
+                f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "
+                f"max_request_bytes, which is {self.max_request_bytes}."
+            )
 
     @property
     def allows_control(self) -> bool:

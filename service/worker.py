@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 import flask
 
 from service.core.batching import Batcher, BatchLimits
+from service.core.budget import SWEEP_S, Budget
 from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
@@ -63,6 +64,7 @@ class Service:
 
     def __init__(self, settings: Settings, state_folder: Path | None = None) -> None:
         self.settings = settings
+        self.budget = Budget(settings.max_inflight_bytes, count_refusal=Metrics.inflight_refused)
         self.models_changed: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
@@ -122,7 +124,14 @@ class Service:
         """Flush the metrics every half second, so a killed worker loses no more than that."""
         while True:
             await asyncio.sleep(_METRICS_S)
+            self.metrics.inflight_bytes(self.budget.in_flight)
             metrics.flush()
+
+    async def watch_budget(self) -> None:
+        """Refuse the requests that wait too long for room, or hold it without using it."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.budget.sweep()
 
     async def watch_descriptors(self) -> None:
         """Log that no file descriptor is free, at most once a minute.
@@ -263,7 +272,9 @@ class Worker:
         gc.freeze()
         await service.repository.refresh()
         self._http.start(
-            service.http_app, create_app(service.http_app, loop, settings.max_request_bytes)
+            service.http_app,
+            create_app(service.http_app, loop, settings.max_request_bytes),
+            service.budget,
         )
         self._grpc = GrpcFront(
             inference=service.inference,
@@ -278,6 +289,7 @@ class Worker:
         if settings.poll_interval:
             self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
+        self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         # Not at once: the first beat shows that the HTTP port is open too.
         loop.call_later(_BEAT_S, self._beat, loop)

@@ -140,6 +140,27 @@ class Overloaded(ServiceError):
     retry_after_s: ClassVar[int] = 1
 
 
+class InFlightLimit(Overloaded):
+    """The requests in flight hold all the bytes that they may; try again a little later."""
+
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+    @classmethod
+    def of(cls, limit: int) -> InFlightLimit:
+        """The error for a request for which there is no room within `limit` bytes."""
+        return cls(
+            f"The requests in flight hold {limit} bytes (max_inflight_bytes); try again later."
+        )
+
+    @classmethod
+    def slow(cls) -> InFlightLimit:
+        """The error for a request whose bytes arrive slowly while others wait for room."""
+        return cls(
+            "The request arrives too slowly while others wait for room (max_inflight_bytes); try "
+            "again later."
+        )
+
+
 class DeadlineExceeded(ServiceError):
     """The client's deadline or timeout passed before the answer was ready."""
 

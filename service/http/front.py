@@ -12,10 +12,12 @@ import io
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
+from service.core.budget import Budget, Claim
 from service.core.errors import InvalidArgument, RequestTimeout, RequestTooLarge, ServiceError
 from service.http.answering import HttpApp
 from service.http.message import HttpRequest, HttpResponse
@@ -23,6 +25,8 @@ from service.http.message import HttpRequest, HttpResponse
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
 _FLASK_THREADS = 8
+# A body up to this size is read whole, and counted when it has arrived.
+_WHOLE_BYTES = 16 * 1024
 
 
 class HttpFront:
@@ -37,12 +41,14 @@ class HttpFront:
         self._body_timeout = body_timeout
         self._fast_lane = fast_lane
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
-        # The tasks whose bodies are arriving: since when, and which of them are too late.
+        # The tasks whose bodies are arriving, with the time since when; the errors of those that
+        # are cancelled because they take too long.
         self._receiving: dict[asyncio.Task[None], float] = {}
-        self._late: set[asyncio.Task[None]] = set()
+        self._late: dict[asyncio.Task[None], ServiceError] = {}
 
-    def start(self, app: HttpApp, wsgi_app: WsgiApp) -> None:
+    def start(self, app: HttpApp, wsgi_app: WsgiApp, budget: Budget) -> None:
         """Answer requests with `app` from now on; `wsgi_app` answers those that match no route."""
+        self._budget = budget
         self._app = app
         self._wsgi_app = wsgi_app
         self._loop = asyncio.get_running_loop()
@@ -50,8 +56,9 @@ class HttpFront:
 
     async def __call__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer one request (RSGI's callable)."""
+        claim: Claim | None = None
         try:
-            body = await self._body(scope, protocol)
+            body, claim = await self._body(scope, protocol)
         except ServiceError as error:
             request = HttpRequest(
                 method=scope.method, path=scope.path, header=scope.headers.get, body=b""
@@ -62,69 +69,117 @@ class HttpFront:
             if scope.http_version.startswith("1"):
                 response.headers.append(("connection", "close"))
         else:
-            # By position: keywords take 0.4 us more, for every request.
-            request = HttpRequest(
-                scope.method, scope.path, scope.headers.get, body, scope.query_string
-            )
-            answer = await self._app.answer(request) if self._fast_lane else None
-            if answer is None:
-                answer = await self._loop.run_in_executor(
-                    self._flask_threads, self._through_flask, scope, body
+            try:
+                # By position: keywords take 0.4 us more, for every request.
+                request = HttpRequest(
+                    scope.method, scope.path, scope.headers.get, body, scope.query_string
                 )
-            response = answer
+                answer = await self._app.answer(request) if self._fast_lane else None
+                if answer is None:
+                    answer = await self._loop.run_in_executor(
+                        self._flask_threads, self._through_flask, scope, body
+                    )
+                response = answer
+            finally:
+                if claim is None:
+                    self._budget.used -= len(body)
+                else:
+                    claim.close()
         protocol.response_bytes(response.status, response.headers, response.body)
 
-    async def _body(self, scope: Scope, protocol: HTTPProtocol) -> bytes:
-        """The whole body.
+    async def _body(self, scope: Scope, protocol: HTTPProtocol) -> tuple[bytes, Claim | None]:
+        """The whole body, and its claim unless it is small and only counted.
 
         Raises RequestTooLarge before reading past the limit, RequestTimeout if the body is late,
-        InvalidArgument if it is cut short.
+        InvalidArgument if it is cut short, InFlightLimit if there is no room for it.
         """
         length = scope.headers.get("content-length")
-        if length is not None and int(length) > self._max_request_bytes:
+        size = -1 if length is None else int(length)
+        if size > self._max_request_bytes:
             raise RequestTooLarge.of("body", self._max_request_bytes)
+        if size < 0 and scope.method in ("GET", "HEAD") and _has_no_body(scope):
+            return b"", None
         task = asyncio.current_task()
         assert task is not None
         self._receiving[task] = self._loop.time()
         try:
-            if length is not None or scope.method in ("GET", "HEAD"):
-                return await protocol()
-            body = bytearray()  # chunked: the length is unknown until the end
-            empty_chunks = 0
-            async for chunk in protocol:
-                body += chunk
-                empty_chunks += not chunk
-                if len(body) > self._max_request_bytes:
-                    raise RequestTooLarge.of("body", self._max_request_bytes)
-            # Granian ends every body with an empty chunk, and reports an error as another one. So
-            # does HTTP/2 for an empty DATA frame, and HTTP/1 for trailers, if a client has any.
-            is_http_1 = scope.http_version.startswith("1")
-            if empty_chunks > 1 and is_http_1 and "trailer" not in scope.headers:
-                raise _cut_short()
-            return bytes(body)
+            if 0 <= size <= _WHOLE_BYTES:
+                body = await protocol()
+                budget = self._budget
+                budget.used += len(body)
+                if budget.used > budget.limit:
+                    budget.used -= len(body)
+                    raise budget.refusal("http")
+                return body, None
+            return await self._in_chunks(scope, protocol, size, task)
         except (ProtocolError, ProtocolClosed):
             # The client closed its side early; it may still read an answer.
             raise _cut_short() from None
         except asyncio.CancelledError:
-            if task not in self._late:
+            error = self._late.pop(task, None)
+            if error is None:
                 raise
             task.uncancel()
-            self._late.discard(task)
-            raise RequestTimeout.of("body", self._body_timeout) from None
+            raise error from None
         finally:
             del self._receiving[task]
 
+    async def _in_chunks(
+        self, scope: Scope, protocol: HTTPProtocol, size: int, task: asyncio.Task[None]
+    ) -> tuple[bytes, Claim]:
+        """A body in pieces, with its claim. Raises as `_body` does.
+
+        `size` is -1 if it is unknown until the end (chunked): then it is claimed, as the largest
+        that it can be, when more has arrived than may be read whole.
+        """
+        budget, most = self._budget, self._max_request_bytes
+        too_slow = partial(self._give_up, task)
+        claim = await budget.room(size, "http", too_slow) if size >= 0 else None
+        try:
+            body = bytearray()
+            empty_chunks = 0
+            async for chunk in protocol:
+                body += chunk
+                empty_chunks += not chunk
+                if len(body) > most:
+                    raise RequestTooLarge.of("body", most)
+                if claim is None and len(body) > _WHOLE_BYTES:
+                    claim = await budget.room(most, "http", too_slow)
+                if claim is not None:
+                    claim.moved = len(body)
+            # Granian ends every body with an empty chunk, and reports an error as another one. So
+            # does HTTP/2 for an empty DATA frame, and HTTP/1 for trailers, if a client has any.
+            is_http_1 = scope.http_version.startswith("1")
+            if len(body) < size or (
+                empty_chunks > 1 and is_http_1 and "trailer" not in scope.headers
+            ):
+                raise _cut_short()
+            if claim is None:
+                claim = await budget.room(len(body), "http")
+            else:
+                claim.complete(len(body))
+            return bytes(body), claim
+        except BaseException:
+            if claim is not None:
+                claim.close()
+            raise
+
     def _sweep(self) -> None:
-        """Cancel the tasks whose bodies have been arriving for too long.
+        """Give up the bodies that have been arriving for too long.
 
         One timer for all of them: one per request would cost a tenth of a request's time.
         """
         self._loop.call_later(self._body_timeout / 8, self._sweep)
         oldest = self._loop.time() - self._body_timeout
         for task, began in self._receiving.items():
-            if began < oldest and task not in self._late:
-                self._late.add(task)
-                task.cancel()
+            if began < oldest:
+                self._give_up(task, RequestTimeout.of("body", self._body_timeout))
+
+    def _give_up(self, task: asyncio.Task[None], error: ServiceError) -> None:
+        """Cancel a task whose body is arriving; its request ends with `error`."""
+        if task not in self._late:
+            self._late[task] = error
+            task.cancel()
 
     def _through_flask(self, scope: Scope, body: bytes) -> HttpResponse:
         """Call Flask through WSGI (PEP 3333). Runs in a thread: Flask waits for the loop."""
@@ -143,6 +198,11 @@ class HttpFront:
         finally:
             getattr(chunks, "close", lambda: None)()
         return HttpResponse(status, headers, content)
+
+
+def _has_no_body(scope: Scope) -> bool:
+    """Whether a request without content-length has no body, so that none need be read."""
+    return scope.http_version.startswith("1") and "transfer-encoding" not in scope.headers
 
 
 def _cut_short() -> InvalidArgument:

@@ -204,6 +204,16 @@ _load_failures = Gauge(
     "Versions in the repository that could not be loaded.",
     multiprocess_mode="livemax",
 )
+_inflight_bytes = Gauge(
+    "mnist_inflight_bytes",
+    "Bytes of requests and answers that the workers hold (max_inflight_bytes each).",
+    multiprocess_mode="livesum",
+)
+_inflight_refused = Counter(
+    "mnist_inflight_refused",
+    "Requests that were refused or given up because of max_inflight_bytes.",
+    ["transport"],
+)
 
 
 class ModelMetrics(ModelStatistics):
@@ -237,6 +247,12 @@ class Metrics:
 
     # Requests use the same few sets of labels; looking one up in prometheus_client takes 3 us.
     request = staticmethod(cache(_requests.labels))
+    inflight_bytes = staticmethod(_inflight_bytes.set)
+
+    @staticmethod
+    def inflight_refused(transport: str) -> None:
+        """Count a request that `max_inflight_bytes` refused."""
+        _inflight_refused.labels(transport).inc()
 
     def models_loaded(self, models: set[tuple[str, str, str, str]], failures: int) -> None:
         """Report the loaded (model, version, provider, sha256), and how many versions failed."""

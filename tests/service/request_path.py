@@ -96,7 +96,7 @@ async def predict(body: bytes) -> Walk:
         fast_lane=settings.fast_lane,
     )
     app = create_app(parts.http_app, loop, settings.max_request_bytes)
-    front.start(parts.http_app, app)
+    front.start(parts.http_app, app, parts.budget)
 
     async def ask() -> None:
         scope: Scope = RequestScope(body)  # type: ignore[assignment]

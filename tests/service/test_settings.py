@@ -159,9 +159,22 @@ def test_every_number_has_a_lower_and_an_upper_bound(field: dataclasses.Field[An
     for value in values:
         with pytest.raises(SettingsError, match=f"{field.name} must be at least {low} and at most"):
             load([f"{flag}={value}"], {})
+    # Numbers that depend on others.
+    environ = {
+        "MNIST_HTTP_PORT": "2",
+        "MNIST_GRPC_PORT": "3",
+        "MNIST_MAX_REQUEST_BYTES": "1024",
+        "MNIST_MAX_INFLIGHT_BYTES": str(10**11),
+    }
     for value in (low, high):
-        settings = load([f"{flag}={value}"], {"MNIST_HTTP_PORT": "2", "MNIST_GRPC_PORT": "3"})
+        settings = load([f"{flag}={value}"], environ)
         assert getattr(settings, field.name) == value
+
+
+def test_the_requests_in_flight_may_hold_at_least_one_of_the_largest() -> None:
+    load(["--max-request-bytes=5000", "--max-inflight-bytes=5000"], {})
+    with pytest.raises(SettingsError, match=r"max_inflight_bytes is 4999.*max_request_bytes.*5000"):
+        load(["--max-request-bytes=5000", "--max-inflight-bytes=4999"], {})
 
 
 @pytest.mark.parametrize(

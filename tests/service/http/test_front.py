@@ -3,18 +3,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from granian.rsgi import ProtocolClosed
 
+from service.core.budget import Budget
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from tests.service.composition import Operations, http_app_of
 from tests.service.linear_model import publish_linear, run_with_operations
 
-LIMIT = 10_000
+LIMIT = 50_000
+BUDGET = 100_000
 PIXELS = bytes(784)
 
 
@@ -37,6 +40,7 @@ class Protocol:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.body: Any = None
+        self.before_the_end: Callable[[], Awaitable[object]] = partial(asyncio.sleep, 0)
 
     async def __call__(self) -> bytes:
         return b"".join(self.chunks)
@@ -45,6 +49,7 @@ class Protocol:
         for chunk in self.chunks:
             self.read += 1
             yield chunk
+        await self.before_the_end()
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.status, self.headers = status, dict(headers)
@@ -77,8 +82,10 @@ def with_front(
             front: Any = HttpFront(
                 max_request_bytes=LIMIT, body_timeout=body_timeout, fast_lane=fast_lane
             )
-            front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT))
+            budget = Budget(BUDGET)
+            front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
             await scenario(front)
+            assert budget.used == 0
 
     run_with_operations(root, main)
 
@@ -111,7 +118,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> N
 
 def test_a_chunked_body_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
     async def scenario(front: Front) -> None:
-        protocol = Protocol(*[bytes(1000)] * 50)
+        protocol = Protocol(*[bytes(1000)] * 100)
         await front(predict(), protocol)
         assert protocol.status == 413
         assert protocol.read == LIMIT // 1000 + 1
@@ -162,6 +169,82 @@ def test_trailers_and_empty_frames_are_no_errors(tmp_path: Path) -> None:
             protocol = Protocol(PIXELS, b"", b"")
             await front(scope, protocol)
             assert protocol.status == 200
+
+    with_front(tmp_path, scenario)
+
+
+def test_bodies_beyond_the_budget_wait_and_are_read_in_their_order(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        first, second, small = (
+            Protocol(bytes(49_784 // 784 * 784)),
+            Protocol(*[PIXELS] * 60),
+            Protocol(PIXELS),
+        )
+        pause = asyncio.Event()
+        first.before_the_end = pause.wait
+        reading = asyncio.ensure_future(front(predict(content_length="49392"), first))
+        waiting = asyncio.ensure_future(front(predict(content_length=str(60 * 784)), second))
+        await front(predict(content_length="784"), small)
+        assert small.status == 200
+        assert (first.read, second.read) == (1, 0)
+        pause.set()
+        await asyncio.gather(reading, waiting)
+        assert (first.status, second.status) == (200, 200)
+
+    with_front(tmp_path, scenario)
+
+
+def test_a_body_that_waits_too_long_for_room_is_refused(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        budget = front._budget  # type: ignore[attr-defined]
+        blocking = budget.claim(LIMIT, "http", lambda: None, lambda error: None)
+        protocol = Protocol(*[PIXELS] * 60)
+        waiting = asyncio.ensure_future(front(predict(content_length=str(60 * 784)), protocol))
+        while not budget._waiting:
+            await asyncio.sleep(0)
+        budget._patience = 0.0
+        budget.sweep()
+        await waiting
+        assert (protocol.status, protocol.read) == (503, 0)
+        assert "max_inflight_bytes" in protocol.body["error"]
+        assert protocol.headers["retry-after"]
+        assert protocol.headers["connection"] == "close"
+        blocking.close()
+
+    with_front(tmp_path, scenario)
+
+
+def test_a_body_that_stalls_gives_way_to_one_that_waits(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        budget = front._budget  # type: ignore[attr-defined]
+        stalled = Protocol(bytes(20_000))
+        stalled.before_the_end = asyncio.Event().wait
+        reading = asyncio.ensure_future(front(predict(content_length="50000"), stalled))
+        while not stalled.read:
+            await asyncio.sleep(0)
+        other = Protocol(*[PIXELS] * 60)
+        waiting = asyncio.ensure_future(front(predict(content_length=str(60 * 784)), other))
+        await asyncio.sleep(0)
+        now = budget._clock()
+        budget._swept_at = now + 60
+        budget._clock = lambda: now + 60
+        next(iter(budget._waiting)).since = now + 60
+        budget.sweep()
+        await asyncio.gather(reading, waiting)
+        assert (stalled.status, other.status) == (503, 200)
+        assert "too slowly" in stalled.body["error"]
+
+    with_front(tmp_path, scenario)
+
+
+def test_small_requests_that_exceed_the_budget_are_refused(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        budget = front._budget  # type: ignore[attr-defined]
+        budget.used += BUDGET - 700
+        protocol = Protocol(PIXELS)
+        await front(predict(content_length="784"), protocol)
+        assert protocol.status == 503
+        budget.used -= BUDGET - 700
 
     with_front(tmp_path, scenario)
 
