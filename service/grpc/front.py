@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from google.protobuf import descriptor_pb2, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.core.budget import Budget
 from service.grpc import digits as digits_service
 from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
@@ -52,6 +53,7 @@ class GrpcFront:
         administration: Administration,
         recorder: RequestRecorder,
         settings: Settings,
+        budget: Budget,
     ) -> None:
         self._inference = inference
         self._health = Health()
@@ -66,7 +68,7 @@ class GrpcFront:
             **rpcs(health_service.DESCRIPTOR, self._health.methods()),
             **_reflection(),
         }
-        self._server: Server = server(methods, self._calls, settings)
+        self._server: Server = server(methods, self._calls, settings, budget)
 
     async def start(self) -> None:
         """Publish the state of the models, then open the port."""

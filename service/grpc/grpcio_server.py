@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from service.core.budget import Budget
 from service.core.errors import ServiceError
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
@@ -21,8 +22,11 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class GrpcioServer:
     """A grpc.aio server on the worker's event loop."""
 
-    def __init__(self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings) -> None:
+    def __init__(
+        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+    ) -> None:
         self._calls = calls
+        self._budget = budget
         self._server = grpc.aio.server(
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.
@@ -51,10 +55,17 @@ class GrpcioServer:
 
     async def _unary(self, rpc: Rpc, content: bytes, context: _Context) -> bytes:
         request_id = self._request_id(context)
+        budget = self._budget
+        # grpcio has received the whole message before this: it can only be refused.
+        budget.used += len(content)
         try:
+            if budget.used > budget.limit:
+                raise budget.refusal("grpc")
             return await self._calls.answer(rpc, content, _deadline(context), request_id)
         except ServiceError as error:
             await _abort(context, error)
+        finally:
+            budget.used -= len(content)
 
     async def _stream(
         self, rpc: Rpc, contents: AsyncIterator[bytes], context: _Context

@@ -37,9 +37,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
-from service.core.errors import RequestTimeout, excerpt
+from service.core.budget import Claim
+from service.core.errors import InFlightLimit, RequestTimeout, excerpt
 from service.grpc.answering import Rpc
 from service.grpc.http2 import frames
 from service.grpc.http2.frames import FrameReader, ProtocolError, StreamError
@@ -54,9 +56,11 @@ from service.grpc.http2.headers import (
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
 
-# Bytes that a peer may send on all streams of a connection before it must wait.
+# Bytes that a peer may send on all streams of a connection before it must wait. This window is
+# given back as bytes arrive: what a message may hold is bounded by the window of its stream, and a
+# window that messages share would let one that does not continue hold up the others.
 CONNECTION_WINDOW = 4 << 20
-_MAX_FRAME = 1 << 18
+_MAX_FRAME = frames.DEFAULT_FRAME  # a connection keeps an unfinished frame, which is not counted
 # Rapid reset (CVE-2023-44487) opens and resets calls without waiting, so that max_streams does not
 # bound them. A call that was open for this many seconds did count towards max_streams.
 _QUICK_RESET_S = 0.05
@@ -174,6 +178,10 @@ class Connection:
         self._stopping = False  # no new calls are accepted
         self._limits = limits
         self._pool = pool
+        self._budget = pool.budget
+        self._paused = False  # the peer does not read its socket
+        self._paused_at: float | None = None  # when `tick` first saw it
+        self._stalled: dict[Claim, tuple[int, float]] = {}  # see `_end_unread_answers`
         # Times of the rules of `tick`.
         self._opened_at = now
         self._idle_since = now
@@ -203,7 +211,6 @@ class Connection:
                 {
                     frames.MAX_CONCURRENT_STREAMS: limits.max_streams,
                     frames.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-                    frames.MAX_FRAME_SIZE: _MAX_FRAME,
                     frames.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
                 }
             ),
@@ -263,19 +270,52 @@ class Connection:
         """
         if stream.status is not None or stream.state == State.CLOSED:
             return
+        self._release(stream)
         stream.finish(status, content)
         self._send_frames(stream)
 
     def expire(self, stream: Stream, status: Status) -> None:
         """End a call whose deadline has passed, even if its answer waits for a window."""
         if stream.state != State.CLOSED:
+            self._release(stream)
             stream.expire(status)
             self._send_frames(stream)
 
     def message_read(self, stream: Stream) -> None:
         """Count a message of a streaming call as read, so that its peer may send more."""
-        if size := stream.message_read():
-            self._output.append(frames.window_update(stream.id, size))
+        stream.message_read()
+        self._open_window(stream)
+
+    def message_answered(self, stream: Stream) -> None:
+        """Give back what the oldest message of a streaming call held."""
+        if stream.holds:
+            self._give_back(stream, stream.holds.popleft())
+
+    def _give_back(self, stream: Stream, hold: Claim | int) -> None:
+        if isinstance(hold, int):
+            stream.counted -= hold
+            self._budget.used -= hold
+        else:
+            hold.close()
+
+    def message_inflated(self, stream: Stream, claim: Claim) -> None:
+        """Keep the claim of a message that was decompressed, in place of what it held before."""
+        if stream.status is not None or stream.state == State.CLOSED:
+            claim.close()
+        elif stream.headers.is_unary:
+            stream.holds.append(claim)
+        else:
+            self._give_back(stream, stream.replace_hold(claim))
+
+    def pause(self) -> None:
+        """Send no more messages: the peer does not read its socket."""
+        self._paused, self._paused_at = True, None
+
+    def resume(self) -> list[Event]:
+        """Send what has waited since `pause`."""
+        self._paused = False
+        self._send_waiting()
+        return self.events()
 
     def tick(self, now: float) -> list[Event]:
         """Apply the rules of time; call it every `Limits.tick` seconds."""
@@ -285,6 +325,7 @@ class Connection:
         if self._streams:
             self._idle_since = now
             self._end_late_calls(now)
+            self._end_unread_answers(now)
         elif now - max(self._idle_since, self.used_at) >= limits.idle_timeout:
             self._leave("idle", f"no call for {limits.idle_timeout:g} seconds (idle_timeout)")
         if not self._reader.preface_received:
@@ -297,6 +338,11 @@ class Connection:
         elif now - self._headers_since[1] >= limits.header_timeout:
             reason = f"headers did not end within {limits.header_timeout:g} seconds"
             self._fail(frames.ENHANCE_YOUR_CALM, f"{reason} (header_timeout)", "headers")
+        if self._paused:
+            if self._paused_at is None:
+                self._paused_at = now
+            elif now - self._paused_at >= limits.body_timeout:
+                self._fail(frames.NO_ERROR, "answers are not read (body_timeout)", "unread")
         self._keep_alive(now)
         if limits.max_age and now - self._opened_at >= limits.max_age:
             self._retire(now)
@@ -322,6 +368,23 @@ class Connection:
             is_waiting = stream.headers.is_unary and stream.state == State.OPEN
             if is_waiting and stream.opened_at < now - timeout:
                 self._cancel(stream, status)
+
+    def _end_unread_answers(self, now: float) -> None:
+        """End calls of whose output nothing could be sent for body_timeout."""
+        timeout = self._limits.body_timeout
+        before, self._stalled = self._stalled, {}
+        for stream in list(self._waiting.values()):
+            if (answer := stream.answer) is None:
+                continue
+            sent, since = before.get(answer, (-1, now))
+            if sent != answer.moved:
+                since = now
+            if now - since < timeout:
+                self._stalled[answer] = answer.moved, since
+            else:
+                self._events.append(CallCancelled(stream))
+                reason = f"The answer was not read for {timeout:g} seconds (body_timeout)."
+                self.expire(stream, Status("RESOURCE_EXHAUSTED", reason))
 
     def _retire(self, now: float) -> None:
         """End a connection of max_age, so that no call is lost (RFC 9113, 6.8).
@@ -374,6 +437,8 @@ class Connection:
         self.closed = True
         for stream in self._streams.values():
             stream.state = State.CLOSED
+            self._release(stream)
+            self._answer_sent(stream)
         self._pool.open_calls -= len(self._streams)
         self._streams.clear()
         self._waiting.clear()
@@ -479,7 +544,26 @@ class Connection:
                 del self._unfinished[stream_id]
             return  # the call is answered already
         stream.receive(content, size, end_stream)
-        self._take_messages(stream, end_stream)
+        if stream.status is None and self._count(stream, len(content)):
+            self._take_messages(stream, end_stream)
+
+    def _count(self, stream: Stream, size: int) -> bool:
+        """Count bytes that have arrived. Returns False if there is no room for them."""
+        claim = stream.claim
+        if claim is not None and claim.is_granted:
+            claim.moved += size
+            if claim.moved <= claim.size:
+                return True
+            size = claim.moved - claim.size  # of the next message
+            claim.moved = claim.size
+        budget = self._budget
+        stream.counted += size
+        budget.used += size
+        if budget.used <= budget.limit:
+            return True
+        error = budget.refusal("grpc")
+        self._cancel(stream, Status(error.grpc_code, error.message))
+        return False
 
     def _take_messages(self, stream: Stream, end_stream: bool) -> None:
         """Report the messages that the latest frame of a stream has completed."""
@@ -501,8 +585,49 @@ class Connection:
         except CallFailed as failure:
             self._cancel(stream, failure.status)
             return
-        if not end_stream and (size := stream.grant()):
+        if not end_stream:
+            self._open_window(stream)
+
+    def _open_window(self, stream: Stream) -> None:
+        """Let the peer send on, as far as there is room."""
+        if stream.must_claim:
+            stream.claim = self._budget.claim(
+                stream.next_size,
+                "grpc",
+                granted=partial(self._claim_granted, stream),
+                refused=partial(self._claim_refused, stream),
+            )
+            if stream.claim.is_granted:
+                self._claim_granted(stream)
+        elif size := stream.grant():
             self._output.append(frames.window_update(stream.id, size))
+
+    def _claim_granted(self, stream: Stream) -> None:
+        """There is room for the message that is arriving: what has arrived moves to its claim."""
+        assert stream.claim is not None
+        stream.claim.moved = stream.arrived
+        stream.counted -= stream.arrived
+        self._budget.used -= stream.arrived
+        if size := stream.grant():
+            self._output.append(frames.window_update(stream.id, size))
+        self.wake()
+
+    def _claim_refused(self, stream: Stream, error: InFlightLimit) -> None:
+        self._cancel(stream, Status(error.grpc_code, error.message))
+        self.wake()
+
+    def _release(self, stream: Stream) -> None:
+        """Give back what the request of a call held."""
+        self._budget.used -= stream.counted
+        stream.counted = 0
+        if stream.claim is not None:
+            stream.claim.close()
+            stream.claim = None
+        if stream.holds:
+            for hold in stream.holds:
+                if not isinstance(hold, int):
+                    hold.close()
+            stream.holds.clear()
 
     def _receive_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         frames.read_word(payload)
@@ -598,6 +723,8 @@ class Connection:
 
     def _send_waiting(self) -> None:
         """Use windows that have grown, the longest wait first."""
+        if self._paused:
+            return
         self._window_has_grown = False
         for stream in list(self._waiting.values()):
             if self._send_window <= 0:
@@ -616,7 +743,7 @@ class Connection:
 
     def _send_frames(self, stream: Stream) -> None:
         """Queue the frames that the windows allow; close the stream after its trailers."""
-        parts, used = stream.next_frames(self._send_window)
+        parts, used = stream.next_frames(0 if self._paused else self._send_window)
         self._send_window -= used
         self._output += parts
         if stream.output:
@@ -624,9 +751,11 @@ class Connection:
             if used:
                 self._waiting.pop(stream.id, None)
             self._waiting[stream.id] = stream
+            self._answer_waits(stream)
             return
         if self._waiting:
             self._waiting.pop(stream.id, None)
+            self._answer_sent(stream)
         if stream.status is None:
             return
         if stream.state == State.HALF_CLOSED_LOCAL:
@@ -639,6 +768,28 @@ class Connection:
         del self._streams[stream.id]
         self._pool.open_calls -= 1
         self._close_if_done()
+
+    def _answer_waits(self, stream: Stream) -> None:
+        """Count output that the peer does not let out."""
+        size = len(stream.output)
+        if stream.answer is None or stream.answer.size != size:
+            self._answer_sent(stream)
+            budget = self._budget
+            if len(self._waiting) > 1 and budget.used + size > budget.limit:
+                self._answer_refused(stream, budget.refusal("grpc"))
+                return
+            stream.answer = budget.answer(size, "grpc", partial(self._answer_refused, stream))
+        stream.answer.moved = stream.sent
+
+    def _answer_sent(self, stream: Stream) -> None:
+        if stream.answer is not None:
+            stream.answer.close()
+            stream.answer = None
+
+    def _answer_refused(self, stream: Stream, error: InFlightLimit) -> None:
+        self._events.append(CallCancelled(stream))
+        self.expire(stream, Status(error.grpc_code, error.message))
+        self.wake()
 
     # The end.
 
@@ -664,7 +815,9 @@ class Connection:
         stream.state = State.CLOSED
         del self._streams[stream.id]
         self._pool.open_calls -= 1
+        self._release(stream)
         self._waiting.pop(stream.id, None)
+        self._answer_sent(stream)
         self._events.append(CallCancelled(stream))
 
     def _expect_more(self, stream_id: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+from service.core.budget import Budget
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
@@ -18,7 +19,7 @@ from service.core.errors import (
     excerpt,
 )
 from service.core.inflation import inflate
-from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc
+from service.grpc.answering import MESSAGE_SLACK, Calls, Pipelined, Rpc
 from service.grpc.http2.connection import (
     CallCancelled,
     CallEnded,
@@ -39,6 +40,8 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+# Bytes that one byte of deflate's format can stand for.
+_MOST_INFLATED = 1032
 # Seconds a peer may keep its side open after GOAWAY.
 _LINGER_S = 1.0
 
@@ -49,7 +52,9 @@ _Inbox = asyncio.Queue[MessageReceived | None]
 class Http2Server:
     """Listens on a port that the workers share; lives on the worker's event loop."""
 
-    def __init__(self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings) -> None:
+    def __init__(
+        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+    ) -> None:
         self._rpcs = rpcs
         self._calls = calls
         self._settings = settings
@@ -58,7 +63,10 @@ class Http2Server:
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
         self._connections: set[Http2Protocol] = set()
         self._pool = Pool(
-            settings.max_connections, settings.max_open_calls, silence=settings.body_timeout
+            settings.max_connections,
+            settings.max_open_calls,
+            silence=settings.body_timeout,
+            budget=budget,
         )
         self._server: asyncio.Server | None = None
 
@@ -142,7 +150,7 @@ class Http2Protocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
         self._connection = Connection(rpcs, limits, calls.request_id, pool, now)
-        self._connection.wake = self._wake
+        self._connection.wake = self._flush_soon
         self._flush_scheduled = False
         self._hung_up = False
         self._ticks: asyncio.TimerHandle | None = None
@@ -179,10 +187,12 @@ class Http2Protocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take no more work from a peer that does not read its answers."""
+        self._connection.pause()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._transport.resume_reading()
+        self._handle(self._connection.resume())
 
     def data_received(self, data: bytes) -> None:
         self._handle(self._connection.receive(data, self._loop.time()))
@@ -224,9 +234,6 @@ class Http2Protocol(asyncio.Protocol):
         self._ticks = self._loop.call_later(self._limits.tick, self._tick)
         self._handle(self._connection.tick(self._loop.time()))
 
-    def _wake(self) -> None:
-        self._handle(self._connection.events())
-
     def _cancel(self, stream_id: int) -> None:
         if task := self._tasks.pop(stream_id, None):
             task.cancel()
@@ -254,6 +261,7 @@ class Http2Protocol(asyncio.Protocol):
         """Answer a streaming call."""
         rpc = stream.headers.rpc
         assert rpc is not None
+        is_pipelined = isinstance(rpc.method, Pipelined)
         try:
             async for answer in self._calls.stream(
                 rpc,
@@ -262,6 +270,8 @@ class Http2Protocol(asyncio.Protocol):
                 request_id=stream.request_id,
                 ends_with_error=stream.headers.ends_with_error,
             ):
+                if is_pipelined:
+                    self._connection.message_answered(stream)
                 is_sent = self._connection.send(stream, answer)
                 self._flush_soon()
                 if not is_sent:
@@ -276,6 +286,8 @@ class Http2Protocol(asyncio.Protocol):
 
     async def _messages(self, stream: Stream, inbox: _Inbox) -> AsyncIterator[bytes]:
         """Yield the messages of a streaming call as they arrive."""
+        assert stream.headers.rpc is not None
+        is_pipelined = isinstance(stream.headers.rpc.method, Pipelined)
         while (message := await inbox.get()) is not None:
             self._connection.message_read(stream)
             if self._connection.has_output:
@@ -284,6 +296,8 @@ class Http2Protocol(asyncio.Protocol):
                 yield await self._decompressed(stream, message.flag, message.content)
             else:
                 yield message.content
+            if not is_pipelined:
+                self._connection.message_answered(stream)
 
     async def _decompressed(self, stream: Stream, flag: int, content: bytes) -> bytes:
         encoding = stream.headers.encoding
@@ -293,7 +307,17 @@ class Http2Protocol(asyncio.Protocol):
             raise Unimplemented(
                 f"grpc-encoding is '{excerpt(encoding)}'; send gzip, deflate or identity."
             )
-        return await self._inflate(content, encoding)
+        # What it inflates to is not known yet.
+        most = min(_MOST_INFLATED * len(content) + 64, self._limits.max_message)
+        claim = await self._pool.budget.room(most, "grpc")
+        try:
+            content = await self._inflate(content, encoding)
+        except BaseException:
+            claim.close()
+            raise
+        claim.complete(len(content))
+        self._connection.message_inflated(stream, claim)
+        return content
 
     def _finish(self, stream: Stream, status: Status, content: bytes | None = None) -> None:
         """End a call from its own task."""
@@ -323,6 +347,8 @@ class Http2Protocol(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        if events := self._connection.events():
+            self._handle(events)
         if self._hung_up or self._transport.is_closing():
             return
         if self._connection.has_output:

@@ -24,6 +24,8 @@ from collections import Counter, deque
 from heapq import nsmallest
 from typing import Protocol
 
+from service.core.budget import Budget
+
 # Calls that a connection may have open however many the others have.
 _FREE_CALLS = 8
 # Seconds in which a new connection is expected to make its first call.
@@ -49,10 +51,16 @@ class Member(Protocol):
 
 
 class Pool:
-    """The connections of one worker; their calls count themselves in `open_calls`."""
+    """The connections of one worker; their calls count themselves in `open_calls`.
 
-    def __init__(self, max_connections: int, max_calls: int, silence: float) -> None:
+    `budget` has the bytes of all requests and answers of the worker.
+    """
+
+    def __init__(
+        self, max_connections: int, max_calls: int, silence: float, budget: Budget
+    ) -> None:
         self.open_calls = 0
+        self.budget = budget
         self._max_connections = max_connections
         self._max_calls = max_calls
         self._silence = silence

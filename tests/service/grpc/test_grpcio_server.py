@@ -14,6 +14,7 @@ from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
 from service.grpc.grpcio_server import GrpcioServer
 from service.settings import Settings
 from tests.conftest import free_ports
+from tests.service.grpc.http2.client import budget
 
 UNARY, STREAMING = "/test.Service/Unary", "/test.Service/Streaming"
 MAX_REQUEST_BYTES = 1024
@@ -65,7 +66,7 @@ def served(test: Callable[[grpc.aio.Channel, Calls], Awaitable[None]]) -> None:
         (port,) = free_ports(1)
         settings = Settings(host="127.0.0.1", grpc_port=port, max_request_bytes=MAX_REQUEST_BYTES)
         calls: Any = Calls()
-        server = GrpcioServer(RPCS, calls, settings)
+        server = GrpcioServer(RPCS, calls, settings, budget())
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

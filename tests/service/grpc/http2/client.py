@@ -10,6 +10,7 @@ from typing import Any
 
 import hpack
 
+from service.core.budget import Budget
 from service.grpc.answering import Pipelined, Rpc, Unary
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import Connection, Event, Limits
@@ -31,9 +32,15 @@ RPCS = {
 }
 
 
+def budget(limit: int = 1 << 25) -> Budget:
+    """A budget whose time stands still."""
+    return Budget(limit, clock=lambda: 0.0)
+
+
 def unopened(limits: Limits = LIMITS, pool: Pool | None = None) -> Connection:
     """A connection that has received nothing."""
-    pool = Pool(max_connections=8, max_calls=10_000, silence=1.0) if pool is None else pool
+    if pool is None:
+        pool = Pool(max_connections=8, max_calls=10_000, silence=1.0, budget=budget())
     return Connection(RPCS, limits, lambda asked: asked or "chosen", pool)
 
 

@@ -35,6 +35,7 @@ from tests.service.grpc.http2.client import (
     UNARY,
     answer,
     block,
+    budget,
     call,
     chunks,
     connection,
@@ -273,10 +274,10 @@ def test_arbitrary_bytes_raise_nothing(content: list[bytes], preface: bool) -> N
 
 def test_the_connections_window_opens_again_when_half_of_it_is_used() -> None:
     opened = connection(LARGE_LIMITS)
-    piece = bytes(1 << 18)
+    piece = bytes(frames.DEFAULT_FRAME)
     updates = []
     for stream_id in range(1, 2 * CONNECTION_WINDOW // len(piece), 2):
-        opened.receive(headers(stream_id) + data(stream_id, b"\0\0\x10\0\0" + piece[5:]), 0.0)
+        opened.receive(headers(stream_id) + data(stream_id, b"\0\0\0\xea\0" + piece[5:]), 0.0)
         updates += [f for f in sent(opened.data_to_send()) if f[0] == frames.WINDOW_UPDATE]
         if updates:
             break
@@ -335,8 +336,8 @@ def test_a_failed_call_whose_answers_wait_is_granted_no_more_window() -> None:
     opened.send(stream, b"answer")
     opened.finish(stream, Status("INTERNAL", "failed"))
     opened.data_to_send()
-    piece = data(1, bytes(1 << 18))
-    assert opened.receive(piece * 4, 0.0) == []
+    piece = data(1, bytes(STREAM_WINDOW // 5))
+    assert opened.receive(piece * 5, 0.0) == []
     assert kinds(opened.data_to_send(), 1) == []
     assert opened.receive(data(1, b"x"), 0.0) == [CallCancelled(stream)]
     assert goaway(opened.data_to_send()) == (frames.FLOW_CONTROL_ERROR, "more data than allowed")
@@ -838,7 +839,7 @@ def test_a_ping_per_answer_is_no_flood() -> None:
 
 
 def test_a_connection_that_gives_way_ends_its_calls_with_unavailable() -> None:
-    pool = Pool(max_connections=1, max_calls=8, silence=1.0)
+    pool = Pool(max_connections=1, max_calls=8, silence=1.0, budget=budget())
     opened = connection(pool=pool)
     assert pool.add(opened, "one", 0.0)
     stream = opened_stream(opened)
@@ -855,7 +856,7 @@ def test_a_connection_that_gives_way_ends_its_calls_with_unavailable() -> None:
 
 
 def test_calls_above_the_share_of_a_connection_are_refused_unprocessed() -> None:
-    pool = Pool(max_connections=2, max_calls=20, silence=1.0)
+    pool = Pool(max_connections=2, max_calls=20, silence=1.0, budget=budget())
     opened = connection(LIMITS._replace(max_streams=1000), pool)
     opened.receive(b"".join(headers(stream_id) for stream_id in range(1, 201, 2)), 0.0)
     refused = [kind for kind, *_ in sent(opened.data_to_send())]
@@ -867,7 +868,7 @@ def test_calls_above_the_share_of_a_connection_are_refused_unprocessed() -> None
 
 @pytest.mark.parametrize("end", ["finish", "expire", "reset", "lose", "fail"])
 def test_a_call_that_ends_is_no_longer_counted(end: str) -> None:
-    pool = Pool(max_connections=2, max_calls=20, silence=1.0)
+    pool = Pool(max_connections=2, max_calls=20, silence=1.0, budget=budget())
     opened = connection(pool=pool)
     stream = opened_stream(opened)
     assert pool.open_calls == 1

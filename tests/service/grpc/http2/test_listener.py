@@ -22,6 +22,7 @@ from tests.service.grpc.http2.client import (
     UNARY,
     answer,
     block,
+    budget,
     call,
     data,
     goaway,
@@ -100,7 +101,7 @@ class Peer:
     ) -> None:
         self.calls = Calls(reply)
         self.connections: set[Http2Protocol] = set()
-        self.pool = Pool(max_connections=1, max_calls=1000, silence=60.0)
+        self.pool = Pool(max_connections=1, max_calls=1000, silence=60.0, budget=budget())
         self.transport = Transport()
         self.protocol = self.connect(self.transport, limits)
         self.protocol.data_received(START)
@@ -387,7 +388,7 @@ async def test_stopping_waits_for_the_answer() -> None:
 @in_loop
 async def test_a_connection_that_is_made_during_a_stop_is_stopped_too() -> None:
     calls: Any = Calls(echo)
-    server = Http2Server(RPCS, calls, Settings())
+    server = Http2Server(RPCS, calls, Settings(), budget())
     stopping = asyncio.ensure_future(server.stop(timeout=60.0))
     await asyncio.sleep(0)
     transport = Transport()

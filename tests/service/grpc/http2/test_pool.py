@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.grpc.http2.pool import Pool
+from tests.service.grpc.http2.client import budget
 
 SILENCE = 30.0
 
@@ -24,7 +25,7 @@ class Member:
 
 def full(*members: Member, callers: str = "") -> Pool:
     """A pool without a free place; `callers` has one letter per member."""
-    pool = Pool(len(members), max_calls=100, silence=SILENCE)
+    pool = Pool(len(members), max_calls=100, silence=SILENCE, budget=budget())
     for member, caller in zip(members, callers or "x" * len(members), strict=True):
         assert pool.add(member, caller, member.used_at)
     return pool
@@ -101,7 +102,7 @@ def test_a_flood_of_connections_displaces_itself() -> None:
 
 @pytest.mark.parametrize(("connections", "share"), [(1, 50), (2, 33), (4, 20)])
 def test_calls_are_shared_by_the_connections_that_want_many(connections: int, share: int) -> None:
-    pool = Pool(8, max_calls=100, silence=SILENCE)
+    pool = Pool(8, max_calls=100, silence=SILENCE, budget=budget())
     calls = [0] * connections
     for _ in range(100):
         for index in range(connections):
