@@ -51,6 +51,7 @@ LIMITS = Limits(
     max_age=0.0,
 )
 SIZES = st.sampled_from([0, 10, 5000, STREAM_WINDOW - 5, STREAM_WINDOW, 100_000, MAX_MESSAGE])
+CALLS = st.integers(0, 5)
 
 
 class Call:
@@ -83,6 +84,7 @@ class Interleavings(RuleBasedStateMachine):
         self.receive_window = frames.DEFAULT_WINDOW
         self.initial_window = frames.DEFAULT_WINDOW
         self.on_the_way = b""
+        self.is_slow = False  # bytes of the client wait on their way
         self.is_paused = False
         self.paused_at = 0.0
 
@@ -90,8 +92,14 @@ class Interleavings(RuleBasedStateMachine):
 
     def send(self, content: bytes) -> None:
         self.on_the_way += content
+        if not self.is_slow:
+            self.deliver(len(self.on_the_way))
 
-    @rule(count=st.integers(1, 200_000))
+    @rule()
+    def become_slow_or_fast(self) -> None:
+        self.is_slow = not self.is_slow
+
+    @rule(count=st.sampled_from([1, 9, 20_000, 1_000_000]) | st.integers(1, 100))
     def deliver(self, count: int) -> None:
         if self.is_paused:  # the listener does not read then
             return
@@ -159,7 +167,7 @@ class Interleavings(RuleBasedStateMachine):
         self.send(headers(self.next_id, block(UNARY if is_unary else STREAMING)))
         self.next_id += 2
 
-    @rule(choice=st.integers(0), size=st.integers(0, 60_000), pad=st.booleans())
+    @rule(choice=CALLS, size=st.sampled_from([0, 3, 5, 3000, 70_000, 1_000_000]), pad=st.booleans())
     def send_data(self, choice: int, size: int, pad: bool) -> None:
         call = self.pick(choice)
         if call is None or call.ended_own_side:
@@ -184,7 +192,7 @@ class Interleavings(RuleBasedStateMachine):
             self.send(data(number, b"", end=True))
             call.ended_own_side = True
 
-    @rule(choice=st.integers(0))
+    @rule(choice=CALLS)
     def give_up(self, choice: int) -> None:
         call = self.pick(choice)
         if call is not None:
@@ -193,7 +201,7 @@ class Interleavings(RuleBasedStateMachine):
             call.endings.append("given up")
             call.unsent = b""
 
-    @rule(choice=st.integers(0), size=st.integers(1, 100_000), whole=st.booleans())
+    @rule(choice=CALLS, size=st.sampled_from([1, 3000, 100_000]), whole=st.booleans())
     def grant(self, choice: int, size: int, whole: bool) -> None:
         call = self.pick(choice)
         if whole or call is None:
@@ -205,7 +213,7 @@ class Interleavings(RuleBasedStateMachine):
             self.send(frames.window_update(number, size))
 
     @precondition(lambda self: not self.on_the_way)
-    @rule(size=st.integers(0, 100_000))
+    @rule(size=st.sampled_from([0, 100, 65_535, 100_000]))
     def change_the_initial_window(self, size: int) -> None:
         """Delivered at once: what is on its way back was sent by the earlier window."""
         if self.is_paused:
@@ -252,7 +260,7 @@ class Interleavings(RuleBasedStateMachine):
         assert call.stream is not None
         return call, call.stream
 
-    @rule(choice=st.integers(0))
+    @rule(choice=CALLS)
     def take(self, choice: int) -> None:
         picked = self.pick_running(choice)
         if picked and picked[0].inbox and not picked[0].is_unary:
@@ -262,7 +270,7 @@ class Interleavings(RuleBasedStateMachine):
             self.server.message_read(stream)
             self.handle([])
 
-    @rule(choice=st.integers(0), size=st.integers(0, 100_000))
+    @rule(choice=CALLS, size=st.sampled_from([0, 3000, 70_000]))
     def answer(self, choice: int, size: int) -> None:
         picked = self.pick_running(choice)
         if picked and picked[0].taken and picked[0].may_send:
@@ -272,7 +280,7 @@ class Interleavings(RuleBasedStateMachine):
             call.may_send = self.server.send(stream, bytes(size))
             self.handle([])
 
-    @rule(choice=st.integers(0), size=st.integers(0, 100_000), fails=st.booleans())
+    @rule(choice=CALLS, size=st.sampled_from([0, 3000, 70_000]), fails=st.booleans())
     def finish(self, choice: int, size: int, fails: bool) -> None:
         picked = self.pick_running(choice)
         if picked and picked[0].may_send:
@@ -284,7 +292,7 @@ class Interleavings(RuleBasedStateMachine):
             self.server.finish(stream, status, content)
             self.handle([])
 
-    @rule(choice=st.integers(0))
+    @rule(choice=CALLS)
     def expire(self, choice: int) -> None:
         picked = self.pick_running(choice)
         if picked:
