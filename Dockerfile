@@ -86,7 +86,8 @@ FROM runtime AS serving
 # ONNX Runtime otherwise sends telemetry to its vendor.
 ENV MNIST_HOST=0.0.0.0 MNIST_MODELS=/models MNIST_LOG_FORMAT=json ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
-EXPOSE 8000 8001
+# 8002 if MNIST_HEALTH_PORT is set to it.
+EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["mnist-probe"]
 ENTRYPOINT ["mnist-serve"]
 

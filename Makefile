@@ -16,7 +16,7 @@ endif
 # A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-gpu test-stops train serve proto lint format bench images secrets
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -66,6 +66,13 @@ test-gpu: $(INSTALLED)  ## serve and train on CUDA (a GPU; the extra 'gpu' inste
 
 test-stops: $(INSTALLED)  ## stop a real server 300 times (10 minutes); ARGS="--busy 2 --limit 10"
 	$(BIN)/python -m tests.stops $(ARGS)
+
+test-faults: $(INSTALLED)  ## random faults and hostile clients for 10 minutes; ARGS="--seconds 120 --seed 1"
+	$(BIN)/python -m tests.faults $(ARGS)
+
+fuzz: $(INSTALLED)  ## feed mutated bytes to every parser, a million each; ARGS="--runs 20000" for fewer
+	@for name in $$(ls tests/fuzz/harnesses | sed -n 's/^\([a-z]\w*\)\.py$$/\1/p'); do \
+	  echo "== $$name"; $(BIN)/python -m tests.fuzz $$name --runs 1000000 $(ARGS) || exit 1; done
 
 images: export VERSION ?= $(shell d=$$(git describe --tags --match 'v*' 2>/dev/null) && echo $$d | sed 's/^v//;s/-/+/;s/-/./g' || echo 0+g$$(git rev-parse --short HEAD))
 images: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)

@@ -55,14 +55,14 @@ class Server:
     ) -> None:
         self.contender = contender
         self.tree = tree
-        self.http_port, self.grpc_port, spare_port = free_ports(3)
+        self.http_port, self.grpc_port, self.spare_port = free_ports(3)
         self.log = scratch / f"{contender.name}.log"
         values = {
             "python": str(venv / "bin" / "python" if venv else python),
             "venv": str(venv),
             "http_port": str(self.http_port),
             "grpc_port": str(self.grpc_port),
-            "spare_port": str(spare_port),
+            "spare_port": str(self.spare_port),
             "models": str(models),
             "workers": str(workers),
             # 0 tells MLServer to infer in the server's own process.
@@ -139,12 +139,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of all processes so far, including reaped children."""
-        total = 0
-        for pid in self.pids():
-            with suppress(OSError):
-                fields = _stat(pid)
-                total += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
-        return total / _TICKS
+        return sum(map(process_cpu_seconds, self.pids()))
 
     def peak_rss_mb(self) -> tuple[float, float]:
         """The sum of the peaks and the largest peak; shared pages count in each process."""
@@ -189,6 +184,20 @@ class Server:
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def process_cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its reaped children; 0 if it has ended."""
+    with suppress(OSError):
+        return sum(map(int, _stat(pid)[11:15])) / _TICKS  # utime, stime, cutime, cstime
+    return 0.0
+
+
+def machine_cpu_seconds() -> float:
+    """Time that the machine's cores did not idle, of all programs and, if virtual, of others."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / _TICKS
 
 
 def _stat(pid: int) -> list[str]:

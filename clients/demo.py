@@ -52,12 +52,12 @@ def main() -> int:
     steps = Steps()
     # Imported here: gRPC takes a while, and a signal in the meantime finds the handler.
     from clients import cli
+    from service.ports import check_free
     from service.settings import SettingsError, load
-    from service.supervisor import check_ports_free
 
     try:
         settings = load([])
-        check_ports_free(settings)  # before minutes of training, not after
+        check_free(settings)  # before minutes of training, not after
     except SettingsError as error:
         print(f"make run: {error}", file=sys.stderr)
         return 2

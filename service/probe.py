@@ -41,7 +41,8 @@ def why_unready(settings: Settings) -> str:
     if the port does not speak HTTP.
     """
     host = _ANY.get(settings.host, settings.host)
-    connection = http.client.HTTPConnection(host, settings.http_port, timeout=_TIMEOUT_S)
+    port = settings.health_port or settings.http_port
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/v2/health/ready")
         response = connection.getresponse()
@@ -54,6 +55,8 @@ def why_unready(settings: Settings) -> str:
         except (ValueError, KeyError, TypeError, RecursionError):  # not the server's JSON
             reason = ""
         return reason or f"/v2/health/ready answers {response.status}"
+    if settings.health_port:  # it answers for all ports, and needs none of their connections
+        return ""
     # One event loop serves both ports, so for the other port it is enough to be open.
     socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
     return ""

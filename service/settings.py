@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from service.core.callers import networks
 from service.core.errors import excerpt
 from service.repository.shipped import shipped_models
 
@@ -55,6 +56,13 @@ class Settings:
     )
     http_port: int = _setting(8000, "port of the HTTP server", low=1, high=65535)
     grpc_port: int = _setting(8001, "port of the gRPC server", low=1, high=65535)
+    health_port: int = _setting(
+        0,
+        "port that answers /v2/health/live, /v2/health/ready and /metrics, also while clients hold "
+        "all connections of the other ports; 0 opens none",
+        low=0,
+        high=65535,
+    )
     workers: int = _setting(
         1, "worker processes; more than one per core does not help", low=1, high=1024
     )
@@ -109,16 +117,37 @@ class Settings:
         low=1,
         high=10_000_000,
     )
+    max_queue_seconds: float = _setting(
+        1.0,
+        "seconds that a request may wait until its run starts; one that would wait longer is "
+        "refused at once, unless the next run has room for it",
+        low=0.001,
+        high=3600,
+    )
     inline_budget: float = _setting(
         1.0,
-        "milliseconds; inference that is expected to take longer runs in a thread instead of on "
+        "milliseconds; inference that is not known to be shorter runs in a thread instead of on "
         "the event loop",
         low=0,
-        high=60_000,
+        high=1000,
+    )
+    max_run_seconds: float = _setting(
+        60.0,
+        "seconds after which a run of a model is ended; if it does not end, the worker is replaced",
+        low=0.1,
+        high=86_400,
     )
 
     max_request_bytes: int = _setting(
         8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
+    )
+    max_json_bytes: int = _setting(
+        2 * 1024 * 1024,
+        "largest JSON of a request, and largest part of a gRPC message that is not raw tensors, in "
+        "bytes: such values are parsed one by one, which holds up other requests; send larger data "
+        "as binary",
+        low=1024,
+        high=10**9,
     )
     max_inflight_bytes: int = _setting(
         32 * 1024 * 1024,
@@ -149,7 +178,8 @@ class Settings:
     header_timeout: float = _setting(
         10.0,
         "seconds within which the headers of a request must arrive, and the first bytes of a "
-        "connection that say which protocol it speaks",
+        "connection that say which protocol it speaks; an HTTP/1 connection may be idle for as "
+        "long",
         low=0.1,
         high=3600,
     )
@@ -186,6 +216,11 @@ class Settings:
     )
     max_open_calls: int = _setting(
         4096, "gRPC calls that each worker has open at a time", low=1, high=10_000_000
+    )
+    trusted_proxies: str = _setting(
+        "",
+        "addresses and networks, comma-separated, of the proxies in front of the server; the "
+        "caller of a request from one of them is the address that it adds to X-Forwarded-For",
     )
     max_stream_requests: int = _setting(
         64, "requests of one gRPC stream that are processed at a time", low=1, high=1_000_000
@@ -228,8 +263,17 @@ class Settings:
                 raise SettingsError(f"{field.name} must be {bounds}, not {excerpt(value)}.")
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.")
-        if self.http_port == self.grpc_port:
-            raise SettingsError(f"http_port and grpc_port are both {self.http_port}.")
+        try:
+            networks(self.trusted_proxies)
+        except ValueError as error:
+            raise SettingsError(f"trusted_proxies: {excerpt(error)}.") from None
+        ports: dict[int, str] = {}
+        for name in ("http_port", "grpc_port", "health_port"):
+            port = getattr(self, name)
+            if port in ports:
+                raise SettingsError(f"{ports[port]} and {name} are both {port}.")
+            if port:
+                ports[port] = name
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
                 f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "

@@ -9,7 +9,8 @@ on SIGTERM while it starts, and finishes its accepted requests afterwards (servi
 How a worker is replaced: each worker counts the beats of its event loop in memory that it shares
 with the supervisor. A thread here kills a worker that has not beaten for 5 s, and the main thread
 replaces every worker that has ended. SIGHUP replaces all of them, one after another: the old one
-stops when the new one serves. If the supervisor dies, the kernel kills the workers.
+stops when the new one serves. So does a worker that asks for it, because a run of a model cannot be
+ended. If the supervisor dies, the kernel kills the workers.
 
 This process imports no ONNX Runtime, no gRPC and no Flask: it only checks what it can before
 workers start, and then supervises them.
@@ -19,9 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import logging
 import logging.config
+import math
 import multiprocessing
 import os
 import resource
@@ -40,11 +43,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from granian.constants import Interfaces, Loops
+from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server import MPServer
 from granian.server.mp import WorkerProcess
 
 from service.observe.logs import logging_config
+from service.ports import reserve
 from service.repository.shipped import shipped_models
 from service.runtime.packages import conflicting_packages
 from service.settings import Settings, SettingsError
@@ -59,12 +64,21 @@ _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and e
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
 _SILENT_S = 5.0  # a loop that neither beats nor computes for this long hangs
-_BUSY_S = 60.0  # so does one that computes for this long: a run of a slow model may take its time
+# A loop that computes hangs as well, after so much CPU time. The longest things that a request can
+# make it do take less than a second (runs of models are in threads). On a busy machine even that
+# takes longer by the clock, but never as long as _BUSY_S.
+_BUSY_CPU_S = 10.0
+_BUSY_S = 60.0
 _BUSY_SHARE = 0.1  # of a core; a loop that uses less during a silence does not compute
 _STARVED_S = 0.2  # CPU time during a silence, below which a runnable worker waits for a core
 _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
+_OWN_DESCRIPTORS = 100  # of a worker: files, sockets and pipes beside clients' connections
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# What Granian reads of a connection before the worker asks for it, in bytes: of HTTP/1 the headers
+# and what came with them; of HTTP/2 the headers, and the data of all calls that are not read yet.
+_CONNECTION_BYTES = 64 * 1024
+_CONNECTION_WINDOW = 128 * 1024
 _FOLDER_PREFIX = "mnist-serve-"
 
 
@@ -74,13 +88,21 @@ class Pulse(ctypes.Structure):
     _fields_ = (
         ("beats", ctypes.c_ulong),  # by the worker's event loop; 0 before it serves
         ("is_retired", ctypes.c_bool),  # a new worker serves in its place
+        ("has_stuck_run", ctypes.c_bool),  # by the worker: a run of a model cannot be ended
     )
 
 
 class Replacements(ctypes.Structure):
-    """How many workers were replaced because their loop was silent, or because they ended."""
+    """How many workers were replaced, by the reason.
 
-    _fields_ = (("silent", ctypes.c_ulong), ("ended", ctypes.c_ulong))
+    Their loop was silent, they ended, or they had a run of a model that could not be ended.
+    """
+
+    _fields_ = (
+        ("silent", ctypes.c_ulong),
+        ("ended", ctypes.c_ulong),
+        ("stuck_run", ctypes.c_ulong),
+    )
 
 
 class Lifecycle(NamedTuple):
@@ -145,7 +167,7 @@ class WatchedProcess(WorkerProcess):
         self._beats = 0
 
     def hangs(self, now: float) -> bool:
-        """Whether the loop is silent for `_SILENT_S`, or for `_BUSY_S` if it computes meanwhile.
+        """Whether the loop is silent for `_SILENT_S`, or longer if it computes meanwhile.
 
         A loop that waits for a core does not hang.
         """
@@ -161,7 +183,9 @@ class WatchedProcess(WorkerProcess):
         cpu_s = thread.cpu_s - self._cpu_at_last_beat
         if thread.is_runnable and cpu_s < _STARVED_S:
             return False
-        self.patience_s = _BUSY_S if cpu_s >= silent_s * _BUSY_SHARE else _SILENT_S
+        self.patience_s = _SILENT_S
+        if cpu_s >= silent_s * _BUSY_SHARE:
+            self.patience_s = silent_s if cpu_s >= _BUSY_CPU_S else _BUSY_S
         return silent_s >= self.patience_s
 
     def retire(self, kill_after_s: float) -> None:
@@ -205,6 +229,19 @@ class Supervisor(MPServer):
             loop=Loops.uvloop if sys.platform != "win32" else Loops.auto,
             websockets=False,
             backpressure=settings.max_connections,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=int(settings.header_timeout * 1000),
+                max_buffer_size=_CONNECTION_BYTES,
+            ),
+            http2_settings=HTTP2Settings(
+                # Unread bytes of all calls of a connection; the same for one call.
+                initial_connection_window_size=_CONNECTION_WINDOW,
+                initial_stream_window_size=_CONNECTION_WINDOW,
+                max_headers_size=_CONNECTION_BYTES,
+                max_send_buffer_size=_CONNECTION_BYTES,
+                keep_alive_interval=int(settings.keepalive_interval * 1000) or None,
+                keep_alive_timeout=math.ceil(settings.keepalive_timeout),
+            ),
             log_level=LogLevels.debug if settings.log_level == "debug" else LogLevels.warning,
             log_dictconfig=logging_config(settings),
             respawn_failed_workers=True,
@@ -221,6 +258,15 @@ class Supervisor(MPServer):
         self._retired: list[WatchedProcess] = []
         self.settings = settings
         self.main_loop_interrupt: Wakeup = Wakeup()
+
+    def _init_shared_socket(self) -> None:
+        super()._init_shared_socket()  # type: ignore[no-untyped-call]
+        # Granian holds an answer until its client has read it, and does not say when that is. The
+        # kernel ends a connection whose client takes nothing for this long. Accepted sockets
+        # inherit the option.
+        if self._sso is not None and sys.platform == "linux":
+            timeout_ms = int(self.settings.body_timeout * 1000)
+            self._sso.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def run(self, state_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""
@@ -267,6 +313,15 @@ class Supervisor(MPServer):
                 self.reload_signal = False
                 log.info("SIGHUP: all workers are replaced, one after another.")
                 ended = list(self.wrks)
+            for worker in self.wrks:
+                if worker.pulse.has_stuck_run and worker not in ended:
+                    log.error(
+                        "Worker-%d has a run of a model that cannot be ended; a new worker "
+                        "replaces it.",
+                        worker.idx + 1,
+                    )
+                    self._lifecycle.replaced.stuck_run += 1
+                    ended.append(worker)
             for worker in ended:
                 if not self.interrupt_signal:
                     self._replace(worker, spawn_target, target_loader)
@@ -325,6 +380,8 @@ class Supervisor(MPServer):
                         "" if worker.interrupt_by_parent else "; a new worker replaces it",
                     )
                     worker.inner.kill()
+                elif worker.pulse.has_stuck_run and worker.kill_at == float("inf"):
+                    self.main_loop_interrupt.set()
                 elif now > worker.kill_at:
                     worker.is_silent = True
                     log.warning(
@@ -373,10 +430,7 @@ def supervise(settings: Settings) -> int:
             "There is no folder ./models: serving the model that comes with the package. "
             "mnist-train publishes into ./models; restart mnist-serve to serve from there."
         )
-    with contextlib.suppress(OSError, ValueError):  # macOS refuses its own "unlimited"
-        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-    supervisor = Supervisor(settings)
+    supervisor = Supervisor(_within_descriptors(settings))
     # From here on a stop has something to clean up.
     supervisor.main_loop_interrupt.listen_to_signals()
     for number in _SIGNALS:
@@ -400,6 +454,24 @@ def supervise(settings: Settings) -> int:
     for reservation in reserved:
         reservation.close()
     return status
+
+
+def _within_descriptors(settings: Settings) -> Settings:
+    """Raise the limit of file descriptors, and lower max_connections to what it allows."""
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses its own "unlimited"
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = max((limit - _OWN_DESCRIPTORS) // 2, 1)  # for each of HTTP and gRPC
+    if limit == resource.RLIM_INFINITY or settings.max_connections <= room:
+        return settings
+    log.warning(
+        "max_connections is %d instead of %d: the limit of file descriptors is %d (ulimit -n).",
+        room,
+        settings.max_connections,
+        limit,
+    )
+    return dataclasses.replace(settings, max_connections=room)
 
 
 @contextlib.contextmanager
@@ -466,49 +538,4 @@ def _preflight(settings: Settings) -> list[socket.socket]:
         )
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
-    return reserve_ports(settings)
-
-
-def check_ports_free(settings: Settings) -> None:
-    """Raise SettingsError if one of the ports cannot be opened, or another process has it open."""
-    for reservation in reserve_ports(settings):
-        reservation.close()
-
-
-def reserve_ports(settings: Settings) -> list[socket.socket]:
-    """Reserve both ports for the workers of this server, until the sockets are closed.
-
-    Raises SettingsError if a port cannot be opened, or another process has opened or reserved it.
-    """
-    # The workers share their ports (SO_REUSEPORT), so a second server on the same port would not
-    # fail: it would silently receive half of the requests. Only one of several sockets without
-    # that option can listen; after it has, it stops listening and lets the workers share its port.
-    # It stays bound without SO_REUSEADDR, so no other server can do the same. Only listening is
-    # exclusive: SO_REUSEADDR, which lets a server start beside closed connections of an earlier
-    # one, also lets two sockets bind a port on which none listens.
-    reservations = []
-    for name, port in (("http_port", settings.http_port), ("grpc_port", settings.grpc_port)):
-        try:
-            addresses = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)
-            family, _, _, _, address = addresses[0]
-            with contextlib.ExitStack() as on_error:
-                reservation = socket.socket(family, socket.SOCK_STREAM)
-                on_error.callback(reservation.close)
-                reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                reservation.bind(address)
-                if sys.platform == "linux":
-                    reservation.listen(1)
-                    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-                    reservation.shutdown(socket.SHUT_RD)
-                    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                    on_error.pop_all()
-                    reservations.append(reservation)
-        except (OSError, ValueError) as error:  # ValueError: a part of the host name is too long
-            for reservation in reservations:
-                reservation.close()
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise SettingsError(
-                f"Cannot listen on {settings.host} port {port}: {reason}. "
-                f"Stop the program that uses it, or choose another {name}."
-            ) from None
-    return reservations
+    return reserve(settings)

@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,19 +26,25 @@ import flask
 
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
+from service.core.callers import Callers
 from service.core.errors import ProviderUnavailable
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
 from service.http.compression import Compression
+from service.http.connections import Connections
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
+from service.http.health_port import HealthPort
 from service.observe import metrics
+from service.observe.loop_lag import LagMonitor
 from service.observe.metrics import Metrics, ModelMetrics
 from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
+from service.runtime.allocator import return_memory
+from service.runtime.run_thread import RunThread
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
     ROWS_OF_A_RUN,
@@ -55,6 +62,9 @@ log = logging.getLogger(__name__)
 
 _METRICS_S = 0.5
 _BEAT_S = 0.25  # the supervisor replaces a worker that has not beaten for 5 s
+# How long a thread keeps Python's global lock when another one asks for it. Python's default of
+# 5 ms is what each step of the event loop would wait while a thread converts JSON.
+_SWITCH_INTERVAL_S = 0.0005
 _REMINDER_S = 60.0  # between two log lines that say that descriptors are used up
 _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
@@ -66,20 +76,31 @@ class Service:
         self.settings = settings
         self.budget = Budget(settings.max_inflight_bytes, count_refusal=Metrics.inflight_refused)
         self.models_changed: Callable[[], None] = lambda: None
+        self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
-        self.executor = ThreadPoolExecutor(thread_name_prefix="inference")
+        self.executor = ThreadPoolExecutor(thread_name_prefix="load")
+        self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
             max_batch_size=settings.max_batch_size,
             max_queue=settings.max_queue,
             max_delay_s=settings.max_queue_delay / 1000,
             inline_budget_s=settings.inline_budget / 1000,
+            max_queue_s=settings.max_queue_seconds,
+            max_run_s=settings.max_run_seconds,
         )
 
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
-            statistics = ModelMetrics(name, version)
-            return Batcher(session, within, self.executor, statistics=statistics)
+            return Batcher(
+                session,
+                within._replace(part_rows=session.rows_of_a_run),
+                RunThread(f"run {name} {version}"),
+                statistics=ModelMetrics(name, version),
+                on_hang=partial(self._hangs, name, version),
+                max_split=session.batching.max_split,
+                overloaded=self.overloaded,
+            )
 
         self.repository = Repository(
             settings.models,
@@ -88,6 +109,7 @@ class Service:
                 intra_op_threads=settings.intra_op_threads,
                 spinning=settings.spinning,
                 max_rows=max(settings.max_batch_size, ROWS_OF_A_RUN),
+                max_run_s=settings.max_run_seconds,
             ),
             make_batcher=make_batcher,
             executor=self.executor,
@@ -102,14 +124,29 @@ class Service:
             limits=limits,
             state_folder=state_folder,
         )
-        self.inference = Inference(self.repository, settings.model, regions)
-        self.digits = Digits(self.repository, settings.model, settings.max_image_pixels)
+        self.inference = Inference(
+            self.repository,
+            settings.model,
+            regions,
+            overloaded=self.overloaded,
+            max_json_bytes=settings.max_json_bytes,
+        )
+        self.digits = Digits(
+            self.repository,
+            settings.model,
+            max_image_pixels=settings.max_image_pixels,
+            max_decoded_pixels=settings.max_decoded_pixels,
+            max_decodings=settings.max_decodings,
+            max_json_bytes=settings.max_json_bytes,
+        )
         self.http_app = HttpApp(
             inference=self.inference,
             digits=self.digits,
             administration=self.administration,
             recorder=self.recorder,
-            compression=Compression(settings.max_request_bytes, settings.compress_min_bytes),
+            compression=Compression(
+                settings.max_request_bytes, settings.compress_min_bytes, self.budget
+            ),
         )
 
     def _models_changed(self) -> None:
@@ -120,12 +157,26 @@ class Service:
         self.metrics.models_loaded(loaded, len(self.repository.failures))
         self.models_changed()
 
+    def _hangs(self, name: str, version: str) -> None:
+        log.error(
+            "A run of model %s version %s was ended after %g s (max_run_seconds), but continues; "
+            "this worker has to be replaced.",
+            name,
+            version,
+            self.settings.max_run_seconds,
+        )
+        self.replace_me()
+
     async def flush_metrics(self) -> None:
-        """Flush the metrics every half second, so a killed worker loses no more than that."""
+        """Flush the metrics every half second, so a killed worker loses no more than that.
+
+        Also log how many log lines were left out.
+        """
         while True:
             await asyncio.sleep(_METRICS_S)
             self.metrics.inflight_bytes(self.budget.in_flight)
             metrics.flush()
+            self.recorder.log_left_out()
 
     async def watch_budget(self) -> None:
         """Refuse the requests that wait too long for room, or hold it without using it."""
@@ -186,15 +237,18 @@ class Worker:
         self._pulse = pulse
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
+        self._health: HealthPort | None = None
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
+            callers=Callers(settings.trusted_proxies),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Load the models and open the gRPC port; Granian accepts HTTP requests after this."""
+        return_memory()
         # Granian has just installed one handler for both signals. A second call of it blocks the
         # process if the first has not been taken up, so it must run once: from `_begin_stop`.
         self._stop_granian = signal.getsignal(signal.SIGINT)
@@ -228,8 +282,12 @@ class Worker:
     async def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         self._service.inference.stopping = True
-        # A worker that was replaced has a successor on its ports, and leaves at once.
-        if settings.drain_seconds and not self._pulse.is_retired:
+        # A worker that was replaced has a successor on its ports, and leaves at once. Any other
+        # answers probes until it exits.
+        if self._pulse.is_retired:
+            if self._health:
+                self._health.stop()
+        elif settings.drain_seconds:
             self._grpc.publish_health()
             await asyncio.sleep(settings.drain_seconds)
         self._service.administration.shared_state.stop()
@@ -243,6 +301,10 @@ class Worker:
         """Show the supervisor that the event loop runs."""
         self._pulse.beats += 1
         loop.call_later(_BEAT_S, self._beat, loop)
+
+    def _ask_for_successor(self) -> None:
+        """Serve on until the supervisor has started a new worker and stops this one."""
+        self._pulse.has_stuck_run = True
 
     def _cut_off(self) -> None:
         log.warning(
@@ -262,6 +324,7 @@ class Worker:
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
         service = self._service = Service(settings, self._state_folder)
+        service.replace_me = self._ask_for_successor
         metrics.share(self._lifecycle.replaced)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
@@ -286,12 +349,20 @@ class Worker:
         )
         self._accepts_requests = True
         await self._grpc.start()
+        if settings.health_port:
+            self._health = HealthPort(service.http_app, settings.host, settings.health_port)
+            self._health.start()
         service.models_changed = self._grpc.publish_health
         if settings.poll_interval:
             self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
+        self._watching_connections = loop.create_task(
+            Connections(settings, self._http.in_flight).watch()
+        )
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._lag = LagMonitor(service.metrics.loop_lag)
         # Not at once: the first beat shows that the HTTP port is open too.
         loop.call_later(_BEAT_S, self._beat, loop)
         self._say_ready()
@@ -299,6 +370,8 @@ class Worker:
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if settings.health_port:
+            where += f", health on port {settings.health_port}"
         if state.ready:
             model = self._service.repository.get(settings.model)
             log.info(

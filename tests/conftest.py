@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,9 @@ class Server:
 
     is_grpcio = False
 
-    def __init__(self, folder: Path, models: Path, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, models: Path, prefix: Sequence[str] = (), **settings: object
+    ) -> None:
         self.http_port, self.grpc_port = free_ports(2)
         self.http = f"127.0.0.1:{self.http_port}"
         self.grpc = f"127.0.0.1:{self.grpc_port}"
@@ -54,7 +56,7 @@ class Server:
         environ = {f"MNIST_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli"],
+                [*prefix, sys.executable, "-m", "service.cli"],
                 env=os.environ | environ,
                 stderr=log,
                 stdout=log,

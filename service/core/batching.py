@@ -2,10 +2,17 @@
 
 Strategy: the first request schedules a turn for the next iteration of the event loop, and whatever
 has been queued by then forms the batch, up to `max_batch_size` rows. Nothing waits longer unless
-`max_delay_s` is set, so an idle server adds no delay. Runs that are expected to be short happen on
-the loop itself, without a thread hand-off. Longer ones would hold up the loop, so they run in a
-thread (ONNX Runtime releases the GIL), and the queue fills meanwhile. If a batch fails, each of its
-requests runs again alone, because one bad request must not fail the others.
+`max_delay_s` is set, so an idle server adds no delay. Runs that are known to be short happen on
+the loop itself, without a thread hand-off (`core.placement`). Others would hold up the loop, so
+they run in a thread (ONNX Runtime releases the GIL), and the queue fills meanwhile. If a batch
+fails, each of its requests runs again alone, because one bad request must not fail the others.
+
+A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
+requests get their error at once, and none of them runs again. If it does not end within
+`_OBEYS_S`, `on_hang` has the worker replaced. Until the worker stops, further requests to this
+model are refused.
+
+Who is next is decided in `queueing`, who is turned away in `admission`.
 """
 
 from __future__ import annotations
@@ -13,28 +20,48 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from service.core.admission import Admission
 from service.core.datatypes import Array
-from service.core.errors import DeadlineExceeded, InternalError, Overloaded
+from service.core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+)
+from service.core.placement import Place, Placement, Timing
+from service.core.queueing import FairQueue, Progress, Queued
 from service.core.statistics import BatchRun, ModelStatistics
+
+_DROP_S = 0.01  # between two searches for cancelled requests in a full queue
+_RELAX_S = 0.1
+_TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
+_OBEYS_S = 5.0  # a run that takes longer to end does not obey
+
+
+class RunOptions(Protocol):
+    """Options of one run. Setting `terminate` from another thread ends it, with an error."""
+
+    terminate: bool
 
 
 class Runnable(Protocol):
     """What a batcher needs of a session."""
 
     batchable: bool
+    timing: Timing
 
-    def run(self, inputs: Sequence[Array], /) -> list[Array]:
+    def options(self) -> RunOptions:
+        """Make the options of a run that may have to be ended."""
+
+    def run(self, inputs: Sequence[Array], options: Any = None, /) -> list[Array]:
         """The outputs for these inputs, rows along dimension 0."""
-
-    def expected_seconds(self, rows: int) -> float:
-        """Estimate how long a run of this many rows takes."""
 
 
 class Batching(NamedTuple):
@@ -54,35 +81,33 @@ class Batching(NamedTuple):
 
 
 class BatchLimits(NamedTuple):
-    """The settings of a batcher; times in seconds, sizes in rows (images)."""
+    """The settings of a batcher; times in seconds, sizes in rows (images).
+
+    A request of more rows than `max_batch_size` and `part_rows` runs in parts.
+    """
 
     max_batch_size: int = 64
     max_queue: int = 4096
     max_delay_s: float = 0.0
     inline_budget_s: float = 0.001
+    max_queue_s: float = 1.0
+    part_rows: int = 64
+    max_run_s: float = 60.0
 
     def within(self, batching: Batching) -> BatchLimits:
         """These limits for a model that may be batched only so far."""
         return self._replace(max_batch_size=min(self.max_batch_size, batching.max_rows))
 
 
-class _Queued(NamedTuple):
-    """A request in the queue; `deadline` and `arrived` in the batcher's clock."""
-
-    inputs: Sequence[Array]
-    rows: int
-    deadline: float | None
-    outputs: asyncio.Future[list[Array]]
-    arrived: float
-
-
 class _RunResult(NamedTuple):
     """The outputs of each request of a run, or what the model raised on its only request.
+
+    Instead of the latter, DeadlineExceeded if the run was ended.
 
     The times are those of the run's start, inputs joined, inference done and outputs split.
     """
 
-    batch: list[_Queued]
+    batch: list[Queued]
     outputs: list[list[Array]] | Exception
     start: float
     joined: float
@@ -90,11 +115,25 @@ class _RunResult(NamedTuple):
     split: float
 
 
+class _Running:
+    """A batch that runs in a thread. `started` is the time of its current run, once it has one."""
+
+    __slots__ = ("batch", "options", "started", "timer")
+
+    def __init__(self, batch: list[Queued], options: RunOptions) -> None:
+        self.batch = batch
+        self.options = options
+        self.started: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
 class Batcher:
     """The queue in front of one session. Lives on one event loop; not thread-safe.
 
     `statistics` is told of every run and of every request that gets no outputs. `clock` returns
-    seconds and must agree with the event loop's time, in which deadlines are given.
+    seconds and must agree with the event loop's time, in which deadlines are given. A run that
+    cannot be ended keeps its thread of `executor`. `on_hang` is called when there is one. The
+    batcher is in `overloaded` while it keeps its queue short.
     """
 
     def __init__(
@@ -104,58 +143,164 @@ class Batcher:
         executor: Executor,
         statistics: ModelStatistics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_hang: Callable[[], None] = lambda: None,
+        *,
+        max_split: int = sys.maxsize,
+        overloaded: set[Batcher] | None = None,
     ) -> None:
         self._session = session
+        self._placement = Placement(
+            session.timing, limits.inline_budget_s, is_row_wise=session.batchable
+        )
+        self._on_hang = on_hang
         self._limits = limits
         self._executor = executor
         self.statistics = statistics or ModelStatistics()
         self._clock = clock
-        self._queue: deque[_Queued] = deque()
-        self._queued_rows = 0
+        self._max_split = max_split
+        self._overloaded = set() if overloaded is None else overloaded
+        joins = session.batchable
+        self._batch_rows = limits.max_batch_size if joins else 1
+        self._admission = Admission(limits.max_queue_s, self._batch_rows)
+        self._queue = FairQueue(
+            batch_rows=limits.max_batch_size,
+            part_rows=limits.part_rows,
+            joins=joins,
+            admission=self._admission,
+            on_dropped=self._fail,
+            clock=clock,
+        )
+        self._take = self._queue.take
+        self._small_rows = self._queue.small_rows if joins else sys.maxsize
+        # With fewer rows than this in the queue, a request is in the next run.
+        self._next_run_rows = min(self._batch_rows, limits.max_queue)
         self._turn_scheduled = False
         self._in_thread = False
+        self._dropped_at = -_DROP_S
+        self._hangs = False
 
     @property
     def queued_rows(self) -> int:
         """Rows in the queue at this moment."""
-        return self._queued_rows
+        return self._queue.rows
 
     def submit(
-        self, inputs: Sequence[Array], rows: int, deadline: float | None = None
+        self, inputs: Sequence[Array], rows: int, deadline: float | None = None, caller: str = ""
     ) -> asyncio.Future[list[Array]]:
         """Queue `rows` rows; await the future for the outputs, in the model's order.
 
-        Raises Overloaded at once if the queue is full. The future fails with DeadlineExceeded if
-        `deadline` (loop time) passes before inference, with InternalError if the model fails.
-        Cancelling the future removes its rows from the queue.
+        Raises Overloaded at once if the queue is full, or if the request would wait too long: past
+        its `deadline` (loop time) or the bound on time. The future fails with DeadlineExceeded if
+        `deadline` passes before inference, with InternalError if the model fails. Cancelling the
+        future removes its rows from the queue.
         """
-        if self._queued_rows + rows > self._limits.max_queue:
-            self._drop_cancelled()
-        if self._queued_rows and self._queued_rows + rows > self._limits.max_queue:
-            self.statistics.failed(0.0)
-            raise Overloaded(
-                f"The queue is full with {self._queued_rows} images waiting; try again later."
-            )
+        queue = self._queue
+        if (queue.requests and queue.rows + rows > self._next_run_rows) or (
+            deadline is not None and (queue.requests or self._admission.is_running)
+        ):
+            refusal = self.refusal(rows, deadline, caller)
+            if refusal is not None:
+                raise refusal
         loop = asyncio.get_running_loop()
         outputs: asyncio.Future[list[Array]] = loop.create_future()
+        progress = None
+        if rows > self._small_rows:
+            progress = Progress(caller, inputs, rows, splits=rows <= self._max_split)
+            flow = queue.flow(caller, is_large=True)
+            queue.large_rows += rows
+        else:
+            flow = queue.last
+            if flow.caller != caller or flow.is_large:
+                flow = queue.flow(caller, is_large=False)
         # By position: this is made for every request.
-        self._queue.append(_Queued(inputs, rows, deadline, outputs, self._clock()))
-        self._queued_rows += rows
+        flow.requests.append(Queued(inputs, rows, deadline, outputs, self._clock(), progress))
+        flow.rows += rows
+        queue.rows += rows
+        queue.requests += 1
         if not self._turn_scheduled and not self._in_thread:
             self._turn_scheduled = True
             if self._limits.max_delay_s:
                 loop.call_later(self._limits.max_delay_s, self._turn)
             else:
                 loop.call_soon(self._turn)
+        elif self._hangs:
+            self._refuse_queued()
         return outputs
 
-    def _drop_cancelled(self) -> None:
-        waiting = [queued for queued in self._queue if not queued.outputs.done()]
-        for queued in self._queue:
-            if queued.outputs.done():
-                self.statistics.failed(self._clock() - queued.arrived)
-        self._queue = deque(waiting)
-        self._queued_rows = sum(queued.rows for queued in waiting)
+    def early_refusal(self, deadline: float | None, caller: str) -> Overloaded | None:
+        """The error for a request that has not been read, if the queue is kept short now."""
+        return self.refusal(0, deadline, caller) if self in self._overloaded else None
+
+    def refusal(self, rows: int, deadline: float | None, caller: str) -> Overloaded | None:
+        """The error for a request that may not join the queue now, which is counted; or None."""
+        now = self._clock()
+        reason, message, wait = self._judge(rows, deadline, caller, now)
+        if reason and now - self._dropped_at >= _DROP_S:
+            self._dropped_at = now
+            if dropped := self._queue.drop(lambda queued: queued.outputs.done()):
+                self._fail(dropped)
+                reason, message, wait = self._judge(rows, deadline, caller, now)
+        if not reason:
+            return None
+        if reason != "deadline":
+            if self._admission.refused(now):
+                self._shed_standing()
+            if self not in self._overloaded and self._admission.is_strict(now):
+                self._overloaded.add(self)
+                self._relax()
+        self.statistics.shed(reason)
+        return Overloaded.of(message, wait)
+
+    def _judge(
+        self, rows: int, deadline: float | None, caller: str, now: float
+    ) -> tuple[str, str, float]:
+        """Why a request cannot join the queue: the reason for metrics, the sentence, the wait.
+
+        The reason is empty for a request that can.
+        """
+        queue, admission = self._queue, self._admission
+        is_large = rows > self._small_rows
+        ahead = queue.ahead_of(caller, is_large)
+        wait = admission.wait(now, ahead)
+        # Small requests and large ones each have this room: none can turn the other kind away.
+        waiting = queue.large_rows if is_large else queue.rows - queue.large_rows
+        if waiting and waiting + rows > self._limits.max_queue:
+            return "queue", f"The queue is full with {waiting} images waiting (max_queue)", wait
+        if ahead >= self._batch_rows:  # not in the next run
+            bound = admission.bound(now, queue.requests)
+            if wait > bound:
+                lasting = "" if bound == self._limits.max_queue_s else " in a lasting queue"
+                return (
+                    "time",
+                    f"The queue is longer than the {bound:.3g} seconds that a request may wait"
+                    f"{lasting} (max_queue_seconds)",
+                    wait,
+                )
+        if deadline is not None and (ahead or admission.is_running):
+            runs = rows // self._batch_rows if is_large else 0
+            end = now + wait + admission.run_seconds(rows) + runs * admission.run_seconds()
+            if end > deadline:
+                return "deadline", "The deadline passes before the model could answer", wait
+        return "", "", wait
+
+    def _shed_standing(self) -> None:
+        """Refuse the oldest requests of a queue that is kept short from now on.
+
+        They waited longest, and answered in their order, all would be late.
+        """
+        runs = int(self._admission.strict_bound / max(self._admission.run_seconds(), 1e-6))
+        wait = self._admission.strict_bound
+        for queued in self._queue.shed(max(1, runs) * self._batch_rows):
+            if not queued.outputs.done():
+                queued.outputs.set_exception(Overloaded.of(_TOO_LONG, wait))
+            self.statistics.shed("time")
+
+    def _relax(self) -> None:
+        """Leave `overloaded` once nothing was refused for a while."""
+        if self._admission.is_strict(self._clock()):
+            asyncio.get_running_loop().call_later(_RELAX_S, self._relax)
+        else:
+            self._overloaded.discard(self)
 
     def _turn(self) -> None:
         self._turn_scheduled = False
@@ -163,82 +308,164 @@ class Batcher:
         if not batch:
             return
         rows = sum([queued.rows for queued in batch])
-        if self._session.expected_seconds(rows) <= self._limits.inline_budget_s:
-            self._finish(self._run(batch))
-            return
+        placement = self._placement
+        place = placement.only or placement.of([queued.inputs for queued in batch])
+        if (
+            place is None
+            or rows > place.inline_rows
+            or (placement.device is not None and placement.device.locked())
+        ):
+            self._run_in_thread(batch, rows, place)
+        elif place.is_timed:
+            start = placement.clock()
+            results = self._run(batch)
+            place.ran_inline(placement.clock() - start)
+            self._finish(results)
+        else:
+            results = self._run(batch)
+            if results[-1].split - results[0].start > placement.budget_s:
+                place.lose()
+            self._finish(results)
 
-        def back_on_the_loop(done: asyncio.Future[list[_RunResult]]) -> None:
-            self._in_thread = False
-            self._finish(done.result())
+    def _run_in_thread(self, batch: list[Queued], rows: int, place: Place | None) -> None:
+        loop = asyncio.get_running_loop()
+        running = _Running(batch, self._session.options())
 
+        def run() -> tuple[list[_RunResult], float]:
+            clock = self._placement.clock
+            start = clock()
+            return self._run(batch, running), clock() - start
+
+        def back_on_the_loop(done: asyncio.Future[tuple[list[_RunResult], float]]) -> None:
+            assert running.timer is not None
+            running.timer.cancel()
+            self._in_thread = self._hangs = False
+            results, seconds = done.result()
+            # A failed run, or several, do not say how long a run of this many rows takes.
+            if place is not None and isinstance(results[0].outputs, list) and len(results) == 1:
+                place.ran_in_thread(rows, seconds)
+            self._finish(results)
+
+        left = len(batch)
+
+        def one_less(_: asyncio.Future[list[Array]]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:  # no request waits for the outputs
+                running.options.terminate = True
+
+        for queued in batch:
+            queued.outputs.add_done_callback(one_less)
         self._in_thread = True
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, batch)
-        running.add_done_callback(back_on_the_loop)
+        running.timer = loop.call_later(self._limits.max_run_s, self._end_if_too_long, running)
+        loop.run_in_executor(self._executor, run).add_done_callback(back_on_the_loop)
 
-    def _take(self) -> list[_Queued]:
-        """Take the next batch: at least one request, joined up to max_batch_size rows.
+    def _end_if_too_long(self, running: _Running) -> None:
+        """End the current run of a batch that has lasted for `max_run_s`; else look again later."""
+        loop = asyncio.get_running_loop()
+        limit_s = self._limits.max_run_s
+        # A batch that failed runs again in parts, and each of these runs has its own time.
+        lasted_s = 0.0 if running.started is None else self._clock() - running.started
+        if lasted_s < limit_s:
+            running.timer = loop.call_later(limit_s - lasted_s, self._end_if_too_long, running)
+            return
+        running.options.terminate = True
+        for queued in running.batch:
+            if not queued.outputs.done():
+                queued.outputs.set_exception(DeadlineExceeded.of_run(limit_s))
+        self.statistics.run_terminated(limit_s)
+        running.timer = loop.call_later(_OBEYS_S, self._give_up)
 
-        Cancelled and expired requests are dropped, so they cost no inference.
-        """
-        batch: list[_Queued] = []
-        rows = 0
+    def _give_up(self) -> None:
+        """The run in the thread does not obey: refuse what waits for it."""
+        self._hangs = True
+        self._on_hang()
+        self._refuse_queued()
+
+    def _refuse_queued(self) -> None:
+        error = "A run of the model does not end; this worker is replaced."
+        waiting = self._queue.drop(lambda _: True)
+        for queued in waiting:
+            if not queued.outputs.done():
+                queued.outputs.set_exception(Unavailable(error))
+        self._fail(waiting)
+
+    def _fail(self, requests: Sequence[Queued]) -> None:
+        """Count requests that get no outputs, and tell those of them that expired."""
         now = self._clock()
-        while self._queue:
-            queued = self._queue[0]
-            cancelled = queued.outputs.done()
-            expired = queued.deadline is not None and queued.deadline <= now
-            if batch and not cancelled and not expired:
-                fits = rows + queued.rows <= self._limits.max_batch_size
-                if not fits or not self._session.batchable:
-                    break
-            self._queue.popleft()
-            self._queued_rows -= queued.rows
-            if cancelled or expired:
-                self.statistics.failed(now - queued.arrived)
-                if not cancelled:
-                    queued.outputs.set_exception(DeadlineExceeded.of())
-                continue
-            batch.append(queued)
-            rows += queued.rows
-        return batch
+        for queued in requests:
+            if not queued.outputs.done():
+                queued.outputs.set_exception(DeadlineExceeded.of())
+            # The parts of a large request are one request.
+            if queued.progress is not None:
+                if queued.progress.has_failed:
+                    continue
+                queued.progress.has_failed = True
+            self.statistics.failed(now - queued.arrived)
 
-    def _run(self, batch: list[_Queued]) -> list[_RunResult]:
-        """Run the batch; if that fails, run each of its requests alone. Called on any thread."""
+    def _run(self, batch: list[Queued], running: _Running | None = None) -> list[_RunResult]:
+        """Run the batch; if that fails, run each of its requests alone. Called on any thread.
+
+        `running` is given for a run that can be ended.
+        """
         start = joined = self._clock()
+        options = None
+        if running is not None:
+            options, running.started = running.options, start
         try:
             if len(batch) == 1:
-                parts = [self._session.run(batch[0].inputs)]
+                parts = [self._session.run(batch[0].inputs, options)]
                 inferred = split = self._clock()
             else:
                 columns = zip(*(queued.inputs for queued in batch), strict=True)
                 inputs = [np.concatenate(column) for column in columns]
                 joined = self._clock()
-                outputs = self._session.run(inputs)
+                outputs = self._session.run(inputs, options)
                 inferred = self._clock()
                 parts = _split(outputs, [queued.rows for queued in batch])
                 split = self._clock()
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            if len(batch) == 1:
-                return [_RunResult(batch, error, start, start, start, start)]
-            return [result for queued in batch for result in self._run([queued])]
+            was_ended = options is not None and options.terminate
+            if len(batch) > 1 and not was_ended:
+                return [result for queued in batch for result in self._run([queued], running)]
+            # `_end_if_too_long` has answered the requests of a run that was ended.
+            reason = DeadlineExceeded.of_run(self._limits.max_run_s) if was_ended else error
+            return [_RunResult(batch, reason, start, start, start, start)]
         return [_RunResult(batch, parts, start, joined, inferred, split)]
 
     def _finish(self, results: list[_RunResult]) -> None:
         """Give each request its outputs, and schedule the next turn if others are waiting."""
+        admission = self._admission
+        admission.is_running = False
+        if not self._queue.requests_left:
+            seconds = self._clock() - admission.began
+            admission.latest[self._queue.taken_rows.bit_length()].append(seconds)
         for batch, outputs_of_each, start, joined, inferred, split in results:
             if isinstance(outputs_of_each, Exception):
-                self.statistics.failed(self._clock() - batch[0].arrived)
-                self.statistics.run_failed(outputs_of_each)
-                if not batch[0].outputs.done():
-                    batch[0].outputs.set_exception(InternalError("The model failed on this input."))
+                is_part = batch[0].progress is not None and not batch[0].outputs.done()
+                if is_part and not isinstance(outputs_of_each, ServiceError):
+                    # The outputs or the error must be those of the whole.
+                    self._queue.run_whole(batch[0])
+                    continue
+                for queued in batch:
+                    if not queued.outputs.done():
+                        queued.outputs.set_exception(
+                            InternalError("The model failed on this input.")
+                        )
+                self._fail(batch)
+                if not isinstance(outputs_of_each, ServiceError):
+                    self.statistics.run_failed(outputs_of_each)
                 continue
             rows, answered, arrivals = 0, 0, 0.0
             for queued, outputs in zip(batch, outputs_of_each, strict=True):
                 rows += queued.rows
                 if queued.outputs.done():  # cancelled during the run
-                    self.statistics.failed(self._clock() - queued.arrived)
+                    self._fail([queued])
                     continue
-                queued.outputs.set_result(outputs)
+                if queued.progress is None:
+                    queued.outputs.set_result(outputs)
+                elif not self._is_complete(queued, outputs):
+                    continue
                 answered += 1
                 arrivals += queued.arrived
             self.statistics.ran(
@@ -253,9 +480,21 @@ class Batcher:
                 )
             )
         # Through the loop rather than in a `while`: others get their turn between two batches.
-        if self._queue and not self._turn_scheduled:
+        if self._queue.requests and not self._turn_scheduled:
             self._turn_scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
+
+    def _is_complete(self, part: Queued, outputs: list[Array]) -> bool:
+        """Whether a large request is answered, now that one more part of it is finished."""
+        assert part.progress is not None
+        try:
+            whole = part.progress.add(part, outputs)
+        except ValueError:  # only the outputs of the whole are right
+            self._queue.run_whole(part)
+            return False
+        if whole is not None:
+            part.outputs.set_result(whole)
+        return whole is not None
 
 
 def _split(outputs: list[Array], rows_of_each: list[int]) -> list[list[Array]]:

@@ -120,7 +120,7 @@ class Budget:
         """The error for a counted message that does not fit."""
         self._is_short = True
         self._count_refusal(transport)
-        return InFlightLimit.of(self.limit)
+        return InFlightLimit.full(self.limit)
 
     def claim(
         self,
@@ -191,7 +191,7 @@ class Budget:
             for claim in self._moving:
                 claim.since += silence
         for claim in [each for each in self._waiting if now - each.since >= self._patience]:
-            self._refuse(claim, InFlightLimit.of(self.limit))
+            self._refuse(claim, InFlightLimit.full(self.limit))
         is_short, self._is_short = self._is_short, False
         if (self._waiting or is_short) and self._moving:
             # One per sweep: its owner still has to close it, and that may be enough.

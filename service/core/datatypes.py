@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.core.errors import InvalidArgument
+from service.core.off_loop import PART
 
 Array = npt.NDArray[Any]
 # Bytes as they arrive on a socket, or a view of a part of them.
@@ -79,7 +80,8 @@ def strings(field: str, elements: Iterable[Any]) -> Array:
         except UnicodeDecodeError:
             raise InvalidArgument(f"{field}: element {len(texts)} is not UTF-8.") from None
     array = np.empty(len(texts), object)
-    array[:] = texts
+    for start in range(0, len(texts), PART):  # of Python's global lock, as for numbers
+        array[start : start + PART] = texts[start : start + PART]
     return array
 
 

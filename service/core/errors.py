@@ -6,6 +6,7 @@ places need are written here as well, by the constructors named `of`.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 # The most characters of a client's text in an error, a header or a log line.
@@ -133,11 +134,26 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The queue is full; try again a little later, or on another server."""
+    """The queue is full; try again a little later, or on another server.
+
+    `expected_wait` is the time in seconds that the request would have waited.
+    """
 
     http_status = 503
     grpc_code = "UNAVAILABLE"
-    retry_after_s: ClassVar[int] = 1
+    expected_wait = 0.0
+
+    @classmethod
+    def of(cls, reason: str, wait: float) -> Overloaded:
+        """The error for a request that would wait for `wait` seconds; `reason` has no full stop."""
+        error = cls(f"{reason}; the expected wait is {wait:.3g} seconds.")
+        error.expected_wait = wait
+        return error
+
+    @property
+    def retry_after_s(self) -> int:
+        """The header Retry-After: the expected wait in whole seconds, at least 1."""
+        return max(1, math.ceil(self.expected_wait))
 
 
 class InFlightLimit(Overloaded):
@@ -146,7 +162,7 @@ class InFlightLimit(Overloaded):
     grpc_code = "RESOURCE_EXHAUSTED"
 
     @classmethod
-    def of(cls, limit: int) -> InFlightLimit:
+    def full(cls, limit: int) -> InFlightLimit:
         """The error for a request for which there is no room within `limit` bytes."""
         return cls(
             f"The requests in flight hold {limit} bytes (max_inflight_bytes); try again later."
@@ -162,7 +178,7 @@ class InFlightLimit(Overloaded):
 
 
 class DeadlineExceeded(ServiceError):
-    """The client's deadline or timeout passed before the answer was ready."""
+    """The client's deadline or timeout, or the server's own limit, passed before the answer."""
 
     http_status = 504
     grpc_code = "DEADLINE_EXCEEDED"
@@ -172,12 +188,22 @@ class DeadlineExceeded(ServiceError):
         """The error for a `deadline` of the call or a `timeout` in its parameters."""
         return cls(f"The {limit} passed before the answer was ready.")
 
+    @classmethod
+    def of_run(cls, seconds: float) -> DeadlineExceeded:
+        """The error for requests whose run of the model was ended after this time."""
+        return cls(f"The run of the model was ended after {seconds:g} seconds (max_run_seconds).")
+
 
 class NoSuchEndpoint(ServiceError):
     """No endpoint has this path."""
 
     http_status = 404
     grpc_code = "UNIMPLEMENTED"
+
+    @classmethod
+    def of(cls, path: str) -> NoSuchEndpoint:
+        """The error for a path of HTTP."""
+        return cls(f"Nothing is at {excerpt(path)}; GET / lists all endpoints.")
 
 
 class MethodNotAllowed(ServiceError):

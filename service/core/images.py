@@ -5,6 +5,10 @@ kept, and placed so that the centre of mass is the centre of the 28x28 field (Le
 MNIST database of handwritten digits"). A 28x28 picture that is bright on dark is used unchanged.
 Every other picture goes through the same steps here, because resizing a drawing or a photo alone
 gives a confident wrong answer.
+
+A picture takes some 5 bytes per pixel of what is decoded, and a JPEG in several scans up to 9 more.
+The decoded picture is turned into grey in bands, and every later step is a table of 256 grey levels
+or works on the 20x20 box, so there is never a second copy in colour or in floating point.
 """
 
 from __future__ import annotations
@@ -12,8 +16,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from service.core.digits import SIDE, Pixels
 from service.core.errors import InvalidArgument, RequestTooLarge
@@ -21,15 +24,21 @@ from service.core.errors import InvalidArgument, RequestTooLarge
 _BOX = 20
 # Pillow's own limit would only warn. `open_image` has a limit that raises.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow keeps the texts of a PNG; it allows 64 MB of them.
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 # Grey levels of 255: less contrast to the background than this is paper, not ink.
 _LEAST_CONTRAST = 32
 _EDGES = np.s_[0, :], np.s_[-1, :], np.s_[:, 0], np.s_[:, -1]
+# Pixels that are converted to grey at a time.
+_BAND_PIXELS = 256 * 1024
 
 
-def open_image(body: bytes, max_pixels: int) -> Image.Image:
-    """Read the header of a PNG or JPEG. Nothing is decoded yet, so this is cheap and bounded.
+def open_image(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image.Image:
+    """Read the header of a PNG or JPEG. Nothing is decoded yet.
 
-    Raises InvalidArgument if it is neither, RequestTooLarge if it has more than `max_pixels`.
+    A JPEG of more than `max_decoded_pixels` will be decoded at half its size, a quarter or an
+    eighth. Raises InvalidArgument if it is neither; RequestTooLarge if it has more than
+    `max_pixels`, or more than `max_decoded_pixels` and must be decoded as a whole.
     """
     if not body:
         raise InvalidArgument("image: the body is empty; send a PNG or JPEG file.")
@@ -37,10 +46,18 @@ def open_image(body: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(body), formats=("PNG", "JPEG"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         raise InvalidArgument("image: this is not a PNG or JPEG image.") from None
-    if image.width * image.height > max_pixels:
+    pixels = image.width * image.height
+    if pixels <= min(max_pixels, max_decoded_pixels):
+        return image
+    most, setting = max_pixels, "max_image_pixels"
+    if max_decoded_pixels < max_pixels and not _can_be_reduced(body, image):
+        most, setting = max_decoded_pixels, "max_decoded_pixels"
+    if pixels > most:
         raise RequestTooLarge(
-            f"image: {image.width}x{image.height} has more than {max_pixels} pixels."
+            f"image: {image.width}x{image.height} has more than {most} pixels ({setting})."
         )
+    scale = next((n for n in (2, 4) if pixels <= max_decoded_pixels * n * n), 8)
+    image.draft(None, (image.width // scale, image.height // scale))
     return image
 
 
@@ -49,48 +66,79 @@ def to_pixels(image: Image.Image) -> Pixels:
 
     Raises InvalidArgument if the data is damaged or the picture is blank.
     """
-    grey = _grey(image)
+    page = _grey(image)
+    grey = np.asarray(page)
     # The median of the border is the background. numpy's takes six times as long for so few values.
     border = sorted(b"".join([grey[edge].tobytes() for edge in _EDGES]))
     background = (border[(len(border) - 1) // 2] + border[len(border) // 2]) / 2
     if grey.shape == (SIDE, SIDE) and background < 128:
         return grey[None]
-    ink = 255.0 - grey if background >= 128 else grey.astype(np.float64)
-    paper = 255.0 - background if background >= 128 else background
-    return _centred(np.clip(ink - paper, 0, 255))[None]
+    ink = np.arange(256.0)  # of each grey level; 0 is paper
+    if background >= 128:
+        ink, background = 255.0 - ink, 255.0 - background
+    ink = np.clip(ink - background, 0, 255)
+    peak = max(ink[grey.min()], ink[grey.max()])
+    if peak < _LEAST_CONTRAST:
+        raise InvalidArgument("image: it is blank; no digit stands out from the background.")
+    # Shadows and JPEG noise stay below a quarter of the darkest stroke.
+    ink = np.minimum(np.where(ink < peak / 4, 0.0, ink) * (255.0 / peak), 255.0)
+    return _centred(page.point(ink.astype(np.uint8).tolist()))[None]
 
 
-def _grey(image: Image.Image) -> Pixels:
+def _can_be_reduced(body: bytes, image: Image.Image) -> bool:
+    """Whether this is a JPEG that is neither progressive nor in several scans.
+
+    Of those, libjpeg holds the coefficients of the whole picture. Pillow has read up to the end of
+    the header of the first scan (ITU T.81, B.2.3): its length, the number of its components, two
+    bytes for each of them, and three more.
+    """
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or "progressive" in image.info:
+        return False
+    end = image.fp.tell() if image.fp else 0
+    components = image.layers
+    begin = bytes([0xFF, 0xDA, 0, 6 + 2 * components, components])
+    return body.startswith(begin, max(end - 8 - 2 * components, 0))
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """The decoded picture in 256 levels of grey (mode L)."""
     try:
-        if image.has_transparency_data:
-            # People look at transparent drawings on a white page.
-            drawn = image.convert("RGBA")
-            page = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(page, drawn)
-        elif image.mode.startswith("I"):
-            # 16-bit grey: convert("L") clips values instead of scaling them.
-            return (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
-        return np.asarray(image if image.mode == "L" else image.convert("L"), dtype=np.uint8)
+        image.load()
+        if image.mode == "L" and not image.has_transparency_data:
+            return image
+        width, height = image.size
+        rows = max(1, _BAND_PIXELS // width)
+        if height <= rows:
+            return _band(image)
+        page = Image.new("L", image.size)
+        for top in range(0, height, rows):
+            page.paste(_band(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+        image.close()  # frees its pixels
+        return page
     # AssertionError: Pillow's for a PNG of colour type 3 without a palette.
     except (OSError, ValueError, SyntaxError, EOFError, AssertionError):
         raise InvalidArgument("image: the file is damaged or cut short.") from None
 
 
-def _centred(ink: npt.NDArray[np.float64]) -> Pixels:
-    """Ink (0 = paper) of any size to [28,28], by the steps that made the MNIST digits."""
-    peak = ink.max()
-    if peak < _LEAST_CONTRAST:
-        raise InvalidArgument("image: it is blank; no digit stands out from the background.")
-    # Shadows and JPEG noise stay below a quarter of the darkest stroke.
-    ink = np.where(ink < peak / 4, 0.0, ink) * (255.0 / peak)
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-    digit = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+def _band(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        # People look at transparent drawings on a white page.
+        page = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(page, image.convert("RGBA"))
+    elif image.mode.startswith("I"):
+        # 16-bit grey: convert("L") clips values instead of scaling them.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("L")
 
-    scale = _BOX / max(digit.shape)
-    size = (max(1, round(digit.shape[1] * scale)), max(1, round(digit.shape[0] * scale)))
+
+def _centred(ink: Image.Image) -> Pixels:
+    """Ink (0 = paper) of any size to [28,28], by the steps that made the MNIST digits."""
+    digit = ink.crop(ink.getbbox())
+    scale = _BOX / max(digit.size)
+    size = (max(1, round(digit.width * scale)), max(1, round(digit.height * scale)))
     # When shrinking, a box filter averages every source pixel, as MNIST's anti-aliasing did.
     method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-    fitted = np.asarray(Image.fromarray(digit.astype(np.uint8)).resize(size, method), np.float64)
+    fitted = np.asarray(digit.resize(size, method), np.float64)
 
     height, width = fitted.shape
     mass = fitted.sum()

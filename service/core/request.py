@@ -55,7 +55,8 @@ class InferRequest(NamedTuple):
     """A request of the Open Inference Protocol.
 
     If `outputs` is empty, all outputs are returned. `deadline` is in the event loop's time.
-    `size` is the number of bytes from which the `values` of its inputs were parsed.
+    `size` is the number of bytes from which the `values` of its inputs were parsed. `caller` is
+    who sent it (core.callers).
     """
 
     model: str
@@ -66,6 +67,7 @@ class InferRequest(NamedTuple):
     parameters: Parameters = NO_PARAMETERS
     deadline: float | None = None
     size: int = 0
+    caller: str = ""
 
 
 class OutputTensor(NamedTuple):

@@ -102,8 +102,19 @@ class ModelStatistics:
         self._fail[0] += 1
         self._fail[1] += seconds
 
+    def shed(self, reason: str) -> None:
+        """Count a request that was refused at once.
+
+        The reason is queue (it is full), time (the wait is too long) or deadline (the wait is too
+        long for the deadline of the request).
+        """
+        self.failed(0.0)
+
     def run_failed(self, error: Exception) -> None:
         """The protocol has no counter for runs that raised; `failed` counts their requests."""
+
+    def run_terminated(self, seconds: float) -> None:
+        """The protocol has no counter for runs that were ended after this time either."""
 
     def _count(self) -> None:
         for run in self._uncounted:

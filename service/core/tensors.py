@@ -26,8 +26,9 @@ from service.core.datatypes import (
     to_bfloat16,
 )
 from service.core.errors import EXCERPT, InvalidArgument, excerpt
+from service.core.off_loop import PART
 
-_EXACT_IN_DOUBLES = 2.0**53
+_FIRST_INEXACT = 2.0**53  # as a double it may stand for 2^53 + 1 as well
 _MAX_NESTING = 16  # lists within lists; no served tensor has more dimensions
 
 
@@ -144,8 +145,17 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
     is out of range for `dtype`, or has a fraction that an integer would lose.
     """
     flat, shape = _flatten(field, values)
+    if len(flat) <= PART:
+        return _flat_numbers(field, flat, dtype).reshape(shape)
+    array = np.empty(len(flat), dtype)
+    for start in range(0, len(flat), PART):
+        array[start : start + PART] = _flat_numbers(field, flat[start : start + PART], dtype)
+    return array.reshape(shape)
+
+
+def _flat_numbers(field: str, flat: Sequence[Any], dtype: np.dtype[Any]) -> Array:
     if dtype == np.uint8 and (octets := _octets(flat)) is not None:
-        return np.frombuffer(octets, np.uint8).reshape(shape)
+        return np.frombuffer(octets, np.uint8)
     kinds = set(map(type, flat))
     if list in kinds:
         raise InvalidArgument(f"{field} has rows of different lengths.")
@@ -162,10 +172,9 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
         raise InvalidArgument(f"{field} has a number that is too large.") from None
     if array.dtype.kind not in "biuf":
         raise InvalidArgument(f"{field} has a number that is too large.")
-    array = array.reshape(shape)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if array.dtype.kind == "f" and np.any(np.abs(array) > _EXACT_IN_DOUBLES):
+        if array.dtype.kind == "f" and np.any(np.abs(array) >= _FIRST_INEXACT):
             raise InvalidArgument(f"{field} has a number that is too large to be exact.")
         # NaN fails this form of the comparison as well.
         if not (array.min() >= limits.min and array.max() <= limits.max):
@@ -190,7 +199,7 @@ def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
     return array.reshape(tuple(shape))
 
 
-def _flat(values: list[Any], rank: int) -> list[Any]:
+def _flat(values: Sequence[Any], rank: int) -> Sequence[Any]:
     """The leaves of lists that are nested at most `rank` deep."""
     for _ in range(rank - 1):
         if any(isinstance(value, list) for value in values):
@@ -200,14 +209,16 @@ def _flat(values: list[Any], rank: int) -> list[Any]:
     return values
 
 
-def _flatten(field: str, values: Any) -> tuple[list[Any], list[int]]:
+def _flatten(field: str, values: Any) -> tuple[Sequence[Any], list[int]]:
     """The leaves of nested lists in row-major order, and the shape of the nesting.
 
     Raises InvalidArgument if the lists are ragged, empty or nested too deeply. It stops at the
     first leaf, so a list beside that leaf stays among the leaves for the caller to reject.
     """
-    flat = values if isinstance(values, list) else [values]
-    shape = [len(flat)] if isinstance(values, list) else []
+    # gRPC's lists are sequences of another type.
+    is_list = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    flat = values if is_list else [values]
+    shape = [len(flat)] if is_list else []
     while flat and type(flat[0]) is list:
         if set(map(type, flat)) != {list} or len(sizes := set(map(len, flat))) > 1:
             raise InvalidArgument(f"{field} has rows of different lengths.")
@@ -220,7 +231,7 @@ def _flatten(field: str, values: Any) -> tuple[list[Any], list[int]]:
     return flat, shape
 
 
-def _octets(values: list[Any]) -> bytes | None:
+def _octets(values: Sequence[Any]) -> bytes | None:
     """The values as bytes if all are whole numbers from 0 to 255, else None.
 
     Checking the types of 784 pixels would take three times as long.

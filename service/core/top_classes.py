@@ -28,9 +28,10 @@ def classes(tensor: Tensor, count: int, labels: Sequence[str], batchable: bool) 
     values = from_bfloat16(tensor.array) if tensor.datatype == BF16 else tensor.array
     rows = values.reshape(len(values) if batchable else 1, -1)
     top = _descending(rows)[:, :count]
+    largest = np.take_along_axis(rows, top, axis=1)
     entries = [
-        [_entry(row[index], index, labels) for index in indices]
-        for row, indices in zip(rows.tolist(), top.tolist(), strict=True)
+        [_entry(value, index, labels) for value, index in zip(*row, strict=True)]
+        for row in zip(largest.tolist(), top.tolist(), strict=True)
     ]
     array = np.array(entries, dtype=object)
     return Tensor(tensor.name, BYTES, array if batchable else array[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from service.core.errors import InvalidArgument, excerpt
-from service.grpc.answering import Method, Unary
+from service.grpc.answering import Call, Method, Unary
 from service.grpc.codec import parameters_of
 from service.operations.administration import Administration
 from service.runtime.shared_memory import SharedRegion
@@ -44,14 +44,12 @@ class AdministrationService:
             ),
         }
 
-    async def _config(
-        self, request: pb.ModelConfigRequest, deadline: float | None
-    ) -> pb.ModelConfigResponse:
+    async def _config(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
         config = self._administration.configuration(request.name, request.version)
         return pb.ModelConfigResponse(config=model_config_pb2.ModelConfig(**_fields(config)))
 
     async def _statistics(
-        self, request: pb.ModelStatisticsRequest, deadline: float | None
+        self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
         versions = await self._administration.statistics(request.name, request.version)
         return pb.ModelStatisticsResponse(
@@ -59,7 +57,7 @@ class AdministrationService:
         )
 
     async def _index(
-        self, request: pb.RepositoryIndexRequest, deadline: float | None
+        self, request: pb.RepositoryIndexRequest, call: Call
     ) -> pb.RepositoryIndexResponse:
         _check_repository(request.repository_name)
         return pb.RepositoryIndexResponse(
@@ -75,7 +73,7 @@ class AdministrationService:
         )
 
     async def _load(
-        self, request: pb.RepositoryModelLoadRequest, deadline: float | None
+        self, request: pb.RepositoryModelLoadRequest, call: Call
     ) -> pb.RepositoryModelLoadResponse:
         _check_repository(request.repository_name)
         parameters = parameters_of(request.parameters)
@@ -83,15 +81,13 @@ class AdministrationService:
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(
-        self, request: pb.RepositoryModelUnloadRequest, deadline: float | None
+        self, request: pb.RepositoryModelUnloadRequest, call: Call
     ) -> pb.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         await self._administration.unload_model(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
-    async def _log(
-        self, request: pb.LogSettingsRequest, deadline: float | None
-    ) -> pb.LogSettingsResponse:
+    async def _log(self, request: pb.LogSettingsRequest, call: Call) -> pb.LogSettingsResponse:
         changes: dict[str, object] = {}
         for name, field in request.settings.items():
             choice = field.WhichOneof("parameter_choice")
@@ -107,9 +103,7 @@ class AdministrationService:
                 setting.string_param = value
         return response
 
-    async def _trace(
-        self, request: pb.TraceSettingRequest, deadline: float | None
-    ) -> pb.TraceSettingResponse:
+    async def _trace(self, request: pb.TraceSettingRequest, call: Call) -> pb.TraceSettingResponse:
         changes = {name: list(setting.value) for name, setting in request.settings.items()}
         response = pb.TraceSettingResponse()
         settings = self._administration.trace_settings(changes, request.model_name)
@@ -118,7 +112,7 @@ class AdministrationService:
         return response
 
     async def _status(
-        self, request: pb.SystemSharedMemoryStatusRequest, deadline: float | None
+        self, request: pb.SystemSharedMemoryStatusRequest, call: Call
     ) -> pb.SystemSharedMemoryStatusResponse:
         status = pb.SystemSharedMemoryStatusResponse.RegionStatus
         regions = self._administration.regions(request.name)
@@ -127,7 +121,7 @@ class AdministrationService:
         )
 
     async def _register(
-        self, request: pb.SystemSharedMemoryRegisterRequest, deadline: float | None
+        self, request: pb.SystemSharedMemoryRegisterRequest, call: Call
     ) -> pb.SystemSharedMemoryRegisterResponse:
         await self._administration.register_region(
             SharedRegion(
@@ -140,25 +134,25 @@ class AdministrationService:
         return pb.SystemSharedMemoryRegisterResponse()
 
     async def _unregister(
-        self, request: pb.SystemSharedMemoryUnregisterRequest, deadline: float | None
+        self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
     ) -> pb.SystemSharedMemoryUnregisterResponse:
         await self._administration.unregister_region(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def _cuda_status(
-        self, request: pb.CudaSharedMemoryStatusRequest, deadline: float | None
+        self, request: pb.CudaSharedMemoryStatusRequest, call: Call
     ) -> pb.CudaSharedMemoryStatusResponse:
         self._administration.cuda_regions(request.name)
         return pb.CudaSharedMemoryStatusResponse()
 
     async def _cuda_register(
-        self, request: pb.CudaSharedMemoryRegisterRequest, deadline: float | None
+        self, request: pb.CudaSharedMemoryRegisterRequest, call: Call
     ) -> pb.CudaSharedMemoryRegisterResponse:
         self._administration.register_cuda_region()
         return pb.CudaSharedMemoryRegisterResponse()
 
     async def _cuda_unregister(
-        self, request: pb.CudaSharedMemoryUnregisterRequest, deadline: float | None
+        self, request: pb.CudaSharedMemoryUnregisterRequest, call: Call
     ) -> pb.CudaSharedMemoryUnregisterResponse:
         return pb.CudaSharedMemoryUnregisterResponse()  # no region is ever registered
 

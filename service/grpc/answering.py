@@ -9,32 +9,50 @@ internal one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Set
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from service.core.batching import Batcher
 from service.core.errors import (
     InvalidArgument,
+    Overloaded,
     RequestTooLarge,
     ServiceError,
     Unavailable,
 )
+from service.core.off_loop import INLINE_BYTES, off_loop
+from service.grpc.wire import SMALL_BYTES, check, shape_of
 from service.observe.recorder import Attempt, RequestRecorder
 
-# Answers a message; the deadline is in loop time, None if the client set none.
-Handler = Callable[[Any, float | None], Awaitable[Any]]
+
+class Call(NamedTuple):
+    """What a handler needs to know of a call beside its message."""
+
+    deadline: float | None  # in loop time; None if the client set none
+    caller: str = ""  # see core.callers
+
+
+# Answers a message.
+Handler = Callable[[Any, Call], Awaitable[Any]]
+# Returns the error for a call to a model, by its name and version, that is overloaded.
+Refusal = Callable[[str, str, Call], Overloaded | None]
 # Bytes that a message may have beside its tensors before it exceeds max_request_bytes.
 MESSAGE_SLACK = 64 * 1024
 
 
 class Unary(NamedTuple):
-    """A method with one answer per call; `operation` is its name in metrics and logs."""
+    """A method with one answer per call; `operation` is its name in metrics and logs.
+
+    `refusal` says whether a call need not be parsed because its model is overloaded.
+    """
 
     operation: str
     handler: Handler
+    refusal: Refusal | None = None
 
 
 class Pipelined(NamedTuple):
@@ -82,25 +100,57 @@ class Calls:
     """Answers the calls of all gRPC services of one worker."""
 
     def __init__(
-        self, recorder: RequestRecorder, max_request_bytes: int, max_stream_requests: int
+        self,
+        recorder: RequestRecorder,
+        max_request_bytes: int,
+        max_stream_requests: int,
+        max_json_bytes: int = 2 * 1024 * 1024,
+        overloaded: Set[Batcher] = frozenset(),
     ) -> None:
+        self.overloaded = overloaded
         self.request_id = recorder.request_id
         self._recorder = recorder
         self._max_request_bytes = max_request_bytes
         self._max_stream_requests = max_stream_requests
+        self._max_json_bytes = max_json_bytes
         self._stopping = False
         self._reading: set[asyncio.Task[None]] = set()
 
     async def answer(
-        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
+        self,
+        rpc: Rpc,
+        content: bytes,
+        deadline: float | None,
+        request_id: str,
+        caller: str = "",
     ) -> bytes:
         """Answer a unary call. A ServiceError that it raises is the status of the call."""
         method = rpc.method
         assert isinstance(method, Unary)
         async with Attempt(self._recorder, "grpc", method.operation, request_id):
-            answer = await method.handler(self._parse(rpc, content), deadline)
+            if len(content) > SMALL_BYTES:
+                request = await self._parse_long(rpc, content)
+            else:
+                request = self._parse(rpc, content)
+            answer = await method.handler(request, Call(deadline, caller))
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
+
+    def early_refusal(
+        self, rpc: Rpc, content: bytes, call: Call, request_id: str
+    ) -> Overloaded | None:
+        """The error for a unary call whose model is overloaded, without parsing its message.
+
+        Call it only while `overloaded` is not empty.
+        """
+        method = rpc.method
+        assert isinstance(method, Unary)
+        if method.refusal is None or (names := _model_of(content)) is None:
+            return None
+        error = method.refusal(*names, call)
+        if error is not None:
+            self._recorder.refused("grpc", method.operation, request_id, error)
+        return error
 
     async def stream(
         self,
@@ -109,6 +159,7 @@ class Calls:
         deadline: float | None,
         request_id: str,
         ends_with_error: bool,
+        caller: str = "",
     ) -> AsyncIterator[bytes]:
         """Answer a stream. A ServiceError that it raises is the status of the call.
 
@@ -123,7 +174,8 @@ class Calls:
         else:
             assert isinstance(method, Pipelined)
             refuse = None if ends_with_error else method.refuse
-            async for answer in self._pipeline(rpc, contents, deadline, request_id, refuse):
+            call = Call(deadline, caller)
+            async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
                 yield serialize(answer)
         if self._stopping:
             raise Unavailable("The server is stopping.")
@@ -138,7 +190,7 @@ class Calls:
         self,
         rpc: Rpc,
         contents: AsyncIterator[bytes],
-        deadline: float | None,
+        call: Call,
         request_id: str,
         refuse: Callable[[Any, ServiceError], Any] | None,
     ) -> AsyncIterator[Any]:
@@ -155,8 +207,11 @@ class Calls:
             request = None
             try:
                 async with Attempt(self._recorder, "grpc", method.operation, request_id):
-                    request = self._parse(rpc, content)
-                    return await method.handler(request, deadline)
+                    if len(content) > SMALL_BYTES:
+                        request = await self._parse_long(rpc, content)
+                    else:
+                        request = self._parse(rpc, content)
+                    return await method.handler(request, call)
             except ServiceError as error:
                 if refuse is None:
                     raise
@@ -191,7 +246,10 @@ class Calls:
         async def relay() -> None:
             async for content in contents:
                 await budget.acquire(1)
-                messages.put_nowait(self._parse(rpc, content))
+                if len(content) > SMALL_BYTES:
+                    messages.put_nowait(await self._parse_long(rpc, content))
+                else:
+                    messages.put_nowait(self._parse(rpc, content))
 
         reading = self._start_reading(relay(), messages)
         try:
@@ -215,6 +273,17 @@ class Calls:
             reading.cancel()
         return reading
 
+    async def _parse_long(self, rpc: Rpc, content: bytes) -> Any:
+        """Parse a message whose size says little about the time it takes.
+
+        Raises what `_parse` and `wire.check` raise.
+        """
+        if len(content) > self._max_request_bytes + MESSAGE_SLACK:
+            raise RequestTooLarge.of("message", self._max_request_bytes)
+        if check(content, shape_of(rpc.request), self._max_json_bytes) > INLINE_BYTES:
+            return await off_loop(self._parse, rpc, content)
+        return self._parse(rpc, content)
+
     def _parse(self, rpc: Rpc, content: bytes) -> Any:
         """Parse a message. Raises RequestTooLarge, and InvalidArgument if it is malformed."""
         if len(content) > self._max_request_bytes + MESSAGE_SLACK:
@@ -225,6 +294,26 @@ class Calls:
             raise InvalidArgument(
                 f"The message is not a {rpc.request.DESCRIPTOR.full_name}."
             ) from None
+
+
+def _model_of(content: bytes) -> tuple[str, str] | None:
+    """The model's name and version at the start of a message, empty for fields that do not follow.
+
+    Both messages that run a model have them as fields 1 and 2, and serializers write fields in the
+    order of their numbers. None if they are not written so.
+    """
+    names = []
+    position = 0
+    for tag in (0x0A, 0x12):  # fields 1 and 2, length-delimited
+        name = b""
+        if content[position : position + 1] == bytes((tag,)):
+            size = content[position + 1] if position + 1 < len(content) else 128
+            if size > 127:  # more than a byte: no model has such a name
+                return None
+            name = content[position + 2 : position + 2 + size]
+            position += 2 + size
+        names.append(name.decode("latin-1"))
+    return names[0], names[1]
 
 
 def _raise_failure(reading: asyncio.Task[None]) -> None:

@@ -5,10 +5,12 @@ Source: Open Inference Protocol (KServe V2), "gRPC" and "Raw Tensor Contents".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from service.core.datatypes import BYTES
 from service.core.errors import InvalidArgument, excerpt
+from service.core.off_loop import PART
 from service.core.request import (
     NO_PARAMETERS,
     InferRequest,
@@ -45,7 +47,7 @@ def is_typed(request: pb.ModelInferRequest) -> bool:
     return any(tensor.HasField("contents") for tensor in request.inputs)
 
 
-def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferRequest:
+def decode(request: pb.ModelInferRequest, deadline: float | None, caller: str = "") -> InferRequest:
     """Decode a request without copying its raw contents.
 
     Raises InvalidArgument if raw and typed contents are mixed, if the number of raw contents is not
@@ -83,6 +85,7 @@ def decode(request: pb.ModelInferRequest, deadline: float | None) -> InferReques
         parameters_of(request.parameters) if request.parameters else NO_PARAMETERS,
         deadline,
         0 if all_raw else request.ByteSize(),
+        caller,
     )
 
 
@@ -120,7 +123,7 @@ def _requested(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> Reque
     )
 
 
-def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> list[object]:
+def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> Sequence[object]:
     field = _TYPED_FIELDS.get(tensor.datatype)
     if field is None:
         raise InvalidArgument(
@@ -132,7 +135,9 @@ def _typed_values(tensor: pb.ModelInferRequest.InferInputTensor) -> list[object]
             f"Input '{excerpt(tensor.name)}' is {tensor.datatype}, so its values belong into "
             f"{field} alone."
         )
-    return list(getattr(tensor.contents, field))
+    values: Sequence[object] = getattr(tensor.contents, field)
+    # A copy of a long list would hold Python's global lock; it is converted in parts.
+    return values if len(values) > PART else values[:]
 
 
 def _output(output: OutputTensor, typed: bool) -> pb.ModelInferResponse.InferOutputTensor:

@@ -9,10 +9,11 @@ from google.protobuf import descriptor_pb2, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.core.budget import Budget
+from service.core.errors import Overloaded
 from service.grpc import digits as digits_service
 from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
-from service.grpc.answering import Calls, Rpc, Streaming, rpcs
+from service.grpc.answering import Call, Calls, Rpc, Streaming, rpcs
 from service.grpc.grpcio_server import GrpcioServer
 from service.grpc.health import Health
 from service.grpc.http2.listener import Http2Server
@@ -57,18 +58,29 @@ class GrpcFront:
     ) -> None:
         self._inference = inference
         self._health = Health()
-        limits = settings.max_request_bytes, settings.max_stream_requests
-        self._calls = Calls(recorder, *limits)
+        limits = settings.max_request_bytes, settings.max_stream_requests, settings.max_json_bytes
+        self._calls = Calls(recorder, *limits, inference.overloaded)
         server = Http2Server if settings.fast_grpc else GrpcioServer
         open_inference = OpenInference(inference).methods()
         open_inference |= AdministrationService(administration).methods()
         methods = {
-            **rpcs(digits_service.DESCRIPTOR, digits_service.methods(digits)),
+            **rpcs(digits_service.DESCRIPTOR, digits_service.methods(digits, self._refusal)),
             **rpcs(_INFERENCE, open_inference),
             **rpcs(health_service.DESCRIPTOR, self._health.methods()),
             **_reflection(),
         }
         self._server: Server = server(methods, self._calls, settings, budget)
+
+    def _predict_refusal(
+        self, model: str, version: str, deadline: float | None, caller: str
+    ) -> Overloaded | None:
+        model = model or self._inference.default_model
+        return self._inference.refusal(model, version, deadline, caller)
+
+    def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
+        return self._inference.refusal(
+            model or self._inference.default_model, version, call.deadline, call.caller
+        )
 
     async def start(self) -> None:
         """Publish the state of the models, then open the port."""

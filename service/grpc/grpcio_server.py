@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 
 from service.core.budget import Budget
-from service.core.errors import ServiceError
+from service.core.callers import Callers
+from service.core.errors import Overloaded, ServiceError
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
@@ -27,6 +29,7 @@ class GrpcioServer:
     ) -> None:
         self._calls = calls
         self._budget = budget
+        self._callers = Callers(settings.trusted_proxies)
         self._server = grpc.aio.server(
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.
@@ -61,7 +64,9 @@ class GrpcioServer:
         try:
             if budget.used > budget.limit:
                 raise budget.refusal("grpc")
-            return await self._calls.answer(rpc, content, _deadline(context), request_id)
+            return await self._calls.answer(
+                rpc, content, _deadline(context), request_id, self._caller(context)
+            )
         except ServiceError as error:
             await _abort(context, error)
         finally:
@@ -78,12 +83,22 @@ class GrpcioServer:
             deadline=_deadline(context),
             request_id=request_id,
             ends_with_error=ends_with_error,
+            caller=self._caller(context),
         )
         try:
             async for answer in answers:
                 yield answer
         except ServiceError as error:
             await _abort(context, error)
+
+    def _caller(self, context: _Context) -> str:
+        # ipv4:HOST:PORT, ipv6:%5BHOST%5D:PORT or unix:PATH
+        kind, _, address = unquote(context.peer()).partition(":")
+        peer = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
+        metadata = context.invocation_metadata() or ()
+        return self._callers.of(
+            peer, [str(value) for key, value in metadata if key == "x-forwarded-for"]
+        )
 
     def _request_id(self, context: _Context) -> str:
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))
@@ -151,5 +166,9 @@ def _deadline(context: _Context) -> float | None:
 
 
 async def _abort(context: _Context, error: ServiceError) -> NoReturn:
+    if isinstance(error, Overloaded):
+        pushback = str(error.retry_after_s * 1000)
+        trailers = tuple(context.trailing_metadata())
+        context.set_trailing_metadata((*trailers, ("grpc-retry-pushback-ms", pushback)))
     await context.abort(grpc.StatusCode[error.grpc_code], error.message)
     raise AssertionError("abort always raises")

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from grpc_health.v1 import health_pb2 as pb
 
 from service.core.errors import NotFound, excerpt
-from service.grpc.answering import Method, Streaming, Unary
+from service.grpc.answering import Call, Method, Streaming, Unary
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Health"]
 
@@ -43,14 +43,12 @@ class Health:
             "Watch": Streaming("health_watch", self._watch),
         }
 
-    async def _check(
-        self, request: pb.HealthCheckRequest, deadline: float | None
-    ) -> pb.HealthCheckResponse:
+    async def _check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:
         if request.service not in self._ready:
             raise NotFound(f"There is no service or model '{excerpt(request.service)}'.")
         return self._response(request.service)
 
-    async def _list(self, request: object, deadline: float | None) -> pb.HealthListResponse:
+    async def _list(self, request: object, call: Call) -> pb.HealthListResponse:
         return pb.HealthListResponse(statuses={name: self._response(name) for name in self._ready})
 
     async def _watch(

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from service import SERVER_NAME, __version__
-from service.core.errors import ModelNotFound, ServiceError
+from service.core.errors import ModelNotFound, Overloaded, ServiceError
 from service.core.tensors import TensorSpec
-from service.grpc.answering import Method, Pipelined, Unary
+from service.grpc.answering import Call, Method, Pipelined, Unary
 from service.grpc.codec import decode, encode, is_typed
 from service.operations.inference import Inference
 from service.stubs.inference import inference_pb2 as pb
@@ -32,22 +32,18 @@ class OpenInference:
             "ModelReady": Unary("model_ready", self._model_ready),
             "ServerMetadata": Unary("server_metadata", self._server_metadata),
             "ModelMetadata": Unary("model_metadata", self._model_metadata),
-            "ModelInfer": Unary("infer", self._infer),
+            "ModelInfer": Unary("infer", self._infer, self._refusal),
             "ModelStreamInfer": Pipelined("stream_infer", self._stream_infer, _refuse),
         }
 
-    async def _live(
-        self, request: pb.ServerLiveRequest, deadline: float | None
-    ) -> pb.ServerLiveResponse:
+    async def _live(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    async def _ready(
-        self, request: pb.ServerReadyRequest, deadline: float | None
-    ) -> pb.ServerReadyResponse:
+    async def _ready(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._inference.readiness().ready)
 
     async def _model_ready(
-        self, request: pb.ModelReadyRequest, deadline: float | None
+        self, request: pb.ModelReadyRequest, call: Call
     ) -> pb.ModelReadyResponse:
         try:
             self._inference.repository.get(request.name, request.version)
@@ -56,14 +52,14 @@ class OpenInference:
         return pb.ModelReadyResponse(ready=True)
 
     async def _server_metadata(
-        self, request: pb.ServerMetadataRequest, deadline: float | None
+        self, request: pb.ServerMetadataRequest, call: Call
     ) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
             name=SERVER_NAME, version=__version__, extensions=self._inference.extensions()
         )
 
     async def _model_metadata(
-        self, request: pb.ModelMetadataRequest, deadline: float | None
+        self, request: pb.ModelMetadataRequest, call: Call
     ) -> pb.ModelMetadataResponse:
         metadata = self._inference.model_metadata(request.name, request.version)
         return pb.ModelMetadataResponse(
@@ -74,16 +70,17 @@ class OpenInference:
             outputs=_tensors(metadata.outputs),
         )
 
-    async def _infer(
-        self, request: pb.ModelInferRequest, deadline: float | None
-    ) -> pb.ModelInferResponse:
-        answer = await self._inference.infer(decode(request, deadline))
+    async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        answer = await self._inference.infer(decode(request, call.deadline, call.caller))
         return encode(answer, is_typed(request))
 
+    def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
+        return self._inference.refusal(model, version, call.deadline, call.caller)
+
     async def _stream_infer(
-        self, request: pb.ModelInferRequest, deadline: float | None
+        self, request: pb.ModelInferRequest, call: Call
     ) -> pb.ModelStreamInferResponse:
-        response = await self._infer(request, deadline)
+        response = await self._infer(request, call)
         # Tells clients that ask for it that this is the only response to their request.
         response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=response)

@@ -33,7 +33,7 @@ async def statistics(
 
 async def index(administration: Administration, request: HttpRequest) -> HttpResponse:
     """POST v2/repository/index: every version on disk; with "ready", only the loaded ones."""
-    ready = _field(parse_object(request.body), "ready", False)
+    ready = _field(await parse_object(request.body, administration.max_json_bytes), "ready", False)
     return json_response(
         [
             {
@@ -50,7 +50,9 @@ async def index(administration: Administration, request: HttpRequest) -> HttpRes
 async def load(administration: Administration, request: HttpRequest, model: str) -> HttpResponse:
     """POST v2/repository/models/{model}/load."""
     _check_origin(administration, request)
-    parameters: dict[str, Any] = _field(parse_object(request.body), "parameters", {})
+    parameters: dict[str, Any] = _field(
+        await parse_object(request.body, administration.max_json_bytes), "parameters", {}
+    )
     await administration.load_model(model, parameters)
     return json_response({})
 
@@ -58,7 +60,7 @@ async def load(administration: Administration, request: HttpRequest, model: str)
 async def unload(administration: Administration, request: HttpRequest, model: str) -> HttpResponse:
     """POST v2/repository/models/{model}/unload; no model has dependents that unload with it."""
     _check_origin(administration, request)
-    _field(parse_object(request.body), "parameters", {})
+    _field(await parse_object(request.body, administration.max_json_bytes), "parameters", {})
     await administration.unload_model(model)
     return json_response({})
 
@@ -71,7 +73,7 @@ async def log_settings(administration: Administration, request: HttpRequest) -> 
 async def change_log_settings(administration: Administration, request: HttpRequest) -> HttpResponse:
     """POST v2/logging: change the settings in the body."""
     _check_origin(administration, request)
-    changes = parse_object(request.body)
+    changes = await parse_object(request.body, administration.max_json_bytes)
     return json_response(await administration.change_log_settings(changes))
 
 
@@ -86,7 +88,7 @@ async def change_trace_settings(
     administration: Administration, request: HttpRequest, model: str = ""
 ) -> HttpResponse:
     """POST v2[/models/{model}]/trace/setting: tracing cannot be switched on."""
-    changes = parse_object(request.body)
+    changes = await parse_object(request.body, administration.max_json_bytes)
     return json_response(administration.trace_settings(changes, model))
 
 
@@ -109,7 +111,7 @@ async def _register(
     administration: Administration, request: HttpRequest, region: str
 ) -> HttpResponse:
     _check_origin(administration, request)
-    body = parse_object(request.body)
+    body = await parse_object(request.body, administration.max_json_bytes)
     await administration.register_region(
         SharedRegion(
             name=region,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from service.core.errors import Overloaded, ServiceError
 from service.http.compression import Compression
+from service.http.digits import model_of
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
 from service.http.routes import ROUTES, UNMATCHED, Route
 from service.observe.recorder import Attempt, RequestRecorder
@@ -37,6 +38,8 @@ class HttpApp:
         compression: Compression,
     ) -> None:
         self._recorder = recorder
+        self._inference = inference
+        self.overloaded = inference.overloaded
         self._compression = compression
         needed = {Inference: inference, Digits: digits, Administration: administration}
         matches = [
@@ -72,12 +75,35 @@ class HttpApp:
                     response = await self._compression.encode(request, response)
                 attempt.code = str(response.status)
         except ServiceError as error:
-            response = json_response({"error": error.message}, error.http_status)
-            if isinstance(error, Overloaded):
-                response.headers.append(("retry-after", str(error.retry_after_s)))
+            response = _error(error)
             # compress_min_bytes holds for errors too.
             if route.compress and len(response.body) >= self._compression.min_bytes:
                 response = await self._compression.encode(request, response)
+        response.headers.append(("x-request-id", request_id))
+        return response
+
+    def early_refusal(self, request: HttpRequest) -> HttpResponse | None:
+        """The answer to a request, without its body, whose model is overloaded; else None.
+
+        Call it only while `overloaded` is not empty.
+        """
+        match = self.find(request)
+        if match is None:
+            return None
+        if match.route.operation == "infer":
+            model, version = match.parameters["model"], match.parameters.get("version", "")
+        elif match.route.operation == "predict":
+            model, version = model_of(request)
+        else:
+            return None
+        error = self._inference.refusal(
+            model or self._inference.default_model, version, caller=request.caller
+        )
+        if error is None:
+            return None
+        request_id = self._recorder.request_id(request.header("x-request-id"))
+        self._recorder.refused("http", match.route.operation, request_id, error)
+        response = _error(error)
         response.headers.append(("x-request-id", request_id))
         return response
 
@@ -110,3 +136,10 @@ class HttpApp:
             ):
                 return Match(match.route, match.handler, parameters.groupdict())
         return None
+
+
+def _error(error: ServiceError) -> HttpResponse:
+    response = json_response({"error": error.message}, error.http_status)
+    if isinstance(error, Overloaded):
+        response.headers.append(("retry-after", str(error.retry_after_s)))
+    return response

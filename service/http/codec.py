@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from service.core.datatypes import BYTES
+import orjson
+
+from service.core.datatypes import Array
 from service.core.errors import InvalidArgument, excerpt
+from service.core.off_loop import PART
 from service.core.request import (
     NO_PARAMETERS,
     InferRequest,
@@ -64,20 +67,23 @@ def header_length(request: HttpRequest) -> int | None:
 
 
 def decode(
-    request: HttpRequest, json_bytes: int | None, model: str, version: str
+    request: HttpRequest, json_bytes: int | None, model: str, version: str, max_json_bytes: int
 ) -> tuple[InferRequest, BinaryOutputs]:
     """Decode a body; binary tensors are views of it. `json_bytes` comes from `header_length`.
 
-    Raises InvalidArgument, naming the field that is wrong.
+    The caller has checked the size of the JSON against `max_json_bytes`. Raises InvalidArgument,
+    naming the field that is wrong.
     """
     if json_bytes is None:
-        return _decode(parse_json(request.body), memoryview(b""), len(request.body), model, version)
+        size, none = len(request.body), memoryview(b"")
+        parsed = parse_json(request.body, max_json_bytes)
+        return _decode(parsed, none, size, model, version, request.caller)
     tail = memoryview(request.body)[json_bytes:]
     header = request.body[:json_bytes] if json_bytes <= _MAX_CACHED_BYTES else b""
     if (cached := _cache.get(header)) is not None and cached.binary_bytes == len(tail):
-        return cached.request(tail, model, version), cached.binary
-    body = parse_json(memoryview(request.body)[:json_bytes])
-    decoded, binary = _decode(body, tail, json_bytes, model, version)
+        return cached.request(tail, model, version, request.caller), cached.binary
+    body = parse_json(request.body, max_json_bytes, json_bytes)
+    decoded, binary = _decode(body, tail, json_bytes, model, version, request.caller)
     if header and all(tensor.raw is not None for tensor in decoded.inputs):
         if len(_cache) >= _MAX_CACHED:
             _cache.clear()
@@ -100,15 +106,15 @@ class _CachedHeader:
         self.binary = binary
         self.binary_bytes = binary_bytes
 
-    def request(self, tail: memoryview, model: str, version: str) -> InferRequest:
+    def request(self, tail: memoryview, model: str, version: str, caller: str) -> InferRequest:
         """The request of this header with the binary data of `tail`."""
         tensors = [
             InputTensor(name, kind, shape, tail[at]) for name, kind, shape, at in self._places
         ]
-        _, _, _, outputs, request_id, parameters, deadline, size = self._decoded
+        _, _, _, outputs, request_id, parameters, deadline, size, _ = self._decoded
         # By position: keywords take 0.7 us more, on the request path.
         return InferRequest(
-            model, version, tensors, outputs, request_id, parameters, deadline, size
+            model, version, tensors, outputs, request_id, parameters, deadline, size, caller
         )
 
 
@@ -121,7 +127,7 @@ _cache: dict[bytes, _CachedHeader] = {}
 
 
 def _decode(
-    body: Any, tail: memoryview, size: int, model: str, version: str
+    body: Any, tail: memoryview, size: int, model: str, version: str, caller: str
 ) -> tuple[InferRequest, BinaryOutputs]:
     if not isinstance(body, dict):
         raise InvalidArgument("The body must be a JSON object.")
@@ -150,7 +156,17 @@ def _decode(
     decoded_outputs = [output for output, _ in requested]
     return (
         # By position: keywords take 0.7 us more, for every request.
-        InferRequest(model, version, tensors, decoded_outputs, request_id, parameters, None, size),
+        InferRequest(
+            model,
+            version,
+            tensors,
+            decoded_outputs,
+            request_id,
+            parameters,
+            None,
+            size,
+            caller,
+        ),
         binary,
     )
 
@@ -241,8 +257,18 @@ def _encode_output(output: OutputTensor, binary: bool, blobs: list[bytes]) -> di
         encoded["parameters"] = {"binary_data_size": len(blob)}
     else:
         values = to_values(tensor)
-        encoded["data"] = values.tolist() if datatype == BYTES else values
+        if values.size > PART:  # in parts, so that no call holds Python's global lock for long
+            starts = range(0, values.size, PART)
+            parts = [to_json(_listed(values[start : start + PART]))[1:-1] for start in starts]
+            encoded["data"] = orjson.Fragment(b"[" + b",".join(parts) + b"]")
+        else:
+            encoded["data"] = _listed(values)
     return encoded
+
+
+def _listed(values: Array) -> Any:
+    """Values as orjson takes them."""
+    return values.tolist() if values.dtype == object else values
 
 
 def _parameters(holder: dict[str, Any], field: str) -> Parameters:

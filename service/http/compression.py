@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 
+from service.core.budget import Budget
 from service.core.errors import UnsupportedMediaType, excerpt
-from service.core.inflation import WINDOW_BITS, inflate
+from service.core.inflation import MAX_RATIO, WINDOW_BITS, inflate
 from service.http.message import HttpRequest, HttpResponse
 
 _PREFERENCE = ("gzip", "deflate")  # the first one wins where the client has no preference
@@ -25,15 +26,17 @@ _WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?", re.ASCII)
 class Compression:
     """Undoes and applies content encodings; slow work runs in a thread."""
 
-    def __init__(self, max_request_bytes: int, min_response_bytes: int) -> None:
+    def __init__(self, max_request_bytes: int, min_response_bytes: int, budget: Budget) -> None:
         self._max_request_bytes = max_request_bytes
+        self._budget = budget
         self.min_bytes = min_response_bytes
 
     async def decode(self, request: HttpRequest) -> HttpRequest:
-        """The request with its body decompressed.
+        """The request with its body decompressed, which is claimed until this task ends.
 
         Raises UnsupportedMediaType for an unknown encoding, RequestTooLarge for a body that
-        inflates past the limit, InvalidArgument for a damaged body.
+        inflates past the limit, InvalidArgument for a damaged body, InFlightLimit if there is no
+        room for it.
         """
         encoding = (request.header("content-encoding") or "identity").strip().lower()
         if encoding == "identity":
@@ -42,9 +45,17 @@ class Compression:
             raise UnsupportedMediaType(
                 f"Content-Encoding is '{excerpt(encoding)}'; send gzip, deflate or no encoding."
             )
+        # It may become as large as the limit, or as zlib can make it.
+        most = min(self._max_request_bytes, len(request.body) * MAX_RATIO)
+        claim = await self._budget.room(most, "http")
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: claim.close())
         # The compressed size does not tell how long this takes, so it always runs in a thread.
         work = partial(inflate, request.body, encoding, self._max_request_bytes)
-        return request._replace(body=await _in_thread(work))
+        body = await _in_thread(work)
+        claim.complete(len(body))
+        return request._replace(body=body)
 
     async def encode(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """The response, compressed if the client accepts an encoding.

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
+from service.core.datatypes import Array
 from service.core.errors import InvalidArgument, UnsupportedMediaType, excerpt
+from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import numbers
 from service.http.message import (
     JSON,
     OCTETS,
     HttpRequest,
     HttpResponse,
+    check_json_size,
     json_response,
     parse_json,
 )
-from service.operations.digits import Digits
+from service.operations.digits import INLINE_ROWS, Digits
 
 _PICTURES = ("image/png", "image/jpeg")
 _UINT8 = np.dtype(np.uint8)
@@ -30,16 +32,25 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     JSON numbers (28x28, Nx28x28 or 784, bare or under "image"). Raises UnsupportedMediaType for
     another content type, InvalidArgument for a body that does not match its content type.
     """
-    query = dict(parse_qsl(request.query)) if request.query else {}
-    model, version = query.get("model", ""), query.get("version", "")
+    model, version = model_of(request) if request.query else ("", "")
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     if content_type in _PICTURES:
-        answer = await digits.classify(picture=request.body, model=model, version=version)
+        answer = await digits.classify(
+            picture=request.body, model=model, version=version, caller=request.caller
+        )
     elif content_type == OCTETS:
-        answer = await digits.classify(pixels=request.body, model=model, version=version)
+        answer = await digits.classify(
+            pixels=request.body, model=model, version=version, caller=request.caller
+        )
     elif content_type == JSON:
-        values = numbers("image:", _image_of(parse_json(request.body)), _UINT8)
-        answer = await digits.classify(values=values, model=model, version=version)
+        check_json_size(len(request.body), digits.max_json_bytes)
+        if len(request.body) > INLINE_BYTES:
+            values = await off_loop(_pixels, request.body, digits.max_json_bytes)
+        else:
+            values = _pixels(request.body, digits.max_json_bytes)
+        answer = await digits.classify(
+            values=values, model=model, version=version, caller=request.caller
+        )
     else:
         raise UnsupportedMediaType(
             f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, "
@@ -49,20 +60,29 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         {"digit": digit, "probabilities": probabilities, "entropy_bits": entropy}
         for digit, probabilities, entropy in answer.rows
     ]
-    return json_response(
-        {
-            "model_name": answer.model,
-            "model_version": answer.version,
-            "predictions": predictions,
-        }
-    )
+    body = {
+        "model_name": answer.model,
+        "model_version": answer.version,
+        "predictions": predictions,
+    }
+    if len(predictions) > INLINE_ROWS:
+        return await off_loop(json_response, body)
+    return json_response(body)
 
 
-def _image_of(parsed: Any) -> Any:
+def model_of(request: HttpRequest) -> tuple[str, str]:
+    """The model and the version that the query names; empty for the default."""
+    query = dict(parse_qsl(request.query))
+    return query.get("model", ""), query.get("version", "")
+
+
+def _pixels(body: bytes, max_json_bytes: int) -> Array:
+    """The numbers of a JSON body, in the shape of its lists."""
+    parsed = parse_json(body, max_json_bytes)
     if isinstance(parsed, dict):
         if "image" not in parsed:
             raise InvalidArgument('image: the JSON object has no "image".')
         parsed = parsed["image"]
     if not isinstance(parsed, list):
         raise InvalidArgument("image: must be a list of numbers, 28x28, Nx28x28 or 784.")
-    return parsed
+    return numbers("image:", parsed, _UINT8)

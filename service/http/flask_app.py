@@ -52,6 +52,21 @@ def create_app(
     def _wait(answer: Any) -> flask.Response:
         return _response(asyncio.run_coroutine_threadsafe(answer, loop).result())
 
+    @app.before_request
+    def refuse_other_spellings() -> flask.Response | None:
+        """Werkzeug takes `post` for POST and `//v2` for /v2; a proxy's rules would not see them."""
+        method, path = flask.request.environ["REQUEST_METHOD"], flask.request.environ["PATH_INFO"]
+        error: errors.ServiceError
+        if path.startswith("//"):
+            error = errors.NoSuchEndpoint.of(path)
+        elif method != method.upper():  # methods are case-sensitive (RFC 9110, 9.1)
+            error = errors.Unimplemented(
+                f"There is no method {errors.excerpt(method)}; methods are in upper case."
+            )
+        else:
+            return None
+        return _wait(http_app.refuse(_request(b""), error, UNMATCHED))
+
     for match in http_app.matches:
         add(match)
     app.register_error_handler(HTTPException, unmatched)
@@ -67,6 +82,7 @@ def _request(body: bytes) -> HttpRequest:
         header=request.headers.get,
         body=body,
         query=query,
+        caller=request.environ.get("mnist.caller", ""),
     )
 
 
@@ -80,7 +96,7 @@ def _cause_of(error: HTTPException) -> Exception:
     if error.code == errors.MethodNotAllowed.http_status:
         return errors.MethodNotAllowed(f"{path} does not take {method}.")
     if error.code == errors.NoSuchEndpoint.http_status:
-        return errors.NoSuchEndpoint(f"Nothing is at {path}; GET / lists all endpoints.")
+        return errors.NoSuchEndpoint.of(flask.request.path)
     if error.code is None or error.code >= errors.InternalError.http_status:
         return getattr(error, "original_exception", None) or error
     return errors.InvalidArgument(f"{error.name}: {error.description}")

@@ -8,6 +8,7 @@ which says why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from service.core.budget import Budget, Claim
+from service.core.callers import Callers
 from service.core.errors import InvalidArgument, RequestTimeout, RequestTooLarge, ServiceError
 from service.http.answering import HttpApp
 from service.http.message import HttpRequest, HttpResponse
@@ -27,6 +29,8 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 _FLASK_THREADS = 8
 # A body up to this size is read whole, and counted when it has arrived.
 _WHOLE_BYTES = 16 * 1024
+# The largest body that is read although its request is refused.
+_DRAINED_BYTES = 64 * 1024
 
 
 class HttpFront:
@@ -36,10 +40,16 @@ class HttpFront:
     before the first request.
     """
 
-    def __init__(self, *, max_request_bytes: int, body_timeout: float, fast_lane: bool) -> None:
+    def __init__(
+        self, *, max_request_bytes: int, body_timeout: float, fast_lane: bool, callers: Callers
+    ) -> None:
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
         self._fast_lane = fast_lane
+        self._callers = callers
+        self._known_callers = callers.known
+        # The client (ADDRESS:PORT) of each request that is not answered.
+        self.in_flight: dict[HTTPProtocol, str] = {}
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
         # The tasks whose bodies are arriving, with the time since when; the errors of those that
         # are cancelled because they take too long.
@@ -56,36 +66,60 @@ class HttpFront:
 
     async def __call__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         """Answer one request (RSGI's callable)."""
+        client = self.in_flight[protocol] = scope.client
+        peer = client.rpartition(":")[0]
+        caller = self._known_callers.get(peer)
+        if caller is None:
+            caller = self._callers.of(peer, scope.headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
         claim: Claim | None = None
+        if self._app.overloaded and (refusal := self._early_refusal(scope, caller)):
+            # A small body is read, so that the connection can be used again: hyper closes it unless
+            # all of the body has arrived.
+            if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
+                with contextlib.suppress(ServiceError):
+                    body, claim = await self._body(scope, protocol)
+                    if claim is None:
+                        self._budget.used -= len(body)
+                    else:
+                        claim.close()
+            protocol.response_bytes(refusal.status, refusal.headers, refusal.body)
+            return
         try:
             body, claim = await self._body(scope, protocol)
         except ServiceError as error:
-            request = HttpRequest(
-                method=scope.method, path=scope.path, header=scope.headers.get, body=b""
-            )
+            request = HttpRequest(scope.method, scope.path, scope.headers.get, b"", caller=caller)
             response = await self._app.refuse(request, error)
             # The rest of the body is still arriving, so an HTTP/1 connection cannot be used again.
             # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
             if scope.http_version.startswith("1"):
                 response.headers.append(("connection", "close"))
+            del self.in_flight[protocol]
         else:
             try:
                 # By position: keywords take 0.4 us more, for every request.
                 request = HttpRequest(
-                    scope.method, scope.path, scope.headers.get, body, scope.query_string
+                    scope.method, scope.path, scope.headers.get, body, scope.query_string, caller
                 )
                 answer = await self._app.answer(request) if self._fast_lane else None
                 if answer is None:
                     answer = await self._loop.run_in_executor(
-                        self._flask_threads, self._through_flask, scope, body
+                        self._flask_threads, self._through_flask, scope, body, caller
                     )
                 response = answer
             finally:
+                del self.in_flight[protocol]
                 if claim is None:
                     self._budget.used -= len(body)
                 else:
                     claim.close()
         protocol.response_bytes(response.status, response.headers, response.body)
+
+    def _early_refusal(self, scope: Scope, caller: str) -> HttpResponse | None:
+        return self._app.early_refusal(
+            HttpRequest(
+                scope.method, scope.path, scope.headers.get, b"", scope.query_string, caller
+            )
+        )
 
     async def _body(self, scope: Scope, protocol: HTTPProtocol) -> tuple[bytes, Claim | None]:
         """The whole body, and its claim unless it is small and only counted.
@@ -181,7 +215,7 @@ class HttpFront:
             self._late[task] = error
             task.cancel()
 
-    def _through_flask(self, scope: Scope, body: bytes) -> HttpResponse:
+    def _through_flask(self, scope: Scope, body: bytes, caller: str) -> HttpResponse:
         """Call Flask through WSGI (PEP 3333). Runs in a thread: Flask waits for the loop."""
         status = 500
         headers: list[tuple[str, str]] = []
@@ -192,7 +226,7 @@ class HttpFront:
             # Granian counts the body itself, as it does without Flask.
             headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
-        chunks = self._wsgi_app(_environ(scope, body), start_response)
+        chunks = self._wsgi_app(_environ(scope, body, caller), start_response)
         try:
             content = b"".join(chunks)
         finally:
@@ -209,7 +243,7 @@ def _cut_short() -> InvalidArgument:
     return InvalidArgument("The body is damaged or cut short: its end did not arrive.")
 
 
-def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
+def _environ(scope: Scope, body: bytes, caller: str) -> dict[str, Any]:
     host, _, port = scope.server.rpartition(":")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
@@ -229,6 +263,7 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
+        "mnist.caller": caller,
     }
     for name, value in scope.headers.items():
         key = name.upper().replace("-", "_")

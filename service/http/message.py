@@ -7,10 +7,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, RequestTooLarge
+from service.core.off_loop import INLINE_BYTES, off_loop
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
+# Bytes of max_json_bytes per list or object, and per string. They take 15 and 5 times as long to
+# parse as numbers, so a body may not consist of them.
+_BYTES_PER_LIST = 64
+_BYTES_PER_STRING = 16
 
 
 class HttpRequest(NamedTuple):
@@ -21,6 +26,7 @@ class HttpRequest(NamedTuple):
     header: Callable[[str], str | None]
     body: bytes
     query: str = ""
+    caller: str = ""  # see core.callers
 
 
 class HttpResponse(NamedTuple):
@@ -42,18 +48,53 @@ def json_response(value: Any, status: int = 200) -> HttpResponse:
     return HttpResponse(status, [("content-type", JSON)], body)
 
 
-def parse_json(body: bytes | memoryview) -> Any:
-    """Parse strict JSON (RFC 8259, so no NaN). Raises InvalidArgument."""
+def check_json_size(size: int, limit: int) -> None:
+    """Raise RequestTooLarge for JSON of more than `limit` bytes, the setting max_json_bytes."""
+    if size > limit:
+        raise RequestTooLarge(
+            f"The JSON is larger than {limit} bytes (max_json_bytes). Send larger data as binary: "
+            f"raw pixels as {OCTETS}, or tensors after a JSON header "
+            "(Inference-Header-Content-Length)."
+        )
+
+
+def parse_json(body: bytes, limit: int, end: int | None = None) -> Any:
+    """Parse strict JSON (RFC 8259, so no NaN): the body, or its first `end` bytes.
+
+    Parsing holds Python's global lock to its end, in any thread. Its time is bounded by
+    `check_json_size`, which the caller has called, and by the number of lists, objects and
+    strings, which follows from the same `limit`. Raises InvalidArgument for more of them, and for
+    malformed JSON.
+    """
+    size = len(body) if end is None else end
+    most = limit // _BYTES_PER_LIST
+    if size > most and body.count(b"[", 0, size) + body.count(b"{", 0, size) > most:
+        raise InvalidArgument(
+            f"The body has more than {most} lists and objects, the most for max_json_bytes. Send "
+            "the values of a tensor as one flat list, or as binary."
+        )
+    most = limit // _BYTES_PER_STRING
+    if size > 2 * most and body.count(b'"', 0, size) > 2 * most:
+        raise InvalidArgument(
+            f"The body has more than {most} strings, the most for max_json_bytes. Send them as "
+            "binary."
+        )
     try:
-        return orjson.loads(body)
+        return orjson.loads(memoryview(body)[:end])
     except orjson.JSONDecodeError as error:
-        reason = "is empty" if not body else f"is not valid JSON: {error}"
+        reason = "is empty" if not size else f"is not valid JSON: {error}"
         raise InvalidArgument(f"The body {reason}.") from None
 
 
-def parse_object(body: bytes | memoryview) -> dict[str, Any]:
-    """Parse a JSON object; an empty body counts as {}. Raises InvalidArgument."""
-    parsed = parse_json(body) if body else {}
+async def parse_object(body: bytes, limit: int) -> dict[str, Any]:
+    """Parse a JSON object; an empty body counts as {}. Raises RequestTooLarge, InvalidArgument."""
+    if not body:
+        return {}
+    check_json_size(len(body), limit)
+    if len(body) > INLINE_BYTES:
+        parsed = await off_loop(parse_json, body, limit)
+    else:
+        parsed = parse_json(body, limit)
     if not isinstance(parsed, dict):
         raise InvalidArgument("The body must be a JSON object.")
     return parsed

@@ -5,15 +5,14 @@ Source: Open Inference Protocol (KServe V2), "HTTP/REST".
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
 from typing import Any
 
 from service import SERVER_NAME, __version__
+from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import TensorSpec
 from service.http.codec import ALL_BINARY, decode, encode, header_length
-from service.http.message import HttpRequest, HttpResponse, json_response
-from service.operations.inference import INLINE_BYTES, Inference
+from service.http.message import HttpRequest, HttpResponse, check_json_size, json_response
+from service.operations.inference import Inference
 
 
 async def infer(
@@ -22,14 +21,20 @@ async def infer(
     """POST v2/models/{model}[/versions/{version}]/infer."""
     json_bytes = header_length(request)
     if json_bytes == 0:
-        raw = inference.raw_request(model, version, request.body)
+        raw = inference.raw_request(model, version, request.body, request.caller)
         return encode(await inference.infer(raw), ALL_BINARY)
-    if (len(request.body) if json_bytes is None else json_bytes) > INLINE_BYTES:
-        work = partial(decode, request, json_bytes, model, version)
-        decoded, binary = await asyncio.get_running_loop().run_in_executor(None, work)
+    size = len(request.body) if json_bytes is None else json_bytes
+    limit = inference.max_json_bytes
+    check_json_size(size, limit)
+    if size > INLINE_BYTES:
+        decoding = off_loop(decode, request, json_bytes, model, version, limit)
+        decoded, binary = await decoding
     else:
-        decoded, binary = decode(request, json_bytes, model, version)
-    return encode(await inference.infer(decoded), binary)
+        decoded, binary = decode(request, json_bytes, model, version, limit)
+    answer = await inference.infer(decoded)
+    if sum([output.array.nbytes for output in answer.outputs]) > INLINE_BYTES:
+        return await off_loop(encode, answer, binary)
+    return encode(answer, binary)
 
 
 async def server_metadata(inference: Inference, request: HttpRequest) -> HttpResponse:

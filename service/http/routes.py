@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from service import SERVER_NAME, __version__
+from service.core.errors import Unavailable
 from service.http import administration as admin
 from service.http import open_inference
 from service.http.administration import MemoryHandlers
@@ -40,7 +41,10 @@ async def index(inference: Inference, request: HttpRequest) -> HttpResponse:
 
 async def prometheus(administration: Administration, request: HttpRequest) -> HttpResponse:
     """GET /metrics: Prometheus' text format."""
-    content = await administration.exposition()
+    try:
+        content = await administration.exposition()
+    except OSError as error:  # no descriptor is free
+        raise Unavailable(f"The metrics cannot be read: {error.strerror}.") from None
     return HttpResponse(200, [("content-type", metrics.CONTENT_TYPE)], content)
 
 

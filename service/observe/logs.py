@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
+from service.observe.stderr import StderrHandler
 from service.settings import Settings
 
 request_log = logging.getLogger("service.requests")
@@ -83,7 +84,7 @@ def stderr_handler(stream: TextIO) -> logging.Handler:
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
-    return logging.StreamHandler(stream)
+    return StderrHandler(stream)
 
 
 def _log_warning(

@@ -163,13 +163,32 @@ class BufferedHistogram(Histogram):
             self._buckets[index].inc(count)
 
 
-_buffered: list[BufferedHistogram] = []
+class BufferedCounter(Counter):
+    """A counter that writes what it counted at the next `flush`: requests are refused in floods."""
+
+    def _metric_init(self) -> None:  # called once per set of labels
+        super()._metric_init()
+        self._pending = 0.0
+        _buffered.append(self)
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        """Count at the next `flush`."""
+        self._pending += amount
+
+    def flush(self) -> None:
+        """Count what was counted since the last call."""
+        if self._pending:
+            pending, self._pending = self._pending, 0.0
+            super().inc(pending)
+
+
+_buffered: list[BufferedHistogram | BufferedCounter] = []
 
 
 def flush() -> None:
     """Write the observations of this process to the files that every worker reads."""
-    for histogram in _buffered:
-        histogram.flush()
+    for metric in _buffered:
+        metric.flush()
 
 
 _requests = BufferedHistogram(
@@ -184,13 +203,31 @@ _batches = BufferedHistogram(
 _inference = BufferedHistogram(
     "mnist_inference_seconds", "Time of each run of a model.", _PER_MODEL, buckets=_SECONDS
 )
+_loop_lag = BufferedHistogram(
+    "mnist_event_loop_lag_seconds",
+    "How late the event loop of a worker runs a timer that is due 20 times a second.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0),
+)
 _inference_failures = Counter(
     "mnist_inference_failures", "Runs of a model that raised an error.", _PER_MODEL
 )
 _grpc_connections_closed = Counter(
     "mnist_grpc_connections_closed",
-    "gRPC connections that ended, by reason: closed by the client (peer), or by a limit of the "
-    "server.",
+    "gRPC connections that ended: closed by the client (peer), or by the server, by reason.",
+    ["reason"],
+)
+_shed = BufferedCounter(
+    "mnist_shed_requests",
+    "Requests refused at once: the queue is full (queue), the wait too long (time), or too long "
+    "for the deadline (deadline).",
+    [*_PER_MODEL, "reason"],
+)
+_runs_terminated = Counter(
+    "mnist_runs_terminated", "Runs of a model that were ended after max_run_seconds.", _PER_MODEL
+)
+_http_connections_closed = Counter(
+    "mnist_http_connections_closed",
+    "HTTP connections that the server closed because nothing happened on them, by reason.",
     ["reason"],
 )
 _model_info = Gauge(
@@ -225,6 +262,8 @@ class ModelMetrics(ModelStatistics):
         self._rows_of_runs = _batches.labels(model, version)
         self._seconds_of_runs = _inference.labels(model, version)
         self._failures = _inference_failures.labels(model, version)
+        self._shed = {r: _shed.labels(model, version, r) for r in ("queue", "time", "deadline")}
+        self._terminated = _runs_terminated.labels(model, version)
 
     def ran(self, run: BatchRun) -> None:
         """Record a run that succeeded."""
@@ -232,10 +271,20 @@ class ModelMetrics(ModelStatistics):
         self._rows_of_runs.observe(run.rows)
         self._seconds_of_runs.observe(run.joining + run.inference + run.splitting)
 
+    def shed(self, reason: str) -> None:
+        """Count a request that was refused at once."""
+        super().shed(reason)
+        self._shed[reason].inc()
+
     def run_failed(self, error: Exception) -> None:
         """Record what the model raised on a single request."""
         self._failures.inc()
         log.error("%s failed on a request: %s", self._name, error)
+
+    def run_terminated(self, seconds: float) -> None:
+        """Record that a run was ended after this time."""
+        self._terminated.inc()
+        log.error("%s: a run is ended after %g s (max_run_seconds).", self._name, seconds)
 
 
 class Metrics:
@@ -247,6 +296,7 @@ class Metrics:
 
     # Requests use the same few sets of labels; looking one up in prometheus_client takes 3 us.
     request = staticmethod(cache(_requests.labels))
+    loop_lag = staticmethod(_loop_lag.observe)
     inflight_bytes = staticmethod(_inflight_bytes.set)
 
     @staticmethod
@@ -265,9 +315,23 @@ class Metrics:
         _load_failures.set(failures)
 
 
+# Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
+_http_closed = {r: _http_connections_closed.labels(r) for r in ("headers", "idle", "displaced")}
+_GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "error", "stop")
+_grpc_closed = {
+    reason: _grpc_connections_closed.labels(reason)
+    for reason in (*_GRPC_REASONS, "displaced", "refused")
+}
+
+
+def http_connection_closed(reason: str) -> None:
+    """Count an HTTP connection that the server closed."""
+    _http_closed[reason].inc()
+
+
 def grpc_connection_closed(reason: str) -> None:
     """Count a connection of the server's own gRPC front that ended."""
-    _grpc_connections_closed.labels(reason).inc()
+    _grpc_closed[reason].inc()
 
 
 def exposition() -> bytes:
@@ -292,11 +356,13 @@ class _SharedCounts:
         if _replaced is not None:
             family = CounterMetricFamily(
                 "mnist_workers_replaced",
-                "Workers that were replaced because they did not respond (silent) or ended.",
+                "Workers that were replaced because they did not respond (silent), ended, or had "
+                "a run of a model that could not be ended (stuck_run).",
                 labels=["reason"],
             )
             family.add_metric(["silent"], _replaced.silent)
             family.add_metric(["ended"], _replaced.ended)
+            family.add_metric(["stuck_run"], _replaced.stuck_run)
             yield family
 
 

@@ -23,16 +23,29 @@ _SUCCESS = {"http": "200", "grpc": "OK"}
 # 499 is nginx's status for a client that closed the connection first.
 _CANCELLED = {"http": "499", "grpc": "CANCELLED"}
 
+# Of each kind (operation and code); a line costs more than to refuse a request.
+_LINES_PER_SECOND = 10
+
 Transport = Literal["http", "grpc"]
 
 
 class RequestRecorder:
-    """Gives requests their ids. `Attempt` records how each of them ended."""
+    """Gives requests their ids. `Attempt` records how each of them ended.
 
-    def __init__(self, metrics: Metrics, log_requests: str = "errors") -> None:
+    `clock` returns seconds, for the limit on log lines.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        log_requests: str = "errors",
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._clock = clock
         self.metrics = metrics
         self.logs_all = log_requests == "all"
         self.logs_errors = log_requests != "none"
+        self._floods: dict[tuple[str, str, str], _Flood] = {}
         # Unique over workers and restarts, and 20 times cheaper than a UUID per request.
         self._prefix = os.urandom(6).hex()
         self._next: Callable[[], int] = count(1).__next__
@@ -42,6 +55,83 @@ class RequestRecorder:
         if proposal and _SAFE_ID.fullmatch(proposal):
             return proposal
         return f"{self._prefix}-{self._next():x}"
+
+    def refused(
+        self, transport: Transport, operation: str, request_id: str, error: ServiceError
+    ) -> None:
+        """Record a request that is refused before any work on it, in place of an `Attempt`."""
+        code = str(error.http_status) if transport == "http" else error.grpc_code
+        self.metrics.request(transport, operation, code).observe(0.0)
+        if self.logs_errors:
+            self.log(transport, operation, request_id, code, 0.0, error.message)
+
+    def log(
+        self,
+        transport: Transport,
+        operation: str,
+        request_id: str,
+        code: str,
+        seconds: float,
+        message: str,
+        failure: BaseException | None = None,
+    ) -> None:
+        """Write the log line of a request, unless there are too many of its kind.
+
+        Lines about failures, which have a traceback, and with log_requests all are all written.
+        """
+        left_out = 0
+        if failure is None and not self.logs_all:
+            kind = (transport, operation, code)
+            flood = self._floods.get(kind)
+            if flood is None:
+                flood = self._floods[kind] = _Flood()
+            now = self._clock()
+            if now >= flood.end:
+                left_out = flood.left_out
+                flood.end, flood.lines, flood.left_out = now + 1.0, 0, 0
+            if flood.lines == _LINES_PER_SECOND:
+                flood.left_out += 1
+                return
+            flood.lines += 1
+        fields = {
+            "request_id": request_id,
+            "transport": transport,
+            "operation": operation,
+            "code": code,
+            "duration_ms": round(seconds * 1000, 3),
+        }
+        if left_out:
+            fields["left_out"] = left_out
+        request_log.log(
+            logging.ERROR if code in _SERVER_FAULTS else logging.INFO,
+            "%s",
+            message,
+            exc_info=failure,
+            extra={"fields": fields},
+        )
+
+    def log_left_out(self) -> None:
+        """Write how many lines were left out of floods that are over. Called every half second."""
+        now = self._clock()
+        for (transport, operation, code), flood in self._floods.items():
+            if flood.left_out and now >= flood.end:
+                fields = {"transport": transport, "operation": operation, "code": code}
+                request_log.info(
+                    "And %d more in the last second.",
+                    flood.left_out,
+                    extra={"fields": {**fields, "left_out": flood.left_out}},
+                )
+                flood.end, flood.lines, flood.left_out = now + 1.0, 0, 0
+
+
+class _Flood:
+    """The log lines of one kind in the second that ends at `end`: written and left out."""
+
+    __slots__ = ("end", "left_out", "lines")
+
+    def __init__(self) -> None:
+        self.end = 0.0
+        self.lines = self.left_out = 0
 
 
 class Attempt:
@@ -91,20 +181,14 @@ class Attempt:
         recorder, operation = self._recorder, self._operation
         recorder.metrics.request(self._transport, operation, code).observe(seconds)
         if failure is not None or recorder.logs_all or (message and recorder.logs_errors):
-            request_log.log(
-                logging.ERROR if code in _SERVER_FAULTS else logging.INFO,
-                "%s",
+            recorder.log(
+                self._transport,
+                operation,
+                self._request_id,
+                code,
+                seconds,
                 message or "Answered." if failure is None else "The request failed.",
-                exc_info=None if failure is None else error,
-                extra={
-                    "fields": {
-                        "request_id": self._request_id,
-                        "transport": self._transport,
-                        "operation": operation,
-                        "code": code,
-                        "duration_ms": round(seconds * 1000, 3),
-                    }
-                },
+                None if failure is None else error,
             )
         if failure is not None:
             raise failure from error

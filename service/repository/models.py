@@ -135,7 +135,9 @@ class Repository:
         if not version:
             return next(iter(versions.values()))
         if parse_version(version) is None:
-            raise InvalidArgument(f"Version '{excerpt(version)}' is not a whole number from 1 up.")
+            raise InvalidArgument(
+                f"Version '{excerpt(version)}' is not a whole number from 1 to 10^18 - 1."
+            )
         if version not in versions:
             raise ModelNotFound(
                 f"Version {version} of model '{name}' is not loaded; "

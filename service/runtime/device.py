@@ -80,7 +80,9 @@ class OnDevice:
         self._owned = [session]
         when_gone(self, self._owned.clear)
 
-    def run(self, names: Sequence[str], feed: dict[str, Array], options: None) -> list[Array]:
+    def run(
+        self, names: Sequence[str], feed: dict[str, Array], options: ort.RunOptions | None
+    ) -> list[Array]:
         with DEVICE:
             outputs: list[Array] = self._owned[0]._sess.run(names, feed, options)
             return outputs

@@ -64,13 +64,19 @@ class FixedBatches:
                 self._start(index).result()
             give_way()  # a request waits for one capture at most, not for all
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """All outputs, in the model's order, for all inputs, in the model's order."""
+    def run(self, inputs: Sequence[Array], options: ort.RunOptions | None = None) -> list[Array]:
+        """All outputs, in the model's order, for all inputs, in the model's order.
+
+        A run that `options` terminate ends between two parts: ONNX Runtime does not look at the
+        options while the device replays a CUDA graph.
+        """
         outputs: list[list[Array]] = []  # of each part
         running: tuple[_Buffers, int, Future[None]] | None = None
         with DEVICE:
             try:
                 for number, start in enumerate(range(0, max(1, len(inputs[0])), self._max_rows)):
+                    if options is not None and options.terminate:
+                        raise RuntimeError("the run was ended")
                     part = [array[start : start + self._max_rows] for array in inputs]
                     rows = len(part[0])
                     # The smallest buffers that hold the part. The two largest take turns, since

@@ -13,8 +13,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -22,8 +23,9 @@ import onnxruntime as ort
 from service.core.batching import Batching
 from service.core.datatypes import BF16, BYTES, DTYPES, Array
 from service.core.errors import ModelLoadError, ProviderUnavailable
+from service.core.placement import Timing
 from service.core.tensors import TensorSpec
-from service.runtime import cuda, row_wise
+from service.runtime import cuda, onnx_graph, row_wise
 from service.runtime.device import DEVICE, OnDevice, wait_for_releases
 from service.runtime.fixed_batches import FixedBatches, have_fixed_rows
 from service.runtime.ort_values import run_ort_values, spec_of
@@ -48,8 +50,13 @@ ROWS_OF_A_RUN = 64
 # of 64.
 ROWS_OF_A_RUN_ON_CUDA = 512
 
-# All outputs for all inputs, both in the model's order.
-Run = Callable[[Sequence[Array]], list[Array]]
+
+class Run(Protocol):
+    """All outputs for all inputs, both in the model's order; `options` let others end the run."""
+
+    def __call__(
+        self, inputs: Sequence[Array], options: ort.RunOptions | None = None, /
+    ) -> list[Array]: ...
 
 
 class SessionOptions(NamedTuple):
@@ -60,6 +67,7 @@ class SessionOptions(NamedTuple):
     spinning: bool = False
     max_rows: int = ROWS_OF_A_RUN
     max_rows_on_cuda: int = ROWS_OF_A_RUN_ON_CUDA  # `max_rows` if that is larger
+    max_run_s: float = 60.0  # for the runs of the warm-up
 
 
 class Session:
@@ -70,7 +78,9 @@ class Session:
     whether the rows of several requests may be joined along dimension 0, and those of one request
     run in parts; `batchable`, the same as one word; `has_rows`, whether dimension 0 counts rows
     (images) in statistics, limits and answers. The rows of a model that is not batched count as
-    well, unless it is declared so: then, as in Triton, a request is one.
+    well, unless it is declared so: then, as in Triton, a request is one. `rows_of_a_run` is how
+    many rows ONNX Runtime gets at a time. `timing` is what the warm-up found out about the time of
+    a run.
     """
 
     def __init__(
@@ -80,11 +90,14 @@ class Session:
         batching: Batching,
         device: str = "",
         fixed: bool = True,
+        max_run_s: float = 60.0,
+        may_depend_on_values: bool = False,
     ) -> None:
         """With `device`, the session runs and is freed under the lock of the device.
 
         A declaration of batching does not hold for a model whose first dimensions are fixed. If
-        `fixed`, inputs and outputs have buffers on the device, and runs have fixed sizes.
+        `fixed`, inputs and outputs have buffers on the device, and runs have fixed sizes. A warm-up
+        of more than `max_run_s` fails. `may_depend_on_values` says so of the time of a run.
         """
         self._session = OnDevice(session) if device else session
         self.provider: str = session.get_providers()[0]
@@ -97,7 +110,7 @@ class Session:
         self.batching = batching
         self.batchable = batching.allowed
         self.has_rows = not fixed_rows and (batching.allowed or not batching.declared)
-        max_rows = min(max_rows, batching.max_rows)
+        self.rows_of_a_run = max_rows = min(max_rows, batching.max_rows)
         self._fixed: FixedBatches | None = None
         # Chosen once. It has no reference to this object: such a cycle would keep the session's
         # memory until the next garbage collection.
@@ -121,27 +134,56 @@ class Session:
             ).run
         else:
             self.run = WholeRuns(self._session, self.inputs, self.outputs).run
-        self._fixed_s, self._row_s = self._warm_up()
+        on_this_thread = not device and session.get_session_options().intra_op_num_threads == 1
+        clock = time.thread_time if on_this_thread else time.perf_counter
+        row_s, one_s = self._warm_up(max_run_s, clock)
+        open_sizes = [size for spec in self.inputs for size in spec.shape[1:] if size < 0]
+        self.timing = Timing(
+            # The outputs of a row-wise model have a first dimension of their inputs' size.
+            is_known=self.batchable and not open_sizes,
+            rows=_WARM_UP_ROWS,
+            fixed_s=max(0.0, one_s - row_s),
+            row_s=row_s,
+            may_depend_on_values=may_depend_on_values,
+            clock=clock,
+            is_cpu_time=on_this_thread,
+            device=DEVICE if device else None,
+        )
 
-    def expected_seconds(self, rows: int) -> float:
-        """Seconds that a run of `rows` rows takes, interpolated from the warm-up runs."""
-        return self._fixed_s + rows * self._row_s
+    @staticmethod
+    def options() -> ort.RunOptions:
+        """Options of one run, by which another thread can end it."""
+        options = ort.RunOptions()
+        options.log_severity_level = _FATAL_ONLY
+        return options
 
-    def _warm_up(self) -> tuple[float, float]:
-        """Seconds per run, and seconds per row."""
-        one = self._time(1)
-        if not self.has_rows:
-            return one, 0.0
+    def _warm_up(self, max_run_s: float, clock: Callable[[], float]) -> tuple[float, float]:
+        """Seconds per row, and those of one row. Raises ModelLoadError for a run that is ended."""
+        options = self.options()
+        timer = Timer(max_run_s, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
         try:
-            many = self._time(_WARM_UP_ROWS)
-        except Exception:  # ONNX Runtime's exceptions share no base class
-            if self.batchable:
-                raise
-            return one, 0.0
-        per_row = max(0.0, (many - one) / (_WARM_UP_ROWS - 1))
-        return max(0.0, one - per_row), per_row
+            one_s = self._time(1, options, clock)
+            if not self.has_rows:
+                return 0.0, one_s
+            try:
+                many_s = self._time(_WARM_UP_ROWS, options, clock)
+            except Exception:  # ONNX Runtime's exceptions share no base class
+                if self.batchable:
+                    raise
+                return 0.0, one_s
+            return max(0.0, (many_s - one_s) / (_WARM_UP_ROWS - 1)), one_s
+        except Exception as error:
+            if options.terminate:
+                raise ModelLoadError(
+                    f"its first runs took longer than {max_run_s:g} seconds (max_run_seconds)"
+                ) from error
+            raise
+        finally:
+            timer.cancel()
 
-    def _time(self, rows: int) -> float:
+    def _time(self, rows: int, options: ort.RunOptions, clock: Callable[[], float]) -> float:
         """Seconds of the shortest of three runs: the first one allocates memory."""
         inputs = [
             np.full(
@@ -153,9 +195,9 @@ class Session:
         ]
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
-            self.run(inputs)
-            best = min(best, time.perf_counter() - start)
+            start = clock()
+            self.run(inputs, options)
+            best = min(best, clock() - start)
         return best
 
 
@@ -181,10 +223,10 @@ class WholeRuns:
         if any(spec.datatype == BF16 for spec in (*inputs, *outputs)):
             self._ort_run = partial(run_ort_values, session, {spec.name: spec for spec in inputs})
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
+    def run(self, arrays: Sequence[Array], options: ort.RunOptions | None = None) -> list[Array]:
         """All outputs for all inputs, both in the model's order."""
         feed = dict(zip(self._input_names, arrays, strict=True))
-        return self._ort_run(self._output_names, feed, None)
+        return self._ort_run(self._output_names, feed, options)
 
 
 class PartedRuns(WholeRuns):
@@ -203,25 +245,34 @@ class PartedRuns(WholeRuns):
         self._max_rows = max_rows
         self._max_split = max_split
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
+    def run(self, arrays: Sequence[Array], options: ort.RunOptions | None = None) -> list[Array]:
         """All outputs for all inputs, both in the model's order."""
         rows = len(arrays[0])
         if rows <= self._max_rows or rows > self._max_split:
             # As WholeRuns does it, with one call less on the request path.
             feed = dict(zip(self._input_names, arrays, strict=True))
-            return self._ort_run(self._output_names, feed, None)
+            return self._ort_run(self._output_names, feed, options)
         parts = []
         for start in range(0, rows, self._max_rows):
             part = [array[start : start + self._max_rows] for array in arrays]
             try:
-                outputs = super().run(part)
+                outputs = super().run(part, options)
             except Exception:  # the outputs or the error must be those of the whole input
-                return super().run(arrays)
+                return super().run(arrays, options)
             if any(len(output) != len(part[0]) for output in outputs):
                 # The shapes promised one output row per input row: only the whole is right.
-                return super().run(arrays)
+                return super().run(arrays, options)
             parts.append(outputs)
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _has_control_flow(path: Path) -> bool:
+    """Whether the time of a run may depend on values: through If, Loop or Scan, or in functions."""
+    try:
+        graph = onnx_graph.read(np.memmap(path, np.uint8, "r").data)
+    except ValueError:  # ONNX Runtime has accepted the file
+        return True
+    return graph.has_functions or any(node.has_body for node in graph.nodes)
 
 
 def cuda_is_built_in() -> bool:
@@ -317,7 +368,15 @@ def _create(
             ort_session = ort.InferenceSession(
                 str(path), session_options, providers=list(providers), enable_fallback=False
             )
-        return Session(ort_session, options.max_rows, batching, device=device, fixed=fixed)
+        return Session(
+            ort_session,
+            options.max_rows,
+            batching,
+            device=device,
+            fixed=fixed,
+            max_run_s=options.max_run_s,
+            may_depend_on_values=_has_control_flow(path),
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if device:
             # Free the half-built session now, under the lock: another attempt needs its memory.

@@ -113,6 +113,61 @@ def publish_scalar(repository: Path) -> None:
     )
 
 
+def publish_loop(repository: Path, name: str = "loop", *, is_endless: bool = False) -> None:
+    """A model of INT64 [] `n` to FP32 [1] `y` = n, by as many additions, one after another.
+
+    10**12 additions take weeks; ONNX Runtime ends them when it is asked to. So many are made for
+    any `n` if it `is_endless`.
+    """
+    step = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["one"], value_float=1.0),
+            helper.make_node("Add", ["before", "one"], ["after"]),
+            helper.make_node("Identity", ["go_on"], ["goes_on"]),
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, [1]),
+        ],
+    )
+    publish(
+        repository,
+        name,
+        [
+            helper.make_node("Constant", [], ["zero"], value_floats=[0.0]),
+            helper.make_node("Constant", [], ["endless"], value_int=10**12),
+            helper.make_node("Add", ["n", "endless"], ["more"]),
+            helper.make_node("Loop", ["more" if is_endless else "n", "", "zero"], ["y"], body=step),
+        ],
+        [("n", TensorProto.INT64, [])],
+        [("y", TensorProto.FLOAT, [1])],
+    )
+
+
+def publish_pool(repository: Path, name: str = "pool", kernel: int = 401) -> None:
+    """A model of FP32 [1,1,512,W] `x` to `y` of the same shape, by one node that is slow.
+
+    With W = 512 the node takes some minutes, and ONNX Runtime ends runs between nodes only.
+    """
+    node = helper.make_node(
+        "LpPool", ["x"], ["y"], kernel_shape=[kernel, kernel], pads=[kernel // 2] * 4, p=2
+    )
+    shape: list[str | int] = [1, 1, 512, "width"]
+    publish(
+        repository,
+        name,
+        [node],
+        [("x", TensorProto.FLOAT, shape)],
+        [("y", TensorProto.FLOAT, shape)],
+    )
+
+
 def publish(
     repository: Path,
     name: str,

@@ -213,7 +213,7 @@ def test_a_grpc_port_taken_after_the_check_stops_the_server_at_once() -> None:
     http_port, grpc_port = free_ports(2)
     unchecked = (
         "import sys; from service import cli, supervisor; "
-        "supervisor.reserve_ports = lambda settings: []; sys.exit(cli.main())"
+        "supervisor.reserve = lambda settings: []; sys.exit(cli.main())"
     )
     with socket.create_server(("127.0.0.1", grpc_port)):
         ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]

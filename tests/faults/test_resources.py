@@ -7,57 +7,17 @@ import os
 import resource
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHIPPED_MODELS, Server, free_ports
+from tests.conftest import SHIPPED_MODELS, Server
+from tests.faults.small_folder import ServerInSmallFolder, fill
 
 RAW = "application/octet-stream"
 BLANK = bytes(784)
-
-
-def fill(folder: Path) -> None:
-    """Write until no byte of the file system is free."""
-    with (folder / "filler").open("wb", buffering=0) as file:
-        for size in (65536, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(size))
-
-
-class ServerInSmallFolder(Server):
-    """A server whose TMPDIR is a file system of 1 MB, which only its processes see."""
-
-    def __init__(self, log: Path, small: Path) -> None:
-        self.http_port, self.grpc_port = free_ports(2)
-        self.http, self.grpc = f"127.0.0.1:{self.http_port}", f"127.0.0.1:{self.grpc_port}"
-        self.log = log
-        environ = {
-            "TMPDIR": str(small),
-            "MNIST_MODELS": str(SHIPPED_MODELS),
-            "MNIST_HTTP_PORT": str(self.http_port),
-            "MNIST_GRPC_PORT": str(self.grpc_port),
-        }
-        # A namespace of its own needs no privilege where users may have one, as root does.
-        as_root = () if os.getuid() == 0 else ("--map-root-user",)
-        mount_and_serve = 'mount -t tmpfs -o size=1m tmpfs "$TMPDIR" && exec "$@"'
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [
-                    *("unshare", *as_root, "--mount"),
-                    *("sh", "-c", mount_and_serve, "sh"),
-                    *(sys.executable, "-m", "service.cli"),
-                ],
-                env=os.environ | environ,
-                stdout=output,
-                stderr=output,
-            )
-        self.small = Path(f"/proc/{self.process.pid}/root{small}")
 
 
 @pytest.fixture

@@ -97,8 +97,16 @@ def test_a_loop_that_gets_no_core_does_not_hang(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("is_runnable", [True, False])
-def test_a_loop_that_computes_has_the_time_of_a_slow_run(
-    monkeypatch: pytest.MonkeyPatch, is_runnable: bool
+@pytest.mark.parametrize(
+    ("share", "may_take"),
+    [
+        (1.0, 10),
+        (0.5, 20),  # the other half of the core is another program's
+        (0.12, 60),
+    ],
+)
+def test_a_loop_that_computes_has_10_s_of_cpu_time(
+    monkeypatch: pytest.MonkeyPatch, is_runnable: bool, share: float, may_take: float
 ) -> None:
     worker = watched(os.getpid(), Pulse(beats=1))
     cpu_s = 0.0
@@ -106,10 +114,11 @@ def test_a_loop_that_computes_has_the_time_of_a_slow_run(
         supervisor, "main_thread", lambda pid: supervisor.MainThread(is_runnable, cpu_s)
     )
     assert not worker.hangs(now=0)
-    for now in (5, 20, 59):
-        cpu_s = now * 0.5  # the other half of the core is another program's
+    for now in (5, may_take / 2, may_take - 0.5):
+        cpu_s = now * share
         assert not worker.hangs(now=now)
-    assert worker.hangs(now=60)
+    cpu_s = may_take * share
+    assert worker.hangs(now=may_take)
 
 
 def has_beaten(server: Server) -> bool:

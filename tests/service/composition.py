@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from service.core.batching import BatchLimits
+from service.core.budget import Budget
 from service.http.answering import HttpApp
 from service.http.compression import Compression
 from service.observe.metrics import Metrics
@@ -44,5 +45,5 @@ def http_app_of(operations: Operations) -> HttpApp:
         digits=operations.digits,
         administration=operations.administration,
         recorder=RequestRecorder(Metrics(), "none"),
-        compression=Compression(1 << 20, 1024),
+        compression=Compression(1 << 20, 1024, Budget(1 << 25)),
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from service.core.batching import Batcher, BatchLimits
+from service.core.datatypes import Array
 from service.repository.models import Repository
 from service.runtime.session import SessionOptions
 from tests.service.composition import Operations, operations_of
@@ -49,12 +50,32 @@ def publish_linear(
     return folder / "model.onnx"
 
 
-def run_with_operations(root: Path, scenario: Callable[[Operations], Awaitable[None]]) -> None:
+class CallersOf(Batcher):
+    """A batcher that remembers whose requests it was given."""
+
+    callers: ClassVar[list[str]] = []
+
+    def submit(
+        self,
+        inputs: Sequence[Array],
+        rows: int,
+        deadline: float | None = None,
+        caller: str = "",
+    ) -> asyncio.Future[list[Array]]:
+        self.callers.append(caller)
+        return super().submit(inputs, rows, deadline, caller)
+
+
+def run_with_operations(
+    root: Path,
+    scenario: Callable[[Operations], Awaitable[None]],
+    batcher: type[Batcher] = Batcher,
+) -> None:
     """Load what `root` holds and run `scenario` with operations whose default model is `linear`."""
 
     async def main(executor: ThreadPoolExecutor) -> None:
         def batcher_for(name: str, version: str, session: Any) -> Batcher:
-            return Batcher(session, BatchLimits(), executor)
+            return batcher(session, BatchLimits(), executor)
 
         repository = Repository(
             root, SessionOptions("cpu"), make_batcher=batcher_for, executor=executor

@@ -31,6 +31,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
         (["--http-port", "x"], {}, "--http-port"),
         (["--http-port", "0"], {}, "http_port"),
         (["--http-port", "70000"], {}, "http_port"),
+        (["--trusted-proxies", "envoy"], {}, "trusted_proxies: 'envoy' does not"),
         (["--http-port", "8001"], {}, "both 8001"),
         ([], {"MNIST_WORKERS": "0.5"}, "MNIST_WORKERS"),
         ([], {"MNIST_SPINNING": "maybe"}, "MNIST_SPINNING"),
@@ -248,11 +249,12 @@ def test_every_variable_of_the_repository_is_accepted() -> None:
     hints = get_type_hints(Settings)
     environ = dict.fromkeys(names, "x")
     for name, kind in hints.items():
-        values = {int: "2", float: "2", bool: "true"}
-        choice = get_args(kind)[0] if get_origin(kind) else values.get(kind, "x")
+        numeric = kind in (int, float)
+        default = str(getattr(Settings(), name)) if numeric else "true" if kind is bool else "x"
+        choice = get_args(kind)[0] if get_origin(kind) else default
         if (variable := f"MNIST_{name.upper()}") in environ:
             environ[variable] = choice
-    load([], environ | {"MNIST_HTTP_PORT": "1", "MNIST_GRPC_PORT": "2"})
+    load([], environ | {"MNIST_TRUSTED_PROXIES": "10.0.0.0/8"})
 
 
 def test_a_host_name_becomes_an_address() -> None:

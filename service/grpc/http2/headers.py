@@ -55,6 +55,12 @@ class Status(NamedTuple):
     message: str
 
 
+class RetryLater(Status):
+    """A status that says after how many seconds a client should try again."""
+
+    seconds: int
+
+
 OK = Status("OK", "")
 _TOO_MUCH_METADATA = Status(
     "RESOURCE_EXHAUSTED", f"The metadata of the call is larger than {MAX_HEADER_LIST} bytes."
@@ -80,6 +86,7 @@ class RequestHeaders(NamedTuple):
     content_length: int | None  # bytes of DATA, if the header says how many
     is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
     are_trailers: bool  # well-formed trailers by the same sections
+    forwarded: tuple[str, ...]  # the values of x-forwarded-for, in order
 
 
 class HeaderDecoder:
@@ -103,7 +110,8 @@ class HeaderDecoder:
         try:
             decoded = list(self._decoder.decode(block, raw=True))
         except (hpack.HPACKError, UnicodeDecodeError) as error:
-            raise ProtocolError(COMPRESSION_ERROR, str(error)) from error
+            # Not the error's own text, which has addresses of this process's memory.
+            raise ProtocolError(COMPRESSION_ERROR, "a malformed header block") from error
         fields = dict(decoded)
         path = fields.get(b":path", b"").decode("latin-1")
         rpc = self._rpcs.get(path)
@@ -162,6 +170,9 @@ class HeaderDecoder:
             content_length=content_length,
             is_malformed=not is_request,
             are_trailers=is_well_formed and not pseudo_headers,
+            forwarded=tuple(
+                value.decode("latin-1") for name, value in decoded if name == b"x-forwarded-for"
+            ),
         )
         if self._table.changed:
             self._cache.clear()
@@ -224,6 +235,7 @@ _SIZE_WITHOUT_MESSAGE = sum(
         ("grpc-message", ""),
     )
 )
+_PUSHBACK = b"grpc-retry-pushback-ms"
 _HALF_ESCAPE = re.compile(r"%.?\Z")
 _REQUEST_ID = b"\0" + _length(len(b"x-request-id")) + b"x-request-id"
 
@@ -238,7 +250,12 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
     if status.code == "OK":
         return _GRPC_STATUS_OK + block
     block += _literal(b"grpc-status", str(_STATUS_CODES[status.code]).encode())
-    room = max(0, max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded))
+    room = max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded)
+    if isinstance(status, RetryLater):
+        milliseconds = b"%d" % (status.seconds * 1000)
+        block += _literal(_PUSHBACK, milliseconds)
+        room -= _FIELD_OVERHEAD + len(_PUSHBACK) + len(milliseconds)
+    room = max(0, room)
     # No character takes less than a byte: what cannot fit is not encoded either.
     message = quote(status.message[:room], safe=_UNQUOTED)
     if len(message) > room:

@@ -11,15 +11,17 @@ from functools import partial
 from typing import Any
 
 from service.core.budget import Budget
+from service.core.callers import Callers
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
+    Overloaded,
     ServiceError,
     Unimplemented,
     excerpt,
 )
 from service.core.inflation import inflate
-from service.grpc.answering import MESSAGE_SLACK, Calls, Pipelined, Rpc
+from service.grpc.answering import MESSAGE_SLACK, Call, Calls, Pipelined, Rpc
 from service.grpc.http2.connection import (
     CallCancelled,
     CallEnded,
@@ -31,7 +33,7 @@ from service.grpc.http2.connection import (
     MessagesEnded,
     OutputDrained,
 )
-from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.headers import OK, RetryLater, Status
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import Stream
 from service.observe import metrics
@@ -61,6 +63,7 @@ class Http2Server:
         # `Calls` refuses a message above the limit and names the setting. A message above twice the
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
+        self._callers = Callers(settings.trusted_proxies)
         self._connections: set[Http2Protocol] = set()
         self._pool = Pool(
             settings.max_connections,
@@ -101,6 +104,7 @@ class Http2Server:
             inflate=self._inflate,
             connections=self._connections,
             pool=self._pool,
+            callers=self._callers,
         )
 
     async def stop(self, timeout: float) -> None:
@@ -141,11 +145,14 @@ class Http2Protocol(asyncio.Protocol):
         inflate: Callable[[bytes, str], Awaitable[bytes]],
         connections: set[Http2Protocol],
         pool: Pool,
+        callers: Callers,
     ) -> None:
         self._calls = calls
         self._inflate = inflate
         self._connections = connections
         self._pool = pool
+        self._callers = callers
+        self._peer = ""  # the address, "" for a Unix socket
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
@@ -166,8 +173,10 @@ class Http2Protocol(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         keep_alive(transport.get_extra_info("socket"), self._limits)
-        peer = transport.get_extra_info("peername")
-        if self._pool.add(self._connection, peer[0] if peer else "", self._loop.time()):
+        if isinstance(peer := transport.get_extra_info("peername"), tuple):
+            self._peer = peer[0]
+        caller = self._callers.of(self._peer, ())
+        if self._pool.add(self._connection, caller, self._loop.time()):
             self._connections.add(self)
             self._ticks = self._loop.call_later(self._limits.tick, self._tick)
         else:
@@ -204,6 +213,8 @@ class Http2Protocol(asyncio.Protocol):
             stream = event.stream
             if isinstance(event, MessageReceived):
                 if stream.headers.is_unary:
+                    if self._calls.overloaded and self._refuse_early(stream, event):
+                        continue
                     work = self._answer(stream, event.flag, event.content)
                     self._tasks[stream.id] = self._loop.create_task(work)
                 else:
@@ -251,11 +262,28 @@ class Http2Protocol(asyncio.Protocol):
         try:
             if flag:
                 content = await self._decompressed(stream, flag, content)
-            answer = await self._calls.answer(rpc, content, stream.deadline, stream.request_id)
+            caller = self._callers.known.get(self._peer)
+            if caller is None:
+                caller = self._callers.of(self._peer, stream.headers.forwarded)
+            answer = await self._calls.answer(
+                rpc, content, stream.deadline, stream.request_id, caller
+            )
         except Exception as error:
             self._finish(stream, _status_of(error, stream.request_id))
         else:
             self._finish(stream, OK, answer)
+
+    def _refuse_early(self, stream: Stream, message: MessageReceived) -> bool:
+        """Refuse a call to a model that is overloaded, without a task for it."""
+        rpc = stream.headers.rpc
+        assert rpc is not None
+        error = None
+        if not message.flag:
+            call = Call(stream.deadline, self._callers.of(self._peer, stream.headers.forwarded))
+            error = self._calls.early_refusal(rpc, message.content, call, stream.request_id)
+        if error is not None:
+            self._finish(stream, _status_of(error, stream.request_id))
+        return error is not None
 
     async def _stream(self, stream: Stream, inbox: _Inbox) -> None:
         """Answer a streaming call."""
@@ -269,6 +297,7 @@ class Http2Protocol(asyncio.Protocol):
                 deadline=stream.deadline,
                 request_id=stream.request_id,
                 ends_with_error=stream.headers.ends_with_error,
+                caller=self._callers.of(self._peer, stream.headers.forwarded),
             ):
                 if is_pipelined:
                     self._connection.message_answered(stream)
@@ -383,4 +412,8 @@ def _status_of(error: Exception, request_id: str) -> Status:
     if not isinstance(error, ServiceError):
         log.error("Request %s failed.", request_id, exc_info=error)
         error = InternalError.of(request_id)
+    if isinstance(error, Overloaded):
+        status = RetryLater(error.grpc_code, error.message)
+        status.seconds = error.retry_after_s
+        return status
     return Status(error.grpc_code, error.message)

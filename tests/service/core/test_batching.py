@@ -2,15 +2,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.core.batching import Batcher, BatchLimits
-from service.core.errors import DeadlineExceeded, InternalError, Overloaded
+from service.core.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
+from service.core.placement import Timing
+
+
+class Options:
+    """What ends a run of the sessions below, as ONNX Runtime's RunOptions do."""
+
+    terminate = False
 
 
 class Doubler:
@@ -19,20 +31,20 @@ class Doubler:
     batchable = True
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+        self.timing = Timing(is_known=True, rows=16, fixed_s=seconds)
         self.batches: list[list[int]] = []
         self.may_run = threading.Event()
         self.may_run.set()
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def options(self) -> Options:
+        return Options()
+
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
         assert self.may_run.wait(10)
         if 13 in inputs[0]:
             raise RuntimeError("unlucky")
         self.batches.append(inputs[0].tolist())
         return [inputs[0] * 2]
-
-    def expected_seconds(self, rows: int) -> float:
-        return self.seconds
 
 
 def rows(*values: int) -> list[np.ndarray]:
@@ -205,8 +217,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.looks = 0
 
     def __call__(self) -> float:
+        self.looks += 1
         return self.now
 
 
@@ -217,7 +231,7 @@ class TakesTime(Doubler):
         super().__init__()
         self._clock = clock
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
         outputs = super().run(inputs)
         self._clock.now += 2.0 * len(inputs[0])
         return outputs
@@ -270,7 +284,7 @@ class FailsWhenJoined(Doubler):
         super().__init__(seconds=1.0)
         self.threads: list[int] = []
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
         self.threads.append(threading.get_ident())
         if len(inputs[0]) > 1:
             raise RuntimeError("joined")
@@ -305,3 +319,389 @@ def test_cancelled_requests_make_room_in_a_full_queue() -> None:
 
     run(session, scenario, BatchLimits(max_queue=2))
     assert session.batches == [[1], [4]]
+
+
+class Threads(Doubler):
+    """Notes the thread of every run, which takes `seconds` by `clock`."""
+
+    def __init__(self, timing: Timing, clock: Clock) -> None:
+        super().__init__()
+        self.timing = timing
+        self.clock = clock
+        self.seconds = 0.0
+        self.on_loop: list[bool] = []
+
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+        self.on_loop.append(threading.current_thread() is threading.main_thread())
+        assert (options is None) == self.on_loop[-1]  # a run in a thread can be ended
+        self.clock.now += self.seconds
+        return super().run(inputs)
+
+
+def test_a_shape_gets_to_the_loop_by_short_runs_and_off_it_by_a_long_one() -> None:
+    cpu = Clock()
+    session = Threads(Timing(clock=cpu), cpu)
+
+    async def scenario(batcher: Batcher) -> None:
+        for _ in range(6):
+            await batcher.submit(rows(1), 1)
+        session.seconds = 8.0
+        for _ in range(6):
+            await batcher.submit(rows(1), 1)
+
+    run(session, scenario)
+    assert session.on_loop == [False] * 4 + [True] * 3 + [False] * 5
+
+
+def test_a_model_that_was_warmed_up_is_on_the_loop_and_returns_to_it_by_cpu_time() -> None:
+    wall, cpu = Clock(), Clock()
+    session = Threads(Timing(is_known=True, rows=16, clock=cpu), wall)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(session, BatchLimits(), executor, clock=wall)
+            await batcher.submit(rows(1), 1)
+            session.seconds = 0.02  # another program has the core
+            for _ in range(7):
+                await batcher.submit(rows(1), 1)
+
+    asyncio.run(main())
+    assert session.on_loop == [True, True] + [False] * 4 + [True] + [False]
+
+
+def test_a_run_whose_device_is_in_use_does_not_wait_for_it_on_the_loop() -> None:
+    device = threading.Lock()
+    session = Threads(Timing(is_known=True, rows=16, device=device), Clock())
+
+    async def scenario(batcher: Batcher) -> None:
+        await batcher.submit(rows(1), 1)
+        with device:
+            await batcher.submit(rows(2), 1)
+        await batcher.submit(rows(3), 1)
+
+    run(session, scenario)
+    assert session.on_loop == [True, False, True]
+
+
+class Endless(Doubler):
+    """Runs 13 until it is ended, or until `may_run` if it does not obey."""
+
+    def __init__(self, *, obeys: bool = True) -> None:
+        super().__init__()
+        self.timing = Timing()
+        self.obeys = obeys
+        self.begun = threading.Event()
+        self.ended = threading.Event()
+
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+        if 13 not in inputs[0]:
+            return super().run(inputs)
+        self.batches.append(inputs[0].tolist())
+        self.begun.set()
+        assert options is not None
+        while self.obeys and not options.terminate:
+            pass
+        assert self.may_run.wait(10)
+        self.ended.set()
+        raise RuntimeError("ended")
+
+
+def test_a_run_is_ended_after_its_time_and_its_requests_do_not_run_again() -> None:
+    session = Endless()
+    clock = Clock()
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(session, BatchLimits(max_run_s=0.05), executor, clock=clock)
+            joined = [batcher.submit(rows(value), 1) for value in (1, 13)]
+            while not session.begun.is_set():
+                await asyncio.sleep(0)
+            clock.now += 1.0
+            for each in joined:
+                with pytest.raises(DeadlineExceeded, match=r"0.05 seconds \(max_run_seconds\)"):
+                    await each
+            assert (await batcher.submit(rows(2), 1))[0].tolist() == [4]
+
+    asyncio.run(main())
+    assert session.batches == [[1, 13], [2]]
+
+
+def test_each_run_of_a_failed_batch_has_its_own_time() -> None:
+    clock = Clock()
+
+    class Slow(FailsWhenJoined):
+        """Fails joined, and takes as long as a run may in all, in parts."""
+
+        def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+            clock.now += 0.04
+            looked = clock.looks
+            while clock.looks < looked + 2:  # until the batcher has asked how long this run lasts
+                time.sleep(0.001)
+            return super().run(inputs, options)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(Slow(), BatchLimits(max_run_s=0.05), executor, clock=clock)
+            answers = await asyncio.gather(*(batcher.submit(rows(value), 1) for value in (1, 2)))
+            assert [answer[0].tolist() for answer in answers] == [[2], [4]]
+
+    asyncio.run(main())
+
+
+def test_a_run_is_ended_when_nobody_waits_for_it() -> None:
+    session = Endless()
+
+    async def scenario(batcher: Batcher) -> None:
+        first, last = [batcher.submit(rows(value), 1) for value in (1, 13)]
+        while not session.begun.is_set():
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not session.ended.is_set()
+        last.cancel()
+        assert (await batcher.submit(rows(2), 1))[0].tolist() == [4]
+
+    run(session, scenario)
+    assert session.batches == [[1, 13], [2]]
+
+
+def test_a_run_that_does_not_obey_is_reported_once_and_nothing_waits_for_it() -> None:
+    session = Endless(obeys=False)
+    session.may_run.clear()
+    loop = VirtualTimeLoop()
+    hangs: list[float] = []
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(
+                session,
+                BatchLimits(max_run_s=10),
+                executor,
+                clock=loop.time,
+                on_hang=lambda: hangs.append(loop.now),
+            )
+            start = loop.now
+            hanging = batcher.submit(rows(13), 1)
+            with pytest.raises(DeadlineExceeded):
+                await hanging
+            assert loop.now == pytest.approx(start + 10)
+            waiting = batcher.submit(rows(1), 1)
+            with pytest.raises(Unavailable, match="worker is replaced"):
+                await waiting
+            assert hangs == [pytest.approx(start + 15)]
+            with pytest.raises(Unavailable):
+                await batcher.submit(rows(1), 1)
+            assert batcher.queued_rows == 0
+            session.may_run.set()
+            while not session.ended.is_set():
+                await asyncio.sleep(0)
+            # Its end is taken up in a later turn of the loop.
+            await loop.run_in_executor(executor, lambda: None)
+            await asyncio.sleep(0)
+            assert (await batcher.submit(rows(2), 1))[0].tolist() == [4]
+            assert len(hangs) == 1
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+
+
+BAD = -1  # a row on which the model of the state machine fails
+
+
+class HeldExecutor(Executor):
+    """A thread whose work happens when the test says so."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.work.append(lambda: future.set_result(function(*arguments, **keywords)))
+        return future
+
+
+@dataclass
+class Sent:
+    """A request of the state machine; its rows are `first`, `first` + 1, ..."""
+
+    caller: str
+    first: int
+    rows: int
+    is_bad: bool
+    deadline: float | None
+    outputs: asyncio.Future[list[Any]]
+    ran_at: list[int] = field(default_factory=list)  # the numbers of the runs
+
+
+@hypothesis_settings(max_examples=100, stateful_step_count=60, deadline=None)
+class BatcherMachine(RuleBasedStateMachine):
+    """Whatever callers, runs and the clock do, each request ends once and with its own rows."""
+
+    BATCH, PART, MAX_QUEUE = 8, 16, 60
+    is_batchable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualTimeLoop()
+        self.errors: list[Any] = []
+        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
+        self.executor = HeldExecutor()
+        self.sent: list[Sent] = []
+        self.rows = 0
+        self.runs = 0
+        self.run_s = 0.01
+        machine = self
+
+        class Session(Doubler):
+            batchable = self.is_batchable
+
+            def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+                return machine.run_model(inputs[0])
+
+        session = Session()
+        # Every run is in the thread, whatever this machine does meanwhile.
+        session.timing = Timing(is_known=True, rows=16, fixed_s=1.0, clock=self.loop.time)
+        self.batcher = Batcher(
+            session,
+            BatchLimits(
+                max_batch_size=self.BATCH,
+                part_rows=self.PART,
+                max_queue=self.MAX_QUEUE,
+                max_run_s=1e9,
+            ),
+            self.executor,
+            clock=self.loop.time,
+        )
+
+    def run_model(self, values: Any) -> list[Any]:
+        self.runs += 1
+        self.loop.now += self.run_s
+        for request in self.sent:
+            if np.any((values >= request.first) & (values < request.first + request.rows)):
+                request.ran_at.append(self.runs)
+        if BAD in values:
+            raise RuntimeError("a bad row")
+        return [values * 2]
+
+    def turn(self) -> None:
+        async def a_few_turns() -> None:
+            for _ in range(4):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(a_few_turns())
+
+    @rule(
+        caller=st.sampled_from("abc"),
+        rows=st.one_of(st.integers(1, 6), st.integers(7, 80)),
+        is_bad=st.sampled_from([False] * 9 + [True]),
+        seconds=st.none() | st.floats(-0.01, 0.3),
+        count=st.integers(1, 5),
+    )
+    def submit(
+        self, caller: str, rows: int, is_bad: bool, seconds: float | None, count: int
+    ) -> None:
+        async def submit_one(values: Any, deadline: float | None) -> asyncio.Future[list[Any]]:
+            return self.batcher.submit([values], rows, deadline, caller)
+
+        for _ in range(count):
+            values = np.arange(self.rows, self.rows + rows)
+            if is_bad:
+                values[-1] = BAD
+            deadline = None if seconds is None else self.loop.now + seconds
+            waiting = self.batcher.queued_rows
+            try:
+                outputs = self.loop.run_until_complete(submit_one(values, deadline))
+            except Overloaded:
+                # Nobody is refused by a model that has nothing to do.
+                assert waiting or self.executor.work
+            else:
+                self.sent.append(Sent(caller, self.rows, rows, is_bad, deadline, outputs))
+                self.rows += rows
+
+    @precondition(lambda self: self.sent)
+    @rule(number=st.integers(0, 1000))
+    def cancel(self, number: int) -> None:
+        self.sent[number % len(self.sent)].outputs.cancel()
+
+    @rule(seconds=st.floats(0, 0.2))
+    def wait(self, seconds: float) -> None:
+        self.loop.now += seconds
+        self.turn()
+
+    @rule(run_s=st.sampled_from([0.001, 0.05, 3.0]))
+    def change_speed(self, run_s: float) -> None:
+        self.run_s = run_s
+
+    @precondition(lambda self: self.executor.work)
+    @rule()
+    def finish_run(self) -> None:
+        (work,) = self.executor.work
+        self.executor.work.clear()
+        work()
+        self.turn()
+
+    @invariant()
+    def rows_are_accounted_for(self) -> None:
+        queue = self.batcher._queue
+        flows = [*queue._small.values(), *queue._large.values()]
+        waiting = [queued for flow in flows for queued in flow.requests]
+        left = [q.rows - (q.progress.taken if q.progress else 0) for q in waiting]
+        assert queue.rows == sum(left) == sum(flow.rows for flow in flows)
+        assert queue.requests == len(waiting)
+        assert queue.large_rows == sum(flow.rows for flow in flows if flow.is_large)
+        assert len(self.executor.work) <= 1
+
+    @invariant()
+    def nothing_is_resolved_twice(self) -> None:
+        assert not self.errors
+
+    def teardown(self) -> None:
+        self.turn()
+        for _ in range(self.rows + len(self.sent) + 1):
+            if self.executor.work:
+                self.finish_run()
+        assert not self.executor.work
+        assert self.batcher.queued_rows == 0
+        for request in self.sent:
+            self.check(request)
+        for caller in "abc":
+            # Requests that run whole and only once start in the order in which they were sent.
+            plain = [r for r in self.sent if r.caller == caller and len(r.ran_at) == 1]
+            small = [r.ran_at[0] for r in plain if r.rows <= self.PART and not r.is_bad]
+            if not any(r.is_bad for r in self.sent):
+                assert small == sorted(small)
+        self.nothing_is_resolved_twice()
+        self.loop.close()
+
+    def check(self, request: Sent) -> None:
+        outputs = request.outputs
+        assert outputs.done()
+        if outputs.cancelled():
+            return
+        error = outputs.exception()
+        if error is None:
+            assert not request.is_bad
+            (values,) = outputs.result()
+            assert values.tolist() == [
+                2 * row for row in range(request.first, request.first + request.rows)
+            ]
+        elif isinstance(error, InternalError):
+            assert request.is_bad
+        elif isinstance(error, DeadlineExceeded):
+            assert request.deadline is not None
+            if request.rows <= self.PART or not self.is_batchable:
+                assert not request.ran_at  # expired work is never run
+        else:
+            assert isinstance(error, Overloaded)
+            assert not request.ran_at
+
+
+class UnbatchedMachine(BatcherMachine):
+    """The same for a model whose requests run whole and alone."""
+
+    is_batchable = False
+
+
+TestBatcherMachine = BatcherMachine.TestCase
+TestUnbatchedMachine = UnbatchedMachine.TestCase

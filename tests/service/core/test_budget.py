@@ -195,5 +195,5 @@ def test_any_mix_stays_within_the_limit_and_every_claim_ends(seed: int) -> None:
 
 
 def test_the_error_names_the_setting() -> None:
-    for error in (InFlightLimit.of(LIMIT), InFlightLimit.slow()):
+    for error in (InFlightLimit.full(LIMIT), InFlightLimit.slow()):
         assert "max_inflight_bytes" in error.message

@@ -44,7 +44,10 @@ def test_message_is_the_sentence_of_the_error_or_else_its_name(kind: type[Servic
 
 
 def test_clients_are_asked_to_try_an_overloaded_server_again() -> None:
-    assert errors.Overloaded.retry_after_s >= 1
+    assert errors.Overloaded("Full.").retry_after_s == 1
+    assert [errors.Overloaded.of("Full", wait).retry_after_s for wait in (0, 0.2, 1, 1.2)] == [
+        *[1, 1, 1, 2]
+    ]
 
 
 @given(st.text(max_size=500))

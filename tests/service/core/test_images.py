@@ -13,6 +13,8 @@ from PIL import Image
 from service.core.errors import InvalidArgument, RequestTooLarge
 from service.core.images import open_image, to_pixels
 from tests.conftest import Mnist
+from tests.hostile_pictures import jpeg, jpeg_in_scans
+from tests.hostile_pictures import png as hostile_png
 
 
 def png(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -22,7 +24,7 @@ def png(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def decode(body: bytes) -> np.ndarray:
-    return to_pixels(open_image(body, 1_000_000))
+    return to_pixels(open_image(body, 1_000_000, 1_000_000))
 
 
 def closeness(a: np.ndarray, b: np.ndarray) -> float:
@@ -74,7 +76,42 @@ def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
     body = png(Image.new("1", (20_000, 20_000)))
     assert len(body) < 100_000
     with pytest.raises(RequestTooLarge, match="pixels"):
-        open_image(body, 1_000_000)
+        open_image(body, 1_000_000, 1_000_000)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(mnist: Mnist, mode: str) -> None:
+    closenesses = []
+    for image in mnist.images[:10]:
+        page = Image.new("L", (1200, 900), 255)
+        page.paste(
+            Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC), (200, 300)
+        )
+        body = png(page.convert(mode), "JPEG")
+        whole = to_pixels(open_image(body, 2_000_000, 2_000_000))
+        for limit, size in ((300_000, (600, 450)), (70_000, (300, 225)), (10_000, (150, 113))):
+            opened = open_image(body, 2_000_000, limit)
+            reduced = to_pixels(opened)
+            assert opened.size == size
+            closenesses.append(closeness(reduced, whole))
+    assert np.mean(closenesses) > 0.93
+
+
+def test_a_picture_that_must_be_decoded_as_a_whole_has_a_limit_of_its_own() -> None:
+    for body in (
+        jpeg(400, "RGB", progressive=True),
+        jpeg(400, "L", progressive=True),
+        jpeg_in_scans(400, 3),
+        jpeg_in_scans(400, 4),
+        hostile_png(400, depth=8, colour=6),
+    ):
+        open_image(body, 1_000_000, 160_000)
+        with pytest.raises(RequestTooLarge, match="max_decoded_pixels"):
+            open_image(body, 1_000_000, 159_999)
+        with pytest.raises(RequestTooLarge, match="max_image_pixels"):
+            open_image(body, 159_999, 1_000_000)
+    with pytest.raises(RequestTooLarge, match="max_image_pixels"):
+        open_image(jpeg(400), 159_999, 1000)
 
 
 @settings(max_examples=300, deadline=None)
@@ -101,7 +138,7 @@ def test_two_specks_on_a_large_page_are_rejected_as_blank() -> None:
     page = np.full((1000, 1000), 255, np.uint8)
     page[5, 5] = page[-6, -6] = 0
     with pytest.raises(InvalidArgument, match="blank"):
-        to_pixels(open_image(png(Image.fromarray(page)), 16_000_000))
+        to_pixels(open_image(png(Image.fromarray(page)), 16_000_000, 4_000_000))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])

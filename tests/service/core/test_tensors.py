@@ -185,6 +185,15 @@ def test_integers_beyond_64_bits_are_rejected(values: Any) -> None:
         numbers("field", values, np.dtype(np.int64))
 
 
+@pytest.mark.parametrize("value", [2**53, 2**53 + 1, -(2**53) - 1, 2.0**53])
+def test_an_integer_beside_a_float_is_exact_or_rejected(value: float) -> None:
+    """Beside a float numpy makes it a double, and 2^53 + 1 becomes 2^53."""
+    with pytest.raises(InvalidArgument, match="exact"):
+        numbers("field", [value, 1.0], np.dtype(np.int64))
+    assert numbers("field", [2**53 - 1, 1.0], np.dtype(np.int64)).tolist() == [2**53 - 1, 1]
+    assert numbers("field", [2**53 + 1, 1], np.dtype(np.int64)).tolist() == [2**53 + 1, 1]
+
+
 def test_whole_floats_become_integers() -> None:
     assert numbers("field", [0.0, 255.0], np.dtype(np.uint8)).tolist() == [0, 255]
 

@@ -7,6 +7,7 @@ import pytest
 
 from service.core.errors import InvalidArgument, ModelNotFound, NotFound, Unimplemented
 from service.grpc.administration import AdministrationService
+from service.grpc.answering import Call
 from service.stubs.inference import inference_pb2 as pb
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("root_level")
 async def call(operations: Operations, method: str, request: Any) -> Any:
     """The answer of a method, called as a transport calls it."""
     methods = AdministrationService(operations.administration).methods()
-    return await methods[method].handler(request, None)
+    return await methods[method].handler(request, Call(None))
 
 
 def test_configuration_and_statistics_are_messages(tmp_path: Path) -> None:

@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2 as pb
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.core.errors import (
     InternalError,
     InvalidArgument,
     NotFound,
+    Overloaded,
     RequestTooLarge,
     ServiceError,
     Unavailable,
 )
 from service.grpc.answering import (
     MESSAGE_SLACK,
+    Call,
     Calls,
     Method,
     Pipelined,
@@ -29,6 +33,8 @@ from service.grpc.answering import (
 )
 from service.observe.metrics import Metrics
 from service.observe.recorder import RequestRecorder
+from service.stubs.digits.v1 import digits_pb2
+from service.stubs.inference import inference_pb2
 
 LIMIT = 1000
 AT_ONCE = 4
@@ -56,7 +62,7 @@ def status(content: bytes) -> int:
     return int(pb.HealthCheckResponse.FromString(content).status)
 
 
-async def length_of_name(request: Any, deadline: float | None) -> Any:
+async def length_of_name(request: Any, call: Call) -> Any:
     """Answer with the length of the name, at most 3; "none" is not found, "bug" is a bug."""
     if request.service == "none":
         raise NotFound("There is no 'none'.")
@@ -82,15 +88,16 @@ async def streamed(
 
 
 def unary(content: bytes, handler: Callable[..., Any] = length_of_name) -> int:
-    return status(asyncio.run(calls().answer(rpc(Unary("test", handler)), content, 7.0, "id")))
+    method = rpc(Unary("test", handler))
+    return status(asyncio.run(calls().answer(method, content, 7.0, "id", "caller")))
 
 
 def test_message_is_answered_by_its_handler() -> None:
-    async def deadline(request: Any, deadline: float | None) -> Any:
-        assert (request.service, deadline) == ("ab", 7.0)
+    async def handler(request: Any, call: Call) -> Any:
+        assert (request.service, call) == ("ab", Call(7.0, "caller"))
         return answer_of(2)
 
-    assert unary(message("ab"), deadline) == 2
+    assert unary(message("ab"), handler) == 2
 
 
 @pytest.mark.parametrize(
@@ -107,6 +114,50 @@ def test_failed_call_raises_one_of_the_services_errors(
 ) -> None:
     with pytest.raises(error, match=sentence):
         unary(content)
+
+
+def refusal_of(content: bytes, *, can_refuse: bool = True) -> tuple[str, str, Call] | None:
+    """What a method is asked before its message is parsed."""
+    asked: list[tuple[str, str, Call]] = []
+
+    def refusal(model: str, version: str, call: Call) -> Overloaded | None:
+        asked.append((model, version, call))
+        return Overloaded.of("Too much", 1.0)
+
+    method = Unary("test", length_of_name, refusal if can_refuse else None)
+    error = calls().early_refusal(rpc(method), content, Call(7.0, "caller"), "id")
+    assert (error is not None) == bool(asked)
+    return asked[0] if asked else None
+
+
+_NAMES = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=127)
+
+
+@given(_NAMES, _NAMES, st.binary(max_size=300))
+def test_the_model_of_a_message_is_known_before_it_is_parsed(
+    name: str, version: str, pixels: bytes
+) -> None:
+    predict = digits_pb2.PredictRequest(model_name=name, model_version=version, pixels=pixels)
+    infer = inference_pb2.ModelInferRequest(
+        model_name=name, model_version=version, id="id", raw_input_contents=[pixels]
+    )
+    for request in (predict, infer):
+        expected = (name, version, Call(7.0, "caller"))
+        assert refusal_of(request.SerializeToString()) == expected
+
+
+@given(st.binary(max_size=300))
+def test_no_message_is_too_malformed_to_be_looked_at(content: bytes) -> None:
+    refusal_of(content)
+
+
+def test_a_model_with_a_long_name_is_not_looked_for() -> None:
+    infer = inference_pb2.ModelInferRequest(model_name="m" * 128)
+    assert refusal_of(infer.SerializeToString()) is None
+
+
+def test_other_methods_are_never_refused_early() -> None:
+    assert refusal_of(message("a"), can_refuse=False) is None
 
 
 def test_message_may_exceed_the_request_limit_by_its_overhead() -> None:
@@ -143,7 +194,7 @@ def test_answers_keep_the_order_of_their_messages() -> None:
     async def scenario() -> None:
         second_done = asyncio.Event()
 
-        async def handler(request: Any, deadline: float | None) -> Any:
+        async def handler(request: Any, call: Call) -> Any:
             if request.service == "a":
                 await second_done.wait()
             else:
@@ -162,7 +213,7 @@ def test_stream_works_on_a_bounded_number_of_bytes_and_messages(size: int, toget
         proceed = asyncio.Event()
         running = most = 0
 
-        async def handler(request: Any, deadline: float | None) -> Any:
+        async def handler(request: Any, call: Call) -> Any:
             nonlocal running, most
             running += 1
             most = max(most, running)
@@ -187,7 +238,7 @@ def test_closing_a_stream_cancels_the_messages_in_progress() -> None:
     async def scenario() -> None:
         cancelled = 0
 
-        async def handler(request: Any, deadline: float | None) -> Any:
+        async def handler(request: Any, call: Call) -> Any:
             nonlocal cancelled
             if request.service == "first":
                 return answer_of(1)

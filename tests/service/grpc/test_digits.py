@@ -9,24 +9,28 @@ import pytest
 from PIL import Image
 
 from service.core.errors import InvalidArgument, ModelNotFound
+from service.grpc.answering import Call
 from service.grpc.digits import methods
 from service.stubs.digits.v1 import digits_pb2 as pb
 from tests.service.composition import Operations
-from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
+from tests.service.linear_model import WEIGHTS, CallersOf, publish_linear, run_with_operations
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
 CARD = {"output_kinds": {"scores": "logits"}}
 
 
 async def predict(operations: Operations, **fields: Any) -> pb.PredictResponse:
-    return await methods(operations.digits)["Predict"].handler(pb.PredictRequest(**fields), None)
+    request = pb.PredictRequest(**fields)
+    return await methods(operations.digits)["Predict"].handler(request, Call(None, "caller"))
 
 
 def test_pixels_are_answered_with_one_prediction_per_image(tmp_path: Path) -> None:
+    CallersOf.callers.clear()
     publish_linear(tmp_path, card=CARD)
 
     async def scenario(operations: Operations) -> None:
         answer = await predict(operations, pixels=PIXELS.tobytes())
+        assert CallersOf.callers == ["caller"]
         digits = (PIXELS.reshape(3, 784) @ WEIGHTS).argmax(axis=1).tolist()
         assert [prediction.digit for prediction in answer.predictions] == digits
         assert (answer.model_name, answer.model_version) == ("linear", "1")
@@ -34,7 +38,7 @@ def test_pixels_are_answered_with_one_prediction_per_image(tmp_path: Path) -> No
             assert abs(sum(prediction.probabilities) - 1) < 1e-5
             assert 0 <= prediction.entropy_bits <= np.log2(10)
 
-    run_with_operations(tmp_path, scenario)
+    run_with_operations(tmp_path, scenario, CallersOf)
 
 
 def test_picture_is_answered_with_one_prediction(tmp_path: Path) -> None:

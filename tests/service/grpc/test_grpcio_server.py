@@ -36,13 +36,15 @@ class Calls:
     def __init__(self) -> None:
         self.deadlines: list[float | None] = []
         self.ends_with_error: list[bool] = []
+        self.callers: list[str] = []
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
 
     async def answer(
-        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str
+        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str, caller: str
     ) -> bytes:
+        self.callers.append(caller)
         self.deadlines.append(deadline)
         if content == b"fail":
             raise NotFound("There is no such thing.")
@@ -55,21 +57,32 @@ class Calls:
         deadline: float | None,
         request_id: str,
         ends_with_error: bool,
+        caller: str,
     ) -> AsyncIterator[bytes]:
         self.ends_with_error.append(ends_with_error)
         async for content in contents:
-            yield await self.answer(rpc, content, deadline, request_id)
+            yield await self.answer(rpc, content, deadline, request_id, caller)
 
 
-def served(test: Callable[[grpc.aio.Channel, Calls], Awaitable[None]]) -> None:
+def served(
+    test: Callable[[grpc.aio.Channel, Calls], Awaitable[None]],
+    host: str = "127.0.0.1",
+    trusted_proxies: str = "",
+) -> None:
     async def body() -> None:
         (port,) = free_ports(1)
-        settings = Settings(host="127.0.0.1", grpc_port=port, max_request_bytes=MAX_REQUEST_BYTES)
+        settings = Settings(
+            host=host,
+            grpc_port=port,
+            max_request_bytes=MAX_REQUEST_BYTES,
+            trusted_proxies=trusted_proxies,
+        )
         calls: Any = Calls()
         server = GrpcioServer(RPCS, calls, settings, budget())
         await server.start()
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            async with grpc.aio.insecure_channel(target) as channel:
                 await test(channel, calls)
         finally:
             await server.stop(0)
@@ -96,6 +109,19 @@ def test_a_stream_is_answered_message_by_message() -> None:
             assert calls.ends_with_error.pop() is ends_with_error
 
     served(test)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("trusts", [False, True])
+def test_a_call_has_its_caller(host: str, trusts: bool) -> None:
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        metadata = (("x-forwarded-for", "198.51.100.1"), ("x-forwarded-for", "198.51.100.2"))
+        await channel.unary_unary(UNARY)(b"one", metadata=metadata)
+        answers = channel.stream_stream(STREAMING)(iter([b"two"]), metadata=metadata)
+        assert [answer async for answer in answers]
+        assert calls.callers == ["198.51.100.2" if trusts else host] * 2
+
+    served(test, host, trusted_proxies=host if trusts else "")
 
 
 def test_a_deadline_is_passed_on_in_the_time_of_the_loop() -> None:

@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2 as pb
 
 from service.core.errors import NotFound
-from service.grpc.answering import Streaming, Unary
+from service.grpc.answering import Call, Streaming, Unary
 from service.grpc.health import DESCRIPTOR, Health
 
 State = pb.HealthCheckResponse
@@ -19,7 +19,7 @@ State = pb.HealthCheckResponse
 def check(health: Health, name: str) -> int:
     method = health.methods()["Check"]
     assert isinstance(method, Unary)
-    answer: Any = asyncio.run(method.handler(pb.HealthCheckRequest(service=name), None))
+    answer: Any = asyncio.run(method.handler(pb.HealthCheckRequest(service=name), Call(None)))
     return int(answer.status)
 
 

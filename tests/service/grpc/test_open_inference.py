@@ -10,13 +10,13 @@ import pytest
 from service import SERVER_NAME, __version__
 from service.core.errors import ModelNotFound
 from service.grpc.administration import AdministrationService
-from service.grpc.answering import Calls, rpcs
+from service.grpc.answering import Call, Calls, rpcs
 from service.grpc.open_inference import OpenInference
 from service.observe.metrics import Metrics
 from service.observe.recorder import RequestRecorder
 from service.stubs.inference import inference_pb2 as pb
 from tests.service.composition import Operations
-from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
+from tests.service.linear_model import WEIGHTS, CallersOf, publish_linear, run_with_operations
 
 INPUT = np.random.default_rng(2).normal(size=(2, 784)).astype(np.float32)
 SCORES = INPUT @ WEIGHTS
@@ -24,7 +24,11 @@ SCORES = INPUT @ WEIGHTS
 
 async def call(operations: Operations, method: str, request: Any) -> Any:
     """The answer of a unary method, called as a transport calls it."""
-    return await OpenInference(operations.inference).methods()[method].handler(request, None)
+    return (
+        await OpenInference(operations.inference)
+        .methods()[method]
+        .handler(request, Call(None, "caller"))
+    )
 
 
 def infer_request(model: str = "linear", **fields: Any) -> pb.ModelInferRequest:
@@ -49,20 +53,23 @@ def test_raw_request_has_a_raw_answer(tmp_path: Path) -> None:
 
 
 def test_typed_request_has_a_typed_answer(tmp_path: Path) -> None:
+    CallersOf.callers.clear()
     publish_linear(tmp_path)
 
     async def scenario(operations: Operations) -> None:
         request = infer_request()
         request.inputs[0].contents.fp32_contents.extend(INPUT.ravel().tolist())
         answer = await call(operations, "ModelInfer", request)
+        assert CallersOf.callers == ["caller"]
         assert not answer.raw_output_contents
         scores = np.array(answer.outputs[0].contents.fp32_contents).reshape(2, 10)
         assert np.allclose(scores, SCORES, atol=1e-4)
 
-    run_with_operations(tmp_path, scenario)
+    run_with_operations(tmp_path, scenario, CallersOf)
 
 
 def test_stream_answers_a_failed_request_with_its_id_and_its_error(tmp_path: Path) -> None:
+    CallersOf.callers.clear()
     publish_linear(tmp_path)
     raw = [INPUT.tobytes()]
     requests = [
@@ -82,8 +89,10 @@ def test_stream_answers_a_failed_request_with_its_id_and_its_error(tmp_path: Pat
         stream = rpcs(service, methods)["/inference.GRPCInferenceService/ModelStreamInfer"]
         calls = Calls(RequestRecorder(Metrics(), "none"), 1 << 20, 4)
         contents = [
-            content async for content in calls.stream(stream, messages(), None, "id", False)
+            content
+            async for content in calls.stream(stream, messages(), None, "id", False, "caller")
         ]
+        assert CallersOf.callers == ["caller"]
         answers = [pb.ModelStreamInferResponse.FromString(content) for content in contents]
         assert [answer.infer_response.id for answer in answers] == ["1", "2", ""]
         assert answers[0].error_message == ""
@@ -91,7 +100,7 @@ def test_stream_answers_a_failed_request_with_its_id_and_its_error(tmp_path: Pat
         assert "'none' is not loaded" in answers[1].error_message
         assert "not a inference.ModelInferRequest" in answers[2].error_message
 
-    run_with_operations(tmp_path, scenario)
+    run_with_operations(tmp_path, scenario, CallersOf)
 
 
 def test_metadata_describe_the_server_and_the_model(tmp_path: Path) -> None:

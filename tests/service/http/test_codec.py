@@ -21,6 +21,7 @@ FIELDS = (
     "name datatype shape data parameters binary_data_size inputs outputs id classification "
     "shared_memory_region shared_memory_byte_size binary_data"
 )
+LIMIT = 2 * 1024 * 1024
 NAMES = st.sampled_from(FIELDS.split())
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 2000) | st.floats() | st.text(max_size=5),
@@ -53,7 +54,7 @@ def request_of(body: bytes, length: str | None = None) -> HttpRequest:
 
 
 def decoded(request: HttpRequest) -> Any:
-    return decode(request, codec.header_length(request), "m", "1")
+    return decode(request, codec.header_length(request), "m", "1", LIMIT)
 
 
 def binary_request(header: dict[str, Any], tail: bytes) -> HttpRequest:
@@ -226,6 +227,24 @@ def test_binary_contents_decode_to_the_bytes_that_were_sent(output: OutputTensor
     assert (received.shape, bytes(received.raw)) == (fields["shape"], raw)
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.linspace(-1, 1, 40_000, dtype=np.float32).reshape(200, 200),
+        np.arange(16_384, dtype=np.uint64) + np.uint64(2**63),
+        np.array(["a", 'b"', "ü"] * 6_000, object),
+    ],
+    ids=["floats", "integers", "strings"],
+)
+def test_long_outputs_are_encoded_in_parts_to_the_same_json(array: Array) -> None:
+    datatype = {"f": "FP32", "u": "UINT64", "O": "BYTES"}[array.dtype.kind]
+    output = OutputTensor("y", datatype, array)
+    body = encode(InferResponse("m", "1", "", [output]), BinaryOutputs()).body
+    data = orjson.loads(body)["outputs"][0]["data"]
+    assert np.array_equal(np.array(data, array.dtype), array.ravel())
+    assert b'"data":[' in body
+
+
 def test_repeated_header_is_read_with_its_own_data() -> None:
     tensors = [tensor(2, name=name) for name in "ab"]
     header = {
@@ -236,7 +255,8 @@ def test_repeated_header_is_read_with_its_own_data() -> None:
     }
     for content in (b"abcd", b"efgh"):
         request = binary_request(header, content)
-        result, binary = decode(request, codec.header_length(request), "m", content.decode())
+        size = codec.header_length(request)
+        result, binary = decode(request, size, "m", content.decode(), LIMIT)
         raws = [bytes(received.raw or b"") for received in result.inputs]
         assert raws == [content[:2], content[2:]]
         assert (result.id, result.version) == ("7", content.decode())

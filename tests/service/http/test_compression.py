@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.core.budget import Budget
 from service.core.errors import InvalidArgument, RequestTooLarge, UnsupportedMediaType
 from service.http import compression
 from service.http.compression import Compression
@@ -25,13 +26,13 @@ def request_with(headers: Mapping[str, str], body: bytes = b"") -> HttpRequest:
 def decode(encoding: str | None, body: bytes, limit: int = 1000) -> bytes:
     headers = {} if encoding is None else {"content-encoding": encoding}
     request = request_with(headers, body)
-    return asyncio.run(Compression(limit, 100).decode(request)).body
+    return asyncio.run(Compression(limit, 100, Budget(1 << 20)).decode(request)).body
 
 
 def encode(accepted: str | None, body: bytes = BODY) -> HttpResponse:
     headers = {} if accepted is None else {"accept-encoding": accepted}
     response = HttpResponse(200, [], body)
-    return asyncio.run(Compression(1000, 100).encode(request_with(headers), response))
+    return asyncio.run(Compression(1000, 100, Budget(1000)).encode(request_with(headers), response))
 
 
 @pytest.mark.parametrize(
@@ -116,3 +117,41 @@ def test_large_response_is_compressed_off_the_event_loop(monkeypatch: pytest.Mon
     for size in (16 * 1024, 16 * 1024 + 1):
         encode("gzip", bytes(size))
     assert threads[0] == threading.get_ident() != threads[1]
+
+
+def test_an_inflated_body_counts_until_its_request_is_answered() -> None:
+    budget = Budget(1 << 20)
+
+    async def main() -> None:
+        compressed = gzip.compress(bytes(500_000))
+        request = request_with({"content-encoding": "gzip"}, compressed)
+
+        async def answer() -> None:
+            await Compression(500_000, 100, budget).decode(request)
+            assert budget.used == budget.in_flight == 500_000
+
+        await asyncio.create_task(answer())
+        await asyncio.sleep(0)
+        assert budget.used == 0
+
+    asyncio.run(main())
+
+
+def test_a_body_is_not_inflated_before_there_is_room_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inflated: list[bytes] = []
+    monkeypatch.setattr(compression, "inflate", lambda *a: inflated.append(a[0]) or b"")
+
+    async def main() -> None:
+        budget = Budget(1 << 20)
+        other = await budget.room(700_000, "http")
+        request = request_with({"content-encoding": "gzip"}, bytes(1000))
+        decoding = asyncio.ensure_future(Compression(500_000, 100, budget).decode(request))
+        await asyncio.sleep(0.01)
+        assert not inflated
+        other.close()
+        await decoding
+        assert len(inflated) == 1
+
+    asyncio.run(main())

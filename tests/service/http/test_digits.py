@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.errors import InvalidArgument, ModelNotFound, UnsupportedMediaType
+from service.core.errors import (
+    InvalidArgument,
+    ModelNotFound,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
+from service.core.off_loop import INLINE_BYTES
 from service.http.digits import predict
 from service.http.message import JSON, OCTETS, HttpRequest
+from service.operations.digits import INLINE_ROWS
 from tests.conftest import ROOT
 from tests.service.composition import Operations
 from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
+from tests.service.recording_bytes import RecordingBytes
 
 CARD = {"output_kinds": {"scores": "logits"}}
 IMAGE = np.random.default_rng(3).integers(0, 256, (28, 28), np.uint8)
@@ -57,6 +66,50 @@ def test_pixels_and_numbers_are_classified(
             assert prediction.keys() == {"digit", "probabilities", "entropy_bits"}
             assert len(prediction["probabilities"]) == 10
             assert abs(sum(prediction["probabilities"]) - 1) < 1e-5
+
+    run_with_operations(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_json_of_many_images_is_converted_off_the_event_loop(tmp_path: Path, count: int) -> None:
+    publish_linear(tmp_path, card=CARD)
+    body = RecordingBytes(orjson.dumps([IMAGE.tolist()] * count))
+    is_long = len(body) > INLINE_BYTES
+    assert is_long == (count > 1)
+
+    async def scenario(operations: Operations) -> None:
+        answer = await answer_to(operations, body, JSON)
+        assert [prediction["digit"] for prediction in answer["predictions"]] == [DIGIT] * count
+        assert (threading.get_ident() in body.threads) is False
+        assert bool(body.threads) is is_long
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_many_images_have_the_answers_of_each_alone(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    images = np.random.default_rng(4).integers(0, 256, (INLINE_ROWS + 1, 28, 28), np.uint8)
+
+    async def scenario(operations: Operations) -> None:
+        together = await answer_to(operations, images.tobytes(), OCTETS)
+        alone = await answer_to(operations, images[-1].tobytes(), OCTETS)
+        assert len(together["predictions"]) == len(images)
+        expected = [int((image.ravel() @ WEIGHTS).argmax()) for image in images]
+        assert [prediction["digit"] for prediction in together["predictions"]] == expected
+        last, only = together["predictions"][-1], alone["predictions"][0]
+        assert np.allclose(last["probabilities"], only["probabilities"], atol=1e-6)
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_json_above_the_limit_is_refused_unparsed(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    body = RecordingBytes(b"[" + b"[0]," * (2**20) + b"[0]]")
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(RequestTooLarge, match="max_json_bytes"):
+            await predict(operations.digits, request_of(body, JSON))
+        assert body.threads == set()
 
     run_with_operations(tmp_path, scenario)
 

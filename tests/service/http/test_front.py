@@ -1,24 +1,37 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 from granian.rsgi import ProtocolClosed
 
+from service.core.batching import Batcher
 from service.core.budget import Budget
+from service.core.callers import Callers
+from service.core.errors import Overloaded
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from tests.service.composition import Operations, http_app_of
-from tests.service.linear_model import publish_linear, run_with_operations
+from tests.service.linear_model import CallersOf, publish_linear, run_with_operations
 
 LIMIT = 50_000
 BUDGET = 100_000
 PIXELS = bytes(784)
+
+
+class Headers(dict[str, str]):
+    """Granian's headers."""
+
+    def get_all(self, name: str) -> list[str]:
+        return [self[name]] if name in self else []
 
 
 class RequestScope:
@@ -28,7 +41,7 @@ class RequestScope:
 
     def __init__(self, method: str, path: str, version: str = "1.1", **headers: str) -> None:
         self.method, self.path, self.http_version = method, path, version
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = Headers({name.replace("_", "-"): text for name, text in headers.items()})
 
 
 class Protocol:
@@ -53,7 +66,8 @@ class Protocol:
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.status, self.headers = status, dict(headers)
-        self.body = json.loads(body)
+        is_json = self.headers["content-type"] == "application/json"
+        self.body = json.loads(body) if is_json else body
 
 
 class NeverArrives(Protocol):
@@ -72,7 +86,10 @@ Front = Callable[[RequestScope, Protocol], Awaitable[None]]
 
 
 def with_front(
-    root: Path, scenario: Callable[[Front], Awaitable[None]], body_timeout: float = 600
+    root: Path,
+    scenario: Callable[[Front], Awaitable[None]],
+    body_timeout: float = 600,
+    batcher: type[Batcher] = Batcher,
 ) -> None:
     publish_linear(root, card={"output_kinds": {"scores": "logits"}})
 
@@ -80,14 +97,119 @@ def with_front(
         for fast_lane in (True, False):
             app = http_app_of(operations)
             front: Any = HttpFront(
-                max_request_bytes=LIMIT, body_timeout=body_timeout, fast_lane=fast_lane
+                max_request_bytes=LIMIT,
+                body_timeout=body_timeout,
+                fast_lane=fast_lane,
+                callers=Callers("127.0.0.2"),
             )
             budget = Budget(BUDGET)
             front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
             await scenario(front)
             assert budget.used == 0
 
-    run_with_operations(root, main)
+    run_with_operations(root, main, batcher)
+
+
+class Refusing(Batcher):
+    """A batcher that is overloaded."""
+
+    def early_refusal(self, deadline: float | None, caller: str) -> Overloaded | None:
+        return Overloaded.of(f"Too much for {caller}", 2.5)
+
+
+class NotRead(Protocol):
+    """A body that must not be read."""
+
+    async def __call__(self) -> bytes:
+        raise AssertionError
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        raise AssertionError
+        yield b""
+
+
+def with_overloaded_front(root: Path, scenario: Callable[[Front], Awaitable[None]]) -> None:
+    publish_linear(root, card={"output_kinds": {"scores": "logits"}})
+
+    async def main(operations: Operations) -> None:
+        batcher = operations.inference.repository.get("linear").batcher
+        operations.inference.overloaded = {batcher}
+        app = http_app_of(operations)
+        front: Any = HttpFront(
+            max_request_bytes=1 << 20, body_timeout=600, fast_lane=True, callers=Callers()
+        )
+        budget = Budget(1 << 20)
+        front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
+        await scenario(front)
+        assert budget.used == 0
+
+    run_with_operations(root, main, Refusing)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/predict", ""),
+        ("/predict", "model=linear"),
+        ("/predict", "version=1"),
+        ("/v2/models/linear/infer", ""),
+        ("/v2/models/linear/versions/1/infer", ""),
+    ],
+)
+def test_a_request_to_an_overloaded_model_is_refused_before_it_is_decoded(
+    tmp_path: Path, path: str, query: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        scope = RequestScope("POST", path, content_length="784", x_request_id="mine")
+        scope.query_string = query
+        small, large = Protocol(b"not an image" * 20), NotRead()
+        await front(scope, small)
+        scope.headers["content-length"] = "1000000"
+        await front(scope, large)
+        chunked = NotRead()
+        del scope.headers["content-length"]
+        await front(scope, chunked)
+        for answer in (small, large, chunked):
+            assert answer.status == 503
+            assert answer.body == {
+                "error": "Too much for 127.0.0.1; the expected wait is 2.5 seconds."
+            }
+            assert answer.headers["retry-after"] == "3"
+            assert answer.headers["x-request-id"] == "mine"
+
+    with_overloaded_front(tmp_path, scenario)
+
+
+def test_a_small_body_is_read_so_that_its_connection_can_be_used_again(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        with pytest.raises(AssertionError):
+            await front(predict(content_length="784"), NotRead())
+
+    with_overloaded_front(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/health/live", 200),
+        ("GET", "/v2/models/linear", 200),
+        ("POST", "/v2/models/other/infer", 404),
+        ("POST", "/v2/models/linear/versions/9/infer", 404),
+        ("POST", "/v2/models/linear/versions/x/infer", 400),
+        ("GET", "/nothing", 404),
+    ],
+)
+def test_other_requests_are_answered_while_a_model_is_overloaded(
+    tmp_path: Path, method: str, path: str, status: int
+) -> None:
+    async def scenario(front: Front) -> None:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 784], "data": [0] * 784}
+        body = json.dumps({"inputs": [tensor]}).encode() if method == "POST" else b""
+        protocol = Protocol(body)
+        await front(RequestScope(method, path, content_length=str(len(body))), protocol)
+        assert protocol.status == status
+
+    with_overloaded_front(tmp_path, scenario)
 
 
 def predict(**headers: str) -> RequestScope:
@@ -103,6 +225,39 @@ def test_a_body_is_answered_whether_its_length_is_known_or_not(tmp_path: Path) -
         assert whole.body == chunked.body
 
     with_front(tmp_path, scenario)
+
+
+def test_every_form_of_inference_has_its_caller(tmp_path: Path) -> None:
+    infer = "/v2/models/linear/infer"
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 784]}
+    header = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": 3136}}]}).encode()
+    picture = io.BytesIO()
+    PIL.Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(picture, "PNG")
+    requests: list[tuple[str, dict[str, str], bytes]] = [
+        ("/predict", {"content_type": "application/octet-stream"}, PIXELS),
+        ("/predict", {"content_type": "application/json"}, json.dumps([0] * 784).encode()),
+        ("/predict", {"content_type": "image/png"}, picture.getvalue()),
+        (infer, {}, json.dumps({"inputs": [{**tensor, "data": [0] * 784}]}).encode()),
+        (infer, {"inference_header_content_length": "0"}, bytes(3136)),
+        # Twice: the second time, its header comes from a cache.
+        *[(infer, {"inference_header_content_length": str(len(header))}, header + bytes(3136))] * 2,
+    ]
+
+    async def scenario(front: Front) -> None:
+        for client, forwarded, caller in (
+            ("127.0.0.3:5", "198.51.100.7", "127.0.0.3"),
+            ("[::1]:5", "198.51.100.7", "::1"),
+            ("127.0.0.2:5", "198.51.100.7", "198.51.100.7"),
+        ):
+            for path, headers, body in requests:
+                CallersOf.callers.clear()
+                protocol = Protocol(body)
+                scope = RequestScope("POST", path, x_forwarded_for=forwarded, **headers)
+                scope.client = client
+                await front(scope, protocol)
+                assert (protocol.status, CallersOf.callers) == (200, [caller]), (path, headers)
+
+    with_front(tmp_path, scenario, batcher=CallersOf)
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -245,6 +400,28 @@ def test_small_requests_that_exceed_the_budget_are_refused(tmp_path: Path) -> No
         await front(predict(content_length="784"), protocol)
         assert protocol.status == 503
         budget.used -= BUDGET - 700
+
+    with_front(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("post", "/predict", 501, "There is no method post"),
+        ("Get", "/v2", 501, "There is no method Get"),
+        ("GET", "//v2", 404, "Nothing is at //v2"),
+        ("POST", "///predict", 404, "Nothing is at ///predict"),
+    ],
+)
+def test_a_request_is_not_taken_for_one_that_is_written_otherwise(
+    tmp_path: Path, method: str, path: str, status: int, words: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = Protocol(PIXELS)
+        scope = RequestScope(method, path, content_type="application/octet-stream")
+        await front(scope, protocol)
+        assert protocol.status == status
+        assert words in protocol.body["error"]
 
     with_front(tmp_path, scenario)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.errors import InvalidArgument
-from service.http.message import JSON, json_response, parse_json, parse_object, to_json
+from service.core.errors import InvalidArgument, RequestTooLarge
+from service.core.off_loop import INLINE_BYTES
+from service.http.message import (
+    JSON,
+    check_json_size,
+    json_response,
+    parse_json,
+    parse_object,
+    to_json,
+)
+from tests.service.recording_bytes import RecordingBytes
+
+LIMIT = 2 * 1024 * 1024
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
@@ -24,13 +37,13 @@ def test_json_survives_encoding(value: Any) -> None:
         encoded = to_json(value)
     except TypeError:
         return  # a lone surrogate has no UTF-8
-    assert parse_json(encoded) == value
+    assert parse_json(encoded, LIMIT) == value
 
 
 @given(st.binary(max_size=40))
 def test_arbitrary_bytes_are_parsed_or_rejected(body: bytes) -> None:
     try:
-        parsed = parse_object(body)
+        parsed = asyncio.run(parse_object(body, LIMIT))
     except InvalidArgument:
         return
     assert isinstance(parsed, dict)
@@ -43,18 +56,60 @@ def test_arbitrary_bytes_are_parsed_or_rejected(body: bytes) -> None:
         (b"{", "is not valid JSON"),
         (b"NaN", "is not valid JSON"),
         (b"\xff", "is not valid JSON"),
-        (b"[" * 100_000, "is not valid JSON"),
+        (b"[" * 20_000, "is not valid JSON"),
     ],
 )
 def test_body_that_is_not_json_is_rejected(body: bytes, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
-        parse_json(body)
+        parse_json(body, LIMIT)
 
 
 def test_empty_body_is_an_empty_object() -> None:
-    assert parse_object(b"") == {}
+    assert asyncio.run(parse_object(b"", LIMIT)) == {}
     with pytest.raises(InvalidArgument, match="JSON object"):
-        parse_object(b"[]")
+        asyncio.run(parse_object(b"[]", LIMIT))
+
+
+def test_json_above_the_limit_is_refused_with_the_way_to_send_it() -> None:
+    check_json_size(LIMIT, LIMIT)
+    with pytest.raises(RequestTooLarge, match=r"2097152 bytes \(max_json_bytes\).*as binary"):
+        check_json_size(LIMIT + 1, LIMIT)
+    with pytest.raises(RequestTooLarge, match="max_json_bytes"):
+        asyncio.run(parse_object(b"{" + b" " * LIMIT + b"}", LIMIT))
+
+
+@pytest.mark.parametrize(
+    ("unit", "what"),
+    [
+        (b"[0],", "32768 lists and objects"),
+        (b"[],", "32768 lists and objects"),
+        (b"{},", "32768 lists and objects"),
+        (b'{"a":0},', "32768 lists and objects"),
+        (b"[" * 900 + b"]" * 900 + b",", "32768 lists and objects"),
+        (b'"a",', "131072 strings"),
+        (b'"",', "131072 strings"),
+    ],
+)
+def test_bodies_that_take_long_to_parse_are_refused_before(unit: bytes, what: str) -> None:
+    """The end is not valid JSON: the parser would have said so."""
+    with pytest.raises(InvalidArgument, match=f"more than {what}"):
+        parse_json(b"[" + unit * (LIMIT // len(unit)), LIMIT)
+
+
+def test_many_keys_are_refused_before_parsing() -> None:
+    with pytest.raises(InvalidArgument, match="131072 strings"):
+        parse_json(b"{" + b",".join(b'"%x":0' % i for i in range(150_000)), LIMIT)
+
+
+def test_only_the_json_before_binary_data_is_counted() -> None:
+    assert parse_json(b"[0]" + b"[" * 100_000, LIMIT, 3) == [0]
+
+
+def test_long_object_is_parsed_off_the_event_loop() -> None:
+    body = RecordingBytes(b'{"a":"' + b"x" * INLINE_BYTES + b'"}')
+    assert asyncio.run(parse_object(body, LIMIT)) == {"a": "x" * INLINE_BYTES}
+    assert len(body.threads) == 1
+    assert threading.get_ident() not in body.threads
 
 
 def test_floats_have_their_shortest_exact_form() -> None:

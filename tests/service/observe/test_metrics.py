@@ -91,6 +91,25 @@ def test_a_run_counts_once_in_images_and_seconds_and_in_the_statistics(name: str
     assert model.as_dict()["inference_stats"]["success"]["count"] == 3
 
 
+def test_refused_requests_are_counted_by_reason_at_the_next_flush(name: str) -> None:
+    model = ModelMetrics(name, "1")
+    for reason in ["time"] * 3 + ["deadline"]:
+        model.shed(reason)
+
+    def shed() -> dict[str, float]:
+        return {
+            sample.labels["reason"]: sample.value
+            for sample in exposed()
+            if sample.name == "mnist_shed_requests_total" and sample.labels["model"] == name
+        }
+
+    assert shed() == {"queue": 0, "time": 0, "deadline": 0}
+    metrics.flush()
+    metrics.flush()
+    assert shed() == {"queue": 0, "time": 3, "deadline": 1}
+    assert model.as_dict()["inference_stats"]["fail"] == {"count": 4, "ns": 0}
+
+
 def test_an_unloaded_version_is_reported_as_0(name: str) -> None:
     observed = Metrics()
     one, other = ((name, version, "CPUExecutionProvider", "ab") for version in ("1", "2"))

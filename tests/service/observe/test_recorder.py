@@ -130,6 +130,83 @@ def test_the_log_has_the_requests_that_the_settings_ask_for(
     ]
 
 
+class Flood:
+    """Refuses requests at a time that the test sets."""
+
+    def __init__(self, log_requests: str = "errors") -> None:
+        self.now = 100.0
+        self.recorder = RequestRecorder(Metrics(), log_requests, clock=lambda: self.now)
+
+    def refuse(self, count: int, operation: str = "predict", transport: Transport = "http") -> None:
+        for number in range(count):
+            self.recorder.refused(transport, operation, f"{number}", Overloaded("Full."))
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int]]:
+    """Message and number of lines left out, of the log so far, which is emptied."""
+    written = [(r.getMessage(), vars(r)["fields"].get("left_out", 0)) for r in caplog.records]
+    caplog.clear()
+    return written
+
+
+def test_a_flood_of_errors_of_one_kind_is_ten_lines_per_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    flood = Flood()
+    flood.refuse(1000)
+    assert lines(caplog) == [("Full.", 0)] * 10
+    flood.refuse(1, operation="infer")
+    flood.refuse(1, transport="grpc")
+    assert lines(caplog) == [("Full.", 0)] * 2
+    flood.now += 1.0
+    flood.refuse(2)
+    assert lines(caplog) == [("Full.", 990), ("Full.", 0)]
+
+
+def test_what_was_left_out_is_logged_after_the_flood(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    flood = Flood()
+    flood.refuse(1000)
+    flood.recorder.log_left_out()
+    assert len(lines(caplog)) == 10  # it is not over
+    flood.now += 1.0
+    flood.recorder.log_left_out()
+    assert lines(caplog) == [("And 990 more in the last second.", 990)]
+    flood.now += 1.0
+    flood.recorder.log_left_out()
+    assert lines(caplog) == []
+
+
+@pytest.mark.parametrize(("log_requests", "count"), [("all", 1000), ("none", 0)])
+def test_the_other_levels_have_no_limit(
+    caplog: pytest.LogCaptureFixture, log_requests: str, count: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    Flood(log_requests).refuse(1000)
+    assert len(lines(caplog)) == count
+
+
+@pytest.mark.parametrize(("transport", "code"), [("http", "503"), ("grpc", "UNAVAILABLE")])
+def test_requests_that_are_refused_early_are_counted_like_others(
+    transport: Transport, code: str
+) -> None:
+    Flood("none").refuse(7, operation="early", transport=transport)
+    assert count_of(transport, "early", code) == 7
+
+
+def test_tracebacks_have_no_limit(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        recorder = RequestRecorder(Metrics(), "errors")
+        for _ in range(30):
+            with pytest.raises(InternalError):
+                async with Attempt(recorder, "http", "buggy", "the-id"):
+                    raise ValueError("why")
+
+    asyncio.run(main())
+    assert len(caplog.records) == 30
+
+
 @given(st.text(max_size=200))
 def test_only_safe_ids_of_clients_are_kept(proposal: str) -> None:
     request_id = RequestRecorder(Metrics()).request_id(proposal)

@@ -325,6 +325,40 @@ def test_metrics_are_exposed_although_a_worker_does_not_answer(
     run_two(root, scenario, monkeypatch)
 
 
+def test_scrapes_at_the_same_time_share_one_exposition(root: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        scrape = worker.administration.exposition
+        together = await asyncio.gather(*(scrape() for _ in range(10)))
+        assert len({id(exposition) for exposition in together}) == 1
+        assert await scrape() is not together[0]
+
+    run(root, scenario)
+
+
+def test_a_scrape_has_what_happened_before_it_even_while_another_is_made(root: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        first = asyncio.ensure_future(worker.administration.exposition())
+        for number in range(20):
+            await asyncio.sleep(0)
+            operation = f"scraped_{number}"
+            Metrics.request("http", operation, "200").observe(0.1)
+            exposition = (await worker.administration.exposition()).decode()
+            assert f'operation="{operation}"' in exposition
+        await first
+
+    run(root, scenario)
+
+
+def test_a_scrape_that_is_cancelled_does_not_fail_the_others(root: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        scrapes = [asyncio.ensure_future(worker.administration.exposition()) for _ in range(2)]
+        await asyncio.sleep(0)
+        scrapes[0].cancel()
+        assert b"# HELP" in await scrapes[1]
+
+    run(root, scenario)
+
+
 def test_the_log_level_changes_and_resets_to_that_of_the_settings(root: Path) -> None:
     async def scenario(worker: Worker) -> None:
         change = worker.administration.change_log_settings

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import io
+import struct
 import threading
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +75,58 @@ def test_a_large_picture_is_decoded_off_the_event_loop(
     assert (threads != [threading.get_ident()]) == in_a_thread
 
 
+def test_a_small_picture_in_a_large_file_is_read_off_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    junk = b"juNk" + bytes(1000)
+    chunk = struct.pack(">I", 1000) + junk + struct.pack(">I", zlib.crc32(junk))
+    threads: list[int] = []
+
+    def open_image(*arguments: Any) -> Image.Image:
+        threads.append(threading.get_ident())
+        return images.open_image(*arguments)
+
+    monkeypatch.setattr(digits, "open_image", open_image)
+
+    async def scenario(operations: Operations) -> None:
+        await operations.digits.classify(picture=PNG[:33] + chunk * 20 + PNG[33:])
+
+    run_with_operations(tmp_path, scenario)
+    assert threads != [threading.get_ident()]
+
+
+def test_no_more_large_pictures_are_decoded_at_a_time_than_the_setting_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    picture = io.BytesIO()
+    Image.fromarray(np.eye(200, dtype=np.uint8) * 255).save(picture, "PNG")
+    at_a_time: list[int] = []
+    both_run, lock = threading.Barrier(2), threading.Lock()
+    running = 0
+
+    def to_pixels(image: Image.Image) -> np.ndarray:
+        nonlocal running
+        with lock:
+            running += 1
+            at_a_time.append(running)
+        both_run.wait(timeout=60)
+        with lock:
+            running -= 1
+        return images.to_pixels(image)
+
+    monkeypatch.setattr(digits, "to_pixels", to_pixels)
+
+    async def scenario(operations: Operations) -> None:
+        bound = Digits(operations.inference.repository, "linear", max_decodings=2)
+        answers = [bound.classify(picture=picture.getvalue()) for _ in range(10)]
+        assert len(await asyncio.gather(*answers)) == 10
+
+    run_with_operations(tmp_path, scenario)
+    assert max(at_a_time) == 2
+
+
 def test_every_form_of_the_same_image_gets_the_same_prediction(tmp_path: Path) -> None:
     publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
     # A dark border, so that the picture is taken as it is.
@@ -106,6 +162,8 @@ def test_missing_input_and_unknown_model_are_rejected(tmp_path: Path) -> None:
         with pytest.raises(ModelNotFound, match="Version 7"):
             await operations.digits.classify(values=PIXELS, version="7")
         with pytest.raises(RequestTooLarge, match="pixels"):
-            await Digits(operations.inference.repository, "linear", 100).classify(picture=PNG)
+            await Digits(operations.inference.repository, "linear", max_image_pixels=100).classify(
+                picture=PNG
+            )
 
     run_with_operations(tmp_path, scenario)

@@ -22,6 +22,7 @@ from service.core.errors import (
     ProviderUnavailable,
     Unavailable,
 )
+from service.core.placement import Timing
 from service.repository import models
 from service.repository.card import Card
 from service.repository.models import Repository, declared_batching
@@ -38,6 +39,7 @@ class FakeSession:
     batchable = True
     batching = Batching(True, "a reason")
     inputs = outputs = ()
+    timing = Timing()
 
     def __init__(self, content: bytes) -> None:
         self.content = content

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -223,3 +224,21 @@ def test_a_model_that_cuda_cannot_load_is_an_error_without_a_warning_about_graph
     with pytest.raises(ProviderUnavailable):
         load(tmp_path / "model.onnx", SessionOptions("cuda"))
     assert caplog.text == ""
+
+
+def test_a_run_of_several_parts_can_be_ended_between_them(sizes_run: list[int]) -> None:
+    session = on_device(SHIPPED)
+    sizes_run.clear()
+    options = session.options()
+
+    class Images(np.ndarray):
+        """Ends the run when a part is taken of it."""
+
+        def __getitem__(self, key: Any) -> Any:
+            options.terminate = True
+            return super().__getitem__(key)
+
+    with pytest.raises(RuntimeError, match="was ended"):
+        session.run([np.zeros((80, 28, 28), np.uint8).view(Images)], options)
+    assert sizes_run == [8]
+    assert len(session.run([np.zeros((80, 28, 28), np.uint8)], session.options())[0]) == 80

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from service.runtime.session import (
     load,
 )
 from tests.conftest import SHIPPED_MODELS, Mnist
-from tests.e2e.onnx_models import publish, publish_identity, publish_sum
+from tests.e2e.onnx_models import (
+    publish,
+    publish_identity,
+    publish_log,
+    publish_loop,
+    publish_sum,
+)
 from tests.service.linear_model import publish_linear
 
 DECLARED = Batching(True, "declared")
@@ -162,3 +169,65 @@ def test_cuda_on_a_cpu_build_is_an_error_and_auto_says_why(tmp_path: Path) -> No
     assert session.provider == CPU
     assert "without CUDA" in session.fallback
     assert load(model, SessionOptions("cpu")).fallback == ""
+
+
+def ended() -> ort.RunOptions:
+    """The options of a run that another thread has ended."""
+    options = Session.options()
+    options.terminate = True
+    return options
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BF16"])
+@pytest.mark.parametrize("count", [1, 9])
+def test_every_kind_of_run_can_be_ended(tmp_path: Path, datatype: str, count: int) -> None:
+    publish_identity(tmp_path, datatype)
+    path = tmp_path / f"identity_{datatype.lower()}" / "1" / "model.onnx"
+    x = np.zeros((count, 2), np.uint16 if datatype == "BF16" else np.float32)
+    for batching in (DECLARED, Batching(False, "off")):
+        session = load(path, SessionOptions("cpu", max_rows=4), batching)
+        with pytest.raises(Exception, match="terminate flag"):
+            session.run([x], ended())
+        assert len(session.run([x], Session.options())[0]) == count
+
+
+def test_the_warm_up_says_how_long_runs_take_if_only_rows_are_open(tmp_path: Path) -> None:
+    timing = load(publish_linear(tmp_path), SessionOptions("cpu"), DECLARED).timing
+    assert timing.is_known
+    assert timing.fixed_s + timing.row_s > 0
+    assert not timing.may_depend_on_values
+    assert timing.device is None
+    publish_log(tmp_path)
+    whole = load(tmp_path / "log" / "1" / "model.onnx", SessionOptions("cpu"), Batching(False, ""))
+    assert not whole.timing.is_known  # its shape is [n], and other n have other times
+    publish(
+        tmp_path,
+        "words",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [("x", TensorProto.FLOAT, ["batch", "words"])],
+        [("y", TensorProto.FLOAT, ["batch", "words"])],
+    )
+    words = load(tmp_path / "words" / "1" / "model.onnx", SessionOptions("cpu"), DECLARED)
+    assert not words.timing.is_known
+
+
+def test_runs_are_timed_by_the_cpu_time_of_their_thread_if_they_have_no_other(
+    tmp_path: Path,
+) -> None:
+    path = publish_linear(tmp_path)
+    assert load(path, SessionOptions("cpu")).timing.clock is time.thread_time
+    several = load(path, SessionOptions("cpu", intra_op_threads=2)).timing
+    assert several.clock is time.perf_counter
+    assert not several.is_cpu_time
+
+
+def test_the_time_of_a_loop_may_depend_on_values(tmp_path: Path) -> None:
+    publish_loop(tmp_path)
+    path = tmp_path / "loop" / "1" / "model.onnx"
+    assert load(path, SessionOptions("cpu")).timing.may_depend_on_values
+
+
+def test_a_warm_up_that_does_not_end_fails_the_load(tmp_path: Path) -> None:
+    publish_loop(tmp_path, is_endless=True)
+    with pytest.raises(ModelLoadError, match=r"longer than 0.1 seconds \(max_run_seconds\)"):
+        load(tmp_path / "loop" / "1" / "model.onnx", SessionOptions("cpu", max_run_s=0.1))

@@ -113,10 +113,12 @@ def test_malformed_blocks_raise_nothing_but_the_protocol_error(blocks: list[byte
 
 
 def test_malformed_blocks_are_compression_errors() -> None:
+    """The reason goes to the peer: it says nothing of this process, such as an address."""
     for content in (b"\xff" * 6, b"\xc5"):
         with pytest.raises(ProtocolError) as caught:
             HeaderDecoder(RPCS).decode(content)
         assert caught.value.code == frames.COMPRESSION_ERROR
+        assert str(caught.value) == "a malformed header block"
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,8 @@ class Interleavings(RuleBasedStateMachine):
         call = self.pick(choice)
         if call is not None:
             number = next(number for number, each in self.calls.items() if each is call)
-            self.send(frames.reset(number, frames.CANCEL))
             call.endings.append("given up")
+            self.send(frames.reset(number, frames.CANCEL))
             call.unsent = b""
 
     @rule(choice=CALLS, size=st.sampled_from([1, 3000, 100_000]), whole=st.booleans())
@@ -358,19 +358,19 @@ class Interleavings(RuleBasedStateMachine):
             self.stop_or_start_reading()
         self.deliver(len(self.on_the_way) + 1)
         for _ in range(4):
+            self.receive_window += 10_000_000
             self.send(frames.window_update(0, 10_000_000))
             for number in self.open_calls():
-                self.send(frames.window_update(number, 10_000_000))
                 self.calls[number].receive_window += 10_000_000
-            self.receive_window += 10_000_000
+                self.send(frames.window_update(number, 10_000_000))
             self.deliver(len(self.on_the_way))
             self.let_time_pass(31.0)  # patience, body_timeout
             while picked := self.pick_running(0):
                 self.server.finish(picked[1], OK)
                 self.handle([])
         for number in self.open_calls():
-            self.send(frames.reset(number, frames.CANCEL))
             self.calls[number].endings.append("given up")
+            self.send(frames.reset(number, frames.CANCEL))
         self.deliver(len(self.on_the_way) + 1)
         assert self.server._streams == {}
         assert self.budget.used == 0
@@ -380,4 +380,4 @@ class Interleavings(RuleBasedStateMachine):
 
 
 TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestInterleavings.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from service.core.errors import InternalError, NotFound, Unavailable
+from service.core.callers import Callers
+from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import Limits
 from service.grpc.http2.listener import Http2Protocol, Http2Server
@@ -40,6 +41,7 @@ class Transport:
         self.writes: list[bytes] = []
         self.actions: list[str] = []
         self.closing = False
+        self.peer = ("10.0.0.1", 50000)
 
     @property
     def output(self) -> bytes:
@@ -52,11 +54,11 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closing
 
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
+        return self.peer if name == "peername" else None
+
     def can_write_eof(self) -> bool:
         return True
-
-    def get_extra_info(self, name: str) -> object:
-        return None
 
     def __getattr__(self, action: str) -> Callable[[], None]:
         return lambda: self.actions.append(action)
@@ -68,19 +70,27 @@ class Calls:
     def __init__(self, reply: Callable[[bytes], Awaitable[bytes]]) -> None:
         self._reply = reply
         self.ended: list[str] = []
+        self.overloaded: set[object] = set()
+        self.refusal: Overloaded | None = None
+        self.callers: list[object] = []
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
 
-    async def answer(self, _rpc: object, content: bytes, *_: object) -> bytes:
+    def early_refusal(self, *_: object) -> Overloaded | None:
+        return self.refusal
+
+    async def answer(self, _rpc: object, content: bytes, *context: object) -> bytes:
+        self.callers.append(context[-1])
         try:
             return await self._reply(content)
         finally:
             self.ended.append("answer")
 
     async def stream(
-        self, _rpc: object, messages: AsyncIterator[bytes], **_: object
+        self, _rpc: object, messages: AsyncIterator[bytes], **context: object
     ) -> AsyncIterator[bytes]:
+        self.callers.append(context["caller"])
         async for content in messages:
             yield await self._reply(content)
 
@@ -118,6 +128,7 @@ class Peer:
             inflate=inflate,
             connections=self.connections,
             pool=self.pool,
+            callers=Callers("10.0.0.1"),
         )
         protocol.connection_made(transport)
         return protocol
@@ -170,6 +181,23 @@ async def test_a_streaming_call_answers_message_by_message() -> None:
     assert content == message(b"answer to one") + message(b"answer to two")
     assert fields["grpc-status"] == "0"
     assert peer.protocol._inboxes == peer.protocol._tasks == {}
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+def test_a_call_has_its_caller(path: str) -> None:
+    @in_loop
+    async def test() -> None:
+        forwarded = block(path, {"x-forwarded-for": "198.51.100.7"})
+        for address, caller in (("10.0.0.1", "198.51.100.7"), ("10.0.0.2", "10.0.0.2")):
+            peer = Peer()
+            peer.transport = Transport()
+            peer.transport.peer = (address, 50000)
+            peer.connections.clear()
+            peer.protocol = peer.connect(peer.transport)
+            await peer.send(START + call(1, b"one", forwarded) + call(3, b"two", block(path)))
+            assert peer.calls.callers == [caller, address]
+
+    test()
 
 
 @pytest.mark.parametrize("path", [UNARY, STREAMING])
@@ -227,6 +255,22 @@ def test_an_unexpected_error_is_logged_and_answered_as_internal(
 
     test()
     assert "ZeroDivisionError" in caplog.text
+
+
+@in_loop
+async def test_a_call_to_an_overloaded_model_is_refused_without_a_task() -> None:
+    peer = Peer(never)
+    peer.calls.overloaded.add("a model")
+    peer.calls.refusal = Overloaded.of("Too much", 2.5)
+    await peer.send(call(1, b"") + call(3, b"", block(UNARY, {"grpc-timeout": "9S"})))
+    for stream_id in (1, 3):
+        fields, _ = answer(peer.transport.output, stream_id)
+        assert fields["grpc-status"] == "14"
+        assert fields["grpc-message"] == "Too much; the expected wait is 2.5 seconds."
+        assert fields["grpc-retry-pushback-ms"] == "3000"
+    assert not peer.calls.ended
+    assert not peer.protocol._tasks
+    assert not peer.protocol._timers
 
 
 @in_loop

@@ -1,0 +1,1 @@
+"""How the server behaves at five times its capacity, and under abuse."""

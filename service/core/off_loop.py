@@ -1,0 +1,57 @@
+"""Runs work that would hold the event loop in a thread.
+
+Parsing, converting and encoding of values one by one holds Python's global lock (GIL), so threads
+do not make it faster: they only let the event loop run in between. A single thread does all
+conversions, one at a time. With several, the loop would queue for the lock behind all of them.
+
+Python code gives up the lock when another thread asks for it (the switch interval in
+service/worker.py). A call of a library holds it to its end, so such calls are kept short: long
+lists are converted in parts, and JSON has a limit of its own (`max_json_bytes`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Up to this size, values that are converted one by one take less than a millisecond.
+INLINE_BYTES = 32 * 1024
+# Values that one call of a library converts at a time, for some 0.3 ms.
+PART = 16_384
+# The longest pause after a piece of work. The loop needs the lock several times to answer one
+# request, and would wait for a whole piece each time.
+_LONGEST_PAUSE_S = 0.02
+
+
+class OffLoop:
+    """A thread that does one piece of work at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def __call__(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Start `work(*arguments)` when it is its turn; await the result."""
+        began = 0.0
+
+        def begin() -> T:
+            nonlocal began
+            began = time.perf_counter()
+            return work(*arguments)
+
+        def pause(_: Future[T]) -> None:
+            if began:
+                time.sleep(min(time.perf_counter() - began, _LONGEST_PAUSE_S))
+
+        running = self._thread.submit(begin)
+        result = asyncio.wrap_future(running)
+        # After `wrap_future`, so that the loop has the result before the thread pauses.
+        running.add_done_callback(pause)
+        return result
+
+
+off_loop = OffLoop("conversion")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from service.observe.loop_lag import LONG_S, LagMonitor
+
+HERE = Path(__file__).parent
+
+
+def messages(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+
+def hold_until_it_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    before = len(messages(caplog, "has not run for"))
+    while len(messages(caplog, "has not run for")) == before:
+        time.sleep(0.01)
+
+
+def test_what_holds_the_loop_is_named_while_and_after_it_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lags: list[float] = []
+
+    async def hold() -> None:
+        monitor = LagMonitor(lags.append, HERE, reminder_s=0)
+        await asyncio.sleep(0)
+        hold_until_it_is_noticed(caplog)
+        while max(lags, default=0) < LONG_S:
+            await asyncio.sleep(0.01)
+        monitor.stop()
+
+    asyncio.run(hold())
+    (while_held,) = messages(caplog, "has not run for")
+    assert "hold_until_it_is_noticed (test_loop_lag.py:" in while_held
+    after = messages(caplog, "was held for")
+    assert any("hold_until_it_is_noticed (test_loop_lag.py:" in line for line in after)
+    assert max(lags) >= 1
+
+
+def test_lines_are_rate_limited(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lags: list[float] = []
+
+    async def hold_twice() -> None:
+        monitor = LagMonitor(lags.append, HERE, reminder_s=3600)
+        await asyncio.sleep(0)
+        for count in (1, 2):
+            hold_until_it_is_noticed(caplog)
+            while len([lag for lag in lags if lag >= 1]) < count:
+                await asyncio.sleep(0.01)
+        monitor.stop()
+
+    asyncio.run(hold_twice())
+    assert len(messages(caplog, "was held for")) == 1
+
+
+def test_an_idle_loop_is_measured_without_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    lags: list[float] = []
+
+    async def idle() -> None:
+        monitor = LagMonitor(lags.append, HERE)
+        while len(lags) < 3:
+            await asyncio.sleep(0.01)
+        monitor.stop()
+
+    asyncio.run(idle())
+    assert all(lag >= 0 for lag in lags)
+    assert not messages(caplog, "has not run for")
