@@ -11,7 +11,7 @@ A run in a thread is ended when all of its requests are cancelled, and after `ma
 requests get their error at once, and none of them runs again. If it does not end within `_OBEYS_S`,
 `on_hang` has the worker replaced. Until the worker stops, more requests to this model are refused.
 
-Who is next is decided in `queueing`, who is turned away in `admission`.
+`queueing` decides which request is next, `admission` which is refused.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class BatchLimits(NamedTuple):
     max_queue: int = 4096
     max_delay_s: float = 0.0
     inline_budget_s: float = 0.001
-    max_queue_s: float = 1.0
+    max_queue_s: float = 2.0
     part_rows: int = 64
     max_run_s: float = 60.0
 
@@ -242,7 +242,10 @@ class Batcher:
                 reason, message, wait = self._judge(rows, deadline, caller, now)
         if not reason:
             return None
-        if reason != "deadline":
+        # A second large request, or a deadline that an empty queue could not meet either, says
+        # nothing about the queue.
+        is_long = reason != "deadline" or wait > self._admission.strict_bound
+        if is_long and rows <= self._small_rows:
             if self._admission.refused(now):
                 self._shed_standing()
             if self not in self._overloaded and self._admission.is_strict(now):

@@ -98,9 +98,11 @@ def start(
             body = json.dumps({"key": key, "byte_size": 1000}).encode()
             assert server.post(path, body, "application/json")[0] == 200
         # What later requests need is allocated: threads, buffers, the codecs of pictures.
-        for case in (*digits.CASES, *http_framing.CASES):
+        for case in (*digits.CASES, *http_framing.CASES, *grpc_framing.GRPC):
             if isinstance(case, Http):
                 _http(server, case)
+            elif case.fronts == "both":
+                check_call(server, case)
         (pid,) = server.worker_pids()
         started[fast_grpc] = server, [pid], resident_bytes(pid)
         return server
