@@ -358,6 +358,7 @@ class Worker:
             administration=service.administration,
             recorder=service.recorder,
             settings=settings,
+            budget=service.budget,
         )
         self._accepts_requests = True
         await self._grpc.start()

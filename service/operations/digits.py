@@ -74,8 +74,9 @@ class Digits:
         """
         if picture is not None:
             images = None
-            is_deflated = b"TXt" in picture or b"iCCP" in picture  # to 1 MB; see picture_files.py
-            if len(picture) <= _INLINE_PICTURE_BYTES and not is_deflated:
+            if len(picture) <= _INLINE_PICTURE_BYTES and not (
+                b"TXt" in picture or b"iCCP" in picture  # deflated, up to 1 MB: picture_files.py
+            ):
                 image = open_image(picture, *self._max_pixels)
                 if image.width * image.height <= _INLINE_PICTURE_PIXELS:
                     images = to_pixels(image)
@@ -102,9 +103,9 @@ class Digits:
         rows: list[Prediction] = []
         for start in range(0, len(images), step):
             part = images[start : start + step]
-            inputs = await off_loop(layout.inputs, part)
+            inputs = await off_loop(layout.inputs, part, size=part.nbytes)
             outputs = await served.batcher.submit(inputs, len(part), deadline, caller)
-            rows += await off_loop(layout.predictions, outputs)
+            rows += await off_loop(layout.predictions, outputs, size=part.nbytes)
         return Predictions(served.name, served.version, rows)
 
     def _decode(self, picture: bytes) -> Pixels:
