@@ -24,7 +24,7 @@ from tests.hostile_pictures import pictures
 from tests.service.linear_model import publish_linear
 
 MIB = 1024 * 1024
-# The most that a worker may take, in MB. The aim is 256; docs/decisions/memory.md says what is missing.
+# The most that a worker may take, in MB. The aim is 256: docs/decisions/memory.md says what lacks.
 LIMIT_MB = 450
 OCTETS = "application/octet-stream"
 
