@@ -97,7 +97,7 @@ def of_region(name: str) -> str:
         (
             "POST",
             INFER,
-            {"inference-header-content-length": "4000138"},
+            {"inference-header-content-length": "1000138"},
             json.dumps(
                 {
                     "inputs": [
@@ -107,7 +107,7 @@ def of_region(name: str) -> str:
                 }
             )
             .encode()
-            .ljust(4000138),
+            .ljust(1000138),
             "bytes of binary data are left",
         ),
         (
