@@ -41,6 +41,7 @@ from service.core.statistics import BatchRun, ModelStatistics
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
+_WATCH_S = 0.05  # between two looks at a run in a thread
 _OBEYS_S = 5.0  # a run that takes longer to end does not obey
 
 
@@ -348,28 +349,21 @@ class Batcher:
                 place.ran_in_thread(rows, seconds)
             self._finish(results)
 
-        left = len(batch)
-
-        def one_less(_: asyncio.Future[list[Array]]) -> None:
-            nonlocal left
-            left -= 1
-            if not left:  # no request waits for the outputs
-                running.options.terminate = True
-
-        for queued in batch:
-            queued.outputs.add_done_callback(one_less)
         self._in_thread = True
-        running.timer = loop.call_later(self._limits.max_run_s, self._end_if_too_long, running)
+        running.timer = loop.call_later(_WATCH_S, self._watch, running)
         loop.run_in_executor(self._executor, run).add_done_callback(back_on_the_loop)
 
-    def _end_if_too_long(self, running: _Running) -> None:
-        """End the current run of a batch that has lasted for `max_run_s`; else look again later."""
+    def _watch(self, running: _Running) -> None:
+        """End a run that no request waits for, or that has lasted for `max_run_s`."""
         loop = asyncio.get_running_loop()
         limit_s = self._limits.max_run_s
         # A batch that failed runs again in parts, and each of these runs has its own time.
         lasted_s = 0.0 if running.started is None else self._clock() - running.started
         if lasted_s < limit_s:
-            running.timer = loop.call_later(limit_s - lasted_s, self._end_if_too_long, running)
+            if all(queued.outputs.done() for queued in running.batch):
+                running.options.terminate = True
+            wait_s = min(_WATCH_S, limit_s - lasted_s)
+            running.timer = loop.call_later(wait_s, self._watch, running)
             return
         running.options.terminate = True
         for queued in running.batch:
@@ -430,7 +424,7 @@ class Batcher:
             was_ended = options is not None and options.terminate
             if len(batch) > 1 and not was_ended:
                 return [result for queued in batch for result in self._run([queued], running)]
-            # `_end_if_too_long` has answered the requests of a run that was ended.
+            # `_watch` has answered the requests of a run that was ended, or found none.
             reason = DeadlineExceeded.of_run(self._limits.max_run_s) if was_ended else error
             return [_RunResult(batch, reason, start, start, start, start)]
         return [_RunResult(batch, parts, start, joined, inferred, split)]

@@ -118,27 +118,30 @@ def test_what_would_wait_too_long_is_refused_at_once_over_grpc(slow: Server) -> 
         assert int(pushback) >= 1000
 
 
-def test_a_call_that_cannot_start_before_its_deadline_is_refused_at_once(slow: Server) -> None:
-    request = digits_pb2.PredictRequest(pixels=bytes(784)).SerializeToString()
+def test_what_cannot_be_answered_before_its_timeout_is_refused_at_once(slow: Server) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}
+    body = json.dumps({"inputs": [tensor], "parameters": {"timeout": 1000}}).encode()  # 1 ms
+    sentences: set[str] = set()
 
-    async def flood() -> Counter[str]:
-        async with grpc.aio.insecure_channel(slow.grpc) as channel:
-            predict = channel.unary_unary(PREDICT)
+    async def keep_busy() -> None:
+        while True:
+            await post(slow, 1)
 
-            async def once(timeout: float) -> str:
-                try:
-                    await predict(request, timeout=timeout)
-                except grpc.aio.AioRpcError as error:
-                    return f"{error.code().name} {error.details()}"
-                return "OK"
-
-            await once(60)
-            return Counter(await asyncio.gather(once(60), *(once(0.05) for _ in range(20))))
+    async def ask() -> None:
+        await post(slow, 1)
+        busy = asyncio.create_task(keep_busy())
+        async with asyncio.timeout(120):
+            while not any(text.startswith("The deadline passes before") for text in sentences):
+                status, answer = await asyncio.to_thread(
+                    slow.request, "POST", "/v2/models/mnist/infer", body
+                )
+                # 504 if the model happens to be free.
+                assert status in (503, 504)
+                sentences.add(json.loads(answer)["error"])
+        busy.cancel()
 
     before = shed(slow, "deadline")
-    results = asyncio.run(flood())
-    assert results["OK"] >= 1
-    assert any(name.startswith("UNAVAILABLE The deadline passes before") for name in results)
+    asyncio.run(ask())
     assert shed(slow, "deadline") > before
 
 
