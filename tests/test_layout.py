@@ -15,6 +15,7 @@ TESTED_ELSEWHERE = {
 # Test modules without a module of their name, with what they test.
 OTHER_TESTS = {
     "service/grpc/http2/conformance.py": "frame sequences by section of RFC 9113",
+    "service/grpc/http2/interleavings.py": "random interleavings of the calls of a connection",
     "service/runtime/never_wrong.py": "random graphs through batcher and session together",
     "service/request_path.py": "the path of one request through all modules of service/",
     "training/full_fast.py": "the recipe `fast` from the command to the published version",

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from google.protobuf import descriptor_pb2, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.core.budget import Budget
 from service.core.errors import Overloaded
 from service.grpc import digits as digits_service
 from service.grpc import health as health_service
@@ -53,6 +54,7 @@ class GrpcFront:
         administration: Administration,
         recorder: RequestRecorder,
         settings: Settings,
+        budget: Budget,
     ) -> None:
         self._inference = inference
         self._health = Health()
@@ -67,13 +69,7 @@ class GrpcFront:
             **rpcs(health_service.DESCRIPTOR, self._health.methods()),
             **_reflection(),
         }
-        self._server: Server = server(methods, self._calls, settings)
-
-    def _predict_refusal(
-        self, model: str, version: str, deadline: float | None, caller: str
-    ) -> Overloaded | None:
-        model = model or self._inference.default_model
-        return self._inference.refusal(model, version, deadline, caller)
+        self._server: Server = server(methods, self._calls, settings, budget)
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
         return self._inference.refusal(

@@ -9,10 +9,14 @@ from urllib.parse import unquote
 
 import grpc
 
+from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import Overloaded, ServiceError
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
+
+# Longer times are taken for never.
+_LONGEST_MS = 2**31 - 1
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -20,8 +24,11 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class GrpcioServer:
     """A grpc.aio server on the worker's event loop."""
 
-    def __init__(self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings) -> None:
+    def __init__(
+        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+    ) -> None:
         self._calls = calls
+        self._budget = budget
         self._callers = Callers(settings.trusted_proxies)
         self._server = grpc.aio.server(
             options=[
@@ -34,8 +41,9 @@ class GrpcioServer:
                     2 * (settings.max_request_bytes + MESSAGE_SLACK),
                 ),
                 ("grpc.max_send_message_length", -1),
+                *_life_of_connections(settings),
             ],
-            maximum_concurrent_rpcs=settings.max_connections,
+            maximum_concurrent_rpcs=settings.max_open_calls,
         )
         self._server.add_generic_rpc_handlers((_Handlers(rpcs, self._unary, self._stream),))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -50,12 +58,19 @@ class GrpcioServer:
 
     async def _unary(self, rpc: Rpc, content: bytes, context: _Context) -> bytes:
         request_id = self._request_id(context)
+        budget = self._budget
+        # grpcio has received the whole message before this: it can only be refused.
+        budget.used += len(content)
         try:
+            if budget.used > budget.limit:
+                raise budget.refusal("grpc")
             return await self._calls.answer(
                 rpc, content, _deadline(context), request_id, self._caller(context)
             )
         except ServiceError as error:
             await _abort(context, error)
+        finally:
+            budget.used -= len(content)
 
     async def _stream(
         self, rpc: Rpc, contents: AsyncIterator[bytes], context: _Context
@@ -89,6 +104,29 @@ class GrpcioServer:
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))
         context.set_trailing_metadata((("x-request-id", request_id),))
         return request_id
+
+
+def _life_of_connections(settings: Settings) -> list[tuple[str, int]]:
+    """What our own front does by its own rules; grpcio has no limit of connections."""
+
+    def milliseconds(seconds: float) -> int:
+        # 0 is never in our settings.
+        return min(round(seconds * 1000), _LONGEST_MS) if seconds else _LONGEST_MS
+
+    return [
+        ("grpc.server_handshake_timeout_ms", milliseconds(settings.header_timeout)),
+        ("grpc.max_connection_idle_ms", milliseconds(settings.idle_timeout)),
+        ("grpc.keepalive_time_ms", milliseconds(settings.keepalive_interval)),
+        ("grpc.keepalive_timeout_ms", milliseconds(settings.keepalive_timeout)),
+        ("grpc.http2.ping_timeout_ms", milliseconds(settings.keepalive_timeout)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # grpcio adds or takes off 10 % by itself.
+        ("grpc.max_connection_age_ms", milliseconds(settings.max_connection_age)),
+        ("grpc.max_connection_age_grace_ms", milliseconds(settings.stop_timeout or 0.001)),
+        # Clients may send PINGs as often as on our own front, almost.
+        ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ]
 
 
 class _Handlers(grpc.GenericRpcHandler):

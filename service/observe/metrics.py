@@ -211,6 +211,11 @@ _loop_lag = BufferedHistogram(
 _inference_failures = Counter(
     "mnist_inference_failures", "Runs of a model that raised an error.", _PER_MODEL
 )
+_grpc_connections_closed = Counter(
+    "mnist_grpc_connections_closed",
+    "gRPC connections that ended: closed by the client (peer), or by the server, by reason.",
+    ["reason"],
+)
 _shed = BufferedCounter(
     "mnist_shed_requests",
     "Requests refused at once: the queue is full (queue), the wait too long (time), or too long "
@@ -312,11 +317,21 @@ class Metrics:
 
 # Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
 _http_closed = {r: _http_connections_closed.labels(r) for r in ("headers", "idle", "displaced")}
+_GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "error", "stop")
+_grpc_closed = {
+    reason: _grpc_connections_closed.labels(reason)
+    for reason in (*_GRPC_REASONS, "displaced", "refused")
+}
 
 
 def http_connection_closed(reason: str) -> None:
     """Count an HTTP connection that the server closed."""
     _http_closed[reason].inc()
+
+
+def grpc_connection_closed(reason: str) -> None:
+    """Count a connection of the server's own gRPC front that ended."""
+    _grpc_closed[reason].inc()
 
 
 def exposition() -> bytes:

@@ -6,6 +6,7 @@ Source: RFC 9113; the numbers in docstrings are its sections.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -366,10 +367,7 @@ def test_the_fault_of_one_call_stays_its_own(
     with Peer(server) as peer:
         peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers()))
         peer.send(wire.frame(wire.DATA, 0, 1, whole[:100]))
-        block = headers(**fields)
-        first, rest = block[:10_000], block[10_000:]
-        peer.send(wire.frame(wire.HEADERS, 0, 3, first))
-        peer.send(wire.frame(wire.CONTINUATION, wire.END_HEADERS, 3, rest) + more)
+        peer.send(wire.headers(0, 3, headers(**fields), wire.DEFAULT_FRAME) + more)
         received, _ = peer.answer(3)
         assert expected.items() <= received.items(), received
         peer.send(wire.frame(wire.DATA, wire.END_STREAM, 1, whole[100:]))
@@ -426,7 +424,7 @@ def test_an_answer_before_the_end_of_a_request_stops_it(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def small_server(start_server: Callable[..., Server]) -> Server:
-    return start_server(body_timeout=0.3, max_connections=4)
+    return start_server(body_timeout=0.3, header_timeout=0.3, max_connections=4)
 
 
 def test_a_message_that_never_arrives_times_out(small_server: Server, mnist: Mnist) -> None:
@@ -454,11 +452,132 @@ def test_more_calls_than_allowed_are_refused_for_a_retry(
         assert is_ok(peer.answer(7))
 
 
-def test_more_connections_than_allowed_are_refused_with_the_reason(small_server: Server) -> None:
-    with Peer(small_server), Peer(small_server), Peer(small_server), Peer(small_server):
-        time.sleep(0.05)
-        with Peer(small_server) as fifth:
+WATCH = "/grpc.health.v1.Health/Watch"
+WATCHED = struct.pack(">BI", 0, 0)  # the whole server
+
+
+def watch(peer: Peer) -> None:
+    """Open a stream and wait for its first message."""
+    peer.send(call(1, headers(WATCH), WATCHED))
+    assert wire.DATA in (kind for kind, *_ in peer.frames())
+
+
+def test_more_connections_than_allowed_are_refused_with_the_reason(
+    start_server: Callable[..., Server],
+) -> None:
+    """If all of them have an open call, and none has been silent for body_timeout."""
+    full = start_server(max_connections=4)
+    with Peer(full) as one, Peer(full) as two, Peer(full) as three, Peer(full) as four:
+        for peer in (one, two, three, four):
+            watch(peer)
+        with Peer(full) as fifth:
             assert "max_connections" in fifth.goaway()[1]
+
+
+def closed_connections(server: Server) -> dict[str, float]:
+    """Counts of mnist_grpc_connections_closed_total by reason."""
+    pattern = r'^mnist_grpc_connections_closed_total{reason="(\w+)"} (\S+)$'
+    text = server.get("/metrics")[1].decode()
+    return {reason: float(count) for reason, count in re.findall(pattern, text, re.MULTILINE)}
+
+
+def test_idle_connections_shut_nobody_out(
+    start_server: Callable[..., Server], mnist: Mnist
+) -> None:
+    """Before, 1,024 of them did for as long as they liked."""
+    full = start_server(max_connections=16)
+    idle = [Peer(full) for _ in range(16)]
+    with Peer(full) as used:
+        used.send(call(1, headers(), message(mnist)))
+        assert is_ok(used.answer(1))
+        time.sleep(1.1)  # unused connections give way after a second
+        for _ in range(10):
+            with Peer(full) as newcomer:
+                newcomer.send(call(1, headers(), message(mnist)))
+                assert is_ok(newcomer.answer(1))
+            idle.append(Peer(full))
+        used.send(call(3, headers(), message(mnist)))
+        assert is_ok(used.answer(3))
+    code, reason = idle[0].goaway()
+    assert (code, "max_connections" in reason) == (wire.NO_ERROR, True)
+    for peer in idle:
+        peer.socket.close()
+    full.wait_until(lambda: closed_connections(full).get("displaced", 0) >= 10)
+
+
+def test_calls_that_never_end_shut_nobody_out(
+    start_server: Callable[..., Server], mnist: Mnist
+) -> None:
+    """Half-sent calls whose bytes trickle in: none of them brings a whole message."""
+    full = start_server(max_connections=8, body_timeout=1.0)
+    trickling = [Peer(full) for _ in range(8)]
+    path = INFER[:-5] + "StreamInfer"
+    for peer in trickling:
+        peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers(path)))
+        peer.send(wire.frame(wire.DATA, 0, 1, message(mnist)[:10]))
+
+    def is_served() -> bool:
+        for peer in trickling:
+            with contextlib.suppress(ConnectionError):
+                peer.send(wire.frame(wire.DATA, 0, 1, b"x"))
+        with Peer(full) as newcomer, contextlib.suppress(AssertionError, ConnectionError):
+            newcomer.send(call(1, headers(), message(mnist)))
+            return is_ok(newcomer.answer(1))
+        return False
+
+    full.wait_until(is_served)
+    for peer in trickling:
+        peer.socket.close()
+
+
+def test_headers_that_trickle_end_their_connection(small_server: Server) -> None:
+    with Peer(small_server) as peer:
+        peer.send(wire.frame(wire.HEADERS, 0, 1, headers()))
+        code, reason = peer.goaway()
+        assert (code, "header_timeout" in reason) == (wire.ENHANCE_YOUR_CALM, True)
+
+
+@pytest.mark.parametrize("fast_grpc", [True, False])
+def test_connections_without_calls_and_silent_ones_end(
+    start_server: Callable[..., Server], mnist: Mnist, fast_grpc: bool
+) -> None:
+    brief = start_server(
+        fast_grpc=fast_grpc, idle_timeout=1.0, keepalive_interval=2.0, keepalive_timeout=1.0
+    )
+    with Peer(brief) as idle, Peer(brief) as silent:
+        silent.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers(WATCH)))
+        idle.send(call(1, headers(), message(mnist)))
+        assert is_ok(idle.answer(1))
+        assert wire.GOAWAY in [kind for kind, *_ in idle.frames()]
+        kinds = [kind for kind, *_ in silent.frames()]  # until the server closes
+        assert wire.PING in kinds
+    if fast_grpc:
+        brief.wait_until(lambda: closed_connections(brief).keys() >= {"idle", "keepalive"})
+
+
+@pytest.mark.parametrize("fast_grpc", [True, False])
+def test_no_call_is_lost_when_connections_reach_their_age(
+    start_server: Callable[..., Server], mnist: Mnist, fast_grpc: bool
+) -> None:
+    aging = start_server(fast_grpc=fast_grpc, max_connection_age=0.5)
+    request = inference.ModelInferRequest(model_name="mnist")
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, 28, 28])
+    request.raw_input_contents.append(mnist.images[:1].tobytes())
+    with grpc.insecure_channel(aging.grpc) as channel:
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            calls = [stub.ModelInfer.future(request, wait_for_ready=True) for _ in range(20)]
+            assert all(each.result().model_name == "mnist" for each in calls)
+    if fast_grpc:
+        assert closed_connections(aging)["age"] >= 3
+
+
+def test_a_flood_of_pings_ends_its_connection(server: Server) -> None:
+    with Peer(server) as peer:
+        with contextlib.suppress(ConnectionError):
+            peer.send(wire.frame(wire.PING, 0, 0, bytes(8)) * 5000)
+        assert peer.goaway() == (wire.ENHANCE_YOUR_CALM, "too_many_pings")
 
 
 def test_stopping_answers_open_calls_and_refuses_new_ones(

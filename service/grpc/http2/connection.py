@@ -35,10 +35,13 @@ Sources: RFC 9113 (HTTP/2); gRPC over HTTP2 (PROTOCOL-HTTP2.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
-from service.core.errors import RequestTimeout, excerpt
+from service.core.budget import Claim
+from service.core.errors import InFlightLimit, RequestTimeout, excerpt
 from service.grpc.answering import Rpc
 from service.grpc.http2 import frames
 from service.grpc.http2.frames import FrameReader, ProtocolError, StreamError
@@ -50,28 +53,64 @@ from service.grpc.http2.headers import (
     Status,
     http_error,
 )
+from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
 
-# Bytes that a peer may send on all streams of a connection before it must wait.
+# Bytes that a peer may send on all streams of a connection before it must wait. This window is
+# given back as bytes arrive: what a message may hold is bounded by the window of its stream, and a
+# window that messages share would let one that does not continue hold up the others.
 CONNECTION_WINDOW = 4 << 20
-_MAX_FRAME = 1 << 18
+_MAX_FRAME = frames.DEFAULT_FRAME  # a connection keeps an unfinished frame, which is not counted
 # Rapid reset (CVE-2023-44487) opens and resets calls without waiting, so that max_streams does not
 # bound them. A call that was open for this many seconds did count towards max_streams.
 _QUICK_RESET_S = 0.05
 # Quick resets and stream errors that a peer may cause at once, and how many more per second. Each
 # costs some 20 us, so this rate takes 2 % of a core. Answered calls allow as many again.
 _FREE_RESETS = 1000
-_FREE_RESETS_PER_S = 1000.0
+# The same of PINGs. gRPC-Go sends one per answer to measure the bandwidth.
+_FREE_PINGS = 1000
+# The last stream of a GOAWAY that only announces the end (RFC 9113, 6.8).
+_ALL_STREAMS = 2**31 - 1
+_KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
 # Calls that ended before their request did. Frames of theirs that arrive later are ignored.
 _MAX_UNFINISHED = 1024
 
 
 class Limits(NamedTuple):
-    """Limits of one connection."""
+    """Limits of one connection; times are in seconds, and 0 is never for those that say so."""
 
     max_message: int  # bytes
     max_streams: int  # open calls
-    body_timeout: float  # seconds for the preface, and for the message of a unary call
+    body_timeout: float  # for the message of a unary call, and for an answer to be read
+    header_timeout: float = 10.0  # for the preface and for a header block
+    idle_timeout: float = 300.0  # without an open call
+    keepalive_interval: float = 60.0  # without a byte received, until a PING is sent; or 0
+    keepalive_timeout: float = 20.0  # for any byte after the PING
+    max_age: float = 3600.0  # or 0
+    grace: float = 30.0  # for the open calls of a connection that has reached max_age
+
+    @property
+    def tick(self) -> float:
+        """Seconds between two calls of `Connection.tick`."""
+        times = (self.body_timeout, self.header_timeout, self.idle_timeout, self.keepalive_timeout)
+        return min([*times, self.keepalive_interval or math.inf, self.max_age or math.inf]) / 2
+
+
+class Allowance:
+    """How often a peer may do what costs it nothing: `burst` times, and as often per second."""
+
+    __slots__ = ("_burst", "_used_at", "left")
+
+    def __init__(self, burst: int) -> None:
+        self.left = float(burst)
+        self._burst = burst
+        self._used_at = 0.0
+
+    def use(self, now: float) -> bool:
+        """Whether it may happen once more."""
+        self.left = min(self.left + (now - self._used_at) * self._burst, self._burst) - 1
+        self._used_at = now
+        return self.left >= 0
 
 
 class CallStarted(NamedTuple):
@@ -118,8 +157,8 @@ Event = CallStarted | MessageReceived | MessagesEnded | OutputDrained | CallEnde
 class Connection:
     """The server's side of one connection.
 
-    `choose_request_id` returns the id of a call from its x-request-id header, or None. `now` is
-    always a time in seconds of the same monotonic clock.
+    `choose_request_id` returns the id of a call from its x-request-id header, or None. `pool` has
+    all connections of the worker. `now` is always a time in seconds of the same monotonic clock.
     """
 
     def __init__(
@@ -127,10 +166,28 @@ class Connection:
         rpcs: Mapping[str, Rpc],
         limits: Limits,
         choose_request_id: Callable[[str | None], str],
+        pool: Pool,
+        now: float = 0.0,
     ) -> None:
         self.closed = False  # nothing more is read or queued for sending
+        self.reason = "peer"  # why it ended, for the metric
+        # Called when something other than its bytes changes the connection: it may have output, be
+        # closed, and have `events`.
+        self.wake: Callable[[], None] = lambda: None
+        self.used_at = now  # when it was opened, or its last whole message arrived
         self._stopping = False  # no new calls are accepted
         self._limits = limits
+        self._pool = pool
+        self._budget = pool.budget
+        self._paused = False  # the peer does not read its socket
+        self._paused_at: float | None = None  # when `tick` first saw it
+        self._stalled: dict[Claim, tuple[int, float]] = {}  # see `_end_unread_answers`
+        # Times of the rules of `tick`.
+        self._opened_at = now
+        self._idle_since = now
+        self._headers_since: tuple[int, float] | None = None  # the stream of an unfinished block
+        self._ping_sent_at: float | None = None
+        self._leaving_at: float | None = None  # when max_age was reached
         self._choose_request_id = choose_request_id
         self._reader = FrameReader(_MAX_FRAME, MAX_HEADER_BLOCK)
         self._decoder = HeaderDecoder(rpcs)
@@ -145,16 +202,15 @@ class Connection:
         self._peer = PeerSettings()
         self._most_send_credit = 0  # no stream has more
         self._window_has_grown = False  # since output was last tried
-        self._resets_left = float(_FREE_RESETS)  # as of the time of the last one
-        self._last_reset_at = 0.0
-        self._now = 0.0
+        self._resets = Allowance(_FREE_RESETS)
+        self._pings = Allowance(_FREE_PINGS)
+        self._now = now  # when the peer's last bytes came
         self._events: list[Event] = []
         self._output = [
             frames.settings(
                 {
                     frames.MAX_CONCURRENT_STREAMS: limits.max_streams,
                     frames.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-                    frames.MAX_FRAME_SIZE: _MAX_FRAME,
                     frames.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
                 }
             ),
@@ -182,6 +238,10 @@ class Connection:
                 self._send_waiting()
         except ProtocolError as error:
             self._fail(error.code, str(error))
+        return self.events()
+
+    def events(self) -> list[Event]:
+        """Return what happened since the last call."""
         events, self._events = self._events, []
         return events
 
@@ -210,51 +270,176 @@ class Connection:
         """
         if stream.status is not None or stream.state == State.CLOSED:
             return
+        self._release(stream)
         stream.finish(status, content)
         self._send_frames(stream)
 
     def expire(self, stream: Stream, status: Status) -> None:
         """End a call whose deadline has passed, even if its answer waits for a window."""
         if stream.state != State.CLOSED:
+            self._release(stream)
             stream.expire(status)
             self._send_frames(stream)
 
     def message_read(self, stream: Stream) -> None:
         """Count a message of a streaming call as read, so that its peer may send more."""
-        if size := stream.message_read():
-            self._output.append(frames.window_update(stream.id, size))
+        stream.message_read()
+        self._open_window(stream)
 
-    def sweep(self, now: float) -> list[Event]:
-        """End unary calls whose message is late, or the connection if its preface is."""
-        timeout = self._limits.body_timeout
+    def message_answered(self, stream: Stream) -> None:
+        """Give back what the oldest message of a streaming call held."""
+        if stream.holds:
+            self._give_back(stream, stream.holds.popleft())
+
+    def _give_back(self, stream: Stream, hold: Claim | int) -> None:
+        if isinstance(hold, int):
+            stream.counted -= hold
+            self._budget.used -= hold
+        else:
+            hold.close()
+
+    def message_inflated(self, stream: Stream, claim: Claim) -> None:
+        """Keep the claim of a message that was decompressed, in place of what it held before."""
+        if stream.status is not None or stream.state == State.CLOSED:
+            claim.close()
+        elif stream.headers.is_unary:
+            stream.holds.append(claim)
+        else:
+            self._give_back(stream, stream.replace_hold(claim))
+
+    def pause(self) -> None:
+        """Send no more messages: the peer does not read its socket."""
+        self._paused, self._paused_at = True, None
+
+    def resume(self) -> list[Event]:
+        """Send what has waited since `pause`."""
+        self._paused = False
+        self._send_waiting()
+        return self.events()
+
+    def tick(self, now: float) -> list[Event]:
+        """Apply the rules of time; call it every `Limits.tick` seconds."""
+        limits = self._limits
+        if self.closed:
+            return []
+        if self._streams:
+            self._idle_since = now
+            self._end_late_calls(now)
+            self._end_unread_answers(now)
+        elif now - max(self._idle_since, self.used_at) >= limits.idle_timeout:
+            self._leave("idle", f"no call for {limits.idle_timeout:g} seconds (idle_timeout)")
         if not self._reader.preface_received:
-            self._fail(frames.PROTOCOL_ERROR, "no preface came")
+            if now - self._opened_at >= limits.header_timeout:
+                self._fail(frames.PROTOCOL_ERROR, "no preface came", "headers")
+        elif (stream_id := self._reader.unfinished_headers) is None:
+            self._headers_since = None
+        elif self._headers_since is None or self._headers_since[0] != stream_id:
+            self._headers_since = stream_id, now
+        elif now - self._headers_since[1] >= limits.header_timeout:
+            reason = f"headers did not end within {limits.header_timeout:g} seconds"
+            self._fail(frames.ENHANCE_YOUR_CALM, f"{reason} (header_timeout)", "headers")
+        if self._paused:
+            if self._paused_at is None:
+                self._paused_at = now
+            elif now - self._paused_at >= limits.body_timeout:
+                self._fail(frames.NO_ERROR, "answers are not read (body_timeout)", "unread")
+        self._keep_alive(now)
+        if limits.max_age and now - self._opened_at >= limits.max_age:
+            self._retire(now)
+        return self.events()
+
+    def _keep_alive(self, now: float) -> None:
+        """Send a PING after silence. Any byte is as good an answer as its ACK."""
+        interval = self._limits.keepalive_interval
+        if self._ping_sent_at is not None and self._now > self._ping_sent_at:
+            self._ping_sent_at = None
+        if self._ping_sent_at is not None:
+            if now - self._ping_sent_at >= self._limits.keepalive_timeout:
+                self._fail(frames.NO_ERROR, "no answer to a PING (keepalive_timeout)", "keepalive")
+        elif interval and now - self._now >= interval:
+            self._ping(_KEEPALIVE, now)
+
+    def _end_late_calls(self, now: float) -> None:
+        """End unary calls whose message is late."""
+        timeout = self._limits.body_timeout
         error = RequestTimeout.of("message", timeout)
         status = Status(error.grpc_code, error.message)
         for stream in list(self._streams.values()):
             is_waiting = stream.headers.is_unary and stream.state == State.OPEN
             if is_waiting and stream.opened_at < now - timeout:
                 self._cancel(stream, status)
-        events, self._events = self._events, []
-        return events
 
-    def stop(self) -> None:
+    def _end_unread_answers(self, now: float) -> None:
+        """End calls of whose output nothing could be sent for body_timeout."""
+        timeout = self._limits.body_timeout
+        before, self._stalled = self._stalled, {}
+        for stream in list(self._waiting.values()):
+            if (answer := stream.answer) is None:
+                continue
+            sent, since = before.get(answer, (-1, now))
+            if sent != answer.moved:
+                since = now
+            if now - since < timeout:
+                self._stalled[answer] = answer.moved, since
+            else:
+                self._events.append(CallCancelled(stream))
+                reason = f"The answer was not read for {timeout:g} seconds (body_timeout)."
+                self.expire(stream, Status("RESOURCE_EXHAUSTED", reason))
+
+    def _retire(self, now: float) -> None:
+        """End a connection of max_age, so that no call is lost (RFC 9113, 6.8).
+
+        First an announcement, and a PING: calls that the peer opened before it answers are still
+        accepted. Then the end of new calls, and at last, after the grace, that of open ones.
+        """
+        if self.closed:
+            return
+        if self._leaving_at is None:
+            self._leaving_at = now
+            reason = "the connection has reached max_connection_age"
+            self._output.append(frames.goaway(_ALL_STREAMS, frames.NO_ERROR, reason))
+            self._ping(_LEAVING, now)
+        elif now - self._leaving_at >= self._limits.grace:
+            self._leave("age", "the connection has reached max_connection_age")
+
+    def _ping(self, content: bytes, now: float) -> None:
+        self._output.append(frames.frame(frames.PING, 0, 0, content))
+        self._ping_sent_at = now
+
+    def stop(self, cause: str = "stop", reason: str = "the server is stopping") -> None:
         """Refuse new calls; close once the open ones are finished."""
         if not self._stopping and not self.closed:
             self._stopping = True
-            reason = "the server is stopping"
+            self.reason = cause
             self._output.append(frames.goaway(self._last_stream_id, frames.NO_ERROR, reason))
             self._close_if_done()
 
+    def give_way(self) -> None:
+        """Close in favour of another connection (`Pool`)."""
+        self._leave("displaced", "the server has too many connections (max_connections)")
+        self.wake()
+
+    @property
+    def open_calls(self) -> int:
+        return len(self._streams)
+
+    @property
+    def was_used(self) -> bool:
+        """Whether the peer ever opened a call."""
+        return self._last_stream_id > 0
+
     def refuse(self, reason: str) -> None:
         """Close the connection before it was used."""
-        self._fail(frames.ENHANCE_YOUR_CALM, reason)
+        self._fail(frames.ENHANCE_YOUR_CALM, reason, "refused")
 
     def lose(self) -> None:
         """Close the connection and its streams without a word: the peer is gone."""
         self.closed = True
         for stream in self._streams.values():
             stream.state = State.CLOSED
+            self._release(stream)
+            self._answer_sent(stream)
+        self._pool.open_calls -= len(self._streams)
         self._streams.clear()
         self._waiting.clear()
 
@@ -292,7 +477,12 @@ class Connection:
             self._open(stream_id, headers, end_stream)
 
     def _open(self, stream_id: int, headers: RequestHeaders, end_stream: bool) -> None:
-        if self._stopping or len(self._streams) >= self._limits.max_streams:
+        open_calls = len(self._streams)
+        if (
+            self._stopping
+            or open_calls >= self._limits.max_streams
+            or not self._pool.may_open(open_calls)
+        ):
             self._output.append(frames.reset(stream_id, frames.REFUSED_STREAM))
             if not end_stream:
                 self._expect_more(stream_id)
@@ -319,6 +509,7 @@ class Connection:
         if end_stream:
             stream.receive(b"", 0, end_stream)
         self._streams[stream_id] = stream
+        self._pool.open_calls += 1
         if headers.refusal is not None:
             self.finish(stream, headers.refusal)
             return
@@ -353,7 +544,26 @@ class Connection:
                 del self._unfinished[stream_id]
             return  # the call is answered already
         stream.receive(content, size, end_stream)
-        self._take_messages(stream, end_stream)
+        if stream.status is None and self._count(stream, len(content)):
+            self._take_messages(stream, end_stream)
+
+    def _count(self, stream: Stream, size: int) -> bool:
+        """Count bytes that have arrived. Returns False if there is no room for them."""
+        claim = stream.claim
+        if claim is not None and claim.is_granted:
+            claim.moved += size
+            if claim.moved <= claim.size:
+                return True
+            size = claim.moved - claim.size  # of the next message
+            claim.moved = claim.size
+        budget = self._budget
+        stream.counted += size
+        budget.used += size
+        if budget.used <= budget.limit:
+            return True
+        error = budget.refusal("grpc")
+        self._cancel(stream, Status(error.grpc_code, error.message))
+        return False
 
     def _take_messages(self, stream: Stream, end_stream: bool) -> None:
         """Report the messages that the latest frame of a stream has completed."""
@@ -363,18 +573,61 @@ class Connection:
             if stream.headers.is_unary:
                 message = stream.take_message(self._limits.max_message)
                 if message is not None:
+                    self.used_at = self._now
                     flag, content = message
                     self._events.append(MessageReceived(stream, flag, content))
             else:
                 for flag, content in stream.take_messages(self._limits.max_message):
+                    self.used_at = self._now
                     self._events.append(MessageReceived(stream, flag, content))
                 if end_stream:
                     self._events.append(MessagesEnded(stream))
         except CallFailed as failure:
             self._cancel(stream, failure.status)
             return
-        if not end_stream and (size := stream.grant()):
+        if not end_stream:
+            self._open_window(stream)
+
+    def _open_window(self, stream: Stream) -> None:
+        """Let the peer send on, as far as there is room."""
+        if stream.must_claim:
+            stream.claim = self._budget.claim(
+                stream.next_size,
+                "grpc",
+                granted=partial(self._claim_granted, stream),
+                refused=partial(self._claim_refused, stream),
+            )
+            if stream.claim.is_granted:
+                self._claim_granted(stream)
+        elif size := stream.grant():
             self._output.append(frames.window_update(stream.id, size))
+
+    def _claim_granted(self, stream: Stream) -> None:
+        """There is room for the message that is arriving: what has arrived moves to its claim."""
+        assert stream.claim is not None
+        stream.claim.moved = stream.arrived
+        stream.counted -= stream.arrived
+        self._budget.used -= stream.arrived
+        if size := stream.grant():
+            self._output.append(frames.window_update(stream.id, size))
+        self.wake()
+
+    def _claim_refused(self, stream: Stream, error: InFlightLimit) -> None:
+        self._cancel(stream, Status(error.grpc_code, error.message))
+        self.wake()
+
+    def _release(self, stream: Stream) -> None:
+        """Give back what the request of a call held."""
+        self._budget.used -= stream.counted
+        stream.counted = 0
+        if stream.claim is not None:
+            stream.claim.close()
+            stream.claim = None
+        if stream.holds:
+            for hold in stream.holds:
+                if not isinstance(hold, int):
+                    hold.close()
+            stream.holds.clear()
 
     def _receive_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         frames.read_word(payload)
@@ -457,7 +710,11 @@ class Connection:
         if len(payload) != 8:
             raise ProtocolError(frames.FRAME_SIZE_ERROR, "a PING of a wrong size")
         if not flags & frames.ACK:
+            if not self._pings.use(self._now):
+                raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too_many_pings")
             self._output.append(frames.frame(frames.PING, frames.ACK, 0, payload))
+        elif payload == _LEAVING and self._leaving_at is not None:
+            self.stop("age", "the connection has reached max_connection_age")
 
     def _receive_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
         raise ProtocolError(frames.PROTOCOL_ERROR, "a client cannot push")
@@ -466,6 +723,8 @@ class Connection:
 
     def _send_waiting(self) -> None:
         """Use windows that have grown, the longest wait first."""
+        if self._paused:
+            return
         self._window_has_grown = False
         for stream in list(self._waiting.values()):
             if self._send_window <= 0:
@@ -484,7 +743,7 @@ class Connection:
 
     def _send_frames(self, stream: Stream) -> None:
         """Queue the frames that the windows allow; close the stream after its trailers."""
-        parts, used = stream.next_frames(self._send_window)
+        parts, used = stream.next_frames(0 if self._paused else self._send_window)
         self._send_window -= used
         self._output += parts
         if stream.output:
@@ -492,9 +751,11 @@ class Connection:
             if used:
                 self._waiting.pop(stream.id, None)
             self._waiting[stream.id] = stream
+            self._answer_waits(stream)
             return
         if self._waiting:
             self._waiting.pop(stream.id, None)
+            self._answer_sent(stream)
         if stream.status is None:
             return
         if stream.state == State.HALF_CLOSED_LOCAL:
@@ -502,9 +763,33 @@ class Connection:
             self._output.append(frames.reset(stream.id, frames.NO_ERROR))
             stream.state = State.CLOSED
             self._expect_more(stream.id)
-        self._resets_left += 1
+        self._resets.left += 1
+        self._pings.left += 1
         del self._streams[stream.id]
+        self._pool.open_calls -= 1
         self._close_if_done()
+
+    def _answer_waits(self, stream: Stream) -> None:
+        """Count output that the peer does not let out."""
+        size = len(stream.output)
+        if stream.answer is None or stream.answer.size != size:
+            self._answer_sent(stream)
+            budget = self._budget
+            if len(self._waiting) > 1 and budget.used + size > budget.limit:
+                self._answer_refused(stream, budget.refusal("grpc"))
+                return
+            stream.answer = budget.answer(size, "grpc", partial(self._answer_refused, stream))
+        stream.answer.moved = stream.sent
+
+    def _answer_sent(self, stream: Stream) -> None:
+        if stream.answer is not None:
+            stream.answer.close()
+            stream.answer = None
+
+    def _answer_refused(self, stream: Stream, error: InFlightLimit) -> None:
+        self._events.append(CallCancelled(stream))
+        self.expire(stream, Status(error.grpc_code, error.message))
+        self.wake()
 
     # The end.
 
@@ -529,7 +814,10 @@ class Connection:
         """Forget a stream that is reset."""
         stream.state = State.CLOSED
         del self._streams[stream.id]
+        self._pool.open_calls -= 1
+        self._release(stream)
         self._waiting.pop(stream.id, None)
+        self._answer_sent(stream)
         self._events.append(CallCancelled(stream))
 
     def _expect_more(self, stream_id: int) -> None:
@@ -540,11 +828,7 @@ class Connection:
 
     def _use_allowance(self) -> None:
         """Count a call that cost its peer nothing."""
-        seconds = self._now - self._last_reset_at
-        self._last_reset_at = self._now
-        self._resets_left += seconds * _FREE_RESETS_PER_S
-        self._resets_left = min(self._resets_left, _FREE_RESETS) - 1
-        if self._resets_left < 0:
+        if not self._resets.use(self._now):
             raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many calls given up")
 
     def _is_idle(self, stream_id: int) -> bool:
@@ -555,9 +839,17 @@ class Connection:
         if self._stopping and not self._streams:
             self.closed = True
 
-    def _fail(self, code: int, reason: str) -> None:
-        """End the connection because of the peer."""
+    def _leave(self, cause: str, reason: str) -> None:
+        """End the connection without a fault of the peer; open calls get a status."""
+        for stream in list(self._streams.values()):
+            self._events.append(CallCancelled(stream))
+            self.expire(stream, Status("UNAVAILABLE", f"Connect again: {reason}."))
+        self._fail(frames.NO_ERROR, reason, cause)
+
+    def _fail(self, code: int, reason: str, cause: str = "error") -> None:
+        """End the connection; `cause` is for the metric."""
         if not self.closed:
+            self.reason = cause
             self._output.append(frames.goaway(self._last_stream_id, code, reason))
             self._events += [CallCancelled(stream) for stream in self._streams.values()]
             self.lose()

@@ -94,6 +94,16 @@ class FrameReader:
         self._unfinished_block: tuple[int, int, bytearray] | None = None
         self._block_cost = 0
 
+    @property
+    def unfinished_headers(self) -> int | None:
+        """The stream of a header block that is begun and not ended."""
+        if self._unfinished_block is not None:
+            return self._unfinished_block[1]
+        if self.preface_received and len(self._buffer) >= FRAME_HEADER.size:
+            _, _, kind, _, stream_id = FRAME_HEADER.unpack_from(self._buffer)
+            return stream_id & _STREAM_ID if kind == HEADERS else None
+        return None
+
     def frames(self, data: bytes) -> Iterator[Frame]:
         """Yield the frames that `data` completes. Exhaust the iterator before the next call.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import (
     DeadlineExceeded,
@@ -18,7 +21,7 @@ from service.core.errors import (
     excerpt,
 )
 from service.core.inflation import inflate
-from service.grpc.answering import MESSAGE_SLACK, Call, Calls, Rpc
+from service.grpc.answering import MESSAGE_SLACK, Call, Calls, Pipelined, Rpc
 from service.grpc.http2.connection import (
     CallCancelled,
     CallEnded,
@@ -31,12 +34,16 @@ from service.grpc.http2.connection import (
     OutputDrained,
 )
 from service.grpc.http2.headers import OK, RetryLater, Status
+from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import Stream
+from service.observe import metrics
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+# Bytes that one byte of deflate's format can stand for.
+_MOST_INFLATED = 1032
 # Seconds a peer may keep its side open after GOAWAY.
 _LINGER_S = 1.0
 
@@ -47,7 +54,9 @@ _Inbox = asyncio.Queue[MessageReceived | None]
 class Http2Server:
     """Listens on a port that the workers share; lives on the worker's event loop."""
 
-    def __init__(self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings) -> None:
+    def __init__(
+        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+    ) -> None:
         self._rpcs = rpcs
         self._calls = calls
         self._settings = settings
@@ -56,6 +65,12 @@ class Http2Server:
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
         self._callers = Callers(settings.trusted_proxies)
         self._connections: set[Http2Protocol] = set()
+        self._pool = Pool(
+            settings.max_connections,
+            settings.max_open_calls,
+            silence=settings.body_timeout,
+            budget=budget,
+        )
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -70,6 +85,8 @@ class Http2Server:
 
     def _protocol(self) -> Http2Protocol:
         settings = self._settings
+        # Connections that were opened at the same moment do not end at the same moment.
+        max_age = settings.max_connection_age * random.uniform(0.9, 1.1)
         return Http2Protocol(
             rpcs=self._rpcs,
             calls=self._calls,
@@ -77,10 +94,16 @@ class Http2Server:
                 max_message=self._max_message,
                 max_streams=settings.max_connections,
                 body_timeout=settings.body_timeout,
+                header_timeout=settings.header_timeout,
+                idle_timeout=settings.idle_timeout,
+                keepalive_interval=settings.keepalive_interval,
+                keepalive_timeout=settings.keepalive_timeout,
+                max_age=max_age,
+                grace=settings.stop_timeout,
             ),
             inflate=self._inflate,
             connections=self._connections,
-            max_connections=settings.max_connections,
+            pool=self._pool,
             callers=self._callers,
         )
 
@@ -121,21 +144,23 @@ class Http2Protocol(asyncio.Protocol):
         limits: Limits,
         inflate: Callable[[bytes, str], Awaitable[bytes]],
         connections: set[Http2Protocol],
-        max_connections: int,
+        pool: Pool,
         callers: Callers,
     ) -> None:
         self._calls = calls
         self._inflate = inflate
         self._connections = connections
-        self._max_connections = max_connections
+        self._pool = pool
         self._callers = callers
         self._peer = ""  # the address, "" for a Unix socket
-        self._sweep_interval = limits.body_timeout / 2
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._connection = Connection(rpcs, limits, calls.request_id)
+        now = self._loop.time()
+        self._connection = Connection(rpcs, limits, calls.request_id, pool, now)
+        self._connection.wake = self._flush_soon
         self._flush_scheduled = False
         self._hung_up = False
-        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._ticks: asyncio.TimerHandle | None = None
         # Of each call, by its stream id: the task that answers it, and the timer of its deadline.
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -147,30 +172,36 @@ class Http2Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        keep_alive(transport.get_extra_info("socket"), self._limits)
         if isinstance(peer := transport.get_extra_info("peername"), tuple):
             self._peer = peer[0]
-        if len(self._connections) >= self._max_connections:
-            self._connection.refuse("too many connections (max_connections)")
-        else:
+        caller = self._callers.of(self._peer, ())
+        if self._pool.add(self._connection, caller, self._loop.time()):
             self._connections.add(self)
-            self._sweep_timer = self._loop.call_later(self._sweep_interval * 2, self._sweep)
+            self._ticks = self._loop.call_later(self._limits.tick, self._tick)
+        else:
+            self._connection.refuse("too many connections (max_connections)")
         self._flush_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Cancel every call: its answer cannot be delivered."""
         self._connections.discard(self)
+        self._pool.remove(self._connection)
         self._connection.lose()
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        metrics.grpc_connection_closed(self._connection.reason)
+        if self._ticks is not None:
+            self._ticks.cancel()
         for stream_id in [*self._tasks, *self._timers]:
             self._cancel(stream_id)
 
     def pause_writing(self) -> None:
         """Take no more work from a peer that does not read its answers."""
+        self._connection.pause()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._transport.resume_reading()
+        self._handle(self._connection.resume())
 
     def data_received(self, data: bytes) -> None:
         self._handle(self._connection.receive(data, self._loop.time()))
@@ -210,9 +241,9 @@ class Http2Protocol(asyncio.Protocol):
         self._connection.expire(stream, Status(error.grpc_code, error.message))
         self._flush_soon()
 
-    def _sweep(self) -> None:
-        self._sweep_timer = self._loop.call_later(self._sweep_interval, self._sweep)
-        self._handle(self._connection.sweep(self._loop.time()))
+    def _tick(self) -> None:
+        self._ticks = self._loop.call_later(self._limits.tick, self._tick)
+        self._handle(self._connection.tick(self._loop.time()))
 
     def _cancel(self, stream_id: int) -> None:
         if task := self._tasks.pop(stream_id, None):
@@ -248,7 +279,10 @@ class Http2Protocol(asyncio.Protocol):
         assert rpc is not None
         error = None
         if not message.flag:
-            call = Call(stream.deadline, self._callers.of(self._peer, stream.headers.forwarded))
+            caller = self._callers.known.get(self._peer)
+            if caller is None:
+                caller = self._callers.of(self._peer, stream.headers.forwarded)
+            call = Call(stream.deadline, caller)
             error = self._calls.early_refusal(rpc, message.content, call, stream.request_id)
         if error is not None:
             self._finish(stream, _status_of(error, stream.request_id))
@@ -258,6 +292,7 @@ class Http2Protocol(asyncio.Protocol):
         """Answer a streaming call."""
         rpc = stream.headers.rpc
         assert rpc is not None
+        is_pipelined = isinstance(rpc.method, Pipelined)
         try:
             async for answer in self._calls.stream(
                 rpc,
@@ -267,6 +302,8 @@ class Http2Protocol(asyncio.Protocol):
                 ends_with_error=stream.headers.ends_with_error,
                 caller=self._callers.of(self._peer, stream.headers.forwarded),
             ):
+                if is_pipelined:
+                    self._connection.message_answered(stream)
                 is_sent = self._connection.send(stream, answer)
                 self._flush_soon()
                 if not is_sent:
@@ -281,6 +318,8 @@ class Http2Protocol(asyncio.Protocol):
 
     async def _messages(self, stream: Stream, inbox: _Inbox) -> AsyncIterator[bytes]:
         """Yield the messages of a streaming call as they arrive."""
+        assert stream.headers.rpc is not None
+        is_pipelined = isinstance(stream.headers.rpc.method, Pipelined)
         while (message := await inbox.get()) is not None:
             self._connection.message_read(stream)
             if self._connection.has_output:
@@ -289,6 +328,8 @@ class Http2Protocol(asyncio.Protocol):
                 yield await self._decompressed(stream, message.flag, message.content)
             else:
                 yield message.content
+            if not is_pipelined:
+                self._connection.message_answered(stream)
 
     async def _decompressed(self, stream: Stream, flag: int, content: bytes) -> bytes:
         encoding = stream.headers.encoding
@@ -298,7 +339,17 @@ class Http2Protocol(asyncio.Protocol):
             raise Unimplemented(
                 f"grpc-encoding is '{excerpt(encoding)}'; send gzip, deflate or identity."
             )
-        return await self._inflate(content, encoding)
+        # What it inflates to is not known yet.
+        most = min(_MOST_INFLATED * len(content) + 64, self._limits.max_message)
+        claim = await self._pool.budget.room(most, "grpc")
+        try:
+            content = await self._inflate(content, encoding)
+        except BaseException:
+            claim.close()
+            raise
+        claim.complete(len(content))
+        self._connection.message_inflated(stream, claim)
+        return content
 
     def _finish(self, stream: Stream, status: Status, content: bytes | None = None) -> None:
         """End a call from its own task."""
@@ -328,6 +379,8 @@ class Http2Protocol(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        if events := self._connection.events():
+            self._handle(events)
         if self._hung_up or self._transport.is_closing():
             return
         if self._connection.has_output:
@@ -338,7 +391,24 @@ class Http2Protocol(asyncio.Protocol):
             self._hung_up = True
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            self._loop.call_later(_LINGER_S, self._transport.close)
+            self._loop.call_later(_LINGER_S, self._transport.abort)
+
+
+def keep_alive(connection: socket.socket | None, limits: Limits) -> None:
+    """Let the kernel find out that a peer is gone: also one that has to be sent something."""
+    if connection is None or not limits.keepalive_interval:
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    interval = max(1, round(limits.keepalive_interval))
+    timeout = max(1, round(limits.keepalive_timeout))
+    for name, value in (
+        ("TCP_KEEPIDLE", interval),
+        ("TCP_KEEPINTVL", max(1, timeout // 4)),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", 1000 * (interval + timeout)),  # Linux only
+    ):
+        if option := getattr(socket, name, None):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _status_of(error: Exception, request_id: str) -> Status:

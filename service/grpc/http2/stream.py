@@ -9,14 +9,17 @@ Sources: RFC 9113 (HTTP/2), 5.1 and 5.2; gRPC over HTTP2 (PROTOCOL-HTTP2.md).
 from __future__ import annotations
 
 import struct
+from collections import deque
 
+from service.core.budget import Claim
 from service.core.errors import RequestTooLarge
 from service.grpc.http2 import frames
 from service.grpc.http2.frames import ProtocolError, StreamError, copy_slice
 from service.grpc.http2.headers import RESPONSE_HEADERS, RequestHeaders, Status, trailers
 
-# Bytes that a peer may send on one stream before it must wait for WINDOW_UPDATE.
-STREAM_WINDOW = 1 << 20
+# Bytes that a peer may send on one stream before it must wait for WINDOW_UPDATE: HTTP/2's default.
+# A message that fits needs no permission; for a larger one, `Connection` claims room first.
+STREAM_WINDOW = frames.DEFAULT_WINDOW
 MESSAGE_PREFIX = struct.Struct(">BI")
 
 # The flag of the prefix (0 is uncompressed) and the content.
@@ -70,10 +73,13 @@ class Stream:
         "_peer",
         "_receive_window",
         "_sent",
-        "_ungranted",
         "_unread",
+        "answer",
+        "claim",
+        "counted",
         "deadline",
         "headers",
+        "holds",
         "id",
         "opened_at",
         "output",
@@ -104,7 +110,13 @@ class Stream:
         self._content_left = headers.content_length  # bytes that have to arrive, if known
         self._unread = 0  # messages of a streaming call that it has not read
         self._receive_window = STREAM_WINDOW
-        self._ungranted = 0  # bytes received since the last WINDOW_UPDATE
+        # What the request holds of the worker's budget: the claim of the message that arrives, and
+        # of a unary call until its end; bytes that are counted; and of each message of a streaming
+        # call that is not yet answered, its claim or its part of the counted bytes.
+        self.claim: Claim | None = None
+        self.counted = 0
+        self.holds: deque[Claim | int] = deque()
+        self.answer: Claim | None = None  # of output that waits for a window
         # Sending: messages with their prefixes, and how many of these bytes are sent; the rest
         # waits for a window.
         self.output = b""
@@ -132,7 +144,6 @@ class Stream:
         self._receive_window -= frame_size
         if self._receive_window < 0:
             raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more data than allowed")
-        self._ungranted += frame_size
         if self.status is not None:
             return
         if not self._buffer:
@@ -177,6 +188,7 @@ class Stream:
                 break
             position = start + size
             messages.append((flag, copy_slice(buffer, start, position)))
+            self._hold(MESSAGE_PREFIX.size + size)
         if position:
             self._buffer = buffer[position:]
             self._unread += len(messages)
@@ -184,26 +196,73 @@ class Stream:
             raise CallFailed("INTERNAL", "The stream ended inside a message.")
         return messages
 
-    def message_read(self) -> int:
-        """Count one message of `take_messages` as read. Returns `grant()`."""
+    def _hold(self, size: int) -> None:
+        """Keep what a whole message of a streaming call holds until it is answered."""
+        claim, self.claim = self.claim, None
+        if claim is None:
+            self.holds.append(size)
+        elif claim.is_granted:
+            claim.complete()
+            self.holds.append(claim)
+        else:
+            claim.close()
+            self.holds.append(size)
+
+    def message_read(self) -> None:
+        """Count one message of `take_messages` as read."""
         self._unread -= 1
-        return self.grant()
+
+    def replace_hold(self, claim: Claim) -> Claim | int:
+        """Put a claim in place of what the message that was read last holds, and return that."""
+        index = len(self.holds) - self._unread - 1
+        before, self.holds[index] = self.holds[index], claim
+        return before
+
+    @property
+    def arrived(self) -> int:
+        """Bytes of the message that is arriving."""
+        return len(self._buffer)
+
+    @property
+    def next_size(self) -> int:
+        """Bytes of the message that is arriving, with its prefix; 0 before the prefix."""
+        if len(self._buffer) < MESSAGE_PREFIX.size:
+            return 0
+        return MESSAGE_PREFIX.size + int(MESSAGE_PREFIX.unpack_from(self._buffer)[1])
 
     def grant(self) -> int:
         """Return by how many bytes to enlarge the peer's window now; 0 for not yet.
 
-        While messages are unread the window stays as it is: more of them would only pile up.
+        While messages are unread the window stays as it is: more of them would only pile up. It
+        also does for a message that exceeds STREAM_WINDOW until its claim is granted.
         """
-        if (
-            self._ungranted < STREAM_WINDOW // 2
-            or self._unread
-            or self.state != State.OPEN
-            or self.status is not None
-        ):
+        if self._unread or self.state != State.OPEN or self.status is not None:
             return 0
-        size, self._ungranted = self._ungranted, 0
+        whole = self.next_size
+        if whole > STREAM_WINDOW:
+            if self.claim is None or not self.claim.is_granted:
+                return 0
+            size = whole - len(self._buffer) - self._receive_window
+        else:
+            missing = whole - len(self._buffer) if whole else STREAM_WINDOW // 2
+            if self._receive_window >= missing:
+                return 0
+            size = STREAM_WINDOW - self._receive_window
+        if size <= 0:
+            return 0
         self._receive_window += size
         return size
+
+    @property
+    def must_claim(self) -> bool:
+        """Whether the message that is arriving needs a claim before more of it may come."""
+        return (
+            self.claim is None
+            and self.next_size > STREAM_WINDOW
+            and not self._unread
+            and self.state == State.OPEN
+            and self.status is None
+        )
 
     # To the peer.
 
@@ -222,6 +281,11 @@ class Stream:
         """End the call with a status instead of the messages that wait for a window."""
         self.status = status
         self._buffer = self.output = b""
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the output that are sent."""
+        return self._sent
 
     @property
     def send_window(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2
 
+from service.core.budget import Budget
 from service.core.errors import RequestTooLarge
 from service.grpc import front
 from service.grpc.answering import Calls, Rpc, Unary
@@ -26,7 +27,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class FakeServer:
     """Takes the place of the server that listens; calls are made on it directly."""
 
-    def __init__(self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings) -> None:
+    def __init__(
+        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+    ) -> None:
         self.rpcs = rpcs
         self.calls = calls
         self.events: list[str] = []
@@ -65,6 +68,7 @@ def front_of(operations: Operations, settings: Settings) -> GrpcFront:
         administration=operations.administration,
         recorder=RequestRecorder(Metrics(), "none"),
         settings=settings,
+        budget=Budget(settings.max_inflight_bytes),
     )
 
 

@@ -14,6 +14,7 @@ from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
 from service.grpc.grpcio_server import GrpcioServer
 from service.settings import Settings
 from tests.conftest import free_ports
+from tests.service.grpc.http2.client import budget
 
 UNARY, STREAMING = "/test.Service/Unary", "/test.Service/Streaming"
 MAX_REQUEST_BYTES = 1024
@@ -77,7 +78,7 @@ def served(
             trusted_proxies=trusted_proxies,
         )
         calls: Any = Calls()
-        server = GrpcioServer(RPCS, calls, settings)
+        server = GrpcioServer(RPCS, calls, settings, budget())
         await server.start()
         try:
             target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

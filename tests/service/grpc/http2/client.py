@@ -10,9 +10,11 @@ from typing import Any
 
 import hpack
 
+from service.core.budget import Budget
 from service.grpc.answering import Pipelined, Rpc, Unary
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import Connection, Event, Limits
+from service.grpc.http2.pool import Pool
 
 UNARY = "/test.Service/Unary"
 STREAMING = "/test.Service/Streaming"
@@ -30,9 +32,21 @@ RPCS = {
 }
 
 
-def connection(limits: Limits = LIMITS) -> Connection:
+def budget(limit: int = 1 << 25) -> Budget:
+    """A budget whose time stands still."""
+    return Budget(limit, clock=lambda: 0.0)
+
+
+def unopened(limits: Limits = LIMITS, pool: Pool | None = None) -> Connection:
+    """A connection that has received nothing."""
+    if pool is None:
+        pool = Pool(max_connections=8, max_calls=10_000, silence=1.0, budget=budget())
+    return Connection(RPCS, limits, lambda asked: asked or "chosen", pool)
+
+
+def connection(limits: Limits = LIMITS, pool: Pool | None = None) -> Connection:
     """A connection that has received the client's preface and sent its own."""
-    opened = Connection(RPCS, limits, lambda asked: asked or "chosen")
+    opened = unopened(limits, pool)
     assert opened.receive(START, 0.0) == []
     opened.data_to_send()
     return opened

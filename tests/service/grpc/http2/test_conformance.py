@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 
 from service.grpc.http2 import frames as wire
-from service.grpc.http2.connection import CallCancelled, Connection, MessageReceived
+from service.grpc.http2.connection import CallCancelled, MessageReceived
 from service.grpc.http2.headers import OK
 from tests.service.grpc.http2.client import (
-    LIMITS,
-    RPCS,
     START,
     STREAMING,
     UNARY,
@@ -31,6 +29,7 @@ from tests.service.grpc.http2.client import (
     literal_block,
     message,
     sent,
+    unopened,
 )
 
 LATER = 101  # the stream of the call that has to be answered afterwards
@@ -238,7 +237,7 @@ def test_settings_are_the_first_frame_of_a_connection() -> None:
     """3.4."""
     acknowledgement = frame(wire.SETTINGS, 0, flags=wire.ACK)
     for first in (OPEN, frame(wire.PING, 0, bytes(8)), frame(0xBE, 0), acknowledgement):
-        opened = Connection(RPCS, LIMITS, str)
+        opened = unopened()
         opened.receive(wire.PREFACE + first + START[len(wire.PREFACE) :], 0.0)
         ended = goaway(opened.data_to_send())
         assert ended == (PROTOCOL, "the preface is not followed by SETTINGS")

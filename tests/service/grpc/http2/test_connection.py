@@ -26,15 +26,16 @@ from service.grpc.http2.connection import (
     MessageReceived,
 )
 from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW, State, Stream
 from tests.service.grpc.http2.client import (
     LIMITS,
-    RPCS,
     START,
     STREAMING,
     UNARY,
     answer,
     block,
+    budget,
     call,
     chunks,
     connection,
@@ -45,6 +46,7 @@ from tests.service.grpc.http2.client import (
     literal_block,
     message,
     sent,
+    unopened,
 )
 
 STREAM = block(STREAMING)
@@ -111,7 +113,7 @@ def test_trailers_of_a_client_end_its_messages() -> None:
 
 def test_the_servers_preface_is_its_settings() -> None:
     """3.4."""
-    output = Connection(RPCS, LIMITS, str).data_to_send()
+    output = unopened().data_to_send()
     kind, flags, stream_id, payload = sent(output)[0]
     assert (kind, flags, stream_id) == (frames.SETTINGS, 0, 0)
     settings = dict(frames.read_settings(payload))
@@ -175,7 +177,7 @@ def test_messages_of_any_size_arrive_whole_both_ways(
         initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: client_window},
     )
     client.initiate_connection()
-    opened = Connection(RPCS, LARGE_LIMITS, lambda asked: "id")
+    opened = unopened(LARGE_LIMITS)
     settle(client, opened)
     client.send_headers(1, list(hpack.Decoder().decode(STREAM)))
     (start,), _ = settle(client, opened)
@@ -242,7 +244,7 @@ PIECES = st.lists(
 
 def run(content: bytes, cuts: list[int]) -> tuple[list[tuple[Any, ...]], bytes, bool]:
     """What a connection makes of bytes: events, output, and whether it is closed."""
-    opened = Connection(RPCS, LIMITS, lambda asked: asked or "chosen")
+    opened = unopened()
     events: list[Event] = []
     for chunk in chunks(content, cuts):
         events += opened.receive(chunk, 0.0)
@@ -259,7 +261,7 @@ def test_events_and_output_are_the_same_however_the_bytes_are_split(
 
 @given(st.lists(st.binary(max_size=80)), st.booleans())
 def test_arbitrary_bytes_raise_nothing(content: list[bytes], preface: bool) -> None:
-    opened = connection() if preface else Connection(RPCS, LIMITS, str)
+    opened = connection() if preface else unopened()
     for chunk in content:
         opened.receive(chunk, 0.0)
         if opened.closed:
@@ -272,10 +274,10 @@ def test_arbitrary_bytes_raise_nothing(content: list[bytes], preface: bool) -> N
 
 def test_the_connections_window_opens_again_when_half_of_it_is_used() -> None:
     opened = connection(LARGE_LIMITS)
-    piece = bytes(1 << 18)
+    piece = bytes(frames.DEFAULT_FRAME)
     updates = []
     for stream_id in range(1, 2 * CONNECTION_WINDOW // len(piece), 2):
-        opened.receive(headers(stream_id) + data(stream_id, b"\0\0\x10\0\0" + piece[5:]), 0.0)
+        opened.receive(headers(stream_id) + data(stream_id, b"\0\0\0\xea\0" + piece[5:]), 0.0)
         updates += [f for f in sent(opened.data_to_send()) if f[0] == frames.WINDOW_UPDATE]
         if updates:
             break
@@ -334,8 +336,8 @@ def test_a_failed_call_whose_answers_wait_is_granted_no_more_window() -> None:
     opened.send(stream, b"answer")
     opened.finish(stream, Status("INTERNAL", "failed"))
     opened.data_to_send()
-    piece = data(1, bytes(1 << 18))
-    assert opened.receive(piece * 4, 0.0) == []
+    piece = data(1, bytes(STREAM_WINDOW // 5))
+    assert opened.receive(piece * 5, 0.0) == []
     assert kinds(opened.data_to_send(), 1) == []
     assert opened.receive(data(1, b"x"), 0.0) == [CallCancelled(stream)]
     assert goaway(opened.data_to_send()) == (frames.FLOW_CONTROL_ERROR, "more data than allowed")
@@ -656,14 +658,19 @@ def test_answered_calls_make_up_for_resets() -> None:
 # Time.
 
 
+def closing(opened: Connection) -> tuple[int, str] | None:
+    """The GOAWAY of a connection that is closed, else None."""
+    return goaway(opened.data_to_send()) if opened.closed else None
+
+
 def test_a_late_message_ends_its_call_and_no_other() -> None:
     opened = connection()
     opened_stream(opened, 1)
     opened.receive(headers(3) + data(3, message(b"abc")[:4]), 1.0)
     opened.receive(call(5, b"answered later"), 1.0)
     opened.receive(headers(7), 2.0)
-    assert opened.sweep(11.0) == []
-    (event,) = opened.sweep(11.5)
+    assert opened.tick(11.0) == []
+    (event,) = opened.tick(11.5)
     assert (type(event), event.stream.id) == (CallCancelled, 3)
     fields, _ = answer(opened.data_to_send(), 3)
     assert fields["grpc-status"] == "3"
@@ -671,10 +678,211 @@ def test_a_late_message_ends_its_call_and_no_other() -> None:
 
 
 def test_a_late_preface_ends_the_connection() -> None:
-    opened = Connection(RPCS, LIMITS, str)
+    opened = unopened(LIMITS._replace(header_timeout=3.0))
     opened.receive(frames.PREFACE[:-1], 0.0)
-    assert opened.sweep(10.0) == []
-    assert goaway(opened.data_to_send()) == (frames.PROTOCOL_ERROR, "no preface came")
+    assert opened.tick(2.9) == []
+    assert closing(opened) is None
+    assert opened.tick(3.0) == []
+    assert closing(opened) == (frames.PROTOCOL_ERROR, "no preface came")
+    assert opened.reason == "headers"
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        frames.frame(frames.HEADERS, 0, 1, block()),
+        headers(1)[:-1],
+        frames.frame(frames.HEADERS, 0, 1, block()) + frames.FRAME_HEADER.pack(0, 9, 9, 0, 1),
+    ],
+)
+def test_headers_that_trickle_end_the_connection(begun: bytes) -> None:
+    opened = connection(LIMITS._replace(header_timeout=3.0))
+    opened.receive(begun, 1.0)
+    for now in (2.0, 3.0, 4.0):
+        opened.receive(frames.frame(frames.CONTINUATION, 0, 1) if begun[4] == 0 else b"", now)
+        assert opened.tick(now) == []
+        assert closing(opened) is None
+    assert opened.tick(5.0) == []
+    code, reason = closing(opened) or (0, "")
+    assert (code, "header_timeout" in reason) == (frames.ENHANCE_YOUR_CALM, True)
+
+
+def test_headers_that_end_in_time_again_and_again_are_no_fault() -> None:
+    opened = connection(LIMITS._replace(header_timeout=3.0))
+    for index in range(20):
+        stream_id, now = 2 * index + 1, float(index)
+        opened.receive(frames.frame(frames.HEADERS, 0, stream_id, block()), now)
+        opened.tick(now)
+        rest = frames.frame(frames.CONTINUATION, frames.END_HEADERS, stream_id)
+        opened.receive(rest + frames.reset(stream_id, frames.CANCEL), now + 0.5)
+    assert not opened.closed
+
+
+def test_a_connection_without_calls_ends_after_the_idle_timeout() -> None:
+    """PINGs do not count: a client that keeps its connection alive does not use it."""
+    opened = connection(LIMITS._replace(idle_timeout=100.0, keepalive_interval=0.0))
+    opened.receive(call(1, b"one"), 10.0)
+    opened.tick(50.0)  # the call is open for at least this long
+    opened.receive(frames.reset(1, frames.CANCEL), 60.0)
+    opened.receive(frames.frame(frames.PING, 0, 0, bytes(8)), 140.0)
+    opened.tick(149.0)
+    assert closing(opened) is None
+    opened.tick(150.0)
+    code, reason = closing(opened) or (1, "")
+    assert (code, "idle_timeout" in reason, opened.reason) == (frames.NO_ERROR, True, "idle")
+
+
+def test_a_connection_with_an_open_call_is_not_idle() -> None:
+    opened = connection(LIMITS._replace(idle_timeout=100.0, keepalive_interval=0.0, max_age=0.0))
+    opened_stream(opened)
+    for now in range(0, 100_000, 50):
+        opened.tick(float(now))
+    assert not opened.closed
+
+
+def test_silence_is_followed_by_a_ping_and_by_the_end_if_nothing_answers() -> None:
+    opened = connection(LIMITS._replace(keepalive_interval=60.0, keepalive_timeout=20.0))
+    opened_stream(opened)
+    opened.tick(59.0)
+    assert opened.data_to_send() == b""
+    opened.tick(60.0)
+    ((kind, flags, _, content),) = sent(opened.data_to_send())
+    assert (kind, flags) == (frames.PING, 0)
+    opened.receive(frames.frame(frames.PING, frames.ACK, 0, content), 70.0)
+    opened.tick(80.0)
+    opened.tick(129.0)
+    assert opened.data_to_send() == b""
+    opened.tick(130.0)
+    assert [kind for kind, *_ in sent(opened.data_to_send())] == [frames.PING]
+    opened.tick(149.0)
+    assert closing(opened) is None
+    (event,) = opened.tick(150.0)
+    assert isinstance(event, CallCancelled)
+    assert opened.reason == "keepalive"
+    assert closing(opened) is not None
+
+
+def test_any_byte_answers_the_ping() -> None:
+    opened = connection(LIMITS._replace(keepalive_interval=60.0, keepalive_timeout=20.0))
+    opened.tick(60.0)
+    opened.receive(b"\0", 61.0)
+    opened.tick(100.0)
+    assert not opened.closed
+
+
+def test_no_ping_is_sent_if_the_interval_is_zero() -> None:
+    opened = connection(LIMITS._replace(keepalive_interval=0.0, max_age=0.0))
+    opened_stream(opened)
+    opened.tick(1e6)
+    assert opened.data_to_send() == b""
+
+
+def test_an_old_connection_ends_without_losing_a_call() -> None:
+    """6.8: what the client sends before it knows is still answered."""
+    opened = connection(LIMITS._replace(max_age=100.0, grace=30.0, keepalive_interval=0.0))
+    first = opened_stream(opened)
+    assert opened.tick(99.0) == []
+    assert opened.data_to_send() == b""
+    assert opened.tick(100.0) == []
+    (kind, _, _, announcement), (_, _, _, ping) = sent(opened.data_to_send())
+    assert (kind, announcement[:8]) == (frames.GOAWAY, b"\x7f\xff\xff\xff" + bytes(4))
+    second = opened_stream(opened, 3)
+    opened.receive(frames.frame(frames.PING, frames.ACK, 0, ping), 101.0)
+    ((kind, _, _, last),) = sent(opened.data_to_send())
+    assert (kind, last[:8]) == (frames.GOAWAY, b"\0\0\0\3" + bytes(4))
+    opened.receive(headers(5), 102.0)
+    assert kinds(opened.data_to_send(), 5) == [frames.RST_STREAM]
+    opened.finish(first, OK)
+    assert opened.tick(120.0) == []
+    assert not opened.closed
+    opened.finish(second, OK)
+    assert (opened.closed, opened.reason) == (True, "age")
+
+
+@pytest.mark.parametrize("answers_the_ping", [True, False])
+def test_calls_of_an_old_connection_end_after_the_grace(answers_the_ping: bool) -> None:
+    opened = connection(LIMITS._replace(max_age=100.0, grace=30.0, keepalive_interval=0.0))
+    stream = opened_stream(opened)
+    opened.tick(100.0)
+    (_, (_, _, _, ping)) = sent(opened.data_to_send())
+    flags = frames.ACK if answers_the_ping else 0
+    opened.receive(frames.frame(frames.PING, flags, 0, ping), 110.0)
+    opened.data_to_send()
+    assert opened.tick(129.0) == []
+    assert opened.tick(130.0) == [CallCancelled(stream)]
+    fields, _ = answer(opened.data_to_send(), 1)
+    assert (fields["grpc-status"], "max_connection_age" in fields["grpc-message"]) == ("14", True)
+    assert (opened.closed, opened.reason) == (True, "age")
+
+
+def test_pings_faster_than_the_allowance_end_the_connection() -> None:
+    opened = connection()
+    ping = frames.frame(frames.PING, 0, 0, bytes(8))
+    opened.receive(ping * 1000, 0.0)
+    assert not opened.closed
+    opened.receive(ping, 0.0)
+    assert closing(opened) == (frames.ENHANCE_YOUR_CALM, "too_many_pings")
+
+
+def test_a_ping_per_answer_is_no_flood() -> None:
+    """gRPC-Go measures the bandwidth with one."""
+    opened = connection()
+    ping = frames.frame(frames.PING, 0, 0, bytes(8))
+    for index in range(5000):
+        (event,) = opened.receive(call(2 * index + 1, b""), 0.0)
+        opened.finish(event.stream, OK, b"answer")
+        opened.receive(ping, 0.0)
+    assert not opened.closed
+
+
+# Sharing a worker with others.
+
+
+def test_a_connection_that_gives_way_ends_its_calls_with_unavailable() -> None:
+    pool = Pool(max_connections=1, max_calls=8, silence=1.0, budget=budget())
+    opened = connection(pool=pool)
+    assert pool.add(opened, "one", 0.0)
+    stream = opened_stream(opened)
+    woken: list[bool] = []
+    opened.wake = lambda: woken.append(opened.closed)
+    assert pool.add(connection(pool=pool), "two", 1.0)
+    assert woken == [True]
+    assert opened.events() == [CallCancelled(stream)]
+    output = opened.data_to_send()
+    fields, _ = answer(output, 1)
+    assert (fields["grpc-status"], "max_connections" in fields["grpc-message"]) == ("14", True)
+    assert (goaway(output) or (1, ""))[0] == frames.NO_ERROR
+    assert (opened.reason, pool.open_calls) == ("displaced", 0)
+
+
+def test_calls_above_the_share_of_a_connection_are_refused_unprocessed() -> None:
+    pool = Pool(max_connections=2, max_calls=20, silence=1.0, budget=budget())
+    opened = connection(LIMITS._replace(max_streams=1000), pool)
+    opened.receive(b"".join(headers(stream_id) for stream_id in range(1, 201, 2)), 0.0)
+    refused = [kind for kind, *_ in sent(opened.data_to_send())]
+    assert refused == [frames.RST_STREAM] * 90
+    assert pool.open_calls == opened.open_calls == 10
+    opened.receive(frames.reset(1, frames.CANCEL), 1.0)
+    assert opened.receive(call(201, b"next"), 1.0) != []
+
+
+@pytest.mark.parametrize("end", ["finish", "expire", "reset", "lose", "fail"])
+def test_a_call_that_ends_is_no_longer_counted(end: str) -> None:
+    pool = Pool(max_connections=2, max_calls=20, silence=1.0, budget=budget())
+    opened = connection(pool=pool)
+    stream = opened_stream(opened)
+    assert pool.open_calls == 1
+    if end == "finish":
+        opened.finish(stream, OK)
+    elif end == "expire":
+        opened.expire(stream, Status("DEADLINE_EXCEEDED", "late"))
+    elif end == "reset":
+        opened.receive(frames.reset(1, frames.CANCEL), 0.0)
+    elif end == "fail":
+        opened.receive(headers(2), 0.0)
+    opened.lose()
+    opened.lose()
+    assert pool.open_calls == 0
 
 
 # Stopping.
@@ -707,7 +915,7 @@ def test_a_stopping_connection_without_calls_closes(reset: bool) -> None:
 
 
 def test_a_refused_connection_gets_settings_and_the_reason() -> None:
-    opened = Connection(RPCS, LIMITS, str)
+    opened = unopened()
     opened.refuse("too many connections")
     output = opened.data_to_send()
     assert sent(output)[0][0] == frames.SETTINGS

@@ -13,6 +13,7 @@ from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import Limits
 from service.grpc.http2.listener import Http2Protocol, Http2Server
+from service.grpc.http2.pool import Pool
 from service.settings import Settings
 from tests.service.grpc.http2.client import (
     LIMITS,
@@ -22,6 +23,7 @@ from tests.service.grpc.http2.client import (
     UNARY,
     answer,
     block,
+    budget,
     call,
     data,
     goaway,
@@ -52,9 +54,8 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closing
 
-    def get_extra_info(self, name: str) -> tuple[str, int]:
-        assert name == "peername"
-        return self.peer
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
+        return self.peer if name == "peername" else None
 
     def can_write_eof(self) -> bool:
         return True
@@ -110,6 +111,7 @@ class Peer:
     ) -> None:
         self.calls = Calls(reply)
         self.connections: set[Http2Protocol] = set()
+        self.pool = Pool(max_connections=1, max_calls=1000, silence=60.0, budget=budget())
         self.transport = Transport()
         self.protocol = self.connect(self.transport, limits)
         self.protocol.data_received(START)
@@ -125,7 +127,7 @@ class Peer:
             limits=limits,
             inflate=inflate,
             connections=self.connections,
-            max_connections=1,
+            pool=self.pool,
             callers=Callers("10.0.0.1"),
         )
         protocol.connection_made(transport)
@@ -377,7 +379,8 @@ async def test_a_stream_whose_answers_wait_reads_no_further_message() -> None:
 
 @in_loop
 async def test_a_connection_over_the_limit_gets_a_reason_and_is_not_counted() -> None:
-    peer = Peer()
+    peer = Peer(never)
+    await peer.send(call(1, b""))
     transport = Transport()
     peer.connect(transport)
     await turns()
@@ -429,7 +432,7 @@ async def test_stopping_waits_for_the_answer() -> None:
 @in_loop
 async def test_a_connection_that_is_made_during_a_stop_is_stopped_too() -> None:
     calls: Any = Calls(echo)
-    server = Http2Server(RPCS, calls, Settings())
+    server = Http2Server(RPCS, calls, Settings(), budget())
     stopping = asyncio.ensure_future(server.stop(timeout=60.0))
     await asyncio.sleep(0)
     transport = Transport()

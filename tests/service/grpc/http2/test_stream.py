@@ -10,7 +10,16 @@ from service.grpc.http2 import frames
 from service.grpc.http2.frames import ProtocolError, StreamError
 from service.grpc.http2.headers import OK, HeaderDecoder, Status
 from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
-from tests.service.grpc.http2.client import RPCS, STREAMING, UNARY, answer, block, chunks, message
+from tests.service.grpc.http2.client import (
+    RPCS,
+    STREAMING,
+    UNARY,
+    answer,
+    block,
+    budget,
+    chunks,
+    message,
+)
 from tests.service.grpc.http2.client import sent as frames_in
 
 MAX_MESSAGE = 1000
@@ -29,6 +38,11 @@ def stream(path: str = UNARY, send_window: int = LARGE) -> Stream:
 
 def receive(opened: Stream, content: bytes, end: bool = False) -> None:
     opened.receive(content, len(content), end)
+
+
+def read_all(opened: Stream) -> None:
+    for _ in opened.take_messages(LARGE):
+        opened.message_read()
 
 
 def failure(opened: Stream) -> Status:
@@ -120,13 +134,64 @@ def test_padding_counts_against_the_window() -> None:
 
 
 def test_half_of_the_window_is_granted_again_once_it_is_used() -> None:
-    call = stream()
-    receive(call, bytes(STREAM_WINDOW // 2 - 1))
+    call = stream(STREAMING)
+    receive(call, message(bytes(STREAM_WINDOW // 2 - 5)))
+    read_all(call)
     assert call.grant() == 0
-    receive(call, b"x")
-    assert call.grant() == STREAM_WINDOW // 2
+    receive(call, message(b"x"))
+    read_all(call)
+    assert call.grant() == STREAM_WINDOW // 2 + 6
     assert call.grant() == 0
     receive(call, bytes(STREAM_WINDOW))
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+def test_a_message_that_fits_into_the_window_needs_no_update(path: str) -> None:
+    call = stream(path)
+    whole = message(bytes(STREAM_WINDOW - 5))
+    for start in range(0, STREAM_WINDOW, 5000):
+        receive(call, whole[start : start + 5000])
+        assert not call.must_claim
+        assert call.grant() == 0
+
+
+def test_padding_that_uses_up_the_window_is_made_up_for() -> None:
+    call = stream()
+    call.receive(message(bytes(1000))[:100], STREAM_WINDOW - 900, False)
+    assert call.grant() == STREAM_WINDOW - 900
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAMING])
+def test_a_larger_message_waits_for_its_claim_and_then_gets_what_it_lacks(path: str) -> None:
+    call = stream(path)
+    whole = message(bytes(3 * STREAM_WINDOW))
+    receive(call, whole[:1000])
+    assert call.must_claim
+    assert call.grant() == 0
+    call.claim = budget().claim(call.next_size, "grpc", lambda: None, print)
+    assert not call.must_claim
+    assert call.grant() == len(whole) - STREAM_WINDOW
+    assert call.grant() == 0
+    receive(call, whole[1000:])
+    with pytest.raises(ProtocolError):
+        receive(call, b"x")
+
+
+def test_a_message_of_a_stream_holds_its_bytes_or_its_claim() -> None:
+    held = budget()
+    call = stream(STREAMING)
+    large = message(bytes(STREAM_WINDOW))
+    receive(call, message(b"one") + large[:1000])
+    call.take_messages(LARGE)
+    call.message_read()
+    call.claim = held.claim(call.next_size, "grpc", lambda: None, print)
+    assert call.grant() > 0
+    receive(call, large[1000:])
+    assert len(call.take_messages(LARGE)) == 1
+    small, claim = call.holds
+    assert small == len(message(b"one"))
+    assert not isinstance(claim, int)
+    assert (claim.size, call.claim) == (len(large), None)
 
 
 def test_unread_messages_keep_the_window_shut() -> None:
@@ -134,7 +199,8 @@ def test_unread_messages_keep_the_window_shut() -> None:
     receive(call, message(bytes(STREAM_WINDOW // 2)))
     assert len(call.take_messages(LARGE)) == 1
     assert call.grant() == 0
-    assert call.message_read() > STREAM_WINDOW // 2
+    call.message_read()
+    assert call.grant() > STREAM_WINDOW // 2
 
 
 def test_data_after_the_result_is_dropped_and_its_window_kept() -> None:
