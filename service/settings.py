@@ -118,7 +118,7 @@ class Settings:
         high=10_000_000,
     )
     max_queue_seconds: float = _setting(
-        1.0,
+        2.0,
         "seconds that a request may wait until its run starts; one that would wait longer is "
         "refused at once, unless the next run has room for it",
         low=0.001,

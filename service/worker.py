@@ -43,7 +43,7 @@ from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.repository.models import Repository
-from service.runtime.allocator import return_memory
+from service.runtime.allocator import return_memory, trim
 from service.runtime.run_thread import RunThread
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
@@ -65,6 +65,9 @@ _BEAT_S = 0.25  # the supervisor replaces a worker that has not beaten for 5 s
 # How long a thread keeps Python's global lock when another one asks for it. Python's default of
 # 5 ms is what each step of the event loop would wait while a thread converts JSON.
 _SWITCH_INTERVAL_S = 0.0005
+# Memory is returned this long after requests held so many bytes at a time, and now hold so few.
+_REST_S = 1.0
+_LARGE_BYTES, _SMALL_BYTES = 1024 * 1024, 64 * 1024
 _REMINDER_S = 60.0  # between two log lines that say that descriptors are used up
 _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
@@ -179,10 +182,20 @@ class Service:
             self.recorder.log_left_out()
 
     async def watch_budget(self) -> None:
-        """Refuse the requests that wait too long for room, or hold it without using it."""
+        """Refuse the requests that wait too long for room, or hold it without using it.
+
+        After large requests, once the worker has little to do, return their memory to the system.
+        """
+        most, loop = 0, asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
             self.budget.sweep()
+            most = max(most, self.budget.used)
+            if most > _LARGE_BYTES and self.budget.used < _SMALL_BYTES:
+                await asyncio.sleep(_REST_S)
+                if self.budget.used < _SMALL_BYTES:
+                    most = 0
+                    await loop.run_in_executor(None, trim)
 
     async def watch_descriptors(self) -> None:
         """Log that no file descriptor is free, at most once a minute.

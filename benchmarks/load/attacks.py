@@ -643,13 +643,26 @@ ATTACKS: Mapping[str, Attack] = {
 }
 
 
-def attack(name: str, target: Target, seconds: float, core: int | None) -> dict[str, int]:
-    """Run an attack in a process of its own. Raises GeneratorError."""
+def for_seconds(seconds: float) -> Ended:
+    """Ends this long after its first call: attacks first prepare what they send."""
+    end: list[float] = []
+
+    def ended() -> bool:
+        if not end:
+            end.append(time.monotonic() + seconds)
+        return time.monotonic() > end[0]
+
+    return ended
+
+
+def attack(
+    name: str, target: Target, seconds: float, core: int | None
+) -> tuple[dict[str, int], float]:
+    """Run an attack in a process of its own; its counts and its CPU time. Raises GeneratorError."""
     arguments = json.dumps([name, target, seconds])
     command = [sys.executable, "-m", "benchmarks.load.attacks", arguments]
-    output, _ = run(command, core, seconds + 2 * _TIMEOUT_S)
-    counts: dict[str, int] = json.loads(output)
-    return counts
+    output, cpu_seconds = run(command, core, seconds + 2 * _TIMEOUT_S)
+    return json.loads(output), cpu_seconds
 
 
 def main() -> None:
@@ -657,8 +670,7 @@ def main() -> None:
     name, target, seconds = json.loads(sys.argv[1])
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    end = time.monotonic() + seconds
-    counts = ATTACKS[name](Target(*target), lambda: time.monotonic() > end)
+    counts = ATTACKS[name](Target(*target), for_seconds(seconds))
     print(json.dumps(dict(sorted(counts.items()))))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
+import math
 import shutil
 import struct
 import threading
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +28,7 @@ from benchmarks.overload.models import write_loop, write_slow, write_transformer
 from benchmarks.overload.results import Abuse, Plan, Timing, probed
 from benchmarks.paths import ROOT
 from benchmarks.served_models import test_images
-from benchmarks.server_process import Server
+from benchmarks.server_process import Server, machine_cpu_seconds
 from benchmarks.wire_formats import WIRES
 
 _WARM_UP = 100  # ordinary requests of each kind before memory is measured
@@ -33,8 +36,6 @@ _RATES = {"/v2/health/live": 50.0, "/v2/health/ready": 50.0}
 # The attack that takes all connections of the HTTP port: health is then probed on its own port.
 _IDLE = "idle-http-connections"
 _SETTINGS = {_IDLE: {"MNIST_MAX_CONNECTIONS": "64", "MNIST_HEALTH_PORT": "{spare_port}"}}
-_TIMEOUT_S, _TIMED = 0.3, 40  # of each timed request, and their number
-_LOOP_S = 2.0  # a run of the loop model while deadlines are measured
 
 
 def models(folder: Path) -> Path:
@@ -79,7 +80,10 @@ def _measure(server: Server, name: str, plan: Plan, *, is_pinned: bool) -> Abuse
     try:
         time.sleep(0.5)
         target = Target(server.http_port, server.grpc_port)
-        result.did = attack(name, target, plan.abuse_s, on_load_core)
+        begin, machine, of_server = perf_counter(), machine_cpu_seconds(), server.cpu_seconds()
+        result.did, of_attack = attack(name, target, plan.abuse_s, on_load_core)
+        others = machine_cpu_seconds() - machine - of_attack - server.cpu_seconds() + of_server
+        result.other_cores = others / (perf_counter() - begin)
     except GeneratorError as error:
         result.problem = str(error)
     finally:
@@ -112,26 +116,43 @@ def largest_mb(server: Server, name: str) -> float:
     return largest * 1024 / 1e6
 
 
-def deadlines(scratch: Path, *, is_pinned: bool) -> Iterator[Timing]:
-    """How late requests with a deadline are answered while a model runs.
+class _Case(NamedTuple):
+    """Requests with a deadline of `timeout_s`, `pause_s` apart, while `callers` keep a model busy.
 
-    An answer before the deadline is in time, whatever it says.
+    The deadline passes in a run of the loop, of about 0.8 s, or in the transformer's queue.
     """
-    folder = scratch / "deadlines"
-    server = start(models(folder), scratch, is_pinned=is_pinned)
-    steps = round(10_000 * _LOOP_S / 8.0)
+
+    model: str
+    shape: list[int]
+    timeout_s: float
+    pause_s: float
+    busy_model: str
+    busy_shape: list[int]
+    callers: int
+
+
+_CASES = (
+    _Case("loop", [1000], 0.3, 1.2, "transformer", [1, 64, 64], 2),
+    _Case("transformer", [1, 200, 64], 0.1, 0.0, "transformer", [1, 512, 64], 16),
+)
+_TIMED = 30  # requests of each case and transport
+
+
+def deadlines(scratch: Path, *, is_pinned: bool) -> Iterator[Timing]:
+    """How late requests are answered whose deadline passes while a model runs."""
+    server = start(models(scratch / "deadlines"), scratch, is_pinned=is_pinned)
     try:
-        for model, shape in (("loop", [steps]), ("transformer", [1, 200, 64])):
+        for case in _CASES:
             ended = threading.Event()
             busy = [
-                threading.Thread(target=_keep_busy, args=[server, model, shape, ended.is_set])
-                for _ in range(2)
+                threading.Thread(target=_keep_busy, args=[server, case, ended.is_set])
+                for _ in range(case.callers)
             ]
             for thread in busy:
                 thread.start()
             try:
                 for wire in ("http", "grpc"):
-                    yield _timing(server, model, shape, wire)
+                    yield _timing(server, case, wire)
             finally:
                 ended.set()
                 for thread in busy:
@@ -140,43 +161,46 @@ def deadlines(scratch: Path, *, is_pinned: bool) -> Iterator[Timing]:
         server.stop()
 
 
-def _keep_busy(server: Server, model: str, shape: list[int], ended: Callable[[], bool]) -> None:
+def _keep_busy(server: Server, case: _Case, ended: Callable[[], bool]) -> None:
+    path = f"/v2/models/{case.busy_model}/infer"
     while not ended():
-        with suppress(OSError):
-            exchange(server.http_port, "POST", f"/v2/models/{model}/infer", *infer_body(shape))
+        with suppress(OSError, http.client.HTTPException):
+            exchange(server.http_port, "POST", path, *infer_body(case.busy_shape))
 
 
-def _timing(server: Server, model: str, shape: list[int], wire: str) -> Timing:
+def _timing(server: Server, case: _Case, wire: str) -> Timing:
     errors, results = [], Counter[str]()
-    body, headers = infer_body(shape, _TIMEOUT_S)
-    message = _message(model, shape)
+    body, headers = infer_body(case.shape, case.timeout_s)
+    message = _message(case.model, case.shape)
     for _ in range(_TIMED):
+        answers: Counter[str] = Counter()
         if wire == "http":
             begin = perf_counter()
-            status, _ = exchange(
-                server.http_port, "POST", f"/v2/models/{model}/infer", body, headers
-            )
+            path = f"/v2/models/{case.model}/infer"
+            status, _ = exchange(server.http_port, "POST", path, body, headers)
             elapsed = perf_counter() - begin
-            results[str(status)] += 1
+            answers[str(status)] += 1
         else:
             with Calls(server.grpc_port) as calls:
                 calls.read(Counter(), 0.01)
-                timeout = f"{round(_TIMEOUT_S * 1000)}m"
+                timeout = f"{round(case.timeout_s * 1000)}m"
                 begin = perf_counter()
                 calls.socket.sendall(calls.headers(grpc_timeout=timeout) + calls.data(message))
-                answers: Counter[str] = Counter()
                 while not answers and perf_counter() < begin + 30:
                     if not calls.read(answers, 0.001):
                         break
                 elapsed = perf_counter() - begin
-                results.update(answers)
-        errors.append(max(0.0, elapsed - _TIMEOUT_S) * 1000)
+        results.update(answers)
+        # A refusal or an answer before the deadline is in time.
+        if elapsed > case.timeout_s or answers.keys() & {"504", "DEADLINE_EXCEEDED"}:
+            errors.append(abs(elapsed - case.timeout_s) * 1000)
+        time.sleep(case.pause_s)
     return Timing(
-        name=f"{model}, {wire}, {_TIMEOUT_S:g} s",
+        name=f"{case.model}, {wire}, {case.timeout_s:g} s",
         count=len(errors),
         error_p50_ms=percentile(errors, 50),
         error_p99_ms=percentile(errors, 99),
-        largest_ms=max(errors),
+        largest_ms=max(errors, default=math.nan),
         results=dict(results),
     )
 

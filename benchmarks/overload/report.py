@@ -70,7 +70,9 @@ def markdown(results: Results) -> str:
             ]
             for each in results.timings
         ]
-        parts.append(table(["", "requests", "error p50, ms", "p99", "largest", "answers"], rows))
+        parts.append(
+            table(["", "at their deadline", "error p50, ms", "p99", "largest", "answers"], rows)
+        )
     return "\n\n".join(parts) + "\n"
 
 

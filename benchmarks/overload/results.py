@@ -134,12 +134,16 @@ class Abuse:
     before_mb: float
     peak_mb: float
     after_mb: float
+    other_cores: float = 0.0  # that programs used other than server and attack
     problem: str = ""
 
 
 @dataclass(slots=True)
 class Timing:
-    """How far from its time a `timeout` or deadline was answered, while a model ran."""
+    """How far from its time a `timeout` or deadline was answered, while a model ran.
+
+    `count` requests reached their deadline; `results` has the answers of all.
+    """
 
     name: str
     count: int
@@ -251,7 +255,7 @@ def judge(results: Results) -> list[Verdict]:
                 timing.name,
                 "answered within 20 ms of its time (p99)",
                 f"{timing.error_p99_ms:.1f} ms",
-                timing.error_p99_ms <= 20,
+                timing.error_p99_ms <= 20 if timing.count else None,
             )
         )
     return verdicts
@@ -292,8 +296,17 @@ def _abuse(abuse: Abuse) -> list[Verdict]:
     if abuse.problem:
         return [Verdict(abuse.name, "the load runs", abuse.problem, None)]
     growth = abuse.after_mb / abuse.before_mb - 1
+    probes = _probes(abuse.name, abuse.probed, 50)
+    if abuse.other_cores > _MAX_OTHER_CORES:
+        probes = [
+            verdict._replace(
+                measured=f"{verdict.measured}; other programs used {abuse.other_cores:.1f} cores",
+                holds=None,
+            )
+            for verdict in probes
+        ]
     return [
-        *_probes(abuse.name, abuse.probed, 50),
+        *probes,
         Verdict(abuse.name, "worker under 256 MB", f"{abuse.peak_mb:.0f} MB", abuse.peak_mb < 256),
         Verdict(
             abuse.name,

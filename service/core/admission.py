@@ -3,10 +3,11 @@
 Strategy: the queue is bounded by time. How long a request would wait follows from the rows ahead of
 it and from the time between runs, as measured on the latest real ones. A burst may use the whole
 bound. A queue that lasts delays every request and gains nothing. So once it was never empty for
-`_STANDING_S` and is at the bound, or has more than `_CALLERS` requests and did not shrink, only as
-much may wait as keeps the model busy, until nothing was refused for as long. Clients that wait for
-their answers before they send again, and are no more than `_CALLERS`, are thus never refused for
-the queue that they make themselves, unless it exceeds the bound.
+`_STANDING_S` and is at the bound, or has more than `_CALLERS` requests and did not shrink, it is
+kept short: only as much may wait as keeps the model busy, until nothing was refused for
+`_STRICT_S`. Clients that wait for their answers before they send again, and are no more than
+`_CALLERS`, are thus never refused for the queue that they make themselves, unless it exceeds the
+bound.
 
 Source: the idea of a standing queue is from CoDel (Nichols and Jacobson, ACM Queue 10(5), 2012).
 """
@@ -16,10 +17,14 @@ from __future__ import annotations
 from collections import deque
 
 _STANDING_S = 0.1
+_STRICT_S = 1.0
+# After this long, and each time twice as long, the whole bound is tried again. Otherwise clients
+# that send again at once after a refusal keep the queue short, although there is room for them.
+_PATIENCE_S, _MOST_PATIENCE_S = 10.0, 160.0
 _CALLERS = 256
 _FLOOR_S = 0.005  # what may wait in a standing queue, however fast the model is
 _RUNS = 2  # the same in runs
-_SAMPLES = 9  # of which the median counts: 4 odd runs in a row change nothing
+_SAMPLES = 9  # the median counts, so 4 odd runs in a row change nothing
 _SIZES = 64  # classes of batch sizes: powers of two
 
 
@@ -38,7 +43,8 @@ class Admission:
         self.is_running = False
         self.began = 0.0  # the latest run
         self._estimate, self._estimated_at = 0.0, -1.0  # `run_seconds` as of the start of that run
-        self._strict_until = 0.0
+        self._strict_since = self._strict_until = 0.0
+        self._patience_s = _PATIENCE_S
         # Since when every run left requests waiting, and how many at first; None if none does.
         self.standing_since: float | None = None
         self.standing_requests = 0
@@ -57,7 +63,7 @@ class Admission:
         size = rows.bit_length()
         for latest in (*reversed(self.latest[: size + 1]), *self.latest[size + 1 :]):
             if latest:
-                return sorted(latest)[len(latest) // 2]
+                return sorted(latest)[(len(latest) - 1) // 2]
         return 0.0
 
     def wait(self, now: float, ahead: int) -> float:
@@ -78,10 +84,19 @@ class Admission:
 
     def refused(self, now: float) -> bool:
         """Learn that a request was refused; returns whether the queue is kept short from now on."""
-        was_strict = self.is_strict(now)
-        if was_strict or self._is_standing(now):
-            self._strict_until = now + self._standing_s()
-        return self.is_strict(now) and not was_strict
+        if self.is_strict(now):
+            if now - self._strict_since < self._patience_s:
+                self._strict_until = now + _STRICT_S
+                return False
+            self._patience_s = min(2 * self._patience_s, _MOST_PATIENCE_S)
+            self._strict_until = now
+            self.standing_since = None
+        elif self._is_standing(now):
+            if now - self._strict_until > self._patience_s:
+                self._patience_s = _PATIENCE_S
+            self._strict_since, self._strict_until = now, now + _STRICT_S
+            return True
+        return False
 
     def is_strict(self, now: float) -> bool:
         """Whether the queue is kept short."""

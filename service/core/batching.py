@@ -8,11 +8,10 @@ they run in a thread (ONNX Runtime releases the GIL), and the queue fills meanwh
 fails, each of its requests runs again alone, because one bad request must not fail the others.
 
 A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
-requests get their error at once, and none of them runs again. If it does not end within
-`_OBEYS_S`, `on_hang` has the worker replaced. Until the worker stops, further requests to this
-model are refused.
+requests get their error at once, and none of them runs again. If it does not end within `_OBEYS_S`,
+`on_hang` has the worker replaced. Until the worker stops, more requests to this model are refused.
 
-Who is next is decided in `queueing`, who is turned away in `admission`.
+`queueing` decides which request is next, `admission` which is refused.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ from service.core.statistics import BatchRun, ModelStatistics
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
+_WATCH_S = 0.05  # between two looks at a run in a thread
 _OBEYS_S = 5.0  # a run that takes longer to end does not obey
 
 
@@ -90,7 +90,7 @@ class BatchLimits(NamedTuple):
     max_queue: int = 4096
     max_delay_s: float = 0.0
     inline_budget_s: float = 0.001
-    max_queue_s: float = 1.0
+    max_queue_s: float = 2.0
     part_rows: int = 64
     max_run_s: float = 60.0
 
@@ -242,7 +242,10 @@ class Batcher:
                 reason, message, wait = self._judge(rows, deadline, caller, now)
         if not reason:
             return None
-        if reason != "deadline":
+        # A second large request, or a deadline that an empty queue could not meet either, says
+        # nothing about the queue.
+        is_long = reason != "deadline" or wait > self._admission.strict_bound
+        if is_long and rows <= self._small_rows:
             if self._admission.refused(now):
                 self._shed_standing()
             if self not in self._overloaded and self._admission.is_strict(now):
@@ -319,12 +322,12 @@ class Batcher:
         elif place.is_timed:
             start = placement.clock()
             results = self._run(batch)
-            place.ran_inline(placement.clock() - start)
+            place.ran_inline(rows, placement.clock() - start)
             self._finish(results)
         else:
             results = self._run(batch)
             if results[-1].split - results[0].start > placement.budget_s:
-                place.lose()
+                place.suspect()
             self._finish(results)
 
     def _run_in_thread(self, batch: list[Queued], rows: int, place: Place | None) -> None:
@@ -346,28 +349,21 @@ class Batcher:
                 place.ran_in_thread(rows, seconds)
             self._finish(results)
 
-        left = len(batch)
-
-        def one_less(_: asyncio.Future[list[Array]]) -> None:
-            nonlocal left
-            left -= 1
-            if not left:  # no request waits for the outputs
-                running.options.terminate = True
-
-        for queued in batch:
-            queued.outputs.add_done_callback(one_less)
         self._in_thread = True
-        running.timer = loop.call_later(self._limits.max_run_s, self._end_if_too_long, running)
+        running.timer = loop.call_later(_WATCH_S, self._watch, running)
         loop.run_in_executor(self._executor, run).add_done_callback(back_on_the_loop)
 
-    def _end_if_too_long(self, running: _Running) -> None:
-        """End the current run of a batch that has lasted for `max_run_s`; else look again later."""
+    def _watch(self, running: _Running) -> None:
+        """End a run that no request waits for, or that has lasted for `max_run_s`."""
         loop = asyncio.get_running_loop()
         limit_s = self._limits.max_run_s
         # A batch that failed runs again in parts, and each of these runs has its own time.
         lasted_s = 0.0 if running.started is None else self._clock() - running.started
         if lasted_s < limit_s:
-            running.timer = loop.call_later(limit_s - lasted_s, self._end_if_too_long, running)
+            if all(queued.outputs.done() for queued in running.batch):
+                running.options.terminate = True
+            wait_s = min(_WATCH_S, limit_s - lasted_s)
+            running.timer = loop.call_later(wait_s, self._watch, running)
             return
         running.options.terminate = True
         for queued in running.batch:
@@ -428,7 +424,7 @@ class Batcher:
             was_ended = options is not None and options.terminate
             if len(batch) > 1 and not was_ended:
                 return [result for queued in batch for result in self._run([queued], running)]
-            # `_end_if_too_long` has answered the requests of a run that was ended.
+            # `_watch` has answered the requests of a run that was ended, or found none.
             reason = DeadlineExceeded.of_run(self._limits.max_run_s) if was_ended else error
             return [_RunResult(batch, reason, start, start, start, start)]
         return [_RunResult(batch, parts, start, joined, inferred, split)]

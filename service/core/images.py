@@ -13,7 +13,9 @@ or works on the 20x20 box, so there is never a second copy in colour or in float
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
@@ -31,6 +33,10 @@ _LEAST_CONTRAST = 32
 _EDGES = np.s_[0, :], np.s_[-1, :], np.s_[:, 0], np.s_[:, -1]
 # Pixels that are converted to grey at a time.
 _BAND_PIXELS = 256 * 1024
+# JPEGs in several scans above this size are decoded one at a time: libjpeg holds 6 or 8 bytes more
+# per pixel for them.
+_MANY_COEFFICIENTS = 512 * 1024
+_coefficients = threading.Lock()
 
 
 def open_image(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image.Image:
@@ -50,7 +56,7 @@ def open_image(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image.I
     if pixels <= min(max_pixels, max_decoded_pixels):
         return image
     most, setting = max_pixels, "max_image_pixels"
-    if max_decoded_pixels < max_pixels and not _can_be_reduced(body, image):
+    if max_decoded_pixels < max_pixels and not _can_be_reduced(image):
         most, setting = max_decoded_pixels, "max_decoded_pixels"
     if pixels > most:
         raise RequestTooLarge(
@@ -85,7 +91,7 @@ def to_pixels(image: Image.Image) -> Pixels:
     return _centred(page.point(ink.astype(np.uint8).tolist()))[None]
 
 
-def _can_be_reduced(body: bytes, image: Image.Image) -> bool:
+def _can_be_reduced(image: Image.Image) -> bool:
     """Whether this is a JPEG that is neither progressive nor in several scans.
 
     Of those, libjpeg holds the coefficients of the whole picture. Pillow has read up to the end of
@@ -94,16 +100,20 @@ def _can_be_reduced(body: bytes, image: Image.Image) -> bool:
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or "progressive" in image.info:
         return False
-    end = image.fp.tell() if image.fp else 0
+    assert isinstance(image.fp, io.BytesIO)
     components = image.layers
     begin = bytes([0xFF, 0xDA, 0, 6 + 2 * components, components])
-    return body.startswith(begin, max(end - 8 - 2 * components, 0))
+    start = max(image.fp.tell() - 8 - 2 * components, 0)
+    return bytes(image.fp.getbuffer()[start : start + len(begin)]) == begin
 
 
 def _grey(image: Image.Image) -> Image.Image:
     """The decoded picture in 256 levels of grey (mode L)."""
     try:
-        image.load()
+        is_large_jpeg = image.format == "JPEG" and image.width * image.height > _MANY_COEFFICIENTS
+        one_at_a_time = is_large_jpeg and not _can_be_reduced(image)
+        with _coefficients if one_at_a_time else contextlib.nullcontext():
+            image.load()
         if image.mode == "L" and not image.has_transparency_data:
             return image
         width, height = image.size

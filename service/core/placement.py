@@ -16,9 +16,10 @@ time on the wall is also that of other programs on the machine.
 3. A model that contains If, Loop, Scan or functions runs in threads from the start: its time may
    depend on values.
 4. If only the number of rows is open, the warm-up when the model was loaded has run the only
-   shape, so a row-wise model without such nodes is on the loop from the first request on. It
-   loses its place by the time on the wall, which the batcher knows without a further clock. What
-   other programs did costs it `_CLEAN_RUNS` runs in a thread, measured in CPU time, and no penalty.
+   shape, so a row-wise model without such nodes is on the loop from the first request on. Reading
+   a further clock for each run would cost it 1 %. So only when a run exceeds the budget on the wall
+   are the next `_TIMED_RUNS` runs measured in CPU time. One of them that exceeds the budget costs
+   the place for half of its rows and more, without a penalty: it was the rows, not their values.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _STRETCH = 4
 _PENALTY = 16
 _MOST_CLEAN_RUNS = 1 << 16
 _BY_FAR = 10  # times the budget
+_TIMED_RUNS = 16
 _MOST_SHAPES = 256  # of a model; those that ran least recently are forgotten
 
 Key = tuple[tuple[int, ...], ...]
@@ -62,43 +64,68 @@ class Timing(NamedTuple):
 
 
 class Place:
-    """The place of one input shape. A run of up to `inline_rows` rows happens on the loop."""
+    """The place of one input shape. A run of up to `inline_rows` rows happens on the loop.
 
-    __slots__ = ("_clean", "_clean_rows", "_needed", "_placement", "inline_rows", "is_timed")
+    While it `is_timed`, the batcher tells `ran_inline` of each run on the loop.
+    """
+
+    __slots__ = (
+        "_clean",
+        "_clean_rows",
+        "_needed",
+        "_placement",
+        "_timed_runs",
+        "inline_rows",
+        "is_known",
+        "is_timed",
+    )
 
     def __init__(
-        self, placement: Placement, inline_rows: int = 0, *, is_timed: bool = True
+        self, placement: Placement, inline_rows: int = 0, *, is_known: bool = False
     ) -> None:
-        """With `is_timed`, the batcher tells `ran_inline` of each run on the loop."""
         self._placement = placement
         self.inline_rows = inline_rows
-        self.is_timed = is_timed
+        self.is_known = is_known
+        self.is_timed = not is_known
+        self._timed_runs = 0  # that a known shape still has to show
         self._needed = _CLEAN_RUNS
+        self._start_again()
+
+    def _start_again(self) -> None:
         self._clean, self._clean_rows = 0, sys.maxsize
 
-    def ran_inline(self, seconds: float) -> None:
-        """A run on the loop took this long."""
+    def suspect(self) -> None:
+        """Time the next runs of a known shape: one seemed to exceed the budget."""
+        self.is_timed, self._timed_runs = True, _TIMED_RUNS
+
+    def ran_inline(self, rows: int, seconds: float) -> None:
+        """A timed run of `rows` rows on the loop took this long."""
         placement = self._placement
         if seconds <= placement.budget_s:
+            if self.is_known:
+                self._timed_runs -= 1
+                self.is_timed = self._timed_runs > 0
             return
-        self.lose()
+        self._start_again()
+        self.inline_rows = 0
+        if self.is_known:
+            self.inline_rows = rows // 2
+            return
         by_far = seconds > placement.budget_s * _BY_FAR
         if by_far or placement.is_cpu_time:
             self._needed = min(self._needed * _PENALTY, _MOST_CLEAN_RUNS)
         if by_far and placement.is_cpu_time:
             placement.leave_the_loop()
 
-    def lose(self) -> None:
-        """Earn the place again, with as many runs as the last time."""
-        self.inline_rows = 0
-        self._clean, self._clean_rows = 0, sys.maxsize
-
     def ran_in_thread(self, rows: int, seconds: float) -> None:
         """A run of `rows` rows in a thread took this long."""
         placement = self._placement
         allowed_s = placement.budget_s / 2
         if seconds > allowed_s:
-            self._clean, self._clean_rows = 0, sys.maxsize
+            # Fewer rows of a row-wise model may still be short.
+            self._clean_rows = min(self._clean_rows, rows // 2)
+            if not placement.is_row_wise or not self._clean_rows:
+                self._start_again()
             return
         self._clean += 1
         if placement.is_row_wise:
@@ -106,7 +133,7 @@ class Place:
             self._clean_rows = min(self._clean_rows, int(rows * stretch))
         if self._clean >= self._needed and not placement.has_left:
             self.inline_rows = max(self.inline_rows, self._clean_rows)
-            self._clean, self._clean_rows = 0, sys.maxsize
+            self._start_again()
 
 
 class Placement:
@@ -125,7 +152,7 @@ class Placement:
         self._places: OrderedDict[Key, Place] = OrderedDict()
         self.only: Place | None = None
         if timing.is_known and not self.has_left:
-            self.only = Place(self, self._warm_rows(timing), is_timed=False)
+            self.only = Place(self, self._warm_rows(timing), is_known=True)
 
     def _warm_rows(self, timing: Timing) -> int:
         """The rows that fit into the budget by the warm-up."""

@@ -243,7 +243,7 @@ class FairQueue:
         return dropped
 
     def shed(self, rows: int) -> list[Queued]:
-        """Remove the oldest small requests of each flow beyond its share of so many rows."""
+        """Remove the oldest small requests of each flow, beyond its share of `rows`."""
         share = rows // len(self._turns)
         dropped: list[Queued] = []
         for flow in self._small.values():

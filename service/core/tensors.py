@@ -187,7 +187,10 @@ def _flat_numbers(field: str, flat: Sequence[Any], dtype: np.dtype[Any]) -> Arra
                 f"{field} has values with a fraction, but takes whole numbers from {limits.min} "
                 f"to {limits.max}; multiply pixels in 0..1 by 255."
             )
-    return array.astype(dtype, copy=False)
+    # A float out of range becomes infinite, which the caller refuses; numpy's warning would be a
+    # line of the log.
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
 
 
 def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:

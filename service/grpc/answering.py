@@ -280,8 +280,9 @@ class Calls:
         """
         if len(content) > self._max_request_bytes + MESSAGE_SLACK:
             raise RequestTooLarge.of("message", self._max_request_bytes)
-        if check(content, shape_of(rpc.request), self._max_json_bytes) > INLINE_BYTES:
-            return await off_loop(self._parse, rpc, content)
+        rest = check(content, shape_of(rpc.request), self._max_json_bytes)
+        if rest > INLINE_BYTES:
+            return await off_loop(self._parse, rpc, content, size=rest)
         return self._parse(rpc, content)
 
     def _parse(self, rpc: Rpc, content: bytes) -> Any:

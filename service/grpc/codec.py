@@ -150,10 +150,12 @@ def _output(output: OutputTensor, typed: bool) -> pb.ModelInferResponse.InferOut
         tensor.parameters["shared_memory_offset"].int64_param = region.offset
         tensor.parameters["shared_memory_byte_size"].int64_param = region.byte_size
     elif typed:
-        values = array.ravel().tolist()
-        if datatype == BYTES:
-            values = [value.encode() for value in values]
-        getattr(tensor.contents, _TYPED_FIELDS[datatype]).extend(values)
+        flat, contents = array.ravel(), getattr(tensor.contents, _TYPED_FIELDS[datatype])
+        for start in range(0, flat.size, PART):  # of Python's global lock
+            values = flat[start : start + PART].tolist()
+            if datatype == BYTES:
+                values = [value.encode() for value in values]
+            contents.extend(values)
     return tensor
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from service.core.off_loop import off_loop
 from service.grpc.answering import Call, Method, Refusal, Unary
-from service.operations.digits import Digits
+from service.operations.digits import INLINE_ROWS, Digits, Predictions
 from service.stubs.digits.v1 import digits_pb2 as pb
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["DigitClassifier"]
@@ -22,13 +23,19 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
             deadline=call.deadline,
             caller=call.caller,
         )
-        return pb.PredictResponse(
-            model_name=answer.model,
-            model_version=answer.version,
-            predictions=[
-                pb.Prediction(digit=digit, probabilities=row.tolist(), entropy_bits=entropy)
-                for digit, row, entropy in answer.rows
-            ],
-        )
+        if len(answer.rows) > INLINE_ROWS:
+            return await off_loop(_response, answer, size=784 * len(answer.rows))
+        return _response(answer)
 
     return {"Predict": Unary("predict", predict, refusal)}
+
+
+def _response(answer: Predictions) -> pb.PredictResponse:
+    return pb.PredictResponse(
+        model_name=answer.model,
+        model_version=answer.version,
+        predictions=[
+            pb.Prediction(digit=digit, probabilities=row.tolist(), entropy_bits=entropy)
+            for digit, row, entropy in answer.rows
+        ],
+    )

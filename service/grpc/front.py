@@ -71,12 +71,6 @@ class GrpcFront:
         }
         self._server: Server = server(methods, self._calls, settings, budget)
 
-    def _predict_refusal(
-        self, model: str, version: str, deadline: float | None, caller: str
-    ) -> Overloaded | None:
-        model = model or self._inference.default_model
-        return self._inference.refusal(model, version, deadline, caller)
-
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
         return self._inference.refusal(
             model or self._inference.default_model, version, call.deadline, call.caller

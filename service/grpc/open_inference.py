@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from service import SERVER_NAME, __version__
 from service.core.errors import ModelNotFound, Overloaded, ServiceError
+from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import TensorSpec
 from service.grpc.answering import Call, Method, Pipelined, Unary
 from service.grpc.codec import decode, encode, is_typed
@@ -72,6 +73,9 @@ class OpenInference:
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         answer = await self._inference.infer(decode(request, call.deadline, call.caller))
+        size = sum([output.array.nbytes for output in answer.outputs])
+        if size > INLINE_BYTES:
+            return await off_loop(encode, answer, is_typed(request), size=size)
         return encode(answer, is_typed(request))
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:

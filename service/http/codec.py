@@ -38,6 +38,9 @@ from service.http.message import (
 HEADER_LENGTH = "inference-header-content-length"
 
 
+_MAX_TENSORS = 1024
+
+
 class BinaryOutputs(NamedTuple):
     """Which outputs are sent as bytes: `named` by output name, `default` for all others."""
 
@@ -139,6 +142,8 @@ def _decode(
         raise InvalidArgument("inputs: must be a list of tensors.")
     if not isinstance(outputs, list):
         raise InvalidArgument("outputs: must be a list.")
+    if max(len(inputs), len(outputs)) > _MAX_TENSORS:
+        raise InvalidArgument(f"inputs, outputs: have more than {_MAX_TENSORS} tensors.")
     parameters = _parameters(body, "parameters")
     tensors = []
     for index, tensor in enumerate(inputs):

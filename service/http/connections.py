@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from service.observe import metrics
@@ -71,6 +72,8 @@ class Connections:
         self._idle_timeout = settings.idle_timeout
         self._in_flight = in_flight
         self._listener: int | None = None
+        # Its own: under load, the threads of the default executor have much to do.
+        self._thread = ThreadPoolExecutor(1, "connections")
 
     async def watch(self) -> None:
         """Close what is idle, and make room for newcomers, from now on."""
@@ -91,7 +94,7 @@ class Connections:
     async def sweep(self, newcomers: int = 0) -> None:
         """Close what is too long idle, and at the limit the idlest ones for `newcomers`."""
         loop = asyncio.get_running_loop()
-        connections = await loop.run_in_executor(None, self._scan)
+        connections = await loop.run_in_executor(self._thread, self._scan)
         in_use = {int(client.rpartition(":")[2] or 0) for client in self._in_flight.values()}
         idle = [each for each in connections if each.client_port not in in_use]
         room = newcomers if len(connections) >= self._max_connections else 0

@@ -16,6 +16,7 @@ OCTETS = "application/octet-stream"
 # parse as numbers, so a body may not consist of them.
 _BYTES_PER_LIST = 64
 _BYTES_PER_STRING = 16
+_FEW = 1024  # lists or strings that are accepted at any limit
 
 
 class HttpRequest(NamedTuple):
@@ -67,13 +68,13 @@ def parse_json(body: bytes, limit: int, end: int | None = None) -> Any:
     malformed JSON.
     """
     size = len(body) if end is None else end
-    most = limit // _BYTES_PER_LIST
+    most = max(_FEW, limit // _BYTES_PER_LIST)
     if size > most and body.count(b"[", 0, size) + body.count(b"{", 0, size) > most:
         raise InvalidArgument(
             f"The body has more than {most} lists and objects, the most for max_json_bytes. Send "
             "the values of a tensor as one flat list, or as binary."
         )
-    most = limit // _BYTES_PER_STRING
+    most = max(_FEW, limit // _BYTES_PER_STRING)
     if size > 2 * most and body.count(b'"', 0, size) > 2 * most:
         raise InvalidArgument(
             f"The body has more than {most} strings, the most for max_json_bytes. Send them as "
@@ -92,7 +93,7 @@ async def parse_object(body: bytes, limit: int) -> dict[str, Any]:
         return {}
     check_json_size(len(body), limit)
     if len(body) > INLINE_BYTES:
-        parsed = await off_loop(parse_json, body, limit)
+        parsed = await off_loop(parse_json, body, limit, size=len(body))
     else:
         parsed = parse_json(body, limit)
     if not isinstance(parsed, dict):

@@ -27,13 +27,14 @@ async def infer(
     limit = inference.max_json_bytes
     check_json_size(size, limit)
     if size > INLINE_BYTES:
-        decoding = off_loop(decode, request, json_bytes, model, version, limit)
+        decoding = off_loop(decode, request, json_bytes, model, version, limit, size=size)
         decoded, binary = await decoding
     else:
         decoded, binary = decode(request, json_bytes, model, version, limit)
     answer = await inference.infer(decoded)
-    if sum([output.array.nbytes for output in answer.outputs]) > INLINE_BYTES:
-        return await off_loop(encode, answer, binary)
+    size = sum([output.array.nbytes for output in answer.outputs])
+    if size > INLINE_BYTES:
+        return await off_loop(encode, answer, binary, size=size)
     return encode(answer, binary)
 
 

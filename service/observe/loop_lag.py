@@ -45,6 +45,7 @@ class LagMonitor:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._where = ""
+        self._runner_depth = 0
         self._silent_until = 0.0
         self._left_out = 0
         self._stopped = threading.Event()
@@ -62,6 +63,8 @@ class LagMonitor:
         self._timer = self._loop.call_later(BEAT_S, self._beat)
 
     def _beat(self) -> None:
+        # What is below this on the stack runs the loop, and is there when it is idle too.
+        self._runner_depth = len(list(_outwards(sys._getframe(1))))
         late_s = max(0.0, time.monotonic() - self._due)
         self._observe(late_s)
         if late_s > LONG_S:
@@ -108,8 +111,9 @@ class LagMonitor:
         """Where the loop is; if it is in no code of ours, where the other threads are."""
         frames = sys._current_frames()
         own = list(_outwards(frames.pop(self._loop_thread, None)))
-        if self._has_code(own):
-            return "at " + _described(own)
+        running = own[: len(own) - self._runner_depth]
+        if self._has_code(running):
+            return "at " + _described(running)
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         frames.pop(threading.get_ident(), None)
         stacks = {names.get(ident, "?"): list(_outwards(frame)) for ident, frame in frames.items()}

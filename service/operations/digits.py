@@ -74,8 +74,9 @@ class Digits:
         """
         if picture is not None:
             images = None
-            is_deflated = b"TXt" in picture or b"iCCP" in picture  # to 1 MB; see picture_files.py
-            if len(picture) <= _INLINE_PICTURE_BYTES and not is_deflated:
+            if len(picture) <= _INLINE_PICTURE_BYTES and not (
+                b"TXt" in picture or b"iCCP" in picture  # deflated, up to 1 MB: picture_files.py
+            ):
                 image = open_image(picture, *self._max_pixels)
                 if image.width * image.height <= _INLINE_PICTURE_PIXELS:
                     images = to_pixels(image)
@@ -92,13 +93,19 @@ class Digits:
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
-        is_large = len(images) > INLINE_ROWS
-        inputs = await off_loop(layout.inputs, images) if is_large else layout.inputs(images)
-        outputs = await served.batcher.submit(inputs, len(images), deadline, caller)
-        if is_large:
-            rows = await off_loop(layout.predictions, outputs)
-        else:
-            rows = layout.predictions(outputs)
+        if len(images) <= INLINE_ROWS:
+            outputs = await served.batcher.submit(
+                layout.inputs(images), len(images), deadline, caller
+            )
+            return Predictions(served.name, served.version, layout.predictions(outputs))
+        # FP32 inputs are four times as large as the pixels: only a part of them exists at a time.
+        step = len(images) if layout.image_shape is None else INLINE_ROWS
+        rows: list[Prediction] = []
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            inputs = await off_loop(layout.inputs, part, size=part.nbytes)
+            outputs = await served.batcher.submit(inputs, len(part), deadline, caller)
+            rows += await off_loop(layout.predictions, outputs, size=part.nbytes)
         return Predictions(served.name, served.version, rows)
 
     def _decode(self, picture: bytes) -> Pixels:

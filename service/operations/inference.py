@@ -105,8 +105,9 @@ class Inference:
         requested = _requested(served, request.outputs) if request.outputs else None
         timeout = timeout_of(request.parameters) if request.parameters else None
         inputs = [self._fetched(tensor) for tensor in request.inputs]
-        if max([_decoding_bytes(each, request.size) for each in inputs], default=0) > INLINE_BYTES:
-            arrays = await off_loop(_arrays, served, inputs)
+        size = max([_decoding_bytes(each, request.size) for each in inputs], default=0)
+        if size > INLINE_BYTES:
+            arrays = await off_loop(_arrays, served, inputs, size=size)
         else:
             arrays = _arrays(served, inputs)
         rows = arrays[0].shape[0] if served.session.has_rows else 1
@@ -177,7 +178,7 @@ class Inference:
             labels = served.card.labels if served.card.kind(spec.name) else ()
             how = (requested.top_classes, labels, served.session.has_rows)
             if array.size > _INLINE_CLASSES:
-                tensor = await off_loop(classes, tensor, *how)
+                tensor = await off_loop(classes, tensor, *how, size=array.nbytes)
             else:
                 tensor = classes(tensor, *how)
         if requested.region is None:

@@ -27,3 +27,9 @@ def return_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # musl has the function for the linker's sake, and it returns 0.
     return mallopt is not None and all(mallopt(name, value) for name, value in _OPTIONS.items())
+
+
+def trim() -> None:
+    """Return the unused pages inside the heaps, too. A thread that allocates meanwhile may wait."""
+    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        malloc_trim(0)

@@ -68,7 +68,10 @@ def errors_in_log(server: Server) -> list[str]:
     return [
         line
         for line, record in zip(lines, records, strict=True)
-        if record["level"] in ("ERROR", "CRITICAL", "WARNING") or "Traceback" in line
+        if "Traceback" in line
+        or record["level"] not in ("debug", "info")
+        # It reports a busy machine as well.
+        and record["logger"] != "service.observe.loop_lag"
     ]
 
 
@@ -98,7 +101,7 @@ def start(
             body = json.dumps({"key": key, "byte_size": 1000}).encode()
             assert server.post(path, body, "application/json")[0] == 200
         # What later requests need is allocated: threads, buffers, the codecs of pictures.
-        for case in (*digits.CASES, *http_framing.CASES):
+        for case in (*digits.CASES, *inference.CASES)[::2]:
             if isinstance(case, Http):
                 _http(server, case)
         (pid,) = server.worker_pids()
@@ -111,7 +114,8 @@ def start(
         assert server.worker_pids() == pids
         assert server.is_ready()
         assert errors_in_log(server) == []
-        assert resident_bytes(pids[0]) < 1.2 * before
+        # The memory of large requests is returned once the worker is idle.
+        server.wait_until(lambda pid=pids[0], most=1.2 * before: resident_bytes(pid) < most)
 
 
 def _key(content: bytes) -> bytes:

@@ -7,6 +7,8 @@ import gzip
 import http.client
 import json
 import random
+import select
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,7 +78,7 @@ def large_posts() -> list[Post]:
     """Bodies that are as large as a request may be, in every form, and what becomes large."""
     images = np.random.default_rng(0).integers(0, 256, (8 * MIB // 784, 28, 28), np.uint8)
     raw = images.tobytes()
-    fewer = json.dumps(images[:600].tolist()).encode()
+    fewer = json.dumps(images[:550].tolist()).encode()
     header = json.dumps(
         {
             "inputs": [
@@ -170,3 +172,55 @@ def test_any_mix_of_requests_stays_within_the_promise_and_its_memory_returns(
     assert memory_mb(server, "VmHWM") < LIMIT_MB
     server.wait_until(lambda: memory_mb(server) < 1.2 * at_rest)
     assert send(server, small) == 200
+
+
+def test_half_sent_bodies_hold_no_more_than_the_budget_and_shut_nobody_out(
+    start_server: Callable[..., Server],
+) -> None:
+    server = start_server()
+    at_rest = memory_mb(server)
+    with contextlib.ExitStack() as on_exit:
+        connections = []
+        for _ in range(60):
+            connection = socket.create_connection(("127.0.0.1", server.http_port))
+            connections.append(on_exit.enter_context(connection))
+            connection.sendall(
+                b"POST /predict HTTP/1.1\r\nhost: test\r\ncontent-length: 8000000\r\n"
+                b"content-type: application/octet-stream\r\n\r\n"
+            )
+            connection.setblocking(False)
+        for _ in range(20):
+            for connection in connections:
+                with contextlib.suppress(OSError):
+                    connection.send(bytes(MIB))
+        small = Post("/predict", bytes(784), {"content-type": OCTETS}, {200})
+        assert send(server, small) == 200
+        # Those that are let in do not go on, so they give way to a body that does.
+        large = small._replace(body=bytes(2 * MIB // 784 * 784))
+        server.wait_until(lambda: send(server, large) == 200, seconds=120)
+        assert memory_mb(server, "VmHWM") - at_rest < 80
+        text = server.get("/metrics")[1].decode()
+        assert "mnist_inflight_refused_total" in text
+        assert "mnist_inflight_bytes" in text
+    server.wait_until(lambda: memory_mb(server) < 1.2 * at_rest)
+
+
+def test_a_client_that_does_not_read_its_answer_loses_its_connection(
+    start_server: Callable[..., Server],
+) -> None:
+    server = start_server(body_timeout=1)
+    # As much JSON as the kernel's buffers cannot hold.
+    body = bytes(784) * 10_000
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.http_port))
+        head = f"POST /predict HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n"
+        connection.sendall(f"{head}content-type: {OCTETS}\r\n\r\n".encode() + body)
+        server.wait_until(lambda: is_reset(connection), seconds=120)
+
+
+def is_reset(connection: socket.socket) -> bool:
+    """Whether the peer has ended a connection; nothing of it is read."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

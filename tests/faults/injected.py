@@ -295,9 +295,8 @@ def of_attack(name: str) -> Fault:
     """An abusive load of the benchmark for a few seconds."""
 
     def run(harm: Harm, chance: random.Random) -> None:
-        end = time.monotonic() + chance.uniform(1, 4)
         with contextlib.suppress(OSError):
-            attacks.ATTACKS[name](harm.target, lambda: time.monotonic() > end)
+            attacks.ATTACKS[name](harm.target, attacks.for_seconds(chance.uniform(1, 4)))
 
     run.__name__ = name.replace("-", "_")
     return run

@@ -51,7 +51,7 @@ _SETTINGS: dict[str, object] = {
     "log_format": "json",
     "poll_interval": 0.2,
     "max_connections": 256,
-    "max_run_seconds": 3,
+    "max_run_seconds": 10,  # longer than a starved run of a small model
     "body_timeout": 5,
 }
 

@@ -73,7 +73,12 @@ def test_the_worst_requests_get_their_answers_and_others_are_served(
 
     in_two_threads(send_http)
     in_two_threads(send_grpc)
-    wrong = {name: pair for name, pair in answers.items() if pair[0] != pair[1]}
+    # A good request may find the queue full of the images of another.
+    wrong = {
+        name: (status, deserved)
+        for name, (status, deserved) in answers.items()
+        if status not in ((200, 503) if deserved == 200 else (deserved,))
+    }
     assert wrong == {}
     assert len(answers) > 30
     assert server.worker_pids() == workers

@@ -223,7 +223,9 @@ RESPONSE_HEADERS = (
     + _literal(b"content-type", b"application/grpc")
     + _literal(b"grpc-accept-encoding", b"identity,deflate,gzip")
 )
-_GRPC_STATUS_OK = _literal(b"grpc-status", b"0")
+_GRPC_STATUS = {
+    code: _literal(b"grpc-status", str(number).encode()) for code, number in _STATUS_CODES.items()
+}
 _SIZE_WITHOUT_MESSAGE = sum(
     _FIELD_OVERHEAD + len(name) + len(value)
     for name, value in (
@@ -248,8 +250,8 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
     encoded = request_id.encode()
     block = _REQUEST_ID + _length(len(encoded)) + encoded
     if status.code == "OK":
-        return _GRPC_STATUS_OK + block
-    block += _literal(b"grpc-status", str(_STATUS_CODES[status.code]).encode())
+        return _GRPC_STATUS["OK"] + block
+    block += _GRPC_STATUS[status.code]
     room = max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded)
     if isinstance(status, RetryLater):
         milliseconds = b"%d" % (status.seconds * 1000)

@@ -279,7 +279,10 @@ class Http2Protocol(asyncio.Protocol):
         assert rpc is not None
         error = None
         if not message.flag:
-            call = Call(stream.deadline, self._callers.of(self._peer, stream.headers.forwarded))
+            caller = self._callers.known.get(self._peer)
+            if caller is None:
+                caller = self._callers.of(self._peer, stream.headers.forwarded)
+            call = Call(stream.deadline, caller)
             error = self._calls.early_refusal(rpc, message.content, call, stream.request_id)
         if error is not None:
             self._finish(stream, _status_of(error, stream.request_id))

@@ -41,6 +41,7 @@ def bodies(name: str, path: str) -> list[Http]:
     return [
         Http(f"{name} with a list", post(path, []), 400, "object"),
         Http(f"{name} with text", post(path, "x"), 400, "object"),
+        Http(f"{name} above max_json_bytes", post(path, b" " * (3 << 20)), 413, "max_json_bytes"),
         Http(f"{name} with null", post(path, b"null"), 400, "object"),
         Http(f"{name} with half of an object", post(path, b'{"a": '), 400, "JSON"),
         Http(

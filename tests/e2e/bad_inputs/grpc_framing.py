@@ -282,7 +282,7 @@ CONNECTION = [
     ),
     ends("DATA of no stream", wire.frame(wire.DATA, 0, 0, b"x")),
     ends("DATA of a stream never opened", wire.frame(wire.DATA, 0, 1, b"x")),
-    ends("DATA of which padding is longer", opened() + wire.frame(wire.DATA, 8, 1, b"\x09a")),
+    ends("DATA shorter than its padding", opened() + wire.frame(wire.DATA, 8, 1, b"\x09a")),
     ends(
         "HEADERS of no stream", wire.frame(wire.HEADERS, 4, 0, literal_block(list(REQUEST.items())))
     ),

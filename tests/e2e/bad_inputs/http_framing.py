@@ -43,7 +43,7 @@ REQUEST_LINES = [
     malformed("line with brackets for a method", line("G[E]T /v2 HTTP/1.1")),
     malformed("line with an empty method", line(" /v2 HTTP/1.1")),
     malformed("path without a slash", line("GET v2/models HTTP/1.1")),
-    malformed("path of 70,000 letters", line("GET /" + "a" * 70_000 + " HTTP/1.1"), 414),
+    malformed("path of 2 million letters", line("GET /" + "a" * 2_000_000 + " HTTP/1.1"), 431),
 ]
 
 

@@ -156,6 +156,23 @@ DATATYPES = [
         "uint_contents",
     ),
     call(
+        "typed contents above max_json_bytes",
+        "ModelInfer",
+        pb.ModelInferRequest(
+            model_name="mnist",
+            inputs=[
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": [4000, 28, 28],
+                    "contents": {"uint_contents": ZEROS * 4000},
+                }
+            ],
+        ),
+        "INVALID_ARGUMENT",
+        "max_json_bytes",
+    ),
+    call(
         "raw and typed contents",
         "ModelInfer",
         pb.ModelInferRequest(
@@ -402,8 +419,9 @@ STRUCTURE = [
     bad("JSON twice", body() * 2, "JSON"),
     bad("JSON with a number too long", b'{"inputs": ' + b"9" * 400 + b"e999}", "JSON"),
     bad("JSON with a leading zero", b'{"inputs": 01}', "JSON"),
-    bad("JSON of 100,000 brackets", b"[" * 100_000, "JSON"),
+    bad("JSON of 100,000 brackets", b"[" * 100_000, "max_json_bytes"),
     bad("JSON nested 2,000 deep", b"[" * 2000 + b"]" * 2000, "JSON"),
+    Http("JSON above max_json_bytes", post(INFER, b" " * (2 << 20) + b"{}"), 413, "max_json_bytes"),
     bad("inputs missing", {}, "inputs"),
     bad("inputs null", {"inputs": None}, "inputs"),
     bad("inputs object", {"inputs": VALID["inputs"][0]}, "inputs"),
@@ -570,6 +588,12 @@ BINARY = [
     binary("header length of 40 digits", LENGTH, sized(784), length="9" * 40),
     binary("header length in the middle of the JSON", "JSON", sized(784), length="20"),
     binary("header length past the JSON", "JSON", sized(784), length="130"),
+    Http(
+        "header length above max_json_bytes",
+        post(INFER, bytes(3 << 20), Inference_Header_Content_Length=str(3 << 20)),
+        413,
+        "max_json_bytes",
+    ),
     binary("raw body of a wrong size", "'image'", b"", PIXELS[1:], length="0"),
     binary("raw body empty", "'image'", b"", b"", length="0"),
     binary("raw body for two inputs", "inputs", b"", floats(1, 2, 3), length="0", model="sum"),

@@ -58,7 +58,7 @@ def check(data: bytes) -> None:
     request = _request(header, tail)
     try:
         size = header_length(request)
-        decoded, binary = decode(request, size, "model", "")
+        decoded, binary = decode(request, size, "model", "", 2 << 20)
     except InvalidArgument as error:
         assert len(error.message) <= 1000
         return
@@ -78,7 +78,7 @@ def check(data: bytes) -> None:
     assert start == len(tail)
     # The header is in the cache now: other data, the same places.
     other = bytes(byte ^ 0xFF for byte in tail)
-    again, binary_again = decode(_request(header, other), size, "model", "")
+    again, binary_again = decode(_request(header, other), size, "model", "", 2 << 20)
     assert binary_again == binary
     assert [_places(t) for t in again.inputs] == [_places(t) for t in decoded.inputs]
     assert b"".join(bytes(t.raw) for t in again.inputs if t.raw is not None) == other

@@ -38,11 +38,11 @@ def check(data: bytes) -> None:
         _name(peer),
         *(_name(part.strip()) for line in lines for part in line.split(",")),
     }
-    assert caller in addresses, "a caller that nobody has named"
+    assert caller in addresses, "a caller that is in none of the addresses"
     assert len(caller) <= 43
     trusted = networks(_TRUSTED[choice])
     if not _is_in(_name(peer), trusted):
-        assert caller == _name(peer), "somebody who is not trusted has chosen the caller"
+        assert caller == _name(peer), "a peer that is not trusted has chosen the caller"
     with contextlib.suppress(ValueError):
         networks(peer)
 

@@ -7,6 +7,7 @@ import json
 import zlib
 from typing import Any
 
+from service.core.budget import Budget
 from service.http.answering import HttpApp
 from service.http.compression import Compression
 from service.http.message import HttpRequest
@@ -21,7 +22,7 @@ _APP = HttpApp(
     digits=_APPLICATION.operations.digits,
     administration=_APPLICATION.operations.administration,
     recorder=_APPLICATION.recorder,
-    compression=Compression(1 << 16, 64),
+    compression=Compression(1 << 16, 64, Budget(1 << 25)),
 )
 # Loading takes a hundred times as long as any other request, and /metrics ten times.
 _PATHS = [

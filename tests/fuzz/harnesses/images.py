@@ -20,6 +20,7 @@ from tests.fuzz.fields import Fields
 
 CI_RUNS = 5_000
 _MAX_PIXELS = 64 * 64
+_MAX_DECODED_PIXELS = 32 * 32  # a larger JPEG is decoded at a part of its size
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Samples per pixel of each colour type (PNG, 11.2.2); others are malformed.
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -41,6 +42,7 @@ SEEDS = [
     _file("RGB", (9, 9), "PNG", transparency=(1, 2, 3)),
     *(_file(mode, (8, 8), "JPEG", quality=20) for mode in ("L", "RGB", "CMYK")),
     _file("RGB", (17, 9), "JPEG", progressive=True),
+    *(_file("L", (60, 50), "JPEG", progressive=whole) for whole in (True, False)),
     *(
         bytes([0, kind, depth, 4, 4, 0, 3]) + bytes(range(60))
         for kind, depth in (*((0, 1), (0, 16), (2, 8), (3, 2), (3, 8), (4, 8), (6, 16)),)
@@ -61,7 +63,7 @@ def _check(data: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = open_image(data, _MAX_PIXELS)
+            image = open_image(data, _MAX_PIXELS, _MAX_DECODED_PIXELS)
             assert image.width * image.height <= _MAX_PIXELS
             pixels = to_pixels(image)
         except (InvalidArgument, RequestTooLarge) as error:
@@ -70,7 +72,7 @@ def _check(data: bytes) -> None:
         assert pixels.shape == (1, 28, 28)
         assert pixels.dtype == np.uint8
         # The same file gives the same pixels.
-        assert (to_pixels(open_image(data, _MAX_PIXELS)) == pixels).all()
+        assert (to_pixels(open_image(data, _MAX_PIXELS, _MAX_DECODED_PIXELS)) == pixels).all()
 
 
 def _png(fields: Fields) -> bytes:

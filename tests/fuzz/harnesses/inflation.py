@@ -28,7 +28,7 @@ def check(data: bytes) -> None:
     try:
         inflated = inflate(content, encoding, limit)
     except RequestTooLarge:
-        # It really is larger: the reference goes on where `inflate` stopped.
+        # The reference confirms that it is larger.
         assert len(_reference(content, encoding, limit + 1)) > limit
         return
     except InvalidArgument:

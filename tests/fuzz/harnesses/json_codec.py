@@ -54,7 +54,7 @@ def check(data: bytes) -> None:
     body = _request(Fields(data[1:])) if data[:1] == b"\0" else data
     try:
         request, binary = decode(
-            HttpRequest("POST", "", lambda name: None, body), None, "model", ""
+            HttpRequest("POST", "", lambda name: None, body), None, "model", "", 2 << 20
         )
         timeout = timeout_of(request.parameters)
     except InvalidArgument as error:

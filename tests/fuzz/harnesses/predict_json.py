@@ -9,10 +9,9 @@ import numpy as np
 
 from service.core.digits import pixels_from_values
 from service.core.errors import InvalidArgument
-from service.core.tensors import numbers
-from service.http.digits import _UINT8, _image_of
-from service.http.message import parse_json
+from service.http.digits import _pixels
 
+_MAX_JSON_BYTES = 2 << 20
 _ROW = json.dumps([*range(28)])
 SEEDS = [
     json.dumps([0] * 784).encode(),
@@ -29,7 +28,7 @@ TOKENS = [b"[", b"]", b'{"image":', b"true", b"null", b"1e5", b"255", b"256", b"
 
 def check(data: bytes) -> None:
     try:
-        array = numbers("image:", _image_of(parse_json(data)), _UINT8)
+        array = _pixels(data, _MAX_JSON_BYTES)
     except InvalidArgument as error:
         assert str(error).startswith(("image:", "The body")), error
         array = None

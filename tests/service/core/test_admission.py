@@ -77,14 +77,37 @@ def test_a_standing_queue_that_grows_is_kept_to_two_runs(run_s: float, bound: fl
     assert admission.bound(5.0, requests=257) == bound
 
 
-def test_a_queue_is_kept_short_until_nothing_was_refused_for_a_while() -> None:
+def test_a_queue_is_kept_short_until_nothing_was_refused_for_a_second() -> None:
     admission = busy(0.001)
     stand(admission, since=0.0, requests=10)
     assert admission.refused(1.0)
-    assert not admission.refused(1.05)  # it is kept short already
-    stand(admission, since=1.06, requests=1)
-    assert admission.bound(1.149, requests=1) == 0.005
-    assert admission.bound(1.151, requests=1) == 1.0
+    assert not admission.refused(1.5)  # it is kept short already
+    assert admission.bound(2.49, requests=1) == 0.005
+    assert admission.bound(2.51, requests=1) == 1.0
+
+
+def refuse_from(admission: Admission, start: float, seconds: float) -> float:
+    """Refuse every tenth of a second; returns when the whole bound was tried again."""
+    for tenth in range(int(seconds * 10)):
+        now = start + tenth / 10
+        if admission.standing_since is None:
+            return now
+        admission.refused(now)
+    raise AssertionError
+
+
+def test_the_whole_bound_is_tried_again_after_10_seconds_then_after_20() -> None:
+    admission = busy(0.001)
+    stand(admission, since=0.0, requests=10)
+    tried_at = refuse_from(admission, 1.0, seconds=60)
+    assert 10 < tried_at - 1.0 < 11
+    assert admission.bound(tried_at, requests=300) == 1.0
+    stand(admission, since=tried_at, requests=10)
+    again = refuse_from(admission, tried_at + 1.0, seconds=60)
+    assert 20 < again - tried_at - 1.0 < 21
+    stand(admission, since=again + 1000.0, requests=10)
+    assert admission.refused(again + 1001.0)
+    assert 10 < refuse_from(admission, again + 1001.0, seconds=60) - again - 1001.0 < 11
 
 
 def test_a_refusal_in_a_burst_does_not_shorten_the_queue() -> None:

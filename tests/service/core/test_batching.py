@@ -353,20 +353,30 @@ def test_a_shape_gets_to_the_loop_by_short_runs_and_off_it_by_a_long_one() -> No
     assert session.on_loop == [False] * 4 + [True] * 3 + [False] * 5
 
 
-def test_a_model_that_was_warmed_up_is_on_the_loop_and_returns_to_it_by_cpu_time() -> None:
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_model_that_was_warmed_up_leaves_the_loop_by_cpu_time_only(is_busy: bool) -> None:
     wall, cpu = Clock(), Clock()
-    session = Threads(Timing(is_known=True, rows=16, clock=cpu), wall)
+
+    class Slower(Threads):
+        """Takes 20 ms by the wall: of its own, unless another program has the core."""
+
+        def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+            cpu.now += 0 if is_busy else self.seconds
+            return super().run(inputs, options)
+
+    session = Slower(Timing(is_known=True, rows=16, clock=cpu), wall)
 
     async def main() -> None:
         with ThreadPoolExecutor(1) as executor:
             batcher = Batcher(session, BatchLimits(), executor, clock=wall)
             await batcher.submit(rows(1), 1)
-            session.seconds = 0.02  # another program has the core
-            for _ in range(7):
+            session.seconds = 0.02
+            for _ in range(40):
                 await batcher.submit(rows(1), 1)
 
     asyncio.run(main())
-    assert session.on_loop == [True, True] + [False] * 4 + [True] + [False]
+    on_loop = 41 if is_busy else 3
+    assert session.on_loop == [True] * on_loop + [False] * (41 - on_loop)
 
 
 def test_a_run_whose_device_is_in_use_does_not_wait_for_it_on_the_loop() -> None:

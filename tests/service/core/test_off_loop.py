@@ -26,6 +26,16 @@ def test_work_runs_in_another_thread_one_piece_at_a_time() -> None:
     assert threading.get_ident() not in threads
 
 
+def test_small_pieces_do_not_wait_for_large_ones() -> None:
+    async def scenario() -> bool:
+        small_ran = threading.Event()
+        large = off_loop(small_ran.wait, 60, size=1 << 20)
+        await off_loop(small_ran.set, size=1000)
+        return await large
+
+    assert asyncio.run(scenario())
+
+
 def test_the_loop_runs_while_work_is_in_progress() -> None:
     async def wait_for_each_other() -> bool:
         loop_ran = threading.Event()

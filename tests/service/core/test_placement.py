@@ -62,6 +62,18 @@ def test_a_place_of_a_row_wise_model_is_for_as_many_rows_as_fit() -> None:
     assert place.inline_rows == 80  # not without end: caches do
 
 
+def test_many_rows_that_take_long_leave_few_rows_their_place() -> None:
+    place = place_of(placement(is_row_wise=True), (1, 7))
+    for _ in range(4):
+        place.ran_in_thread(6, LONG_S)
+        place.ran_in_thread(1, 0.0)
+    assert place.inline_rows == 3
+    for _ in range(8):
+        place.ran_in_thread(1, LONG_S)
+        place.ran_in_thread(100, SHORT_S)
+    assert place.inline_rows == 3
+
+
 def test_runs_of_few_rows_say_little_of_many() -> None:
     place = place_of(placement(is_row_wise=True), (1, 7))
     place.ran_in_thread(1, 0.00001)
@@ -83,9 +95,9 @@ def test_a_shape_loses_its_place_at_once_and_each_return_takes_16_times_as_many_
         assert place.inline_rows == 0
         earn(place, 1)
         assert place.inline_rows > 0
-        place.ran_inline(SHORT_S)
+        place.ran_inline(1, SHORT_S)
         assert place.inline_rows > 0
-        place.ran_inline(SLIGHTLY_S)
+        place.ran_inline(1, SLIGHTLY_S)
         assert place.inline_rows == 0
 
 
@@ -94,7 +106,7 @@ def test_a_run_that_holds_the_loop_takes_its_model_off_it_for_good() -> None:
     place, other = place_of(places, (1, 7)), place_of(places, (1, 8))
     earn(place)
     earn(other)
-    place.ran_inline(LONG_S)
+    place.ran_inline(1, LONG_S)
     assert places.of([shaped((1, 7))]) is None
     assert places.of([shaped((1, 8))]) is None
     earn(place, 1000)  # a run that had already begun
@@ -105,10 +117,10 @@ def test_time_on_the_wall_is_not_evidence_for_good() -> None:
     places = placement(Timing(is_cpu_time=False))
     place = place_of(places, (1, 7))
     earn(place)
-    place.ran_inline(SLIGHTLY_S)
+    place.ran_inline(1, SLIGHTLY_S)
     earn(place, 4)
     assert place.inline_rows > 0
-    place.ran_inline(LONG_S)
+    place.ran_inline(1, LONG_S)
     earn(place, 63)
     assert place.inline_rows == 0
     earn(place, 1)
@@ -129,13 +141,30 @@ def test_a_model_whose_only_shape_was_warmed_up_is_on_the_loop_at_once() -> None
         assert place.inline_rows == 0
 
 
-def test_a_noisy_machine_costs_it_four_runs_in_a_thread_each_time() -> None:
+def test_a_noisy_machine_never_costs_it_the_place() -> None:
     only = placement(Timing(is_known=True, rows=16), is_row_wise=True).only
     assert only is not None
     for _ in range(100):
-        only.lose()
-        earn(only, 4, rows=16)
-        assert only.inline_rows >= 16
+        only.suspect()
+        for _ in range(16):
+            assert only.is_timed
+            only.ran_inline(1, SHORT_S)
+        assert not only.is_timed
+    assert only.inline_rows == 64
+
+
+def test_it_loses_the_place_for_the_rows_that_took_long_and_earns_it_again() -> None:
+    only = placement(Timing(is_known=True, rows=16), is_row_wise=True).only
+    assert only is not None
+    only.suspect()
+    only.ran_inline(40, LONG_S)
+    assert only.inline_rows == 20
+    assert only.is_timed
+    for _ in range(2):
+        only.ran_inline(20, SLIGHTLY_S)
+        assert only.inline_rows == 10
+        earn(only, 4, rows=40)
+        assert only.inline_rows == 50
 
 
 @pytest.mark.parametrize("is_known", [True, False])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,14 @@ def test_an_integer_beside_a_float_is_exact_or_rejected(value: float) -> None:
         numbers("field", [value, 1.0], np.dtype(np.int64))
     assert numbers("field", [2**53 - 1, 1.0], np.dtype(np.int64)).tolist() == [2**53 - 1, 1]
     assert numbers("field", [2**53 + 1, 1], np.dtype(np.int64)).tolist() == [2**53 + 1, 1]
+
+
+def test_a_float_out_of_range_is_refused_without_a_warning() -> None:
+    for datatype, value in (("FP32", 1e39), ("FP16", 70000), ("BF16", 1e39)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(InvalidArgument, match="infinite"):
+                from_values(TensorSpec("x", datatype, (-1,)), datatype, [1], [value])
 
 
 def test_whole_floats_become_integers() -> None:

@@ -266,3 +266,27 @@ def test_a_parameter_of_the_wrong_type_is_rejected_by_its_tensor() -> None:
     message.outputs.add(name="y").parameters["classification"].bool_param = True
     with pytest.raises(InvalidArgument, match=r"Output 'y'.*classification"):
         decode(message, None)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values"),
+    [
+        ("FP32", [0.5, -1.0] * 10_000),
+        ("INT64", list(range(20_000))),
+        ("BYTES", [b"a", b"b"] * 9000),
+    ],
+)
+def test_long_typed_contents_are_converted_in_parts(datatype: str, values: list[Any]) -> None:
+    field = {"FP32": "fp32_contents", "INT64": "int64_contents", "BYTES": "bytes_contents"}[
+        datatype
+    ]
+    contents = pb.InferTensorContents(**{field: values})
+    message = pb.ModelInferRequest(model_name="m")
+    message.inputs.add(name="x", datatype=datatype, shape=[len(values)], contents=contents)
+    decoded = decode(message, None).inputs[0]
+    spec = TensorSpec("x", datatype, (-1,))
+    array = from_values(spec, datatype, [len(values)], decoded.values)
+    as_text = [value.decode() for value in values] if datatype == "BYTES" else values
+    assert array.tolist() == as_text
+    answer = encode(InferResponse("m", "1", "", [OutputTensor("y", datatype, array)]), True)
+    assert list(getattr(answer.outputs[0].contents, field)) == values

@@ -11,6 +11,7 @@ from PIL import Image
 from service.core.errors import InvalidArgument, ModelNotFound
 from service.grpc.answering import Call
 from service.grpc.digits import methods
+from service.operations.digits import INLINE_ROWS
 from service.stubs.digits.v1 import digits_pb2 as pb
 from tests.service.composition import Operations
 from tests.service.linear_model import WEIGHTS, CallersOf, publish_linear, run_with_operations
@@ -39,6 +40,18 @@ def test_pixels_are_answered_with_one_prediction_per_image(tmp_path: Path) -> No
             assert 0 <= prediction.entropy_bits <= np.log2(10)
 
     run_with_operations(tmp_path, scenario, CallersOf)
+
+
+def test_many_images_are_answered_with_one_prediction_each(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    pixels = np.random.default_rng(2).integers(0, 256, (INLINE_ROWS + 1, 28, 28), np.uint8)
+
+    async def scenario(operations: Operations) -> None:
+        answer = await predict(operations, pixels=pixels.tobytes())
+        expected = (pixels.reshape(-1, 784) @ WEIGHTS).argmax(axis=1).tolist()
+        assert [prediction.digit for prediction in answer.predictions] == expected
+
+    run_with_operations(tmp_path, scenario)
 
 
 def test_picture_is_answered_with_one_prediction(tmp_path: Path) -> None:

@@ -245,6 +245,13 @@ def test_long_outputs_are_encoded_in_parts_to_the_same_json(array: Array) -> Non
     assert b'"data":[' in body
 
 
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_more_tensors_than_any_model_has_are_refused(field: str) -> None:
+    body = {"inputs": [tensor(1)], "outputs": [], field: [{"name": "x"}] * 1025}
+    with pytest.raises(InvalidArgument, match="more than 1024 tensors"):
+        decoded(request_of(orjson.dumps(body)))
+
+
 def test_repeated_header_is_read_with_its_own_data() -> None:
     tensors = [tensor(2, name=name) for name in "ab"]
     header = {

@@ -105,6 +105,10 @@ def test_any_accept_encoding_leaves_the_body_readable(accepted: str) -> None:
     assert decode(dict(response.headers).get("content-encoding"), response.body) == BODY
 
 
+def test_only_the_beginning_of_a_long_accept_encoding_is_read() -> None:
+    assert encode("x," * 200_000 + "gzip").body == BODY
+
+
 def test_large_response_is_compressed_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     deflate = compression._deflate

@@ -114,6 +114,16 @@ def test_json_above_the_limit_is_refused_unparsed(tmp_path: Path) -> None:
     run_with_operations(tmp_path, scenario)
 
 
+def test_a_query_that_takes_long_to_parse_is_refused(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(InvalidArgument, match="2048 characters"):
+            await predict(operations.digits, request_of(IMAGE.tobytes(), OCTETS, "a=b&" * 16_000))
+
+    run_with_operations(tmp_path, scenario)
+
+
 def test_picture_is_classified(tmp_path: Path) -> None:
     publish_linear(tmp_path, card=CARD)
     picture = (ROOT / "docs" / "seven.png").read_bytes()

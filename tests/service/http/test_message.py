@@ -96,6 +96,11 @@ def test_bodies_that_take_long_to_parse_are_refused_before(unit: bytes, what: st
         parse_json(b"[" + unit * (LIMIT // len(unit)), LIMIT)
 
 
+def test_a_small_limit_leaves_room_for_the_lists_of_an_image() -> None:
+    image = [[[0] * 28] * 28] * 2
+    assert parse_json(orjson.dumps(image), 4096) == image
+
+
 def test_many_keys_are_refused_before_parsing() -> None:
     with pytest.raises(InvalidArgument, match="131072 strings"):
         parse_json(b"{" + b",".join(b'"%x":0' % i for i in range(150_000)), LIMIT)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.core import digits as digits_module
 from service.core import images
 from service.core.errors import InvalidArgument, ModelNotFound, RequestTooLarge
 from service.operations import digits
@@ -125,6 +126,30 @@ def test_no_more_large_pictures_are_decoded_at_a_time_than_the_setting_says(
 
     run_with_operations(tmp_path, scenario)
     assert max(at_a_time) == 2
+
+
+def test_many_images_for_a_model_of_floats_are_converted_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    images = np.random.default_rng(2).integers(0, 256, (1200, 28, 28), np.uint8)
+    converted: list[int] = []
+    inputs = digits_module.DigitLayout.inputs
+
+    def recording(self: digits_module.DigitLayout, pixels: np.ndarray) -> list[np.ndarray]:
+        converted.append(len(pixels))
+        return inputs(self, pixels)
+
+    async def scenario(operations: Operations) -> None:
+        classify = operations.digits.classify
+        alone = [(await classify(values=images[i])).rows[0].digit for i in range(0, 1200, 100)]
+        monkeypatch.setattr(digits_module.DigitLayout, "inputs", recording)
+        together = (await classify(pixels=images.tobytes())).rows
+        assert len(together) == 1200
+        assert [row.digit for row in together[::100]] == alone
+
+    run_with_operations(tmp_path, scenario)
+    assert converted == [512, 512, 176]
 
 
 def test_every_form_of_the_same_image_gets_the_same_prediction(tmp_path: Path) -> None:
