@@ -69,9 +69,11 @@ def errors_in_log(server: Server) -> list[str]:
         line
         for line, record in zip(lines, records, strict=True)
         if "Traceback" in line
-        or record["level"] not in ("debug", "info")
-        # It reports a busy machine as well.
-        and record["logger"] != "service.observe.loop_lag"
+        or (
+            record["level"] not in ("debug", "info")
+            # It reports a busy machine as well.
+            and record["logger"] != "service.observe.loop_lag"
+        )
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import hpack
 
+from service.core.budget import Budget
 from service.core.errors import InvalidArgument
 from service.grpc.answering import Pipelined, Rpc, Unary
 from service.grpc.http2 import frames
@@ -25,6 +26,7 @@ from service.grpc.http2.connection import (
     MessagesEnded,
 )
 from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW
 from tests.fuzz.fields import Fields
 
@@ -186,7 +188,9 @@ def _settings() -> tuple[bytes, ...]:
 
 def _run(content: bytes, ends: list[int], answers: int) -> Any:
     """Feed the bytes up to each end in turn. Returns the events and the bytes that came back."""
-    connection = Connection(_RPCS, _LIMITS, lambda asked: asked or "chosen")
+    budget = Budget(1 << 25, clock=lambda: 0.0)
+    pool = Pool(max_connections=8, max_calls=10_000, silence=1.0, budget=budget)
+    connection = Connection(_RPCS, _LIMITS, lambda asked: asked or "chosen", pool)
     client = _Client()
     described, sent, start = [], b"", 0
     streams: dict[int, Any] = {}
@@ -215,11 +219,15 @@ def _run(content: bytes, ends: list[int], answers: int) -> Any:
         client.receive(output)
         sent += output
     if answers:
-        for event in connection.sweep(1000.0):
+        for event in connection.tick(1000.0):
             assert isinstance(event, CallCancelled)
         _check_state(connection)
         client.receive(connection.data_to_send())
-    return described, sent, connection.closed
+    is_closed = connection.closed
+    connection.lose()
+    # Whatever happened, nothing stays counted.
+    assert (budget.used, pool.open_calls) == (0, 0)
+    return described, sent, is_closed
 
 
 def _answer(connection: Connection, event: MessageReceived, choice: int) -> None:
@@ -228,6 +236,7 @@ def _answer(connection: Connection, event: MessageReceived, choice: int) -> None
     if not stream.headers.is_unary:
         connection.message_read(stream)
         connection.send(stream, content)
+        connection.message_answered(stream)
     elif choice % 3:
         connection.finish(stream, OK, content)
     else:
