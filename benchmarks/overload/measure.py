@@ -13,6 +13,7 @@ from benchmarks.floors.session import make_session
 from benchmarks.load import arrivals
 from benchmarks.load.arrivals import Outcome
 from benchmarks.load.prober import Prober
+from benchmarks.load.result import GeneratorError
 from benchmarks.overload.models import onnx_file, repository, run_seconds
 from benchmarks.overload.results import (
     LIGHT,
@@ -117,6 +118,8 @@ class Measurement:
             summary, self._load(arrivals.Phase("warm-up", 1, in_flight=_IN_FLIGHT[0]), *closed)
         )
         peak = max(phase.goodput for phase in peaks)
+        if not peak:
+            raise GeneratorError(f"No request to {self._model} over {self._wire} was answered.")
 
         def opened(name: str, seconds: float, share: float) -> arrivals.Phase:
             return arrivals.Phase(name, seconds, rate=share * peak)
