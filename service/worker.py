@@ -65,7 +65,7 @@ _BEAT_S = 0.25  # the supervisor replaces a worker that has not beaten for 5 s
 # How long a thread keeps Python's global lock when another one asks for it. Python's default of
 # 5 ms is what each step of the event loop would wait while a thread converts JSON.
 _SWITCH_INTERVAL_S = 0.0005
-# Memory is returned this long after requests held so many bytes at a time, and now hold so few.
+# Memory is returned when requests held more than LARGE, and have held less than SMALL for a while.
 _REST_S = 1.0
 _LARGE_BYTES, _SMALL_BYTES = 1024 * 1024, 64 * 1024
 _REMINDER_S = 60.0  # between two log lines that say that descriptors are used up

@@ -94,9 +94,9 @@ def to_pixels(image: Image.Image) -> Pixels:
 def _can_be_reduced(image: Image.Image) -> bool:
     """Whether this is a JPEG that is neither progressive nor in several scans.
 
-    Of those, libjpeg holds the coefficients of the whole picture. Pillow has read up to the end of
-    the header of the first scan (ITU T.81, B.2.3): its length, the number of its components, two
-    bytes for each of them, and three more.
+    libjpeg holds the coefficients of the whole picture for those. Pillow has read the header of the
+    first scan (ITU T.81, B.2.3): its length, the number of its components, two bytes for each of
+    them, and three more.
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or "progressive" in image.info:
         return False

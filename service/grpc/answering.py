@@ -132,6 +132,7 @@ class Calls:
                 request = await self._parse_long(rpc, content)
             else:
                 request = self._parse(rpc, content)
+            del content
             answer = await method.handler(request, Call(deadline, caller))
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized

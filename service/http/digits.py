@@ -23,7 +23,7 @@ from service.operations.digits import INLINE_ROWS, Digits
 
 _PICTURES = ("image/png", "image/jpeg")
 # Parsing 64 KB of them, the most that a URL may have, takes 10 ms.
-_LONGEST_QUERY = 2048
+_LONGEST_QUERY = 8192
 _UINT8 = np.dtype(np.uint8)
 
 

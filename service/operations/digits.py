@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from service.core.datatypes import Array
 from service.core.digits import Pixels, Prediction, pixels_from_bytes, pixels_from_values
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, ServiceError
 from service.core.images import open_image, to_pixels
 from service.core.off_loop import off_loop
 from service.core.picture_files import check_parts
@@ -109,5 +109,9 @@ class Digits:
         return Predictions(served.name, served.version, rows)
 
     def _decode(self, picture: bytes) -> Pixels:
-        check_parts(picture)
-        return to_pixels(open_image(picture, *self._max_pixels))
+        try:
+            check_parts(picture)
+            return to_pixels(open_image(picture, *self._max_pixels))
+        except ServiceError as error:
+            # Its traceback would keep the decoded picture until the next garbage collection.
+            raise error.with_traceback(None) from None

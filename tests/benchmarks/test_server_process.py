@@ -24,7 +24,7 @@ def running(code: str, scratch: Path, core: int | None = None) -> Server:
 
 SPAWN = """
 import subprocess, sys, time
-child = "import os, time; os.setsid(); end = time.time() + 1\\nwhile time.time() < end: pass"
+child = "import os, time; os.setsid()\\nwhile time.process_time() < 1: pass"
 child += "\\ntime.sleep(60)"
 subprocess.Popen([sys.executable, "-c", child])
 time.sleep(60)

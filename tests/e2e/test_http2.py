@@ -9,6 +9,7 @@ import contextlib
 import re
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -600,6 +601,67 @@ def test_stopping_answers_open_calls_and_refuses_new_ones(
         assert (wire.RST_STREAM, 3) in kinds
         assert kinds.count((wire.HEADERS, 1)) == 2  # headers and trailers
         assert slow.process.returncode == 0
+
+
+BDP_PING = bytes([2, 4, 16, 16, 9, 14, 7, 7])  # gRPC-Go's, to measure the bandwidth
+KEEPALIVE_PING = bytes(8)
+
+
+def test_frames_as_grpc_go_sends_them(start_server: Callable[..., Server], mnist: Mnist) -> None:
+    """Frames of 16 KB, a PING and window updates for answers, CANCEL, keepalive in a stream."""
+    patient = start_server(max_queue_seconds=60)
+    streams = range(3, 303, 2)
+    given_up = set(streams[1::3])
+    sizes = {stream: 1 + 60 * (stream % 25 == 0) for stream in streams}  # 48 KB, or one image
+    start = wire.PREFACE + wire.settings({wire.INITIAL_WINDOW_SIZE: 65_535})
+    with Peer(patient, start) as peer:
+        peer.send(
+            wire.frame(wire.HEADERS, wire.END_HEADERS, 1, headers(INFER[:-5] + "StreamInfer"))
+        )
+        for stream in streams:
+            peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, stream, headers()))
+            content = message(mnist, sizes[stream])
+            for index in range(0, len(content), wire.DEFAULT_FRAME):
+                part = content[index : index + wire.DEFAULT_FRAME]
+                peer.send(wire.frame(wire.DATA, 0, stream, part))
+            if stream in given_up:
+                peer.send(wire.reset(stream, wire.CANCEL))
+            else:
+                peer.send(wire.frame(wire.DATA, wire.END_STREAM, stream))
+            if stream % 100 == 1:
+                peer.send(wire.frame(wire.PING, 0, 0, KEEPALIVE_PING))
+        status, pongs, decoder = {}, 0, hpack.Decoder()
+        expected = set(streams) - given_up
+        for kind, flags, stream, payload in peer.frames():
+            if kind == wire.DATA:
+                peer.send(wire.frame(wire.PING, 0, 0, BDP_PING))
+                peer.send(wire.window_update(0, len(payload)))
+            elif kind == wire.HEADERS:
+                fields = dict(decoder.decode(payload))
+                if flags & wire.END_STREAM:
+                    status[stream] = fields["grpc-status"]
+            elif kind == wire.PING:
+                assert (flags, payload in (BDP_PING, KEEPALIVE_PING)) == (wire.ACK, True)
+                pongs += 1
+            assert kind != wire.GOAWAY, payload
+            if expected <= status.keys() and pongs >= len(expected):
+                break
+        assert {status[stream] for stream in expected} == {"0"}
+        # The stream that was open all the time still answers.
+        peer.send(wire.frame(wire.DATA, 0, 1, message(mnist)))
+        assert next(kind for kind, _, number, _ in peer.frames() if number == 1) == wire.HEADERS
+
+
+def test_h2load_gets_an_answer_to_every_call(server: Server, mnist: Mnist, tmp_path: Path) -> None:
+    body = tmp_path / "body.bin"
+    body.write_bytes(message(mnist))
+    command = ["h2load", "--requests", "3000", "--clients", "8", "--max-concurrent-streams", "32"]
+    command += ["--data", str(body), "--header", "content-type: application/grpc"]
+    command += ["--header", "te: trailers", f"http://{server.grpc}{INFER}"]
+    # .ci/run installs h2load; without it the test fails.
+    report = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "3000 succeeded, 0 failed, 0 errored, 0 timeout" in report, report
+    assert "3000 2xx" in report, report
 
 
 @settings(

@@ -195,7 +195,7 @@ def test_half_sent_bodies_hold_no_more_than_the_budget_and_shut_nobody_out(
                     connection.send(bytes(MIB))
         small = Post("/predict", bytes(784), {"content-type": OCTETS}, {200})
         assert send(server, small) == 200
-        # Those that are let in do not go on, so they give way to a body that does.
+        # Those that are let in stall, so they give way to a body that does not.
         large = small._replace(body=bytes(2 * MIB // 784 * 784))
         server.wait_until(lambda: send(server, large) == 200, seconds=120)
         assert memory_mb(server, "VmHWM") - at_rest < 80

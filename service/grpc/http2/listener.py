@@ -265,9 +265,9 @@ class Http2Protocol(asyncio.Protocol):
             caller = self._callers.known.get(self._peer)
             if caller is None:
                 caller = self._callers.of(self._peer, stream.headers.forwarded)
-            answer = await self._calls.answer(
-                rpc, content, stream.deadline, stream.request_id, caller
-            )
+            answering = self._calls.answer(rpc, content, stream.deadline, stream.request_id, caller)
+            del content  # so that it is freed when it is parsed
+            answer = await answering
         except Exception as error:
             self._finish(stream, _status_of(error, stream.request_id))
         else:

@@ -522,11 +522,14 @@ BAD = -1  # a row on which the model of the state machine fails
 class HeldExecutor(Executor):
     """A thread whose work happens when the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.work: list[Callable[[], None]] = []
+        self.submitted_at = 0.0
+        self._clock = clock
 
     def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
         future: Future[Any] = Future()
+        self.submitted_at = self._clock()
         self.work.append(lambda: future.set_result(function(*arguments, **keywords)))
         return future
 
@@ -556,7 +559,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.loop = VirtualTimeLoop()
         self.errors: list[Any] = []
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.executor = HeldExecutor()
+        self.executor = HeldExecutor(self.loop.time)
         self.sent: list[Sent] = []
         self.rows = 0
         self.runs = 0
@@ -590,6 +593,10 @@ class BatcherMachine(RuleBasedStateMachine):
         for request in self.sent:
             if np.any((values >= request.first) & (values < request.first + request.rows)):
                 request.ran_at.append(self.runs)
+                # Expired work is not run. The batch was taken when the executor got it.
+                if request.deadline is not None:
+                    late = request.deadline <= self.executor.submitted_at
+                    self.errors += [f"{request} was run late"] * late
         if BAD in values:
             raise RuntimeError("a bad row")
         return [values * 2]

@@ -118,7 +118,7 @@ def test_a_query_that_takes_long_to_parse_is_refused(tmp_path: Path) -> None:
     publish_linear(tmp_path, card=CARD)
 
     async def scenario(operations: Operations) -> None:
-        with pytest.raises(InvalidArgument, match="2048 characters"):
+        with pytest.raises(InvalidArgument, match="8192 characters"):
             await predict(operations.digits, request_of(IMAGE.tobytes(), OCTETS, "a=b&" * 16_000))
 
     run_with_operations(tmp_path, scenario)

