@@ -106,6 +106,7 @@ def with_front(
             front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
             await scenario(front)
             assert budget.used == 0
+            assert not front.in_flight
 
     run_with_operations(root, main, batcher)
 
@@ -142,6 +143,7 @@ def with_overloaded_front(root: Path, scenario: Callable[[Front], Awaitable[None
         front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
         await scenario(front)
         assert budget.used == 0
+        assert not front.in_flight
 
     run_with_operations(root, main, Refusing)
 
