@@ -183,7 +183,7 @@ class Budget:
         return claim
 
     def sweep(self) -> None:
-        """Grant what fits, refuse claims that have waited too long, and slow ones that hold up others.
+        """Grant what fits, and refuse claims that have waited too long or that hold up others.
 
         Counted messages are subtracted from `used` without a word, so the room that they leave
         becomes known here.
