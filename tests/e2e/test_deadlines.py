@@ -90,7 +90,7 @@ def endless_run(stub: Any, server: Server) -> Iterator[None]:
     before = failures(server)
     yield
     assert not running.done()
-    running.cancel()  # which ends the run: nobody waits for it
+    running.cancel()  # this ends the run: no client waits for it
     server.wait_until(lambda: failures(server) > before)
 
 
