@@ -272,7 +272,8 @@ class Supervisor(MPServer):
         super()._init_shared_socket()  # type: ignore[no-untyped-call]
         # Granian holds an answer until its client has read it, and does not say when that is. The
         # kernel ends a connection whose client takes nothing for this long. Accepted sockets
-        # inherit the option.
+        # inherit the option. Some kernels do not count a client that answers probes of its full
+        # window (6.18): `http.connections` closes these.
         if self._sso is not None and sys.platform == "linux":
             timeout_ms = int(self.settings.body_timeout * 1000)
             self._sso.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
