@@ -7,10 +7,11 @@ thread then sends SIGTERM to each worker and waits for it. A worker ignores SIGI
 on SIGTERM while it starts, and finishes its accepted requests afterwards (service/worker.py).
 
 How a worker is replaced: each worker counts the beats of its event loop in memory that it shares
-with the supervisor. A thread here kills a worker that has not beaten for 5 s, and the main thread
-replaces every worker that has ended. SIGHUP replaces all of them, one after another: the old one
-stops when the new one serves. So does a worker that asks for it, because a run of a model cannot be
-ended. If the supervisor dies, the kernel kills the workers.
+with the supervisor. A thread here kills a worker that has not beaten for 5 s, or that has used no
+CPU time for 60 s before its first beat, and the main thread replaces every worker that has ended.
+SIGHUP replaces all of them, one after another: the old one stops when the new one serves. So does a
+worker that asks for it, because a run of a model cannot be ended. If the supervisor dies, the
+kernel kills the workers.
 
 This process imports no ONNX Runtime, no gRPC and no Flask: it only checks what it can before
 workers start, and then supervises them.
@@ -71,6 +72,7 @@ _BUSY_CPU_S = 10.0
 _BUSY_S = 60.0
 _BUSY_SHARE = 0.1  # of a core; a loop that uses less during a silence does not compute
 _STARVED_S = 0.2  # CPU time during a silence, below which a runnable worker waits for a core
+_SILENT_START_S = 60.0  # a worker that loads and uses no CPU time for this long hangs
 _CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
 _OWN_DESCRIPTORS = 100  # of a worker: files, sockets and pipes beside clients' connections
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
@@ -158,21 +160,28 @@ class WatchedProcess(WorkerProcess):
         self.is_silent = False
         self.kill_at = float("inf")  # by the monotonic clock; set when it is retired
         self.patience_s = _SILENT_S  # the silence after which it hangs
-        self._beats = 0
+        self._beats = -1
         self._last_beat = 0.0
         self._cpu_at_last_beat = 0.0
 
     def forget_silence(self) -> None:
         """Begin the current silence again."""
-        self._beats = 0
+        self._beats = -1
 
     def hangs(self, now: float) -> bool:
         """Whether the loop is silent for `_SILENT_S`, or longer if it computes meanwhile.
 
-        A loop that waits for a core does not hang.
+        A loop that waits for a core does not hang. Before its first beat a worker loads models,
+        which may take minutes, in threads: it hangs if none of them uses any CPU time.
         """
         beats = self.pulse.beats
-        if beats == 0 or beats != self._beats:
+        if beats == 0:
+            cpu_s = process_cpu_s(self.inner.pid)
+            if self._beats != 0 or cpu_s != self._cpu_at_last_beat:
+                self._beats, self._last_beat, self._cpu_at_last_beat = 0, now, cpu_s
+            self.patience_s = _SILENT_START_S
+            return now - self._last_beat >= _SILENT_START_S
+        if beats != self._beats:
             self._beats, self._last_beat = beats, now
             self._cpu_at_last_beat = main_thread(self.inner.pid).cpu_s
             return False
@@ -263,7 +272,8 @@ class Supervisor(MPServer):
         super()._init_shared_socket()  # type: ignore[no-untyped-call]
         # Granian holds an answer until its client has read it, and does not say when that is. The
         # kernel ends a connection whose client takes nothing for this long. Accepted sockets
-        # inherit the option.
+        # inherit the option. Some kernels do not count a client that answers probes of its full
+        # window (6.18): `http.connections` closes these.
         if self._sso is not None and sys.platform == "linux":
             timeout_ms = int(self.settings.body_timeout * 1000)
             self._sso.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
@@ -520,13 +530,23 @@ class MainThread(NamedTuple):
 
 def main_thread(pid: int) -> MainThread:
     """Not runnable and 0 s if the kernel does not say."""
+    return _stat(f"{pid}/task/{pid}") or MainThread(False, 0.0)
+
+
+def process_cpu_s(pid: int) -> float:
+    """CPU time of all threads; NaN, which differs from itself, if the kernel does not say."""
+    stat = _stat(str(pid))
+    return math.nan if stat is None else stat.cpu_s
+
+
+def _stat(of: str) -> MainThread | None:
     try:
-        stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
+        stat = Path(f"/proc/{of}/stat").read_text()
         state, *numbers = stat.rpartition(") ")[2].split()
         ticks = int(numbers[10]) + int(numbers[11])  # user and system time, proc_pid_stat(5)
         return MainThread(state == "R", ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
-        return MainThread(False, 0.0)
+        return None
 
 
 def _preflight(settings: Settings) -> list[socket.socket]:

@@ -62,8 +62,11 @@ class Server:
                 stdout=log,
             )
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
-        """Poll until the condition holds; after `seconds`, fail with the server's log."""
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 180.0) -> None:
+        """Poll until the condition holds; after `seconds`, fail with the server's log.
+
+        On a busy machine a server may need a minute to start.
+        """
         end = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None or time.monotonic() > end:
@@ -89,7 +92,7 @@ class Server:
         url = f"http://{self.http}{path}"
         request = urllib.request.Request(url, body, headers or {}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()

@@ -8,8 +8,9 @@ they run in a thread (ONNX Runtime releases the GIL), and the queue fills meanwh
 fails, each of its requests runs again alone, because one bad request must not fail the others.
 
 A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
-requests get their error at once, and none of them runs again. If it does not end within `_OBEYS_S`,
-`on_hang` has the worker replaced. Until the worker stops, more requests to this model are refused.
+requests get their error at once, and none of them runs again. On a machine that is too busy for the
+event loop it has more time. If it does not end within `_OBEYS_S`, `on_hang` has the worker
+replaced. Until the worker stops, more requests to this model are refused.
 
 `queueing` decides which request is next, `admission` which is refused.
 """
@@ -42,6 +43,8 @@ _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
 _WATCH_S = 0.05  # between two looks at a run in a thread
+_LATE_S = 0.1  # a look that is later was held up by a machine that is too busy
+_MOST_LATE = 3  # times max_run_s; no run has more than this in addition
 _OBEYS_S = 5.0  # a run that takes longer to end does not obey
 
 
@@ -116,14 +119,18 @@ class _RunResult(NamedTuple):
 
 
 class _Running:
-    """A batch that runs in a thread. `started` is the time of its current run, once it has one."""
+    """A batch that runs in a thread. `started` is the time of its current run, once it has one.
 
-    __slots__ = ("batch", "options", "started", "timer")
+    `late_s` are seconds since then in which the loop itself got no turn.
+    """
+
+    __slots__ = ("batch", "late_s", "options", "started", "timer")
 
     def __init__(self, batch: list[Queued], options: RunOptions) -> None:
         self.batch = batch
         self.options = options
         self.started: float | None = None
+        self.late_s = 0.0
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -358,7 +365,15 @@ class Batcher:
         loop = asyncio.get_running_loop()
         limit_s = self._limits.max_run_s
         # A batch that failed runs again in parts, and each of these runs has its own time.
-        lasted_s = 0.0 if running.started is None else self._clock() - running.started
+        lasted_s = 0.0
+        if running.started is not None:
+            assert running.timer is not None
+            now = self._clock()
+            # A machine that gives the loop no core gives none to the run either.
+            late_s = min(now - running.timer.when(), now - running.started)
+            if late_s > _LATE_S:
+                running.late_s += late_s
+            lasted_s = now - running.started - min(running.late_s, _MOST_LATE * limit_s)
         if lasted_s < limit_s:
             if all(queued.outputs.done() for queued in running.batch):
                 running.options.terminate = True
@@ -407,7 +422,7 @@ class Batcher:
         start = joined = self._clock()
         options = None
         if running is not None:
-            options, running.started = running.options, start
+            options, running.started, running.late_s = running.options, start, 0.0
         try:
             if len(batch) == 1:
                 parts = [self._session.run(batch[0].inputs, options)]

@@ -32,7 +32,7 @@ _LONGEST_SWEEP_S = 30.0  # between two looks at all connections
 # What a newcomer may replace: a request may be on its way to a connection that was just accepted.
 _LEAST_IDLE_S = 1.0
 _ESTABLISHED, _CLOSE_WAIT, _LISTEN = 1, 8, 10
-_TCP_INFO = struct.Struct("=B23xI16xI4xI64xQ")
+_TCP_INFO = struct.Struct("=B23xI16xI4xI64xQ16xI")
 _IS_SUPPORTED = sys.platform == "linux"
 
 
@@ -48,6 +48,7 @@ class _TcpInfo(NamedTuple):
     since_sent: int
     since_received: int
     bytes_acked: int  # by the client
+    bytes_unsent: int  # the client has no room for them
 
 
 class _Open(NamedTuple):
@@ -57,6 +58,9 @@ class _Open(NamedTuple):
     client_port: int
     idle: float  # since bytes last came or went
     unanswered: float  # since it was made, if nothing was sent to it yet; else 0
+    unread: (
+        float  # since a part of an answer was sent, if the client does not take the rest; else 0
+    )
 
 
 class Connections:
@@ -70,6 +74,7 @@ class Connections:
         self._max_connections = settings.max_connections
         self._header_timeout = settings.header_timeout
         self._idle_timeout = settings.idle_timeout
+        self._body_timeout = settings.body_timeout
         self._in_flight = in_flight
         self._listener: int | None = None
         # Its own: under load, the threads of the default executor have much to do.
@@ -80,7 +85,8 @@ class Connections:
         if not _IS_SUPPORTED:
             return
         loop = asyncio.get_running_loop()
-        interval = min(self._header_timeout / 2, self._idle_timeout / 2, _LONGEST_SWEEP_S)
+        shortest = min(self._header_timeout, self._idle_timeout, self._body_timeout)
+        interval = min(shortest / 2, _LONGEST_SWEEP_S)
         next_sweep = loop.time()
         while True:
             await asyncio.sleep(min(_TICK_S, interval))
@@ -101,6 +107,8 @@ class Connections:
         for connection in sorted(idle, key=lambda each: each.idle, reverse=True):
             if connection.unanswered > self._header_timeout:
                 reason = "headers"
+            elif connection.unread > self._body_timeout:
+                reason = "unread"
             elif connection.idle > self._idle_timeout:
                 reason = "idle"
             elif room > 0 and connection.idle > _LEAST_IDLE_S:
@@ -164,7 +172,8 @@ def _connection_of(descriptor: int, borrowed: socket.socket) -> _Open | None:
         return None
     idle = min(info.since_sent, info.since_received) / 1000
     unanswered = 0 if info.bytes_acked else info.since_sent / 1000
-    return _Open(descriptor, borrowed.getpeername()[1], idle, unanswered)
+    unread = info.since_sent / 1000 if info.bytes_unsent else 0
+    return _Open(descriptor, borrowed.getpeername()[1], idle, unanswered, unread)
 
 
 def _close(connection: _Open) -> bool:
@@ -178,7 +187,10 @@ def _close(connection: _Open) -> bool:
         now = _connection_of(own, same)
         if now is None or now.client_port != connection.client_port:
             return False
-        if now.idle >= connection.idle or now.unanswered >= connection.unanswered > 0:
+        is_unread = now.unread >= connection.unread > 0
+        if is_unread:  # the kernel drops the rest of the answer when Granian closes the connection
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if is_unread or now.idle >= connection.idle or now.unanswered >= connection.unanswered > 0:
             same.shutdown(socket.SHUT_RDWR)
             return True
     return False

@@ -41,6 +41,7 @@ BUILT_WITHOUT_CUDA = (
 _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors are exceptions, and logged once
 _WARM_UP_ROWS = 16
+_SLOW_RUN_S = 0.02  # far more than `inline_budget`, so its exact time does not matter
 # Longer inputs run in parts of this many rows: ONNX Runtime never frees the memory of its largest
 # run, and parts of 64 are about as fast as the whole (docs/decisions/engine.md).
 ROWS_OF_A_RUN = 64
@@ -184,7 +185,7 @@ class Session:
             timer.cancel()
 
     def _time(self, rows: int, options: ort.RunOptions, clock: Callable[[], float]) -> float:
-        """Seconds of the shortest of three runs: the first one allocates memory."""
+        """Seconds of the shortest of three runs, or two slow ones: the first allocates memory."""
         inputs = [
             np.full(
                 [rows if i == 0 and n < 0 else max(n, 1) for i, n in enumerate(spec.shape)],
@@ -194,10 +195,12 @@ class Session:
             for spec in self.inputs
         ]
         best = float("inf")
-        for _ in range(3):
+        for number in range(3):
             start = clock()
             self.run(inputs, options)
             best = min(best, clock() - start)
+            if number and best > _SLOW_RUN_S:
+                break
         return best
 
 

@@ -1,8 +1,8 @@
 """make test-compose: docker-compose.yml on a real Docker engine, from images to rolling updates.
 
 Not a pytest module: it takes minutes, needs root, and each step continues from the one before.
-With --short it builds only the serving image, serves the shipped model, and kills and stops a
-replica under load.
+With --short it builds only the serving image, serves the shipped model, attacks it, and kills and
+stops a replica under load.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from benchmarks.load.attacks import Target, attack
 from tests.compose import images, observability, stack
 from tests.compose.engine import (
     CommandFailed,
@@ -24,6 +25,8 @@ from tests.compose.engine import (
 )
 from tests.compose.load import no_failures
 from tests.compose.stack import GRPC_PORT, HTTP_PORT, PROJECT, SETTINGS
+
+_HOSTILE_S = 15.0
 
 
 def main() -> int:
@@ -47,7 +50,7 @@ def main() -> int:
 
 
 def _story(docker: Docker, options: argparse.Namespace) -> int:
-    steps: list[Callable[[Docker], None]] = [_scale, _kill, _stop_one]
+    steps: list[Callable[[Docker], None]] = [_hostile, _scale, _kill, _stop_one]
     if options.short:
         steps = [_check_images, _up_seeded, *steps]
     else:
@@ -126,6 +129,26 @@ def _up_again(docker: Docker) -> None:
     assert stack.predict_http()["model_version"] == "1"
     assert "nothing to train" in docker.compose("logs", "train")
     say(f"From `up` to the first prediction, with a model: {took:.1f} s.")
+
+
+def _hostile(docker: Docker) -> None:
+    """Hostile pictures, bodies and messages: the replica stays within its memory, and answers."""
+    (replica,) = stack.replicas(docker)
+    began = docker("inspect", "--format", "{{.State.StartedAt}}", replica)
+    counts, _ = attack("mix", Target(HTTP_PORT, GRPC_PORT), _HOSTILE_S, None)
+    say(f"What the replica answered: {counts}.")
+    state = docker("inspect", "--format", "{{.State.StartedAt}} {{.State.OOMKilled}}", replica)
+    assert state == f"{began} false", f"The replica ended, or a process of it was killed: {state}."
+    # Of cgroup v2, or else v1.
+    events = "cat memory.events || cat memory/memory.oom_control"
+    peak = "cat memory.peak || cat memory/memory.max_usage_in_bytes"
+    killed, peak = (
+        docker("exec", "--workdir", "/sys/fs/cgroup", replica, "sh", "-c", script)
+        for script in (events, peak)
+    )
+    assert "oom_kill 0" in killed.splitlines(), f"A process of the replica was killed: {killed}"
+    say(f"The replica's memory was {int(peak) / 2**20:.0f} MB at most, page cache included.")
+    stack.wait_until("predictions", lambda: bool(stack.predict_http()))
 
 
 def _scale(docker: Docker) -> None:

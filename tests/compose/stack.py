@@ -119,10 +119,11 @@ def address(docker: Docker, container: str) -> str:
 
 
 def predictions_of(docker: Docker, container: str) -> dict[str, float]:
-    """Predictions of one replica by transport, from its metrics."""
+    """Predictions of one replica by transport, without refused ones, from its metrics."""
     _, text = get(8000, "/metrics", address(docker, container))
     counts = re.findall(
-        r'mnist_request_seconds_count\{code="[^"]*",operation="predict",transport="(\w+)"\} (\S+)',
+        r'mnist_request_seconds_count\{code="(?:200|OK)",operation="predict",'
+        r'transport="(\w+)"\} (\S+)',
         text.decode(),
     )
     return {transport: float(count) for transport, count in counts}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -13,8 +15,8 @@ from tritonclient.grpc import service_pb2 as inference
 from tritonclient.grpc import service_pb2_grpc as inference_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.conftest import Server
-from tests.e2e.onnx_models import publish_slow_model
+from tests.conftest import SHIPPED_MODELS, Server
+from tests.e2e.onnx_models import publish_loop, publish_slow_model
 from tests.e2e.triton import Triton, fixture_of
 
 IMAGES = np.zeros((24, 28, 28), np.uint8)
@@ -32,12 +34,11 @@ def slow_server(
 triton = fixture_of("slow_server")
 
 
-def inferred(server: Server) -> int:
-    """The number of images that the model has processed."""
+def statistics(server: Server, model: str) -> Any:
     with grpc.insecure_channel(server.grpc) as channel:
         stub = inference_grpc.GRPCInferenceServiceStub(channel)
-        (model,) = stub.ModelStatistics(inference.ModelStatisticsRequest()).model_stats
-    return int(model.inference_count)
+        (one,) = stub.ModelStatistics(inference.ModelStatisticsRequest(name=model)).model_stats
+    return one
 
 
 def inputs(triton: Triton, count: int = 24) -> list[Any]:
@@ -57,24 +58,60 @@ def test_timeout_ends_a_request_while_the_model_runs(triton: Triton) -> None:
     assert result.as_numpy("probabilities").shape == (1, 10)
 
 
-def test_request_that_expires_in_the_queue_is_not_run(slow_server: Server) -> None:
-    with grpc.insecure_channel(slow_server.grpc) as channel:
+@pytest.fixture(scope="module")
+def endless_server(
+    start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
+) -> Server:
+    """Its model `loop` runs for as long as it is asked to."""
+    root = tmp_path_factory.mktemp("endless")
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "1", root / "mnist" / "1")
+    publish_loop(root)
+    return start_server(root, max_run_seconds=3600)
+
+
+def additions(count: int, timeout_s: float | None = None) -> inference.ModelInferRequest:
+    message = inference.ModelInferRequest(model_name="loop")
+    message.inputs.add(name="n", datatype="INT64", shape=[])
+    message.raw_input_contents.append(count.to_bytes(8, "little"))
+    if timeout_s is not None:
+        message.parameters["timeout"].int64_param = int(timeout_s * 1e6)
+    return message
+
+
+def failures(server: Server) -> int:
+    return int(statistics(server, "loop").inference_stats.fail.count)
+
+
+@contextlib.contextmanager
+def endless_run(stub: Any, server: Server) -> Iterator[None]:
+    """The model is busy, from before the next request until the end of the block."""
+    running = stub.ModelInfer.future(additions(10**12))
+    # Requests are taken up in their order of arrival, so that one is in the queue now.
+    before = failures(server)
+    yield
+    assert not running.done()
+    running.cancel()  # this ends the run: no client waits for it
+    server.wait_until(lambda: failures(server) > before)
+
+
+def test_requests_that_cannot_meet_their_deadline_are_never_run(endless_server: Server) -> None:
+    with grpc.insecure_channel(endless_server.grpc) as channel:
         stub = inference_grpc.GRPCInferenceServiceStub(channel)
-
-        def request(count: int) -> inference.ModelInferRequest:
-            message = inference.ModelInferRequest(model_name="mnist")
-            message.inputs.add(name="image", datatype="UINT8", shape=[count, 28, 28])
-            message.raw_input_contents.append(IMAGES[:count].tobytes())
-            return message
-
-        before = inferred(slow_server)
-        first = stub.ModelInfer.future(request(24))
-        assert inferred(slow_server) == before  # the first run takes a second or so
-        for _ in range(3):
-            with pytest.raises(grpc.RpcError) as caught:
-                stub.ModelInfer(request(7), timeout=0.02)
-            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert not first.done()
-        first.result()
-        stub.ModelInfer(request(1))
-        assert inferred(slow_server) - before == 25
+        # No run has ended yet, so nothing says how long one takes: requests join the queue.
+        with endless_run(stub, endless_server):
+            for request, timeout in ((additions(1), 0.2), (additions(1, timeout_s=0.2), None)):
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.ModelInfer(request, timeout=timeout)
+                assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        # That run took more than 0.4 s. The next one is expected to as well, so a request with
+        # less time is refused when it arrives.
+        with endless_run(stub, endless_server):
+            for _ in range(3):
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.ModelInfer(additions(1, timeout_s=0.2))
+                assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+                assert "deadline passes before the model" in caught.value.details()
+        shed = 'mnist_shed_requests_total{model="loop",reason="deadline",version="1"} 3.0'
+        endless_server.wait_until(lambda: shed in endless_server.get("/metrics")[1].decode())
+        stub.ModelInfer(additions(1))
+        assert statistics(endless_server, "loop").inference_count == 1

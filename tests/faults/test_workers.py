@@ -96,6 +96,49 @@ def test_a_loop_that_gets_no_core_does_not_hang(monkeypatch: pytest.MonkeyPatch)
     assert not worker.hangs(now=61)
 
 
+def test_a_worker_that_uses_no_cpu_time_before_its_first_beat_hangs() -> None:
+    # It computes in a second thread, as a worker does that loads a model.
+    code = "import threading\ndef load():\n while True: pass\nthreading.Thread(target=load).start()"
+    loading = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        worker = watched(loading.pid, Pulse())
+        now = 0.0
+        assert not worker.hangs(now)
+        for _ in range(3):
+            wait_for_cpu_time(loading.pid)
+            now += 600
+            assert not worker.hangs(now)
+        wait_for_cpu_time(loading.pid)
+        os.kill(loading.pid, signal.SIGSTOP)
+        os.waitpid(loading.pid, os.WUNTRACED)  # it has stopped
+        now += 600
+        assert not worker.hangs(now)
+        assert not worker.hangs(now + 59)
+        assert worker.hangs(now + 60)
+        assert worker.patience_s == 60
+        worker.forget_silence()  # the supervisor itself did not run
+        assert not worker.hangs(now + 61)
+        assert not worker.hangs(now + 120)
+        assert worker.hangs(now + 121)
+    finally:
+        loading.kill()
+        loading.wait()
+
+
+def wait_for_cpu_time(pid: int) -> None:
+    end, before = time.monotonic() + 120, supervisor.process_cpu_s(pid)
+    while supervisor.process_cpu_s(pid) == before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_worker_that_loads_is_left_alone_where_the_kernel_does_not_tell_cpu_time() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    worker = watched(gone.pid, Pulse())
+    assert not any(worker.hangs(now) for now in (0, 60, 600))
+
+
 @pytest.mark.parametrize("is_runnable", [True, False])
 @pytest.mark.parametrize(
     ("share", "may_take"),

@@ -516,6 +516,45 @@ def test_a_run_that_does_not_obey_is_reported_once_and_nothing_waits_for_it() ->
         runner.run(main())
 
 
+def test_time_in_which_the_machine_is_too_busy_for_the_loop_is_none_of_a_run() -> None:
+    session = Endless()
+    loop = VirtualTimeLoop()
+
+    async def starve(seconds: float) -> None:
+        """The loop gets no core for so long, and then a turn."""
+        loop.now += seconds
+        await asyncio.sleep(0.06)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            limits = BatchLimits(max_run_s=10)
+            batcher = Batcher(session, limits, executor, clock=loop.time)
+            start = loop.now
+            hanging = batcher.submit(rows(13), 1)
+            while not session.begun.is_set():
+                await asyncio.sleep(0)
+            await starve(9)
+            await starve(9)
+            await starve(9)
+            assert not hanging.done()
+            with pytest.raises(DeadlineExceeded):
+                await hanging
+            assert 36 < loop.now - start < 38
+            # No run lasts longer than four times max_run_s.
+            session.begun.clear()
+            start = loop.now
+            hanging = batcher.submit(rows(13), 1)
+            while not session.begun.is_set():
+                await asyncio.sleep(0)
+            while not hanging.done():
+                await starve(1)
+            assert 40 < loop.now - start < 42
+            assert isinstance(hanging.exception(), DeadlineExceeded)
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+
+
 BAD = -1  # a row on which the model of the state machine fails
 
 
