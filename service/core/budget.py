@@ -183,13 +183,19 @@ class Budget:
         return claim
 
     def sweep(self) -> None:
-        """Refuse claims that have waited too long, and slow ones that hold up others."""
+        """Grant what fits, and refuse claims that have waited too long or that hold up others.
+
+        Counted messages are subtracted from `used` without a word, so the room that they leave
+        becomes known here.
+        """
         now = self._clock()
         silence, self._swept_at = now - self._swept_at, now
         if silence > 2 * SWEEP_S:
             # The event loop was held up, so nothing could move.
             for claim in self._moving:
                 claim.since += silence
+        if self._waiting:
+            self._grant_waiting()
         for claim in [each for each in self._waiting if now - each.since >= self._patience]:
             self._refuse(claim, InFlightLimit.full(self.limit))
         is_short, self._is_short = self._is_short, False

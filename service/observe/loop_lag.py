@@ -110,12 +110,14 @@ class LagMonitor:
     def _look(self) -> str:
         """Where the loop is; if it is in no code of ours, where the other threads are."""
         frames = sys._current_frames()
+        # With its own frame in it, this dictionary would be garbage that only the collector frees,
+        # and keep what all other threads had in their hands: decoded pictures, for example.
+        frames.pop(threading.get_ident(), None)
         own = list(_outwards(frames.pop(self._loop_thread, None)))
         running = own[: len(own) - self._runner_depth]
         if self._has_code(running):
             return "at " + _described(running)
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        frames.pop(threading.get_ident(), None)
         stacks = {names.get(ident, "?"): list(_outwards(frame)) for ident, frame in frames.items()}
         busy = [
             f"{name} at {_described(stack)}"

@@ -90,6 +90,18 @@ def test_a_claim_is_refused_once_it_has_waited_too_long() -> None:
     assert worker.refusals == ["http"]
 
 
+def test_room_that_counted_messages_leave_goes_to_claims_that_wait() -> None:
+    worker = Worker()
+    worker.budget.used += LIMIT
+    large, small = worker.claim("large", 8 * MIB), worker.claim("small", SMALL)
+    assert (large.is_granted, small.is_granted) == (False, False)
+    worker.budget.used -= LIMIT
+    worker.wait(SWEEP_S)
+    assert worker.granted == ["large", "small"]
+    worker.wait(2 * PATIENCE_S)
+    assert not worker.refused
+
+
 def test_slow_claims_make_room_for_those_that_wait_the_slowest_first() -> None:
     worker = Worker()
     slow = [worker.claim(f"{i}", 8 * MIB) for i in range(3)]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,36 @@ def test_the_code_that_runs_the_loop_is_not_what_holds_it(
         loop_lag.log.removeHandler(handler)
     (line,) = messages(caplog, "has not run for")
     assert line.endswith("s: ?.")
+
+
+def test_a_look_at_the_loop_keeps_nothing_of_what_it_saw(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lags: list[float] = []
+    others = set(threading.enumerate())
+    seen: list[weakref.ref[threading.Event]] = []
+
+    def hold() -> None:
+        local = threading.Event()
+        seen.append(weakref.ref(local))
+        hold_until_it_is_noticed(caplog)
+
+    async def hold_once() -> None:
+        monitor = LagMonitor(lags.append, HERE, reminder_s=0)
+        while not lags:
+            await asyncio.sleep(0.01)
+        hold()
+        monitor.stop()
+        for thread in set(threading.enumerate()) - others:
+            thread.join()
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(hold_once())
+        assert [reference() for reference in seen] == [None]
+    finally:
+        gc.enable()
 
 
 def test_lines_are_rate_limited(
