@@ -196,6 +196,8 @@ def test_messages_of_any_size_arrive_whole_both_ways(
                 assert isinstance(event, MessageReceived)
                 received.append(event.content)
                 opened.message_read(stream)
+            # What was read may have filled the window to its last byte.
+            assert settle(client, opened)[0] == []
     assert received == [bytes([size % 251]) * size for size in sizes]
     client.end_stream(1)
     (ended,), _ = settle(client, opened)
