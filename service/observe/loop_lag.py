@@ -1,6 +1,6 @@
 """Measures how late the event loop runs, and says what held it.
 
-A timer of the loop records its own lateness 20 times a second. A thread looks at that timer: while
+A timer of the loop records its own lateness 10 times a second. A thread looks at that timer: while
 it is overdue, it notes what the thread of the loop is doing. Neither costs a request anything. When
 the loop runs again after more than 100 ms, one line says how long it was held, where, and for how
 much of that time it computed. A loop that did not compute waited: for a core, for Python's global
@@ -20,7 +20,7 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 0.05
+BEAT_S = 0.1
 LONG_S = 0.1  # a loop that is this late is worth a line
 _OVERDUE_S = 0.05  # from here on the thread looks at the loop
 _HANGS_S = 1.0  # from here on it does not wait for the loop to return

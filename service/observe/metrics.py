@@ -205,7 +205,7 @@ _inference = BufferedHistogram(
 )
 _loop_lag = BufferedHistogram(
     "mnist_event_loop_lag_seconds",
-    "How late the event loop of a worker runs a timer that is due 20 times a second.",
+    "How late the event loop of a worker runs a timer that is due 10 times a second.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0),
 )
 _inference_failures = Counter(

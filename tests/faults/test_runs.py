@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -139,7 +140,9 @@ def test_a_worker_whose_run_cannot_be_ended_is_replaced_and_answers_until_then(
     waiting = clients.submit(pool, server, 1)
     statuses = []
     while is_alive(worker):
-        statuses.append(predict(server))
+        # The kernel resets connections that the worker has not accepted when its port closes.
+        with contextlib.suppress(OSError):
+            statuses.append(predict(server))
     assert set(statuses) == {200}
     assert running.result() == (
         504,

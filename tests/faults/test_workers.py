@@ -34,7 +34,7 @@ def replaced(server: Server, reason: str) -> int:
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it ends while it is read
         return False
     return not state.startswith(("Z", "X"))
 
