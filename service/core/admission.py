@@ -23,7 +23,7 @@ _STRICT_S = 1.0
 _PATIENCE_S, _MOST_PATIENCE_S = 10.0, 160.0
 _CALLERS = 256
 _FLOOR_S = 0.005  # what may wait in a standing queue, however fast the model is
-_RUNS = 2  # the same in runs
+_RUNS = 1  # the same in runs
 _SAMPLES = 9  # the median counts, so 4 odd runs in a row change nothing
 _SIZES = 64  # classes of batch sizes: powers of two
 
@@ -103,7 +103,7 @@ class Admission:
         return now < self._strict_until
 
     def _standing_s(self) -> float:
-        return max(_STANDING_S, _RUNS * self.run_seconds())
+        return max(_STANDING_S, 2 * self.run_seconds())
 
     def _is_standing(self, now: float) -> bool:
         since = self.standing_since
