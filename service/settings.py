@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from service.core.callers import networks
 from service.core.errors import excerpt
+from service.core.off_loop import MAX_JSON_BYTES
 from service.repository.shipped import shipped_models
 
 ENV_PREFIX = "MNIST_"
@@ -142,7 +143,7 @@ class Settings:
         8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
     )
     max_json_bytes: int = _setting(
-        2 * 1024 * 1024,
+        MAX_JSON_BYTES,
         "largest JSON of a request, and largest part of a gRPC message that is not raw tensors, in "
         "bytes: such values are parsed one by one, which holds up other requests; send larger data "
         "as binary",

@@ -25,6 +25,7 @@ import socket
 import struct
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -135,7 +136,7 @@ def load(plan: Plan, body: Body, *, core: int | None, scratch: Path) -> list[Out
     return [Outcome(**outcome) for outcome in json.loads(output)]
 
 
-class _Connection:
+class _Connection(ABC):
     """A non-blocking connection that opens itself again when the server closes it."""
 
     def __init__(self, generator: Generator) -> None:
@@ -153,25 +154,25 @@ class _Connection:
         self._generator.register(self, self._fileno)
         self.opened()
 
+    @abstractmethod
     def opened(self) -> None:
         """Called when the connection is new."""
-        raise NotImplementedError
 
+    @abstractmethod
     def can_send(self) -> bool:
         """Whether one more request can be sent now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send(self, request: _Request) -> None:
         """Send one request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def received(self, data: bytes) -> None:
         """Handle bytes of the server."""
-        raise NotImplementedError
 
+    @abstractmethod
     def in_flight(self) -> list[_Request]:
         """The unanswered requests, which the connection forgets."""
-        raise NotImplementedError
 
     def write(self, *parts: bytes) -> None:
         if self._output:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 # Up to this size, values that are converted one by one take less than a millisecond.
 INLINE_BYTES = 32 * 1024
+# JSON above this size would hold the lock for too long: the default of max_json_bytes.
+MAX_JSON_BYTES = 2 * 1024 * 1024
 # Values that one call of a library converts at a time, for some 0.3 ms.
 PART = 16_384
 # Above this size a piece of work does not share the thread of the others.

@@ -50,7 +50,7 @@ class Timing(NamedTuple):
     `is_known`: the warm-up has run the only shape with up to `rows` rows, and a run of n rows took
     `fixed_s` + n * `row_s` seconds. `may_depend_on_values`: the graph has nodes whose time does.
     `clock` measures a run: by the CPU time of its thread (`is_cpu_time`), unless other threads or a
-    device take part in it. A run holds `device` if there is one, and others wait for it.
+    device take part in it. A run holds `device`, if there is one, until it ends.
     """
 
     is_known: bool = False

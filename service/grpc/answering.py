@@ -24,7 +24,7 @@ from service.core.errors import (
     ServiceError,
     Unavailable,
 )
-from service.core.off_loop import INLINE_BYTES, off_loop
+from service.core.off_loop import INLINE_BYTES, MAX_JSON_BYTES, off_loop
 from service.grpc.wire import SMALL_BYTES, check, shape_of
 from service.observe.recorder import Attempt, RequestRecorder
 
@@ -104,7 +104,7 @@ class Calls:
         recorder: RequestRecorder,
         max_request_bytes: int,
         max_stream_requests: int,
-        max_json_bytes: int = 2 * 1024 * 1024,
+        max_json_bytes: int = MAX_JSON_BYTES,
         overloaded: Set[Batcher] = frozenset(),
     ) -> None:
         self.overloaded = overloaded

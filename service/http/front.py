@@ -51,8 +51,8 @@ class HttpFront:
         # The client (ADDRESS:PORT) of each request that is not answered.
         self.in_flight: dict[HTTPProtocol, str] = {}
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
-        # The tasks whose bodies are arriving, with the time since when; the errors of those that
-        # are cancelled because they take too long.
+        # When the body of each task began to arrive. The errors of tasks that are cancelled because
+        # their bodies take too long.
         self._receiving: dict[asyncio.Task[None], float] = {}
         self._late: dict[asyncio.Task[None], ServiceError] = {}
 

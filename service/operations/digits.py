@@ -10,7 +10,7 @@ from service.core.datatypes import Array
 from service.core.digits import Pixels, Prediction, pixels_from_bytes, pixels_from_values
 from service.core.errors import InvalidArgument, ServiceError
 from service.core.images import open_image, to_pixels
-from service.core.off_loop import off_loop
+from service.core.off_loop import MAX_JSON_BYTES, off_loop
 from service.core.picture_files import check_parts
 from service.repository.models import Repository
 
@@ -44,7 +44,7 @@ class Digits:
         max_image_pixels: int = 16_000_000,
         max_decoded_pixels: int = 4_000_000,
         max_decodings: int = 2,
-        max_json_bytes: int = 2 * 1024 * 1024,
+        max_json_bytes: int = MAX_JSON_BYTES,
     ) -> None:
         self.max_json_bytes = max_json_bytes
         self._repository = repository

@@ -19,7 +19,7 @@ from service.core.errors import (
     ServiceError,
     excerpt,
 )
-from service.core.off_loop import INLINE_BYTES, off_loop
+from service.core.off_loop import INLINE_BYTES, MAX_JSON_BYTES, off_loop
 from service.core.request import (
     InferRequest,
     InferResponse,
@@ -85,7 +85,7 @@ class Inference:
         default_model: str,
         regions: SharedRegions,
         overloaded: Set[Batcher] = frozenset(),
-        max_json_bytes: int = 2 * 1024 * 1024,
+        max_json_bytes: int = MAX_JSON_BYTES,
     ) -> None:
         self.overloaded = overloaded
         self.max_json_bytes = max_json_bytes

@@ -116,8 +116,8 @@ def publish_scalar(repository: Path) -> None:
 def publish_loop(repository: Path, name: str = "loop", *, is_endless: bool = False) -> None:
     """A model of INT64 [] `n` to FP32 [1] `y` = n, by as many additions, one after another.
 
-    10**12 additions take weeks; ONNX Runtime ends them when it is asked to. So many are made for
-    any `n` if it `is_endless`.
+    If it `is_endless`, any `n` makes 10**12 additions. They take weeks; ONNX Runtime ends them when
+    it is asked to.
     """
     step = helper.make_graph(
         [

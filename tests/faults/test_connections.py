@@ -32,7 +32,7 @@ HELD = [b"", b"GET /v2/health/live HT", PREFACE[:10], PREFACE]
 
 @contextlib.contextmanager
 def held(port: int, count: int, contents: Sequence[bytes] = HELD) -> Iterator[list[socket.socket]]:
-    """That many connections, each of which sends one of the contents."""
+    """Open `count` connections; each sends one of the contents."""
     with contextlib.ExitStack() as stack:
         connections = []
         for number in range(count):

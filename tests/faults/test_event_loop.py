@@ -1,4 +1,4 @@
-"""What once held the event loop: the worst requests, and a log that nobody reads."""
+"""The event loop is not held by the worst requests, nor by a log pipe without a reader."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 
 async def post(server: Server, images: int, times: int = 1) -> list[Answer]:
-    """Classify so many blank images, several times on one connection."""
+    """Classify blank images, several times on one connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
     answers = []
     for _ in range(times):

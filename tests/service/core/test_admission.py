@@ -8,7 +8,7 @@ from service.core.admission import Admission
 
 
 def busy(seconds: float, *, rows: int = 64, runs: int = 9) -> Admission:
-    """A model that was measured at this many seconds per run of so many rows."""
+    """A model with a measured time per run of a number of rows."""
     admission = Admission(1.0, 64)
     admission.latest[rows.bit_length()].extend([seconds] * runs)
     return admission

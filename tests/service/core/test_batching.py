@@ -669,7 +669,7 @@ class BatcherMachine(RuleBasedStateMachine):
             try:
                 outputs = self.loop.run_until_complete(submit_one(values, deadline))
             except Overloaded:
-                # Nobody is refused by a model that has nothing to do.
+                # An idle model refuses no request.
                 assert waiting or self.executor.work
             else:
                 self.sent.append(Sent(caller, self.rows, rows, is_bad, deadline, outputs))

@@ -107,7 +107,7 @@ def test_slow_claims_make_room_for_those_that_wait_the_slowest_first() -> None:
     slow = [worker.claim(f"{i}", 8 * MIB) for i in range(3)]
     slow[0].moved, slow[1].moved, slow[2].moved = 3000, 1000, 2000
     worker.wait(10)
-    assert not worker.refused  # nobody waits
+    assert not worker.refused  # no claim waits
     worker.claim("next", 8 * MIB)
     worker.wait(SWEEP_S)
     assert list(worker.refused) == ["1"]

@@ -158,7 +158,7 @@ def test_shedding_keeps_the_newest_requests_of_each_flow() -> None:
     first = [bench.add("a", 2) for _ in range(10)]
     (second,) = [bench.add("b", 2)]
     bench.add("c", 100)
-    # Four flows, of which one is empty, share 16 rows.
+    # Four flows share 16 rows; one of them is empty.
     assert bench.queue.shed(16) == first[:-2]
     assert bench.queue.rows == 4 + second.rows + 100
 

@@ -109,7 +109,7 @@ def test_at_the_limit_the_idlest_connections_make_room(monkeypatch: pytest.Monke
         tested = Connections(server.settings(max_connections=4), {})
         watching = asyncio.create_task(tested.watch())
         (first, _), (second, _), (third, _), (fourth, accepted) = clients
-        for _ in range(20):  # the fourth is in use, and nobody waits
+        for _ in range(20):  # the fourth is in use, and no newcomer waits
             fourth.setblocking(True)
             fourth.sendall(b"request")
             accepted.recv(100)
