@@ -121,16 +121,18 @@ class _RunResult(NamedTuple):
 class _Running:
     """A batch that runs in a thread. `started` is the time of its current run, once it has one.
 
-    `late_s` are seconds since then in which the loop itself got no turn.
+    `late_s` are seconds since then in which the loop itself got no turn. `timer` ends at `due`:
+    uvloop's timers do not always know when they end.
     """
 
-    __slots__ = ("batch", "late_s", "options", "started", "timer")
+    __slots__ = ("batch", "due", "late_s", "options", "started", "timer")
 
     def __init__(self, batch: list[Queued], options: RunOptions) -> None:
         self.batch = batch
         self.options = options
         self.started: float | None = None
         self.late_s = 0.0
+        self.due = 0.0
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -357,6 +359,7 @@ class Batcher:
             self._finish(results)
 
         self._in_thread = True
+        running.due = self._clock() + _WATCH_S
         running.timer = loop.call_later(_WATCH_S, self._watch, running)
         loop.run_in_executor(self._executor, run).add_done_callback(back_on_the_loop)
 
@@ -365,12 +368,10 @@ class Batcher:
         loop = asyncio.get_running_loop()
         limit_s = self._limits.max_run_s
         # A batch that failed runs again in parts, and each of these runs has its own time.
-        lasted_s = 0.0
+        lasted_s, now = 0.0, self._clock()
         if running.started is not None:
-            assert running.timer is not None
-            now = self._clock()
             # A machine that gives the loop no core gives none to the run either.
-            late_s = min(now - running.timer.when(), now - running.started)
+            late_s = min(now - running.due, now - running.started)
             if late_s > _LATE_S:
                 running.late_s += late_s
             lasted_s = now - running.started - min(running.late_s, _MOST_LATE * limit_s)
@@ -378,6 +379,7 @@ class Batcher:
             if all(queued.outputs.done() for queued in running.batch):
                 running.options.terminate = True
             wait_s = min(_WATCH_S, limit_s - lasted_s)
+            running.due = now + wait_s
             running.timer = loop.call_later(wait_s, self._watch, running)
             return
         running.options.terminate = True

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -139,7 +140,9 @@ def test_a_worker_whose_run_cannot_be_ended_is_replaced_and_answers_until_then(
     running = clients.submit(pool, server, 512)
     waiting = clients.submit(pool, server, 1)
     statuses = []
+    end = time.monotonic() + 180
     while is_alive(worker):
+        assert time.monotonic() < end, server.log.read_text()
         # The kernel resets connections that the worker has not accepted when its port closes.
         with contextlib.suppress(OSError):
             statuses.append(predict(server))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -402,6 +403,7 @@ class Endless(Doubler):
         self.obeys = obeys
         self.begun = threading.Event()
         self.ended = threading.Event()
+        self.stopped = threading.Event()  # by a test that fails
 
     def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
         if 13 not in inputs[0]:
@@ -409,7 +411,7 @@ class Endless(Doubler):
         self.batches.append(inputs[0].tolist())
         self.begun.set()
         assert options is not None
-        while self.obeys and not options.terminate:
+        while self.obeys and not options.terminate and not self.stopped.is_set():
             pass
         assert self.may_run.wait(10)
         self.ended.set()
@@ -434,6 +436,34 @@ def test_a_run_is_ended_after_its_time_and_its_requests_do_not_run_again() -> No
 
     asyncio.run(main())
     assert session.batches == [[1, 13], [2]]
+
+
+def test_a_run_is_ended_although_the_loop_looked_just_before_its_time() -> None:
+    """uvloop rounds a wait of less than half a millisecond to none, and returns no TimerHandle."""
+    session = Endless()
+    clock = Clock()
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(session, BatchLimits(max_run_s=10), executor, clock=clock)
+            running = batcher.submit(rows(13), 1)
+            while not session.begun.is_set():
+                await asyncio.sleep(0)
+            clock.now += 10 - 0.0002
+            try:
+                async with asyncio.timeout(60):  # else it would hang where it should fail
+                    looked = clock.looks
+                    while clock.looks < looked + 3:
+                        assert not running.done()
+                        await asyncio.sleep(0)
+                    clock.now += 40
+                    with pytest.raises(DeadlineExceeded):
+                        await running
+            finally:
+                session.stopped.set()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 def test_each_run_of_a_failed_batch_has_its_own_time() -> None:
