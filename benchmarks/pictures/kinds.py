@@ -59,7 +59,7 @@ def file_of(picture: Picture) -> bytes:
     return file.getvalue()
 
 
-class _Page:
+class Page:
     """A page of random size with the coverage of a digit at a random place."""
 
     def __init__(
@@ -153,13 +153,13 @@ def _jpeg(image: Image.Image, quality: int, orientation: int = 0) -> bytes:
 
 def clean(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """Dark pen on white paper, evenly lit."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     return page.finished(page.inked(*half.greys(random)), noise=0)
 
 
 def canvas(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """A drawing program: dark on white, white on black, or either ink on a transparent page."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     paper, pen = half.greys(random)
     variant = random.integers(4)
     if variant < 2:
@@ -174,7 +174,7 @@ def canvas(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
 
 def shadow(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """A shadow on paper that takes 20 to 60 % of the light."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     paper, pen = half.greys(random)
     light = half.shadow(page.shape, random.uniform(0.2, 0.6), random)
     return page.finished(page.inked(paper * half.paper(page.shape, random), pen) * light)
@@ -182,7 +182,7 @@ def shadow(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
 
 def gradient(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """Light that falls off over the page by 20 to 60 %."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     paper, pen = half.greys(random)
     light = half.gradient(page.shape, random.uniform(0.2, 0.6), random)
     return page.finished(page.inked(paper * half.paper(page.shape, random), pen) * light)
@@ -191,7 +191,7 @@ def gradient(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
 def _on_ruling(
     digit: Digit, random: np.random.Generator, half: Half, *, tilt: float, squared: bool
 ) -> Picture:
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     paper, pen = half.greys(random)
     grey = page.inked(paper * half.paper(page.shape, random), pen)
     ink = paper - random.uniform(30, 100)
@@ -216,7 +216,7 @@ def tilted_ruling(digit: Digit, random: np.random.Generator, half: Half) -> Pict
 
 def frame(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """A dark frame along the edge of the picture."""
-    page = _Page(digit, random, half, fill=(0.6, 0.95))
+    page = Page(digit, random, half, fill=(0.6, 0.95))
     paper, pen = half.greys(random)
     height, width = page.shape
     line = min(page.shape) * random.uniform(0.01, 0.03)
@@ -231,7 +231,7 @@ def frame(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
 
 def inner_frame(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """A frame inside the picture, well around the digit."""
-    page = _Page(digit, random, half, fill=(0.55, 0.75))
+    page = Page(digit, random, half, fill=(0.55, 0.75))
     paper, pen = half.greys(random)
     height, width = page.shape
     line = min(page.shape) * random.uniform(0.008, 0.02)
@@ -249,7 +249,7 @@ def inner_frame(digit: Digit, random: np.random.Generator, half: Half) -> Pictur
 
 def specks(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """Dust as dark as the pen."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     paper, pen = half.greys(random)
     grey = page.inked(paper * half.paper(page.shape, random), pen)
     return page.finished(grey + (pen - grey) * half.specks(page.shape, random))
@@ -257,21 +257,21 @@ def specks(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
 
 def blur(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """Out of focus by a third to one pixel of MNIST."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     grey = page.inked(*half.greys(random))
     return page.finished(half.blur(grey, page.field / 28 * random.uniform(0.33, 1), random))
 
 
 def jpeg(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """JPEG of quality 10 to 30."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     paper, pen = half.greys(random)
     image = page.finished(page.inked(paper * half.paper(page.shape, random), pen))
     return _jpeg(image, int(random.integers(10, 31)))
 
 
 def _in_box(digit: Digit, random: np.random.Generator, half: Half, tilt: float) -> Picture:
-    page = _Page(digit, random, half, fill=(0.55, 0.8))
+    page = Page(digit, random, half, fill=(0.55, 0.8))
     paper, pen = half.greys(random)
     grey = page.inked(paper * half.paper(page.shape, random), pen)
     top, left, bottom, right = page.box()
@@ -303,25 +303,25 @@ def tilted_box(digit: Digit, random: np.random.Generator, half: Half) -> Picture
 
 def rotated(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """The digit turned by up to 25 degrees."""
-    page = _Page(digit, random, half, turned=random.uniform(-25, 25))
+    page = Page(digit, random, half, turned=random.uniform(-25, 25))
     return page.finished(page.inked(*half.greys(random)))
 
 
 def thin_pen(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """Strokes of 0.6 to 1.1 pixels of MNIST: 3 to 5 % of the digit's height."""
-    page = _Page(digit, random, half, width=random.uniform(0.6, 1.1))
+    page = Page(digit, random, half, width=random.uniform(0.6, 1.1))
     return page.finished(page.inked(*half.greys(random)))
 
 
 def thick_pen(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """Strokes of 3.6 to 4.6 pixels of MNIST: up to a quarter of the digit's height."""
-    page = _Page(digit, random, half, width=random.uniform(3.6, 4.6))
+    page = Page(digit, random, half, width=random.uniform(3.6, 4.6))
     return page.finished(page.inked(*half.greys(random)))
 
 
 def exif(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """A JPEG stored turned or mirrored, with its EXIF orientation, 1 to 8."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     image = page.finished(page.inked(*half.greys(random)))
     orientation = int(random.integers(1, 9))
     if orientation in _INVERSE:
@@ -331,21 +331,21 @@ def exif(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
 
 def colour(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """A pen of any colour on paper of any other, dark on light or light on dark."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     paper, pen = half.colours(random)
     return _coloured(page, paper, pen, half.paper(page.shape, random))
 
 
 def low_contrast(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """A pen 30 to 60 grey levels below its paper."""
-    page = _Page(digit, random, half)
+    page = Page(digit, random, half)
     paper = half.greys(random)[0] - random.uniform(0, 80)
     return page.finished(page.inked(paper, paper - random.uniform(30, 60)), noise=1.5)
 
 
 def phone(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
     """A photo by a phone: perspective, shadow, tinted light, noise and JPEG of 50 to 90."""
-    page = _Page(digit, random, half, fill=(0.55, 0.8))
+    page = Page(digit, random, half, fill=(0.55, 0.8))
     height, width = page.shape
     paper, pen = half.greys(random)
     # Each corner of the picture shows a place of the page up to 8 % off, but never cuts the digit.
@@ -378,7 +378,7 @@ def phone(digit: Digit, random: np.random.Generator, half: Half) -> Picture:
 
 
 def _coloured(
-    page: _Page, paper: Colour, pen: Colour, light: Plane, noise: float = 2.0
+    page: Page, paper: Colour, pen: Colour, light: Plane, noise: float = 2.0
 ) -> Image.Image:
     grain = page.half.noise(page.shape, noise, page.random)
     layers = [
