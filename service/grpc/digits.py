@@ -35,7 +35,15 @@ def _response(answer: Predictions) -> pb.PredictResponse:
         model_name=answer.model,
         model_version=answer.version,
         predictions=[
-            pb.Prediction(digit=digit, probabilities=row.tolist(), entropy_bits=entropy)
-            for digit, row, entropy in answer.rows
+            pb.Prediction(
+                digit=digit,
+                probabilities=row.tolist(),
+                entropy_bits=entropy,
+                prediction_set=members,
+                accepted=accepted,
+                reason=reason,
+                hint=hint,
+            )
+            for digit, row, entropy, members, accepted, reason, hint in answer.rows
         ],
     )

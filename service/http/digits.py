@@ -61,10 +61,19 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, "
             f"{' or '.join(_PICTURES)}."
         )
-    predictions = [
-        {"digit": digit, "probabilities": probabilities, "entropy_bits": entropy}
-        for digit, probabilities, entropy in answer.rows
-    ]
+    predictions = []
+    for digit, probabilities, entropy, members, accepted, reason, hint in answer.rows:
+        prediction = {
+            "digit": digit,
+            "probabilities": probabilities,
+            "entropy_bits": entropy,
+            "prediction_set": members,
+            "accepted": accepted,
+        }
+        if accepted is False:
+            prediction["reason"] = reason
+            prediction["hint"] = hint
+        predictions.append(prediction)
     body = {
         "model_name": answer.model,
         "model_version": answer.version,

@@ -63,7 +63,14 @@ def test_pixels_and_numbers_are_classified(
         assert (answer["model_name"], answer["model_version"]) == ("linear", "1")
         assert [prediction["digit"] for prediction in answer["predictions"]] == [DIGIT] * count
         for prediction in answer["predictions"]:
-            assert prediction.keys() == {"digit", "probabilities", "entropy_bits"}
+            assert prediction.keys() == {
+                "digit",
+                "probabilities",
+                "entropy_bits",
+                "prediction_set",
+                "accepted",
+            }
+            assert prediction["accepted"] is prediction["prediction_set"] is None
             assert len(prediction["probabilities"]) == 10
             assert abs(sum(prediction["probabilities"]) - 1) < 1e-5
 
