@@ -9,9 +9,10 @@ from typing import NamedTuple
 from service.core.datatypes import Array
 from service.core.digits import Pixels, Prediction, pixels_from_bytes, pixels_from_values
 from service.core.errors import InvalidArgument, ServiceError
-from service.core.images import open_image, to_pixels
 from service.core.off_loop import MAX_JSON_BYTES, off_loop
-from service.core.picture_files import check_parts
+from service.core.pictures.digit import find_digit
+from service.core.pictures.files import open_picture
+from service.core.pictures.parts import check_parts
 from service.repository.models import Repository
 
 # Up to these sizes decoding a picture is cheaper than a thread hand-off. Reading its header takes
@@ -75,11 +76,11 @@ class Digits:
         if picture is not None:
             images = None
             if len(picture) <= _INLINE_PICTURE_BYTES and not (
-                b"TXt" in picture or b"iCCP" in picture  # deflated, up to 1 MB: picture_files.py
+                b"TXt" in picture or b"iCCP" in picture  # deflated, up to 1 MB: pictures/parts.py
             ):
-                image = open_image(picture, *self._max_pixels)
+                image = open_picture(picture, *self._max_pixels)
                 if image.width * image.height <= _INLINE_PICTURE_PIXELS:
-                    images = to_pixels(image)
+                    images = find_digit(image).pixels
             if images is None:
                 loop = asyncio.get_running_loop()
                 images = await loop.run_in_executor(self._decoders, self._decode, picture)
@@ -111,7 +112,7 @@ class Digits:
     def _decode(self, picture: bytes) -> Pixels:
         try:
             check_parts(picture)
-            return to_pixels(open_image(picture, *self._max_pixels))
+            return find_digit(open_picture(picture, *self._max_pixels)).pixels
         except ServiceError as error:
             # Its traceback would keep the decoded picture until the next garbage collection.
             raise error.with_traceback(None) from None
