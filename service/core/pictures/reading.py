@@ -21,13 +21,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.core.digits import SIDE, Pixels, Prediction
+from service.core.errors import RequestTooLarge
+from service.core.pictures.components import without_lines
 from service.core.pictures.digit import fit_digit
-from service.core.pictures.page import LEAST_CONTRAST, closed
-
-Ink = npt.NDArray[np.uint8]
+from service.core.pictures.page import LEAST_CONTRAST, Ink, closed, upright
 
 # Ink levels of 255 that belong to a stroke.
 _STROKE = 96
+# A page is read at this number of pixels on its longer side, to twice that.
+_PAGE_SIDE = 640
 # Pixels per side of the copy on which the paper is estimated.
 _PAPER_SIDE = 128
 # Lengths below are shares of the height of a line's digits.
@@ -36,6 +38,7 @@ _TALL = 0.45  # pieces at least this high can be a digit on their own
 _WIDEST = 1.6  # of a candidate
 _WIDEST_GAP = 0.2  # between the pieces of one digit
 _CUT_FROM = 0.8  # pieces at least this wide, slant removed, may be several digits
+_NEAR = 0.35  # small pieces further from every digit are ignored
 _MOST_PIECES = 5  # of one candidate
 # Paths are looked for on pieces of about this many rows.
 _PATH_ROWS = 28
@@ -100,6 +103,28 @@ class _Piece(NamedTuple):
     cut: float  # cost of the cut on its right side; 0 if it ends there
 
 
+def candidates_on(image: Image.Image, most: int) -> Candidates:
+    """Decode an opened picture and find what may be its digits.
+
+    Boxes are in pixels of the picture as people see it. Raises InvalidArgument if the data is
+    damaged, RequestTooLarge if there are more than `most` digits.
+    """
+    width, height = image.size
+    # A large JPEG is decoded at a fraction of its size.
+    reduced = image.decoderconfig[0] if getattr(image, "decoderconfig", ()) else 1
+    picture = upright(image, _PAGE_SIDE)
+    scale = reduced * max(width, height) / max(picture.size)
+    lines, pixels = find_digits(without_lines(ink_on(picture)), most)
+    in_picture = [
+        [
+            candidate._replace(box=Box(*(round(edge * scale) for edge in candidate.box)))
+            for candidate in line
+        ]
+        for line in lines
+    ]
+    return Candidates(in_picture, pixels)
+
+
 def ink_on(picture: Image.Image) -> Ink:
     """The ink on a picture in L or RGB, uint8 [H,W]: 0 is paper, 255 is full ink.
 
@@ -139,17 +164,21 @@ def ink_on(picture: Image.Image) -> Ink:
     return depth.astype(np.uint8)
 
 
-def find_digits(ink: Ink, most: int = 1000) -> Candidates:
+def find_digits(ink: Ink, most: int) -> Candidates:
     """Candidates for the digits of a page, uint8 [H,W], 0 is paper and 255 full ink.
 
-    Raises TooManyDigits.
+    Raises RequestTooLarge if there are more than `most` digits, or twice as many pieces of ink.
     """
-    pieces = _pieces(ink)
+    pieces = _pieces(ink, 2 * most)
     lines: list[list[Candidate]] = []
     crops: list[Ink] = []
+    count = 0
     for line in _lines(pieces):
         height = float(np.median([piece.box.bottom - piece.box.top for piece in line]))
         parts = [part for piece in line for part in _cut(piece, height)]
+        count += len(parts)
+        if count > 4 * most:
+            raise _too_many(most)
         candidates, inks = _candidates(parts, height)
         lines.append(candidates)
         crops += inks
@@ -183,6 +212,13 @@ def choose(candidates: Candidates, predictions: Sequence[Prediction]) -> Reading
     return Reading(lines)
 
 
+def _too_many(most: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        f"image: it has more than {most} digits or other marks (max_read_digits); "
+        "send a part of the page at a time."
+    )
+
+
 def _cost(prediction: Prediction) -> float:
     refused = _REFUSED if prediction.accepted is False else 0.0
     return refused + _PER_DIGIT - log(max(float(prediction.probabilities[prediction.digit]), 1e-6))
@@ -192,8 +228,8 @@ def _character(digit: ReadDigit) -> str:
     return "?" if digit.prediction.reason == "not_a_digit" else str(digit.prediction.digit)
 
 
-def _pieces(ink: Ink) -> list[_Piece]:
-    """The connected pieces of ink that are not specks."""
+def _pieces(ink: Ink, most: int) -> list[_Piece]:
+    """The connected pieces of ink that are neither specks nor lines between rows of digits."""
     mask = ink >= _STROKE
     labels, count = cc3d.connected_components(
         mask.view(np.uint8), connectivity=8, return_N=True, binary_image=True
@@ -208,7 +244,11 @@ def _pieces(ink: Ink) -> list[_Piece]:
     # Half of all ink is in pieces of at least this height.
     total = np.cumsum(sizes[order])
     typical = heights[order][np.searchsorted(total, total[-1] / 2)]
-    kept = np.flatnonzero(np.maximum(heights, widths) >= max(3, _SPECK * typical))
+    large = np.maximum(heights, widths) >= max(3, _SPECK * typical)
+    flat = (heights < _TALL * typical) & (widths > typical)
+    kept = np.flatnonzero(large & ~flat)
+    if len(kept) > most:
+        raise _too_many(most // 2)
     pieces = []
     for index in kept.tolist():
         top, bottom, left, right = (int(edge) for edge in boxes[index])
@@ -246,17 +286,16 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
             lines.append([piece])
         else:
             best.append(piece)
+    owners = [line for line in lines for _ in line]
+    boxes = np.array([piece.box for line in lines for piece in line])
     for piece in small:
-        best, least = None, 0.35 * typical
-        for line in lines:
-            for other in line:
-                box, own = other.box, piece.box
-                across = max(box.left - own.right, own.left - box.right, 0)
-                along = max(box.top - own.bottom, own.top - box.bottom, 0)
-                if max(across, along) < least:
-                    best, least = line, max(across, along)
-        if best is not None:
-            best.append(piece)
+        own = piece.box
+        across = np.maximum(boxes[:, 0] - own.right, own.left - boxes[:, 2])
+        along = np.maximum(boxes[:, 1] - own.bottom, own.top - boxes[:, 3])
+        distance = np.maximum(across, along)
+        nearest = int(distance.argmin())
+        if distance[nearest] < _NEAR * typical:
+            owners[nearest].append(piece)
     lines.sort(key=lambda line: float(np.mean([p.box.top + p.box.bottom for p in line])))
     for line in lines:
         line.sort(key=lambda piece: piece.box.left + piece.box.right)
@@ -266,7 +305,7 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
 def _cut(piece: _Piece, height: float) -> list[_Piece]:
     """The piece, or its parts between all promising cuts, from left to right."""
     left, top, right, bottom = piece.box
-    if right - left < _CUT_FROM * height:
+    if right - left < _CUT_FROM * height or bottom - top < _TALL * height:
         return [piece]
     factor = max(1, round(height / _PATH_ROWS))
     small = np.asarray(Image.fromarray(piece.ink).reduce(factor), np.float32) / 255
