@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from service.core import digits as digits_module
-from service.core.errors import InvalidArgument, ModelNotFound, RequestTooLarge
 from service.core.digits import Prediction
-from service.core.pictures.digit import Found
+from service.core.errors import InvalidArgument, ModelNotFound, RequestTooLarge
+from service.core.pictures.digit import Found, find_digit
+from service.core.pictures.files import open_picture
 from service.operations import digits
 from service.operations.digits import Digits
 from tests.conftest import ROOT
@@ -64,11 +65,11 @@ def test_a_large_picture_is_decoded_off_the_event_loop(
     Image.fromarray(np.eye(side, dtype=np.uint8) * 255).save(picture, "PNG")
     threads: list[int] = []
 
-    def to_pixels(image: Image.Image) -> np.ndarray:
+    def finding(image: Image.Image) -> Found:
         threads.append(threading.get_ident())
-        return images.to_pixels(image)
+        return find_digit(image)
 
-    monkeypatch.setattr(digits, "to_pixels", to_pixels)
+    monkeypatch.setattr(digits, "find_digit", finding)
 
     async def scenario(operations: Operations) -> None:
         answer = await operations.digits.classify(picture=picture.getvalue())
@@ -86,11 +87,11 @@ def test_a_small_picture_in_a_large_file_is_read_off_the_event_loop(
     chunk = struct.pack(">I", 1000) + junk + struct.pack(">I", zlib.crc32(junk))
     threads: list[int] = []
 
-    def open_image(*arguments: Any) -> Image.Image:
+    def opening(*arguments: Any) -> Image.Image:
         threads.append(threading.get_ident())
-        return images.open_image(*arguments)
+        return open_picture(*arguments)
 
-    monkeypatch.setattr(digits, "open_image", open_image)
+    monkeypatch.setattr(digits, "open_picture", opening)
 
     async def scenario(operations: Operations) -> None:
         await operations.digits.classify(picture=PNG[:33] + chunk * 20 + PNG[33:])
@@ -109,7 +110,7 @@ def test_no_more_large_pictures_are_decoded_at_a_time_than_the_setting_says(
     both_run, lock = threading.Barrier(2), threading.Lock()
     running = 0
 
-    def to_pixels(image: Image.Image) -> np.ndarray:
+    def finding(image: Image.Image) -> Found:
         nonlocal running
         with lock:
             running += 1
@@ -117,9 +118,9 @@ def test_no_more_large_pictures_are_decoded_at_a_time_than_the_setting_says(
         both_run.wait(timeout=60)
         with lock:
             running -= 1
-        return images.to_pixels(image)
+        return find_digit(image)
 
-    monkeypatch.setattr(digits, "to_pixels", to_pixels)
+    monkeypatch.setattr(digits, "find_digit", finding)
 
     async def scenario(operations: Operations) -> None:
         bound = Digits(operations.inference.repository, "linear", max_decodings=2)
