@@ -17,6 +17,7 @@ from PIL import Image
 from service.core.digits import SIDE, Pixels
 from service.core.pictures import page as pages
 from service.core.pictures.components import IS_INK, components_of, digit_of, without_lines
+from service.core.pictures.files import decode
 from service.core.pictures.page import Ink, ink_of, upright
 
 _BOX = 20
@@ -42,35 +43,40 @@ def find_digit(image: Image.Image, *, explain: bool = False) -> Found:
 
     Raises InvalidArgument if the data is damaged.
     """
-    picture = upright(image, pages.SIDE)
-    if picture.size == (SIDE, SIDE):
-        grey = np.asarray(picture if picture.mode == "L" else picture.convert("L"))
+    decode(image)
+    if image.size == (SIDE, SIDE):
+        is_plain = image.mode == "L" and not image.info
+        grey = np.asarray(image if is_plain else upright(image, SIDE).convert("L"))
         edges = grey[0], grey[-1], grey[:, 0], grey[:, -1]
         # The median of the border is the background.
         border = sorted(b"".join([edge.tobytes() for edge in edges]))
         if (border[(len(border) - 1) // 2] + border[len(border) // 2]) / 2 < 128:
-            return Found(grey[None], "", "", ())
-    steps = [("picture", picture)]
+            steps: tuple[tuple[str, Image.Image], ...] = ()
+            if explain:
+                steps = (("pixels", Image.fromarray(grey)),)
+            return Found(grey[None], "", "", steps)
+    picture = upright(image, pages.SIDE)
+    done = [("picture", picture)]
     page = ink_of(picture)
     digit = _digit_on(page.ink)
-    steps.append(("ink", Image.fromarray(page.ink)))
+    done.append(("ink", Image.fromarray(page.ink)))
     several = digit is not None and digit.several
     if digit is not None and max(digit.ink.shape) < _SMALL and max(image.size) > pages.SIDE:
         picture = upright(image, pages.SIDE, _around(digit.box, page.ink.shape))
         page = ink_of(picture)
         digit = _digit_on(page.ink)
-        steps += [("closer", picture), ("ink, closer", Image.fromarray(page.ink))]
+        done += [("closer", picture), ("ink, closer", Image.fromarray(page.ink))]
     if digit is None:
         hint = page.hint or "Only specks or lines were found; is the digit large enough?"
         pixels = np.zeros((1, SIDE, SIDE), np.uint8)
-        return Found(pixels, "blank", hint, tuple(steps) if explain else ())
+        return Found(pixels, "blank", hint, tuple(done) if explain else ())
     pixels = fit_digit(digit.ink)[None]
-    steps += [("digit", Image.fromarray(digit.ink)), ("pixels", Image.fromarray(pixels[0]))]
+    done += [("digit", Image.fromarray(digit.ink)), ("pixels", Image.fromarray(pixels[0]))]
     return Found(
         pixels,
         "several_digits" if several else "",
         "Several digits were found; send one, or send the picture to /read." if several else "",
-        tuple(steps) if explain else (),
+        tuple(done) if explain else (),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-from collections.abc import Iterator
 from typing import Literal
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
@@ -26,7 +25,8 @@ PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 _MANY_COEFFICIENTS = 512 * 1024
 _coefficients = threading.Lock()
 # What Pillow raises for damaged files. AssertionError: a PNG of colour type 3 without a palette.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, AssertionError)
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, AssertionError)
+IS_DAMAGED = "image: the file is damaged or cut short; save it again."
 
 
 def open_picture(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image.Image:
@@ -46,7 +46,7 @@ def open_picture(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image
         raise InvalidArgument("image: the BMP is run-length encoded; save it without compression.")
     try:
         image = Image.open(io.BytesIO(body), formats=FORMATS)
-    except (UnidentifiedImageError, *_DAMAGED):
+    except (UnidentifiedImageError, *DAMAGED):
         raise InvalidArgument("image: this is not a PNG, JPEG, WebP, BMP or GIF file.") from None
     pixels = image.width * image.height
     if pixels <= min(max_pixels, max_decoded_pixels):
@@ -62,7 +62,7 @@ def decode(image: Image.Image) -> None:
 
     Raises InvalidArgument if the data is damaged.
     """
-    with refusing_damage():
+    try:
         pixels = image.width * image.height
         is_costly = image.format == "WEBP" or (
             image.format == "JPEG" and not _can_be_reduced(image)
@@ -72,15 +72,8 @@ def decode(image: Image.Image) -> None:
             image.load()
         if image.mode == "P" and not (image.palette and image.palette.palette):
             raise ValueError("no palette")
-
-
-@contextlib.contextmanager
-def refusing_damage() -> Iterator[None]:
-    """Raises InvalidArgument for what Pillow raises when it decodes or converts damaged data."""
-    try:
-        yield
-    except _DAMAGED:
-        raise InvalidArgument("image: the file is damaged or cut short.") from None
+    except DAMAGED:
+        raise InvalidArgument(IS_DAMAGED) from None
 
 
 def orientation(image: Image.Image) -> int:

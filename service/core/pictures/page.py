@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.core.pictures.files import decode, orientation, refusing_damage
+from service.core.errors import InvalidArgument
+from service.core.pictures.files import DAMAGED, IS_DAMAGED, decode, orientation
 
 # Pixels per side of a page, at most.
 SIDE = 128
@@ -74,7 +75,7 @@ def upright(image: Image.Image, side: int, part: Part = WHOLE) -> Image.Image:
     left, right = int(left * image.width), ceil(right * image.width)
     top, bottom = int(top * image.height), ceil(bottom * image.height)
     factor = max(1, max(right - left, bottom - top) // side)
-    with refusing_damage():
+    try:
         if image.mode in ("L", "RGB") and not image.has_transparency_data:
             box = (left, top, right, bottom)
             is_whole = box == (0, 0, *image.size)
@@ -93,6 +94,8 @@ def upright(image: Image.Image, side: int, part: Part = WHOLE) -> Image.Image:
                 for band in bands:
                     small.paste(band, (0, row))
                     row += band.height
+    except DAMAGED:
+        raise InvalidArgument(IS_DAMAGED) from None
     if small.mode in ("RGBA", "LA"):
         small = _on_paper(small)
     elif small.mode == "F":
