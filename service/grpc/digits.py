@@ -22,6 +22,7 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
             version=request.model_version,
             deadline=call.deadline,
             caller=call.caller,
+            explain=request.explain,
         )
         if len(answer.rows) > INLINE_ROWS:
             return await off_loop(_response, answer, size=784 * len(answer.rows))
@@ -46,4 +47,5 @@ def _response(answer: Predictions) -> pb.PredictResponse:
             )
             for digit, row, entropy, members, accepted, reason, hint in answer.rows
         ],
+        steps=[pb.Step(name=name, png=png) for name, png in answer.steps],
     )
