@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.core.digits import Pixels, Prediction
-from service.core.pictures.reading import candidates_on, choose
+from service.core.pictures.reading import choose, find_digits, ink_on
 
 Half = Literal["tune", "test"]
 # The classifier under test: uint8 [N,28,28] to one prediction per image.
@@ -28,8 +28,6 @@ _SHORTEST, _LONGEST = 2, 6
 _TOUCHING_SHARE = 1 / 3
 # A pixel with at least this much ink is part of a stroke.
 _STROKE = 96
-# Digits that a picture may have, as in the server's settings.
-_MOST = 256
 
 
 class Number(NamedTuple):
@@ -192,5 +190,5 @@ def _paper(
 
 
 def _read(picture: Image.Image, classify: Classify) -> str:
-    candidates = candidates_on(picture.copy(), _MOST)
+    candidates = find_digits(ink_on(picture))
     return choose(candidates, classify(candidates.pixels) if len(candidates.pixels) else []).text
