@@ -9,7 +9,7 @@ import numpy as np
 
 from service.core.digits import pixels_from_values
 from service.core.errors import InvalidArgument
-from service.http.digits import _input_of_json
+from service.http.digits import input_of_json
 
 _MAX_JSON_BYTES = 2 << 20
 _ROW = json.dumps([*range(28)])
@@ -42,7 +42,7 @@ TOKENS = [
 
 def check(data: bytes) -> None:
     try:
-        array, picture = _input_of_json(data, _MAX_JSON_BYTES)
+        array, picture = input_of_json(data, _MAX_JSON_BYTES)
         if picture is not None:  # a data URL
             assert callable(picture)
             picture()
