@@ -21,6 +21,14 @@ from rich.text import Text
 _BAR_WIDTH = 32
 _THUMBNAIL = 28
 _SHADES = " ░▒▓█"
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# What a reason says, for people.
+_REASONS = {
+    "blank": "it is blank",
+    "several_digits": "it shows several digits",
+    "not_a_digit": "it does not look like a digit",
+    "unsure": "the model is not sure",
+}
 
 
 class PredictError(Exception):
@@ -28,17 +36,25 @@ class PredictError(Exception):
 
 
 class Answer(NamedTuple):
-    """The prediction for one image. `probabilities` are ten floats, indexed by digit."""
+    """The prediction for one image. `probabilities` are ten floats, indexed by digit.
+
+    `accepted` is whether the image shows one digit, or None if the model does not judge; the other
+    fields are those of the API.
+    """
 
     model_name: str
     model_version: str
     digit: int
     probabilities: list[float]
     entropy_bits: float
+    prediction_set: list[int] | None = None
+    accepted: bool | None = None
+    reason: str = ""
+    hint: str = ""
 
 
 def predict_http(image: bytes, address: str, model: str, version: str, timeout: float) -> Answer:
-    """POST one PNG or JPEG to /predict. Raises PredictError."""
+    """POST one picture to /predict. Raises PredictError."""
     query = urllib.parse.urlencode({"model": model, "version": version})
     request = urllib.request.Request(
         f"http://{address}/predict?{query}", data=image, headers={"content-type": _type_of(image)}
@@ -55,7 +71,7 @@ def predict_http(image: bytes, address: str, model: str, version: str, timeout: 
 
 
 def predict_grpc(image: bytes, address: str, model: str, version: str, timeout: float) -> Answer:
-    """Call digits.v1.DigitClassifier/Predict with one PNG or JPEG. Raises PredictError."""
+    """Call digits.v1.DigitClassifier/Predict with one picture. Raises PredictError."""
     import grpc
 
     from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
@@ -77,6 +93,10 @@ def predict_grpc(image: bytes, address: str, model: str, version: str, timeout: 
         digit=prediction.digit,
         probabilities=list(prediction.probabilities),
         entropy_bits=prediction.entropy_bits,
+        prediction_set=list(prediction.prediction_set) or None,
+        accepted=prediction.accepted if prediction.HasField("accepted") else None,
+        reason=prediction.reason,
+        hint=prediction.hint,
     )
 
 
@@ -113,7 +133,12 @@ def bars(answer: Answer) -> Text:
         text.append(f"{digit} ", style)
         text.append("█" * filled + "·" * (_BAR_WIDTH - filled), style)
         text.append(f" {probability:8.3%}\n", style)
-    text.append(f"It is a {answer.digit}", "bold")
+    if answer.accepted is False:
+        reason = _REASONS.get(answer.reason, answer.reason)
+        text.append(f"Not accepted: {reason}. {answer.hint}\n", "bold yellow")
+        text.append(f"The closest digit is {answer.digit}")
+    else:
+        text.append(f"It is a {answer.digit}", "bold")
     text.append(
         f", entropy {answer.entropy_bits:.3f} bits "
         f"({answer.model_name} version {answer.model_version})\n"
@@ -134,16 +159,18 @@ def _thumbnail(image: bytes) -> Text:
 def _read(path: Path) -> bytes:
     try:
         image = path.read_bytes()
-        Image.open(io.BytesIO(image), formats=("PNG", "JPEG")).verify()
+        Image.open(io.BytesIO(image), formats=_FORMATS).verify()
     except UnidentifiedImageError:
-        raise PredictError("this is not a PNG or JPEG image.") from None
+        raise PredictError("this is not a PNG, JPEG, WebP, BMP or GIF image.") from None
     except OSError as error:
         raise PredictError(f"cannot be read: {error.strerror or error}.") from None
     return image
 
 
 def _type_of(image: bytes) -> str:
-    return "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
+    kind = Image.open(io.BytesIO(image), formats=_FORMATS).format
+    # Pillow has a format of its own for JPEGs of some phones, with several pictures.
+    return f"image/{kind.lower() if kind in _FORMATS else 'jpeg'}"
 
 
 def _error_of(error: urllib.error.HTTPError) -> str:
@@ -164,7 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mnist-predict", description="Ask a running service which digit each image shows."
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG or JPEG images")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="pictures (PNG, JPEG, WebP, BMP, GIF)"
+    )
     parser.add_argument("--grpc", action="store_true", help="call over gRPC instead of HTTP")
     parser.add_argument(
         "--address",

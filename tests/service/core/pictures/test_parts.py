@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.core.errors import InvalidArgument
-from service.core.images import open_image
-from service.core.picture_files import check_parts
+from service.core.pictures.files import open_picture
+from service.core.pictures.parts import check_parts
 from tests.conftest import ROOT
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (200, 300, 3), np.uint8)
@@ -44,7 +44,7 @@ def steps_of_pillow(body: bytes) -> int:
 
     sys.setprofile(count)
     try:
-        open_image(body, 10**8, 10**8)
+        open_picture(body, 10**8, 10**8)
     except InvalidArgument:
         pass
     finally:
@@ -140,3 +140,10 @@ def test_pillow_opens_what_passes_in_few_steps(parts: list[tuple[bytes, int]]) -
         return
     # About 12 calls per segment, and those of a plain file.
     assert steps_of_pillow(body) < 1000 + 40 * (64 + len(body) // 1024)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "BMP", "GIF"])
+def test_files_of_other_formats_pass(kind: str) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((200, 200), 90).save(file, kind)
+    check_parts(file.getvalue())
