@@ -42,8 +42,12 @@ _CUT_FROM = 0.6  # pieces at least this wide, slant removed, may be several digi
 _EDGE = 0.1  # no cuts nearer to the sides of a piece
 _WINDOW = 0.12  # one cut in each stretch of this width
 _MOST_STROKES = 2.5  # that a cut may cross, as a multiple of a stroke's width
+_CUT_UPRIGHT = 0.7  # nor pieces that are narrower than this without their slant
+_BROKEN = 0.12  # the largest gap between the parts of a digit that lie above each other
+_TALLEST = 1.8  # of such a digit
 _NEAR = 0.35  # small pieces further from every digit are ignored
-_MOST_PIECES = 9  # of one candidate
+_LOWEST = 0.5  # of a candidate that is cut out of a piece
+_MOST_PIECES = 14  # of one candidate
 # Paths are looked for on pieces of about this many rows.
 _PATH_ROWS = 28
 
@@ -153,7 +157,7 @@ def ink_on(picture: Image.Image) -> Ink:
     small = np.asarray(Image.fromarray(grey).reduce(factor))
     paper = closed(small[None], max(3, max(small.shape) // 6 | 1))[0]
     dark = np.float32(1) / (paper.astype(np.float32) + 8)
-    rows, columns = small.shape
+    rows = len(small)
     padded = np.pad(grey, ((0, rows * factor - height), (0, columns * factor - width)), "edge")
     blocks = padded.reshape(rows, factor, columns, factor)
     light = blocks.astype(np.float32)
@@ -184,7 +188,7 @@ def find_digits(ink: Ink, most: int) -> Candidates:
     crops: list[Ink] = []
     count = 0
     for line in _lines(pieces):
-        height = float(np.median([piece.box.bottom - piece.box.top for piece in line]))
+        height = _height(line)
         parts = [part for piece in line for part in _cut(piece, height)]
         count += len(parts)
         if count > 4 * most:
@@ -214,7 +218,7 @@ def choose(candidates: Candidates, predictions: Sequence[Prediction]) -> Reading
         digits = []
         while count:
             step = chosen[count]
-            assert step is not None  # every piece alone is a candidate
+            assert step is not None  # every whole piece is a candidate
             digits.append(ReadDigit(step[0].box, number, step[1]))
             count = step[0].first
         digits.reverse()
@@ -309,10 +313,33 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
         nearest = int(distance.argmin())
         if distance[nearest] < _NEAR * typical:
             owners[nearest].append(piece)
+    # The parts of a broken digit lie closer together than lines do.
+    for line in [line for line in lines if len(line) == 1]:
+        own = line[0].box
+        for other in lines:
+            if other is not line and any(
+                min(own.right, box.right) > max(own.left, box.left)
+                and max(own.top, box.top) - min(own.bottom, box.bottom) < _BROKEN * typical
+                and max(own.bottom, box.bottom) - min(own.top, box.top) < _TALLEST * typical
+                for box, _, _ in other
+            ):
+                other.extend(line)
+                line.clear()
+                break
+    lines = [line for line in lines if line]
     lines.sort(key=lambda line: float(np.mean([p.box.top + p.box.bottom for p in line])))
     for line in lines:
         line.sort(key=lambda piece: piece.box.left + piece.box.right)
     return lines
+
+
+def _height(line: list[_Piece]) -> float:
+    """The height of a line's digits: half of its ink is in pieces of at least this height."""
+    heights = np.array([piece.box.bottom - piece.box.top for piece in line])
+    order = np.argsort(heights)
+    total = np.cumsum([np.count_nonzero(line[index].ink) for index in order.tolist()])
+    typical = heights[order][np.searchsorted(total, total[-1] / 2)]
+    return float(max(typical, 0.75 * heights[-1 if len(heights) == 1 else order[-1]]))
 
 
 def _cut(piece: _Piece, height: float) -> list[_Piece]:
@@ -323,7 +350,7 @@ def _cut(piece: _Piece, height: float) -> list[_Piece]:
     factor = max(1, round(height / _PATH_ROWS))
     small = np.asarray(Image.fromarray(piece.ink).reduce(factor), np.float32) / np.float32(255)
     small, shifts = _upright(small)
-    rows, columns = small.shape
+    rows = len(small)
     unit = height / factor  # a digit's height, on the reduced piece
     strokes = 3 * unit / _PATH_ROWS  # the width of a pen's stroke
     down = _least_ink(small)
@@ -331,7 +358,9 @@ def _cut(piece: _Piece, height: float) -> list[_Piece]:
     middle = rows // 2
     through = down[middle] + up[middle] - small[middle]
     # One cut per window, where its path crosses the least ink.
-    inked = np.flatnonzero(small.any(axis=0))
+    inked = np.flatnonzero((small > 0.4).any(axis=0))
+    if not len(inked) or inked[-1] + 1 - inked[0] < _CUT_UPRIGHT * unit:
+        return [piece]
     first, last = inked[0] + _EDGE * unit, inked[-1] + 1 - _EDGE * unit
     cuts: list[int] = []
     if last - first >= 1:
@@ -437,8 +466,10 @@ def _candidates(parts: list[_Piece], height: float) -> tuple[list[Candidate], li
     """Every run of neighbouring parts that could be one digit, with its ink."""
     candidates, inks = [], []
     for last in range(1, len(parts) + 1):
-        for first in range(last - 1, max(-1, last - 1 - _MOST_PIECES), -1):
+        ends = parts[last - 1].cut is None
+        for first in range(last - 1, -1, -1):
             group = parts[first:last]
+            is_whole = ends and (first == 0 or parts[first - 1].cut is None)
             if len(group) > 1 and group[0].cut is None:
                 box, following = group[0].box, group[1].box
                 if following.left - box.right > _WIDEST_GAP * height:
@@ -450,7 +481,12 @@ def _candidates(parts: list[_Piece], height: float) -> tuple[list[Candidate], li
                 max(part.box.bottom for part in group),
             )
             wide, high = box.right - box.left, box.bottom - box.top
-            if len(group) > 1 and wide > _WIDEST * height:
+            if not is_whole:
+                if wide > _WIDEST * height and len(group) > 1:
+                    break
+                if len(group) > _MOST_PIECES or high < _LOWEST * height:
+                    continue
+            elif wide > _WIDEST * height and any(part.cut is None for part in group[:-1]):
                 break
             cuts = group[-1].cut, parts[first - 1].cut if first else None
             cost = _shape_cost(cuts, high / height, wide / max(high, height))
