@@ -25,11 +25,10 @@ Half = Literal["tune", "test"]
 Classify = Callable[[Pixels], list[Prediction]]
 
 _SHORTEST, _LONGEST = 2, 6
+_MOST = 100  # digits of one picture
 _TOUCHING_SHARE = 1 / 3
 # A pixel with at least this much ink is part of a stroke.
 _STROKE = 96
-# Digits that a picture may have, as in the server's settings.
-_MOST = 256
 
 
 class Number(NamedTuple):
@@ -192,5 +191,5 @@ def _paper(
 
 
 def _read(picture: Image.Image, classify: Classify) -> str:
-    candidates = candidates_on(picture.copy(), _MOST)
+    candidates = candidates_on(picture, _MOST)
     return choose(candidates, classify(candidates.pixels) if len(candidates.pixels) else []).text
