@@ -28,13 +28,21 @@ class PredictError(Exception):
 
 
 class Answer(NamedTuple):
-    """The prediction for one image. `probabilities` are ten floats, indexed by digit."""
+    """The prediction for one image. `probabilities` are ten floats, indexed by digit.
+
+    `accepted` is whether the image shows one digit, or None if the model does not judge; the other
+    fields are those of the API.
+    """
 
     model_name: str
     model_version: str
     digit: int
     probabilities: list[float]
     entropy_bits: float
+    prediction_set: list[int] | None = None
+    accepted: bool | None = None
+    reason: str = ""
+    hint: str = ""
 
 
 def predict_http(image: bytes, address: str, model: str, version: str, timeout: float) -> Answer:
@@ -77,6 +85,10 @@ def predict_grpc(image: bytes, address: str, model: str, version: str, timeout: 
         digit=prediction.digit,
         probabilities=list(prediction.probabilities),
         entropy_bits=prediction.entropy_bits,
+        prediction_set=list(prediction.prediction_set) or None,
+        accepted=prediction.accepted if prediction.HasField("accepted") else None,
+        reason=prediction.reason,
+        hint=prediction.hint,
     )
 
 
@@ -113,7 +125,11 @@ def bars(answer: Answer) -> Text:
         text.append(f"{digit} ", style)
         text.append("█" * filled + "·" * (_BAR_WIDTH - filled), style)
         text.append(f" {probability:8.3%}\n", style)
-    text.append(f"It is a {answer.digit}", "bold")
+    if answer.accepted is False:
+        text.append(f"Not accepted: {answer.reason.replace('_', ' ')}. {answer.hint}\n", "yellow")
+        text.append(f"If it is a digit, it is most likely a {answer.digit}")
+    else:
+        text.append(f"It is a {answer.digit}", "bold")
     text.append(
         f", entropy {answer.entropy_bits:.3f} bits "
         f"({answer.model_name} version {answer.model_version})\n"

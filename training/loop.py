@@ -69,6 +69,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
     network, averaged, optimizer = state.network, state.averaged, state.optimizer
     parallel = processes.wrap(network)  # its backward pass averages gradients over processes
     weights, averages = _floats(network), _floats(averaged)
+    classes = len(split.data.labels)  # without those of outliers
 
     def forward(module: nn.Module, pixels: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -177,12 +178,12 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
 
         validation_loss = validation_accuracy = test_loss = test_accuracy = None
         if processes.is_first and len(split.validation_images):
-            logits = logits_of(averaged, split.validation_images, device)
+            logits = logits_of(averaged, split.validation_images, device)[:, :classes]
             validation_loss, validation_accuracy = loss_and_accuracy(
                 logits, split.validation_labels
             )
         if processes.is_first and recipe.report_test_each_epoch:
-            logits = logits_of(averaged, split.data.test_images, device)
+            logits = logits_of(averaged, split.data.test_images, device)[:, :classes]
             test_loss, test_accuracy = loss_and_accuracy(logits, split.data.test_labels)
         metrics = EpochMetrics(
             epoch=epoch,

@@ -1,6 +1,6 @@
 """The networks, and the classifier that is exported: pixels to logits and probabilities."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from training.recipes.recipe import Recipe
 
 MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081  # of the 60,000 training images, pixels in [0, 1]
+
+OUTPUTS = ("logits", "probabilities", "accepted", "reason", "prediction_set")
+# Why a picture is not accepted; the graph gives the index. service/core/digits.py has them as well.
+REASONS = ("", "blank", "several_digits", "not_a_digit", "unsure")
+_ACCEPTED, _BLANK, _SEVERAL_DIGITS, _NOT_A_DIGIT, _UNSURE = range(len(REASONS))
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -103,22 +108,94 @@ def scale(image: Tensor) -> Tensor:
     return image.to(torch.float32).div(255).unsqueeze(1)
 
 
-class Classifier(nn.Module):
-    """A trained network with its preprocessing and calibration, as it is exported."""
+class Thresholds(NamedTuple):
+    """The constants by which a classifier of digits accepts a picture, fitted by `fit_thresholds`.
 
-    def __init__(self, network: nn.Sequential, temperature: float = 1.0) -> None:
+    A picture is blank if its pixels, from 0 to 1, differ by less than `contrast`. It is no digit,
+    or several, if the probability of these classes together exceeds `outlier`. The model is unsure
+    of one whose most probable digit has less than `confidence`; here these classes count as well.
+    The prediction set has the digits with at least the probability `prediction_set`.
+    """
+
+    contrast: float
+    outlier: float
+    confidence: float
+    prediction_set: float
+
+
+class Scores(NamedTuple):
+    """What decisions are made by, each float32 [N]: probabilities over digits and outliers."""
+
+    outlier: Tensor  # of all outlier classes
+    several: Tensor  # of several digits
+    confidence: Tensor  # of the most probable digit
+
+
+def scores_of(logits: Tensor, classes: int, temperature: float) -> Scores:
+    """Return the scores for calibrated logits [N,classes+2], whose last two are of outliers."""
+    digits, none, several = torch.softmax(logits / temperature, dim=-1).split((classes, 1, 1), -1)
+    return Scores(
+        outlier=(none + several).squeeze(-1),
+        several=several.squeeze(-1),
+        confidence=digits.amax(-1),
+    )
+
+
+class Classifier(nn.Module):
+    """A trained network with its preprocessing, calibration and decisions, as it is exported."""
+
+    def __init__(
+        self,
+        network: nn.Sequential,
+        temperature: float = 1.0,
+        *,
+        classes: int = 10,
+        thresholds: Thresholds | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`dtype` is that of the weights; everything after the network is float32."""
         super().__init__()
         self.network = network
         self.temperature = temperature
+        self.classes = classes
+        self.thresholds = thresholds
+        self.dtype = dtype
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Map uint8 pixels [N, 28, 28] to (logits, probabilities), float32 [N, classes].
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what `forward` returns."""
+        return OUTPUTS if self.thresholds else OUTPUTS[:2]
 
-        The logits are not scaled; the probabilities are
-        softmax(logits / temperature).
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Map uint8 pixels [N, 28, 28] to the `outputs`.
+
+        logits and probabilities are float32 [N, classes]: the logits are not scaled, the
+        probabilities are softmax(logits / temperature). With thresholds also accepted, bool [N],
+        reason, uint8 [N], the index into REASONS, and prediction_set, bool [N, classes].
         """
-        logits = cast(Tensor, self.network(scale(image)))
-        return logits, torch.softmax(logits / self.temperature, dim=-1)
+        pixels = scale(image)
+        every_logit = cast(Tensor, self.network(pixels.to(self.dtype))).float()
+        logits = every_logit[:, : self.classes]
+        probabilities = torch.softmax(logits / self.temperature, dim=-1)
+        if self.thresholds is None:
+            return logits, probabilities
+        contrast, outlier, confidence, least = self.thresholds
+        scores = scores_of(every_logit, self.classes, self.temperature)
+        is_outlier, is_unsure = scores.outlier > outlier, scores.confidence < confidence
+        # The first reason that applies, from the last to the first.
+        kind = torch.where(scores.several > scores.outlier / 2, _SEVERAL_DIGITS, _NOT_A_DIGIT)
+        reason = torch.where(is_outlier, kind, torch.where(is_unsure, _UNSURE, _ACCEPTED))
+        is_blank = pixels.amax((1, 2, 3)) - pixels.amin((1, 2, 3)) < contrast
+        reason = torch.where(is_blank, _BLANK, reason)
+        # The most probable digit is always in the set.
+        bound = probabilities.amax(-1, keepdim=True).clamp(max=least)
+        return (
+            logits,
+            probabilities,
+            reason == _ACCEPTED,
+            reason.to(torch.uint8),
+            probabilities >= bound,
+        )
 
 
 def fold_batch_norm(network: nn.Sequential) -> nn.Sequential:

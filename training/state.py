@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.data.dataset import Split
+from training.data.dataset import Split, output_count
 from training.data.sampling import Sampler
 from training.models import build_network
 from training.recipes.recipe import Recipe
@@ -159,7 +159,7 @@ def begin(run: Run) -> TrainingState:
     recipe = run.recipe
     torch.manual_seed(run.seed)
     random = torch.Generator().manual_seed(run.seed)
-    network = build_network(recipe, len(run.split.data.labels)).to(run.device)
+    network = build_network(recipe, output_count(recipe, run.split.data.labels)).to(run.device)
     network.to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(network) if recipe.ema_decay else network
     optimizer: torch.optim.Optimizer

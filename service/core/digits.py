@@ -5,7 +5,8 @@ Arithmetic only: it knows tensors and arrays, no repository and no session.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import compress, repeat
 from math import log2, prod
 from typing import NamedTuple
 
@@ -22,16 +23,50 @@ SIDE = 28
 # What the values of an output are, in the words of the model card.
 PROBABILITIES = "probabilities"
 LOGITS = "logits"
+# The outputs of a model that judges whether an image shows one digit; all three, or none is read.
+_JUDGEMENT = (
+    TensorSpec("accepted", "BOOL", (-1,)),
+    TensorSpec("reason", "UINT8", (-1,)),
+    TensorSpec("prediction_set", "BOOL", (-1, 10)),
+)
+# Why an image is not accepted as one digit; the graph's output `reason` holds an index into them.
+REASONS = ("", "blank", "several_digits", "not_a_digit", "unsure")
+# For each of them, what is wrong with the image and what would help, for people. The pipeline of
+# pictures has sentences of its own for what it sees.
+HINTS = (
+    "",
+    "No ink was found; raw pixels must have ink of 255 on a background of 0, and a picture a pen "
+    "that stands out from the paper.",
+    "There is more than one digit; send each as an image of its own.",
+    "This does not look like a handwritten digit; send one whole digit, upright and alone (as raw "
+    "pixels: ink 255, background 0).",
+    "The digit is not clear enough to be sure; write it larger and with a darker pen, or take the "
+    "photo closer and sharper.",
+)
 # Up to this many rows plain Python is faster than numpy.
 _FEW_ROWS = 8
+_DIGITS = range(10)
+# The set, `accepted`, the reason and the hint of a Prediction.
+_Judgement = tuple[tuple[int, ...] | None, bool | None, str, str]
+# Reason and hint for every value of an uint8; those of other conventions say nothing.
+_WORDS = (*zip(REASONS, HINTS, strict=True), *[("", "")] * (256 - len(REASONS)))
 
 
 class Prediction(NamedTuple):
-    """The most probable digit, the distribution over all ten (float32 [10]) and its entropy."""
+    """The most probable digit, the distribution over all ten (float32 [10]) and its entropy.
+
+    `prediction_set` holds the truth with the coverage that the model's card states, and is never
+    empty. `accepted` says whether the image shows one digit, and is None, like the set, if the
+    model does not judge. If it is False, `reason` is one of REASONS and `hint` a sentence.
+    """
 
     digit: int
     probabilities: npt.NDArray[np.float32]
     entropy_bits: float
+    prediction_set: tuple[int, ...] | None = None
+    accepted: bool | None = None
+    reason: str = ""
+    hint: str = ""
 
 
 class NotDigits(Exception):
@@ -42,11 +77,14 @@ class DigitLayout(NamedTuple):
     """How a model classifies digits: the index of the output to read, and what it holds.
 
     `image_shape` is the shape of one image in an FP32 input, or None for an input of uint8 pixels.
+    `judgement` has the indexes of the outputs `accepted`, `reason` and `prediction_set`; it is None
+    for a model without them.
     """
 
     output: int
     is_logits: bool
     image_shape: tuple[int, ...] | None
+    judgement: tuple[int, int, int] | None = None
 
     def inputs(self, pixels: Pixels) -> list[Array]:
         """The model's inputs for uint8 [N,28,28]; FP32 inputs get pixels scaled to 0..1."""
@@ -64,24 +102,34 @@ class DigitLayout(NamedTuple):
             probabilities = np.asarray(
                 shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32
             )
+        judgements: Iterable[_Judgement] = repeat((None, None, "", ""))
+        if self.judgement is not None:
+            accepted, reasons, sets = (outputs[i].tolist() for i in self.judgement)
+            judgements = [
+                (tuple(compress(_DIGITS, row)), is_accepted, *_WORDS[code])
+                for row, is_accepted, code in zip(sets, accepted, reasons, strict=True)
+            ]
         predictions = []
         if len(probabilities) <= _FEW_ROWS:
-            for row, values in zip(probabilities, probabilities.tolist(), strict=True):
+            for row, values, judgement in zip(
+                probabilities, probabilities.tolist(), judgements, strict=False
+            ):
                 entropy = 0.0
                 for p in values:
                     if p > 0.0:
                         entropy -= p * log2(p)
-                predictions.append(Prediction(values.index(max(values)), row, entropy))
+                predictions.append(Prediction(values.index(max(values)), row, entropy, *judgement))
             return predictions
         exact = probabilities.astype(np.float64)
         terms = exact * np.log2(exact, where=exact > 0.0, out=np.zeros_like(exact))
         return [
-            Prediction(*row)
-            for row in zip(
+            Prediction(digit, row, entropy, *judgement)
+            for digit, row, entropy, judgement in zip(
                 probabilities.argmax(axis=1).tolist(),
                 probabilities,
                 (0.0 - terms.sum(axis=1)).tolist(),
-                strict=True,
+                judgements,
+                strict=False,
             )
         ]
 
@@ -104,12 +152,16 @@ def layout_of(
             "output_kinds."
         )
     is_logits = kinds[output] == LOGITS
+    judgement = None
+    if all(spec in outputs for spec in _JUDGEMENT):
+        accepted, reason, members = (outputs.index(spec) for spec in _JUDGEMENT)
+        judgement = accepted, reason, members
     if len(inputs) == 1:
         _, datatype, shape = inputs[0]
         if datatype == "UINT8" and shape == (-1, SIDE, SIDE):
-            return DigitLayout(output, is_logits, None)
+            return DigitLayout(output, is_logits, None, judgement)
         if datatype == "FP32" and shape[:1] == (-1,) and prod(shape[1:]) == SIDE * SIDE:
-            return DigitLayout(output, is_logits, shape[1:])
+            return DigitLayout(output, is_logits, shape[1:], judgement)
     raise NotDigits("does not take images of 28x28; use the infer endpoint.")
 
 

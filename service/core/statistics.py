@@ -7,6 +7,7 @@ are what workers send each other.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypedDict
 
@@ -77,6 +78,8 @@ class ModelStatistics:
     """
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        # Predictions by `accepted` and reason (core.digits), counted by operations.digits.
+        self.judgements: Counter[tuple[bool | None, str]] = Counter()
         self._wall_clock = wall_clock
         self._uncounted: list[BatchRun] = []
         self._last_run = 0.0

@@ -22,6 +22,7 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
             version=request.model_version,
             deadline=call.deadline,
             caller=call.caller,
+            explain=request.explain,
         )
         if len(answer.rows) > INLINE_ROWS:
             return await off_loop(_response, answer, size=784 * len(answer.rows))
@@ -35,7 +36,16 @@ def _response(answer: Predictions) -> pb.PredictResponse:
         model_name=answer.model,
         model_version=answer.version,
         predictions=[
-            pb.Prediction(digit=digit, probabilities=row.tolist(), entropy_bits=entropy)
-            for digit, row, entropy in answer.rows
+            pb.Prediction(
+                digit=digit,
+                probabilities=row.tolist(),
+                entropy_bits=entropy,
+                prediction_set=members,
+                accepted=accepted,
+                reason=reason,
+                hint=hint,
+            )
+            for digit, row, entropy, members, accepted, reason, hint in answer.rows
         ],
+        steps=[pb.Step(name=name, png=png) for name, png in answer.steps],
     )

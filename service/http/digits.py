@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from service.core.datatypes import Array
+from service.core.digits import Prediction
 from service.core.errors import InvalidArgument, UnsupportedMediaType, excerpt
 from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import numbers
@@ -19,60 +24,78 @@ from service.http.message import (
     json_response,
     parse_json,
 )
-from service.operations.digits import INLINE_ROWS, Digits
+from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
+from service.operations.digits import INLINE_ROWS, Digits, Picture
 
-_PICTURES = ("image/png", "image/jpeg")
 # Parsing 64 KB of them, the most that a URL may have, takes 10 ms.
 _LONGEST_QUERY = 8192
 _OBJECT = b'{"image":'
+_FLAGS = {"": False, "false": False, "0": False, "true": True, "1": True}
 _UINT8 = np.dtype(np.uint8)
 
 
 async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
-    """Classify the body; `?model=` and `?version=` choose the model.
+    """Classify the body; `?model=` and `?version=` choose the model, `?explain=true` shows steps.
 
-    The body is one PNG or JPEG, raw pixels of 784 bytes per image as application/octet-stream, or
-    JSON numbers (28x28, Nx28x28 or 784, bare or under "image"). Raises UnsupportedMediaType for
-    another content type, InvalidArgument for a body that does not match its content type.
+    The body is one picture, as it is or in the field `image` of a form; raw pixels of 784 bytes per
+    image as application/octet-stream; or JSON, bare or under "image": a picture as a data URL, or
+    numbers (28x28, Nx28x28 or 784). Raises UnsupportedMediaType for another content type,
+    InvalidArgument for a body that does not match its content type.
     """
     if len(request.query) > _LONGEST_QUERY:
         raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
-    model, version = model_of(request) if request.query else ("", "")
-    content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
-    if content_type in _PICTURES:
-        answer = await digits.classify(
-            picture=request.body, model=model, version=version, caller=request.caller
-        )
+    query = dict(parse_qsl(request.query)) if request.query else {}
+    explain = _FLAGS.get(query.get("explain", "").lower())
+    if explain is None:
+        raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
+    header = request.header("content-type") or ""
+    content_type = header.partition(";")[0].strip().lower()
+    picture: Picture | None = None
+    pixels: bytes | None = None
+    values: Array | None = None
+    if content_type in PICTURES:
+        picture = request.body
     elif content_type == OCTETS:
-        answer = await digits.classify(
-            pixels=request.body, model=model, version=version, caller=request.caller
-        )
+        pixels = request.body
     elif content_type == JSON:
         size, limit = len(request.body), digits.max_json_bytes
         check_json_size(size, limit)
         if size > INLINE_BYTES:
-            values = await off_loop(_pixels, request.body, limit, size=size)
+            values, picture = await off_loop(_input_of_json, request.body, limit, size=size)
         else:
-            values = _pixels(request.body, limit)
-        answer = await digits.classify(
-            values=values, model=model, version=version, caller=request.caller
-        )
+            values, picture = _input_of_json(request.body, limit)
+    elif content_type == FORM:
+        picture = partial(picture_of_form, request.body, header)
     else:
         raise UnsupportedMediaType(
-            f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, "
-            f"{' or '.join(_PICTURES)}."
+            f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, {FORM}, "
+            f"{' or '.join(PICTURES)}."
         )
-    predictions = [
-        {"digit": digit, "probabilities": probabilities, "entropy_bits": entropy}
-        for digit, probabilities, entropy in answer.rows
-    ]
-    body = {
+    answer = await digits.classify(
+        picture=picture,
+        pixels=pixels,
+        values=values,
+        model=query.get("model", ""),
+        version=query.get("version", ""),
+        caller=request.caller,
+        explain=explain,
+    )
+    is_long = len(answer.rows) > INLINE_ROWS
+    size = 784 * len(answer.rows)
+    body: dict[str, Any] = {
         "model_name": answer.model,
         "model_version": answer.version,
-        "predictions": predictions,
+        "predictions": await off_loop(fields_of, answer.rows, size=size)
+        if is_long
+        else fields_of(answer.rows),
     }
-    if len(predictions) > INLINE_ROWS:
-        return await off_loop(json_response, body, size=784 * len(predictions))
+    if explain:
+        body["steps"] = [
+            {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
+            for name, png in answer.steps
+        ]
+    if is_long:
+        return await off_loop(json_response, body, size=size)
     return json_response(body)
 
 
@@ -82,15 +105,28 @@ def model_of(request: HttpRequest) -> tuple[str, str]:
     return query.get("model", ""), query.get("version", "")
 
 
-def _pixels(body: bytes, max_json_bytes: int) -> Array:
-    """The numbers of a JSON body, in the shape of its lists."""
+def fields_of(rows: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Predictions for JSON: their fields, with reason and hint only for those not accepted."""
+    predictions = [row._asdict() for row in rows]
+    for prediction in predictions:
+        if prediction["accepted"] is not False:
+            del prediction["reason"], prediction["hint"]
+    return predictions
+
+
+def _input_of_json(body: bytes, max_json_bytes: int) -> tuple[Array | None, Picture | None]:
+    """What a JSON body holds: numbers, in the shape of its lists, or a picture as a data URL."""
     parsed = parse_json(body, max_json_bytes)
     if isinstance(parsed, dict):
         if "image" not in parsed:
             raise InvalidArgument('image: the JSON object has no "image".')
         parsed = parsed["image"]
+    if isinstance(parsed, str):
+        return None, partial(picture_of_url, parsed)
     if not isinstance(parsed, list):
-        raise InvalidArgument("image: must be a list of numbers, 28x28, Nx28x28 or 784.")
+        raise InvalidArgument(
+            "image: must be a list of numbers, 28x28, Nx28x28 or 784, or a picture as a data URL."
+        )
     # true and false contain an "e".
     start = len(_OBJECT) if body.startswith(_OBJECT) else 0
-    return numbers("image:", parsed, _UINT8, may_hold_booleans=body.find(b"e", start) >= 0)
+    return numbers("image:", parsed, _UINT8, may_hold_booleans=body.find(b"e", start) >= 0), None

@@ -34,6 +34,7 @@ from prometheus_client.metrics_core import CounterMetricFamily  # noqa: E402
 from prometheus_client.mmap_dict import MmapedDict  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 
+from service.core.digits import REASONS  # noqa: E402
 from service.core.statistics import BatchRun, ModelStatistics  # noqa: E402
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ prometheus_client.values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 _PER_MODEL = ["model", "version"]
+_WHY = REASONS[1:]
+_ACCEPTED = {None: "unknown", True: "true", False: "false"}
 
 
 class BufferedHistogram(Histogram):
@@ -182,7 +185,7 @@ class BufferedCounter(Counter):
             super().inc(pending)
 
 
-_buffered: list[BufferedHistogram | BufferedCounter] = []
+_buffered: list[BufferedHistogram | BufferedCounter | Judgements] = []
 
 
 def flush() -> None:
@@ -222,6 +225,12 @@ _shed = BufferedCounter(
     "for the deadline (deadline).",
     [*_PER_MODEL, "reason"],
 )
+_predictions = Counter(
+    "mnist_predictions",
+    "Digits predicted for people, by whether the input was accepted as a digit (unknown: the "
+    "model does not judge), and why not.",
+    [*_PER_MODEL, "accepted", "reason"],
+)
 _runs_terminated = Counter(
     "mnist_runs_terminated", "Runs of a model that were ended after max_run_seconds.", _PER_MODEL
 )
@@ -253,12 +262,37 @@ _inflight_refused = Counter(
 )
 
 
+class Judgements:
+    """Predictions of one version by `accepted` and reason, which go to Prometheus at a `flush`."""
+
+    def __init__(self, model: str, version: str) -> None:
+        keys = [(None, ""), (True, ""), *((False, reason) for reason in _WHY)]
+        self._counters = {
+            (accepted, reason): _predictions.labels(model, version, _ACCEPTED[accepted], reason)
+            for accepted, reason in keys
+        }
+        self.counts: Counts[tuple[bool | None, str]] = Counts()
+        _buffered.append(self)
+
+    def flush(self) -> None:
+        """Count the predictions made since the last call."""
+        for (accepted, reason), count in self.counts.items():
+            # A model of another convention may give a reason for what it accepts, or none.
+            key = accepted, "" if accepted is not False else reason or _WHY[-1]
+            self._counters[key].inc(count)
+        self.counts.clear()
+
+
+_judgements = cache(Judgements)
+
+
 class ModelMetrics(ModelStatistics):
     """The statistics of one version of a model, which also go to Prometheus and to the log."""
 
     def __init__(self, model: str, version: str) -> None:
         super().__init__()
         self._name = f"Model {model} version {version}"
+        self.judgements = _judgements(model, version).counts
         self._rows_of_runs = _batches.labels(model, version)
         self._seconds_of_runs = _inference.labels(model, version)
         self._failures = _inference_failures.labels(model, version)

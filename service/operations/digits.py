@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
 
 from service.core.datatypes import Array
-from service.core.digits import Pixels, Prediction, pixels_from_bytes, pixels_from_values
+from service.core.digits import (
+    DigitLayout,
+    Prediction,
+    pixels_from_bytes,
+    pixels_from_values,
+)
 from service.core.errors import InvalidArgument, ServiceError
-from service.core.images import open_image, to_pixels
 from service.core.off_loop import MAX_JSON_BYTES, off_loop
-from service.core.picture_files import check_parts
+from service.core.pictures.digit import Found, find_digit
+from service.core.pictures.files import open_picture
+from service.core.pictures.parts import check_parts
 from service.repository.models import Repository
 
 # Up to these sizes decoding a picture is cheaper than a thread hand-off. Reading its header takes
@@ -21,13 +33,21 @@ _INLINE_PICTURE_BYTES = 4096
 # Up to this many images, their pixels and predictions take less than a millisecond.
 INLINE_ROWS = 512
 
+T = TypeVar("T")
+# The file of a picture, or a function that takes it out of a larger body.
+Picture = bytes | Callable[[], bytes]
+
 
 class Predictions(NamedTuple):
-    """The answer of one version of a model: one prediction per image."""
+    """The answer of one version of a model: one prediction per image.
+
+    `steps` has a name and a PNG for each step from a picture to its pixels, if asked for.
+    """
 
     model: str
     version: str
     rows: list[Prediction]
+    steps: list[tuple[str, bytes]]
 
 
 class Digits:
@@ -55,34 +75,41 @@ class Digits:
     async def classify(
         self,
         *,
-        picture: bytes | None = None,
+        picture: Picture | None = None,
         pixels: bytes | None = None,
         values: Array | None = None,
         model: str = "",
         version: str = "",
         deadline: float | None = None,
         caller: str = "",
+        explain: bool = False,
     ) -> Predictions:
-        """Classify one of: a PNG or JPEG file, raw pixels (784 bytes per image), an uint8 array.
+        """Classify one of: a picture, raw pixels (784 bytes per image), an uint8 array.
 
         Arrays are [28,28], [784], [N,28,28] or [N,784]. Pixels and arrays hold bright ink (255) on
         a dark background (0); pictures may have either. `deadline` is in the event loop's time,
-        `caller` is who asks (core.callers).
+        `caller` is who asks (core.callers). With `explain`, the answer for a picture has its steps.
         Raises InvalidArgument for malformed input and for a model that does not classify 28x28
         images, RequestTooLarge for a picture over the limit, ModelNotFound, and what
         `Batcher.submit` raises.
         """
+        found: Found | None = None
+        steps: list[tuple[str, bytes]] = []
         if picture is not None:
-            images = None
-            if len(picture) <= _INLINE_PICTURE_BYTES and not (
-                b"TXt" in picture or b"iCCP" in picture  # deflated, up to 1 MB: picture_files.py
+            image: Image.Image | None = None
+            if (
+                isinstance(picture, bytes)
+                and len(picture) <= _INLINE_PICTURE_BYTES
+                # deflated, up to 1 MB: pictures/parts.py
+                and not (explain or b"TXt" in picture or b"iCCP" in picture)
             ):
-                image = open_image(picture, *self._max_pixels)
-                if image.width * image.height <= _INLINE_PICTURE_PIXELS:
-                    images = to_pixels(image)
-            if images is None:
-                loop = asyncio.get_running_loop()
-                images = await loop.run_in_executor(self._decoders, self._decode, picture)
+                image = open_picture(picture, *self._max_pixels)
+            if image is not None and image.width * image.height <= _INLINE_PICTURE_PIXELS:
+                found = find_digit(image)
+            else:
+                decoded = await self.decoded(picture, _explained if explain else _found)
+                found, steps = decoded
+            images = found.pixels
         elif pixels is not None:
             images = pixels_from_bytes(pixels)
         elif values is not None:
@@ -93,25 +120,71 @@ class Digits:
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
+        counts = served.batcher.statistics.judgements
         if len(images) <= INLINE_ROWS:
-            outputs = await served.batcher.submit(
-                layout.inputs(images), len(images), deadline, caller
-            )
-            return Predictions(served.name, served.version, layout.predictions(outputs))
+            inputs = [images] if layout.image_shape is None else layout.inputs(images)
+            outputs = await served.batcher.submit(inputs, len(images), deadline, caller)
+            rows = layout.predictions(outputs)
+            if found is not None and (found.reason or found.hint):
+                rows = [_judged(rows[0], found)]
+            for row in rows:
+                counts[row[4:6]] += 1
+            return Predictions(served.name, served.version, rows, steps)
         # FP32 inputs are four times as large as the pixels: only a part of them exists at a time.
         step = len(images) if layout.image_shape is None else INLINE_ROWS
-        rows: list[Prediction] = []
+        rows = []
         for start in range(0, len(images), step):
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
             outputs = await served.batcher.submit(inputs, len(part), deadline, caller)
-            rows += await off_loop(layout.predictions, outputs, size=part.nbytes)
-        return Predictions(served.name, served.version, rows)
+            more, judgements = await off_loop(_counted, layout, outputs, size=part.nbytes)
+            rows += more
+            counts.update(judgements)
+        return Predictions(served.name, served.version, rows, steps)
 
-    def _decode(self, picture: bytes) -> Pixels:
+    async def decoded(self, picture: Picture, work: Callable[[Image.Image], T]) -> T:
+        """Open a picture and do `work`, which decodes it, in one of the threads for that.
+
+        Raises InvalidArgument for what is no picture, RequestTooLarge for one over the limit.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, partial(self._decode, picture, work))
+
+    def _decode(self, picture: Picture, work: Callable[[Image.Image], T]) -> T:
         try:
-            check_parts(picture)
-            return to_pixels(open_image(picture, *self._max_pixels))
+            file = picture if isinstance(picture, bytes) else picture()
+            check_parts(file)
+            return work(open_picture(file, *self._max_pixels))
         except ServiceError as error:
             # Its traceback would keep the decoded picture until the next garbage collection.
             raise error.with_traceback(None) from None
+
+
+def _judged(row: Prediction, found: Found) -> Prediction:
+    """The prediction, as the pipeline judges it: that sees more of the picture than the model."""
+    if found.reason:
+        return row._replace(accepted=False, reason=found.reason, hint=found.hint)
+    return row._replace(hint=found.hint) if row.accepted is False else row
+
+
+def _found(image: Image.Image) -> tuple[Found, list[tuple[str, bytes]]]:
+    return find_digit(image), []
+
+
+def _explained(image: Image.Image) -> tuple[Found, list[tuple[str, bytes]]]:
+    """The digit, and each step to it as a PNG; the last one is the pixels."""
+    found = find_digit(image, explain=True)
+    steps = []
+    for name, step in found.steps or [("pixels", Image.fromarray(found.pixels[0]))]:
+        file = io.BytesIO()
+        step.save(file, "PNG")
+        steps.append((name, file.getvalue()))
+    return found._replace(steps=()), steps
+
+
+def _counted(
+    layout: DigitLayout, outputs: Sequence[Array]
+) -> tuple[list[Prediction], Counter[tuple[bool | None, str]]]:
+    """The predictions, and how many of them have each pair of `accepted` and reason."""
+    rows = layout.predictions(outputs)
+    return rows, Counter((row.accepted, row.reason) for row in rows)

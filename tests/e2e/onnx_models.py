@@ -185,3 +185,57 @@ def publish(
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
+
+
+def publish_judging(repository: Path, name: str = "judge") -> None:
+    """A classifier that judges its images, by their first row.
+
+    The logits are its first ten pixels / 16, `reason` is the eleventh, an image without one is
+    accepted, and the set holds the digits whose logit is at most 1 below the largest.
+    """
+    publish(
+        repository,
+        name,
+        [
+            *[
+                helper.make_node("Constant", [], [key], value_ints=[value])
+                for key, value in (("0", 0), ("1", 1), ("10", 10), ("11", 11))
+            ],
+            helper.make_node("Constant", [], ["scale"], value_float=1 / 16),
+            helper.make_node("Constant", [], ["width"], value_float=1.0),
+            helper.make_node("Slice", ["image", "0", "1", "1"], ["top"]),
+            helper.make_node("Squeeze", ["top", "1"], ["row"]),
+            helper.make_node("Slice", ["row", "0", "10", "1"], ["ten"]),
+            helper.make_node("Cast", ["ten"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["floats", "scale"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+            helper.make_node("ReduceMax", ["logits", "1"], ["largest"], keepdims=1),
+            helper.make_node("Sub", ["largest", "width"], ["least"]),
+            helper.make_node("GreaterOrEqual", ["logits", "least"], ["prediction_set"]),
+            helper.make_node("Slice", ["row", "10", "11", "1"], ["eleventh"]),
+            helper.make_node("Squeeze", ["eleventh", "1"], ["reason"]),
+            helper.make_node("Cast", ["reason"], ["code"], to=TensorProto.INT64),
+            helper.make_node("Equal", ["code", "0"], ["accepted"]),
+        ],
+        [("image", TensorProto.UINT8, ["batch", 28, 28])],
+        [
+            ("logits", TensorProto.FLOAT, ["batch", 10]),
+            ("probabilities", TensorProto.FLOAT, ["batch", 10]),
+            ("accepted", TensorProto.BOOL, ["batch"]),
+            ("reason", TensorProto.UINT8, ["batch"]),
+            ("prediction_set", TensorProto.BOOL, ["batch", 10]),
+        ],
+    )
+
+
+def judged_image(digit: int, reason: int = 0, second: int | None = None) -> np.ndarray:
+    """An image uint8 [28,28] that the model of `publish_judging` takes for this digit.
+
+    `second` is another digit of its prediction set.
+    """
+    image = np.zeros((28, 28), np.uint8)
+    image[0, digit] = 160
+    if second is not None:
+        image[0, second] = 150
+    image[0, 10] = reason
+    return image

@@ -17,7 +17,6 @@ from training.errors import TrainingError, UsageError
 from training.evaluation.metrics import Evaluation, evaluate
 from training.evaluation.onnx_model import OnnxModel, load_onnx
 from training.files import write_atomically
-from training.models import Classifier
 from training.run import checkpoint
 from training.run.folder import RunFolder
 
@@ -74,7 +73,7 @@ def _load(path: Path) -> tuple[OnnxModel, tuple[str, ...]]:
     from training.publish.export import export_quietly
 
     saved = checkpoint.read(path)
-    classifier = Classifier(saved.network, saved.temperature).eval()
+    classifier = checkpoint.classifier_of(saved)
     content = export_quietly(classifier, {"recipe": saved.recipe.name, "seed": str(saved.seed)})
     return OnnxModel(content, str(path)), saved.labels
 

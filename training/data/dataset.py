@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from training.data import outliers
 from training.errors import UsageError
 from training.recipes.recipe import Recipe
 
@@ -27,8 +29,9 @@ class DataSet(NamedTuple):
 class Split(NamedTuple):
     """A data set whose training images are split in two: to train on, and to validate on.
 
-    Images are uint8 [N,28,28], labels int64 [N]. Nothing that is trained, calibrated or chosen may
-    depend on the test images in `data`.
+    `images` includes the outliers of the recipe, with classes of their own. Images are uint8
+    [N,28,28], labels int64 [N]. Nothing that is trained, calibrated or chosen may depend on the
+    test images in `data`.
     """
 
     data: DataSet
@@ -47,10 +50,23 @@ def split(data: DataSet, recipe: Recipe) -> Split:
             f"{len(data.train_images)} training images to train on; choose a smaller one."
         )
     end = min(kept, recipe.train_limit) if recipe.train_limit else kept
+    images, labels = data.train_images[:end], data.train_labels[:end]
+    if output_count(recipe, data.labels) > len(data.labels):
+        pictures, classes = outliers.make(images, labels, round(recipe.outliers * end))
+        images, labels = torch.cat([images, pictures]), torch.cat([labels, classes])
     return Split(
         data=data,
-        images=data.train_images[:end],
-        labels=data.train_labels[:end],
+        images=images,
+        labels=labels,
         validation_images=data.train_images[kept:],
         validation_labels=data.train_labels[kept:],
     )
+
+
+def output_count(recipe: Recipe, labels: tuple[str, ...]) -> int:
+    """Return the number of outputs of a network: the classes, then those of outliers.
+
+    What is not a digit is known for digits only, so other data sets have no outliers.
+    """
+    learns_outliers = recipe.outliers > 0 and labels == DIGITS
+    return len(labels) + (len(outliers.CLASSES) if learns_outliers else 0)

@@ -79,6 +79,41 @@ class Mistake:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RocCurve:
+    """Shares not accepted at each threshold of one score."""
+
+    digits: list[float]
+    outliers: list[float]
+    operating_point: tuple[float, float]  # of digits and of outliers, at the threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Shares of pictures in equal intervals of log10(p / (1 - p)) of one probability p."""
+
+    low: float
+    high: float
+    digits: list[float]
+    outliers: list[float]
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acceptance:
+    """What is accepted of the test images, and of made-up outliers (shares from 0 to 1)."""
+
+    not_accepted: dict[str, float]  # by reason
+    accuracy: float  # of accepted images, as is the next
+    calibration_error: float
+    coverage: float  # share of images whose class is in the prediction set
+    coverage_by_class: list[float]
+    set_sizes: list[float]  # share of images with a set of 1, 2, ... classes
+    outliers_not_accepted: dict[str, float]  # by class
+    roc: dict[str, RocCurve]  # by score, as are the histograms
+    histograms: dict[str, Histogram]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecisionMetrics:
     """One exported file on the test images."""
 
@@ -111,6 +146,7 @@ class Evaluation:
     mistakes: list[Mistake]
     accuracy_by_class: list[float]
     confusion: list[list[int]]  # row: true class, column: predicted class
+    acceptance: Acceptance | None = None  # of models that refuse what is not a digit
     precisions: dict[str, PrecisionMetrics] | None = None  # fp32, fp16, int8
     microseconds: dict[str, float] | None = None  # median time of a run, by number of images
 

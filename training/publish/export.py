@@ -1,16 +1,18 @@
 """A trained classifier as an ONNX file, and the proof that the file computes the same outputs.
 
-The graph takes uint8 pixels and gives logits and probabilities. Normalisation, temperature and
-softmax are inside it, so clients need no preprocessing code.
+The graph takes uint8 pixels and gives logits, probabilities and whether each picture is accepted as
+a digit. Normalisation, temperature, softmax and thresholds are inside it, so clients need no
+preprocessing code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ import onnx_ir
 import onnxruntime as ort
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.errors import ExportError
 from training.evaluation.metrics import loss_and_accuracy
@@ -30,27 +32,33 @@ from training.models import Classifier, fold_batch_norm
 OPSET = 18
 IR_VERSION = 10
 _PROBABILITY_TOLERANCE = 1e-5
+_MOST_OTHER_DECISIONS = 0.001
 
 
-def export(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
+def export(
+    classifier: Classifier, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32
+) -> bytes:
     """Return the classifier as one ONNX file; the same classifier gives the same bytes.
 
-    Input `image` uint8 [batch,28,28]; outputs `logits`, `probabilities` float32 [batch,classes].
-    Raises ExportError if the graph is not as specified.
+    Input `image` uint8 [batch,28,28]; outputs as `Classifier.forward` has them, with [batch] for
+    [N]. `dtype` is that of the weights in the file. Raises ExportError if the graph is not as
+    specified.
     """
-    folded = Classifier(fold_batch_norm(classifier.network.cpu()), classifier.temperature).eval()
-    return export_module(folded, metadata)
-
-
-def export_module(module: nn.Module, metadata: Mapping[str, str]) -> bytes:
-    """Export a module with the inputs and outputs of `Classifier`, as `export` does."""
+    network = fold_batch_norm(copy.deepcopy(classifier.network).cpu()).to(dtype)
+    folded = Classifier(
+        network,
+        classifier.temperature,
+        classes=classifier.classes,
+        thresholds=classifier.thresholds,
+        dtype=dtype,
+    )
     program = torch.onnx.export(
-        module,
+        folded.eval(),
         (torch.zeros(2, 28, 28, dtype=torch.uint8),),  # a batch of 0 or 1 would become a constant
         dynamo=True,
         opset_version=OPSET,
         input_names=["image"],
-        output_names=["logits", "probabilities"],
+        output_names=list(classifier.outputs),
         dynamic_shapes={"image": {0: "batch"}},
         verbose=False,
     )
@@ -70,19 +78,14 @@ def finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the exporter's messages; its errors are exceptions."""
+def export_quietly(
+    classifier: Classifier, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32
+) -> bytes:
+    """Call `export` without the exporter's messages; its errors are exceptions."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
-
-
-def export_quietly(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
-    """Call `export` without the exporter's messages."""
-    with quiet():
-        return export(classifier, metadata)
+        return export(classifier, metadata, dtype)
 
 
 def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
@@ -127,20 +130,28 @@ def _check(model: onnx.ModelProto) -> None:
 def prove(model: bytes, classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """Compare the file with PyTorch on uint8 images [N,28,28] and return the file's accuracy.
 
-    Raises ExportError unless every argmax agrees and every probability is within 1e-5.
+    Raises ExportError unless every argmax agrees, every probability is within 1e-5, and decisions
+    differ for at most one image in a thousand, which rounding can move across a threshold.
     """
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    logits, probabilities = session.run(["logits", "probabilities"], {"image": images.numpy()})
+    names = list(classifier.outputs)
+    logits, probabilities, *decisions = session.run(names, {"image": images.numpy()})
     with torch.inference_mode():
-        expected_logits, expected = (part.numpy() for part in classifier.eval()(images))
+        parts = classifier.eval()(images)
+        expected_logits, expected, *expected_decisions = (part.numpy() for part in parts)
     difference = float(np.abs(probabilities - expected).max())
     if difference > _PROBABILITY_TOLERANCE:
         raise ExportError(f"The graph's probabilities differ from PyTorch's by {difference:.1e}.")
     if (wrong := int((logits.argmax(1) != expected_logits.argmax(1)).sum())) > 0:
         raise ExportError(f"The graph predicts another class than PyTorch for {wrong} images.")
+    for name, found, right in zip(names[2:], decisions, expected_decisions, strict=True):
+        differs = (found != right).reshape(len(images), -1).any(1)
+        if (count := int(differs.sum())) > len(images) * _MOST_OTHER_DECISIONS:
+            raise ExportError(f"The graph's {name} differs from PyTorch's for {count} images.")
+    expected_shapes = [part.shape[1:] for part in parts]
     for count in (1, 2, 7, 64):
         batch = images[torch.arange(count) % len(images)].numpy()
         shapes = [output.shape for output in session.run(None, {"image": batch})]
-        if shapes != [(count, expected.shape[1])] * 2:
+        if shapes != [(count, *shape) for shape in expected_shapes]:
             raise ExportError(f"The graph gives shapes {shapes} for {count} images.")
     return loss_and_accuracy(torch.from_numpy(logits), labels)[1]

@@ -1,31 +1,29 @@
 """Smaller exports of a classifier: fp16, and int8 calibrated on training images.
 
-Each is a separate model with the inputs and outputs of the fp32 one. The softmax is always computed
-in fp32. Accuracy and speed are measured on the exported file itself, and a file that loses too much
-accuracy is not published.
+Each is a separate model with the inputs and outputs of the fp32 one. The softmax and the decisions
+are always computed in fp32. Accuracy and speed are measured on the exported file itself, and a file
+that loses too much accuracy is not published.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.data.dataset import DataSet
 from training.evaluation.metrics import PrecisionMetrics, calibration_error, loss_and_accuracy
 from training.evaluation.onnx_model import OnnxModel
-from training.models import Classifier, fold_batch_norm, scale
-from training.publish.export import export_module, finish, quiet
+from training.models import Classifier
+from training.publish.export import export_quietly, finish
 
 HIGHEST_LOSS = 0.001  # of accuracy, as a share of all images
 _CALIBRATION_IMAGES, _CALIBRATION_BATCH = 1000, 100
@@ -53,10 +51,7 @@ def loses_too_much(accuracy: float, reference: float) -> bool:
 
 def to_fp16(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
     """Export with 16-bit weights and activations."""
-    network = fold_batch_norm(copy.deepcopy(classifier.network).cpu()).half()
-    half = _HalfClassifier(network, classifier.temperature).eval()
-    with quiet():
-        return export_module(half, {**metadata, "precision": "fp16"})
+    return export_quietly(classifier, {**metadata, "precision": "fp16"}, torch.float16)
 
 
 def to_int8(content: bytes, metadata: Mapping[str, str], images: Tensor) -> bytes:
@@ -89,19 +84,6 @@ def to_int8(content: bytes, metadata: Mapping[str, str], images: Tensor) -> byte
     finally:
         root.setLevel(level)
     return finish(model, {**metadata, "precision": "int8"})
-
-
-class _HalfClassifier(nn.Module):
-    """A `Classifier` whose network computes in 16 bits."""
-
-    def __init__(self, network: nn.Sequential, temperature: float) -> None:
-        super().__init__()
-        self.network = network
-        self.temperature = temperature
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        logits = cast(Tensor, self.network(scale(image).half())).float()
-        return logits, torch.softmax(logits / self.temperature, dim=-1)
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]

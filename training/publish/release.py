@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from training.data import outliers
+from training.data.dataset import output_count
 from training.errors import ExportError
+from training.evaluation.acceptance import fit_thresholds, measure_acceptance
 from training.evaluation.metrics import Evaluation, evaluate, fit_temperature, logits_of
-from training.models import Classifier, count_parameters
+from training.models import REASONS, Classifier, count_parameters
 from training.publish.export import IR_VERSION, OPSET, export_quietly, prove
 from training.publish.repository import MODEL_FILE, publish
 from training.recipes.recipe import to_json
@@ -24,7 +27,14 @@ from training.run.progress import say
 from training.state import Run, Trained
 
 PRECISIONS = ("fp16", "int8")
-_FOR_REPORTS = ("mistakes", "reliability", "accuracy_at_coverage")  # too long for a card
+_FOR_REPORTS = (
+    "mistakes",
+    "reliability",
+    "accuracy_at_coverage",
+    "roc",
+    "histograms",
+)  # too long for a card
+_OUTLIERS_MEASURED = 5000
 
 
 class ReleasePlan(NamedTuple):
@@ -48,6 +58,8 @@ class ModelCard:
     parameters: int
     temperature: float
     labels: tuple[str, ...]
+    thresholds: dict[str, float] | None  # of the decisions in the graph; None without them
+    reasons: tuple[str, ...] | None  # what the output `reason` is the index into
     batching: bool = True  # every network here works on each image alone
     git_revision: str | None
     opset: int = OPSET
@@ -69,10 +81,15 @@ def release(trained: Trained, run: Run, folder: RunFolder, plan: ReleasePlan) ->
     from training.run.report import write_report  # matplotlib takes a second
 
     recipe, split, data, cpu = run.recipe, run.split, run.split.data, torch.device("cpu")
-    classifier = Classifier(trained.network.cpu().eval())
+    classes = len(data.labels)
+    classifier = Classifier(trained.network.cpu().eval(), classes=classes)
     if len(split.validation_labels):
         logits = logits_of(classifier.network, split.validation_images, cpu)
-        classifier.temperature = fit_temperature(logits, split.validation_labels)
+        temperature = fit_temperature(logits[:, :classes], split.validation_labels)
+        classifier.temperature = temperature
+        if output_count(recipe, data.labels) > classes:
+            thresholds = fit_thresholds(logits, split.validation_labels, classes, temperature)
+            classifier.thresholds = thresholds
     checkpoint = Checkpoint(
         network=classifier.network,
         recipe=recipe,
@@ -80,12 +97,22 @@ def release(trained: Trained, run: Run, folder: RunFolder, plan: ReleasePlan) ->
         epoch=trained.epoch,
         temperature=classifier.temperature,
         labels=data.labels,
+        thresholds=classifier.thresholds,
     )
     save(folder.checkpoint, checkpoint)
 
-    logits = logits_of(classifier.network, data.test_images, cpu)
+    logits = logits_of(classifier.network, data.test_images, cpu)[:, :classes]
     evaluation = evaluate(logits, logits / classifier.temperature, data.test_labels)
     evaluation = dataclasses.replace(evaluation, temperature=classifier.temperature)
+    if classifier.thresholds:
+        # Made from held-out digits, with other random numbers than those of training.
+        others = outliers.make(
+            split.validation_images, split.validation_labels, _OUTLIERS_MEASURED, seed=1
+        )
+        evaluation = dataclasses.replace(
+            evaluation,
+            acceptance=measure_acceptance(classifier, data.test_images, data.test_labels, others),
+        )
     exports: dict[str, bytes] = {}
     if plan.publish or plan.also:
         metadata = {"recipe": recipe.name, "seed": str(run.seed)}
@@ -116,6 +143,11 @@ def release(trained: Trained, run: Run, folder: RunFolder, plan: ReleasePlan) ->
         f"loss {evaluation.loss:.4f}, calibration error {evaluation.calibration_error:.2%} "
         f"(temperature {classifier.temperature:.3f})."
     )
+    if accepted := evaluation.acceptance:
+        say(
+            f"Not accepted: {sum(accepted.not_accepted.values()):.2%} of the test images; "
+            f"{accepted.accuracy:.2%} of the others are right."
+        )
     say(f"Report: {folder.path / 'report.html'}")
     if plan.publish:
         _publish(exports, evaluation, classifier, run, plan)
@@ -137,6 +169,8 @@ def _publish(
         parameters=count_parameters(classifier.network),
         temperature=classifier.temperature,
         labels=run.split.data.labels,
+        thresholds=classifier.thresholds._asdict() if classifier.thresholds else None,
+        reasons=REASONS if classifier.thresholds else None,
         git_revision=git_revision(),
         versions=versions(),
         evaluation=_without_lists(evaluation.to_json()),

@@ -149,11 +149,44 @@ class Recipe:
     elastic: float = _knob(
         0.0, "random elastic deformation that moves points by up to N pixels", low=0, high=14
     )
+    shear: float = _knob(0.0, "random shear of up to this share of the height", low=0, high=1)
+    perspective: float = _knob(
+        0.0,
+        "random perspective: one edge is longer than the other by up to this share",
+        low=0,
+        high=1,
+    )
+    stroke: float = _knob(
+        0.0,
+        "random width of strokes: mixes up to this share of the image dilated or eroded by a pixel",
+        low=0,
+        high=1,
+    )
+    resample: int = _knob(
+        0,
+        "every other image is reduced to a random side of N to 28 pixels and enlarged again; 0 for "
+        "never",
+        low=0,
+        high=28,
+    )
+    faint: float = _knob(
+        0.0, "every other image loses up to this share of its ink's strength", low=0, high=0.95
+    )
+    frame: float = _knob(
+        0.0, "share of the images that get a line along one edge, as rest of a frame", low=0, high=1
+    )
     plain_end: float = _knob(
         0.0, "share of the epochs, at the end, that train without augmentation", low=0, high=1
     )
     validation_size: int = _knob(
         5000, "number of training images, the last ones, held out for validation", low=0
+    )
+    outliers: float = _knob(
+        0.0,
+        "made-up letters, signs, noise and several digits to learn as two more classes, and "
+        "printed digits: this many per training image; only for data sets of digits",
+        low=0,
+        high=10,
     )
     train_limit: int = _knob(0, "train on the first N images only; 0 for all", low=0)
     # For reporting only: no weight, temperature or choice of an epoch depends on it.

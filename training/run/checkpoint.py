@@ -14,14 +14,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from training.data.dataset import DIGITS
+from training.data.dataset import DIGITS, output_count
 from training.errors import CheckpointError
 from training.files import write_atomically
-from training.models import Classifier, build_network
+from training.models import Classifier, Thresholds, build_network
 from training.recipes.recipe import Recipe, from_json, to_json
 from training.state import Counters, EpochMetrics
 
-_FORMAT = "mnist-service checkpoint 6"
+_FORMAT = "mnist-service checkpoint 7"
 _STATE_FORMAT = "mnist-service state 5"
 
 
@@ -34,6 +34,7 @@ class Checkpoint(NamedTuple):
     epoch: int
     temperature: float = 1.0
     labels: tuple[str, ...] = DIGITS
+    thresholds: Thresholds | None = None
 
 
 class SavedRun(NamedTuple):
@@ -56,6 +57,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "epoch": checkpoint.epoch,
         "temperature": checkpoint.temperature,
         "labels": checkpoint.labels,
+        "thresholds": checkpoint.thresholds,
     }
     _write(path, tensors, fields)
 
@@ -65,8 +67,9 @@ def read(path: Path) -> Checkpoint:
     fields, tensors = _read(path, _FORMAT)
     try:
         recipe, labels = from_json(fields["recipe"]), tuple(fields["labels"])
-        network = build_network(recipe, len(labels))
+        network = build_network(recipe, output_count(recipe, labels))
         network.load_state_dict(tensors)
+        thresholds = fields["thresholds"]
         return Checkpoint(
             network=network,
             recipe=recipe,
@@ -74,15 +77,25 @@ def read(path: Path) -> Checkpoint:
             epoch=int(fields["epoch"]),
             temperature=float(fields["temperature"]),
             labels=labels,
+            thresholds=Thresholds(*map(float, thresholds)) if thresholds else None,
         )
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
 def load(path: Path) -> Classifier:
-    """Load a checkpoint for use: uint8 [N,28,28] -> (logits, calibrated probabilities)."""
-    checkpoint = read(path)
-    return Classifier(checkpoint.network, checkpoint.temperature).eval()
+    """Load a checkpoint for use: uint8 [N,28,28] -> the outputs of `Classifier`."""
+    return classifier_of(read(path))
+
+
+def classifier_of(checkpoint: Checkpoint) -> Classifier:
+    """Return the classifier that is exported of a checkpoint."""
+    return Classifier(
+        checkpoint.network,
+        checkpoint.temperature,
+        classes=len(checkpoint.labels),
+        thresholds=checkpoint.thresholds,
+    ).eval()
 
 
 def save_run(path: Path, saved: SavedRun) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")  # works without a display
 
@@ -16,7 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
-from training.evaluation.metrics import CoveragePoint, Mistake, ReliabilityBin
+from training.evaluation.metrics import (
+    CoveragePoint,
+    Histogram,
+    Mistake,
+    ReliabilityBin,
+    RocCurve,
+)
 from training.state import EpochMetrics
 
 _MOST_FILTERS = 64
@@ -96,6 +103,34 @@ def coverage(points: Sequence[CoveragePoint]) -> bytes:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(visible=True, alpha=0.3)
+    return _png(figure)
+
+
+def acceptance(curves: Mapping[str, RocCurve], bars: Mapping[str, Histogram]) -> bytes:
+    """Plot what each score refuses, and how it is distributed, with the thresholds in use."""
+    figure, rows = plt.subplots(
+        len(bars), 2, figsize=(9, 3.4 * len(bars)), layout="constrained", squeeze=False
+    )
+    for (left, right), (name, bar) in zip(rows, bars.items(), strict=True):
+        curve = curves[name]
+        left.plot(curve.digits, curve.outliers)
+        left.plot(*curve.operating_point, marker="o", linestyle="", label="operating point")
+        left.set(
+            xlabel="digits not accepted",
+            ylabel="outliers not accepted",
+            title=f"ROC of {name}",
+            xlim=(0, 1),
+        )
+        left.set_xscale("symlog", linthresh=0.001)
+        left.yaxis.set_major_formatter(PercentFormatter(1.0))
+        edges = np.linspace(bar.low, bar.high, len(bar.digits) + 1).tolist()
+        right.stairs(bar.digits, edges, fill=True, alpha=0.5, label="digits")
+        right.stairs(bar.outliers, edges, fill=True, alpha=0.5, label="outliers")
+        right.axvline(bar.threshold, color="black", linestyle="--", label="threshold")
+        right.set(xlabel="log10(p / (1 - p))", ylabel="share", yscale="log", title=name)
+        for axes in (left, right):
+            axes.grid(visible=True, alpha=0.3)
+            axes.legend(fontsize=8)
     return _png(figure)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from training.data.dataset import DataSet
-from training.evaluation.metrics import Evaluation, PrecisionMetrics
+from training.evaluation.metrics import Acceptance, Evaluation, PrecisionMetrics
 from training.run import plots
 from training.run.folder import RunFolder
 
@@ -31,6 +31,9 @@ _CAPTIONS = {
     "reliability.png": "Of all predictions with a confidence of 90 %, 90 % should be right. "
     "Nearly all images are in the last bin; bins with few images mean little.",
     "coverage.png": "The accuracy if the model answers only the images it is most confident about.",
+    "acceptance.png": "What is not accepted: a picture with a probability of the outlier classes "
+    "above its threshold, or with a most probable digit (these classes counted) below the other. "
+    "Digits are the test images, outliers are made up from held-out digits, fonts and noise.",
     "mistakes.png": "The most confident mistakes: true class, predicted class, confidence.",
     "filters.png": "The weights of the first layer: red is positive, blue is negative.",
 }
@@ -55,6 +58,8 @@ def write_report(
     pictures["confusion.png"] = plots.confusion(evaluation.confusion, data.labels)
     pictures["reliability.png"] = plots.reliability(before.reliability, evaluation.reliability)
     pictures["coverage.png"] = plots.coverage(evaluation.accuracy_at_coverage)
+    if accepted := evaluation.acceptance:
+        pictures["acceptance.png"] = plots.acceptance(accepted.roc, accepted.histograms)
     pictures["mistakes.png"] = plots.mistakes(evaluation.mistakes, data.test_images, data.labels)
     if network is not None:
         pictures["filters.png"] = plots.first_filters(network)
@@ -86,6 +91,8 @@ def write_report(
     ]
     if evaluation.precisions:
         parts += ["<h2>Precisions</h2>", _precisions(evaluation.precisions)]
+    if accepted:
+        parts += ["<h2>What is accepted</h2>", _acceptance(accepted, data.labels)]
     for name, content in drawn.items():
         encoded = base64.b64encode(content).decode()
         parts.append(f"<h2>{html.escape(name.removesuffix('.png').capitalize())}</h2>")
@@ -99,6 +106,29 @@ def write_report(
     rows = [(name, str(value)) for name, value in settings.items()]
     parts += ["<h2>Settings</h2>", _table(("", ""), rows)]
     folder.write("report.html", "\n".join(parts).encode())
+
+
+def _acceptance(acceptance: Acceptance, labels: Sequence[str]) -> str:
+    refused = [
+        *((f"test images, {k}", f"{v:.2%}") for k, v in acceptance.not_accepted.items()),
+        *((f"outliers, {k}", f"{v:.2%}") for k, v in acceptance.outliers_not_accepted.items()),
+    ]
+    accepted = [
+        ("right", f"{acceptance.accuracy:.2%}"),
+        ("calibration error", f"{acceptance.calibration_error:.3%}"),
+    ]
+    covered = [("all", f"{acceptance.coverage:.2%}")]
+    covered += [
+        (label, f"{share:.2%}")
+        for label, share in zip(labels, acceptance.coverage_by_class, strict=True)
+    ]
+    return "\n".join(
+        (
+            _table(("", "not accepted"), refused),
+            _table(("accepted test images", ""), accepted),
+            _table(("class", "truth in the prediction set"), covered),
+        )
+    )
 
 
 def _precisions(precisions: Mapping[str, PrecisionMetrics]) -> str:

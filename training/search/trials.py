@@ -59,6 +59,7 @@ def _run_trial(search: Search, trial: optuna.Trial, device: torch.device) -> tup
     train(run, state, on_epoch=prune)
     trained = state.result()
     logits = logits_of(trained.network, run.split.validation_images, device)
+    logits = logits[:, : len(search.data.labels)]
     loss, accuracy = loss_and_accuracy(logits, run.split.validation_labels)
     trial.set_user_attr("validation_loss", loss)
     trial.set_user_attr("epochs", trained.epoch)

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from service.core.errors import InvalidArgument, RequestTooLarge
-from service.core.images import open_image, to_pixels
+from service.core.pictures.digit import find_digit
+from service.core.pictures.files import open_picture
 from tests.fuzz.fields import Fields
 
 CI_RUNS = 5_000
@@ -63,16 +64,18 @@ def _check(data: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = open_image(data, _MAX_PIXELS, _MAX_DECODED_PIXELS)
+            image = open_picture(data, _MAX_PIXELS, _MAX_DECODED_PIXELS)
             assert image.width * image.height <= _MAX_PIXELS
-            pixels = to_pixels(image)
+            pixels = find_digit(image).pixels
         except (InvalidArgument, RequestTooLarge) as error:
             assert error.message.startswith("image: ")
             return
         assert pixels.shape == (1, 28, 28)
         assert pixels.dtype == np.uint8
         # The same file gives the same pixels.
-        assert (to_pixels(open_image(data, _MAX_PIXELS, _MAX_DECODED_PIXELS)) == pixels).all()
+        assert (
+            find_digit(open_picture(data, _MAX_PIXELS, _MAX_DECODED_PIXELS)).pixels == pixels
+        ).all()
 
 
 def _png(fields: Fields) -> bytes:

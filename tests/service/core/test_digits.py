@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from service.core.digits import (
+    HINTS,
+    REASONS,
     DigitLayout,
     NotDigits,
     layout_of,
@@ -56,6 +58,45 @@ def test_certainty_has_an_entropy_of_zero() -> None:
     for rows in (certain[:1], certain):
         for prediction in layout.predictions([np.zeros((1, 1)), rows]):
             assert str(prediction.entropy_bits) == "0.0"
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+def test_a_model_that_judges_says_what_it_accepts_and_why_not(rows: int) -> None:
+    specs = [
+        *OUTPUTS,
+        TensorSpec("prediction_set", "BOOL", (-1, 10)),
+        TensorSpec("accepted", "BOOL", (-1,)),
+        TensorSpec("reason", "UINT8", (-1,)),
+    ]
+    layout = layout_of([PIXELS_IN], specs, ["logits", "probabilities", "", "", ""])
+    certain = np.eye(10, dtype=np.float32)[np.arange(rows) % 10]
+    members = certain.astype(bool)
+    members[1, 7] = True
+    accepted = np.arange(rows) != 1
+    reason = np.where(accepted, 0, 4).astype(np.uint8)
+    outputs = [np.zeros((rows, 10)), certain, members, accepted, reason]
+    first, second, *others = layout.predictions(outputs)
+    assert first[3:] == ((0,), True, "", "")
+    assert second[3:] == ((1, 7), False, "unsure", HINTS[REASONS.index("unsure")])
+    assert all(other.accepted for other in others)
+
+
+@pytest.mark.parametrize("missing", ["accepted", "reason", "prediction_set"])
+def test_a_model_without_all_outputs_of_a_judgement_does_not_judge(missing: str) -> None:
+    judgement = [("accepted", "BOOL"), ("reason", "UINT8"), ("prediction_set", "BOOL")]
+    specs = [
+        TensorSpec(name, "FP32" if name == missing else datatype, (-1,))
+        for name, datatype in judgement
+    ]
+    layout = layout_of([PIXELS_IN], [*OUTPUTS, *specs], ["logits", "", "", "", ""])
+    outputs = [np.zeros((1, 10), np.float32), *[np.zeros(1)] * 4]
+    (prediction,) = layout.predictions(outputs)
+    assert prediction[3:] == (None, None, "", "")
+
+
+def test_every_reason_has_a_sentence() -> None:
+    assert len(HINTS) == len(REASONS)
+    assert all(hint.endswith(".") for hint in HINTS[1:])
 
 
 def test_pixels_reach_a_uint8_input_untouched_and_a_float_input_scaled() -> None:

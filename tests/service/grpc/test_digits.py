@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.core.digits import HINTS, REASONS
 from service.core.errors import InvalidArgument, ModelNotFound
 from service.grpc.answering import Call
 from service.grpc.digits import methods
 from service.operations.digits import INLINE_ROWS
 from service.stubs.digits.v1 import digits_pb2 as pb
+from tests.e2e.onnx_models import judged_image, publish_judging
 from tests.service.composition import Operations
 from tests.service.linear_model import WEIGHTS, CallersOf, publish_linear, run_with_operations
 
@@ -84,5 +86,48 @@ def test_wrong_request_is_rejected(
     async def scenario(operations: Operations) -> None:
         with pytest.raises(error, match=message):
             await predict(operations, **fields)
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_an_answer_says_what_is_not_accepted_and_why(tmp_path: Path) -> None:
+    publish_judging(tmp_path)
+    images = np.stack([judged_image(3), judged_image(7, REASONS.index("unsure"), second=1)])
+
+    async def scenario(operations: Operations) -> None:
+        answer = await predict(operations, pixels=images.tobytes(), model_name="judge")
+        first, second = answer.predictions
+        assert (first.accepted, first.reason, first.hint) == (True, "", "")
+        assert first.HasField("accepted")
+        assert list(first.prediction_set) == [3]
+        assert (second.accepted, second.reason) == (False, "unsure")
+        assert second.HasField("accepted")
+        assert second.hint == HINTS[REASONS.index("unsure")]
+        assert list(second.prediction_set) == [1, 7]
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_a_model_that_does_not_judge_leaves_accepted_unset(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        (prediction,) = (await predict(operations, pixels=bytes(784))).predictions
+        assert not prediction.HasField("accepted")
+        assert list(prediction.prediction_set) == []
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_explain_shows_each_step_and_what_the_model_sees(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    file = io.BytesIO()
+    Image.fromarray(np.eye(60, dtype=np.uint8) * 255).save(file, "PNG")
+
+    async def scenario(operations: Operations) -> None:
+        assert not (await predict(operations, image=file.getvalue())).steps
+        steps = (await predict(operations, image=file.getvalue(), explain=True)).steps
+        assert all(step.name for step in steps)
+        assert Image.open(io.BytesIO(steps[-1].png)).size == (28, 28)
 
     run_with_operations(tmp_path, scenario)

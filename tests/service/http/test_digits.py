@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from service.core.digits import HINTS, REASONS
 from service.core.errors import (
     InvalidArgument,
     ModelNotFound,
@@ -19,8 +23,10 @@ from service.core.errors import (
 from service.core.off_loop import INLINE_BYTES
 from service.http.digits import predict
 from service.http.message import JSON, OCTETS, HttpRequest
+from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS
 from tests.conftest import ROOT
+from tests.e2e.onnx_models import judged_image, publish_judging
 from tests.service.composition import Operations
 from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
 from tests.service.recording_bytes import RecordingBytes
@@ -63,7 +69,14 @@ def test_pixels_and_numbers_are_classified(
         assert (answer["model_name"], answer["model_version"]) == ("linear", "1")
         assert [prediction["digit"] for prediction in answer["predictions"]] == [DIGIT] * count
         for prediction in answer["predictions"]:
-            assert prediction.keys() == {"digit", "probabilities", "entropy_bits"}
+            assert prediction.keys() == {
+                "digit",
+                "probabilities",
+                "entropy_bits",
+                "prediction_set",
+                "accepted",
+            }
+            assert prediction["accepted"] is prediction["prediction_set"] is None
             assert len(prediction["probabilities"]) == 10
             assert abs(sum(prediction["probabilities"]) - 1) < 1e-5
 
@@ -154,6 +167,84 @@ def test_picture_is_classified(tmp_path: Path) -> None:
     run_with_operations(tmp_path, scenario)
 
 
+def bodies(picture: bytes) -> list[tuple[bytes, str]]:
+    """A picture in every form that holds one, with the content type."""
+    url = "data:image/png;base64," + base64.b64encode(picture).decode()
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="7.png"\r\n\r\n'
+    return [
+        *[(picture, kind) for kind in PICTURES],
+        (part + picture + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+        (orjson.dumps({"image": url}), JSON),
+        (orjson.dumps(url), JSON),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_a_picture_in_any_body_has_the_same_answer(tmp_path: Path, kind: str) -> None:
+    publish_linear(tmp_path, card=CARD)
+    file = io.BytesIO()
+    Image.open(ROOT / "docs" / "seven.png").resize((60, 60)).save(file, kind)
+
+    async def scenario(operations: Operations) -> None:
+        answers = [await answer_to(operations, *body) for body in bodies(file.getvalue())]
+        assert len(answers) == 8
+        assert all(answer == answers[0] for answer in answers)
+        assert "steps" not in answers[0]
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_explain_shows_each_step_and_what_the_model_sees(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    small = (ROOT / "docs" / "seven.png").read_bytes()
+    file = io.BytesIO()
+    Image.open(io.BytesIO(small)).resize((100, 120)).save(file, "PNG")
+
+    async def scenario(operations: Operations) -> None:
+        for body in bodies(file.getvalue()):
+            explained = await answer_to(operations, *body, "explain=true")
+            steps = explained.pop("steps")
+            assert explained == await answer_to(operations, *body, "explain=false")
+            pictures = [decoded(step["png"]) for step in steps]
+            assert len({step["name"] for step in steps}) == len(steps) > 1
+            again = await answer_to(operations, pictures[-1].tobytes(), OCTETS)
+            assert pictures[-1].size == (28, 28)
+            assert again["predictions"] == explained["predictions"]
+        (step,) = (await answer_to(operations, small, "image/png", "explain=1"))["steps"]
+        assert decoded(step["png"]).tobytes() == Image.open(io.BytesIO(small)).tobytes()
+        assert (await answer_to(operations, bytes(784), OCTETS, "explain=true"))["steps"] == []
+        with pytest.raises(InvalidArgument, match="explain: is 'maybe'"):
+            await answer_to(operations, small, "image/png", "explain=maybe")
+
+    run_with_operations(tmp_path, scenario)
+
+
+def decoded(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+
+
+@pytest.mark.parametrize("rows", [1, INLINE_ROWS + 1])
+def test_an_answer_says_what_is_not_accepted_and_why(tmp_path: Path, rows: int) -> None:
+    publish_judging(tmp_path)
+    images = [judged_image(3), judged_image(7, REASONS.index("unsure"), second=1)]
+
+    async def scenario(operations: Operations) -> None:
+        for image, members in zip(images, ([3], [1, 7]), strict=True):
+            body = np.stack([image] * rows).tobytes()
+            answer = await answer_to(operations, body, OCTETS, "model=judge")
+            for prediction in answer["predictions"]:
+                assert prediction["prediction_set"] == members
+                if members == [3]:
+                    assert prediction["accepted"] is True
+                    assert not {"reason", "hint"} & prediction.keys()
+                else:
+                    assert prediction["accepted"] is False
+                    assert prediction["reason"] == "unsure"
+                    assert prediction["hint"] == HINTS[REASONS.index("unsure")]
+
+    run_with_operations(tmp_path, scenario)
+
+
 def test_query_selects_the_model_and_its_version(tmp_path: Path) -> None:
     publish_linear(tmp_path, card=CARD)
 
@@ -177,7 +268,12 @@ def test_query_selects_the_model_and_its_version(tmp_path: Path) -> None:
         (bytes(785), OCTETS, InvalidArgument, "784"),
         (b"{", JSON, InvalidArgument, "not valid JSON"),
         (b"{}", JSON, InvalidArgument, 'no "image"'),
-        (b'{"image": 7}', JSON, InvalidArgument, "list of numbers"),
+        (b'{"image": 7}', JSON, InvalidArgument, "list of numbers.*data URL"),
+        (b'{"image": "seven"}', JSON, InvalidArgument, "data URL"),
+        (b'"data:image/png;base64,AAAA"', JSON, InvalidArgument, "this is not a PNG"),
+        (b"", "multipart/form-data", InvalidArgument, "boundary"),
+        (b"", "multipart/form-data; boundary=a", InvalidArgument, "form"),
+        (b"", "application/x-www-form-urlencoded", UnsupportedMediaType, "multipart/form-data"),
         (b"7", JSON, InvalidArgument, "list of numbers"),
         (b"[[1, 2], [3]]", JSON, InvalidArgument, "different lengths"),
         (orjson.dumps([0.5] * 784), JSON, InvalidArgument, "by 255"),
@@ -198,7 +294,7 @@ def test_wrong_body_is_rejected(
 
 @given(st.data())
 def test_arbitrary_bodies_are_classified_or_rejected(data: st.DataObject) -> None:
-    content_type = data.draw(st.sampled_from([JSON, OCTETS, "image/png", "image/jpeg"]))
+    content_type = data.draw(st.sampled_from([JSON, OCTETS, FORM, *PICTURES]))
     body = data.draw(st.binary(max_size=100))
 
     async def scenario(operations: Operations) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.core.digits import REASONS
 from service.core.statistics import BatchRun
 from service.observe import metrics
 from service.observe.metrics import Metrics, ModelMetrics
@@ -183,3 +184,26 @@ def test_a_metric_without_disk_space_is_missing_until_there_is_some(
     assert path.stat().st_blocks * 512 == path.stat().st_size
     assert sorted(x.name for x in tmp_path.iterdir()) == ["counter_1.db"]
     file.close()
+
+
+def test_predictions_are_counted_by_what_was_accepted_and_why_not(name: str) -> None:
+    counts = ModelMetrics(name, "1").judgements
+    of_later_load = ModelMetrics(name, "1").judgements
+
+    def counted() -> dict[tuple[str, str], float]:
+        metrics.flush()
+        return {
+            (sample.labels["accepted"], sample.labels["reason"]): sample.value
+            for sample in exposed()
+            if sample.name == "mnist_predictions_total" and sample.labels["model"] == name
+        }
+
+    none = dict.fromkeys([("unknown", ""), ("true", ""), *(("false", r) for r in REASONS[1:])], 0.0)
+    assert counted() == none
+    counts[True, ""] += 3
+    counts[False, "blank"] += 1
+    of_later_load[None, ""] += 2
+    of_later_load[False, ""] += 1  # a model that gives no reason
+    more = {("true", ""): 3.0, ("false", "blank"): 1.0, ("unknown", ""): 2.0}
+    assert counted() == {**none, **more, ("false", "unsure"): 1.0}
+    assert counted() == {**none, **more, ("false", "unsure"): 1.0}

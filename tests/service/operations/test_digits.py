@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from service.core import digits as digits_module
-from service.core import images
+from service.core.digits import Prediction
 from service.core.errors import InvalidArgument, ModelNotFound, RequestTooLarge
+from service.core.pictures.digit import Found, find_digit
+from service.core.pictures.files import open_picture
 from service.operations import digits
 from service.operations.digits import Digits
 from tests.conftest import ROOT
+from tests.e2e.onnx_models import judged_image, publish_judging
 from tests.service.composition import Operations
 from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
 
@@ -62,11 +65,11 @@ def test_a_large_picture_is_decoded_off_the_event_loop(
     Image.fromarray(np.eye(side, dtype=np.uint8) * 255).save(picture, "PNG")
     threads: list[int] = []
 
-    def to_pixels(image: Image.Image) -> np.ndarray:
+    def finding(image: Image.Image) -> Found:
         threads.append(threading.get_ident())
-        return images.to_pixels(image)
+        return find_digit(image)
 
-    monkeypatch.setattr(digits, "to_pixels", to_pixels)
+    monkeypatch.setattr(digits, "find_digit", finding)
 
     async def scenario(operations: Operations) -> None:
         answer = await operations.digits.classify(picture=picture.getvalue())
@@ -84,11 +87,11 @@ def test_a_small_picture_in_a_large_file_is_read_off_the_event_loop(
     chunk = struct.pack(">I", 1000) + junk + struct.pack(">I", zlib.crc32(junk))
     threads: list[int] = []
 
-    def open_image(*arguments: Any) -> Image.Image:
+    def opening(*arguments: Any) -> Image.Image:
         threads.append(threading.get_ident())
-        return images.open_image(*arguments)
+        return open_picture(*arguments)
 
-    monkeypatch.setattr(digits, "open_image", open_image)
+    monkeypatch.setattr(digits, "open_picture", opening)
 
     async def scenario(operations: Operations) -> None:
         await operations.digits.classify(picture=PNG[:33] + chunk * 20 + PNG[33:])
@@ -107,7 +110,7 @@ def test_no_more_large_pictures_are_decoded_at_a_time_than_the_setting_says(
     both_run, lock = threading.Barrier(2), threading.Lock()
     running = 0
 
-    def to_pixels(image: Image.Image) -> np.ndarray:
+    def finding(image: Image.Image) -> Found:
         nonlocal running
         with lock:
             running += 1
@@ -115,9 +118,9 @@ def test_no_more_large_pictures_are_decoded_at_a_time_than_the_setting_says(
         both_run.wait(timeout=60)
         with lock:
             running -= 1
-        return images.to_pixels(image)
+        return find_digit(image)
 
-    monkeypatch.setattr(digits, "to_pixels", to_pixels)
+    monkeypatch.setattr(digits, "find_digit", finding)
 
     async def scenario(operations: Operations) -> None:
         bound = Digits(operations.inference.repository, "linear", max_decodings=2)
@@ -190,5 +193,47 @@ def test_missing_input_and_unknown_model_are_rejected(tmp_path: Path) -> None:
             await Digits(operations.inference.repository, "linear", max_image_pixels=100).classify(
                 picture=PNG
             )
+
+    run_with_operations(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("model", ["linear", "judge"])
+def test_what_the_pipeline_says_of_a_picture_overrides_the_model(
+    tmp_path: Path, model: str
+) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    publish_judging(tmp_path)
+    picture = io.BytesIO()
+    Image.new("L", (100, 100), 255).save(picture, "PNG")
+
+    async def scenario(operations: Operations) -> None:
+        answer = await operations.digits.classify(picture=picture.getvalue(), model=model)
+        (row,) = answer.rows
+        assert (row.accepted, row.reason) == (False, "blank")
+        assert row.hint
+        statistics = operations.inference.repository.get(model, "").batcher.statistics
+        assert statistics.judgements == {(False, "blank"): 1}
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_a_hint_of_the_pipeline_replaces_that_of_the_model() -> None:
+    row = Prediction(3, np.zeros(10, np.float32), 0.0, (3,), False, "unsure", "of the model")
+    found = Found(np.zeros((1, 28, 28), np.uint8), "", "of the pipeline", ())
+    assert digits._judged(row, found) == row._replace(hint="of the pipeline")
+    accepted = row._replace(accepted=True, reason="", hint="")
+    assert digits._judged(accepted, found) == accepted
+
+
+@pytest.mark.parametrize("rows", [3, digits.INLINE_ROWS + 3])
+def test_predictions_are_counted_by_judgement(tmp_path: Path, rows: int) -> None:
+    publish_judging(tmp_path)
+    images = np.stack([judged_image(5, 4 if i == 0 else 0) for i in range(rows)])
+
+    async def scenario(operations: Operations) -> None:
+        answer = await operations.digits.classify(values=images, model="judge")
+        assert [row.accepted for row in answer.rows] == [False] + [True] * (rows - 1)
+        statistics = operations.inference.repository.get("judge", "").batcher.statistics
+        assert statistics.judgements == {(False, "unsure"): 1, (True, ""): rows - 1}
 
     run_with_operations(tmp_path, scenario)

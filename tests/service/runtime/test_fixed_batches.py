@@ -20,7 +20,7 @@ from service.runtime import session as sessions
 from service.runtime.fixed_batches import FixedBatches, _Buffers, have_fixed_rows, sizes
 from service.runtime.session import CPU, Session, SessionOptions, load
 from tests.conftest import SHIPPED_MODELS, Mnist
-from tests.e2e.onnx_models import publish, publish_sum
+from tests.e2e.onnx_models import judged_image, publish, publish_judging, publish_sum
 
 DECLARED = Batching(True, "declared")
 SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
@@ -242,3 +242,15 @@ def test_a_run_of_several_parts_can_be_ended_between_them(sizes_run: list[int]) 
         session.run([np.zeros((80, 28, 28), np.uint8).view(Images)], options)
     assert sizes_run == [8]
     assert len(session.run([np.zeros((80, 28, 28), np.uint8)], session.options())[0]) == 80
+
+
+def test_booleans_and_bytes_of_a_model_that_judges_come_in_fixed_batches(tmp_path: Path) -> None:
+    publish_judging(tmp_path)
+    path = tmp_path / "judge" / "1" / "model.onnx"
+    images = np.stack([judged_image(i % 10, i % 5, second=(i + 1) % 10) for i in range(21)])
+    expected = plain(path).run([images])
+    outputs = on_device(path).run([images])
+    assert [output.dtype for output in outputs[2:]] == [bool, np.uint8, bool]
+    for output, other in zip(outputs, expected, strict=True):
+        assert output.dtype == other.dtype
+        assert np.array_equal(output, other)

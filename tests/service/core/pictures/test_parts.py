@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.core.errors import InvalidArgument
-from service.core.images import open_image
-from service.core.picture_files import check_parts
+from service.core.pictures.files import open_picture
+from service.core.pictures.parts import check_parts
 from tests.conftest import ROOT
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (200, 300, 3), np.uint8)
@@ -44,7 +44,7 @@ def steps_of_pillow(body: bytes) -> int:
 
     sys.setprofile(count)
     try:
-        open_image(body, 10**8, 10**8)
+        open_picture(body, 10**8, 10**8)
     except InvalidArgument:
         pass
     finally:

@@ -1,0 +1,199 @@
+"""The connected components of a page: which are the digit, and which are frames, ruling and specks.
+
+Everything here works on the ink of a page of at most 128 pixels per side (`page.SIDE`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+
+from service.core.pictures.page import Ink
+
+# From this value on, a pixel belongs to a stroke.
+IS_INK = 96
+Mask = npt.NDArray[np.bool_]
+_SLOPES = np.linspace(-0.08, 0.08, 17)  # tan of up to 4.6 degrees
+
+
+class Components(NamedTuple):
+    """Connected components: labels [H,W] from 1 on, and one row for each of them (row 0 is paper).
+
+    `boxes` is int [N+1,4]: top, left, bottom, right, the last two excluded; `areas` is in pixels.
+    """
+
+    labels: npt.NDArray[np.unsignedinteger]
+    areas: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.int64]
+
+
+def components_of(mask: Mask) -> Components:
+    """The components of bool [H,W] that are connected along edges or corners."""
+    labels = cc3d.connected_components(mask.view(np.uint8), connectivity=8)
+    found = cc3d.statistics(labels, no_slice_conversion=True)
+    boxes = found["bounding_boxes"].astype(np.int64).reshape(-1, 4)
+    boxes = np.stack([boxes[:, 0], boxes[:, 2], boxes[:, 1] + 1, boxes[:, 3] + 1], axis=1)
+    return Components(labels, found["voxel_counts"].astype(np.int64), boxes)
+
+
+def without_lines(ink: Ink) -> Ink:
+    """The ink without ruling and without form boxes, upright or tilted by up to 4.6 degrees."""
+    mask = ink >= IS_INK
+    across = _lines(mask)
+    down = _lines(mask.T)
+    height, width = mask.shape
+    wide = [line for line in across if line.length >= 0.7 * width]
+    high = [line for line in down if line.length >= 0.7 * height]
+    if len(across) >= 2 and len(down) >= 2:
+        wide, high = across, down
+    if not wide and not high:
+        return ink
+    ink = ink.copy()
+    for line in wide:
+        _remove(ink, mask, line)
+    for line in high:
+        _remove(ink.T, mask.T, line)
+    return ink
+
+
+class _Line(NamedTuple):
+    """A thin line from left to right: its row is `offset + slope * column`."""
+
+    offset: float
+    slope: float
+    length: int
+    thickness: int
+
+
+def _lines(mask: Mask) -> list[_Line]:
+    """Thin lines that take at least 0.4 of the width."""
+    height, width = mask.shape
+    if min(mask.shape) < 24:
+        return []
+    thin = _opened(mask, 9) & ~_opened(mask.T, 8).T
+    rows, columns = np.nonzero(thin)
+    least = 0.4 * width
+    if len(rows) < least:
+        return []
+    # Rulings are parallel: the slope that gathers them in the fewest rows.
+    best, counts, slope = -1.0, np.zeros(0, np.int64), 0.0
+    for candidate in _SLOPES:
+        gathered = np.bincount(
+            (rows - candidate * columns + 16.5).astype(np.int64), minlength=height + 32
+        )
+        score = float(gathered @ gathered)
+        if score > best:
+            best, counts, slope = score, gathered, float(candidate)
+    lines = []
+    offsets = (rows - slope * columns + 16.5).astype(np.int64)
+    counts = counts.copy()
+    for _ in range(32):
+        centre = int(counts.argmax())
+        near = np.abs(offsets - centre) <= 2
+        length = len(np.unique(columns[near]))
+        if counts[centre] < least / 3:
+            break
+        if length >= least:
+            thickness = max(1, round(int(near.sum()) / length))
+            middle = float((rows[near] - slope * columns[near]).mean())
+            lines.append(_Line(middle, slope, length, thickness))
+        counts[max(0, centre - 2) : centre + 3] = 0
+    return lines
+
+
+def _opened(mask: Mask, length: int) -> Mask:
+    """The pixels of bool [H,W] that are in horizontal runs of at least `length`."""
+    width = mask.shape[1]
+    run = mask[:, : width - length + 1].copy()
+    for step in range(1, length):
+        run &= mask[:, step : width - length + 1 + step]
+    opened = np.zeros_like(mask)
+    for step in range(length):
+        opened[:, step : width - length + 1 + step] |= run
+    return opened
+
+
+def _remove(ink: Ink, mask: Mask, line: _Line) -> None:
+    """Clear a line in place, but where a stroke crosses or touches it."""
+    height, width = mask.shape
+    columns = np.arange(width)
+    middle = line.offset + line.slope * columns
+    half = line.thickness / 2 + 1
+    top = np.ceil(middle - half).astype(np.int64)
+    bottom = np.floor(middle + half).astype(np.int64)
+    above, below = top - 1, bottom + 1
+    crossed = np.zeros(width, bool)
+    for edge in (above, below):
+        inside = (edge >= 0) & (edge < height)
+        crossed[inside] |= mask[edge[inside], columns[inside]]
+    for row in range(int((bottom - top).max()) + 1):
+        at = top + row
+        clear = ~crossed & (at >= 0) & (at < height) & (at <= bottom)
+        ink[at[clear], columns[clear]] = 0
+
+
+def digit_of(found: Components, shape: tuple[int, int]) -> tuple[list[int], bool]:
+    """The labels of the components that make up the digit, and whether they are several digits."""
+    areas, boxes = found.areas, found.boxes
+    height, width = shape
+    labels = [n for n in range(1, len(areas)) if areas[n] >= 4]
+    if not labels:
+        return [], False
+    sizes = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    touches = (
+        (boxes[:, 0] <= 0) | (boxes[:, 1] <= 0) | (boxes[:, 2] >= height) | (boxes[:, 3] >= width)
+    )
+    inner = [n for n in labels if not touches[n] and sizes[n] >= 0.15 * min(height, width)]
+    if inner:
+        labels = [n for n in labels if not touches[n]]
+    labels = [n for n in labels if not _encloses(n, labels, found, sizes)] or labels
+    main = max(labels, key=lambda n: int(areas[n]))
+    size = int(sizes[main])
+    chosen = [main]
+    for n in labels:
+        if n == main:
+            continue
+        gap = _gap(boxes[n], boxes[main])
+        is_part = sizes[n] >= 0.15 * size and areas[n] >= 0.02 * areas[main] and gap < 0.6 * size
+        if is_part or (gap <= 3 and areas[n] >= 0.01 * areas[main]):
+            chosen.append(n)
+    several = [
+        n
+        for n in labels
+        if n != main
+        and _is_a_digit_beside(boxes[n], boxes[main], size)
+        and areas[n] >= 0.2 * areas[main]
+    ]
+    return chosen, bool(several)
+
+
+def _encloses(n: int, labels: list[int], found: Components, sizes: npt.NDArray[np.int64]) -> bool:
+    """Whether a component is a frame: sparse, and around another one of some size."""
+    top, left, bottom, right = found.boxes[n].tolist()
+    if found.areas[n] > 0.3 * (bottom - top) * (right - left):
+        return False
+    for other in labels:
+        if other == n or sizes[other] < 0.4 * sizes[n]:
+            continue
+        a, b, c, d = found.boxes[other].tolist()
+        if a > top and b > left and c < bottom and d < right:
+            return True
+    return False
+
+
+def _gap(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> int:
+    return int(max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3], 0))
+
+
+def _is_a_digit_beside(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], size: int) -> bool:
+    """Whether two boxes are digits of similar size beside (or above) each other."""
+    heights = int(a[2] - a[0]), int(b[2] - b[0])
+    widths = int(a[3] - a[1]), int(b[3] - b[1])
+    across = int(min(a[3], b[3]) - max(a[1], b[1]))  # negative: a gap
+    down = int(min(a[2], b[2]) - max(a[0], b[0]))
+    if min(heights) >= 0.5 * max(heights) and across <= 0.15 * min(widths):
+        return True
+    return min(heights) >= 0.5 * max(heights) and down <= -0.1 * size

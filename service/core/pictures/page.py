@@ -1,0 +1,274 @@
+"""From a decoded picture to ink on paper.
+
+Strategy: everything happens on a picture of at most SIDE pixels per side. It is reduced first, in
+bands where it must be converted, so there is never a second copy of a large picture. Then
+
+1. the paper is estimated by a closing (for dark ink; an opening for bright ink) with a square that
+   is wider than any stroke: strokes disappear, while the edges of shadows stay where they are;
+2. each channel is divided by its paper, which removes shadows and gradients;
+3. the channels are joined along the direction in which most of the ink lies, so a pen is seen on
+   paper of the same luminance as well;
+4. the ink is scaled to 0..255 by its own depth.
+
+Dark and bright ink are both tried; the picture shows which of them is ink: strokes take little of
+a page, so the distribution of grey is skewed to their side.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.core.errors import InvalidArgument
+from service.core.pictures.files import DAMAGED, IS_DAMAGED, decode, orientation
+
+# Pixels per side of a page, at most.
+SIDE = 128
+# Pixels that are converted at a time.
+_BAND_PIXELS = 256 * 1024
+# Ink is told from paper by at least this part of the paper's brightness.
+LEAST_CONTRAST = 0.1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Left, top, right and bottom of a part of a picture as people see it, as parts of its sides.
+Part = tuple[float, float, float, float]
+WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
+
+Ink = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class Page(NamedTuple):
+    """Ink (uint8 [H,W]: 0 is paper, 255 full ink), and pixels of it per pixel of the picture.
+
+    `hint` says what was found on a page without ink; it is empty otherwise. `picture` is
+    what the ink was taken from.
+    """
+
+    ink: Ink
+    scale: float
+    hint: str
+    picture: Image.Image
+
+
+def upright(image: Image.Image, side: int, part: Part = WHOLE) -> Image.Image:
+    """Decode a picture; return a part of it as people see it, in L or RGB, reduced in size.
+
+    Its longer side has `side` to 2 `side` pixels, or fewer if the picture has no more. Raises
+    InvalidArgument if the data is damaged.
+    """
+    decode(image)
+    turn = orientation(image)
+    left, top, right, bottom = _before_turning(part, turn)
+    left, right = int(left * image.width), ceil(right * image.width)
+    top, bottom = int(top * image.height), ceil(bottom * image.height)
+    factor = max(1, max(right - left, bottom - top) // side)
+    try:
+        if image.mode in ("L", "RGB") and not image.has_transparency_data:
+            box = (left, top, right, bottom)
+            is_whole = box == (0, 0, *image.size)
+            small = image if is_whole and factor == 1 else image.reduce(factor, box)
+        else:
+            rows = max(1, _BAND_PIXELS // (right - left) // factor) * factor
+            bands = [
+                _plain(image.crop((left, row, right, min(row + rows, bottom))), factor)
+                for row in range(top, bottom, rows)
+            ]
+            small = bands[0]
+            if len(bands) > 1:
+                height = sum(band.height for band in bands)
+                small = Image.new(bands[0].mode, (bands[0].width, height))
+                row = 0
+                for band in bands:
+                    small.paste(band, (0, row))
+                    row += band.height
+    except DAMAGED:
+        raise InvalidArgument(IS_DAMAGED) from None
+    if small.mode in ("RGBA", "LA"):
+        small = _on_paper(small)
+    elif small.mode == "F":
+        small = _in_range(small)
+    return small.transpose(_TURNS[turn]) if turn > 1 else small
+
+
+def ink_of(picture: Image.Image) -> Page:
+    """The ink on a picture in L or RGB. A blank page has none, and a hint."""
+    scale = min(1.0, SIDE / max(picture.size))
+    if scale < 1:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BOX)
+    if picture.mode == "RGB" and not _has_colour(picture):
+        picture = picture.convert("L")
+    values = np.asarray(picture)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    planes = np.ascontiguousarray(values.transpose(2, 0, 1))
+    bright = [_ink_is_bright(plane) for plane in planes]
+    planes = np.where(np.reshape(bright, (-1, 1, 1)), 255 - planes, planes)
+    paper = closed(planes, _stroke(planes.shape[1:]))
+    depth = 1 - (planes.astype(np.float32) + 8) / (paper.astype(np.float32) + 8)
+    depth = depth[0] if len(depth) == 1 else _joined(depth)
+    level = _otsu(depth)
+    is_ink = depth > level
+    peak = float(depth[is_ink].mean()) if is_ink.any() else 0.0
+    if peak < LEAST_CONTRAST:
+        most = round(100 * max(peak, 0.0))
+        hint = (
+            f"No ink was found: nothing differs from the paper by more than {most} % of its "
+            f"brightness; is the pen darker or lighter than the paper by at least "
+            f"{LEAST_CONTRAST:.0%}?"
+        )
+        return Page(np.zeros(depth.shape, np.uint8), scale, hint, picture)
+    floor = 0.5 * level  # the edge of a stroke
+    ink = np.clip((depth - floor) * (255 / (peak - floor)), 0, 255)
+    return Page(ink.astype(np.uint8), scale, "", picture)
+
+
+def closed(planes: Ink, size: int) -> Ink:
+    """The closing of uint8 [C,H,W] with a square of `size` pixels, an odd number."""
+    padded = np.pad(planes, ((0, 0), (size - 1, size - 1), (size - 1, size - 1)), "edge")
+    for axis in (1, 2):
+        padded = _extreme(padded, size, axis, np.maximum)
+    for axis in (1, 2):
+        padded = _extreme(padded, size, axis, np.minimum)
+    return padded
+
+
+def _extreme(values: Ink, size: int, axis: int, of: np.ufunc) -> Ink:
+    """The largest (or smallest) of each `size` neighbours along an axis, which becomes shorter."""
+    length = values.shape[axis] - size + 1
+    done = 1
+
+    def part(start: int, count: int) -> Ink:
+        index = [slice(None)] * values.ndim
+        index[axis] = slice(start, start + count)
+        part: Ink = values[tuple(index)]
+        return part
+
+    while done < size:
+        step = min(done, size - done)
+        count = values.shape[axis] - step
+        values = of(part(0, count), part(step, count))
+        done += step
+    return part(0, length)
+
+
+def _stroke(shape: tuple[int, ...]) -> int:
+    """The side of a square that is wider than any stroke on a page of this shape."""
+    return max(3, max(shape) // 4 | 1)
+
+
+def _grey(planes: Ink) -> Ink:
+    grey: Ink = (
+        (planes[0] * np.uint16(77) + planes[1] * np.uint16(150) + planes[2] * np.uint16(29)) >> 8
+    ).astype(np.uint8)
+    return grey
+
+
+def _ink_is_bright(grey: Ink) -> bool:
+    """Whether the logarithm of grey is skewed to the bright side."""
+    logs = np.log(grey.astype(np.float32) + 16)
+    logs -= logs.mean()
+    squares = logs * logs
+    return float((squares * logs).mean()) > 0
+
+
+def _has_colour(picture: Image.Image) -> bool:
+    values = np.asarray(picture).astype(np.int16)
+    return bool(
+        (np.abs(values[:, :, 0] - values[:, :, 1]) > 24).any()
+        or (np.abs(values[:, :, 1] - values[:, :, 2]) > 24).any()
+    )
+
+
+def _joined(depth: Floats) -> Floats:
+    """Planes [3,H,W] along the axis on which their second moment is largest: [H,W]."""
+    flat = depth.reshape(3, -1)
+    _, axes = np.linalg.eigh(flat @ flat.T)
+    axis = axes[:, -1]
+    joined: Floats = (axis @ flat).reshape(depth.shape[1:])
+    return joined if joined.sum() > 0 else -joined
+
+
+def _otsu(depth: Floats) -> float:
+    """Otsu's threshold of depths, which splits them into the two tightest classes.
+
+    Source: N. Otsu, "A threshold selection method from gray-level histograms", 1979.
+    """
+    low, high = float(depth.min()), float(depth.max())
+    if high - low < 1e-6:
+        return high
+    counts, edges = np.histogram(depth, 64, (low, high))
+    below = counts.cumsum()
+    sums = (counts * np.arange(64)).cumsum()
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (sums[-1] * below - sums * below[-1]) ** 2 / (below * above.astype(np.float64))
+    best = int(np.nanargmax(np.where(above > 0, between, -1)))
+    return float(edges[best + 1])
+
+
+def _before_turning(part: Part, turn: int) -> Part:
+    """Where a part of the upright picture is in the file, for an orientation of EXIF."""
+    left, top, right, bottom = part
+    if turn >= 5:
+        left, top, right, bottom = top, left, bottom, right
+    if turn in (2, 3, 7, 8):
+        left, right = 1 - right, 1 - left
+    if turn in (3, 4, 6, 7):
+        top, bottom = 1 - bottom, 1 - top
+    return left, top, right, bottom
+
+
+def _plain(band: Image.Image, factor: int) -> Image.Image:
+    """A band of any mode, reduced: in L, RGB, LA or RGBA, or F for more than 8 bits."""
+    if band.mode.startswith(("I", "F")):
+        band = Image.fromarray(np.asarray(band).astype(np.float32))
+    elif band.has_transparency_data:
+        band = band.convert("LA" if band.mode in ("L", "LA", "1") else "RGBA")
+    elif band.mode not in ("L", "RGB"):
+        band = band.convert("L" if band.mode == "1" else "RGB")
+    return band.reduce(factor) if factor > 1 else band
+
+
+def _in_range(picture: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, stretched from the range that it uses to 0..255."""
+    values = np.asarray(picture)
+    low, high = float(values.min()), float(values.max())
+    if high - low > 0:
+        values = (values - low) * (255 / (high - low))
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def _on_paper(picture: Image.Image) -> Image.Image:
+    """A picture with transparency on the paper that its ink stands out from.
+
+    If most of it is transparent, it is ink: bright ink gets black paper, dark ink white. Otherwise
+    the paper is opaque and is continued.
+    """
+    alpha = np.asarray(picture.getchannel("A"))
+    colour = picture.convert("L" if picture.mode == "LA" else "RGB")
+    grey = np.asarray(colour.convert("L"))
+    opaque = alpha > 127
+    share = opaque.mean()
+    if not opaque.any():
+        paper = 255 if not alpha.any() or grey[alpha > 0].mean() < 128 else 0
+    elif share < 0.5:
+        paper = 255 if grey[opaque].mean() < 128 else 0
+    else:
+        paper = int(np.median(grey[opaque]))
+    page = Image.new(colour.mode, picture.size, (paper,) * len(colour.getbands()))
+    page.paste(colour, mask=picture.getchannel("A"))
+    return page
