@@ -43,29 +43,42 @@ def without_lines(ink: Ink) -> Ink:
     """The ink without ruling and without form boxes, upright or tilted by up to 4.6 degrees."""
     mask = ink >= IS_INK
     across = _lines(mask)
-    down = _lines(mask.T)
-    height, width = mask.shape
-    wide = [line for line in across if line.length >= 0.7 * width]
-    high = [line for line in down if line.length >= 0.7 * height]
-    if len(across) >= 2 and len(down) >= 2:
-        wide, high = across, down
+    down = _lines(np.ascontiguousarray(mask.T))
+    if len(across) >= 2 and len(down) >= 2:  # a box, or squared paper
+        wide, high = _longest(across), _longest(down)
+    else:
+        wide = [line for line in across if line.is_through]
+        high = [line for line in down if line.is_through]
     if not wide and not high:
         return ink
-    ink = ink.copy()
+    rest = ink.copy()
     for line in wide:
-        _remove(ink, mask, line)
+        _remove(rest, mask, line)
+    mask = rest >= IS_INK  # where ruling crossed, only the other line is left
     for line in high:
-        _remove(ink.T, mask.T, line)
-    return ink
+        _remove(rest.T, mask.T, line)
+    # A lone line on a picture that ends with it is a one.
+    is_one = not wide and len(high) == 1 and np.count_nonzero(rest >= IS_INK) < 16
+    return ink if is_one else rest
 
 
 class _Line(NamedTuple):
-    """A thin line from left to right: its row is `offset + slope * column`."""
+    """A thin line from left to right: its row is `offset + slope * column`.
+
+    `is_through` says that it goes from one edge of the page to the other.
+    """
 
     offset: float
     slope: float
     length: int
     thickness: int
+    is_through: bool
+
+
+def _longest(lines: list[_Line]) -> list[_Line]:
+    """The lines that are about as long as the longest: the straight stroke of a 4 is shorter."""
+    most = max(line.length for line in lines)
+    return [line for line in lines if line.length >= 0.75 * most]
 
 
 def _lines(mask: Mask) -> list[_Line]:
@@ -73,46 +86,54 @@ def _lines(mask: Mask) -> list[_Line]:
     height, width = mask.shape
     if min(mask.shape) < 24:
         return []
-    thin = _opened(mask, 9) & ~_opened(mask.T, 8).T
-    rows, columns = np.nonzero(thin)
+    thin = _opened(mask, 9)
+    thin &= ~_opened(np.ascontiguousarray(mask.T), 8).T
     least = 0.4 * width
-    if len(rows) < least:
+    if np.count_nonzero(thin.any(axis=0)) < least:
         return []
+    rows, columns = np.nonzero(thin)
     # Rulings are parallel: the slope that gathers them in the fewest rows.
-    best, counts, slope = -1.0, np.zeros(0, np.int64), 0.0
-    for candidate in _SLOPES:
-        gathered = np.bincount(
-            (rows - candidate * columns + 16.5).astype(np.int64), minlength=height + 32
-        )
-        score = float(gathered @ gathered)
-        if score > best:
-            best, counts, slope = score, gathered, float(candidate)
+    shifts = np.outer(_SLOPES, np.arange(width)) - 16.5
+    offsets = (rows - shifts[:, columns]).astype(np.int64)
+    bins = height + 32
+    each = offsets + np.arange(len(_SLOPES))[:, None] * bins
+    gathered = np.bincount(each.ravel(), minlength=bins * len(_SLOPES)).reshape(-1, bins)
+    best = int((gathered * gathered).sum(axis=1).argmax())
+    slope, offsets, counts = float(_SLOPES[best]), offsets[best], gathered[best]
     lines = []
-    offsets = (rows - slope * columns + 16.5).astype(np.int64)
-    counts = counts.copy()
     for _ in range(32):
         centre = int(counts.argmax())
         near = np.abs(offsets - centre) <= 2
-        length = len(np.unique(columns[near]))
+        seen = np.unique(columns[near])
+        length = len(seen)
         if counts[centre] < least / 3:
             break
         if length >= least:
             thickness = max(1, round(int(near.sum()) / length))
             middle = float((rows[near] - slope * columns[near]).mean())
-            lines.append(_Line(middle, slope, length, thickness))
+            margin = 0.06 * width
+            is_through = bool(
+                length >= 0.6 * width and seen[0] <= margin and seen[-1] >= width - 1 - margin
+            )
+            lines.append(_Line(middle, slope, length, thickness, is_through))
         counts[max(0, centre - 2) : centre + 3] = 0
     return lines
 
 
 def _opened(mask: Mask, length: int) -> Mask:
     """The pixels of bool [H,W] that are in horizontal runs of at least `length`."""
-    width = mask.shape[1]
-    run = mask[:, : width - length + 1].copy()
-    for step in range(1, length):
-        run &= mask[:, step : width - length + 1 + step]
+    run, done = mask, 1
+    while done < length:  # the windows double, up to `length`
+        step = min(done, length - done)
+        run = run[:, :-step] & run[:, step:]
+        done += step
     opened = np.zeros_like(mask)
-    for step in range(length):
-        opened[:, step : width - length + 1 + step] |= run
+    opened[:, : run.shape[1]] = run
+    done = 1
+    while done < length:
+        step = min(done, length - done)
+        opened[:, step:] |= opened[:, :-step].copy()
+        done += step
     return opened
 
 
@@ -153,6 +174,13 @@ def digit_of(found: Components, shape: tuple[int, int]) -> tuple[list[int], bool
     main = max(labels, key=lambda n: int(areas[n]))
     size = int(sizes[main])
     chosen = [main]
+    thickness = areas / np.maximum(sizes, 1)
+    labels = [
+        n
+        for n in labels
+        # A long piece of a pixel or two, much thinner than the strokes, is left over from a line.
+        if sizes[n] < 0.5 * size or thickness[n] >= min(2.5, 0.4 * thickness[main])
+    ]
     for n in labels:
         if n == main:
             continue

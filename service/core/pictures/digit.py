@@ -59,19 +59,22 @@ def find_digit(image: Image.Image, *, explain: bool = False) -> Found:
     done = [("picture", picture)]
     page = ink_of(picture)
     digit = _digit_on(page.ink)
-    done.append(("ink", Image.fromarray(page.ink)))
+    if explain:
+        done.append(("ink", Image.fromarray(page.ink)))
     several = digit is not None and digit.several
     if digit is not None and max(digit.ink.shape) < _SMALL and max(image.size) > pages.SIDE:
         picture = upright(image, pages.SIDE, _around(digit.box, page.ink.shape))
         page = ink_of(picture)
         digit = _digit_on(page.ink)
-        done += [("closer", picture), ("ink, closer", Image.fromarray(page.ink))]
+        if explain:
+            done += [("closer", picture), ("ink, closer", Image.fromarray(page.ink))]
     if digit is None:
         hint = page.hint or "Only specks or lines were found; is the digit large enough?"
         pixels = np.zeros((1, SIDE, SIDE), np.uint8)
         return Found(pixels, "blank", hint, tuple(done) if explain else ())
     pixels = fit_digit(digit.ink)[None]
-    done += [("digit", Image.fromarray(digit.ink)), ("pixels", Image.fromarray(pixels[0]))]
+    if explain:
+        done += [("digit", Image.fromarray(digit.ink)), ("pixels", Image.fromarray(pixels[0]))]
     return Found(
         pixels,
         "several_digits" if several else "",
