@@ -21,6 +21,14 @@ from rich.text import Text
 _BAR_WIDTH = 32
 _THUMBNAIL = 28
 _SHADES = " ░▒▓█"
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# What a reason says, for people.
+_REASONS = {
+    "blank": "it is blank",
+    "several_digits": "it shows several digits",
+    "not_a_digit": "it does not look like a digit",
+    "unsure": "the model is not sure",
+}
 
 
 class PredictError(Exception):
@@ -46,7 +54,7 @@ class Answer(NamedTuple):
 
 
 def predict_http(image: bytes, address: str, model: str, version: str, timeout: float) -> Answer:
-    """POST one PNG or JPEG to /predict. Raises PredictError."""
+    """POST one picture to /predict. Raises PredictError."""
     query = urllib.parse.urlencode({"model": model, "version": version})
     request = urllib.request.Request(
         f"http://{address}/predict?{query}", data=image, headers={"content-type": _type_of(image)}
@@ -63,7 +71,7 @@ def predict_http(image: bytes, address: str, model: str, version: str, timeout: 
 
 
 def predict_grpc(image: bytes, address: str, model: str, version: str, timeout: float) -> Answer:
-    """Call digits.v1.DigitClassifier/Predict with one PNG or JPEG. Raises PredictError."""
+    """Call digits.v1.DigitClassifier/Predict with one picture. Raises PredictError."""
     import grpc
 
     from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
@@ -126,8 +134,9 @@ def bars(answer: Answer) -> Text:
         text.append("█" * filled + "·" * (_BAR_WIDTH - filled), style)
         text.append(f" {probability:8.3%}\n", style)
     if answer.accepted is False:
-        text.append(f"Not accepted: {answer.reason.replace('_', ' ')}. {answer.hint}\n", "yellow")
-        text.append(f"If it is a digit, it is most likely a {answer.digit}")
+        reason = _REASONS.get(answer.reason, answer.reason)
+        text.append(f"Not accepted: {reason}. {answer.hint}\n", "bold yellow")
+        text.append(f"The closest digit is {answer.digit}")
     else:
         text.append(f"It is a {answer.digit}", "bold")
     text.append(
@@ -150,16 +159,18 @@ def _thumbnail(image: bytes) -> Text:
 def _read(path: Path) -> bytes:
     try:
         image = path.read_bytes()
-        Image.open(io.BytesIO(image), formats=("PNG", "JPEG")).verify()
+        Image.open(io.BytesIO(image), formats=_FORMATS).verify()
     except UnidentifiedImageError:
-        raise PredictError("this is not a PNG or JPEG image.") from None
+        raise PredictError("this is not a PNG, JPEG, WebP, BMP or GIF image.") from None
     except OSError as error:
         raise PredictError(f"cannot be read: {error.strerror or error}.") from None
     return image
 
 
 def _type_of(image: bytes) -> str:
-    return "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
+    kind = Image.open(io.BytesIO(image), formats=_FORMATS).format
+    # Pillow has a format of its own for JPEGs of some phones, with several pictures.
+    return f"image/{kind.lower() if kind in _FORMATS else 'jpeg'}"
 
 
 def _error_of(error: urllib.error.HTTPError) -> str:
@@ -180,7 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mnist-predict", description="Ask a running service which digit each image shows."
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG or JPEG images")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="pictures (PNG, JPEG, WebP, BMP, GIF)"
+    )
     parser.add_argument("--grpc", action="store_true", help="call over gRPC instead of HTTP")
     parser.add_argument(
         "--address",

@@ -83,6 +83,15 @@ def jpeg_in_scans(side: int, components: int = 3) -> bytes:
     return b"".join(parts) + b"\xff\xd9"
 
 
+def other(side: int, kind: str, mode: str = "RGB", **options: object) -> bytes:
+    """A square picture in another format, white with a black bar."""
+    page = Image.new("L", (side, side), 255)
+    page.paste(0, (side // 2 - side // 16, side // 4, side // 2 + side // 16, side * 3 // 4))
+    buffer = io.BytesIO()
+    page.convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def pictures(decoded_pixels: int, jpeg_pixels: int) -> Iterator[tuple[str, bytes]]:
     """Pictures of at most these numbers of pixels, with their names."""
     side = int(decoded_pixels**0.5)
@@ -111,3 +120,22 @@ def pictures(decoded_pixels: int, jpeg_pixels: int) -> Iterator[tuple[str, bytes
     for components in (3, 4):
         yield f"JPEG, {components} scans", jpeg_in_scans(side // 8 * 8, components)
         yield f"JPEG, {components} scans, large", jpeg_in_scans(int(jpeg_pixels**0.5), components)
+    for large, size in (("", side), (", large", int(jpeg_pixels**0.5))):
+        for mode in ("RGB", "RGBA"):
+            yield f"WEBP, {mode}{large}", other(size, "WEBP", mode, method=0)
+            yield (
+                f"WEBP, {mode}, lossless{large}",
+                other(size, "WEBP", mode, lossless=True, method=0),
+            )
+        yield f"GIF{large}", other(size, "GIF", "P")
+    yield "GIF, transparent", other(side, "GIF", "P", transparency=255)
+    frames = [Image.new("P", (side, side), colour) for colour in range(3)]
+    yield "GIF, animated", other(side, "GIF", "P", save_all=True, append_images=frames)
+    frames = [Image.new("RGB", (side, side), (colour, 0, 0)) for colour in range(3)]
+    yield (
+        "WEBP, animated",
+        other(side, "WEBP", save_all=True, append_images=frames, method=0, minimize_size=True),
+    )
+    yield "BMP, 1 bit", other(side, "BMP", "1")
+    yield "BMP, 8 bit", other(side, "BMP", "L")
+    yield "BMP, 24 bit", other(int((decoded_pixels // 2) ** 0.5), "BMP", "RGB")

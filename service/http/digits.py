@@ -61,9 +61,9 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         size, limit = len(request.body), digits.max_json_bytes
         check_json_size(size, limit)
         if size > INLINE_BYTES:
-            values, picture = await off_loop(_input_of_json, request.body, limit, size=size)
+            values, picture = await off_loop(input_of_json, request.body, limit, size=size)
         else:
-            values, picture = _input_of_json(request.body, limit)
+            values, picture = input_of_json(request.body, limit)
     elif content_type == FORM:
         picture = partial(picture_of_form, request.body, header)
     else:
@@ -114,7 +114,7 @@ def fields_of(rows: Sequence[Prediction]) -> list[dict[str, Any]]:
     return predictions
 
 
-def _input_of_json(body: bytes, max_json_bytes: int) -> tuple[Array | None, Picture | None]:
+def input_of_json(body: bytes, max_json_bytes: int) -> tuple[Array | None, Picture | None]:
     """What a JSON body holds: numbers, in the shape of its lists, or a picture as a data URL."""
     parsed = parse_json(body, max_json_bytes)
     if isinstance(parsed, dict):

@@ -39,8 +39,8 @@ def picture_of_form(body: bytes, content_type: str) -> bytes:
             event = decoder.next_event()
             if isinstance(event, NeedData):
                 raise InvalidArgument(
-                    f"form: no part begins within {_LONGEST_HEADERS} bytes; does the boundary "
-                    "match the one in Content-Type?"
+                    f"form: no part begins within {_LONGEST_HEADERS} bytes; check that the "
+                    "boundary is the one in Content-Type."
                 )
         if isinstance(event, Field | File) and event.name != _FIELD:
             raise InvalidArgument(f"form: it has the field '{excerpt(event.name)}'; {_ONE_FILE}.")

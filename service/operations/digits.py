@@ -145,7 +145,8 @@ class Digits:
     async def decoded(self, picture: Picture, work: Callable[[Image.Image], T]) -> T:
         """Open a picture and do `work`, which decodes it, in one of the threads for that.
 
-        Raises InvalidArgument for what is no picture, RequestTooLarge for one over the limit.
+        Raises InvalidArgument for a file that is not a picture, RequestTooLarge for one over the
+        limit.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoders, partial(self._decode, picture, work))

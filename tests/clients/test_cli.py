@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clients.cli import Answer, bars, main
+from service.core.digits import REASONS
 from tests.conftest import ROOT, Server, free_ports
 
 SEVEN = str(ROOT / "docs" / "seven.png")
@@ -46,11 +48,34 @@ def test_json_is_one_object_per_line_and_file(
 def test_a_jpeg_is_sent_as_such(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from PIL import Image
-
     Image.open(SEVEN).convert("L").resize((280, 280)).save(tmp_path / "seven.jpg", quality=95)
     assert main([str(tmp_path / "seven.jpg"), "--json", "--address", server.http]) == 0
     assert json.loads(capsys.readouterr().out)["digit"] == 7
+
+
+@pytest.mark.parametrize("kind", ["webp", "bmp", "gif"])
+def test_other_formats_are_sent_as_such(
+    address: list[str], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.open(SEVEN).save(
+        tmp_path / f"seven.{kind}", **({"lossless": True} if kind == "webp" else {})
+    )
+    assert main([str(tmp_path / f"seven.{kind}"), "--json", *address]) == 0
+    assert json.loads(capsys.readouterr().out)["digit"] == 7
+
+
+def test_a_blank_picture_is_not_accepted_in_plain_words(
+    address: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (100, 100), 255).save(tmp_path / "blank.png")
+    assert main([str(tmp_path / "blank.png"), *address]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Not accepted: it is blank. No ink was found" in shown
+    assert "It is a" not in shown
+    assert main([str(tmp_path / "blank.png"), "--json", *address]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["accepted"], answer["reason"]) == (False, "blank")
+    assert answer["hint"]
 
 
 def test_a_bad_file_is_named_and_the_others_are_predicted(
@@ -65,7 +90,7 @@ def test_a_bad_file_is_named_and_the_others_are_predicted(
     assert main(["notes.txt", "missing.png", "seven.png", "--json", *address]) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
-        "notes.txt: this is not a PNG or JPEG image.",
+        "notes.txt: this is not a PNG, JPEG, WebP, BMP or GIF image.",
         "missing.png: cannot be read: No such file or directory.",
     ]
     assert json.loads(captured.out)["digit"] == 7
@@ -104,3 +129,13 @@ def test_bars_are_as_long_as_their_probabilities() -> None:
     assert [line.count("█") for line in lines[:10]] == [0, 0, 0, 0, 24, 0, 0, 8, 0, 0]
     assert lines[4].endswith("75.000%")
     assert lines[10] == "It is a 4, entropy 0.811 bits (m version 3)"
+
+
+@pytest.mark.parametrize("reason", REASONS[1:])
+def test_every_reason_has_plain_words(reason: str) -> None:
+    answer = Answer("m", "3", 4, [0.1] * 10, 3.32, [4, 7], False, reason, "Write it again.")
+    lines = bars(answer).plain.splitlines()
+    assert lines[10].startswith("Not accepted: ")
+    assert "_" not in lines[10]
+    assert lines[10].endswith(". Write it again.")
+    assert lines[11] == "The closest digit is 4, entropy 3.320 bits (m version 3)"

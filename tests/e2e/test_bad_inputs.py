@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+import grpc
 import h2.config
 import h2.connection
 import h2.events
@@ -27,6 +28,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from service.grpc.http2 import frames as wire
+from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import SHIPPED_MODELS, Server
 from tests.e2e.bad_inputs import control, digits, grpc_framing, http_framing, inference
 from tests.e2e.bad_inputs.case import INFERENCE, Frames, Grpc, Http, framed
@@ -197,6 +199,23 @@ def test_http(start: Callable[[bool], Server], case: Http) -> None:
     else:
         assert content_type == "application/json"
         check_sentence(json.loads(body)["error"], case.words)
+
+
+@pytest.mark.parametrize("case", digits.BLANK, ids=[case.name for case in digits.BLANK])
+def test_a_blank_picture_is_answered_and_not_accepted(
+    start: Callable[[bool], Server], case: digits.Blank
+) -> None:
+    server = start(True)
+    status, answer = server.post(digits.PREDICT, case.content, "image/png")
+    assert status == 200, answer
+    (prediction,) = answer["predictions"]
+    assert (prediction["accepted"], prediction["reason"]) == (False, "blank")
+    assert prediction["hint"].endswith(("?", "."))
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = digits_pb2_grpc.DigitClassifierStub(channel)
+        (same,) = stub.Predict(digits_pb2.PredictRequest(image=case.content)).predictions
+    assert (same.accepted, same.reason) == (False, "blank")
+    assert same.hint == prediction["hint"]
 
 
 class GrpcConnection:

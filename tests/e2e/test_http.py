@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import io
 import json
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Mnist, Server
+from tests.conftest import ROOT, Mnist, Server
 
 RAW = "application/octet-stream"
 JSON = "application/json"
@@ -35,6 +37,10 @@ def test_every_form_of_an_image_yields_the_same_digit(server: Server, mnist: Mni
         (json.dumps({"image": [image.tolist()]}).encode(), JSON),
         (encoded(image, "PNG"), "image/png"),
         (encoded(image, "JPEG"), "image/jpeg"),
+        (encoded(image, "WEBP"), "image/webp"),
+        (encoded(image, "BMP"), "image/bmp"),
+        (encoded(image, "GIF"), "image/gif"),
+        (form(encoded(image, "PNG")), FORM),
         (encoded(255 - image.repeat(10, 0).repeat(10, 1), "PNG"), "image/png"),
     ]
     for body, content_type in forms:
@@ -45,6 +51,13 @@ def test_every_form_of_an_image_yields_the_same_digit(server: Server, mnist: Mni
         assert len(prediction["probabilities"]) == 10
         assert abs(sum(prediction["probabilities"]) - 1) < 1e-6
         assert 0 <= prediction["entropy_bits"] < 3.33
+
+
+def test_curl_sends_a_picture_as_a_form(server: Server) -> None:
+    picture = ROOT / "docs" / "seven.png"
+    command = ["curl", "-sS", "-F", f"image=@{picture}", f"http://{server.http}/predict"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["predictions"][0]["digit"] == 7
 
 
 def test_black_on_white_drawings_are_recognised(server: Server, mnist: Mnist) -> None:
@@ -225,6 +238,21 @@ def test_body_that_never_arrives_is_rejected_with_408(small_server: Server) -> N
         assert b"408" in client.recv(4096).split(b"\r\n")[0]
 
 
+FORM = "multipart/form-data; boundary=----Line"
+
+
+def form(picture: bytes, field: str = "image") -> bytes:
+    """A form as browsers and curl send it."""
+    return (
+        (
+            f'------Line\r\nContent-Disposition: form-data; name="{field}"; filename="7.png"\r\n'
+            "Content-Type: image/png\r\n\r\n"
+        ).encode()
+        + picture
+        + b"\r\n------Line--\r\n"
+    )
+
+
 def corpus(mnist: Mnist) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
     for path, body, content_type, *_ in WRONG:
         yield "POST", path, body, {"content-type": content_type}
@@ -233,6 +261,16 @@ def corpus(mnist: Mnist) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
     yield "POST", "/predict?model=mnist&version=", image.tobytes(), {"content-type": RAW}
     yield "POST", "/predict", encoded(image, "PNG"), {"content-type": "image/png; q=1"}
     yield "POST", "/predict", json.dumps(image.tolist()).encode(), {"content-type": JSON}
+    for kind in ("JPEG", "WEBP", "BMP", "GIF"):
+        yield "POST", "/predict", encoded(image, kind), {"content-type": f"image/{kind.lower()}"}
+    png = encoded(image.repeat(3, 0).repeat(3, 1), "PNG")
+    yield "POST", "/predict?explain=true", png, {"content-type": "image/png"}
+    yield "POST", "/predict?explain=perhaps", png, {"content-type": "image/png"}
+    url = {"image": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
+    yield "POST", "/predict", json.dumps(url).encode(), {"content-type": JSON}
+    for body in (form(png), form(png)[:-9], form(png, "photo"), b""):
+        for boundary in (FORM, "multipart/form-data"):
+            yield "POST", "/predict", body, {"content-type": boundary}
     yield "POST", "/predict/", image.tobytes(), {"content-type": RAW}
     yield "POST", "/predict", bytes(9 * 1024 * 1024), {"content-type": RAW}
     yield "PUT", "/predict", b"", {}

@@ -13,6 +13,9 @@ from typing import Literal
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
+# Otherwise the first picture makes Pillow import all of its formats, for some 50 ms.
+from PIL import WebPImagePlugin as _  # noqa: F401
+
 from service.core.errors import InvalidArgument, RequestTooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")

@@ -27,13 +27,12 @@ _ALONE = {0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 def check_parts(body: bytes) -> None:
     """Raise InvalidArgument for a PNG or JPEG of too many parts. Anything else passes."""
     most = _FEWEST_PARTS + len(body) // _BYTES_PER_PART
-    if body.startswith(_PNG_SIGNATURE):
-        is_long = _png_is_long(body, most)
-    else:
-        is_long = _jpeg_is_long(body, most)
-    if is_long:
+    is_jpeg = body.startswith(b"\xff\xd8")
+    if (body.startswith(_PNG_SIGNATURE) and _png_is_long(body, most)) or (
+        is_jpeg and _jpeg_is_long(body, most)
+    ):
         raise InvalidArgument(f"image: the file has more than {most} parts; save it again.")
-    if body.startswith(b"\xff\xd8") and body.count(_SCAN) > _MAX_SCANS:
+    if is_jpeg and body.count(_SCAN) > _MAX_SCANS:
         raise InvalidArgument(f"image: the JPEG has more than {_MAX_SCANS} scans; save it again.")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from service.core.digits import pixels_from_values
 from service.core.errors import InvalidArgument
-from service.http.digits import _pixels
+from service.http.digits import input_of_json
 
 _MAX_JSON_BYTES = 2 << 20
 _ROW = json.dumps([*range(28)])
@@ -21,14 +21,31 @@ SEEDS = [
     b"[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]",
     b'{"image": [true, null, "", {}, 1e400, -1, 256, 18446744073709551616]}',
     b"[[1, 2], [3]]",
+    b'{"image": "data:image/png;base64,iVBORw0KGgo="}',
     b"",
 ]
-TOKENS = [b"[", b"]", b'{"image":', b"true", b"null", b"1e5", b"255", b"256", b"-0", b"1.5", b'""']
+TOKENS = [
+    b"[",
+    b"]",
+    b'{"image":',
+    b"true",
+    b"null",
+    b"1e5",
+    b"255",
+    b"256",
+    b"-0",
+    b"1.5",
+    b'""',
+    b'"data:image/gif;base64,AAAA"',
+]
 
 
 def check(data: bytes) -> None:
     try:
-        array = _pixels(data, _MAX_JSON_BYTES)
+        array, picture = input_of_json(data, _MAX_JSON_BYTES)
+        if picture is not None:  # a data URL
+            assert callable(picture)
+            picture()
     except InvalidArgument as error:
         assert str(error).startswith(("image:", "The body")), error
         array = None

@@ -141,8 +141,8 @@ class Prediction(google.protobuf.message.Message):
 
     @property
     def prediction_set(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The digits of which one is the right one, with the coverage that the model's card states; never
-        empty. In ascending order. Empty if the model does not judge.
+        """The digits that hold the right one with the coverage that the model's card states, in ascending
+        order. At least one, unless the model does not judge.
         """
 
     def __init__(

@@ -140,3 +140,10 @@ def test_pillow_opens_what_passes_in_few_steps(parts: list[tuple[bytes, int]]) -
         return
     # About 12 calls per segment, and those of a plain file.
     assert steps_of_pillow(body) < 1000 + 40 * (64 + len(body) // 1024)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "BMP", "GIF"])
+def test_files_of_other_formats_pass(kind: str) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((200, 200), 90).save(file, kind)
+    check_parts(file.getvalue())
