@@ -102,7 +102,7 @@ def draw(
     With `touching`, at least one pair of neighbours touches, and others with a chance of one in
     three.
     """
-    height = random.integers(60, 181)  # of a digit's 20x20 box, in pixels
+    height = int(random.integers(60, 181))  # of a digit's 20x20 box, in pixels
     slant = random.uniform(-0.3, 0.3)
     drawn = [_scaled(image, height * random.uniform(0.88, 1.12), slant) for image in images]
     pairs = len(drawn) - 1

@@ -78,21 +78,27 @@ class Candidates(NamedTuple):
 
 
 class ReadDigit(NamedTuple):
-    """A digit, where it is on the page, and what the model says."""
+    """A digit, where it is on the picture, the index of its line, and what the model says."""
 
     box: Box
+    line: int
     prediction: Prediction
 
 
 class Reading(NamedTuple):
-    """What a page says: its lines from top to bottom, their digits from left to right."""
+    """What a page says: digits in reading order, and the text of each line.
 
-    lines: list[list[ReadDigit]]
+    A line has one character per digit. It is "?" for a mark that is not accepted because it is not
+    a digit, or several; of an unsure one the most probable digit is given.
+    """
+
+    digits: list[ReadDigit]
+    lines: list[str]
 
     @property
     def text(self) -> str:
-        """One character per digit and one line per line; "?" is a mark that is not a digit."""
-        return "\n".join("".join(map(_character, line)) for line in self.lines)
+        """The lines, with line breaks between them."""
+        return "\n".join(self.lines)
 
 
 class _Piece(NamedTuple):
@@ -111,7 +117,7 @@ def candidates_on(image: Image.Image, most: int) -> Candidates:
     """
     width, height = image.size
     # A large JPEG is decoded at a fraction of its size.
-    reduced = image.decoderconfig[0] if getattr(image, "decoderconfig", ()) else 1
+    reduced, *_ = getattr(image, "decoderconfig", None) or (1,)
     picture = upright(image, _PAGE_SIDE)
     scale = reduced * max(width, height) / max(picture.size)
     lines, pixels = find_digits(without_lines(ink_on(picture)), most)
@@ -190,9 +196,9 @@ def find_digits(ink: Ink, most: int) -> Candidates:
 
 def choose(candidates: Candidates, predictions: Sequence[Prediction]) -> Reading:
     """The digits among the candidates, given the model's prediction for each of them."""
-    lines = []
+    reading = Reading([], [])
     start = 0
-    for line in candidates.lines:
+    for number, line in enumerate(candidates.lines):
         count = max((candidate.last for candidate in line), default=0)
         costs = [0.0] + [float("inf")] * count
         chosen: list[tuple[Candidate, Prediction] | None] = [None] * (count + 1)
@@ -205,11 +211,13 @@ def choose(candidates: Candidates, predictions: Sequence[Prediction]) -> Reading
         while count:
             step = chosen[count]
             assert step is not None  # every piece alone is a candidate
-            digits.append(ReadDigit(step[0].box, step[1]))
+            digits.append(ReadDigit(step[0].box, number, step[1]))
             count = step[0].first
-        lines.append(digits[::-1])
+        digits.reverse()
+        reading.digits.extend(digits)
+        reading.lines.append("".join(map(_character, digits)))
         start += len(line)
-    return Reading(lines)
+    return reading
 
 
 def _too_many(most: int) -> RequestTooLarge:
@@ -225,7 +233,8 @@ def _cost(prediction: Prediction) -> float:
 
 
 def _character(digit: ReadDigit) -> str:
-    return "?" if digit.prediction.reason == "not_a_digit" else str(digit.prediction.digit)
+    is_digit = digit.prediction.reason not in ("not_a_digit", "several_digits")
+    return str(digit.prediction.digit) if is_digit else "?"
 
 
 def _pieces(ink: Ink, most: int) -> list[_Piece]:
@@ -308,7 +317,7 @@ def _cut(piece: _Piece, height: float) -> list[_Piece]:
     if right - left < _CUT_FROM * height or bottom - top < _TALL * height:
         return [piece]
     factor = max(1, round(height / _PATH_ROWS))
-    small = np.asarray(Image.fromarray(piece.ink).reduce(factor), np.float32) / 255
+    small = np.asarray(Image.fromarray(piece.ink).reduce(factor), np.float32) / np.float32(255)
     rows, columns = small.shape
     unit = height / factor  # a digit's height, on the reduced piece
     strokes = 3 * unit / _PATH_ROWS  # the width of a pen's stroke
