@@ -1,4 +1,4 @@
-"""python -m benchmarks.pictures: pictures read right, and what is no digit refused.
+"""python -m benchmarks.pictures: how many pictures are read right, and how many others refused.
 
 Draws MNIST's test digits as pictures of every kind, and letters, signs, noise, blanks, clothes and
 several digits, by the half of the generators that nothing was tuned on. It looks at them with the

@@ -22,7 +22,7 @@ class Plan:
     seed: int = 18
 
 
-QUICK = Plan(digits=40, outliers=40, numbers=20, timed=21)
+QUICK = Plan(digits=20, outliers=20, numbers=10, timed=21)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.core.digits import Pixels, Prediction
-from service.core.pictures.reading import choose, find_digits, ink_on
+from service.core.pictures.reading import candidates_on, choose
 
 Half = Literal["tune", "test"]
 # The classifier under test: uint8 [N,28,28] to one prediction per image.
 Classify = Callable[[Pixels], list[Prediction]]
 
 _SHORTEST, _LONGEST = 2, 6
+_MOST = 100  # digits of one picture
 _TOUCHING_SHARE = 1 / 3
 # A pixel with at least this much ink is part of a stroke.
 _STROKE = 96
@@ -190,5 +191,5 @@ def _paper(
 
 
 def _read(picture: Image.Image, classify: Classify) -> str:
-    candidates = find_digits(ink_on(picture))
+    candidates = candidates_on(picture, _MOST)
     return choose(candidates, classify(candidates.pixels) if len(candidates.pixels) else []).text
