@@ -167,6 +167,9 @@ class Settings:
     max_decodings: int = _setting(
         2, "large pictures that each worker decodes at a time; others wait", low=1, high=1024
     )
+    max_read_digits: int = _setting(
+        256, "digits that /read finds on a picture, at most", low=1, high=10_000
+    )
     body_timeout: float = _setting(
         30.0, "seconds within which a request body must arrive", low=0.1, high=3600
     )

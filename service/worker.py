@@ -141,6 +141,7 @@ class Service:
             max_decoded_pixels=settings.max_decoded_pixels,
             max_decodings=settings.max_decodings,
             max_json_bytes=settings.max_json_bytes,
+            max_read_digits=settings.max_read_digits,
         )
         self.http_app = HttpApp(
             inference=self.inference,

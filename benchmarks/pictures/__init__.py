@@ -1,1 +1,1 @@
-"""Pictures of digits and of what is no digit: how many are read right, and how many are refused."""
+"""Pictures of digits and of other things: how many are read right, and how many are refused."""

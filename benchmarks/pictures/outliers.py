@@ -5,7 +5,7 @@ Each maker draws one by either half. The halves differ as those of the digits do
 | | tune | test |
 | --- | --- | --- |
 | fonts | DejaVu, all styles | Computer Modern and STIX |
-| noise | uniform, Gaussian, blurred Gaussian | salt, exponential, 1/f, waves, blocks, stripes |
+| noise | uniform, Gaussian, blurred Gaussian | exponential, 1/f, rings, cells, moire, lines |
 | digits of pictures of several | MNIST's training images | MNIST's test images |
 | Fashion-MNIST | never: neither trained nor tuned on | its test images |
 
@@ -17,6 +17,7 @@ dataset-fashion-mnist.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.paths import ROOT
 from benchmarks.pictures.half import Digit, Half, Plane, Shape, as_plane, coordinates
 from benchmarks.pictures.kinds import HALVES, HalfName, Page, Picture
 
@@ -149,11 +151,6 @@ def _blurred(side: int, random: np.random.Generator) -> Plane:
     return np.asarray(Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _salt(side: int, random: np.random.Generator) -> Plane:
-    grain = random.random((side, side)) < random.uniform(0.05, 0.95)
-    return as_plane(255 * grain)
-
-
 def _exponential(side: int, random: np.random.Generator) -> Plane:
     values = random.exponential(random.uniform(30, 120), (side, side)).astype(np.float32)
     return values if random.random() < 0.5 else 255 - values
@@ -167,20 +164,26 @@ def _one_over_f(side: int, random: np.random.Generator) -> Plane:
     return as_plane(128 + 70 * (field - field.mean()) / field.std())
 
 
-def _waves(side: int, random: np.random.Generator) -> Plane:
+def _rings(side: int, random: np.random.Generator) -> Plane:
     y, x = coordinates((side, side))
     field = np.zeros((side, side), np.float32)
-    for _ in range(random.integers(3, 9)):
-        a, b = random.normal(0, 25 / side, 2)
-        field += np.sin(a * y + b * x + random.uniform(0, 6.28)).astype(np.float32)
-    return np.asarray(128 + 80 * field / field.std(), np.float32)
+    for _ in range(random.integers(2, 6)):
+        at_y, at_x = random.uniform(-0.6, 0.6, 2) * side
+        field += np.sin(np.hypot(y - at_y, x - at_x) * random.uniform(8, 50) / side)
+    return as_plane(128 + 90 * field / field.std())
 
 
-def _blocks(side: int, random: np.random.Generator) -> Plane:
-    cells = int(random.integers(4, 12))
-    grid = random.integers(0, 256, (cells, cells), dtype=np.uint8)
-    large = Image.fromarray(grid).resize((side, side), Image.Resampling.NEAREST)
-    return np.asarray(large, np.float32)
+def _cells(side: int, random: np.random.Generator) -> Plane:
+    y, x = coordinates((side, side))
+    points = random.uniform(-0.5, 0.5, (random.integers(8, 60), 2)) * side
+    far = np.stack([np.hypot(y - at_y, x - at_x) for at_y, at_x in points])
+    return as_plane(random.uniform(0, 255, len(points))[far.argmin(axis=0)])
+
+
+def _moire(side: int, random: np.random.Generator) -> Plane:
+    y, x = coordinates((side, side))
+    a, b, c = random.normal(0, 60 / side**2, 3)
+    return as_plane(128 + 127 * np.cos(a * y * y + b * x * x + c * x * y))
 
 
 def _stripes(side: int, random: np.random.Generator) -> Plane:
@@ -189,7 +192,7 @@ def _stripes(side: int, random: np.random.Generator) -> Plane:
 
 
 _TUNE_NOISE = (_uniform, _gaussian, _blurred)
-_TEST_NOISE = (_salt, _exponential, _one_over_f, _waves, _blocks, _stripes)
+_TEST_NOISE = (_exponential, _one_over_f, _rings, _cells, _moire, _stripes)
 
 
 @cache
@@ -231,10 +234,9 @@ def _written(glyph: Digit, random: np.random.Generator, half: Half) -> Picture:
 
 @cache
 def _digits(half: str) -> npt.NDArray[np.uint8]:
-    from training.data.mnist import load_mnist
-
-    data = load_mnist()
-    return np.asarray(data.train_images if half == "tune" else data.test_images)
+    name = "train" if half == "tune" else "t10k"
+    content = (ROOT / "training/data/bundled" / f"{name}-images-idx3-ubyte.gz").read_bytes()
+    return np.frombuffer(gzip.decompress(content), np.uint8, offset=16).reshape(-1, SIDE, SIDE)
 
 
 def _several(random: np.random.Generator, half: Half, gap: Callable[[], float] | None) -> Picture:

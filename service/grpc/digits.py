@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.core.digits import Prediction
 from service.core.off_loop import off_loop
 from service.grpc.answering import Call, Method, Refusal, Unary
 from service.operations.digits import INLINE_ROWS, Digits, Predictions
@@ -28,24 +29,53 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
             return await off_loop(_response, answer, size=784 * len(answer.rows))
         return _response(answer)
 
-    return {"Predict": Unary("predict", predict, refusal)}
+    async def read(request: pb.ReadRequest, call: Call) -> pb.ReadResponse:
+        answer = await digits.read(
+            request.image,
+            model=request.model_name,
+            version=request.model_version,
+            deadline=call.deadline,
+            caller=call.caller,
+        )
+        return pb.ReadResponse(
+            model_name=answer.model,
+            model_version=answer.version,
+            text=answer.text,
+            digits=[
+                pb.ReadDigit(
+                    box=pb.Box(**digit.box._asdict()),
+                    prediction=_prediction(digit.prediction),
+                    line=digit.line,
+                )
+                for digit in answer.digits
+            ],
+            lines=answer.lines,
+            hint=answer.hint,
+        )
+
+    return {
+        "Predict": Unary("predict", predict, refusal),
+        "Read": Unary("read", read, refusal),
+    }
 
 
 def _response(answer: Predictions) -> pb.PredictResponse:
     return pb.PredictResponse(
         model_name=answer.model,
         model_version=answer.version,
-        predictions=[
-            pb.Prediction(
-                digit=digit,
-                probabilities=row.tolist(),
-                entropy_bits=entropy,
-                prediction_set=members,
-                accepted=accepted,
-                reason=reason,
-                hint=hint,
-            )
-            for digit, row, entropy, members, accepted, reason, hint in answer.rows
-        ],
+        predictions=[_prediction(row) for row in answer.rows],
         steps=[pb.Step(name=name, png=png) for name, png in answer.steps],
+    )
+
+
+def _prediction(row: Prediction) -> pb.Prediction:
+    digit, probabilities, entropy, members, accepted, reason, hint = row
+    return pb.Prediction(
+        digit=digit,
+        probabilities=probabilities.tolist(),
+        entropy_bits=entropy,
+        prediction_set=members,
+        accepted=accepted,
+        reason=reason,
+        hint=hint,
     )

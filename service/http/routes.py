@@ -11,6 +11,7 @@ from service.http import open_inference
 from service.http.administration import MemoryHandlers
 from service.http.digits import predict
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
+from service.http.reading import read
 from service.observe import metrics
 from service.operations.administration import Administration
 from service.operations.digits import Digits
@@ -83,6 +84,7 @@ ROUTES = [
     Route("GET", "/", "index", Inference, index),
     Route("GET", "/metrics", "metrics", Administration, prometheus, compress=True),
     Route("POST", "/predict", "predict", Digits, predict, compress=True),
+    Route("POST", "/read", "read", Digits, read, compress=True),
     Route("GET", "/v2", "server_metadata", Inference, open_inference.server_metadata),
     Route("GET", _HEALTH + "/live", "live", Inference, open_inference.live),
     Route("GET", _HEALTH + "/ready", "ready", Inference, open_inference.ready),

@@ -24,6 +24,7 @@ from service.core.off_loop import MAX_JSON_BYTES, off_loop
 from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import open_picture
 from service.core.pictures.parts import check_parts
+from service.core.pictures.reading import Candidates, ReadDigit, Reading, candidates_on, choose
 from service.repository.models import Repository
 
 # Up to these sizes decoding a picture is cheaper than a thread hand-off. Reading its header takes
@@ -32,6 +33,11 @@ _INLINE_PICTURE_PIXELS = 128 * 128
 _INLINE_PICTURE_BYTES = 4096
 # Up to this many images, their pixels and predictions take less than a millisecond.
 INLINE_ROWS = 512
+
+NO_DIGITS = (
+    "No digits were found; are they at least 10 pixels high, and is the pen clearly darker or "
+    "lighter than the paper?"
+)
 
 T = TypeVar("T")
 # The file of a picture, or a function that takes it out of a larger body.
@@ -50,6 +56,24 @@ class Predictions(NamedTuple):
     steps: list[tuple[str, bytes]]
 
 
+class ReadAnswer(NamedTuple):
+    """What a version of a model reads on a picture: its digits in reading order, and the text.
+
+    `lines` has the text of each line; `hint` says what may be wrong if there are no digits.
+    """
+
+    model: str
+    version: str
+    digits: list[ReadDigit]
+    lines: list[str]
+    hint: str
+
+    @property
+    def text(self) -> str:
+        """The lines, with line breaks between them."""
+        return "\n".join(self.lines)
+
+
 class Digits:
     """Classifies 28x28 images with the models of one repository. Lives on one event loop.
 
@@ -65,10 +89,12 @@ class Digits:
         max_decoded_pixels: int = 4_000_000,
         max_decodings: int = 2,
         max_json_bytes: int = MAX_JSON_BYTES,
+        max_read_digits: int = 256,
     ) -> None:
         self.max_json_bytes = max_json_bytes
         self._repository = repository
         self._default_model = default_model
+        self._max_read_digits = max_read_digits
         self._max_pixels = max_image_pixels, max_decoded_pixels
         self._decoders = ThreadPoolExecutor(max_decodings, "decode")
 
@@ -142,6 +168,36 @@ class Digits:
             counts.update(judgements)
         return Predictions(served.name, served.version, rows, steps)
 
+    async def read(
+        self,
+        picture: Picture,
+        *,
+        model: str = "",
+        version: str = "",
+        deadline: float | None = None,
+        caller: str = "",
+    ) -> ReadAnswer:
+        """Read all digits on a picture, with one run of the model.
+
+        `deadline` and `caller` are those of `classify`. Raises what `classify` does for a picture,
+        and RequestTooLarge for one of more than `max_read_digits` digits.
+        """
+        find = partial(candidates_on, most=self._max_read_digits)
+        candidates = await self.decoded(picture, find)
+        served = self._repository.get(model or self._default_model, version)
+        layout = served.layout
+        if layout is None:
+            raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
+        pixels = candidates.pixels
+        if not len(pixels):
+            return ReadAnswer(served.name, served.version, [], [], NO_DIGITS)
+        inputs = await off_loop(layout.inputs, pixels, size=pixels.nbytes)
+        outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller)
+        reading = await off_loop(_read, layout, outputs, candidates, size=pixels.nbytes)
+        for digit in reading.digits:
+            served.batcher.statistics.judgements[digit.prediction[4:6]] += 1
+        return ReadAnswer(served.name, served.version, reading.digits, reading.lines, "")
+
     async def decoded(self, picture: Picture, work: Callable[[Image.Image], T]) -> T:
         """Open a picture and do `work`, which decodes it, in one of the threads for that.
 
@@ -159,6 +215,10 @@ class Digits:
         except ServiceError as error:
             # Its traceback would keep the decoded picture until the next garbage collection.
             raise error.with_traceback(None) from None
+
+
+def _read(layout: DigitLayout, outputs: Sequence[Array], candidates: Candidates) -> Reading:
+    return choose(candidates, layout.predictions(outputs))
 
 
 def _judged(row: Prediction, found: Found) -> Prediction:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from tests.conftest import ROOT, Mnist, Server
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
+PICTURES = (ROOT / "docs" / "pictures.md").read_text()
 
 
 def test_every_http_endpoint_is_documented() -> None:
@@ -105,3 +108,32 @@ def test_the_examples_run_as_written(server: Server, mnist: Mnist, tmp_path: Pat
         ["bash", "-c", here(command)], capture_output=True, cwd=tmp_path, check=True
     )
     assert b'"shape":[2,10]' in raw.stdout
+
+
+def test_the_commands_of_the_page_on_pictures_run(server: Server, tmp_path: Path) -> None:
+    calls, commands = re.findall(r"```sh\n(.*?)```", PICTURES, re.DOTALL)
+    for line in calls.splitlines():
+        call = line.replace("http://127.0.0.1:8000", f"http://{server.http}")
+        answer = subprocess.run(["bash", "-c", call], capture_output=True, cwd=ROOT, check=True)
+        assert json.loads(answer.stdout)["predictions"][0]["digit"] == 7, line
+        assert ("explain" in line) == (b'"steps"' in answer.stdout)
+
+    figures = set()
+    for line in commands.splitlines():
+        command = line.partition("#")[0].replace(".venv/bin/python", sys.executable)
+        if "--sheet" in command:
+            sheet = tmp_path / "sheet.png"
+            subprocess.run(
+                shlex.split(command.replace("docs/pictures.png", str(sheet))), check=True
+            )
+            assert sheet.stat().st_size > 10_000
+        else:
+            # Of the runs for all figures, each is tried with few pictures.
+            command = command.replace("--quick", "").replace("DIR", "models/mnist/1").strip()
+            figures.add(f"{command} --quick --results {tmp_path}")
+    assert len(figures) == 2
+    for command in figures:
+        run = subprocess.run(
+            shlex.split(command), cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert re.search(r"\d+ of \d+ bars hold\.", run.stdout)

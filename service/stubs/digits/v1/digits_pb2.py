@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/stubs/digits/v1/digits.proto\x12\tdigits.v1\"x\n\x0ePredictRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x10\n\x06pixels\x18\x03 \x01(\x0cH\x00\x12\x0f\n\x05image\x18\x04 \x01(\x0cH\x00\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\x42\x07\n\x05input\"\x88\x01\n\x0fPredictResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12*\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x15.digits.v1.Prediction\x12\x1e\n\x05steps\x18\x04 \x03(\x0b\x32\x0f.digits.v1.Step\"!\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03png\x18\x02 \x01(\x0c\"\xa2\x01\n\nPrediction\x12\r\n\x05\x64igit\x18\x01 \x01(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x14\n\x0c\x65ntropy_bits\x18\x03 \x01(\x02\x12\x16\n\x0eprediction_set\x18\x04 \x03(\r\x12\x15\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0c\n\x04hint\x18\x07 \x01(\tB\x0b\n\t_accepted2S\n\x0f\x44igitClassifier\x12@\n\x07Predict\x12\x19.digits.v1.PredictRequest\x1a\x1a.digits.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$service/stubs/digits/v1/digits.proto\x12\tdigits.v1\"x\n\x0ePredictRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x10\n\x06pixels\x18\x03 \x01(\x0cH\x00\x12\x0f\n\x05image\x18\x04 \x01(\x0cH\x00\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\x42\x07\n\x05input\"\x88\x01\n\x0fPredictResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12*\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x15.digits.v1.Prediction\x12\x1e\n\x05steps\x18\x04 \x03(\x0b\x32\x0f.digits.v1.Step\"!\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03png\x18\x02 \x01(\x0c\"\xa2\x01\n\nPrediction\x12\r\n\x05\x64igit\x18\x01 \x01(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x14\n\x0c\x65ntropy_bits\x18\x03 \x01(\x02\x12\x16\n\x0eprediction_set\x18\x04 \x03(\r\x12\x15\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0c\n\x04hint\x18\x07 \x01(\tB\x0b\n\t_accepted\"G\n\x0bReadRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\"\x8a\x01\n\x0cReadResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12$\n\x06\x64igits\x18\x04 \x03(\x0b\x32\x14.digits.v1.ReadDigit\x12\r\n\x05lines\x18\x05 \x03(\t\x12\x0c\n\x04hint\x18\x06 \x01(\t\"a\n\tReadDigit\x12\x1b\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x0e.digits.v1.Box\x12)\n\nprediction\x18\x02 \x01(\x0b\x32\x15.digits.v1.Prediction\x12\x0c\n\x04line\x18\x03 \x01(\r\"?\n\x03\x42ox\x12\x0c\n\x04left\x18\x01 \x01(\r\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\r\n\x05right\x18\x03 \x01(\r\x12\x0e\n\x06\x62ottom\x18\x04 \x01(\r2\x8c\x01\n\x0f\x44igitClassifier\x12@\n\x07Predict\x12\x19.digits.v1.PredictRequest\x1a\x1a.digits.v1.PredictResponse\x12\x37\n\x04Read\x12\x16.digits.v1.ReadRequest\x1a\x17.digits.v1.ReadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEP']._serialized_end=345
   _globals['_PREDICTION']._serialized_start=348
   _globals['_PREDICTION']._serialized_end=510
-  _globals['_DIGITCLASSIFIER']._serialized_start=512
-  _globals['_DIGITCLASSIFIER']._serialized_end=595
+  _globals['_READREQUEST']._serialized_start=512
+  _globals['_READREQUEST']._serialized_end=583
+  _globals['_READRESPONSE']._serialized_start=586
+  _globals['_READRESPONSE']._serialized_end=724
+  _globals['_READDIGIT']._serialized_start=726
+  _globals['_READDIGIT']._serialized_end=823
+  _globals['_BOX']._serialized_start=825
+  _globals['_BOX']._serialized_end=888
+  _globals['_DIGITCLASSIFIER']._serialized_start=891
+  _globals['_DIGITCLASSIFIER']._serialized_end=1031
 # @@protoc_insertion_point(module_scope)

@@ -161,3 +161,136 @@ class Prediction(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_accepted", b"_accepted"]) -> typing.Literal["accepted"] | None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction
+
+@typing.final
+class ReadRequest(google.protobuf.message.Message):
+    """One picture of numbers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: builtins.int
+    MODEL_VERSION_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    model_name: builtins.str
+    """Name of the model. Empty means the server's default model."""
+    model_version: builtins.str
+    """Version of the model, a positive decimal integer. Empty means the newest served version."""
+    image: builtins.bytes
+    """One picture of any size: PNG, JPEG, WebP, BMP or GIF."""
+    def __init__(
+        self,
+        *,
+        model_name: builtins.str = ...,
+        model_version: builtins.str = ...,
+        image: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["image", b"image", "model_name", b"model_name", "model_version", b"model_version"]) -> None: ...
+
+Global___ReadRequest: typing_extensions.TypeAlias = ReadRequest
+
+@typing.final
+class ReadResponse(google.protobuf.message.Message):
+    """What a picture says, and the model that read it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: builtins.int
+    MODEL_VERSION_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    DIGITS_FIELD_NUMBER: builtins.int
+    LINES_FIELD_NUMBER: builtins.int
+    HINT_FIELD_NUMBER: builtins.int
+    model_name: builtins.str
+    """Name of the model that answered."""
+    model_version: builtins.str
+    """Version of the model that answered."""
+    text: builtins.str
+    """One character per digit, with line breaks between lines. "?" is a mark that is not accepted
+    because it is not a digit, or several.
+    """
+    hint: builtins.str
+    """What may be wrong with a picture without digits, a sentence for people. Empty if it has any."""
+    @property
+    def digits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ReadDigit]:
+        """The digits in reading order, one per character of the lines."""
+
+    @property
+    def lines(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The text of each line, from top to bottom."""
+
+    def __init__(
+        self,
+        *,
+        model_name: builtins.str = ...,
+        model_version: builtins.str = ...,
+        text: builtins.str = ...,
+        digits: collections.abc.Iterable[Global___ReadDigit] | None = ...,
+        lines: collections.abc.Iterable[builtins.str] | None = ...,
+        hint: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digits", b"digits", "hint", b"hint", "lines", b"lines", "model_name", b"model_name", "model_version", b"model_version", "text", b"text"]) -> None: ...
+
+Global___ReadResponse: typing_extensions.TypeAlias = ReadResponse
+
+@typing.final
+class ReadDigit(google.protobuf.message.Message):
+    """One digit on a picture."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BOX_FIELD_NUMBER: builtins.int
+    PREDICTION_FIELD_NUMBER: builtins.int
+    LINE_FIELD_NUMBER: builtins.int
+    line: builtins.int
+    """Index of its line in ReadResponse.lines."""
+    @property
+    def box(self) -> Global___Box:
+        """Where it is."""
+
+    @property
+    def prediction(self) -> Global___Prediction:
+        """What the model says about it."""
+
+    def __init__(
+        self,
+        *,
+        box: Global___Box | None = ...,
+        prediction: Global___Prediction | None = ...,
+        line: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["box", b"box", "prediction", b"prediction"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["box", b"box", "line", b"line", "prediction", b"prediction"]) -> None: ...
+
+Global___ReadDigit: typing_extensions.TypeAlias = ReadDigit
+
+@typing.final
+class Box(google.protobuf.message.Message):
+    """A rectangle in pixels of the picture as people see it (turned as EXIF says), from its top left
+    corner. Right and bottom are outside of it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEFT_FIELD_NUMBER: builtins.int
+    TOP_FIELD_NUMBER: builtins.int
+    RIGHT_FIELD_NUMBER: builtins.int
+    BOTTOM_FIELD_NUMBER: builtins.int
+    left: builtins.int
+    """First column of its ink."""
+    top: builtins.int
+    """First row of its ink."""
+    right: builtins.int
+    """One past the last column of its ink."""
+    bottom: builtins.int
+    """One past the last row of its ink."""
+    def __init__(
+        self,
+        *,
+        left: builtins.int = ...,
+        top: builtins.int = ...,
+        right: builtins.int = ...,
+        bottom: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bottom", b"bottom", "left", b"left", "right", b"right", "top", b"top"]) -> None: ...
+
+Global___Box: typing_extensions.TypeAlias = Box

@@ -40,6 +40,11 @@ class DigitClassifierStub(object):
                 request_serializer=service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
                 response_deserializer=service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.Read = channel.unary_unary(
+                '/digits.v1.DigitClassifier/Read',
+                request_serializer=service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.ReadRequest.SerializeToString,
+                response_deserializer=service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.ReadResponse.FromString,
+                _registered_method=True)
 
 
 class DigitClassifierServicer(object):
@@ -55,6 +60,14 @@ class DigitClassifierServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Read(self, request, context):
+        """Reads all digits on a picture: numbers in one or more lines.
+        Its errors are those of Predict; INVALID_ARGUMENT also means too many digits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DigitClassifierServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +75,11 @@ def add_DigitClassifierServicer_to_server(servicer, server):
                     servicer.Predict,
                     request_deserializer=service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.FromString,
                     response_serializer=service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.SerializeToString,
+            ),
+            'Read': grpc.unary_unary_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.ReadRequest.FromString,
+                    response_serializer=service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.ReadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +110,33 @@ class DigitClassifier(object):
             '/digits.v1.DigitClassifier/Predict',
             service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.PredictRequest.SerializeToString,
             service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/digits.v1.DigitClassifier/Read',
+            service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.ReadRequest.SerializeToString,
+            service_dot_stubs_dot_digits_dot_v1_dot_digits__pb2.ReadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,59 @@
+"""python -m benchmarks.pictures: how many pictures are read right, and how many others refused.
+
+Draws MNIST's test digits as pictures of every kind, and letters, signs, noise, blanks, clothes and
+several digits, by the half of the generators that nothing was tuned on. It looks at them with the
+service's own functions, without a server, and prints every figure with its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.paths import RESULTS, ROOT
+from benchmarks.pictures.results import QUICK, Plan
+
+_SHIPPED = ROOT / "models" / "mnist"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure; write DATE-MACHINE-pictures.json with its tables. Or draw the sheet of the docs."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
+    add = parser.add_argument
+    add(
+        "--models",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a version with its model.onnx; repeat it for the mean over several "
+        "(default: the newest that ships)",
+    )
+    add("--quick", action="store_true", help="few of each, in about a minute")
+    add("--seed", type=int, default=Plan().seed, help="of the pictures; default: %(default)s")
+    add("--fashion", type=Path, metavar="DIR", help="Fashion-MNIST (default: Debian's package)")
+    add("--results", type=Path, default=RESULTS, help="folder of the results file")
+    add("--sheet", type=Path, metavar="FILE", help="draw an example of each kind and stop")
+    options = parser.parse_args(arguments)
+    if options.sheet:
+        from benchmarks.pictures.sheet import write_sheet
+
+        write_sheet(options.sheet)
+        return 0
+    models = options.models or [max(_SHIPPED.iterdir(), key=lambda folder: int(folder.name))]
+    for folder in models:
+        if not (folder / "model.onnx").is_file():
+            print(f"pictures: {folder} has no model.onnx.", file=sys.stderr)
+            return 2
+    from benchmarks.pictures.measure import measure
+    from benchmarks.pictures.report import write_report
+
+    plan = replace(QUICK if options.quick else Plan(), seed=options.seed)
+    print(write_report(measure(models, plan, options.results, options.fashion)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
