@@ -138,23 +138,27 @@ def to_values(tensor: Tensor) -> Array:
     return from_bfloat16(flat) if tensor.datatype == BF16 else flat
 
 
-def numbers(field: str, values: Any, dtype: np.dtype[Any]) -> Array:
+def numbers(field: str, values: Any, dtype: np.dtype[Any], may_hold_booleans: bool = True) -> Array:
     """Convert nested lists of numbers to an array of `dtype`.
 
-    Raises InvalidArgument, naming `field`, if the lists are ragged, or if a value is not a number,
-    is out of range for `dtype`, or has a fraction that an integer would lose.
+    Looking for booleans among 784 pixels takes 6 us; `may_hold_booleans` says whether to. Raises
+    InvalidArgument, naming `field`, if the lists are ragged, or if a value is not a number, is out
+    of range for `dtype`, or has a fraction that an integer would lose.
     """
     flat, shape = _flatten(field, values)
     if len(flat) <= PART:
-        return _flat_numbers(field, flat, dtype).reshape(shape)
+        return _flat_numbers(field, flat, dtype, may_hold_booleans).reshape(shape)
     array = np.empty(len(flat), dtype)
     for start in range(0, len(flat), PART):
-        array[start : start + PART] = _flat_numbers(field, flat[start : start + PART], dtype)
+        part = flat[start : start + PART]
+        array[start : start + PART] = _flat_numbers(field, part, dtype, may_hold_booleans)
     return array.reshape(shape)
 
 
-def _flat_numbers(field: str, flat: Sequence[Any], dtype: np.dtype[Any]) -> Array:
-    if dtype == np.uint8 and (octets := _octets(flat)) is not None:
+def _flat_numbers(
+    field: str, flat: Sequence[Any], dtype: np.dtype[Any], may_hold_booleans: bool
+) -> Array:
+    if dtype == np.uint8 and (octets := _octets(flat, may_hold_booleans)) is not None:
         return np.frombuffer(octets, np.uint8)
     kinds = set(map(type, flat))
     if list in kinds:
@@ -234,7 +238,7 @@ def _flatten(field: str, values: Any) -> tuple[Sequence[Any], list[int]]:
     return flat, shape
 
 
-def _octets(values: Sequence[Any]) -> bytes | None:
+def _octets(values: Sequence[Any], may_hold_booleans: bool) -> bytes | None:
     """The values as bytes if all are whole numbers from 0 to 255, else None.
 
     Checking the types of 784 pixels would take three times as long.
@@ -244,7 +248,7 @@ def _octets(values: Sequence[Any]) -> bytes | None:
     except (TypeError, ValueError):
         return None
     # bytes() takes True for 1. In the JSON of such a list only true and false contain an "e".
-    return None if b"e" in orjson.dumps(values) else octets
+    return None if may_hold_booleans and b"e" in orjson.dumps(values) else octets
 
 
 def _excerpt_of(shape: Sequence[int]) -> str:

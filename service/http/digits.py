@@ -29,6 +29,7 @@ from service.operations.digits import INLINE_ROWS, Digits, Picture
 
 # Parsing 64 KB of them, the most that a URL may have, takes 10 ms.
 _LONGEST_QUERY = 8192
+_OBJECT = b'{"image":'
 _FLAGS = {"": False, "false": False, "0": False, "true": True, "1": True}
 _UINT8 = np.dtype(np.uint8)
 
@@ -126,4 +127,6 @@ def input_of_json(body: bytes, max_json_bytes: int) -> tuple[Array | None, Pictu
         raise InvalidArgument(
             "image: must be a list of numbers, 28x28, Nx28x28 or 784, or a picture as a data URL."
         )
-    return numbers("image:", parsed, _UINT8), None
+    # true and false contain an "e".
+    start = len(_OBJECT) if body.startswith(_OBJECT) else 0
+    return numbers("image:", parsed, _UINT8, may_hold_booleans=body.find(b"e", start) >= 0), None

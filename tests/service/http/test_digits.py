@@ -115,6 +115,25 @@ def test_many_images_have_the_answers_of_each_alone(tmp_path: Path) -> None:
     run_with_operations(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("start", ["", '{"image":', '{ "image" :', '{"image":[0],"image":'])
+@pytest.mark.parametrize("at", [0, 1, 783])
+@pytest.mark.parametrize("word", ["true", "false"])
+def test_booleans_are_refused_wherever_they_are(
+    tmp_path: Path, start: str, at: int, word: str
+) -> None:
+    """Python takes true for 1."""
+    publish_linear(tmp_path, card=CARD)
+    values = ["0"] * 784
+    values[at] = word
+    body = f"{start}[{','.join(values)}]{'}' if start else ''}".encode()
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(InvalidArgument, match="must hold only numbers"):
+            await predict(operations.digits, request_of(body, JSON))
+
+    run_with_operations(tmp_path, scenario)
+
+
 def test_json_above_the_limit_is_refused_unparsed(tmp_path: Path) -> None:
     publish_linear(tmp_path, card=CARD)
     body = RecordingBytes(b"[" + b"[0]," * (2**20) + b"[0]]")
