@@ -157,7 +157,7 @@ def ink_on(picture: Image.Image) -> Ink:
     small = np.asarray(Image.fromarray(grey).reduce(factor))
     paper = closed(small[None], max(3, max(small.shape) // 6 | 1))[0]
     dark = np.float32(1) / (paper.astype(np.float32) + 8)
-    rows = len(small)
+    rows, columns = small.shape
     padded = np.pad(grey, ((0, rows * factor - height), (0, columns * factor - width)), "edge")
     blocks = padded.reshape(rows, factor, columns, factor)
     light = blocks.astype(np.float32)
