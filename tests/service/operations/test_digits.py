@@ -55,7 +55,7 @@ def test_model_whose_output_kind_is_unknown_does_not_classify(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("side", "in_a_thread"), [(28, False), (128, False), (129, True)], ids=["28", "128", "129"]
+    ("side", "in_a_thread"), [(28, False), (64, False), (65, True)], ids=["28", "64", "65"]
 )
 def test_a_large_picture_is_decoded_off_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, in_a_thread: bool
