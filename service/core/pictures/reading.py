@@ -142,8 +142,8 @@ def candidates_on(image: Image.Image, most: int) -> Candidates:
 def ink_on(picture: Image.Image) -> Ink:
     """The ink on a picture in L or RGB, uint8 [H,W]: 0 is paper, 255 is full ink.
 
-    As `page.ink_of`, for pages of which only a few pixels in a hundred are ink, at full size: the
-    paper is estimated on a small copy, and the level of ink from how much the paper varies.
+    `page.ink_of` does the same for one digit. On a page only a few pixels in a hundred are ink. So
+    the paper is estimated on a small copy, and the level of ink from how much the paper varies.
     """
     if picture.mode != "L":
         picture = picture.convert("L")
