@@ -19,7 +19,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
     python3 -m venv /opt/tools && \
     /opt/tools/bin/python -m pip install --require-hashes --no-deps -r /lock.txt
 COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
-COPY models/mnist/1 models/mnist/1
+COPY models/mnist/2 models/mnist/2
 COPY service service
 COPY clients clients
 COPY training training

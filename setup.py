@@ -1,6 +1,6 @@
 """Copies the shipped model into wheels, so that `mnist-serve` serves it without a repository.
 
-Git holds the model once, in models/mnist/1. A source tree and an editable installation serve it
+Git holds the model once, in models/mnist/2. A source tree and an editable installation serve it
 from there (service/repository/shipped.py); everything else about the build is in pyproject.toml.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-MODEL = "mnist/1"
+MODEL = "mnist/2"
 FILES = ("model.onnx", "model.json")
 
 

@@ -160,7 +160,7 @@ class Settings:
     max_image_pixels: int = _setting(16_000_000, "largest JPEG, in pixels", low=784, high=10**9)
     max_decoded_pixels: int = _setting(
         4_000_000,
-        "largest PNG or progressive JPEG, in pixels: these are decoded as a whole",
+        "largest picture other than a plain JPEG, in pixels: these are decoded as a whole",
         low=784,
         high=10**9,
     )

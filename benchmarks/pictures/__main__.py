@@ -36,22 +36,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--fashion", type=Path, metavar="DIR", help="Fashion-MNIST (default: Debian's package)")
     add("--results", type=Path, default=RESULTS, help="folder of the results file")
     add("--sheet", type=Path, metavar="FILE", help="draw an example of each kind and stop")
+    add("--docs", action="store_true", help="write the tables into docs/pictures.md as well")
+    add("--report", type=Path, metavar="FILE", help="report on a results file; measure nothing")
     options = parser.parse_args(arguments)
     if options.sheet:
         from benchmarks.pictures.sheet import write_sheet
 
         write_sheet(options.sheet)
         return 0
-    models = options.models or [max(_SHIPPED.iterdir(), key=lambda folder: int(folder.name))]
-    for folder in models:
-        if not (folder / "model.onnx").is_file():
-            print(f"pictures: {folder} has no model.onnx.", file=sys.stderr)
-            return 2
-    from benchmarks.pictures.measure import measure
-    from benchmarks.pictures.report import write_report
+    path: Path = options.report
+    if not path:
+        versions = [folder for folder in _SHIPPED.iterdir() if folder.name.isdigit()]
+        models = options.models or [max(versions, key=lambda folder: int(folder.name))]
+        for folder in models:
+            if not (folder / "model.onnx").is_file():
+                print(f"pictures: {folder} has no model.onnx.", file=sys.stderr)
+                return 2
+        from benchmarks.pictures.measure import measure
 
-    plan = replace(QUICK if options.quick else Plan(), seed=options.seed)
-    print(write_report(measure(models, plan, options.results, options.fashion)))
+        plan = replace(QUICK if options.quick else Plan(), seed=options.seed)
+        path = measure(models, plan, options.results, options.fashion)
+    from benchmarks.pictures.report import write_docs, write_report
+
+    print(write_report(path))
+    if options.docs:
+        write_docs(path)
     return 0
 
 

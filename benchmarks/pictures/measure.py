@@ -52,6 +52,8 @@ _REFUSED = {
 # Pixels a side, and the most milliseconds.
 _SIDES = ((256, 2.0), (1000, 5.0))
 _REPEATS = 5
+# Numbers are read in this many parts, with seeds of their own, to keep all cores busy.
+_PARTS = 4
 
 
 def measure(models: Sequence[Path], plan: Plan, folder: Path, fashion: Path | None = None) -> Path:
@@ -67,14 +69,14 @@ def measure(models: Sequence[Path], plan: Plan, folder: Path, fashion: Path | No
     path = host.results_file(folder, now, machine, "pictures")
     loaded = [Model(folder) for folder in models]
     images, labels = served_models.test_images(10_000), _test_labels()
+    _digits(results, loaded, images, labels)
+    _cost(results, models, images)
     with pool(plan.seed) as drawing:
         _kinds(results, loaded, images, labels, drawing)
         write_json(path, results)
-        _digits(results, loaded, images, labels)
         _outliers(results, loaded, drawing, fashion)
-        _numbers(results, models, drawing)
         write_json(path, results)
-    _cost(results, models, images)
+        _numbers(results, models, drawing)
     results.seconds = time.monotonic() - began
     write_json(path, results)
     return path
@@ -214,18 +216,27 @@ def _milliseconds(picture: Image.Image) -> float:
 def _numbers(results: Pictures, models: Sequence[Path], drawing: Pool) -> None:
     for touching, bound in ((False, 1.0), (True, 8.0)):
         name = "touching pairs" if touching else "separate digits"
-        jobs = [(model, touching, results.plan.numbers) for model in models]
-        below, cost = zip(*drawing.executor.map(_read_numbers, jobs), strict=True)
-        results.bars.append(
-            Bar("numbers", f"{name}, points below the product", "points", bound, True, list(below))
+        part = -(-results.plan.numbers // _PARTS)
+        jobs = [
+            (model, touching, part, results.plan.seed + number)
+            for model in models
+            for number in range(_PARTS)
+        ]
+        parts = list(drawing.executor.map(_read_numbers, jobs))
+        below, cost = (
+            [fmean(values[start : start + _PARTS]) for start in range(0, len(values), _PARTS)]
+            for values in zip(*parts, strict=True)
         )
-        results.bars.append(Bar("numbers", f"{name}, per megapixel", "ms", 10.0, True, list(cost)))
+        results.bars.append(
+            Bar("numbers", f"{name}, points below the product", "points", bound, True, below)
+        )
+        results.bars.append(Bar("numbers", f"{name}, per megapixel", "ms", 10.0, True, cost))
         print(f"numbers, {name}: {fmean(below):.2f} points below the product", flush=True)
 
 
-def _read_numbers(job: tuple[Path, bool, int]) -> tuple[float, float]:
+def _read_numbers(job: tuple[Path, bool, int, int]) -> tuple[float, float]:
     """Points by which a model's exact readings fall below the product, and ms per megapixel."""
-    folder, touching, count = job
+    folder, touching, count, seed = job
     read = strings.measure(
         Model(folder).predictions,
         served_models.test_images(10_000),
@@ -233,6 +244,7 @@ def _read_numbers(job: tuple[Path, bool, int]) -> tuple[float, float]:
         half="test",
         touching=touching,
         count=count,
+        seed=seed,
     )
     return 100 * (read.product - read.exact), read.ms_per_megapixel
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.markdown import table
+from benchmarks.paths import ROOT
 from benchmarks.pictures.results import Bar, Pictures, read
 from service.core.digits import REASONS
+
+MARKER = "<!-- The rest is written by python -m benchmarks.pictures --docs. -->"
 
 
 def write_report(path: Path) -> str:
@@ -15,6 +18,12 @@ def write_report(path: Path) -> str:
     text = markdown(read(path))
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     return text
+
+
+def write_docs(path: Path, page: Path = ROOT / "docs" / "pictures.md") -> None:
+    """Put the tables of a results file at the end of the page, below its marker."""
+    begin, marker, _ = page.read_text(encoding="utf-8").partition(MARKER)
+    page.write_text(f"{begin}{marker}\n\n{markdown(read(path))}", encoding="utf-8")
 
 
 def markdown(results: Pictures) -> str:

@@ -119,7 +119,7 @@ def draw(
         top = int(2 * height - rows + height * random.uniform(-0.08, 0.08))
         if place:
             gap = 0.0 if touches[place - 1] else height * spacing * random.uniform(0.5, 1.5)
-            left = _next_to(sheet, digit, top, gap, overlap=max(1, height // 20))
+            left = _next_to(sheet, digit, top, gap, overlap=max(1, height // 40))
         region = sheet[top : top + rows, left : left + columns]
         np.maximum(region, digit, out=region)
     inked = np.flatnonzero(sheet.any(axis=0))

@@ -10,10 +10,11 @@ import numpy.typing as npt
 Mask = npt.NDArray[np.bool_]
 
 
-def thin(mask: Mask, most: int = 1000) -> Mask:
-    """Peel up to `most` layers off strokes, bool [H,W], without breaking or shortening them."""
+def thin(mask: Mask) -> Mask:
+    """Strokes, bool [H,W], to lines of one pixel, without breaking or shortening them."""
     ink = np.pad(mask, 1)
-    for _ in range(most):
+    before = 0
+    while before != np.count_nonzero(ink):
         before = np.count_nonzero(ink)
         for first in (True, False):
             # The neighbours p2 to p9 of the paper: clockwise from the north.
@@ -26,6 +27,4 @@ def thin(mask: Mask, most: int = 1000) -> Mask:
             either, both = (p2 | p8, p4 & p6) if first else (p4 | p6, p2 & p8)
             inside = ink[1:-1, 1:-1]
             inside &= ~((neighbours >= 2) & (neighbours <= 6) & (rises == 1) & ~(either & both))
-        if np.count_nonzero(ink) == before:
-            break
     return ink[1:-1, 1:-1]

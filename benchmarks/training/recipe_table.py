@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.paths import RESULTS, ROOT
 from benchmarks.training.epochs import GOAL, parse, seconds_to
+from training.data.dataset import DIGITS, output_count
 from training.errors import TrainingError, UsageError
 from training.files import write_atomically
 from training.hardware import cpu_model
@@ -113,7 +114,8 @@ def table(runs: Sequence[MeasuredRun]) -> str:
     )
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row, arguments in ROWS.items():
-        network = build_network(RECIPES[arguments[1]])
+        recipe = RECIPES[arguments[1]]
+        network = build_network(recipe, output_count(recipe, DIGITS))
         cells = _cells([run for run in runs if run.row == row and not run.extra])
         lines.append(f"| {row} | {count_parameters(network):,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

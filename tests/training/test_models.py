@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.core import digits
 from tests.training.runs import epochs_of, train
+from training import models
 from training.models import build_network
 from training.recipes.recipe import Recipe
 from training.run import checkpoint
@@ -89,3 +91,7 @@ def test_first_convolution_covers_every_pixel(stride: int, side: int) -> None:
     maps.sum().backward()
     assert pixels.grad is not None
     assert bool((pixels.grad != 0).all())
+
+
+def test_reasons_are_those_of_the_service() -> None:
+    assert models.REASONS == digits.REASONS

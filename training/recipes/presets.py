@@ -18,7 +18,7 @@ RECIPES: Mapping[str, Recipe] = {
             pool_after=(3, 5),
             hidden=(),
             dropout=0.1,
-            epochs=18,
+            epochs=24,
             batch_size=256,
             optimizer="adamw",
             learning_rate=0.01,
@@ -36,7 +36,7 @@ RECIPES: Mapping[str, Recipe] = {
             stroke=0.6,
             resample=8,
             faint=0.4,
-            outliers=0.4,
+            outliers=0.2,
             validation_size=10_000,  # the thresholds of what is accepted are fitted on them
         ),
         _BOOK,

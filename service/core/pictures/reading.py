@@ -12,6 +12,7 @@ candidate that the model does not accept, and more for cuts through ink and for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import log
 from typing import NamedTuple
 
@@ -37,19 +38,26 @@ _SPECK = 0.12  # smaller than this in both directions: dirt
 _TALL = 0.45  # pieces at least this high can be a digit on their own
 _WIDEST = 1.6  # of a candidate
 _WIDEST_GAP = 0.2  # between the pieces of one digit
-_CUT_FROM = 0.8  # pieces at least this wide, slant removed, may be several digits
+_CUT_FROM = 0.6  # pieces at least this wide, slant removed, may be several digits
+_EDGE = 0.1  # no cuts nearer to the sides of a piece
+_WINDOW = 0.12  # one cut in each stretch of this width
+_MOST_STROKES = 2.5  # that a cut may cross, as a multiple of a stroke's width
+_CUT_UPRIGHT = 0.7  # nor pieces that are narrower than this without their slant
+_BROKEN = 0.12  # the largest gap between the parts of a digit that lie above each other
+_TALLEST = 1.8  # of such a digit
 _NEAR = 0.35  # small pieces further from every digit are ignored
-_MOST_PIECES = 5  # of one candidate
+_LOWEST = 0.5  # of a candidate that is cut out of a piece
+_MOST_PIECES = 14  # of one candidate
 # Paths are looked for on pieces of about this many rows.
 _PATH_ROWS = 28
 
 # Costs, in units of -log(probability); chosen with benchmarks/pictures/strings.py.
-_REFUSED = 4.0
-_PER_DIGIT = 0.7
-_PER_CUT = 0.5
-_PER_STROKE = 0.8  # for each stroke's width of ink that a cut crosses
-_SHORT = 6.0  # for each height by which a candidate is lower than its line
-_WIDE = 4.0  # for each height by which it is wider than high
+_REFUSED = {"several_digits": 20.0, "not_a_digit": 15.0, "unsure": 8.0, "blank": 20.0}
+_PER_DIGIT = 0.1
+_PER_CUT = 0.2
+_PER_STROKE = 0.1  # for each stroke's width of ink that a cut crosses
+_SHORT = 4.0  # for each height by which a candidate is lower than its line
+_WIDE = 1.0  # for each height by which it is wider than high
 
 
 class Box(NamedTuple):
@@ -106,7 +114,7 @@ class _Piece(NamedTuple):
 
     box: Box
     ink: Ink
-    cut: float  # cost of the cut on its right side; 0 if it ends there
+    cut: float | None  # strokes that the cut on its right side crosses; None if it ends there
 
 
 def candidates_on(image: Image.Image, most: int) -> Candidates:
@@ -180,7 +188,7 @@ def find_digits(ink: Ink, most: int) -> Candidates:
     crops: list[Ink] = []
     count = 0
     for line in _lines(pieces):
-        height = float(np.median([piece.box.bottom - piece.box.top for piece in line]))
+        height = _height(line)
         parts = [part for piece in line for part in _cut(piece, height)]
         count += len(parts)
         if count > 4 * most:
@@ -210,7 +218,7 @@ def choose(candidates: Candidates, predictions: Sequence[Prediction]) -> Reading
         digits = []
         while count:
             step = chosen[count]
-            assert step is not None  # every piece alone is a candidate
+            assert step is not None  # every whole piece is a candidate
             digits.append(ReadDigit(step[0].box, number, step[1]))
             count = step[0].first
         digits.reverse()
@@ -228,7 +236,7 @@ def _too_many(most: int) -> RequestTooLarge:
 
 
 def _cost(prediction: Prediction) -> float:
-    refused = _REFUSED if prediction.accepted is False else 0.0
+    refused = 0.0 if prediction.accepted is not False else _REFUSED.get(prediction.reason, 8.0)
     return refused + _PER_DIGIT - log(max(float(prediction.probabilities[prediction.digit]), 1e-6))
 
 
@@ -263,7 +271,7 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
         top, bottom, left, right = (int(edge) for edge in boxes[index])
         region = np.s_[top : bottom + 1, left : right + 1]
         own = np.where(labels[region] == index + 1, ink[region], 0).astype(np.uint8)
-        pieces.append(_Piece(Box(left, top, right + 1, bottom + 1), own, 0.0))
+        pieces.append(_Piece(Box(left, top, right + 1, bottom + 1), own, None))
     return pieces
 
 
@@ -305,10 +313,33 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
         nearest = int(distance.argmin())
         if distance[nearest] < _NEAR * typical:
             owners[nearest].append(piece)
+    # The parts of a broken digit lie closer together than lines do.
+    for line in [line for line in lines if len(line) == 1]:
+        own = line[0].box
+        for other in lines:
+            if other is not line and any(
+                min(own.right, box.right) > max(own.left, box.left)
+                and max(own.top, box.top) - min(own.bottom, box.bottom) < _BROKEN * typical
+                and max(own.bottom, box.bottom) - min(own.top, box.top) < _TALLEST * typical
+                for box, _, _ in other
+            ):
+                other.extend(line)
+                line.clear()
+                break
+    lines = [line for line in lines if line]
     lines.sort(key=lambda line: float(np.mean([p.box.top + p.box.bottom for p in line])))
     for line in lines:
         line.sort(key=lambda piece: piece.box.left + piece.box.right)
     return lines
+
+
+def _height(line: list[_Piece]) -> float:
+    """The height of a line's digits: half of its ink is in pieces of at least this height."""
+    heights = np.array([piece.box.bottom - piece.box.top for piece in line])
+    order = np.argsort(heights)
+    total = np.cumsum([np.count_nonzero(line[index].ink) for index in order.tolist()])
+    typical = heights[order][np.searchsorted(total, total[-1] / 2)]
+    return float(max(typical, 0.75 * heights[-1 if len(heights) == 1 else order[-1]]))
 
 
 def _cut(piece: _Piece, height: float) -> list[_Piece]:
@@ -318,27 +349,38 @@ def _cut(piece: _Piece, height: float) -> list[_Piece]:
         return [piece]
     factor = max(1, round(height / _PATH_ROWS))
     small = np.asarray(Image.fromarray(piece.ink).reduce(factor), np.float32) / np.float32(255)
-    rows, columns = small.shape
+    small, shifts = _upright(small)
+    rows = len(small)
     unit = height / factor  # a digit's height, on the reduced piece
     strokes = 3 * unit / _PATH_ROWS  # the width of a pen's stroke
     down = _least_ink(small)
     up = _least_ink(small[::-1])[::-1]
     middle = rows // 2
     through = down[middle] + up[middle] - small[middle]
+    # One cut per window, where its path crosses the least ink.
+    inked = np.flatnonzero((small > 0.4).any(axis=0))
+    if not len(inked) or inked[-1] + 1 - inked[0] < _CUT_UPRIGHT * unit:
+        return [piece]
+    first, last = inked[0] + _EDGE * unit, inked[-1] + 1 - _EDGE * unit
     cuts: list[int] = []
-    wanted = int(np.ceil(2.5 * (columns / unit - 0.4)))
-    near = max(1, round(0.15 * unit))
-    for column in np.argsort(through, kind="stable").tolist():
-        if len(cuts) == wanted:
-            break
-        if near <= column < columns - near and all(abs(column - cut) >= near for cut in cuts):
+    if last - first >= 1:
+        windows = np.linspace(first, last, max(1, round((last - first) / (_WINDOW * unit))) + 1)
+        for begin, end in pairwise(windows.round().astype(int).tolist()):
+            if begin == end:
+                continue
+            column = begin + int(through[begin:end].argmin())
+            if through[column] > _MOST_STROKES * strokes:
+                continue
+            if cuts and column - cuts[-1] < 0.5 * _WINDOW * unit:
+                if through[column] >= through[cuts[-1]]:
+                    continue
+                cuts.pop()
             cuts.append(column)
     part_of = np.zeros(piece.ink.shape, np.uint8)
     across = np.arange(piece.ink.shape[1])
     row_of = np.minimum(np.arange(piece.ink.shape[0]) // factor, rows - 1)
-    cuts.sort()
     for column in cuts:
-        path = _path(down, up, middle, column)
+        path = _path(down, up, middle, column) - shifts
         part_of += across[None] >= (path[row_of] * factor)[:, None]
     parts = []
     for number in range(len(cuts) + 1):
@@ -346,16 +388,39 @@ def _cut(piece: _Piece, height: float) -> list[_Piece]:
         box = Image.fromarray(own).getbbox()
         if box is None:
             continue
-        cost = 0.0
+        crossed = None
         if number < len(cuts):
-            cost = _PER_CUT + _PER_STROKE * float(through[cuts[number]]) / strokes
+            crossed = float(through[cuts[number]]) / strokes
         inner = np.ascontiguousarray(own[box[1] : box[3], box[0] : box[2]])
         where = Box(left + box[0], top + box[1], left + box[2], top + box[3])
-        parts.append(_Piece(where, inner, cost))
+        parts.append(_Piece(where, inner, crossed))
     return parts
 
 
 _SIDEWAYS = np.float32(0.05)
+_SLANTS = np.linspace(-0.8, 0.8, 17)
+
+
+def _upright(ink: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
+    """Ink with its slant removed, and the columns by which each row moved to the right.
+
+    Of all slants the one whose columns of ink differ most (Vinciarelli and Luettin, "A new
+    normalization technique for cursive handwritten words", 2001).
+    """
+    rows, columns = ink.shape
+    ys, xs = np.nonzero(ink > 0.4)
+    best, shifts = -1.0, np.zeros(rows, np.intp)
+    for slant in _SLANTS:
+        moved = np.round(slant * (np.arange(rows) - rows / 2)).astype(np.intp)
+        moved -= moved.min()
+        counts = np.bincount(xs + moved[ys])
+        score = float(counts @ counts)
+        if score > best:
+            best, shifts = score, moved
+    upright = np.zeros((rows, columns + int(shifts.max())), np.float32)
+    for row, shift in enumerate(shifts.tolist()):
+        upright[row, shift : shift + columns] = ink[row]
+    return upright, shifts
 
 
 def _least_ink(ink: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -388,13 +453,24 @@ def _path(
     return path
 
 
+def _shape_cost(cuts: tuple[float | None, ...], height: float, width: float) -> float:
+    """The cost of a candidate's shape: the strokes that its cuts cross, and its size."""
+    cost = _SHORT * max(0.0, 0.7 - height) + _WIDE * max(0.0, width - 1.0)
+    for crossed in cuts:
+        if crossed is not None:
+            cost += (_PER_CUT + _PER_STROKE * crossed) / 2
+    return cost
+
+
 def _candidates(parts: list[_Piece], height: float) -> tuple[list[Candidate], list[Ink]]:
     """Every run of neighbouring parts that could be one digit, with its ink."""
     candidates, inks = [], []
     for last in range(1, len(parts) + 1):
-        for first in range(last - 1, max(-1, last - 1 - _MOST_PIECES), -1):
+        ends = parts[last - 1].cut is None
+        for first in range(last - 1, -1, -1):
             group = parts[first:last]
-            if len(group) > 1 and group[0].cut == 0.0:
+            is_whole = ends and (first == 0 or parts[first - 1].cut is None)
+            if len(group) > 1 and group[0].cut is None:
                 box, following = group[0].box, group[1].box
                 if following.left - box.right > _WIDEST_GAP * height:
                     break
@@ -405,11 +481,15 @@ def _candidates(parts: list[_Piece], height: float) -> tuple[list[Candidate], li
                 max(part.box.bottom for part in group),
             )
             wide, high = box.right - box.left, box.bottom - box.top
-            if len(group) > 1 and wide > _WIDEST * height:
+            if not is_whole:
+                if wide > _WIDEST * height and len(group) > 1:
+                    break
+                if len(group) > _MOST_PIECES or high < _LOWEST * height:
+                    continue
+            elif wide > _WIDEST * height and any(part.cut is None for part in group[:-1]):
                 break
-            cost = 0.5 * (parts[first - 1].cut if first else 0.0) + 0.5 * group[-1].cut
-            cost += _SHORT * max(0.0, 0.7 - high / height)
-            cost += _WIDE * max(0.0, wide / max(high, height) - 1.0)
+            cuts = group[-1].cut, parts[first - 1].cut if first else None
+            cost = _shape_cost(cuts, high / height, wide / max(high, height))
             ink = group[0].ink
             if len(group) > 1:
                 ink = np.zeros((high, wide), np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.json_file import write_json
-from benchmarks.pictures.report import markdown, write_report
+from benchmarks.pictures.report import MARKER, markdown, write_docs, write_report
 from benchmarks.pictures.results import Bar, Kind, Pictures, Plan, read
 from tests.benchmarks import HOST
 
@@ -39,3 +39,8 @@ def test_each_bar_is_printed_with_its_bound_and_verdict(tmp_path: Path) -> None:
     assert "| clean | 99.25 | 1.50 | 99.95 |" in text
     assert "| blank | 0.0 | 90.0 | 0.0 | 9.0 | 1.0 |" in text
     assert "| mnist/2 | 100.00 |" in text
+
+    page = tmp_path / "page.md"
+    page.write_text(f"# Pictures\n\n{MARKER}\n\nold tables\n")
+    write_docs(path, page)
+    assert page.read_text() == f"# Pictures\n\n{MARKER}\n\n{text}"

@@ -14,8 +14,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from training.data.dataset import DIGITS, output_count
 from training.errors import ExportError
-from training.models import Classifier, build_network
+from training.models import Classifier, Thresholds, build_network
 from training.publish.export import IR_VERSION, OPSET, export, prove
 from training.recipes.presets import RECIPES
 from training.run import checkpoint
@@ -25,16 +26,19 @@ IMAGES = torch.randint(
 )
 
 
+# From blank to full contrast.
+IMAGES = (IMAGES * torch.linspace(0, 1, 200)[:, None, None]).to(torch.uint8)
 LABELS = torch.zeros(200, dtype=torch.int64)
+LIMITS = Thresholds(contrast=0.1, outlier=0.5, confidence=0.05, prediction_set=0.1)
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
     """An untrained fast network whose batch norms have seen something."""
     torch.manual_seed(3)
-    network = build_network(RECIPES["fast"])
+    network = build_network(RECIPES["fast"], output_count(RECIPES["fast"], DIGITS))
     network(torch.rand(64, 1, 28, 28))
-    return Classifier(network.eval(), temperature=1.5)
+    return Classifier(network.eval(), temperature=1.5, thresholds=LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,9 @@ def test_graph_has_the_documented_inputs_and_outputs(model: bytes) -> None:
     assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
         ("logits", "tensor(float)", ["batch", 10]),
         ("probabilities", "tensor(float)", ["batch", 10]),
+        ("accepted", "tensor(bool)", ["batch"]),
+        ("reason", "tensor(uint8)", ["batch"]),
+        ("prediction_set", "tensor(bool)", ["batch", 10]),
     ]
     assert not {"Shape", "BatchNormalization"} & {node.op_type for node in graph.graph.node}
 
@@ -65,12 +72,15 @@ def test_file_contains_no_paths_and_no_stack_traces(model: bytes) -> None:
 def test_any_batch_size_gives_pytorchs_probabilities(model: bytes, classifier: Classifier) -> None:
     session = ort.InferenceSession(model)
     with torch.inference_mode():
-        logits, probabilities = (part.numpy() for part in classifier(IMAGES))
+        logits, probabilities, *decisions = (part.numpy() for part in classifier(IMAGES))
+    assert 0 < decisions[0].sum() < 200  # some are accepted
     for count in (1, 2, 7, 64, 200):
         got = session.run(None, {"image": IMAGES[:count].numpy()})
         assert np.abs(got[0] - logits[:count]).max() < 1e-4
         assert np.abs(got[1] - probabilities[:count]).max() < 1e-5
         assert np.abs(got[1].sum(1) - 1).max() < 1e-6
+        for part, expected in zip(got[2:], decisions, strict=True):
+            assert (part == expected[:count]).all()
     tempered = np.exp(logits / 1.5) / np.exp(logits / 1.5).sum(1, keepdims=True)
     assert np.abs(probabilities - tempered).max() < 1e-6
 
@@ -82,7 +92,9 @@ def test_same_checkpoint_gives_the_same_bytes_in_another_process_and_folder(
     for name in ("here", "there"):
         root = tmp_path / name
         root.mkdir()
-        saved = checkpoint.Checkpoint(classifier.network, RECIPES["fast"], seed=3, epoch=1)
+        saved = checkpoint.Checkpoint(
+            classifier.network, RECIPES["fast"], seed=3, epoch=1, thresholds=LIMITS
+        )
         checkpoint.save(root / "c.safetensors", saved)
         arguments = ["--from-checkpoint", "c.safetensors"]
         subprocess.run(
@@ -101,3 +113,12 @@ def test_graph_of_another_network_is_refused(model: bytes) -> None:
     torch.manual_seed(4)
     with pytest.raises(ExportError, match="differ"):
         prove(model, Classifier(build_network(RECIPES["fast"]).eval()), IMAGES, LABELS)
+
+
+def test_network_without_thresholds_has_logits_and_probabilities_only(
+    classifier: Classifier,
+) -> None:
+    model = export(Classifier(classifier.network), {})
+    session = ort.InferenceSession(model)
+    assert [output.name for output in session.get_outputs()] == ["logits", "probabilities"]
+    assert session.run(["logits"], {"image": IMAGES[:3].numpy()})[0].shape == (3, 10)

@@ -36,7 +36,10 @@ def test_fp16_and_int8_are_measured_reported_and_published_beside_fp32(tmp_path:
         session = ort.InferenceSession(folder / "model.onnx")
         (image,) = session.get_inputs()
         assert (image.type, image.shape) == ("tensor(uint8)", ["batch", 28, 28])
-        assert [o.type for o in session.get_outputs()] == ["tensor(float)"] * 2
+        assert [o.type for o in session.get_outputs()] == [
+            *["tensor(float)"] * 2,
+            *("tensor(bool)", "tensor(uint8)", "tensor(bool)"),
+        ]
     kinds = {
         tensor.data_type
         for tensor in onnx.load(tmp_path / "models/mnist-int8/1/model.onnx").graph.initializer
