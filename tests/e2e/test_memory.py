@@ -23,7 +23,7 @@ from PIL import Image
 
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import SHIPPED_MODELS, Server
-from tests.hostile_pictures import pictures
+from tests.hostile_pictures import other, pictures
 from tests.service.linear_model import publish_linear
 
 MIB = 1024 * 1024
@@ -155,6 +155,10 @@ def test_any_mix_of_requests_stays_within_the_promise_and_its_memory_returns(
     small = Post("/predict", bytes(784), {"content-type": OCTETS}, {200})
     for _ in range(100):
         send(server, small)
+    # The code of the codecs and of the pipeline is in memory from their first use on.
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        headers = {"content-type": f"image/{kind.lower()}"}
+        assert send(server, Post("/predict", other(300, kind), headers, {200})) == 200
     at_rest = memory_mb(server)
     wrong: list[tuple[int, Post]] = []
 

@@ -16,6 +16,11 @@ def test_fast_reaches_its_documented_accuracy(fast_run: FastRun) -> None:
     assert evaluation["images"] == 10_000
     assert card["temperature"] == evaluation["temperature"] != 1.0
     assert evaluation["calibration_error"] < 0.005
+    acceptance = evaluation["acceptance"]
+    assert sum(acceptance["not_accepted"].values()) < 0.025
+    assert acceptance["accuracy"] > 0.998
+    assert min(acceptance["outliers_not_accepted"].values()) > 0.95
+    assert acceptance["coverage"] > 0.998
 
 
 def test_run_folder_has_the_documented_files(fast_run: FastRun) -> None:
@@ -29,6 +34,7 @@ def test_run_folder_has_the_documented_files(fast_run: FastRun) -> None:
         "tensorboard",
         "report.html",
         "loss.png",
+        "acceptance.png",
         "accuracy.png",
         "confusion.png",
         "reliability.png",

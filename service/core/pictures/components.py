@@ -57,8 +57,9 @@ def without_lines(ink: Ink) -> Ink:
     mask = rest >= IS_INK  # where ruling crossed, only the other line is left
     for line in high:
         _remove(rest.T, mask.T, line)
-    # A lone line on a picture that ends with it is a one.
-    is_one = not wide and len(high) == 1 and np.count_nonzero(rest >= IS_INK) < 16
+    # A lone upright line is a one if there is little else.
+    left = np.count_nonzero(rest >= IS_INK)
+    is_one = not wide and len(high) == 1 and left < np.count_nonzero(ink >= IS_INK) / 2
     return ink if is_one else rest
 
 
@@ -103,7 +104,7 @@ def _lines(mask: Mask) -> list[_Line]:
     lines = []
     for _ in range(32):
         centre = int(counts.argmax())
-        near = np.abs(offsets - centre) <= 2
+        near = np.abs(offsets - centre) <= 3
         seen = np.unique(columns[near])
         length = len(seen)
         if counts[centre] < least / 3:
@@ -116,7 +117,7 @@ def _lines(mask: Mask) -> list[_Line]:
                 length >= 0.6 * width and seen[0] <= margin and seen[-1] >= width - 1 - margin
             )
             lines.append(_Line(middle, slope, length, thickness, is_through))
-        counts[max(0, centre - 2) : centre + 3] = 0
+        counts[max(0, centre - 4) : centre + 5] = 0
     return lines
 
 
@@ -178,8 +179,8 @@ def digit_of(found: Components, shape: tuple[int, int]) -> tuple[list[int], bool
     labels = [
         n
         for n in labels
-        # A long piece of a pixel or two, much thinner than the strokes, is left over from a line.
-        if sizes[n] < 0.5 * size or thickness[n] >= min(2.5, 0.4 * thickness[main])
+        # A piece of a pixel or two, apart from the strokes and much thinner, was left of a line.
+        if thickness[n] >= min(2.5, 0.4 * thickness[main]) or _gap(boxes[n], boxes[main]) <= 2
     ]
     for n in labels:
         if n == main:

@@ -179,7 +179,7 @@ def _extreme(values: Ink, size: int, axis: int, of: np.ufunc) -> Ink:
 
 def _stroke(shape: tuple[int, ...]) -> int:
     """The side of a square that is wider than any stroke on a page of this shape."""
-    return max(3, max(shape) // 4 | 1)
+    return max(3, max(shape) // 3 | 1)
 
 
 def _grey(planes: Ink) -> Ink:

@@ -1,11 +1,11 @@
-"""Refuses PNG and JPEG files that take long to read although they have few pixels.
+"""Refuses PNG, JPEG and GIF files that take long to read although they have few pixels.
 
-Pillow reads the chunks of a PNG and the segments of a JPEG in Python, some 2 us each, and a JPEG's
-bytes between segments one by one: 8 MB of them take 1 to 3 s. And libjpeg goes over the whole
-picture once per scan of a progressive file. Real files have a few dozen segments, chunks of pixels
-of at least 8 KB, and 10 scans.
+Pillow reads the chunks of a PNG, the segments of a JPEG and the blocks of a GIF in Python, some 2
+us each; bytes between segments or blocks, one by one. 8 MB of them take 1 to 3 s. And libjpeg goes
+over the whole picture once per scan of a progressive file. Real files have a few dozen segments,
+chunks of pixels of at least 8 KB, and 10 scans.
 
-Source: PNG (ISO/IEC 15948), 5.3; JPEG (ITU-T T.81), B.1.1.
+Source: PNG (ISO/IEC 15948), 5.3; JPEG (ITU-T T.81), B.1.1; GIF89a, 15 and 24.
 """
 
 from __future__ import annotations
@@ -19,18 +19,24 @@ _MAX_SCANS = 100
 DEFLATED = (b"zTXt", b"iTXt", b"iCCP")
 _MAX_DEFLATED = 8
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_SIGNATURE = b"\xff\xd8"
+_GIF_SIGNATURE = b"GIF8"
 _SCAN = b"\xff\xda"
 # Markers without a length: TEM, RSTn, SOI, EOI and those that Pillow treats like them.
 _ALONE = {0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 
 
 def check_parts(body: bytes) -> None:
-    """Raise InvalidArgument for a PNG or JPEG of too many parts. Anything else passes."""
+    """Raise InvalidArgument for a PNG, JPEG or GIF of too many parts. Anything else passes."""
     most = _FEWEST_PARTS + len(body) // _BYTES_PER_PART
-    is_jpeg = body.startswith(b"\xff\xd8")
-    if (body.startswith(_PNG_SIGNATURE) and _png_is_long(body, most)) or (
-        is_jpeg and _jpeg_is_long(body, most)
-    ):
+    is_jpeg, is_long = body.startswith(_JPEG_SIGNATURE), False
+    if is_jpeg:
+        is_long = _jpeg_is_long(body, most)
+    elif body.startswith(_PNG_SIGNATURE):
+        is_long = _png_is_long(body, most)
+    elif body.startswith(_GIF_SIGNATURE):
+        is_long = _gif_is_long(body, most)
+    if is_long:
         raise InvalidArgument(f"image: the file has more than {most} parts; save it again.")
     if is_jpeg and body.count(_SCAN) > _MAX_SCANS:
         raise InvalidArgument(f"image: the JPEG has more than {_MAX_SCANS} scans; save it again.")
@@ -68,4 +74,24 @@ def _jpeg_is_long(body: bytes, most: int) -> bool:
             position = marker + 2
         else:
             position = marker + 2 + max(2, int.from_bytes(body[marker + 2 : marker + 4]))
+    return True
+
+
+def _gif_is_long(body: bytes, most: int) -> bool:
+    """Whether Pillow takes more than `most` steps up to the first frame."""
+    flags = body[10] if len(body) > 10 else 0
+    position, steps = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0), 0
+    while steps < most:
+        steps += 1
+        kind = body[position : position + 1]
+        if kind in (b"", b",", b";"):
+            return False
+        position += 1
+        if kind != b"!":
+            continue
+        position += 1
+        while steps < most and (size := int.from_bytes(body[position : position + 1])):
+            steps += 1
+            position += 1 + size
+        position += 1
     return True

@@ -1,4 +1,4 @@
-"""Pictures: PNG and JPEG, damaged anywhere, and PNG files made from a recipe.
+"""Pictures: PNG, JPEG, WebP, GIF and BMP, damaged anywhere, and PNG files made from a recipe.
 
 The first byte chooses: 0 is a recipe for a PNG, anything else begins a file. Checksums of PNG are
 repaired, because a decoder stops at the first wrong one.
@@ -44,12 +44,16 @@ SEEDS = [
     *(_file(mode, (8, 8), "JPEG", quality=20) for mode in ("L", "RGB", "CMYK")),
     _file("RGB", (17, 9), "JPEG", progressive=True),
     *(_file("L", (60, 50), "JPEG", progressive=whole) for whole in (True, False)),
+    *(_file(mode, (9, 7), "WEBP") for mode in ("RGB", "RGBA")),
+    *(_file(mode, (9, 7), "GIF") for mode in ("P", "L")),
+    *(_file(mode, (9, 7), "BMP") for mode in ("1", "L", "P", "RGB")),
     *(
         bytes([0, kind, depth, 4, 4, 0, 3]) + bytes(range(60))
         for kind, depth in (*((0, 1), (0, 16), (2, 8), (3, 2), (3, 8), (4, 8), (6, 16)),)
     ),
 ]
 TOKENS = [b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"iCCP", b"eXIf", b"acTL", b"fcTL"]
+TOKENS += [b"RIFF", b"WEBP", b"VP8X", b"VP8 ", b"VP8L", b"ANIM", b"ANMF", b"GIF89a", b"BM"]
 
 
 def check(data: bytes) -> None:

@@ -31,7 +31,8 @@ def chunk(kind: bytes, content: bytes = b"") -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-PNG, JPEG = saved("PNG"), saved("JPEG")
+PNG, JPEG, GIF = saved("PNG"), saved("JPEG"), saved("GIF")
+GIF_BLOCKS = 13 + 3 * 256  # where the blocks begin, after the palette
 
 
 def steps_of_pillow(body: bytes) -> int:
@@ -62,9 +63,13 @@ def steps_of_pillow(body: bytes) -> int:
         (ROOT / "docs" / "seven.png").read_bytes(),
         b"",
         b"neither",
+        GIF,
+        GIF[:GIF_BLOCKS] + b"!\xfe\x05hello\0" * 20 + GIF[GIF_BLOCKS:],
+        saved("WEBP", lossless=True),
+        saved("BMP"),
         PNG[:33] + chunk(b"tEXt", b"a\0b") * 20 + PNG[33:],
     ],
-    ids=range(8),
+    ids=range(12),
 )
 def test_real_pictures_pass(body: bytes) -> None:
     check_parts(body)
@@ -83,6 +88,9 @@ def test_real_pictures_pass(body: bytes) -> None:
         JPEG[:2] + b"x" * 10_000 + JPEG[2:],
         JPEG[:2] + b"\xff\xd8" * 10_000 + JPEG[2:],
         JPEG[:2] + b"\xff\x00" * 10_000 + JPEG[2:],
+        GIF[:GIF_BLOCKS] + b"!\xfe" + b"\x01a" * 10_000 + b"\0" + GIF[GIF_BLOCKS:],
+        GIF[:GIF_BLOCKS] + b"!\xfe\0" * 10_000 + GIF[GIF_BLOCKS:],
+        GIF[:GIF_BLOCKS] + b"x" * 10_000 + GIF[GIF_BLOCKS:],
     ],
     ids=[
         "chunks",
@@ -95,6 +103,9 @@ def test_real_pictures_pass(body: bytes) -> None:
         "junk",
         "starts",
         "zeros",
+        "one long GIF comment",
+        "GIF comments",
+        "GIF junk",
     ],
 )
 def test_a_file_of_many_parts_is_refused(body: bytes) -> None:
@@ -147,3 +158,22 @@ def test_files_of_other_formats_pass(kind: str) -> None:
     file = io.BytesIO()
     Image.effect_noise((200, 200), 90).save(file, kind)
     check_parts(file.getvalue())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"!\xfe\x01a\0", b"!\xff\x02ab\0", b"!\x01\0", b"x", b"!\xfe\xff"]),
+            st.integers(1, 300),
+        ),
+        max_size=8,
+    )
+)
+def test_pillow_opens_a_gif_that_passes_in_few_steps(parts: list[tuple[bytes, int]]) -> None:
+    blocks = b"".join(part * count for part, count in parts)
+    body = GIF[:GIF_BLOCKS] + blocks + GIF[GIF_BLOCKS:]
+    try:
+        check_parts(body)
+    except InvalidArgument:
+        return
+    assert steps_of_pillow(body) < 1000 + 40 * (64 + len(body) // 1024)

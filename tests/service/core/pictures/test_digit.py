@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from benchmarks.pictures.kinds import KINDS, draw, file_of
+from service.core.pictures.digit import Found, find_digit, fit_digit
+from service.core.pictures.files import open_picture
+from tests.conftest import SHIPPED_MODELS, Mnist
+from tests.service.core.pictures.drawing import closeness, picture, seven
+
+CLEAN = find_digit(picture(255 * (1 - seven()))).pixels
+
+
+def found_in(body: bytes) -> Found:
+    return find_digit(open_picture(body, 10**7, 10**7))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_digits_on_pictures_of_every_kind_are_read(kind: str, mnist: Mnist) -> None:
+    count = 25
+    found = [
+        found_in(file_of(draw(kind, mnist.images[i], np.random.default_rng(i), "tune")))
+        for i in range(count)
+    ]
+    assert [one.reason for one in found].count("") >= count - 1
+    model = onnxruntime.InferenceSession(SHIPPED_MODELS / "mnist" / "1" / "model.onnx")
+    pixels = np.concatenate([one.pixels for one in found])
+    (probabilities,) = model.run(["probabilities"], {model.get_inputs()[0].name: pixels})
+    assert np.count_nonzero(probabilities.argmax(axis=1) == mnist.labels[:count]) >= count - 2
+
+
+def test_a_small_digit_on_a_large_page_is_looked_at_closer() -> None:
+    page = Image.new("L", (2000, 1400), 240)
+    page.paste(picture(240 * (1 - seven(100, 120))), (1500, 900))
+    found = find_digit(page, explain=True)
+    assert closeness(found.pixels, CLEAN) > 0.9
+    assert "closer" in [name for name, _ in found.steps]
+
+
+def test_explain_shows_every_step_and_changes_nothing(mnist: Mnist) -> None:
+    large = picture(255 * (1 - seven()))
+    for image in (large, Image.fromarray(mnist.images[0])):
+        found = find_digit(image, explain=True)
+        assert np.array_equal(np.asarray(found.steps[-1][1]), found.pixels[0])
+        assert found.steps[-1][0] == "pixels"
+        plain = find_digit(image)
+        assert plain.steps == ()
+        assert np.array_equal(plain.pixels, found.pixels)
+    assert [name for name, _ in find_digit(large, explain=True).steps] == [
+        "picture",
+        "ink",
+        "digit",
+        "pixels",
+    ]
+
+
+def test_a_blank_page_has_a_hint_and_its_steps() -> None:
+    found = find_digit(Image.new("L", (300, 200), 200), explain=True)
+    assert found.reason == "blank"
+    assert "darker or lighter than the paper" in found.hint
+    assert not found.pixels.any()
+    assert [name for name, _ in found.steps] == ["picture", "ink"]
+
+
+def test_several_digits_are_named() -> None:
+    both = np.hstack([seven(), seven()])
+    found = find_digit(picture(255 * (1 - both)))
+    assert found.reason == "several_digits"
+    assert "/read" in found.hint
+
+
+def test_28x28_dark_on_white_is_inverted(mnist: Mnist) -> None:
+    values = [
+        closeness(find_digit(Image.fromarray(255 - image)).pixels, image)
+        for image in mnist.images[:50]
+    ]
+    assert np.mean(values) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (300, 2), (28, 28), (500, 300)])
+def test_ink_of_any_shape_fits(shape: tuple[int, int]) -> None:
+    pixels = fit_digit(np.full(shape, 255, np.uint8))
+    assert pixels.shape == (28, 28)
+    rows, columns = np.nonzero(pixels)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+    assert abs(rows.mean() - 13.5) <= 0.5
+    assert abs(columns.mean() - 13.5) <= 0.5
+
+
+def test_no_ink_fits_as_nothing() -> None:
+    assert not fit_digit(np.zeros((9, 5), np.uint8)).any()
