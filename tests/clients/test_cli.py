@@ -31,7 +31,7 @@ def test_the_digit_and_its_distribution_are_shown(
     shown = capsys.readouterr().out
     assert f"over {'gRPC' if '--grpc' in address else 'HTTP'}" in shown
     assert "It is a 7" in shown
-    assert "mnist version 1" in shown
+    assert "mnist version 2" in shown
 
 
 def test_json_is_one_object_per_line_and_file(

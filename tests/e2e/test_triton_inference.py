@@ -151,7 +151,8 @@ def test_requested_outputs_are_returned_in_their_order(triton: Triton, mnist: Mn
         result = triton.infer("mnist", images(triton, mnist), outputs=outputs)
         return [output["name"] for output in triton.answer(result)["outputs"]]
 
-    assert names() == ["logits", "probabilities"]
+    decisions = ["accepted", "reason", "prediction_set"]
+    assert names() == ["logits", "probabilities", *decisions]
     assert names("probabilities", "logits") == ["probabilities", "logits"]
     assert names("probabilities") == ["probabilities"]
 
