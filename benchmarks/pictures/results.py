@@ -90,4 +90,4 @@ def read(path: Path) -> Pictures:
 
 def percent(share: float, of: float) -> float:
     """A share in percent; NaN of nothing."""
-    return 100 * share / of if of else math.nan
+    return float(100 * share / of) if of else math.nan
