@@ -14,8 +14,8 @@ def thin(mask: Mask) -> Mask:
     """Strokes, bool [H,W], to lines of one pixel, without breaking or shortening them."""
     ink = np.pad(mask, 1)
     before = 0
-    while before != np.count_nonzero(ink):
-        before = np.count_nonzero(ink)
+    while before != (now := int(ink.sum())):
+        before = now
         for first in (True, False):
             # The neighbours p2 to p9 of the paper: clockwise from the north.
             p2, p3, p4 = ink[:-2, 1:-1], ink[:-2, 2:], ink[1:-1, 2:]

@@ -27,9 +27,9 @@ from service.core.pictures.parts import check_parts
 from service.core.pictures.reading import Candidates, ReadDigit, Reading, candidates_on, choose
 from service.repository.models import Repository
 
-# Up to these sizes decoding a picture is cheaper than a thread hand-off. Reading its header takes
-# time for its bytes: 4 KB of empty chunks take 0.8 ms.
-_INLINE_PICTURE_PIXELS = 128 * 128
+# Up to these sizes a picture takes at most a millisecond. Reading its header takes time for its
+# bytes: 4 KB of empty chunks take 0.8 ms.
+_INLINE_PICTURE_PIXELS = 64 * 64
 _INLINE_PICTURE_BYTES = 4096
 # Up to this many images, their pixels and predictions take less than a millisecond.
 INLINE_ROWS = 512

@@ -31,7 +31,7 @@ def test_the_digit_and_its_distribution_are_shown(
     shown = capsys.readouterr().out
     assert f"over {'gRPC' if '--grpc' in address else 'HTTP'}" in shown
     assert "It is a 7" in shown
-    assert "mnist version 1" in shown
+    assert "(mnist version " in shown
 
 
 def test_json_is_one_object_per_line_and_file(
@@ -139,3 +139,35 @@ def test_every_reason_has_plain_words(reason: str) -> None:
     assert "_" not in lines[10]
     assert lines[10].endswith(". Write it again.")
     assert lines[11] == "The closest digit is 4, entropy 3.320 bits (m version 3)"
+
+
+def test_numbers_are_read_and_their_boxes_saved(
+    address: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    seven = Image.open(SEVEN).convert("L").resize((112, 112))
+    page = Image.new("L", (260, 120))
+    page.paste(seven, (0, 4))
+    page.paste(seven, (140, 4))
+    page.save(tmp_path / "page.png")
+    out = tmp_path / "boxes.png"
+    assert main([str(tmp_path / "page.png"), "--read", "--out", str(out), *address]) == 0
+    assert capsys.readouterr().out == "77\n"
+    boxes = Image.open(out)
+    assert (boxes.size, boxes.mode) == ((260, 120), "RGB")
+    assert (0, 140, 60) in {colour for _, colour in boxes.getcolors(100_000) or []}
+
+    assert main([str(tmp_path / "page.png"), "--read", "--json", *address]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["text"], [digit["digit"] for digit in answer["digits"]]) == ("77", [7, 7])
+    assert main([str(tmp_path / "page.png"), "--read", *address]) == 0
+    shown = capsys.readouterr().out
+    assert "▀" in shown
+    assert shown.endswith("77\n")
+
+
+def test_out_needs_read_and_one_file(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--out", "x.png"], [SEVEN, "--read", "--out", "x.png"]):
+        assert main([SEVEN, *options]) == 1
+        assert "--out needs --read and one file." in capsys.readouterr().err

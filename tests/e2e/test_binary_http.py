@@ -69,11 +69,14 @@ def test_binary_answer_is_json_followed_by_tensors(server: Server, mnist: Mnist)
     answer = json.loads(body[:size])
     assert answer["id"] == "x"
     sizes = [output["parameters"]["binary_data_size"] for output in answer["outputs"]]
-    assert sizes == [80, 80]
+    # FP32 [2,10] twice, then BOOL [2], UINT8 [2] and BOOL [2,10].
+    assert sizes == [80, 80, 2, 2, 20]
     assert all("data" not in output for output in answer["outputs"])
-    assert len(body) == size + 160
-    probabilities = np.frombuffer(body[size + 80 :], np.float32).reshape(2, 10)
+    assert len(body) == size + sum(sizes)
+    probabilities = np.frombuffer(body[size + 80 : size + 160], np.float32).reshape(2, 10)
     assert probabilities.argmax(axis=1).tolist() == mnist.labels[:2].tolist()
+    accepted, reason = body[size + 160 : size + 162], body[size + 162 : size + 164]
+    assert (accepted, reason) == (b"\1\1", b"\0\0")
 
 
 def test_json_answer_to_a_binary_request_has_no_header_length(server: Server, mnist: Mnist) -> None:
@@ -94,9 +97,10 @@ def test_body_may_consist_of_the_tensor_alone(server: Server, mnist: Mnist) -> N
             status, headers, body = connection.post(raw, f"{LENGTH}: 0")
         assert status == 200
         size = int(headers[LENGTH])
-        assert [o["shape"] for o in json.loads(body[:size])["outputs"]] == [[count, 10]] * 2
-        last = np.frombuffer(body[-40 * count :], np.float32).reshape(count, 10)
-        assert last.argmax(axis=1).tolist() == mnist.labels[:count].tolist()
+        outputs = json.loads(body[:size])["outputs"]
+        assert [o["shape"] for o in outputs] == [[count, 10]] * 2 + [[count]] * 2 + [[count, 10]]
+        first = np.frombuffer(body[size : size + 40 * count], np.float32).reshape(count, 10)
+        assert first.argmax(axis=1).tolist() == mnist.labels[:count].tolist()
 
 
 GOOD = header_of(784)

@@ -160,8 +160,8 @@ def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Re
         for name, text in licences.items():
             assert wheel.read(f"{info}/licenses/{name}") == text
         for file in ("model.onnx", "model.json"):
-            packaged = wheel.read(f"service/shipped_models/mnist/1/{file}")
-            assert packaged == (SHIPPED_MODELS / "mnist" / "1" / file).read_bytes()
+            packaged = wheel.read(f"service/shipped_models/mnist/2/{file}")
+            assert packaged == (SHIPPED_MODELS / "mnist" / "2" / file).read_bytes()
         names = wheel.namelist()
     assert len([name for name in names if name.startswith("service/shipped_models/")]) == 2
     assert "training/data/bundled/train-images-idx3-ubyte.gz" in names

@@ -27,7 +27,7 @@ def trained_server(start_server: Callable[..., Server], fast_run: Any) -> Server
 def expected(fast_run: Any, mnist: Mnist) -> np.ndarray:
     model = checkpoint.load(fast_run.run_dir / "checkpoint.safetensors")
     with torch.inference_mode():
-        _, probabilities = model(torch.from_numpy(mnist.images[:COUNT].copy()))
+        _, probabilities, *_ = model(torch.from_numpy(mnist.images[:COUNT].copy()))
     return probabilities.numpy()
 
 

@@ -151,7 +151,9 @@ def test_requested_outputs_are_returned_in_their_order(triton: Triton, mnist: Mn
         result = triton.infer("mnist", images(triton, mnist), outputs=outputs)
         return [output["name"] for output in triton.answer(result)["outputs"]]
 
-    assert names() == ["logits", "probabilities"]
+    judgement = ["accepted", "reason", "prediction_set"]
+    assert names() == ["logits", "probabilities", *judgement]
+    assert names("reason", "accepted") == ["reason", "accepted"]
     assert names("probabilities", "logits") == ["probabilities", "logits"]
     assert names("probabilities") == ["probabilities"]
 

@@ -142,8 +142,8 @@ def candidates_on(image: Image.Image, most: int) -> Candidates:
 def ink_on(picture: Image.Image) -> Ink:
     """The ink on a picture in L or RGB, uint8 [H,W]: 0 is paper, 255 is full ink.
 
-    As `page.ink_of`, for pages of which only a few pixels in a hundred are ink, at full size: the
-    paper is estimated on a small copy, and the level of ink from how much the paper varies.
+    `page.ink_of` does the same for one digit. On a page only a few pixels in a hundred are ink. So
+    the paper is estimated on a small copy, and the level of ink from how much the paper varies.
     """
     if picture.mode != "L":
         picture = picture.convert("L")
@@ -394,6 +394,7 @@ def _cut(piece: _Piece, height: float) -> list[_Piece]:
         inner = np.ascontiguousarray(own[box[1] : box[3], box[0] : box[2]])
         where = Box(left + box[0], top + box[1], left + box[2], top + box[3])
         parts.append(_Piece(where, inner, crossed))
+    parts[-1] = parts[-1]._replace(cut=None)  # the part behind the last cut may be empty
     return parts
 
 
@@ -463,32 +464,32 @@ def _shape_cost(cuts: tuple[float | None, ...], height: float, width: float) -> 
 
 
 def _candidates(parts: list[_Piece], height: float) -> tuple[list[Candidate], list[Ink]]:
-    """Every run of neighbouring parts that could be one digit, with its ink."""
+    """Every run of neighbouring parts that could be one digit, with its ink.
+
+    Whole pieces always are, so there is a way to use all parts once.
+    """
     candidates, inks = [], []
-    for last in range(1, len(parts) + 1):
-        ends = parts[last - 1].cut is None
-        for first in range(last - 1, -1, -1):
-            group = parts[first:last]
-            is_whole = ends and (first == 0 or parts[first - 1].cut is None)
-            if len(group) > 1 and group[0].cut is None:
-                box, following = group[0].box, group[1].box
-                if following.left - box.right > _WIDEST_GAP * height:
+    begin = 0  # the first part of the piece that the last part belongs to
+    for last, end in enumerate(parts, start=1):
+        spans = []
+        for first in range(last - 1, max(-1, last - 1 - _MOST_PIECES), -1):
+            if first < last - 1 and parts[first].cut is None:
+                gap = parts[first + 1].box.left - parts[first].box.right
+                if gap > _WIDEST_GAP * height:
                     break
-            box = Box(
-                min(part.box.left for part in group),
-                min(part.box.top for part in group),
-                max(part.box.right for part in group),
-                max(part.box.bottom for part in group),
-            )
-            wide, high = box.right - box.left, box.bottom - box.top
-            if not is_whole:
-                if wide > _WIDEST * height and len(group) > 1:
-                    break
-                if len(group) > _MOST_PIECES or high < _LOWEST * height:
-                    continue
-            elif wide > _WIDEST * height and any(part.cut is None for part in group[:-1]):
+            box = _around(parts[first:last])
+            if box.right - box.left > _WIDEST * height:
                 break
-            cuts = group[-1].cut, parts[first - 1].cut if first else None
+            is_whole = end.cut is None and (first == 0 or parts[first - 1].cut is None)
+            if is_whole or box.bottom - box.top >= _LOWEST * height:
+                spans.append(first)
+        if end.cut is None and begin not in spans:
+            spans.append(begin)
+        for first in spans:
+            group = parts[first:last]
+            box = _around(group)
+            wide, high = box.right - box.left, box.bottom - box.top
+            cuts = end.cut, parts[first - 1].cut if first else None
             cost = _shape_cost(cuts, high / height, wide / max(high, height))
             ink = group[0].ink
             if len(group) > 1:
@@ -499,4 +500,12 @@ def _candidates(parts: list[_Piece], height: float) -> tuple[list[Candidate], li
                     np.maximum(ink[rows, columns], part.ink, out=ink[rows, columns])
             candidates.append(Candidate(first, last, box, cost))
             inks.append(ink)
+        if end.cut is None:
+            begin = last
     return candidates, inks
+
+
+def _around(parts: list[_Piece]) -> Box:
+    boxes = [part.box for part in parts]
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return Box(min(lefts), min(tops), max(rights), max(bottoms))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.json_file import write_json
+from benchmarks.paths import RESULTS, ROOT
 from benchmarks.pictures.report import MARKER, markdown, write_docs, write_report
 from benchmarks.pictures.results import Bar, Kind, Pictures, Plan, read
 from tests.benchmarks import HOST
@@ -44,3 +45,10 @@ def test_each_bar_is_printed_with_its_bound_and_verdict(tmp_path: Path) -> None:
     page.write_text(f"# Pictures\n\n{MARKER}\n\nold tables\n")
     write_docs(path, page)
     assert page.read_text() == f"# Pictures\n\n{MARKER}\n\n{text}"
+
+
+def test_the_page_ends_with_the_tables_of_the_newest_results() -> None:
+    page = (ROOT / "docs" / "pictures.md").read_text()
+    files = sorted(RESULTS.glob("*-pictures*.json"), key=lambda path: read(path).date)
+    tables = markdown(read(files[-1])) if files else ""
+    assert page.partition(MARKER)[2].strip() == tables.strip()

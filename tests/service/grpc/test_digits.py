@@ -131,3 +131,28 @@ def test_explain_shows_each_step_and_what_the_model_sees(tmp_path: Path) -> None
         assert Image.open(io.BytesIO(steps[-1].png)).size == (28, 28)
 
     run_with_operations(tmp_path, scenario)
+
+
+def test_numbers_are_read_with_box_and_line(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    picture = Image.new("L", (300, 260), 240)
+    for left, top in ((50, 40), (120, 42), (60, 160)):
+        picture.paste(20, (left, top, left + 8, top + 60))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+
+    async def scenario(operations: Operations) -> None:
+        read = methods(operations.digits)["Read"].handler
+        answer = await read(pb.ReadRequest(image=file.getvalue()), Call(None, "caller"))
+        assert (answer.model_name, answer.model_version) == ("linear", "1")
+        box = answer.digits[0].box
+        assert (box.left, box.top, box.right, box.bottom) == (50, 40, 58, 100)
+        assert [digit.line for digit in answer.digits] == [0, 0, 1]
+        assert [len(line) for line in answer.lines] == [2, 1]
+        assert answer.text == "\n".join(answer.lines)
+        assert not answer.digits[0].prediction.HasField("accepted")
+        assert len(answer.digits[0].prediction.probabilities) == 10
+        with pytest.raises(InvalidArgument, match="image"):
+            await read(pb.ReadRequest(), Call(None, "caller"))
+
+    run_with_operations(tmp_path, scenario)

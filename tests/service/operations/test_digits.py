@@ -22,7 +22,7 @@ from service.operations.digits import Digits
 from tests.conftest import ROOT
 from tests.e2e.onnx_models import judged_image, publish_judging
 from tests.service.composition import Operations
-from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
+from tests.service.linear_model import WEIGHTS, CallersOf, publish_linear, run_with_operations
 
 PNG = (ROOT / "docs" / "seven.png").read_bytes()
 PIXELS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
@@ -55,7 +55,7 @@ def test_model_whose_output_kind_is_unknown_does_not_classify(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("side", "in_a_thread"), [(28, False), (128, False), (129, True)], ids=["28", "128", "129"]
+    ("side", "in_a_thread"), [(28, False), (64, False), (65, True)], ids=["28", "64", "65"]
 )
 def test_a_large_picture_is_decoded_off_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, in_a_thread: bool
@@ -235,5 +235,54 @@ def test_predictions_are_counted_by_judgement(tmp_path: Path, rows: int) -> None
         assert [row.accepted for row in answer.rows] == [False] + [True] * (rows - 1)
         statistics = operations.inference.repository.get("judge", "").batcher.statistics
         assert statistics.judgements == {(False, "unsure"): 1, (True, ""): rows - 1}
+
+    run_with_operations(tmp_path, scenario)
+
+
+def bars(*corners: tuple[int, int]) -> bytes:
+    picture = Image.new("L", (400, 300), 240)
+    for left, top in corners:
+        picture.paste(20, (left, top, left + 8, top + 60))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_all_digits_of_a_picture_are_read_with_one_run(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    picture = bars((50, 40), (120, 42), (200, 38), (60, 160))
+
+    async def scenario(operations: Operations) -> None:
+        CallersOf.callers.clear()
+        answer = await operations.digits.read(picture, caller="me")
+        assert CallersOf.callers == ["me"]
+        assert [len(line) for line in answer.lines] == [3, 1]
+        assert answer.text == "\n".join(answer.lines)
+        assert [digit.box.left for digit in answer.digits] == [50, 120, 200, 60]
+        served = operations.inference.repository.get("linear", "")
+        assert served.batcher.statistics.judgements[None, ""] == 4
+
+    run_with_operations(tmp_path, scenario, CallersOf)
+
+
+def test_reading_is_bounded_by_the_setting(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    picture = bars(*[(left, 40) for left in range(10, 390, 30)])
+
+    async def scenario(operations: Operations) -> None:
+        few = Digits(operations.inference.repository, "linear", max_read_digits=3)
+        with pytest.raises(RequestTooLarge, match="max_read_digits"):
+            await few.read(picture)
+        assert len((await operations.digits.read(picture)).digits) == 13
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_a_model_of_something_else_reads_nothing(tmp_path: Path) -> None:
+    publish_linear(tmp_path)
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(InvalidArgument, match="output_kinds"):
+            await operations.digits.read(bars((50, 40)))
 
     run_with_operations(tmp_path, scenario)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from service.core.digits import Prediction
+from service.core.errors import RequestTooLarge
+from service.core.pictures.files import open_picture
+from service.core.pictures.reading import (
+    Box,
+    Candidate,
+    Candidates,
+    ReadDigit,
+    candidates_on,
+    choose,
+    find_digits,
+    ink_on,
+)
+
+
+def page(size: tuple[int, int], strokes: list[tuple[int, int, int, int]]) -> Image.Image:
+    picture = Image.new("L", size, 230)
+    for stroke in strokes:
+        ImageDraw.Draw(picture).rectangle(stroke, fill=30)
+    return picture
+
+
+def prediction(digit: int, probability: float = 0.9, reason: str | None = "") -> Prediction:
+    probabilities = np.full(10, (1 - probability) / 9, np.float32)
+    probabilities[digit] = probability
+    accepted = None if reason is None else not reason
+    return Prediction(digit, probabilities, 0.0, (digit,), accepted, reason or "")
+
+
+def whole(candidates: Candidates) -> list[list[Box]]:
+    """The boxes of the candidates of one piece, line by line."""
+    return [[c.box for c in line if c.last - c.first == 1] for line in candidates.lines]
+
+
+def test_digits_are_in_reading_order_whatever_their_height_on_the_line() -> None:
+    strokes = [(300, 42, 308, 90), (100, 30, 108, 80), (200, 50, 208, 101)]
+    below = [(150, 150, 158, 200), (60, 160, 68, 205)]
+    found = candidates_on(page((400, 260), strokes + below), 10)
+    assert [[box.left for box in line] for line in whole(found)] == [[100, 200, 300], [60, 150]]
+
+
+def test_a_line_may_rise() -> None:
+    strokes = [(x, 300 - x // 3, x + 8, 350 - x // 3) for x in range(30, 600, 60)]
+    (line,) = whole(candidates_on(page((640, 400), strokes), 20))
+    assert [box.left for box in line] == list(range(30, 600, 60))
+
+
+def test_boxes_are_in_pixels_of_a_large_picture() -> None:
+    ((box,),) = whole(candidates_on(page((2600, 1300), [(1000, 400, 1100, 900)]), 4))
+    assert np.abs(np.array(box) - (1000, 400, 1101, 901)).max() <= 8
+
+
+def test_boxes_are_in_pixels_of_a_jpeg_that_is_decoded_at_half_its_size() -> None:
+    file = io.BytesIO()
+    page((2400, 1600), [(1000, 400, 1100, 900)]).save(file, "JPEG")
+    image = open_picture(file.getvalue(), 16_000_000, 1_000_000)
+    assert image.size != (2400, 1600)
+    ((box,),) = whole(candidates_on(image, 4))
+    assert np.abs(np.array(box) - (1000, 400, 1101, 901)).max() <= 16
+
+
+def test_bright_ink_on_a_dark_page_is_ink() -> None:
+    picture = page((300, 200), [(100, 50, 110, 120)])
+    inverted = picture.point(lambda value: 255 - value)
+    assert np.array_equal(ink_on(picture) > 96, ink_on(inverted) > 96)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_blank_page_has_no_candidates(level: int) -> None:
+    lines, pixels = candidates_on(Image.new("L", (500, 300), level), 10)
+    assert (lines, pixels.shape) == ([], (0, 28, 28))
+
+
+def test_specks_and_underlines_are_no_digits() -> None:
+    strokes = [(100, 50, 108, 120), (200, 50, 208, 120), (20, 20, 23, 23), (90, 128, 230, 131)]
+    assert [len(line) for line in whole(candidates_on(page((300, 200), strokes), 10))] == [2]
+
+
+def test_too_many_digits_are_refused_with_the_setting_named() -> None:
+    strokes = [(x, y, x + 4, y + 20) for x in range(10, 390, 15) for y in range(10, 360, 40)]
+    with pytest.raises(RequestTooLarge, match=r"more than 20 digits.*max_read_digits"):
+        candidates_on(page((400, 400), strokes), 20)
+
+
+def test_the_candidates_of_noise_are_bounded() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600), np.uint8)
+    assert len(find_digits(noise, 50).pixels) <= 4 * 50 * 15
+    dust = np.where(noise > 250, 255, 0).astype(np.uint8)
+    with pytest.raises(RequestTooLarge, match="max_read_digits"):
+        find_digits(np.kron(dust[:200, :200], np.ones((3, 3), np.uint8)), 50)
+
+
+def test_a_wide_piece_is_cut_and_also_a_candidate_as_a_whole() -> None:
+    # Two bars that a thin bridge joins.
+    joined = [(100, 50, 130, 130), (170, 50, 200, 130), (130, 88, 170, 91)]
+    (line,) = candidates_on(page((300, 200), joined), 10).lines
+    boxes = {candidate.box for candidate in line}
+    assert any(np.abs(np.array(box) - (100, 50, 201, 131)).max() <= 1 for box in boxes)
+    assert any(abs(box.left - 100) <= 1 and 130 <= box.right < 170 for box in boxes)
+
+
+def line_of(*spans: tuple[int, int]) -> list[Candidate]:
+    return [Candidate(first, last, Box(first, 0, last, 1), 0.0) for first, last in spans]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "text"),
+    [
+        (["", "", "several_digits"], "12"),
+        (["not_a_digit", "not_a_digit", ""], "3"),
+        (["", "", ""], "3"),
+        (["not_a_digit", "", "unsure"], "3"),
+        (["not_a_digit", "not_a_digit", "not_a_digit"], "?"),
+        ([None, None, None], "3"),
+    ],
+)
+def test_the_way_with_the_fewest_refusals_is_chosen(reasons: list[str | None], text: str) -> None:
+    candidates = Candidates([line_of((0, 1), (1, 2), (0, 2))], np.zeros((3, 28, 28), np.uint8))
+    predictions = [
+        prediction(digit, 0.9, reason) for digit, reason in zip((1, 2, 3), reasons, strict=True)
+    ]
+    assert choose(candidates, predictions).text == text
+
+
+def test_lines_are_chosen_on_their_own() -> None:
+    lines = [line_of((0, 1)), line_of((0, 1), (1, 2))]
+    candidates = Candidates(lines, np.zeros((3, 28, 28), np.uint8))
+    reading = choose(candidates, [prediction(4), prediction(5), prediction(6, 0.4, "unsure")])
+    assert (reading.text, reading.lines) == ("4\n56", ["4", "56"])
+    assert [digit.line for digit in reading.digits] == [0, 1, 1]
+    assert reading.digits[0] == ReadDigit(Box(0, 0, 1, 1), 0, reading.digits[0].prediction)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 180), st.integers(0, 120), st.integers(1, 90), st.integers(1, 60)),
+        max_size=12,
+    )
+)
+@settings(max_examples=60)
+def test_digits_are_inside_the_picture_and_ordered(
+    boxes: list[tuple[int, int, int, int]],
+) -> None:
+    strokes = [(x, y, x + width, y + height) for x, y, width, height in boxes]
+    picture = page((200, 140), strokes)
+    try:
+        candidates = candidates_on(picture, 64)
+    except RequestTooLarge:
+        return
+    count = sum(map(len, candidates.lines))
+    assert candidates.pixels.shape == (count, 28, 28)
+    reading = choose(candidates, [prediction(index % 10) for index in range(count)])
+    assert len(reading.lines) == len(candidates.lines)
+    assert len(reading.digits) == sum(map(len, reading.lines)) <= 4 * 64
+    assert [digit.line for digit in reading.digits] == sorted(d.line for d in reading.digits)
+    for digit in reading.digits:
+        left, top, right, bottom = digit.box
+        assert 0 <= left < right <= 200
+        assert 0 <= top < bottom <= 140
