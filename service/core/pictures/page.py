@@ -223,11 +223,11 @@ def _otsu(depth: Floats) -> float:
     if high - low < 1e-6:
         return high
     counts, edges = np.histogram(depth, 64, (low, high))
-    below = counts.cumsum()
+    below = counts.cumsum().astype(np.float64)  # the square below exceeds 64 bits
     sums = (counts * np.arange(64)).cumsum()
     above = below[-1] - below
     with np.errstate(divide="ignore", invalid="ignore"):
-        between = (sums[-1] * below - sums * below[-1]) ** 2 / (below * above.astype(np.float64))
+        between = (sums[-1] * below - sums * below[-1]) ** 2 / (below * above)
     best = int(np.nanargmax(np.where(above > 0, between, -1)))
     return float(edges[best + 1])
 

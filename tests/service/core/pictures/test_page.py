@@ -164,3 +164,11 @@ def test_closing_is_the_lowest_square_that_covers(h: int, w: int, size: int, see
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size)).max((2, 3))
     expected = np.lib.stride_tricks.sliding_window_view(windows, (size, size)).min((2, 3))
     assert np.array_equal(closed(plane[None], size)[0], expected)
+
+
+@pytest.mark.parametrize("pen", [4, 12, 24, 40])
+def test_strokes_of_any_width_are_ink(pen: int) -> None:
+    strokes = np.zeros((128, 128), np.float32)
+    strokes[14:114, 64 - pen // 2 : 64 + pen // 2] = strokes[94:114, 20:108] = 1
+    for image in (picture(255 * (1 - strokes)), picture(255 * strokes)):
+        assert np.array_equal(ink_on(image) >= 96, strokes > 0)
