@@ -68,7 +68,7 @@ def decode(image: Image.Image) -> None:
     try:
         pixels = image.width * image.height
         is_costly = image.format == "WEBP" or (
-            image.format == "JPEG" and not _can_be_reduced(image)
+            isinstance(image, JpegImagePlugin.JpegImageFile) and not _can_be_reduced(image)
         )
         one_at_a_time = pixels > _MANY_COEFFICIENTS and is_costly
         with _coefficients if one_at_a_time else contextlib.nullcontext():
