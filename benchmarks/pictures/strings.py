@@ -42,11 +42,11 @@ class Number(NamedTuple):
 class Strings(NamedTuple):
     """The result for one variant.
 
-    `exact` is the share of numbers whose text is exactly right; `single` is the accuracy on the
+    `exact` is the share of numbers whose text is exactly right. `single` is the accuracy on the
     same digits, each drawn alone in the same way and classified as /predict does, so that errors of
-    segmentation do not lower what reading is compared with; `product` is the mean over the numbers of
-    `single` to the power of their length; `ms_per_megapixel` is CPU time per megapixel of picture,
-    from the decoded picture to the text, with the runs of the model.
+    segmentation do not lower what reading is compared with. `product` is the mean over the numbers
+    of `single` to the power of their length. `ms_per_megapixel` is CPU time per megapixel of
+    picture, from the decoded picture to the text, with the runs of the model.
     """
 
     exact: float
