@@ -2,8 +2,8 @@
 
 Strokes are the digit's own shape, scaled up by bicubic interpolation and cut at half its height;
 other widths are level sets of its blurred skeleton. Paper is Gaussian noise in octaves, noise is
-Gaussian, shadows are half planes, light falls off along a line, dust is round, blur is Gaussian,
-colours are random hues.
+Gaussian, shadows are half planes and strips, light falls off along a line, dust is round, blur is
+Gaussian, colours are random hues.
 """
 
 from __future__ import annotations
@@ -60,11 +60,14 @@ def noise(shape: Shape, sigma: float, random: np.random.Generator) -> Plane:
 
 
 def shadow(shape: Shape, depth: float, random: np.random.Generator) -> Plane:
-    """A half plane with a soft edge that passes near the centre."""
+    """A half plane or a strip, with a soft edge, that passes near the centre."""
     y, x = coordinates(shape)
     angle, size = random.uniform(0, 2 * np.pi), min(shape)
     away = x * np.cos(angle) + y * np.sin(angle) - random.uniform(-0.25, 0.25) * size
-    soft = random.uniform(0.01, 0.12) * size
+    soft = random.uniform(0.005, 0.12) * size
+    if random.random() < 0.5:  # as of an arm or a pencil
+        away = random.uniform(0.07, 0.25) * size - np.abs(away)
+        soft = min(soft, 0.04 * size)
     return as_plane(1 - depth / (1 + np.exp(np.clip(-away / soft, -30, 30))))
 
 

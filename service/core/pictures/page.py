@@ -36,6 +36,15 @@ LEAST_CONTRAST = 0.1
 # threshold splits the texture of blank paper at 2.5 to 3.5; of 3,150 pictures of digits, none is
 # below 8.
 _LEAST_SEPARATION = 5.0
+# Ink of at least this is part of a stroke.
+IS_INK = 96
+# A shadow takes at least this part of what seems to be ink, and is at most so deep, by the strokes.
+_SHADOW = 0.1
+_LIGHTER = 0.85
+# A smaller square, in pixels, does not hold the stroke of a pen.
+_THIN = 9
+# The depths of a pen without a shadow differ by less than this, by their mean, on a sharp picture.
+_EVEN = 0.14
 # Grey levels added to both, so that noise in the dark is not taken for ink.
 _LEAST_LIGHT = 12
 _TURNS = {
@@ -121,31 +130,66 @@ def ink_of(picture: Image.Image) -> Page:
     if values.ndim == 2:
         values = values[:, :, None]
     planes = np.ascontiguousarray(values.transpose(2, 0, 1))
-    bright = [_ink_is_bright(plane) for plane in planes]
-    planes = np.where(np.reshape(bright, (-1, 1, 1)), 255 - planes, planes)
-    paper = closed(planes, _stroke(planes.shape[1:]))
-    # The darker of ink and paper, by the brighter.
-    planes, paper = planes.astype(np.float32), paper.astype(np.float32)
-    flip = np.reshape(bright, (-1, 1, 1))
-    darker = np.where(flip, 255 - paper, planes) + _LEAST_LIGHT
-    depth = 1 - darker / (np.where(flip, 255 - planes, paper) + _LEAST_LIGHT)
-    depth = depth[0] if len(depth) == 1 else _joined(depth)
-    level = _otsu(depth)
-    is_ink = depth > level
-    peak, contrast = 0.0, 0.0
-    if is_ink.any():
-        peak = float(depth[is_ink].mean())
-        paper_depth = depth[~is_ink]
-        contrast = (peak - float(paper_depth.mean())) / (float(paper_depth.std()) + 1e-3)
-    if peak < LEAST_CONTRAST or contrast < _LEAST_SEPARATION:
+    bright = np.reshape([_ink_is_bright(plane) for plane in planes], (-1, 1, 1))
+    planes = np.where(bright, 255 - planes, planes)
+    stroke = _stroke(planes.shape[1:])
+    depth = _depth(planes, bright, stroke)
+    ink = _ink(depth)
+    # A shadow that is narrower than the square is taken for ink. A smaller square still holds the
+    # strokes of most pens. What it makes paper was a shadow if it is lighter than what it leaves.
+    for square in (stroke // 2 | 1, stroke // 3 | 1):
+        if ink is None or square < _THIN or _spread(depth[ink >= IS_INK]) < _EVEN:
+            break
+        again = _ink(_depth(planes, bright, square))
+        if again is None:
+            continue
+        is_ink, is_left = ink >= IS_INK, again >= IS_INK
+        gone = is_ink & ~is_left
+        if (
+            np.count_nonzero(gone) > _SHADOW * np.count_nonzero(is_ink)
+            and depth[gone].mean() < _LIGHTER * depth[is_left].mean()
+        ):
+            ink = again
+    if ink is None:
         hint = (
             "No ink was found; is the pen darker or lighter than the paper by at least "
             f"{LEAST_CONTRAST:.0%} of its brightness?"
         )
-        return Page(np.zeros(depth.shape, np.uint8), scale, hint, picture)
+        return Page(np.zeros(planes.shape[1:], np.uint8), scale, hint, picture)
+    return Page(ink, scale, "", picture)
+
+
+def _depth(planes: Ink, bright: npt.NDArray[np.bool_], stroke: int) -> Floats:
+    """How much light the ink takes, float32 [H,W], of planes [C,H,W] on which it is dark.
+
+    `bright` [C,1,1] says which of them are inverted; no stroke is as wide as `stroke` pixels.
+    """
+    closing = closed(planes, stroke)
+    # The darker of ink and paper, by the brighter.
+    dark, paper = planes.astype(np.float32), closing.astype(np.float32)
+    darker = np.where(bright, 255 - paper, dark) + _LEAST_LIGHT
+    depth: Floats = 1 - darker / (np.where(bright, 255 - dark, paper) + _LEAST_LIGHT)
+    return depth[0] if len(depth) == 1 else _joined(depth)
+
+
+def _ink(depth: Floats) -> Ink | None:
+    """The ink uint8 [H,W] of that depth; None if there is none."""
+    level = _otsu(depth)
+    is_ink = depth > level
+    if not is_ink.any():
+        return None
+    peak, paper = float(depth[is_ink].mean()), depth[~is_ink]
+    contrast = (peak - float(paper.mean())) / (float(paper.std()) + 1e-3)
+    if peak < LEAST_CONTRAST or contrast < _LEAST_SEPARATION:
+        return None
     floor = 0.5 * level  # the edge of a stroke
-    ink = np.clip((depth - floor) * (255 / (peak - floor)), 0, 255)
-    return Page(ink.astype(np.uint8), scale, "", picture)
+    ink: Ink = np.clip((depth - floor) * (255 / (peak - floor)), 0, 255).astype(np.uint8)
+    return ink
+
+
+def _spread(depths: Floats) -> float:
+    """The standard deviation of depths by their mean."""
+    return float(depths.std() / depths.mean())
 
 
 def closed(planes: Ink, size: int) -> Ink:

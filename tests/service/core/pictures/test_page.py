@@ -46,6 +46,16 @@ def test_ink_is_the_same_in_any_light_and_polarity(shade: str, paper: int, pen: 
     assert closeness(ink_on(image), CLEAN) > 0.92
 
 
+@pytest.mark.parametrize("width", [30, 45, 60])
+@pytest.mark.parametrize(("paper", "pen"), [(230, 30), (200, 60), (30, 230)])
+def test_a_narrow_shadow_is_no_ink(width: int, paper: int, pen: int) -> None:
+    """As of an arm or a pencil: strokes are darker than the shadow, in it and beside it."""
+    y, x = np.mgrid[0:240, 0:200]
+    light = np.where(np.abs(x + y - 220) < width, 0.6, 1.0)
+    image = picture((paper + (pen - paper) * STROKES) * light)
+    assert closeness(ink_on(image), CLEAN) > 0.92
+
+
 @pytest.mark.parametrize(
     ("paper", "pen"),
     [
