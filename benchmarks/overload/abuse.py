@@ -40,7 +40,7 @@ _SETTINGS = {_IDLE: {"MNIST_MAX_CONNECTIONS": "64", "MNIST_HEALTH_PORT": "{spare
 
 def models(folder: Path) -> Path:
     """A repository with the shipped model, one of 50 ms, a loop of 8 s and a transformer."""
-    shutil.copytree(ROOT / "models" / "mnist" / "1", folder / "mnist" / "1", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "models" / "mnist" / "2", folder / "mnist" / "1", dirs_exist_ok=True)
     for name, write in (
         ("slow", lambda file: write_slow(file, 0.05)),
         ("loop", lambda file: write_loop(file, 8.0, 10_000)),

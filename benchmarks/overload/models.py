@@ -40,7 +40,8 @@ def repository(name: str) -> Path:
 
 def onnx_file(name: str) -> Path:
     """The ONNX file of a model; call `repository` first."""
-    return (ROOT / "models" if name == "fast" else MODELS / "slow") / "mnist" / "1" / "model.onnx"
+    version = ROOT / "models/mnist/2" if name == "fast" else MODELS / "slow/mnist/1"
+    return version / "model.onnx"
 
 
 def run_seconds(file: Path, images: int = _BATCH) -> float:

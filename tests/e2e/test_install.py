@@ -123,7 +123,7 @@ def test_without_a_repository_the_packaged_model_is_served_until_there_is_one(
 ) -> None:
     predict = installed / "mnist-predict"
     with serving(tmp_path, installed / "mnist-serve") as addresses:
-        assert version_that_finds_the_seven(tmp_path, addresses, predict) == "1"
+        assert version_that_finds_the_seven(tmp_path, addresses, predict) == "2"
         assert "serving the model that comes with the package" in addresses.log.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["serve.log"]
 
@@ -146,7 +146,7 @@ def test_pipx_starts_a_server_from_the_wheel_alone(
     pipx = [tools / "pipx", "run", "--spec", f"{release.wheel}[cpu]"]
     run(*pipx, "mnist-serve", "--help", cwd=cwd)  # installs it
     with serving(cwd, *pipx, "mnist-serve") as addresses:
-        assert version_that_finds_the_seven(cwd, addresses, *pipx, "mnist-predict") == "1"
+        assert version_that_finds_the_seven(cwd, addresses, *pipx, "mnist-predict") == "2"
 
 
 def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Release) -> None:
