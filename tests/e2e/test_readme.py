@@ -107,10 +107,10 @@ def test_make_run_trains_publishes_serves_and_predicts(running: Foreground, tree
     accuracy = re.search(r"Test accuracy (\d+\.\d+)%", running.output)
     assert accuracy is not None
     assert float(accuracy[1]) >= 99.5
-    assert (tree / "models" / "mnist" / "2" / "model.onnx").exists()
+    assert (tree / "models" / "mnist" / "3" / "model.onnx").exists()
     for transport in ("over HTTP", "over gRPC"):
         shown = running.output.split(f"docs/seven.png {transport}")[1]
-        assert shown.index("It is a 7") < shown.index("mnist version 2")
+        assert shown.index("It is a 7") < shown.index("mnist version 3")
 
 
 @pytest.mark.usefixtures("running")
