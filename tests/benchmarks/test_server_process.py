@@ -40,7 +40,11 @@ def test_processes_that_leave_their_parent_are_counted_and_stopped(tmp_path: Pat
         assert 0 < largest < total
     finally:
         server.stop()
-    assert server.pids() == []
+    # A killed process whose parent has ended exists until the system's first process reaps it.
+    end = time.monotonic() + 60
+    while server.pids():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_frozen_server_uses_no_cpu_until_it_is_thawed(tmp_path: Path):
