@@ -48,8 +48,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     explain = _FLAGS.get(query.get("explain", "").lower())
     if explain is None:
         raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
-    header = request.header("content-type") or ""
-    content_type = header.partition(";")[0].strip().lower()
+    content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = None
     pixels: bytes | None = None
     values: Array | None = None
@@ -57,20 +56,8 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         picture = request.body
     elif content_type == OCTETS:
         pixels = request.body
-    elif content_type == JSON:
-        size, limit = len(request.body), digits.max_json_bytes
-        check_json_size(size, limit)
-        if size > INLINE_BYTES:
-            values, picture = await off_loop(input_of_json, request.body, limit, size=size)
-        else:
-            values, picture = input_of_json(request.body, limit)
-    elif content_type == FORM:
-        picture = partial(picture_of_form, request.body, header)
     else:
-        raise UnsupportedMediaType(
-            f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, {FORM}, "
-            f"{' or '.join(PICTURES)}."
-        )
+        values, picture = await form_or_json(request, digits.max_json_bytes, (JSON, OCTETS, FORM))
     answer = await digits.classify(
         picture=picture,
         pixels=pixels,
@@ -112,6 +99,30 @@ def fields_of(rows: Sequence[Prediction]) -> list[dict[str, Any]]:
         if prediction["accepted"] is not False:
             del prediction["reason"], prediction["hint"]
     return predictions
+
+
+async def form_or_json(
+    request: HttpRequest, max_json_bytes: int, accepted: Sequence[str]
+) -> tuple[Array | None, Picture | None]:
+    """What a form or a JSON body holds: numbers, or a picture.
+
+    Raises UnsupportedMediaType for another content type, which names those of `accepted`, and
+    pictures.
+    """
+    body, header = request.body, request.header("content-type") or ""
+    content_type = header.partition(";")[0].strip().lower()
+    if content_type == FORM:
+        return None, partial(picture_of_form, body, header)
+    if content_type != JSON:
+        raise UnsupportedMediaType(
+            f"Content-Type is '{excerpt(content_type)}'; send {', '.join(accepted)}, "
+            f"{' or '.join(PICTURES)}."
+        )
+    size = len(body)
+    check_json_size(size, max_json_bytes)
+    if size > INLINE_BYTES:
+        return await off_loop(input_of_json, body, max_json_bytes, size=size)
+    return input_of_json(body, max_json_bytes)
 
 
 def input_of_json(body: bytes, max_json_bytes: int) -> tuple[Array | None, Picture | None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from service.core.errors import InvalidArgument, UnsupportedMediaType, excerpt
-from service.core.off_loop import INLINE_BYTES, off_loop
-from service.http.digits import fields_of, input_of_json, model_of
-from service.http.message import JSON, HttpRequest, HttpResponse, check_json_size, json_response
-from service.http.pictures import FORM, PICTURES, picture_of_form
+from service.core.errors import InvalidArgument
+from service.core.off_loop import off_loop
+from service.http.digits import fields_of, form_or_json, model_of
+from service.http.message import JSON, HttpRequest, HttpResponse, json_response
+from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS, Digits, Picture, ReadAnswer
 
 
@@ -21,29 +20,12 @@ async def read(digits: Digits, request: HttpRequest) -> HttpResponse:
     InvalidArgument for a body that does not match its content type.
     """
     model, version = model_of(request)
-    header = request.header("content-type") or ""
-    content_type = header.partition(";")[0].strip().lower()
-    picture: Picture | None
-    if content_type in PICTURES:
-        picture = request.body
-    elif content_type == FORM:
-        picture = partial(picture_of_form, request.body, header)
-    elif content_type == JSON:
-        size, limit = len(request.body), digits.max_json_bytes
-        check_json_size(size, limit)
-        if size > INLINE_BYTES:
-            _, picture = await off_loop(input_of_json, request.body, limit, size=size)
-        else:
-            _, picture = input_of_json(request.body, limit)
-        if picture is None:
-            raise InvalidArgument(
-                "image: must be a picture as a data URL; numbers are for /predict."
-            )
-    else:
-        raise UnsupportedMediaType(
-            f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {FORM}, "
-            f"{' or '.join(PICTURES)}."
-        )
+    content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
+    picture: Picture | None = request.body
+    if content_type not in PICTURES:
+        _, picture = await form_or_json(request, digits.max_json_bytes, (JSON, FORM))
+    if picture is None:
+        raise InvalidArgument("image: must be a picture as a data URL; numbers are for /predict.")
     answer = await digits.read(picture, model=model, version=version, caller=request.caller)
     if len(answer.digits) > INLINE_ROWS:
         return await off_loop(_response, answer, size=784 * len(answer.digits))

@@ -100,7 +100,7 @@ def _printed_digit(source: _Source) -> tuple[Ink, int]:
 
 
 def _turned(source: _Source) -> tuple[Ink, int]:
-    """A digit in a mirror or on its side, of those that stop being digits by that."""
+    """A mirrored digit, or one on its side, of the classes that are then no digits any more."""
     if source.random.random() < 0.5:
         return _digit(source, (3, 4, 7, 9))[:, ::-1], NOT_A_DIGIT
     return np.rot90(_digit(source, (2, 3, 4, 5, 6, 9)), source.random.choice((1, 3))), NOT_A_DIGIT

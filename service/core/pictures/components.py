@@ -11,10 +11,8 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
-from service.core.pictures.page import Ink
+from service.core.pictures.page import IS_INK, Ink
 
-# From this value on, a pixel belongs to a stroke.
-IS_INK = 96
 Mask = npt.NDArray[np.bool_]
 _SLOPES = np.linspace(-0.08, 0.08, 17)  # tan of up to 4.6 degrees
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from service.core.digits import SIDE, Pixels
 from service.core.pictures import page as pages
-from service.core.pictures.components import IS_INK, components_of, digit_of, without_lines
+from service.core.pictures.components import components_of, digit_of, without_lines
 from service.core.pictures.files import decode
-from service.core.pictures.page import Ink, ink_of, upright
+from service.core.pictures.page import IS_INK, Ink, ink_of, upright
 
 _BOX = 20
 _IS_SEEN = [0] * 80 + [255] * 176

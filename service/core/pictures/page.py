@@ -36,7 +36,7 @@ LEAST_CONTRAST = 0.1
 # threshold splits the texture of blank paper at 2.5 to 3.5; of 3,150 pictures of digits, none is
 # below 8.
 _LEAST_SEPARATION = 5.0
-# Ink of at least this is part of a stroke.
+# From this value on, a pixel of ink belongs to a stroke.
 IS_INK = 96
 # A shadow takes at least this part of what seems to be ink, and is at most so deep, by the strokes.
 _SHADOW = 0.1
@@ -130,7 +130,7 @@ def ink_of(picture: Image.Image) -> Page:
     if values.ndim == 2:
         values = values[:, :, None]
     planes = np.ascontiguousarray(values.transpose(2, 0, 1))
-    bright = np.reshape([_ink_is_bright(plane) for plane in planes], (-1, 1, 1))
+    bright = np.reshape([ink_is_bright(plane) for plane in planes], (-1, 1, 1))
     planes = np.where(bright, 255 - planes, planes)
     stroke = _stroke(planes.shape[1:])
     depth = _depth(planes, bright, stroke)
@@ -226,14 +226,7 @@ def _stroke(shape: tuple[int, ...]) -> int:
     return max(3, max(shape) // 3 | 1)
 
 
-def _grey(planes: Ink) -> Ink:
-    grey: Ink = (
-        (planes[0] * np.uint16(77) + planes[1] * np.uint16(150) + planes[2] * np.uint16(29)) >> 8
-    ).astype(np.uint8)
-    return grey
-
-
-def _ink_is_bright(grey: Ink) -> bool:
+def ink_is_bright(grey: Ink) -> bool:
     """Whether the logarithm of grey is skewed to the bright side."""
     logs = np.log(grey.astype(np.float32) + 16)
     logs -= logs.mean()

@@ -25,7 +25,7 @@ from service.core.digits import SIDE, Pixels, Prediction
 from service.core.errors import RequestTooLarge
 from service.core.pictures.components import without_lines
 from service.core.pictures.digit import fit_digit
-from service.core.pictures.page import LEAST_CONTRAST, Ink, closed, upright
+from service.core.pictures.page import LEAST_CONTRAST, Ink, closed, ink_is_bright, upright
 
 # Ink levels of 255 that belong to a stroke.
 _STROKE = 96
@@ -149,9 +149,7 @@ def ink_on(picture: Image.Image) -> Ink:
         picture = picture.convert("L")
     grey = np.asarray(picture)
     factor = -(-max(grey.shape) // _PAPER_SIDE)
-    logs = np.log(grey[::3, ::3].astype(np.float32) + 16)
-    logs -= logs.mean()
-    if float((logs * logs * logs).mean()) > 0:  # bright ink on a dark page
+    if ink_is_bright(grey[::3, ::3]):
         grey = 255 - grey
     height, width = grey.shape
     small = np.asarray(Image.fromarray(grey).reduce(factor))
