@@ -20,6 +20,7 @@ from benchmarks.paths import MODELS, ROOT
 
 Pixels = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
+Output = npt.NDArray[np.generic]
 
 NAMES = ("fast", "mlp")
 _SHIPPED = ROOT / "models" / "mnist" / "2" / "model.onnx"

@@ -11,10 +11,12 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks import served_models
-from benchmarks.served_models import Pixels, Probabilities
+from benchmarks.served_models import Output, Pixels
 from service.runtime.session import SessionOptions, load
 
-Run = Callable[[Pixels], Sequence[Probabilities]]
+Run = Callable[[Pixels], Sequence[Output]]
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(bool)": np.bool_, "tensor(uint8)": np.uint8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def make_run(configuration: Configuration, files: Mapping[str, Path]) -> Run:
     if not part:
         return run
 
-    def in_parts(images: Pixels) -> Sequence[Probabilities]:
+    def in_parts(images: Pixels) -> Sequence[Output]:
         if len(images) <= part:
             return run(images)
         parts = [run(images[start : start + part]) for start in range(0, len(images), part)]
@@ -106,9 +108,9 @@ def _options(configuration: Configuration) -> ort.SessionOptions:
 
 
 def _call(session: ort.InferenceSession, configuration: Configuration) -> Run:
-    names = [node.name for node in session.get_outputs()]
     if configuration.call == "bound":
-        return _bound(session, names)
+        return _bound(session)
+    names = [node.name for node in session.get_outputs()]
     run = session.run if configuration.call == "run" else session._sess.run
     options = ort.RunOptions() if configuration.arena == "shrunk" else None
     if options is not None:
@@ -116,15 +118,22 @@ def _call(session: ort.InferenceSession, configuration: Configuration) -> Run:
     return lambda images: run(names, {"image": images}, options)
 
 
-def _bound(session: ort.InferenceSession, names: Sequence[str]) -> Run:
-    bindings: dict[int, tuple[ort.IOBinding, list[Probabilities]]] = {}
+def _bound(session: ort.InferenceSession) -> Run:
+    nodes = session.get_outputs()
+    dtypes = [_DTYPES[node.type] for node in nodes]
+    bindings: dict[int, tuple[ort.IOBinding, list[Output]]] = {}
 
-    def run(images: Pixels) -> Sequence[Probabilities]:
+    def run(images: Pixels) -> Sequence[Output]:
         if len(images) not in bindings:
-            outputs = [np.empty((len(images), 10), np.float32) for _ in names]
+            # Every dimension but the first is fixed.
+            outputs: list[Output] = [
+                np.empty((len(images), *node.shape[1:]), dtype)
+                for node, dtype in zip(nodes, dtypes, strict=True)
+            ]
             binding = session.io_binding()
-            for name, output in zip(names, outputs, strict=True):
-                binding.bind_output(name, "cpu", 0, np.float32, output.shape, output.ctypes.data)
+            for node, output in zip(nodes, outputs, strict=True):
+                address = output.ctypes.data
+                binding.bind_output(node.name, "cpu", 0, output.dtype, output.shape, address)
             bindings[len(images)] = binding, outputs
         binding, outputs = bindings[len(images)]
         binding.bind_cpu_input("image", images)

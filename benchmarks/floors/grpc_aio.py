@@ -14,6 +14,7 @@ import uvloop
 from benchmarks.floors.session import Model
 from service.stubs.inference import inference_pb2, inference_pb2_grpc
 
+_DATATYPES = {"float32": "FP32", "bool": "BOOL", "uint8": "UINT8"}
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 1)]
 
 
@@ -26,11 +27,13 @@ class Servicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(  # noqa: N802 - the name in the protocol
         self, request: inference_pb2.ModelInferRequest, context: Any
     ) -> inference_pb2.ModelInferResponse:
-        """Answer with logits and probabilities."""
+        """Answer with every output of the model."""
         images = np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(-1, 28, 28)
         answer = inference_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, values in zip(("logits", "probabilities"), self._model.run(images), strict=True):
-            answer.outputs.add(name=name, datatype="FP32", shape=values.shape)
+        for name, values in self._model.run(images).items():
+            answer.outputs.add(
+                name=name, datatype=_DATATYPES[values.dtype.name], shape=values.shape
+            )
             answer.raw_output_contents.append(values.tobytes())
         return answer
 

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import orjson
 from PIL import Image
 
-from benchmarks.served_models import Pixels, Probabilities
+from benchmarks.served_models import Output, Pixels
 
 
 def make_session(path: Path) -> ort.InferenceSession:
@@ -28,10 +28,11 @@ class Model:
     def __init__(self) -> None:
         self._session = make_session(Path(os.environ["MODEL_PATH"]))
 
-    def run(self, images: Pixels) -> tuple[Probabilities, Probabilities]:
-        """Logits and probabilities [N,10] of images [N,28,28]."""
-        logits, probabilities = self._session.run(None, {"image": images})
-        return logits, probabilities
+        self._names = [node.name for node in self._session.get_outputs()]
+
+    def run(self, images: Pixels) -> dict[str, Output]:
+        """All outputs for images [N,28,28] by name: `logits` and `probabilities` are [N,10]."""
+        return dict(zip(self._names, self._session.run(None, {"image": images}), strict=True))
 
     def answer(self, body: bytes, content_type: str) -> bytes:
         """The probabilities, as JSON, for raw pixels or a PNG."""
@@ -39,5 +40,5 @@ class Model:
             images = np.asarray(Image.open(io.BytesIO(body)))[None]
         else:
             images = np.frombuffer(body, np.uint8).reshape(-1, 28, 28)
-        _, probabilities = self.run(images)
-        return orjson.dumps({"probabilities": probabilities}, option=orjson.OPT_SERIALIZE_NUMPY)
+        answer = {"probabilities": self.run(images)["probabilities"]}
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

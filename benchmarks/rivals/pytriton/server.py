@@ -15,7 +15,7 @@ session = ort.InferenceSession(os.environ["MODEL_PATH"], options)
 
 @batch
 def infer(image):
-    logits, probabilities = session.run(None, {"image": image})
+    logits, probabilities = session.run(["logits", "probabilities"], {"image": image})
     return {"logits": logits, "probabilities": probabilities}
 
 
