@@ -117,6 +117,7 @@ class Service:
             make_batcher=make_batcher,
             executor=self.executor,
             keep=settings.versions,
+            only=settings.models_to_load,
             on_change=self._models_changed,
         )
         regions = SharedRegions(settings.shared_memory_regions, settings.max_request_bytes)
@@ -133,6 +134,8 @@ class Service:
             regions,
             overloaded=self.overloaded,
             max_json_bytes=settings.max_json_bytes,
+            server_name=settings.server_name,
+            typed_answers=settings.typed_answers,
         )
         self.digits = Digits(
             self.repository,
@@ -220,12 +223,13 @@ class Service:
                 await asyncio.sleep(_REMINDER_S)
 
     async def watch(self) -> None:
-        """Look for new versions every `poll_interval` seconds."""
+        """Every `poll_interval` seconds, catch up with other workers and look for new versions."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
             try:
                 await self.administration.shared_state.catch_up()
-                await self.repository.refresh()
+                if self.settings.polls:
+                    await self.repository.refresh()
             except ProviderUnavailable as error:
                 log.error("A new version cannot be served: %s.", error)
             except OSError as error:
@@ -367,8 +371,7 @@ class Worker:
             self._health = HealthPort(service.http_app, settings.host, settings.health_port)
             self._health.start()
         service.models_changed = self._grpc.publish_health
-        if settings.poll_interval:
-            self._watching = loop.create_task(service.watch())
+        self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_connections = loop.create_task(
@@ -387,12 +390,17 @@ class Worker:
         if settings.health_port:
             where += f", health on port {settings.health_port}"
         if state.ready:
-            model = self._service.repository.get(settings.model)
+            repository = self._service.repository
+            names = [settings.model] if repository.versions(settings.model) else []
+            names = names or list(dict.fromkeys(model.name for model in repository.loaded))
+            models = [repository.get(name) for name in names]
             log.info(
-                "Serving %s version %s on %s: %s of %s.",
-                model.name,
-                model.version,
-                model.session.provider,
+                "Serving %s: %s of %s.",
+                ", ".join(
+                    f"{model.name} version {model.version} on {model.session.provider}"
+                    for model in models
+                )
+                or "no model yet",
                 where,
                 settings.host,
             )

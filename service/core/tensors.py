@@ -29,7 +29,7 @@ from service.core.errors import EXCERPT, InvalidArgument, excerpt
 from service.core.off_loop import PART
 
 _FIRST_INEXACT = 2.0**53  # as a double it may stand for 2^53 + 1 as well
-_MAX_NESTING = 16  # lists within lists; no served tensor has more dimensions
+_MAX_NESTING = 64  # lists within lists; as many dimensions as numpy has
 
 
 class TensorSpec(NamedTuple):
@@ -112,7 +112,7 @@ def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffe
 
 
 def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: Any) -> Array:
-    """Convert values, nested or flat in row-major order, to an array of `shape`.
+    """Convert values in row-major order, flat or nested in any regular way, to a `shape`d array.
 
     Raises InvalidArgument as `from_bytes` does, and for a value of another type or out of range:
     integers are never rounded or wrapped. Floats are rounded to the precision of the datatype.
@@ -120,7 +120,7 @@ def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: A
     check_spec(spec, datatype, shape)
     field = f"Input '{spec.name}'"
     if spec.datatype == BYTES:
-        return _shaped(spec, shape, strings(field, _flat(values, len(shape))))
+        return _shaped(spec, shape, strings(field, _flat(values)))
     if spec.datatype == BF16:
         exact = _finite(spec, numbers(field, values, np.dtype(np.float64)))
         return _shaped(spec, shape, _finite(spec, to_bfloat16(exact)))
@@ -198,7 +198,7 @@ def _flat_numbers(
 
 
 def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
-    if array.size != prod(shape) or (array.ndim > 1 and array.shape != tuple(shape)):
+    if array.size != prod(shape):  # nested otherwise is the same data, as for Triton
         raise InvalidArgument(
             f"Input '{spec.name}' has data of shape {list(array.shape)} ({array.size} values), "
             f"but its declared shape is {list(shape)} ({prod(shape)} values)."
@@ -206,13 +206,14 @@ def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
     return array.reshape(tuple(shape))
 
 
-def _flat(values: Sequence[Any], rank: int) -> Sequence[Any]:
-    """The leaves of lists that are nested at most `rank` deep."""
-    for _ in range(rank - 1):
-        if any(isinstance(value, list) for value in values):
-            values = [
-                leaf for value in values for leaf in (value if isinstance(value, list) else [value])
-            ]
+def _flat(values: Sequence[Any]) -> Sequence[Any]:
+    """The leaves of nested lists; lists below _MAX_NESTING stay among them."""
+    for _ in range(_MAX_NESTING):
+        if not any(isinstance(value, list) for value in values):
+            break
+        values = [
+            leaf for value in values for leaf in (value if isinstance(value, list) else [value])
+        ]
     return values
 
 

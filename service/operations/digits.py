@@ -19,7 +19,7 @@ from service.core.digits import (
     pixels_from_bytes,
     pixels_from_values,
 )
-from service.core.errors import InvalidArgument, ServiceError
+from service.core.errors import InvalidArgument, ModelNotFound, ServiceError
 from service.core.off_loop import MAX_JSON_BYTES, off_loop
 from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import open_picture
@@ -98,7 +98,7 @@ class Digits:
         self._max_pixels = max_image_pixels, max_decoded_pixels
         self._decoders = ThreadPoolExecutor(max_decodings, "decode")
 
-    async def classify(
+    async def classify(  # noqa: PLR0912 - one story, top to bottom
         self,
         *,
         picture: Picture | None = None,
@@ -142,7 +142,10 @@ class Digits:
             images = pixels_from_values(values)
         else:
             raise InvalidArgument("input: give either pixels or image.")
-        served = self._repository.get(model or self._default_model, version)
+        try:
+            served = self._repository.get(model or self._default_model, version)
+        except ModelNotFound as error:
+            raise self._not_found(error) from None
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
@@ -184,7 +187,10 @@ class Digits:
         """
         find = partial(candidates_on, most=self._max_read_digits)
         candidates = await self.decoded(picture, find)
-        served = self._repository.get(model or self._default_model, version)
+        try:
+            served = self._repository.get(model or self._default_model, version)
+        except ModelNotFound as error:
+            raise self._not_found(error) from None
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
@@ -197,6 +203,12 @@ class Digits:
         for digit in reading.digits:
             served.batcher.statistics.judgements[digit.prediction[4:6]] += 1
         return ReadAnswer(served.name, served.version, reading.digits, reading.lines, "")
+
+    def _not_found(self, error: ModelNotFound) -> ModelNotFound:
+        """The error, with the models that classify digits."""
+        names = {model.name for model in self._repository.loaded if model.layout is not None}
+        usable = ", ".join(sorted(names)) or "none"
+        return ModelNotFound(f"{error.message.removesuffix('.')}; for digits: {usable}.")
 
     async def decoded(self, picture: Picture, work: Callable[[Image.Image], T]) -> T:
         """Open a picture and do `work`, which decodes it, in one of the threads for that.
