@@ -22,7 +22,7 @@ from service.runtime.presented import reshaped
 log = logging.getLogger(__name__)
 
 _FOLDER = "warmup"
-_MOST_RUNS = 1000  # of one sample
+_MOST_RUNS = 100  # of one sample
 _MOST_BYTES = 1 << 30  # of one input
 _BF16_ONE = 0x3F80
 
