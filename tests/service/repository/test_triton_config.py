@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.service.linear_model import publish_linear
 
 READ = """
@@ -225,6 +227,78 @@ def test_every_field_with_an_effect_is_read_and_every_other_is_named(tmp_path: P
     ]
     assert set(sequence["ignored"]) - set(plain["ignored"]) == {"sequence_batching"}
     assert ensemble["ignored"] == ["ensemble_scheduling"]
+
+
+# Sets one field of the configuration after another, and prints what is then read: the ignored
+# fields, or the error. The names of messages with fields of either kind come as input.
+EACH_FIELD = """
+import json, pathlib, sys
+from google.protobuf import text_format
+from service.core.errors import ModelLoadError
+from service.repository.triton_config import read
+from service.stubs.inference.model_config_pb2 import ModelConfig
+
+divided = sys.argv[2].split()
+
+def set_field(message, field):
+    value = getattr(message, field.name)
+    entry = field.message_type
+    if entry and entry.GetOptions().map_entry:
+        key = 1 if entry.fields_by_name["key"].cpp_type != field.CPPTYPE_STRING else "k"
+        if entry.fields_by_name["value"].message_type:
+            value[key].SetInParent()
+        else:
+            value[key] = "v"
+    elif entry:
+        inner = value.add() if field.is_repeated else value
+        set_field(inner, entry.fields[0])
+        return inner
+    else:
+        scalar = "v" if field.cpp_type == field.CPPTYPE_STRING else 1
+        value.append(scalar) if field.is_repeated else setattr(message, field.name, scalar)
+
+def results_of(config, message, prefix):
+    for field in message.DESCRIPTOR.fields:
+        copy = type(config)()
+        path = prefix + field.name
+        target = copy
+        for name in prefix.split(".")[:-1]:
+            value = getattr(target, name)
+            target = value.add(name="v") if name in ("input", "output") else value
+            target.SetInParent()
+        inner = set_field(target, field)
+        if path in divided:
+            yield from results_of(copy, inner, path + ".")
+            continue
+        pathlib.Path(sys.argv[1], "config.pbtxt").write_text(text_format.MessageToString(copy))
+        try:
+            yield path, list(read(pathlib.Path(sys.argv[1])).ignored)
+        except ModelLoadError as error:
+            yield path, error.message
+
+json.dump(dict(results_of(ModelConfig(), ModelConfig(), "")), sys.stdout)
+"""
+
+
+def test_the_table_of_fields_says_of_each_what_the_server_does(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "models.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \| (honoured|warned) \|", text, re.M)
+    table = {path: kind for paths, kind in rows for path in re.findall(r"`([^`]+)`", paths)}
+    divided = {path.rpartition(".")[0] for path in table} - {""}
+    divided |= {path.partition(".")[0] for path in divided}
+    done = subprocess.run(
+        [sys.executable, "-c", EACH_FIELD, str(tmp_path), " ".join(divided)],
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    results: dict[str, list[str] | str] = json.loads(done.stdout)
+    assert results.keys() == table.keys()
+    assert len(results) > 40
+    for path, result in results.items():
+        # A value that is refused for what it is has an effect.
+        assert (result == [path]) is (table[path] == "warned"), (path, result)
+        assert isinstance(result, str) or result in ([], [path])
 
 
 def test_version_policies_are_read(tmp_path: Path) -> None:
