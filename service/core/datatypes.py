@@ -1,8 +1,8 @@
 """The datatypes of the Open Inference Protocol, including the two that numpy lacks.
 
-A BF16 tensor is a uint16 array of its bits. A BYTES tensor is an object array of `str`: ONNX Runtime
-takes its strings as these. It takes bytes that are not UTF-8 as well, from an array of numpy's
-dtype S alone, so an input with such an element is one.
+A BF16 tensor is a uint16 array of its bits. A BYTES tensor is an object array of `str`, as which
+ONNX Runtime takes strings. It takes bytes that are not UTF-8 too, but only from an array of numpy's
+dtype S, so an input with such an element is one.
 
 Source: Open Inference Protocol (KServe V2), "Tensor Data Types"; Triton's binary tensor data
 extension for the layout of BYTES.

@@ -110,8 +110,8 @@ class Inference:
             arrays = await off_loop(_arrays, served, inputs, size=size)
         else:
             arrays = _arrays(served, inputs)
-        # Without any rows a request is one, so that the queue bounds these as well. A batch with one
-        # gives too few outputs, and its requests then run alone.
+        # A request without rows counts as one, so that the queue bounds these as well. A batch with
+        # it has too few outputs, and its requests then run alone.
         rows = (arrays[0].shape[0] or 1) if served.session.has_rows else 1
         if len(arrays) > 1 and served.session.batchable and len({len(a) for a in arrays}) > 1:
             raise InvalidArgument("The inputs have different batch sizes.")
@@ -266,9 +266,9 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     if session.defaults and any(spec.name in by_name for spec in session.defaults):
         if session.batchable:
             raise InvalidArgument(
-                f"Model '{served.name}' has values for {', '.join(s.name for s in session.defaults)}"
-                ", which no request can replace because requests are batched; to allow it, set "
-                '"batching": false in model.json.'
+                f"Model '{served.name}' has values of its own for "
+                f"{', '.join(spec.name for spec in session.defaults)}, which no request can replace "
+                'because requests are batched; to allow it, set "batching": false in model.json.'
             )
         specs = (*specs, *session.defaults)
     names = [spec.name for spec in specs]

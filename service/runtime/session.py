@@ -199,7 +199,8 @@ class Session:
         timer.start()
         try:
             if samples:
-                return [self._time(self._sample(s), options, clock) for s in samples][0]
+                times = [self._time(self._sample(each), options, clock) for each in samples]
+                return times[0]
             for number, (size, value) in enumerate(_GUESSES, 1):
                 try:
                     return self._time(self._guess(size, value), options, clock)
