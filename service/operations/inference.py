@@ -37,8 +37,8 @@ from service.core.tensors import (
     to_bytes,
 )
 from service.core.top_classes import classes
-from service.repository.model_config import PLATFORM
 from service.repository.models import Repository, ServedModel
+from service.repository.triton_config import PLATFORM
 from service.runtime.shared_memory import SharedRegions
 
 # Up to this many values, their top classes are found within a millisecond.
@@ -104,6 +104,8 @@ class Inference:
         served = self.repository.get(request.model, request.version)
         requested = _requested(served, request.outputs) if request.outputs else None
         timeout = timeout_of(request.parameters) if request.parameters else None
+        if timeout is not None and not served.config.queue.obeys_timeouts:
+            timeout = None
         inputs = [self._fetched(tensor) for tensor in request.inputs]
         size = max([_decoding_bytes(each, request.size) for each in inputs], default=0)
         if size > INLINE_BYTES:
@@ -177,7 +179,7 @@ class Inference:
         """An output as requested: itself or its top classes, in the response or in a region."""
         tensor = Tensor(spec.name, spec.datatype, array)
         if requested.top_classes:
-            labels = served.card.labels if served.card.kind(spec.name) else ()
+            labels = served.labels.get(spec.name, ())
             how = (requested.top_classes, labels, served.session.has_rows)
             if array.size > _INLINE_CLASSES:
                 tensor = await off_loop(classes, tensor, *how, size=array.nbytes)
