@@ -31,6 +31,7 @@ from service.core.datatypes import Array
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
+    InvalidArgument,
     Overloaded,
     ServiceError,
     Unavailable,
@@ -464,7 +465,8 @@ class Batcher:
                 inferred = split = self._clock()
             else:
                 columns = zip(*(queued.inputs for queued in batch), strict=True)
-                inputs = [np.concatenate(column) for column in columns]
+                # Strings that are not UTF-8 have a dtype of their own; such requests run alone.
+                inputs = [np.concatenate(column, casting="equiv") for column in columns]
                 joined = self._clock()
                 outputs = self._session.run(inputs, options)
                 inferred = self._clock()
@@ -495,9 +497,7 @@ class Batcher:
                     continue
                 for queued in batch:
                     if not queued.outputs.done():
-                        queued.outputs.set_exception(
-                            InternalError("The model failed on this input.")
-                        )
+                        queued.outputs.set_exception(_failure(outputs_of_each))
                 self._fail(batch)
                 if not isinstance(outputs_of_each, ServiceError):
                     self.statistics.run_failed(outputs_of_each)
@@ -541,6 +541,16 @@ class Batcher:
         if whole is not None:
             part.outputs.set_result(whole)
         return whole is not None
+
+
+def _failure(error: Exception) -> ServiceError:
+    """What a request is told whose run has failed."""
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidArgument(
+            "The model's answer to this input has text that is not UTF-8, which ONNX Runtime does "
+            "not return."
+        )
+    return InternalError("The model failed on this input.")
 
 
 def _split(outputs: list[Array], rows_of_each: list[int]) -> list[list[Array]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from service.core.batching import Batcher
-from service.core.datatypes import BF16, BYTES, Array, one_element
+from service.core.datatypes import BF16, BYTES, MISSING, Array, one_element
 from service.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -112,8 +112,10 @@ class Inference:
             arrays = await off_loop(_arrays, served, inputs, size=size)
         else:
             arrays = _arrays(served, inputs)
-        rows = arrays[0].shape[0] if served.session.has_rows else 1
-        if len(arrays) > 1 and served.session.batchable and {len(a) for a in arrays} != {rows}:
+        # A request without rows counts as one, so that the queue bounds these as well. A batch with
+        # it has too few outputs, and its requests then run alone.
+        rows = (arrays[0].shape[0] or 1) if served.session.has_rows else 1
+        if len(arrays) > 1 and served.session.batchable and len({len(a) for a in arrays}) > 1:
             raise InvalidArgument("The inputs have different batch sizes.")
         if timeout is None:
             outputs = await served.batcher.submit(arrays, rows, request.deadline, request.caller)
@@ -256,12 +258,21 @@ def _decoding_bytes(tensor: InputTensor, size: int) -> int:
 
 def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     """The validated arrays of a request, in the model's order."""
-    specs = served.session.inputs
+    session = served.session
+    specs = session.inputs
     if len(specs) == len(tensors) == 1 and tensors[0].name == specs[0].name:
         return [_array(specs[0], tensors[0])]
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) != len(tensors):
         raise InvalidArgument("An input is given twice.")
+    if session.defaults and any(spec.name in by_name for spec in session.defaults):
+        if session.batchable:
+            raise InvalidArgument(
+                f"Model '{served.name}' has values of its own for "
+                f"{', '.join(spec.name for spec in session.defaults)}, which no request can replace "
+                'because requests are batched; to allow it, set "batching": false in model.json.'
+            )
+        specs = (*specs, *session.defaults)
     names = [spec.name for spec in specs]
     for name in by_name:
         if name not in names:
@@ -271,9 +282,12 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
             )
     arrays = []
     for spec in specs:
-        if spec.name not in by_name:
+        if spec.name in by_name:
+            arrays.append(_array(spec, by_name[spec.name]))
+        elif spec.is_optional:
+            arrays.append(MISSING)
+        else:
             raise InvalidArgument(f"Input '{spec.name}' is missing.")
-        arrays.append(_array(spec, by_name[spec.name]))
     return arrays
 
 
