@@ -83,8 +83,15 @@ def ignored_by(session: Session, config: TritonConfig) -> list[str]:
     ignored += [
         f"optional of '{spec.name}' (the model needs it)"
         for spec in session.inputs
-        if spec.name in optional
+        if spec.name in optional and not spec.is_optional
     ]
+    if session.batchable:
+        named = {tensor.name for tensor in config.inputs}
+        ignored += [
+            f"input '{spec.name}' (requests that are batched share its value in the model)"
+            for spec in session.defaults
+            if spec.name in named
+        ]
     return ignored
 
 
@@ -97,7 +104,7 @@ def presented(
 ) -> list[Tensor]:
     """The inputs or outputs as requests see them: those of the model, as config.pbtxt has them.
 
-    An input that it leaves out is as in the model; an output is then not served, as in Triton.
+    An input that it leaves out is as in the model; if it has outputs, others are not served.
     Raises ModelLoadError for a tensor that is not as the model has it.
     """
     kind = "input" if are_inputs else "output"
@@ -119,7 +126,7 @@ def presented(
 
 
 def _presented(
-    tensor: TensorConfig, spec: TensorSpec, index: int, max_batch_size: int | None
+    tensor: TensorConfig, spec: TensorSpec, position: int, max_batch_size: int | None
 ) -> Tensor:
     if tensor.datatype not in ("", spec.datatype):
         raise ModelLoadError(
@@ -127,27 +134,28 @@ def _presented(
             "in the model"
         )
     if not tensor.dims:
-        return Tensor(index, spec, spec.shape)
+        return Tensor(position, spec, spec.shape)
     own = tensor.dims if tensor.reshape is None else tensor.reshape
-    # An unknown rank looks like a scalar. With no max_batch_size, dims may be of either kind.
+    # Without max_batch_size, dims may be of either kind.
     has_batch = bool(max_batch_size) or (
-        max_batch_size is None and bool(spec.shape) and len(own) == len(spec.shape) - 1
+        max_batch_size is None and spec.has_rank and len(own) == len(spec.shape) - 1
     )
-    batch = (spec.shape[0] if spec.shape else -1,) if has_batch else ()
+    batch = spec.shape[:1] or (-1,) if has_batch else ()
     shape = batch + own
+    if not spec.has_rank:
+        return Tensor(position, spec._replace(shape=batch + tensor.dims, has_rank=True), shape)
     fits = len(shape) == len(spec.shape) and all(
         -1 in sizes or sizes[0] == sizes[1] for sizes in zip(shape, spec.shape, strict=True)
     )
-    is_unknown = not spec.shape and bool(own)
-    if not fits and not is_unknown:
+    if not fits:
         what = "dims" if tensor.reshape is None else "reshape"
         without = ", without the batch" if has_batch else ""
         raise ModelLoadError(
             f"{what} of '{spec.name}' in {CONFIG_FILE} are {list(own)}{without}, but its shape in "
             f"the model is {list(spec.shape)}"
         )
-    if tensor.reshape is None and fits:
+    if tensor.reshape is None:
         # A size that the file leaves open is as in the model.
         dims = tuple(max(sizes) for sizes in zip(shape, spec.shape, strict=True))
-        return Tensor(index, spec._replace(shape=dims), dims)
-    return Tensor(index, spec._replace(shape=batch + tensor.dims), shape)
+        return Tensor(position, spec._replace(shape=dims), dims)
+    return Tensor(position, spec._replace(shape=batch + tensor.dims), shape)

@@ -36,6 +36,7 @@ from service.repository.versions import (
     parse_version,
     scan,
 )
+from service.repository.warm_up import samples
 from service.runtime.presented import present
 from service.runtime.session import Session, SessionOptions, cuda_is_built_in
 from service.runtime.session import load as load_session
@@ -343,14 +344,15 @@ class Repository:
         options = self._options
         if config.intra_op_threads:
             options = options._replace(intra_op_threads=config.intra_op_threads)
-        session = load_session(file, options, declared or self._verified.get(files))
+        batching = declared or self._verified.get(files)
+        session = load_session(file, options, batching, samples(config, folder))
         if declared is None:
             self._verified[files] = session.batching
         session.batching = session.batching._replace(queue=config.queue)
         rows = config.max_batch_size
         present(
             session,
-            presented(config.inputs, session.inputs, rows, are_inputs=True),
+            presented(config.inputs, (*session.inputs, *session.defaults), rows, are_inputs=True),
             presented(config.outputs, session.outputs, rows, are_inputs=False),
         )
         labels = labels_of(card, config, session.outputs, folder)

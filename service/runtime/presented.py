@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import onnxruntime as ort
 
-from service.core.datatypes import Array
+from service.core.datatypes import MISSING, Array
 from service.core.tensors import TensorSpec
 from service.runtime.session import Run, Session
 
@@ -24,10 +24,14 @@ class Tensor(NamedTuple):
 
 
 def present(session: Session, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-    """Give a session these inputs, all of them in the model's order, and these outputs."""
-    served = list(range(len(session.outputs)))
+    """Give a session these inputs, all of them in the model's order, and these outputs.
+
+    `inputs` end with the session's `defaults`.
+    """
+    count, served = len(session.inputs), list(range(len(session.outputs)))
     is_reshaped = any(tensor.shape != tensor.spec.shape for tensor in (*inputs, *outputs))
-    session.inputs = tuple(tensor.spec for tensor in inputs)
+    session.inputs = tuple(tensor.spec for tensor in inputs[:count])
+    session.defaults = tuple(tensor.spec for tensor in inputs[count:])
     session.outputs = tuple(tensor.spec for tensor in outputs)
     if is_reshaped or [tensor.position for tensor in outputs] != served:
         session.run = PresentedRuns(session.run, inputs, outputs).run
@@ -38,15 +42,16 @@ class PresentedRuns:
 
     def __init__(self, run: Run, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         self._run = run
-        self._inputs = [(tensor.spec.shape, tensor.shape) for tensor in inputs]
+        self._inputs = [tensor for tensor in inputs if tensor.shape != tensor.spec.shape]
         self._outputs = [(tensor.position, tensor.shape, tensor.spec.shape) for tensor in outputs]
 
     def run(self, arrays: Sequence[Array], options: ort.RunOptions | None = None) -> list[Array]:
         """The outputs for these inputs, both as requests see them."""
-        own = [
-            reshaped(array, before, after)
-            for array, (before, after) in zip(arrays, self._inputs, strict=True)
-        ]
+        own = list(arrays)
+        for position, spec, shape in self._inputs:
+            # Those with a default may be missing at the end.
+            if position < len(own) and own[position] is not MISSING:
+                own[position] = reshaped(own[position], spec.shape, shape)
         results = self._run(own, options)
         return [reshaped(results[i], before, after) for i, before, after in self._outputs]
 

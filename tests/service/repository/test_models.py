@@ -25,7 +25,7 @@ from service.core.placement import Timing
 from service.repository import models
 from service.repository.models import Repository
 from service.repository.triton_config import TritonConfig, TritonConfigs, VersionPolicy
-from service.runtime.session import SessionOptions
+from service.runtime.session import Samples, SessionOptions
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
 
@@ -37,7 +37,7 @@ class FakeSession:
     fallback = ""
     batchable = True
     batching = Batching(True, "a reason")
-    inputs = outputs = ()
+    inputs = outputs = defaults = ()
     timing = Timing()
 
     def __init__(self, content: bytes) -> None:
@@ -54,7 +54,9 @@ class Fixture:
         self.batching: list[Batching | None] = []  # what each load was given
         self.changes = 0
 
-    def load(self, path: Path, options: SessionOptions, batching: Batching | None) -> Any:
+    def load(
+        self, path: Path, options: SessionOptions, batching: Batching | None, samples: Samples
+    ) -> Any:
         self.loads.append(f"{path.parts[-3]}/{path.parts[-2]}")
         self.batching.append(batching)
         content = path.read_bytes()
