@@ -280,7 +280,7 @@ class Repository:
                     )
                 else:
                     self._failed.pop(key, None)
-                    self._log_loaded(model, says_ignored=not has_warned)
+                    self._log_loaded(model, () if has_warned else on_disk)
                     has_warned = True
             if model is not None:
                 newest[model.version] = model
@@ -302,20 +302,24 @@ class Repository:
             log.info("Unloaded %s version %s.", name, number)
         return True
 
-    def _log_loaded(self, model: ServedModel, *, says_ignored: bool) -> None:
-        """Log that a version was loaded, and with `says_ignored` what config.pbtxt sets in vain."""
+    def _log_loaded(self, model: ServedModel, on_disk: Sequence[VersionOnDisk]) -> None:
+        """Log that a version was loaded. With those on disk, also what config.pbtxt sets in vain."""
         session, name = model.session, model.name
         log.info("Loaded %s version %s on %s.", name, model.version, session.provider)
         log.info("Batching of %s version %s: %s.", name, model.version, session.batching.reason)
         # The server reports a build without CUDA once, when it starts.
         if session.fallback and cuda_is_built_in():
             log.warning("%s runs without CUDA: %s.", name, session.fallback)
-        if model.ignored and says_ignored:
+        if not on_disk:
+            return
+        policy, present = self._policy(on_disk[0]), {version.number for version in on_disk}
+        missing = [f"version {n} (not on disk)" for n in policy.specific if n not in present]
+        if ignored := [*model.ignored, *missing]:
             log.warning(
                 "%s of model %s sets what has no effect here: %s.",
                 CONFIG_FILE,
                 name,
-                ", ".join(model.ignored),
+                ", ".join(ignored),
             )
 
     def _policy(self, version: VersionOnDisk) -> VersionPolicy:

@@ -504,7 +504,11 @@ def test_a_changed_config_reloads_the_model_from_the_file_that_it_names(
         fixture.configure(
             monkeypatch,
             "mnist",
-            TritonConfig(model_file="other.onnx", ignored=["runtime", "optimization"]),
+            TritonConfig(
+                model_file="other.onnx",
+                ignored=["runtime", "optimization"],
+                version_policy=VersionPolicy(specific=(1, 7)),
+            ),
         )
         await repository.refresh()
         await repository.refresh()
@@ -515,7 +519,8 @@ def test_a_changed_config_reloads_the_model_from_the_file_that_it_names(
     fixture.run(scenario)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning == (
-        "config.pbtxt of model mnist sets what has no effect here: runtime, optimization."
+        "config.pbtxt of model mnist sets what has no effect here: runtime, optimization, "
+        "version 7 (not on disk)."
     )
 
 
