@@ -81,7 +81,11 @@ class Settings:
     )
     model: str = _setting("mnist", "model for requests that do not name one")
     versions: int = _setting(
-        2, "how many of the newest versions of each model stay loaded", low=1, high=1000
+        2,
+        "how many of the newest versions of each model stay loaded, unless its config.pbtxt has a "
+        "version_policy",
+        low=1,
+        high=1000,
     )
     model_control_mode: Literal["auto", "none", "poll", "explicit"] = _setting(
         "auto",
