@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,10 +15,11 @@ from service.core.datatypes import Array
 from service.core.digits import (
     DigitLayout,
     Prediction,
+    Rows,
     pixels_from_bytes,
     pixels_from_values,
 )
-from service.core.errors import InvalidArgument, ModelNotFound, ServiceError
+from service.core.errors import InvalidArgument, ServiceError
 from service.core.off_loop import MAX_JSON_BYTES, off_loop
 from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import open_picture
@@ -52,7 +52,7 @@ class Predictions(NamedTuple):
 
     model: str
     version: str
-    rows: list[Prediction]
+    rows: list[Prediction] | Rows  # Rows of more than INLINE_ROWS images
     steps: list[tuple[str, bytes]]
 
 
@@ -98,7 +98,7 @@ class Digits:
         self._max_pixels = max_image_pixels, max_decoded_pixels
         self._decoders = ThreadPoolExecutor(max_decodings, "decode")
 
-    async def classify(  # noqa: PLR0912 - one story, top to bottom
+    async def classify(
         self,
         *,
         picture: Picture | None = None,
@@ -142,10 +142,7 @@ class Digits:
             images = pixels_from_values(values)
         else:
             raise InvalidArgument("input: give either pixels or image.")
-        try:
-            served = self._repository.get(model or self._default_model, version)
-        except ModelNotFound as error:
-            raise self._not_found(error) from None
+        served = self._repository.get(model or self._default_model, version)
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
@@ -161,15 +158,14 @@ class Digits:
             return Predictions(served.name, served.version, rows, steps)
         # FP32 inputs are four times as large as the pixels: only a part of them exists at a time.
         step = len(images) if layout.image_shape is None else INLINE_ROWS
-        rows = []
+        runs = []
         for start in range(0, len(images), step):
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
-            outputs = await served.batcher.submit(inputs, len(part), deadline, caller)
-            more, judgements = await off_loop(_counted, layout, outputs, size=part.nbytes)
-            rows += more
-            counts.update(judgements)
-        return Predictions(served.name, served.version, rows, steps)
+            runs.append(await served.batcher.submit(inputs, len(part), deadline, caller))
+        many = Rows(layout, runs)
+        counts.update(await off_loop(many.judgements, size=images.nbytes))
+        return Predictions(served.name, served.version, many, steps)
 
     async def read(
         self,
@@ -187,10 +183,7 @@ class Digits:
         """
         find = partial(candidates_on, most=self._max_read_digits)
         candidates = await self.decoded(picture, find)
-        try:
-            served = self._repository.get(model or self._default_model, version)
-        except ModelNotFound as error:
-            raise self._not_found(error) from None
+        served = self._repository.get(model or self._default_model, version)
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
@@ -203,12 +196,6 @@ class Digits:
         for digit in reading.digits:
             served.batcher.statistics.judgements[digit.prediction[4:6]] += 1
         return ReadAnswer(served.name, served.version, reading.digits, reading.lines, "")
-
-    def _not_found(self, error: ModelNotFound) -> ModelNotFound:
-        """The error, with the models that classify digits."""
-        names = {model.name for model in self._repository.loaded if model.layout is not None}
-        usable = ", ".join(sorted(names)) or "none"
-        return ModelNotFound(f"{error.message.removesuffix('.')}; for digits: {usable}.")
 
     async def decoded(self, picture: Picture, work: Callable[[Image.Image], T]) -> T:
         """Open a picture and do `work`, which decodes it, in one of the threads for that.
@@ -253,11 +240,3 @@ def _explained(image: Image.Image) -> tuple[Found, list[tuple[str, bytes]]]:
         step.save(file, "PNG")
         steps.append((name, file.getvalue()))
     return found._replace(steps=()), steps
-
-
-def _counted(
-    layout: DigitLayout, outputs: Sequence[Array]
-) -> tuple[list[Prediction], Counter[tuple[bool | None, str]]]:
-    """The predictions, and how many of them have each pair of `accepted` and reason."""
-    rows = layout.predictions(outputs)
-    return rows, Counter((row.accepted, row.reason) for row in rows)
