@@ -29,15 +29,10 @@ from service.core.errors import EXCERPT, InvalidArgument, excerpt
 from service.core.off_loop import PART
 
 _FIRST_INEXACT = 2.0**53  # as a double it may stand for 2^53 + 1 as well
-<<<<<<< HEAD
-_MAX_NESTING = 64  # lists within lists; as many dimensions as numpy has
-=======
-_MAX_NESTING = 16  # lists within lists; no served tensor has more dimensions
 # numpy's kind of an array -> the types of its numbers in JSON, unless they are int and float.
 _KINDS: dict[str, set[type]] = {"b": {bool}, "f": {int, float, type(None)}}
-_MAX_DIMENSIONS = 64  # of numpy's arrays
+_MAX_DIMENSIONS = _MAX_NESTING = 64  # of numpy's arrays, and so of lists within lists
 _MOST_WITHOUT_ELEMENTS = 1 << 20
->>>>>>> work-config
 
 
 class TensorSpec(NamedTuple):
@@ -154,16 +149,11 @@ def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: A
     """
     check_spec(spec, datatype, shape)
     field = f"Input '{spec.name}'"
-<<<<<<< HEAD
-    if spec.datatype == BYTES:
-        return _shaped(spec, shape, strings(field, _flat(values)))
-=======
     if spec.datatype == BYTES or 0 in shape:
         # Without elements, whatever is not an empty list is one string too many.
-        return _shaped(spec, shape, strings(field, _flat(values, len(shape)))).astype(
+        return _shaped(spec, shape, strings(field, _flat(values))).astype(
             DTYPES[spec.datatype], copy=False
         )
->>>>>>> work-config
     if spec.datatype == BF16:
         exact = numbers(field, values, np.dtype(np.float64))
         bits = to_bfloat16(exact)

@@ -119,13 +119,9 @@ class Inference:
         """
         served = self.repository.get(request.model, request.version)
         requested = _requested(served, request.outputs) if request.outputs else None
-<<<<<<< HEAD
         timeout, warning = scheduling_of(request.parameters) if request.parameters else (None, "")
-=======
-        timeout = timeout_of(request.parameters) if request.parameters else None
         if timeout is not None and not served.config.queue.obeys_timeouts:
             timeout = None
->>>>>>> work-config
         inputs = [self._fetched(tensor) for tensor in request.inputs]
         size = max([_decoding_bytes(each, request.size) for each in inputs], default=0)
         if size > INLINE_BYTES:
@@ -308,30 +304,27 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
                 f"unexpected inference input '{excerpt(name)}' for model '{served.name}', which "
                 f"takes: {', '.join(names)}."
             )
-<<<<<<< HEAD
-    if missing := [name for name in names if name not in by_name]:
-        present = [name for name in names if name in by_name]
-        raise InvalidArgument(
-            f"expected {len(names)} inputs but got {len(present)} inputs for model "
-            f"'{served.name}'. Got input(s) [{_quoted(present)}], but missing required input(s) "
-            f"[{_quoted(missing)}]. Please provide all required input(s)."
-        )
-    return [_array(spec, by_name[spec.name]) for spec in specs]
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ",".join(f"'{name}'" for name in names)
-=======
-    arrays = []
     for spec in specs:
-        if spec.name in by_name:
-            arrays.append(_array(spec, by_name[spec.name]))
-        elif spec.is_optional:
-            arrays.append(MISSING)
-        else:
-            raise InvalidArgument(f"Input '{spec.name}' is missing.")
-    return arrays
->>>>>>> work-config
+        if spec.name not in by_name and not spec.is_optional:
+            raise _missing(served, specs, by_name.keys())
+    return [_array(spec, by_name[spec.name]) if spec.name in by_name else MISSING for spec in specs]
+
+
+def _missing(
+    served: ServedModel, specs: Sequence[TensorSpec], present: Set[str]
+) -> InvalidArgument:
+    """The error for a request without all inputs, in the words of Triton's."""
+    required = [spec.name for spec in specs if not spec.is_optional]
+    expected = f"{len(specs)} inputs"
+    if len(required) < len(specs):
+        expected = f"number of inputs between {len(required)} and {len(specs)}"
+    names = ",".join(f"'{spec.name}'" for spec in specs if spec.name in present)
+    missing = ",".join(f"'{name}'" for name in required if name not in present)
+    return InvalidArgument(
+        f"expected {expected} but got {len(present)} inputs for model '{served.name}'. Got "
+        f"input(s) [{names}], but missing required input(s) [{missing}]. Please provide all "
+        "required input(s)."
+    )
 
 
 def _array(spec: TensorSpec, tensor: InputTensor) -> Array:

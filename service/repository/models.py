@@ -193,20 +193,14 @@ class Repository:
             failure = self._failed.get((name, version.number))
             reason = failure.reason if failure else ""
             if not ready and not reason:
-<<<<<<< HEAD
-                reason = f"not among the newest {self._keep}"
                 if name in self._unloaded:
                     reason = "unloaded"
                 elif name not in self._models and self._only is not None:
                     reason = "not loaded: neither load_model nor a client asks for it"
-=======
-                if name in self._unloaded:
-                    reason = "unloaded"
                 elif not self._policy(version).selects(version.number):
                     reason = f"not among the versions of version_policy in {CONFIG_FILE}"
                 else:
                     reason = f"not among the newest {self._policy(version).latest}"
->>>>>>> work-config
             entries.append(IndexEntry(name=name, version=number, ready=ready, reason=reason))
         return entries
 
@@ -323,18 +317,15 @@ class Repository:
 
         if reload and not selected:
             raise ModelLoadError(
-                f"No version of '{name}' on disk is among those of version_policy in {CONFIG_FILE}."
+                f"failed to load '{name}', no version is available: none on disk is among those "
+                f"of version_policy in {CONFIG_FILE}."
             )
         if reload and (failure := self._failed.get((name, selected[0].number))):
             self._on_change()
-<<<<<<< HEAD
             raise ModelLoadError(
-                f"failed to load '{name}', versions that are not available: {on_disk[0].number} "
+                f"failed to load '{name}', versions that are not available: {selected[0].number} "
                 f"({failure.reason})."
             )
-=======
-            raise ModelLoadError(f"Version {selected[0].number} of '{name}': {failure.reason}.")
->>>>>>> work-config
         if list(newest.values()) == list(served.values()):
             return False
         if newest:
