@@ -28,8 +28,8 @@ status in trailers.
 Work is linear in the bytes of the peer. WINDOW_UPDATE of the connection and SETTINGS only change a
 number; the calls that wait for a window are looked at once per `receive`. A call that the peer
 opens and resets at once, or that ends by a stream error, costs the peer next to nothing, so such
-calls use up an allowance that grows with time and with answered calls. Without it, the peer is asked
-to connect again by a GOAWAY that ends no call; with as many again, its connection ends.
+calls use up an allowance that grows with time and with answered calls. Without it, the peer is
+asked to connect again by a GOAWAY that ends no call; with as many again, its connection ends.
 
 Sources: RFC 9113 (HTTP/2); gRPC over HTTP2 (PROTOCOL-HTTP2.md).
 """
@@ -353,11 +353,7 @@ class Connection:
             elif now - self._paused_at >= limits.body_timeout:
                 self._fail(frames.NO_ERROR, "answers are not read (body_timeout)", "unread")
         self._keep_alive(now)
-        if self._leaving is not None:
-            if now - self._leaving.since >= limits.grace:
-                self._leave(self._leaving.cause, self._leaving.reason)
-        elif limits.max_age and now - self._opened_at >= limits.max_age:
-            self._retire("age", "the connection has reached max_connection_age", now)
+        self._end_old_age(now)
         return self.events()
 
     def _keep_alive(self, now: float) -> None:
@@ -397,6 +393,15 @@ class Connection:
                 self._events.append(CallCancelled(stream))
                 reason = f"The answer was not read for {timeout:g} seconds (body_timeout)."
                 self.expire(stream, Status("RESOURCE_EXHAUSTED", reason))
+
+    def _end_old_age(self, now: float) -> None:
+        """Ask a peer of max_age to connect again; end a connection that did not do so in time."""
+        limits = self._limits
+        if self._leaving is not None:
+            if now - self._leaving.since >= limits.grace:
+                self._leave(self._leaving.cause, self._leaving.reason)
+        elif limits.max_age and now - self._opened_at >= limits.max_age:
+            self._retire("age", "the connection has reached max_connection_age", now)
 
     def _retire(self, cause: str, reason: str, now: float) -> None:
         """End the connection in such a way that no call is lost (RFC 9113, 6.8).
