@@ -84,7 +84,7 @@ class TensorConfig(NamedTuple):
 
 
 class VersionPolicy(NamedTuple):
-    """The versions to serve: the newest `latest` of those in `specific`, or of all if it is empty."""
+    """The versions to serve: the newest `latest`, of those in `specific` unless that is empty."""
 
     latest: int = sys.maxsize
     specific: tuple[int, ...] = ()
