@@ -37,7 +37,7 @@ from service.http.front import HttpFront
 from service.http.health_port import HealthPort
 from service.observe import metrics
 from service.observe.loop_lag import LagMonitor
-from service.observe.metrics import Metrics, ModelMetrics
+from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
 from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
 from service.operations.digits import Digits
@@ -93,13 +93,15 @@ class Service:
             max_run_s=settings.max_run_seconds,
         )
 
+        model_metrics = TritonModelMetrics if settings.triton_metrics else ModelMetrics
+
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
             return Batcher(
                 session,
                 within._replace(part_rows=session.rows_of_a_run),
                 RunThread(f"run {name} {version}"),
-                statistics=ModelMetrics(name, version),
+                statistics=model_metrics(name, version),
                 on_hang=partial(self._hangs, name, version),
                 max_split=session.batching.max_split,
                 overloaded=self.overloaded,
@@ -182,6 +184,9 @@ class Service:
         while True:
             await asyncio.sleep(_METRICS_S)
             self.metrics.inflight_bytes(self.budget.in_flight)
+            if self.settings.triton_metrics:
+                models = self.repository.loaded
+                self.metrics.pending({(m.name, m.version): m.batcher.waiting for m in models})
             metrics.flush()
             self.recorder.log_left_out()
 
