@@ -303,7 +303,7 @@ class Repository:
         return True
 
     def _log_loaded(self, model: ServedModel, on_disk: Sequence[VersionOnDisk]) -> None:
-        """Log a version that was loaded; with those on disk, also what config.pbtxt sets in vain."""
+        """Log a loaded version and, with those on disk, what its config.pbtxt sets in vain."""
         session, name = model.session, model.name
         log.info("Loaded %s version %s on %s.", name, model.version, session.provider)
         log.info("Batching of %s version %s: %s.", name, model.version, session.batching.reason)

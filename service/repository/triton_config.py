@@ -84,7 +84,7 @@ class TensorConfig(NamedTuple):
 
 
 class VersionPolicy(NamedTuple):
-    """The versions to serve: the newest `latest`, of those in `specific` unless that is empty."""
+    """The versions to serve: the newest `latest`, or all in `specific` if that is not empty."""
 
     latest: int = sys.maxsize
     specific: tuple[int, ...] = ()
