@@ -173,8 +173,7 @@ def test_the_schema_and_the_reader_agree_on_what_is_wrong() -> None:
 
 def test_every_field_is_documented() -> None:
     _, _, text = (ROOT / "docs" / "models.md").read_text().partition("## model.json, field by")
-    text, _, _ = text.partition("
-## ")
+    text, _, _ = text.partition("\n## ")
     documented = re.findall(r"^\| `([a-z_0-9]+)` \| (.*?) \|", text, re.MULTILINE)
     fields = {name: each["description"] for name, each in schema()["properties"].items()}
     assert dict(documented) == fields
