@@ -101,14 +101,17 @@ def presented(
     max_batch_size: int | None,
     *,
     are_inputs: bool,
+    defaults: Sequence[TensorSpec] = (),
 ) -> list[Tensor]:
     """The inputs or outputs as requests see them: those of the model, as config.pbtxt has them.
 
-    An input that it leaves out is as in the model; if it has outputs, others are not served.
+    An input that it leaves out is as in the model; if it has outputs, others are not served. The
+    `defaults` of a session follow its inputs; they need no batch dimension.
     Raises ModelLoadError for a tensor that is not as the model has it.
     """
     kind = "input" if are_inputs else "output"
     by_name = {tensor.name: tensor for tensor in declared}
+    count, specs = len(specs), (*specs, *defaults)
     names = [spec.name for spec in specs]
     for name in by_name:
         if name not in names:
@@ -116,12 +119,14 @@ def presented(
                 f"{CONFIG_FILE} has an {kind} '{excerpt(name)}', but the {kind}s of the model are "
                 f"{', '.join(names)}"
             )
-    kept = specs if are_inputs or not declared else [spec for spec in specs if spec.name in by_name]
     return [
-        Tensor(names.index(spec.name), spec, spec.shape)
+        Tensor(position, spec, spec.shape)
         if spec.name not in by_name
-        else _presented(by_name[spec.name], spec, names.index(spec.name), max_batch_size)
-        for spec in kept
+        else _presented(
+            by_name[spec.name], spec, position, max_batch_size if position < count else None
+        )
+        for position, spec in enumerate(specs)
+        if are_inputs or not declared or spec.name in by_name
     ]
 
 

@@ -37,7 +37,9 @@ class FakeSession:
     fallback = ""
     batchable = True
     batching = Batching(True, "a reason")
-    inputs = outputs = defaults = ()
+    inputs = outputs = ()
+    defaults = ()
+    warm_up_error = ""
     timing = Timing()
 
     def __init__(self, content: bytes) -> None:
