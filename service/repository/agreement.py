@@ -73,10 +73,16 @@ def labels_of(
     return labels
 
 
+def fixed_rows_of(session: Session) -> int:
+    """Rows of every request to a model that is declared to be batched, and is not; at least 1."""
+    return max([1, *(spec.shape[0] for spec in session.inputs if spec.shape)])
+
+
 def ignored_by(session: Session, config: TritonConfig) -> list[str]:
     """What config.pbtxt sets with effect on other models, but not on this one, with the reason."""
     ignored = []
-    if config.max_batch_size and not session.batchable:
+    size = config.max_batch_size
+    if size and not session.batchable and size != fixed_rows_of(session):
         reason = session.batching.reason.removeprefix("off: ")
         ignored.append(f"max_batch_size ({reason})")
     optional = {tensor.name for tensor in config.inputs if tensor.optional}

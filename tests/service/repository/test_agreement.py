@@ -199,3 +199,6 @@ def test_what_has_no_effect_on_this_model_is_named_with_the_reason() -> None:
     ]
     assert ignored_by(open_, TritonConfig(max_batch_size=8)) == []
     assert ignored_by(fixed, TritonConfig(max_batch_size=0)) == []
+    fixed.inputs = (IMAGES._replace(shape=(4, 3, 8, 8)),)
+    assert ignored_by(fixed, TritonConfig(max_batch_size=4)) == []
+    assert len(ignored_by(fixed, TritonConfig(max_batch_size=8))) == 1
