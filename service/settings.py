@@ -442,7 +442,7 @@ def load(
 
 
 def _served_path(flags: dict[str, Any]) -> str | None:
-    """Take the argument PATH out of the flags, and make it that of --models. Raises SettingsError."""
+    """Take PATH out of the flags, and make it the value of --models. Raises SettingsError."""
     path: str | None = flags.pop("path")
     if path is not None:
         if flags["models"] is not None:
