@@ -75,7 +75,11 @@ class Settings:
     )
     model: str = _setting("mnist", "model for requests that do not name one")
     versions: int = _setting(
-        2, "how many of the newest versions of each model stay loaded", low=1, high=1000
+        2,
+        "how many of the newest versions of each model stay loaded, unless its config.pbtxt has a "
+        "version_policy",
+        low=1,
+        high=1000,
     )
     poll_interval: float = _setting(
         2.0, "seconds between checks for new versions; 0 disables the checks", low=0, high=86_400

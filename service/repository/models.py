@@ -291,7 +291,7 @@ class Repository:
                     )
                 else:
                     self._failed.pop(key, None)
-                    self._log_loaded(model, says_ignored=not has_warned)
+                    self._log_loaded(model, () if has_warned else on_disk)
                     has_warned = True
             if model is not None:
                 newest[model.version] = model
@@ -313,8 +313,8 @@ class Repository:
             log.info("Unloaded %s version %s.", name, number)
         return True
 
-    def _log_loaded(self, model: ServedModel, *, says_ignored: bool) -> None:
-        """Log that a version was loaded, and with `says_ignored` what config.pbtxt sets in vain."""
+    def _log_loaded(self, model: ServedModel, on_disk: Sequence[VersionOnDisk]) -> None:
+        """Log a loaded version and, with those on disk, what its config.pbtxt sets in vain."""
         session, name = model.session, model.name
         log.info("Loaded %s version %s on %s.", name, model.version, session.provider)
         log.info("Batching of %s version %s: %s.", name, model.version, session.batching.reason)
@@ -329,12 +329,16 @@ class Repository:
                 model.version,
                 session.warm_up_error.rstrip("."),
             )
-        if model.ignored and says_ignored:
+        if not on_disk:
+            return
+        policy, present = self._policy(on_disk[0]), {version.number for version in on_disk}
+        missing = [f"version {n} (not on disk)" for n in policy.specific if n not in present]
+        if ignored := [*model.ignored, *missing]:
             log.warning(
                 "%s of model %s sets what has no effect here: %s.",
                 CONFIG_FILE,
                 name,
-                ", ".join(model.ignored),
+                ", ".join(ignored),
             )
 
     def _log_unservable(self, on_disk: OnDisk) -> None:
@@ -381,14 +385,11 @@ class Repository:
         if declared is None:
             self._verified[sha256] = session.batching
         session.batching = session.batching._replace(queue=config.queue)
-        rows, defaults = config.max_batch_size, {spec.name for spec in session.defaults}
+        rows = config.max_batch_size
         present(
             session,
             presented(
-                [tensor for tensor in config.inputs if tensor.name not in defaults],
-                session.inputs,
-                rows,
-                are_inputs=True,
+                config.inputs, session.inputs, rows, are_inputs=True, defaults=session.defaults
             ),
             presented(config.outputs, session.outputs, rows, are_inputs=False),
         )

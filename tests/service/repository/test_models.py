@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from service.core.batching import Batcher, Batching, BatchLimits
-from service.core.datatypes import Array
 from service.core.errors import (
     InvalidArgument,
     ModelLoadError,
@@ -26,7 +25,7 @@ from service.core.placement import Timing
 from service.repository import models
 from service.repository.models import Repository
 from service.repository.triton_config import TritonConfig, TritonConfigs, VersionPolicy
-from service.runtime.session import SessionOptions
+from service.runtime.session import Samples, SessionOptions
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
 
@@ -58,11 +57,7 @@ class Fixture:
         self.changes = 0
 
     def load(
-        self,
-        path: Path,
-        options: SessionOptions,
-        batching: Batching | None,
-        samples: Sequence[Mapping[str, Array]],
+        self, path: Path, options: SessionOptions, batching: Batching | None, samples: Samples
     ) -> Any:
         self.loads.append(f"{path.parts[-3]}/{path.parts[-2]}")
         self.batching.append(batching)
@@ -511,7 +506,11 @@ def test_a_changed_config_reloads_the_model_from_the_file_that_it_names(
         fixture.configure(
             monkeypatch,
             "mnist",
-            TritonConfig(model_file="other.onnx", ignored=["runtime", "optimization"]),
+            TritonConfig(
+                model_file="other.onnx",
+                ignored=["runtime", "optimization"],
+                version_policy=VersionPolicy(specific=(1, 7)),
+            ),
         )
         await repository.refresh()
         await repository.refresh()
@@ -522,7 +521,8 @@ def test_a_changed_config_reloads_the_model_from_the_file_that_it_names(
     fixture.run(scenario)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning == (
-        "config.pbtxt of model mnist sets what has no effect here: runtime, optimization."
+        "config.pbtxt of model mnist sets what has no effect here: runtime, optimization, "
+        "version 7 (not on disk)."
     )
 
 
