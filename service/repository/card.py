@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from service.core.classification.pictures import PictureError, PictureRule, rule_of
 from service.core.digits import LOGITS, PROBABILITIES
 from service.core.errors import ModelLoadError
 from service.repository.versions import open_regular
@@ -21,13 +22,14 @@ class Card(NamedTuple):
     `sha256` of model.onnx, checked before loading; `output_kinds` says whether an output holds
     logits or probabilities, and an output with either word as its name needs no entry; `labels`
     are the names of the classes; `batching` says whether the model is row-wise, so that requests
-    may be joined and split; None leaves it open.
+    may be joined and split; None leaves it open; `picture` says what a picture becomes.
     """
 
     sha256: str = ""
     output_kinds: Mapping[str, str] = MappingProxyType({})
     labels: Sequence[str] = ()
     batching: bool | None = None
+    picture: PictureRule | None = None
 
     def kind(self, output: str) -> str:
         """`logits`, `probabilities`, or empty for an output of unknown kind."""
@@ -67,4 +69,16 @@ def read(path: Path) -> Card:
     batching = fields.get("batching")
     if "batching" in fields and not isinstance(batching, bool):
         raise ModelLoadError(f"{path}: batching must be true or false")
-    return Card(sha256=sha256, output_kinds=kinds, labels=tuple(labels), batching=batching)
+    picture = None
+    if fields.get("picture") is not None:
+        try:
+            picture = rule_of(fields["picture"])
+        except PictureError as error:
+            raise ModelLoadError(f"{path}: {error}") from error
+    return Card(
+        sha256=sha256,
+        output_kinds=kinds,
+        labels=tuple(labels),
+        batching=batching,
+        picture=picture,
+    )

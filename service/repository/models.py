@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.core.batching import Batcher, Batching
-from service.core.digits import DigitLayout, NotDigits, layout_of
+from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
+from service.core.classification.pictures import PictureError
+from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
 from service.repository.card import Card
 from service.repository.card import read as read_card
@@ -41,6 +43,7 @@ class ServedModel(NamedTuple):
     """One loaded version of a model, ready to answer requests.
 
     `layout` says how it classifies digits; None if it does not, and `layout_problem` says why.
+    `classifier` says how it classifies anything else; None if it does not, or if that is unknown.
     """
 
     name: str
@@ -52,6 +55,7 @@ class ServedModel(NamedTuple):
     signature: Signature
     layout: DigitLayout | None
     layout_problem: str
+    classifier: Classifier | None = None
 
 
 def declared_batching(card: Card, max_batch_size: int | None) -> Batching | None:
@@ -321,12 +325,21 @@ class Repository:
         )
         if declared is None:
             self._verified[files] = session.batching
-        layout, problem = None, ""
-        try:
-            kinds = [card.kind(output.name) for output in session.outputs]
-            layout = layout_of(session.inputs, session.outputs, kinds)
-        except NotDigits as error:
-            problem = str(error)
+        layout, classifier, problem = None, None, OTHER_LABELS
+        kinds = [card.kind(output.name) for output in session.outputs]
+        tensors = session.inputs, session.outputs, kinds
+        if card.picture is None and card.labels in ((), DIGIT_LABELS):
+            try:
+                layout = layout_of(*tensors)
+            except NotDigits as error:
+                problem = str(error)
+        if layout is None:
+            try:
+                classifier = classifier_of(*tensors, card.labels, card.picture)
+            except NotAClassifier as error:
+                problem = str(error)
+            except PictureError as error:
+                raise ModelLoadError(f"{CARD_FILE}: {error}") from error
         number = str(version.number)
         return ServedModel(
             name=version.name,
@@ -338,6 +351,7 @@ class Repository:
             signature=version.signature,
             layout=layout,
             layout_problem=problem,
+            classifier=classifier,
         )
 
     async def _scan(self) -> dict[str, list[VersionOnDisk]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError
 from service.repository.card import Card, read
 
@@ -42,6 +43,12 @@ def test_a_card_without_batching_declares_nothing(tmp_path: Path) -> None:
     assert card_of(tmp_path, {"batching": False}).batching is False
 
 
+def test_what_pictures_become_is_read(tmp_path: Path) -> None:
+    card = card_of(tmp_path, {"picture": {"size": [28, 32], "colour": "grey"}})
+    assert card.picture == PictureRule(size=(28, 32), colour="grey")
+    assert card_of(tmp_path, {"picture": None}).picture is None
+
+
 def test_outputs_named_after_a_kind_need_no_entry() -> None:
     card = Card(output_kinds={"scores": "logits", "logits": "probabilities"})
     assert card.kind("scores") == "logits"
@@ -69,6 +76,8 @@ def test_outputs_named_after_a_kind_need_no_entry() -> None:
         ({"batching": None}, "batching must be true or false"),
         ({"batching": 1}, "batching must be true or false"),
         ({"batching": "true"}, "batching must be true or false"),
+        ({"picture": "RGB"}, "picture must be an object"),
+        ({"picture": {"size": 28}}, "picture.size must be"),
     ],
 )
 def test_a_damaged_card_is_refused_with_its_path(tmp_path: Path, content: Any, reason: str) -> None:
