@@ -162,7 +162,7 @@ def layout_of(
         accepted, reason, members = (outputs.index(spec) for spec in _JUDGEMENT)
         judgement = accepted, reason, members
     if len(inputs) == 1:
-        _, datatype, shape = inputs[0]
+        datatype, shape = inputs[0].datatype, inputs[0].shape
         if datatype == "UINT8" and shape == (-1, SIDE, SIDE):
             return DigitLayout(output, is_logits, None, judgement)
         if datatype == "FP32" and shape[:1] == (-1,) and prod(shape[1:]) == SIDE * SIDE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 from pathlib import Path
@@ -21,18 +21,24 @@ from service.core.classification.classifier import Classifier, NotAClassifier, c
 from service.core.classification.pictures import PictureError
 from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
+from service.repository.agreement import declared_batching, ignored_by, labels_of, presented
 from service.repository.card import Card
 from service.repository.card import read as read_card
-from service.repository.triton_config import CONFIG_FILE, read_max_batch_size
+from service.repository.triton_config import (
+    CONFIG_FILE,
+    TritonConfig,
+    TritonConfigs,
+    VersionPolicy,
+)
 from service.repository.versions import (
     CARD_FILE,
-    MODEL_FILE,
     Signature,
     VersionOnDisk,
     file_sha256,
     parse_version,
     scan,
 )
+from service.runtime.presented import present
 from service.runtime.session import Session, SessionOptions, cuda_is_built_in
 from service.runtime.session import load as load_session
 
@@ -42,13 +48,18 @@ log = logging.getLogger(__name__)
 class ServedModel(NamedTuple):
     """One loaded version of a model, ready to answer requests.
 
-    `layout` says how it classifies digits; None if it does not, and `layout_problem` says why.
-    `classifier` says how it classifies anything else; None if it does not, or if that is unknown.
+    `config` is what config.pbtxt declares, `ignored` what it sets that has no effect on this model,
+    `labels` the names of classes by output. `layout` says how it classifies digits; None if it does
+    not, and `layout_problem` says why. `classifier` says how it classifies anything else; None if
+    it does not, or if its card does not say.
     """
 
     name: str
     version: str
     card: Card
+    config: TritonConfig
+    ignored: Sequence[str]
+    labels: Mapping[str, Sequence[str]]
     sha256: str
     session: Session
     batcher: Batcher
@@ -56,22 +67,6 @@ class ServedModel(NamedTuple):
     layout: DigitLayout | None
     layout_problem: str
     classifier: Classifier | None = None
-
-
-def declared_batching(card: Card, max_batch_size: int | None) -> Batching | None:
-    """What a card and config.pbtxt declare together; None if neither says anything.
-
-    Where they disagree, the one that forbids batching wins: that can only cost speed.
-    """
-    if card.batching is False:
-        overrules = f", which overrules {CONFIG_FILE}" if max_batch_size else ""
-        return Batching(False, f"off: declared in {CARD_FILE}{overrules}")
-    if max_batch_size == 0:
-        overrules = f", which overrules {CARD_FILE}" if card.batching else ""
-        return Batching(False, f"off: max_batch_size is 0 in {CONFIG_FILE}{overrules}")
-    if max_batch_size is not None:
-        return Batching(True, f"declared in {CONFIG_FILE}", max_rows=max_batch_size)
-    return Batching(True, f"declared in {CARD_FILE}") if card.batching else None
 
 
 class IndexEntry(NamedTuple):
@@ -124,6 +119,7 @@ class Repository:
         # Files of a version -> the result of their verification, which a reload need not repeat.
         self._verified: dict[object, Batching] = {}
         self._refreshing = asyncio.Lock()
+        self._configs = TritonConfigs()
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The named version of a model, by default the newest one.
@@ -180,8 +176,12 @@ class Repository:
             failure = self._failed.get((name, version.number))
             reason = failure.reason if failure else ""
             if not ready and not reason:
-                is_unloaded = name in self._unloaded
-                reason = "unloaded" if is_unloaded else f"not among the newest {self._keep}"
+                if name in self._unloaded:
+                    reason = "unloaded"
+                elif not self._policy(version).selects(version.number):
+                    reason = f"not among the versions of version_policy in {CONFIG_FILE}"
+                else:
+                    reason = f"not among the newest {self._policy(version).latest}"
             entries.append(IndexEntry(name=name, version=number, ready=ready, reason=reason))
         return entries
 
@@ -210,7 +210,12 @@ class Repository:
                 versions = [] if name in self._unloaded else on_disk.get(name, [])
                 changed |= await self._serve_newest(name, versions)
             # Deleting a broken version removes its failure.
-            present = {(v.name, v.number) for versions in on_disk.values() for v in versions}
+            present = {
+                (v.name, v.number)
+                for versions in on_disk.values()
+                for v in versions
+                if self._policy(v).selects(v.number)
+            }
             self._failed = {key: why for key, why in self._failed.items() if key in present}
             if changed or self._failed != failed_before:
                 self._on_change()
@@ -248,7 +253,7 @@ class Repository:
     async def _serve_newest(
         self, name: str, on_disk: list[VersionOnDisk], *, reload: bool = False
     ) -> bool:
-        """Serve the newest versions of a model that load, at most `keep` of them.
+        """Serve the newest versions of a model that load and that its version policy selects.
 
         A version is loaded if it is new or its file has changed; with `reload`, in any case. Where
         loading fails, a version of the same number that is already loaded continues to serve.
@@ -257,8 +262,11 @@ class Repository:
         """
         served = self._models.get(name, {})
         newest: dict[str, ServedModel] = {}
-        for version in on_disk:
-            if len(newest) == self._keep:
+        policy = self._policy(on_disk[0]) if on_disk else VersionPolicy()
+        selected = [version for version in on_disk if policy.selects(version.number)]
+        has_warned = False
+        for version in selected:
+            if len(newest) == policy.latest:
                 break
             key = (name, version.number)
             model = served.get(str(version.number))
@@ -275,24 +283,18 @@ class Repository:
                     )
                 else:
                     self._failed.pop(key, None)
-                    log.info(
-                        "Loaded %s version %s on %s.", name, model.version, model.session.provider
-                    )
-                    log.info(
-                        "Batching of %s version %s: %s.",
-                        name,
-                        model.version,
-                        model.session.batching.reason,
-                    )
-                    # The server reports a build without CUDA once, when it starts.
-                    if model.session.fallback and cuda_is_built_in():
-                        log.warning("%s runs without CUDA: %s.", name, model.session.fallback)
+                    self._log_loaded(model, says_ignored=not has_warned)
+                    has_warned = True
             if model is not None:
                 newest[model.version] = model
 
-        if reload and (failure := self._failed.get((name, on_disk[0].number))):
+        if reload and not selected:
+            raise ModelLoadError(
+                f"No version of '{name}' on disk is among those of version_policy in {CONFIG_FILE}."
+            )
+        if reload and (failure := self._failed.get((name, selected[0].number))):
             self._on_change()
-            raise ModelLoadError(f"Version {on_disk[0].number} of '{name}': {failure.reason}.")
+            raise ModelLoadError(f"Version {selected[0].number} of '{name}': {failure.reason}.")
         if list(newest.values()) == list(served.values()):
             return False
         if newest:
@@ -303,28 +305,59 @@ class Repository:
             log.info("Unloaded %s version %s.", name, number)
         return True
 
+    def _log_loaded(self, model: ServedModel, *, says_ignored: bool) -> None:
+        """Log that a version was loaded, and with `says_ignored` what config.pbtxt sets in vain."""
+        session, name = model.session, model.name
+        log.info("Loaded %s version %s on %s.", name, model.version, session.provider)
+        log.info("Batching of %s version %s: %s.", name, model.version, session.batching.reason)
+        # The server reports a build without CUDA once, when it starts.
+        if session.fallback and cuda_is_built_in():
+            log.warning("%s runs without CUDA: %s.", name, session.fallback)
+        if model.ignored and says_ignored:
+            log.warning(
+                "%s of model %s sets what has no effect here: %s.",
+                CONFIG_FILE,
+                name,
+                ", ".join(model.ignored),
+            )
+
+    def _policy(self, version: VersionOnDisk) -> VersionPolicy:
+        """Which versions of the model of `version` are served."""
+        return version.config.version_policy or VersionPolicy(latest=self._keep)
+
     def _load(self, version: VersionOnDisk) -> ServedModel:
         """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
+        config, file, folder = version.config, version.file, version.folder.parent
+        if config.problem:
+            raise ModelLoadError(config.problem)
         card = read_card(version.folder / CARD_FILE)
-        max_batch_size = read_max_batch_size(version.folder.parent / CONFIG_FILE)
+        declared = declared_batching(card, config)
         try:
-            sha256 = file_sha256(version.folder / MODEL_FILE)
+            sha256 = file_sha256(file)
             # Weights in files of their own are not in that hash.
-            beside = [f for f in version.folder.iterdir() if f.name not in (MODEL_FILE, CARD_FILE)]
+            beside = [f for f in version.folder.iterdir() if f.name not in (file.name, CARD_FILE)]
             status = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in beside)
         except OSError as error:
-            raise ModelLoadError(f"cannot read {MODEL_FILE}: {error}") from error
+            raise ModelLoadError(f"cannot read {file.name}: {error}") from error
         if card.sha256 and card.sha256 != sha256:
             raise ModelLoadError(
-                f"{MODEL_FILE} has SHA-256 {sha256}, but its card says {card.sha256}"
+                f"{file.name} has SHA-256 {sha256}, but its card says {card.sha256}"
             )
-        declared = declared_batching(card, max_batch_size)
         files = (sha256, *status)
-        session = load_session(
-            version.folder / MODEL_FILE, self._options, declared or self._verified.get(files)
-        )
+        options = self._options
+        if config.intra_op_threads:
+            options = options._replace(intra_op_threads=config.intra_op_threads)
+        session = load_session(file, options, declared or self._verified.get(files))
         if declared is None:
             self._verified[files] = session.batching
+        session.batching = session.batching._replace(queue=config.queue)
+        rows = config.max_batch_size
+        present(
+            session,
+            presented(config.inputs, session.inputs, rows, are_inputs=True),
+            presented(config.outputs, session.outputs, rows, are_inputs=False),
+        )
+        labels = labels_of(card, config, session.outputs, folder)
         layout, classifier, problem = None, None, OTHER_LABELS
         kinds = [card.kind(output.name) for output in session.outputs]
         tensors = session.inputs, session.outputs, kinds
@@ -335,7 +368,7 @@ class Repository:
                 problem = str(error)
         if layout is None:
             try:
-                classifier = classifier_of(*tensors, card.labels, card.picture)
+                classifier = classifier_of(*tensors, labels, card.picture)
             except NotAClassifier as error:
                 problem = str(error)
             except PictureError as error:
@@ -345,6 +378,9 @@ class Repository:
             name=version.name,
             version=number,
             card=card,
+            config=config,
+            ignored=[*config.ignored, *ignored_by(session, config)],
+            labels=labels,
             sha256=sha256,
             session=session,
             batcher=self._make_batcher(version.name, number, session),
@@ -356,4 +392,4 @@ class Repository:
 
     async def _scan(self) -> dict[str, list[VersionOnDisk]]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, scan, self._root)
+        return await loop.run_in_executor(self._executor, scan, self._root, self._configs)

@@ -1,7 +1,8 @@
 """Lists the models and versions in the repository folder, as they are at this moment.
 
 The layout is Triton's: NAME/VERSION/model.onnx, where VERSION is a whole number without leading
-zeros. Any other folder (`.tmp-...`, for one) is ignored.
+zeros, and NAME/config.pbtxt may name another file. Any other folder (`.tmp-...`, for one) is
+ignored.
 """
 
 from __future__ import annotations
@@ -12,26 +13,31 @@ import re
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from service.repository.triton_config import TritonConfig, TritonConfigs
 
 MODEL_FILE = "model.onnx"
 CARD_FILE = "model.json"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
-Signature = tuple[int, int, int]
+Signature = tuple[int, ...]
 
 
 class VersionOnDisk(NamedTuple):
     """A version in the repository folder.
 
-    `signature` is inode, size and modification time (ns) of model.onnx: it changes whenever the
-    file is replaced.
+    `file` is the model's, usually model.onnx. `signature` holds its inode, size and modification
+    time (ns), and those of the files of `config`: it changes whenever one of them is replaced.
     """
 
     name: str
     number: int
     folder: Path
+    file: Path
     signature: Signature
+    config: TritonConfig
 
 
 def parse_version(text: str) -> int | None:
@@ -39,24 +45,34 @@ def parse_version(text: str) -> int | None:
     return int(text) if _VERSION.fullmatch(text) else None
 
 
-def scan(root: Path) -> dict[str, list[VersionOnDisk]]:
+def scan(root: Path, configs: TritonConfigs) -> dict[str, list[VersionOnDisk]]:
     """The versions of each model, newest first. Raises OSError if `root` cannot be listed."""
     models: dict[str, list[VersionOnDisk]] = {}
     for model in sorted(root.iterdir()):
         if model.name.startswith(".") or not model.is_dir():
             continue
+        config, config_signature = configs.of(model)
         versions = []
         for folder in model.iterdir():
             number = parse_version(folder.name)
             if number is None:
                 continue
             try:
-                status = (folder / MODEL_FILE).stat()
+                status = (folder / config.model_file).stat()
             except OSError:
                 continue  # it holds no model, or was removed just now
-            signature = (status.st_ino, status.st_size, status.st_mtime_ns)
             versions.append(
-                VersionOnDisk(name=model.name, number=number, folder=folder, signature=signature)
+                VersionOnDisk(
+                    name=model.name,
+                    number=number,
+                    folder=folder,
+                    file=folder / config.model_file,
+                    signature=(
+                        *(status.st_ino, status.st_size, status.st_mtime_ns),
+                        *config_signature,
+                    ),
+                    config=config,
+                )
             )
         if versions:
             models[model.name] = sorted(versions, key=lambda v: v.number, reverse=True)

@@ -7,7 +7,7 @@ Arithmetic only: it knows tensors and arrays, no repository and no session. Digi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,13 +91,14 @@ def classifier_of(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     kinds: Sequence[str],
-    labels: Sequence[str],
+    labels: Mapping[str, Sequence[str]],
     rule: PictureRule | None,
 ) -> Classifier:
     """How a model with these tensors classifies.
 
     `kinds` says of each output whether it holds probabilities or logits; empty if that is unknown.
-    Raises PictureError if `rule` does not fit the model, NotAClassifier if a field is missing.
+    `labels` are the names of the classes by output. Raises PictureError if `rule` does not fit the
+    model, NotAClassifier if a field is missing.
     """
     picture = None
     if rule is not None:
@@ -109,18 +110,23 @@ def classifier_of(
         )
     output = kinds.index(PROBABILITIES if PROBABILITIES in kinds else LOGITS)
     spec = outputs[output]
+    for tensor in (*inputs, spec):
+        if not tensor.has_rank:
+            raise NotAClassifier(
+                f"has a tensor of any shape, '{tensor.name}'; use the infer endpoint."
+            )
+    names = labels.get(spec.name, ())
     classes = [size for size in row_shape(spec) if size != 1] or [2]
     if len(classes) > 1 or spec.datatype in (BYTES, "BOOL"):
         raise NotAClassifier(
             f"is no classifier: its output '{spec.name}' is {spec.datatype} {list(spec.shape)}, "
             "not one number per class."
         )
-    if labels and classes[0] not in (-1, len(labels)):
+    if names and classes[0] not in (-1, len(names)):
         raise NotAClassifier(
-            f"has {len(labels)} labels in its model.json, but {classes[0]} classes in its output "
-            f"'{spec.name}'."
+            f"has {len(names)} labels, but {classes[0]} classes in its output '{spec.name}'."
         )
-    counts = Counter(labels)
+    counts = Counter(names)
     return Classifier(
         inputs=tuple(inputs),
         picture=picture,
@@ -129,6 +135,6 @@ def classifier_of(
         is_bfloat16=spec.datatype == BF16,
         labels=tuple(
             label if counts[label] == 1 else f"{label} ({index})"
-            for index, label in enumerate(labels)
+            for index, label in enumerate(names)
         ),
     )

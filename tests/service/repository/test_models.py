@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,8 +23,8 @@ from service.core.errors import (
 )
 from service.core.placement import Timing
 from service.repository import models
-from service.repository.card import Card
-from service.repository.models import Repository, declared_batching
+from service.repository.models import Repository
+from service.repository.triton_config import TritonConfig, TritonConfigs, VersionPolicy
 from service.runtime.session import SessionOptions
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
@@ -91,6 +90,16 @@ class Fixture:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
         temporary.rename(folder)
+
+    def configure(self, monkeypatch: pytest.MonkeyPatch, name: str, config: TritonConfig) -> None:
+        """Let a model have this configuration. One process cannot hold its parser beside the stubs
+        of tritonclient.
+        """
+
+        def of(configs: TritonConfigs, folder: Path) -> tuple[TritonConfig, tuple[int, ...]]:
+            return (config, (id(config),)) if folder.name == name else (TritonConfig(), ())
+
+        monkeypatch.setattr(TritonConfigs, "of", of)
 
     def remove(self, version: str) -> None:
         shutil.rmtree(self.root / version)
@@ -418,13 +427,7 @@ def test_a_damaged_config_keeps_every_version_out_with_the_reason(
 ) -> None:
     fixture.publish("mnist/1")
     fixture.publish("other/1")
-
-    def read(path: Path) -> int | None:
-        if path != fixture.root / "mnist" / "config.pbtxt":
-            return None
-        raise ModelLoadError(f"{path} is not a valid model configuration: it is damaged")
-
-    monkeypatch.setattr(models, "read_max_batch_size", read)
+    fixture.configure(monkeypatch, "mnist", TritonConfig(problem="it is damaged"))
 
     async def scenario(repository: Repository) -> None:
         await repository.refresh()
@@ -435,31 +438,83 @@ def test_a_damaged_config_keeps_every_version_out_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("card", "max_batch_size", "allowed", "reason", "max_rows"),
+    ("policy", "served", "reason"),
     [
-        (None, None, None, "", 0),
-        (True, None, True, "declared in model.json", sys.maxsize),
-        (False, None, False, "off: declared in model.json", sys.maxsize),
-        (None, 0, False, "off: max_batch_size is 0 in config.pbtxt", sys.maxsize),
-        (None, 8, True, "declared in config.pbtxt", 8),
-        (True, 8, True, "declared in config.pbtxt", 8),
-        (False, 0, False, "off: declared in model.json", sys.maxsize),
-        # Where they disagree, the one that forbids it wins.
-        (True, 0, False, "config.pbtxt, which overrules model.json", sys.maxsize),
-        (False, 8, False, "model.json, which overrules config.pbtxt", sys.maxsize),
+        (None, ["4", "3"], "not among the newest 2"),
+        (VersionPolicy(latest=1), ["4"], "not among the newest 1"),
+        (VersionPolicy(latest=3), ["4", "3", "2"], "not among the newest 3"),
+        (VersionPolicy(), ["4", "3", "2", "1"], ""),
+        (VersionPolicy(specific=(3, 1)), ["3", "1"], "not among the versions of version_policy"),
+        (VersionPolicy(specific=(1, 9)), ["1"], "not among the versions of version_policy"),
+        (VersionPolicy(specific=(9,)), [], "not among the versions of version_policy"),
     ],
 )
-def test_what_is_declared_follows_from_card_and_config(
-    card: bool | None, max_batch_size: int | None, allowed: bool | None, reason: str, max_rows: int
+def test_the_version_policy_decides_which_versions_are_served(
+    fixture: Fixture,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: VersionPolicy | None,
+    served: list[str],
+    reason: str,
 ) -> None:
-    batching = declared_batching(Card(batching=card), max_batch_size)
-    if allowed is None:
-        assert batching is None
-        return
-    assert batching is not None
-    assert batching.allowed is allowed
-    assert reason in batching.reason
-    assert batching.max_rows == max_rows
+    for version in "1234":
+        fixture.publish(f"mnist/{version}")
+    fixture.configure(monkeypatch, "mnist", TritonConfig(version_policy=policy))
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert repository.versions("mnist") == served
+        others = [entry.reason for entry in await repository.index() if not entry.ready]
+        assert len(others) == 4 - len(served)
+        assert all(reason in other for other in others)
+        if not served:
+            with pytest.raises(ModelLoadError, match="version_policy"):
+                await repository.follow(set(), {"mnist": 1})
+
+    fixture.run(scenario)
+
+
+def test_a_broken_version_that_the_policy_no_longer_selects_is_no_failure(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("mnist/2", b"broken")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert list(repository.failures) == ["mnist/2"]
+        fixture.configure(
+            monkeypatch, "mnist", TritonConfig(version_policy=VersionPolicy(specific=(1,)))
+        )
+        await repository.refresh()
+        assert repository.failures == {}
+
+    fixture.run(scenario)
+
+
+def test_a_changed_config_reloads_the_model_from_the_file_that_it_names(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.publish("mnist/1")
+    (fixture.root / "mnist" / "1" / "other.onnx").write_bytes(b"another model")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        fixture.configure(
+            monkeypatch,
+            "mnist",
+            TritonConfig(model_file="other.onnx", ignored=["runtime", "optimization"]),
+        )
+        await repository.refresh()
+        await repository.refresh()
+        assert fixture.loads == ["mnist/1", "mnist/1"]
+        session: Any = repository.get("mnist").session
+        assert session.content == b"another model"
+
+    fixture.run(scenario)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warning == (
+        "config.pbtxt of model mnist sets what has no effect here: runtime, optimization."
+    )
 
 
 def test_refreshes_and_loads_at_the_same_time_do_not_interleave(fixture: Fixture) -> None:

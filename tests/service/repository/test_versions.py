@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.repository.triton_config import TritonConfigs
 from service.repository.versions import file_sha256, parse_version, scan
 
 
@@ -33,7 +34,7 @@ def test_versions_are_listed_newest_first_by_number(tmp_path: Path) -> None:
     for version in ("9", "10", "2"):
         publish(tmp_path, "mnist", version)
     publish(tmp_path, "other", "1")
-    models = scan(tmp_path)
+    models = scan(tmp_path, TritonConfigs())
     assert list(models) == ["mnist", "other"]
     assert [version.number for version in models["mnist"]] == [10, 9, 2]
     assert models["other"][0].folder == tmp_path / "other" / "1"
@@ -48,7 +49,7 @@ def test_whatever_is_not_a_version_with_a_model_is_ignored(tmp_path: Path) -> No
     (tmp_path / "mnist" / "4").write_text("a file")
     (tmp_path / "README").write_text("a file")
     (tmp_path / "loop").symlink_to("loop")
-    assert scan(tmp_path) == {}
+    assert scan(tmp_path, TritonConfigs()) == {}
 
 
 def test_a_linked_version_is_served_as_any_other(tmp_path: Path) -> None:
@@ -56,24 +57,26 @@ def test_a_linked_version_is_served_as_any_other(tmp_path: Path) -> None:
     models = tmp_path / "models" / "mnist"
     models.mkdir(parents=True)
     (models / "1").symlink_to(tmp_path / "elsewhere" / "mnist" / "7")
-    assert [version.number for version in scan(tmp_path / "models")["mnist"]] == [1]
+    assert [version.number for version in scan(tmp_path / "models", TritonConfigs())["mnist"]] == [
+        1
+    ]
 
 
 def test_the_signature_changes_with_the_file(tmp_path: Path) -> None:
     model = publish(tmp_path, "mnist", "1")
-    (before,) = scan(tmp_path)["mnist"]
-    assert scan(tmp_path)["mnist"] == [before]
+    (before,) = scan(tmp_path, TritonConfigs())["mnist"]
+    assert scan(tmp_path, TritonConfigs())["mnist"] == [before]
     replacement = tmp_path / "new"
     replacement.write_bytes(b"MODEL")  # as long as the old one
     replacement.rename(model)
-    (after,) = scan(tmp_path)["mnist"]
+    (after,) = scan(tmp_path, TritonConfigs())["mnist"]
     assert after.signature != before.signature
     assert after._replace(signature=before.signature) == before
 
 
 def test_a_missing_repository_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="none"):
-        scan(tmp_path / "none")
+        scan(tmp_path / "none", TritonConfigs())
 
 
 def test_the_sha256_is_that_of_the_whole_file(tmp_path: Path) -> None:

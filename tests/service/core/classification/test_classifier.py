@@ -14,7 +14,7 @@ INPUTS = [TensorSpec("x", "FP32", (-1, 4))]
 def classifier(
     shape: tuple[int, ...] = (-1, 3), kind: str = "logits", labels: tuple[str, ...] = ()
 ) -> Classifier:
-    return classifier_of(INPUTS, [TensorSpec("y", "FP32", shape)], [kind], labels, None)
+    return classifier_of(INPUTS, [TensorSpec("y", "FP32", shape)], [kind], {"y": labels}, None)
 
 
 def test_logits_become_probabilities_by_label_most_probable_first() -> None:
@@ -49,7 +49,7 @@ def test_one_number_is_that_of_the_second_of_two_classes(
 def test_bfloat16_and_maps_of_one_pixel() -> None:
     spec = TensorSpec("y", "BF16", (-1, 3, 1, 1))
     bits = to_bfloat16(np.array([0.25, 0.5, 0.25])).reshape(1, 3, 1, 1)
-    found = classifier_of(INPUTS, [spec], ["probabilities"], (), None)
+    found = classifier_of(INPUTS, [spec], ["probabilities"], {}, None)
     (row,) = found.classifications([bits], 1, 1)
     assert row.probabilities == {"1": 0.5}
 
@@ -60,7 +60,7 @@ def test_equal_labels_are_told_apart_by_their_index() -> None:
 
 def test_an_input_of_a_single_row_loses_the_number_of_rows() -> None:
     specs = [TensorSpec("a", "FP32", (4,)), TensorSpec("b", "FP32", (1, 4))]
-    found = classifier_of(specs, [TensorSpec("y", "FP32", (3,))], ["logits"], (), None)
+    found = classifier_of(specs, [TensorSpec("y", "FP32", (3,))], ["logits"], {}, None)
     arrays = [np.zeros((1, 4), np.float32)] * 2
     assert [array.shape for array in found.without_count(arrays)] == [(4,), (1, 4)]
 
@@ -71,16 +71,17 @@ def test_an_input_of_a_single_row_loses_the_number_of_rows() -> None:
         (TensorSpec("y", "FP32", (-1, 3)), "", (), "lacks output_kinds, .* one of: y"),
         (TensorSpec("y", "FP32", (-1, 5, 3)), "logits", (), r"\[-1, 5, 3\], not one number per"),
         (TensorSpec("y", "BYTES", (-1, 3)), "logits", (), "is BYTES"),
-        (TensorSpec("y", "FP32", (-1, 3)), "logits", ("a", "b"), "2 labels .* but 3 classes"),
+        (TensorSpec("y", "FP32", (-1,), has_rank=False), "logits", (), "any shape, 'y'"),
+        (TensorSpec("y", "FP32", (-1, 3)), "logits", ("a", "b"), "2 labels, but 3 classes"),
     ],
 )
 def test_what_the_card_lacks_is_named(
     spec: TensorSpec, kind: str, labels: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(NotAClassifier, match=message):
-        classifier_of(INPUTS, [spec], [kind], labels, None)
+        classifier_of(INPUTS, [spec], [kind], {"y": labels}, None)
 
 
 def test_a_rule_for_pictures_must_fit_even_if_outputs_are_unknown() -> None:
     with pytest.raises(PictureError, match="colour"):
-        classifier_of(INPUTS, [TensorSpec("y", "FP32", (-1, 3))], [""], (), rule_of({}))
+        classifier_of(INPUTS, [TensorSpec("y", "FP32", (-1, 3))], [""], {}, rule_of({}))
