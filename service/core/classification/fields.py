@@ -79,7 +79,10 @@ def _array(spec: TensorSpec, value: Any) -> Array:
     if spec.datatype != BYTES:
         floats = from_bfloat16(array) if spec.datatype == BF16 else array
         if not np.isfinite(floats).all():
-            raise InvalidArgument(f"Input '{spec.name}' has values that are NaN or infinite.")
+            raise InvalidArgument(
+                f"Input '{spec.name}' has null, NaN or infinite values; only the infer endpoint takes "
+                "them."
+            )
     return array
 
 
