@@ -80,8 +80,8 @@ def _array(spec: TensorSpec, value: Any) -> Array:
         floats = from_bfloat16(array) if spec.datatype == BF16 else array
         if not np.isfinite(floats).all():
             raise InvalidArgument(
-                f"Input '{spec.name}' has null, NaN or infinite values; only the infer endpoint takes "
-                "them."
+                f"Input '{spec.name}' has null, NaN or infinite values; only the infer endpoint "
+                "takes them."
             )
     return array
 
