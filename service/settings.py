@@ -417,14 +417,7 @@ def load(
             f"Unknown environment variable {unknown[0]!r}; the nearest is {nearest}. Names with "
             f"{ENV_PREFIX} are reserved for settings; see mnist-serve --help."
         )
-    served = flags.pop("path")
-    if served is not None:
-        if flags["models"] is not None:
-            raise SettingsError(f"{served!r} and --models are both given; remove one of them.")
-        if not Path(served).exists():
-            nearest = _nearest(served, ["--" + name.replace("_", "-") for name in flags])
-            raise SettingsError(f"{served!r} is no file or folder; the nearest flag is {nearest}.")
-        flags["models"] = served
+    served = _served_path(flags)
     path = flags.pop("config") or variables.get(ENV_PREFIX + "CONFIG")
     file_values = _read_file(Path(path)) if path else {}
     if unknown := sorted(set(file_values) - set(hints)):
@@ -450,6 +443,19 @@ def load(
     if "models" not in values and not settings.models.exists() and (shipped := shipped_models()):
         return dataclasses.replace(settings, models=shipped)
     return settings
+
+
+def _served_path(flags: dict[str, Any]) -> str | None:
+    """Take PATH out of the flags, and make it the value of --models. Raises SettingsError."""
+    path: str | None = flags.pop("path")
+    if path is not None:
+        if flags["models"] is not None:
+            raise SettingsError(f"{path!r} and --models are both given; remove one of them.")
+        if not Path(path).exists():
+            nearest = _nearest(path, ["--" + name.replace("_", "-") for name in flags])
+            raise SettingsError(f"{path!r} is no file or folder; the nearest flag is {nearest}.")
+        flags["models"] = path
+    return path
 
 
 def _is_service_link(name: str, value: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from service.core.classification.pictures import PictureError, PictureRule, rule_of
 from service.core.datatypes import Array
 from service.core.digits import LOGITS, PROBABILITIES
 from service.core.errors import ModelLoadError, excerpt
@@ -36,7 +37,7 @@ class Card(NamedTuple):
     `output_kinds` says whether an output holds logits or probabilities, and an output with either
     word as its name needs no entry; `labels` are the names of the classes; `batching` says whether
     the model is row-wise, so that requests may be joined and split; None leaves it open. `samples`
-    are inputs of the warm-up, in any dtype.
+    are inputs of the warm-up, in any dtype; `picture` says what a picture becomes.
     """
 
     sha256: str = ""
@@ -45,6 +46,7 @@ class Card(NamedTuple):
     labels: Sequence[str] = ()
     batching: bool | None = None
     samples: Sequence[Mapping[str, Array]] = ()
+    picture: PictureRule | None = None
 
     def kind(self, output: str) -> str:
         """`logits`, `probabilities`, or empty for an output of unknown kind."""
@@ -97,6 +99,12 @@ def read(path: Path) -> Card:
         wrong = mistake(schema(), fields)
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+    picture = None
+    if isinstance(fields, dict) and fields.get("picture") is not None:
+        try:
+            picture = rule_of(fields["picture"])
+        except PictureError as error:
+            raise ModelLoadError(f"{path}: {error}") from error
     if wrong:
         raise ModelLoadError(f"{path}{'' if wrong.startswith('must') else ':'} {wrong}")
     known = schema()["properties"]
@@ -118,4 +126,5 @@ def read(path: Path) -> Card:
         labels=tuple(fields.get("labels", ())),
         batching=fields.get("batching"),
         samples=tuple(samples),
+        picture=picture,
     )

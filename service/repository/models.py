@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.core.batching import Batcher, Batching
-from service.core.digits import DigitLayout, NotDigits, layout_of
+from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
+from service.core.classification.pictures import PictureError
+from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
 from service.repository.agreement import declared_batching, ignored_by, labels_of, presented
 from service.repository.card import Card
@@ -29,6 +31,7 @@ from service.repository.triton_config import (
     VersionPolicy,
 )
 from service.repository.versions import (
+    CARD_FILE,
     OnDisk,
     Signature,
     VersionOnDisk,
@@ -51,7 +54,8 @@ class ServedModel(NamedTuple):
 
     `config` is what config.pbtxt declares, `ignored` what it sets that has no effect on this model,
     `labels` the names of classes by output. `layout` says how it classifies digits; None if it does
-    not, and `layout_problem` says why.
+    not, and `layout_problem` says why. `classifier` says how it classifies anything else; None if
+    it does not, or if its card does not say.
     """
 
     name: str
@@ -66,6 +70,7 @@ class ServedModel(NamedTuple):
     signature: Signature
     layout: DigitLayout | None
     layout_problem: str
+    classifier: Classifier | None = None
 
 
 class IndexEntry(NamedTuple):
@@ -394,12 +399,21 @@ class Repository:
             presented(config.outputs, session.outputs, rows, are_inputs=False),
         )
         labels = labels_of(card, config, session.outputs, folder)
-        layout, problem = None, ""
-        try:
-            kinds = [card.kind(output.name) for output in session.outputs]
-            layout = layout_of(session.inputs, session.outputs, kinds)
-        except NotDigits as error:
-            problem = str(error)
+        layout, classifier, problem = None, None, OTHER_LABELS
+        kinds = [card.kind(output.name) for output in session.outputs]
+        tensors = session.inputs, session.outputs, kinds
+        if card.picture is None and card.labels in ((), DIGIT_LABELS):
+            try:
+                layout = layout_of(*tensors)
+            except NotDigits as error:
+                problem = str(error)
+        if layout is None:
+            try:
+                classifier = classifier_of(*tensors, labels, card.picture)
+            except NotAClassifier as error:
+                problem = str(error)
+            except PictureError as error:
+                raise ModelLoadError(f"{CARD_FILE}: {error}") from error
         number = str(version.number)
         return ServedModel(
             name=version.name,
@@ -414,6 +428,7 @@ class Repository:
             signature=version.signature,
             layout=layout,
             layout_problem=problem,
+            classifier=classifier,
         )
 
     async def _scan(self) -> OnDisk:
