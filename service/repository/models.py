@@ -21,7 +21,13 @@ from service.core.classification.classifier import Classifier, NotAClassifier, c
 from service.core.classification.pictures import PictureError
 from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
-from service.repository.agreement import declared_batching, ignored_by, labels_of, presented
+from service.repository.agreement import (
+    declared_batching,
+    ignored_by,
+    labels_of,
+    picture_rule,
+    presented,
+)
 from service.repository.card import Card
 from service.repository.card import read as read_card
 from service.repository.triton_config import (
@@ -409,7 +415,8 @@ class Repository:
                 problem = str(error)
         if layout is None:
             try:
-                classifier = classifier_of(*tensors, labels, card.picture)
+                rule = picture_rule(card, config, session.inputs)
+                classifier = classifier_of(*tensors, labels, rule)
             except NotAClassifier as error:
                 problem = str(error)
             except PictureError as error:
