@@ -268,9 +268,9 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     if session.defaults and any(spec.name in by_name for spec in session.defaults):
         if session.batchable:
             raise InvalidArgument(
-                f"Model '{served.name}' has values of its own for "
-                f"{', '.join(spec.name for spec in session.defaults)}, which no request can replace "
-                'because requests are batched; to allow it, set "batching": false in model.json.'
+                f"Model '{served.name}' has a value of its own for "
+                f"{', '.join(spec.name for spec in session.defaults)}, which requests cannot "
+                'replace because they are batched; set "batching": false in model.json to allow it.'
             )
         specs = (*specs, *session.defaults)
     names = [spec.name for spec in specs]

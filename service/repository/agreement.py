@@ -83,7 +83,7 @@ def ignored_by(session: Session, config: TritonConfig) -> list[str]:
     ignored += [
         f"optional of '{spec.name}' (the model needs it)"
         for spec in session.inputs
-        if spec.name in optional
+        if spec.name in optional and not spec.is_optional
     ]
     return ignored
 
@@ -129,24 +129,26 @@ def _presented(
     if not tensor.dims:
         return Tensor(index, spec, spec.shape)
     own = tensor.dims if tensor.reshape is None else tensor.reshape
-    # An unknown rank looks like a scalar. With no max_batch_size, dims may be of either kind.
+    # With no max_batch_size, dims may be of either kind.
     has_batch = bool(max_batch_size) or (
-        max_batch_size is None and bool(spec.shape) and len(own) == len(spec.shape) - 1
+        max_batch_size is None and spec.has_rank and len(own) == len(spec.shape) - 1
     )
     batch = (spec.shape[0] if spec.shape else -1,) if has_batch else ()
     shape = batch + own
+    if not spec.has_rank:
+        shown = spec._replace(shape=batch + tensor.dims, has_rank=True)
+        return Tensor(index, shown, shape)
     fits = len(shape) == len(spec.shape) and all(
         -1 in sizes or sizes[0] == sizes[1] for sizes in zip(shape, spec.shape, strict=True)
     )
-    is_unknown = not spec.shape and bool(own)
-    if not fits and not is_unknown:
+    if not fits:
         what = "dims" if tensor.reshape is None else "reshape"
         without = ", without the batch" if has_batch else ""
         raise ModelLoadError(
             f"{what} of '{spec.name}' in {CONFIG_FILE} are {list(own)}{without}, but its shape in "
             f"the model is {list(spec.shape)}"
         )
-    if tensor.reshape is None and fits:
+    if tensor.reshape is None:
         # A size that the file leaves open is as in the model.
         dims = tuple(max(sizes) for sizes in zip(shape, spec.shape, strict=True))
         return Tensor(index, spec._replace(shape=dims), dims)

@@ -31,13 +31,16 @@ from service.repository.triton_config import (
     VersionPolicy,
 )
 from service.repository.versions import (
-    CARD_FILE,
+    OnDisk,
     Signature,
     VersionOnDisk,
-    file_sha256,
+    digest_of_all,
+    digests,
+    external_weights,
     parse_version,
     scan,
 )
+from service.repository.warm_up import samples
 from service.runtime.presented import present
 from service.runtime.session import Session, SessionOptions, cuda_is_built_in
 from service.runtime.session import load as load_session
@@ -112,12 +115,13 @@ class Repository:
         # name -> version -> model, newest version first
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._failed: dict[tuple[str, int], _Failure] = {}
+        self._unservable: Mapping[tuple[str, str], str] = {}
         self._root_error = ""
         self._unloaded: AbstractSet[str] = frozenset()
         self._loads: dict[str, int] = {}
         self._has_refreshed = False
-        # Files of a version -> the result of their verification, which a reload need not repeat.
-        self._verified: dict[object, Batching] = {}
+        # SHA-256 of a version -> the result of their verification, which a reload need not repeat.
+        self._verified: dict[str, Batching] = {}
         self._refreshing = asyncio.Lock()
         self._configs = TritonConfigs()
 
@@ -161,7 +165,7 @@ class Repository:
         return failures | ({str(self._root): self._root_error} if self._root_error else {})
 
     async def index(self) -> list[IndexEntry]:
-        """Every version on disk, by model, newest first.
+        """Every version on disk, by model, newest first, and what is there but cannot be served.
 
         Raises Unavailable if the repository cannot be read.
         """
@@ -170,7 +174,7 @@ class Repository:
         except OSError as error:
             raise Unavailable(f"The model repository cannot be read: {error}.") from error
         entries = []
-        for version in (v for versions in on_disk.values() for v in versions):
+        for version in (v for versions in on_disk.models.values() for v in versions):
             name, number = version.name, str(version.number)
             ready = number in self._models.get(name, ())
             failure = self._failed.get((name, version.number))
@@ -183,6 +187,8 @@ class Repository:
                 else:
                     reason = f"not among the newest {self._policy(version).latest}"
             entries.append(IndexEntry(name=name, version=number, ready=ready, reason=reason))
+        for (name, number), reason in on_disk.unservable.items():
+            entries.append(IndexEntry(name=name, version=number, ready=False, reason=reason))
         return entries
 
     async def check_known(self, name: str) -> None:
@@ -206,13 +212,14 @@ class Repository:
                 return
             self._root_error = ""
             changed, failed_before = False, dict(self._failed)
-            for name in sorted({*on_disk, *self._models}):
-                versions = [] if name in self._unloaded else on_disk.get(name, [])
+            self._log_unservable(on_disk)
+            for name in sorted({*on_disk.models, *self._models}):
+                versions = [] if name in self._unloaded else on_disk.models.get(name, [])
                 changed |= await self._serve_newest(name, versions)
             # Deleting a broken version removes its failure.
             present = {
                 (v.name, v.number)
-                for versions in on_disk.values()
+                for versions in on_disk.models.values()
                 for v in versions
                 if self._policy(v).selects(v.number)
             }
@@ -241,10 +248,15 @@ class Repository:
 
     async def _reload(self, name: str) -> None:
         try:
-            versions = (await self._scan()).get(name, [])
+            on_disk = await self._scan()
         except OSError as error:
             raise ModelLoadError(f"The model repository cannot be read: {error}.") from error
+        versions = on_disk.models.get(name, [])
         if not versions:
+            for (model, number), reason in on_disk.unservable.items():
+                if model == name:
+                    where = f"Version {number} of '{name}'" if number else f"Model '{name}'"
+                    raise ModelLoadError(f"{where} cannot be served: {reason}.")
             raise ModelNotFound(f"Model '{excerpt(name)}' is not in the repository.")
         self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
         await self._serve_newest(name, versions, reload=True)
@@ -313,6 +325,14 @@ class Repository:
         # The server reports a build without CUDA once, when it starts.
         if session.fallback and cuda_is_built_in():
             log.warning("%s runs without CUDA: %s.", name, session.fallback)
+        if session.warm_up_error:
+            log.warning(
+                "The warm-up of %s version %s failed, but the model is served: %s. Sample inputs "
+                "for it belong into warm_up of model.json or model_warmup of config.pbtxt.",
+                name,
+                model.version,
+                session.warm_up_error.rstrip("."),
+            )
         if model.ignored and says_ignored:
             log.warning(
                 "%s of model %s sets what has no effect here: %s.",
@@ -321,40 +341,59 @@ class Repository:
                 ", ".join(model.ignored),
             )
 
+    def _log_unservable(self, on_disk: OnDisk) -> None:
+        """Log once what is in the repository but cannot be served."""
+        for (name, number), reason in on_disk.unservable.items():
+            if self._unservable.get((name, number)) != reason:
+                place = f"{name}/{number}" if number else name
+                log.warning("%s in the model repository is not served: %s.", place, reason)
+        self._unservable = on_disk.unservable
+
     def _policy(self, version: VersionOnDisk) -> VersionPolicy:
         """Which versions of the model of `version` are served."""
         return version.config.version_policy or VersionPolicy(latest=self._keep)
 
     def _load(self, version: VersionOnDisk) -> ServedModel:
         """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
-        config, file, folder = version.config, version.file, version.folder.parent
+        config, file, folder = version.config, version.file, version.model_folder
         if config.problem:
             raise ModelLoadError(config.problem)
-        card = read_card(version.folder / CARD_FILE)
+        card = read_card(version.card)
         declared = declared_batching(card, config)
+        weights = external_weights(version)
         try:
-            sha256 = file_sha256(file)
-            # Weights in files of their own are not in that hash.
-            beside = [f for f in version.folder.iterdir() if f.name not in (file.name, CARD_FILE)]
-            status = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in beside)
+            by_file = digests(version)
         except OSError as error:
-            raise ModelLoadError(f"cannot read {file.name}: {error}") from error
-        if card.sha256 and card.sha256 != sha256:
-            raise ModelLoadError(
-                f"{file.name} has SHA-256 {sha256}, but its card says {card.sha256}"
+            raise ModelLoadError(f"cannot read {error.filename or file.name}: {error}") from error
+        uncovered = card.check_digests(str(file.relative_to(version.folder)), by_file)
+        if unchecked := [name for name in uncovered if name in weights]:
+            log.warning(
+                "The card of %s version %s has the SHA-256 of %s alone; as an object, sha256 has "
+                "that of %s too.",
+                version.name,
+                version.number,
+                file.name,
+                ", ".join(unchecked),
             )
-        files = (sha256, *status)
+        sha256 = digest_of_all(by_file)
         options = self._options
         if config.intra_op_threads:
             options = options._replace(intra_op_threads=config.intra_op_threads)
-        session = load_session(file, options, declared or self._verified.get(files))
+        first_runs = [*card.samples, *samples(config, folder)]
+        batching = declared or self._verified.get(sha256)
+        session = load_session(file, options, batching, first_runs)
         if declared is None:
-            self._verified[files] = session.batching
+            self._verified[sha256] = session.batching
         session.batching = session.batching._replace(queue=config.queue)
-        rows = config.max_batch_size
+        rows, defaults = config.max_batch_size, {spec.name for spec in session.defaults}
         present(
             session,
-            presented(config.inputs, session.inputs, rows, are_inputs=True),
+            presented(
+                [tensor for tensor in config.inputs if tensor.name not in defaults],
+                session.inputs,
+                rows,
+                are_inputs=True,
+            ),
             presented(config.outputs, session.outputs, rows, are_inputs=False),
         )
         labels = labels_of(card, config, session.outputs, folder)
@@ -372,7 +411,7 @@ class Repository:
             except NotAClassifier as error:
                 problem = str(error)
             except PictureError as error:
-                raise ModelLoadError(f"{CARD_FILE}: {error}") from error
+                raise ModelLoadError(f"{version.card}: {error}") from error
         number = str(version.number)
         return ServedModel(
             name=version.name,
@@ -390,6 +429,6 @@ class Repository:
             classifier=classifier,
         )
 
-    async def _scan(self) -> dict[str, list[VersionOnDisk]]:
+    async def _scan(self) -> OnDisk:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, scan, self._root, self._configs)

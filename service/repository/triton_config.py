@@ -139,6 +139,9 @@ class TritonConfig(NamedTuple):
 class TritonConfigs:
     """The configurations of a repository's models, each read again when its file changes."""
 
+    # Of a model that cannot have a file.
+    nothing: tuple[TritonConfig, tuple[int, ...]] = (TritonConfig(), ())
+
     def __init__(self) -> None:
         self._known: dict[Path, tuple[Sequence[int], TritonConfig]] = {}
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import onnxruntime as ort
 
-from service.core.datatypes import Array
+from service.core.datatypes import MISSING, Array
 from service.core.tensors import TensorSpec
 from service.runtime.session import Run, Session
 
@@ -45,15 +45,16 @@ class PresentedRuns:
         """The outputs for these inputs, both as requests see them."""
         own = [
             reshaped(array, before, after)
-            for array, (before, after) in zip(arrays, self._inputs, strict=True)
+            for array, (before, after) in zip(arrays, self._inputs, strict=False)
         ]
+        own += arrays[len(own) :]  # of the session's defaults
         results = self._run(own, options)
         return [reshaped(results[i], before, after) for i, before, after in self._outputs]
 
 
 def reshaped(array: Array, before: Sequence[int], after: Sequence[int]) -> Array:
     """The array, of a shape like `before`, in the shape `after` with the same open sizes."""
-    if before == after:
+    if before == after or array is MISSING:
         return array
     sizes = (size for size, declared in zip(array.shape, before, strict=True) if declared < 0)
     return array.reshape([next(sizes) if size < 0 else size for size in after])

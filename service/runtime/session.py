@@ -228,7 +228,7 @@ class Session:
                 array = np.asarray(sample[spec.name])
                 if spec.datatype == BF16 and array.dtype.kind != "u":
                     array = to_bfloat16(array.astype(np.float64))
-                arrays.append(np.ascontiguousarray(array, DTYPES[spec.datatype]))
+                arrays.append(np.asarray(array, DTYPES[spec.datatype], order="C"))
                 check_spec(spec, spec.datatype, array.shape)
             elif spec.is_optional:
                 arrays.append(MISSING)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from service.core.batching import Batcher, Batching, BatchLimits
+from service.core.datatypes import Array
 from service.core.errors import (
     InvalidArgument,
     ModelLoadError,
@@ -38,6 +39,8 @@ class FakeSession:
     batchable = True
     batching = Batching(True, "a reason")
     inputs = outputs = ()
+    defaults = ()
+    warm_up_error = ""
     timing = Timing()
 
     def __init__(self, content: bytes) -> None:
@@ -54,7 +57,13 @@ class Fixture:
         self.batching: list[Batching | None] = []  # what each load was given
         self.changes = 0
 
-    def load(self, path: Path, options: SessionOptions, batching: Batching | None) -> Any:
+    def load(
+        self,
+        path: Path,
+        options: SessionOptions,
+        batching: Batching | None,
+        samples: Sequence[Mapping[str, Array]],
+    ) -> Any:
         self.loads.append(f"{path.parts[-3]}/{path.parts[-2]}")
         self.batching.append(batching)
         content = path.read_bytes()
@@ -627,6 +636,6 @@ def test_digits_and_other_classifiers_are_told_apart_by_their_cards(tmp_path: Pa
         publish_linear(tmp_path, card=kinds | {"picture": {"size": [9, 9]}}, version=6)
         await repository.refresh()
         assert repository.get("linear").version == "5"
-        assert "model.json: picture.colour is missing" in repository.failures["linear/6"]
+        assert "picture.colour is missing" in repository.failures["linear/6"]
 
     run_with_operations(tmp_path, scenario)
