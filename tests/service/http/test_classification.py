@@ -97,6 +97,7 @@ def test_what_the_model_sees_is_shown_on_request(tmp_path: Path) -> None:
     ("query", "body", "content_type", "error", "message"),
     [
         ("model=mixing", [1, 2], JSON, InvalidArgument, "lacks output_kinds.*of: y. /predict can"),
+        ("model=other", b"[", JSON, ModelNotFound, "/predict can use: colours, lengths"),
         ("model=other", PNG, "image/png", ModelNotFound, "/predict can use: colours, lengths"),
         ("", PNG, "image/png", ModelNotFound, "/predict can use: colours, lengths, linear.$"),
         ("model=colours", b"a", "text/plain", UnsupportedMediaType, "Content-Type is 'text/plain'"),
