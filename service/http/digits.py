@@ -56,8 +56,10 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     model, version = query.get("model") or digits.default_model, query.get("version", "")
     try:
         served = digits.repository.get(model, version)
-    except ModelNotFound:
-        served = None  # what is wrong with the body is reported first
+    except ModelNotFound as error:
+        if "model" in query:
+            raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
+        served = None  # without a default model, what is wrong with the body is reported first
     if served is not None and served.layout is None:
         return await classification.predict(digits, served, request, query, explain)
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()

@@ -99,12 +99,6 @@ def read(path: Path) -> Card:
         wrong = mistake(schema(), fields)
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
-    picture = None
-    if isinstance(fields, dict) and fields.get("picture") is not None:
-        try:
-            picture = rule_of(fields["picture"])
-        except PictureError as error:
-            raise ModelLoadError(f"{path}: {error}") from error
     if wrong:
         raise ModelLoadError(f"{path}{'' if wrong.startswith('must') else ':'} {wrong}")
     known = schema()["properties"]
@@ -119,6 +113,10 @@ def read(path: Path) -> Card:
         ]
     except ValueError as error:
         raise ModelLoadError(f"{path}: warm_up has rows of different lengths") from error
+    try:
+        picture = None if fields.get("picture") is None else rule_of(fields["picture"])
+    except PictureError as error:
+        raise ModelLoadError(f"{path}: {error}") from error
     return Card(
         sha256=sha256 if isinstance(sha256, str) else "",
         file_sha256=sha256 if isinstance(sha256, dict) else MappingProxyType({}),

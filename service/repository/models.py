@@ -456,7 +456,7 @@ class Repository:
             except NotAClassifier as error:
                 problem = str(error)
             except PictureError as error:
-                raise ModelLoadError(f"{CARD_FILE}: {error}") from error
+                raise ModelLoadError(f"{version.card}: {error}") from error
         number = str(version.number)
         return ServedModel(
             name=version.name,
