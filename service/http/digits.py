@@ -40,7 +40,8 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     The body is one picture, as it is or in the field `image` of a form; raw pixels of 784 bytes per
     image as application/octet-stream; or JSON, bare or under "image": a picture as a data URL, or
     numbers (28x28, Nx28x28 or 784). Raises UnsupportedMediaType for another content type,
-    InvalidArgument for a body that does not match its content type.
+    InvalidArgument for a body that does not match its content type. With `?explain=true`, the
+    header Server-Timing has the milliseconds of the picture, and of the model with its queue.
     """
     if len(request.query) > _LONGEST_QUERY:
         raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
@@ -83,7 +84,12 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         ]
     if is_long:
         return await off_loop(json_response, body, size=size)
-    return json_response(body)
+    response = json_response(body)
+    if answer.seconds:
+        before, run = answer.seconds
+        timing = f"picture;dur={1000 * before:.3f}, model;dur={1000 * run:.3f}"
+        response.headers.append(("server-timing", timing))
+    return response
 
 
 def model_of(request: HttpRequest) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
@@ -47,13 +48,15 @@ Picture = bytes | Callable[[], bytes]
 class Predictions(NamedTuple):
     """The answer of one version of a model: one prediction per image.
 
-    `steps` has a name and a PNG for each step from a picture to its pixels, if asked for.
+    If asked for, `steps` has a name and a PNG for each step from a picture to its pixels, and
+    `seconds` how long the picture took, and the model with its queue.
     """
 
     model: str
     version: str
     rows: list[Prediction]
     steps: list[tuple[str, bytes]]
+    seconds: tuple[float, float] | None = None
 
 
 class ReadAnswer(NamedTuple):
@@ -114,11 +117,12 @@ class Digits:
 
         Arrays are [28,28], [784], [N,28,28] or [N,784]. Pixels and arrays hold bright ink (255) on
         a dark background (0); pictures may have either. `deadline` is in the event loop's time,
-        `caller` is who asks (core.callers). With `explain`, the answer for a picture has its steps.
-        Raises InvalidArgument for malformed input and for a model that does not classify 28x28
-        images, RequestTooLarge for a picture over the limit, ModelNotFound, and what
-        `Batcher.submit` raises.
+        `caller` is who asks (core.callers). With `explain`, the answer has the steps of a picture
+        and the times. Raises InvalidArgument for malformed input and for a model that does not
+        classify 28x28 images, RequestTooLarge for a picture over the limit, ModelNotFound, and
+        what `Batcher.submit` raises.
         """
+        began = monotonic() if explain else 0.0
         found: Found | None = None
         steps: list[tuple[str, bytes]] = []
         if picture is not None:
@@ -149,13 +153,15 @@ class Digits:
         counts = served.batcher.statistics.judgements
         if len(images) <= INLINE_ROWS:
             inputs = [images] if layout.image_shape is None else layout.inputs(images)
+            submitted = monotonic() if explain else 0.0
             outputs = await served.batcher.submit(inputs, len(images), deadline, caller)
+            seconds = (submitted - began, monotonic() - submitted) if explain else None
             rows = layout.predictions(outputs)
             if found is not None and (found.reason or found.hint):
                 rows = [_judged(rows[0], found)]
             for row in rows:
                 counts[row[4:6]] += 1
-            return Predictions(served.name, served.version, rows, steps)
+            return Predictions(served.name, served.version, rows, steps, seconds)
         # FP32 inputs are four times as large as the pixels: only a part of them exists at a time.
         step = len(images) if layout.image_shape is None else INLINE_ROWS
         rows = []

@@ -34,18 +34,23 @@ class Card(NamedTuple):
         return self.output_kinds.get(output, output if output in (PROBABILITIES, LOGITS) else "")
 
 
+def content(path: Path) -> bytes:
+    """The file of a card. Raises OSError, also if it has more than 16 MB."""
+    with open_regular(path) as file:
+        text = file.read(_MAX_BYTES + 1)
+    if len(text) > _MAX_BYTES:
+        raise OSError(f"it has more than {_MAX_BYTES} bytes")
+    return text
+
+
 def read(path: Path) -> Card:
     """Read a card; a missing file is an empty card. Raises ModelLoadError for a damaged one."""
     try:
-        with open_regular(path) as file:
-            content = file.read(_MAX_BYTES + 1)
-        text = content.decode()
+        text = content(path).decode()
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
-    if len(content) > _MAX_BYTES:
-        raise ModelLoadError(f"{path} has more than {_MAX_BYTES} bytes")
     try:
         fields: Any = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep

@@ -20,6 +20,7 @@ from service.core.batching import Batcher, Batching
 from service.core.digits import DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
 from service.repository.card import Card
+from service.repository.card import content as card_content
 from service.repository.card import read as read_card
 from service.repository.triton_config import CONFIG_FILE, read_max_batch_size
 from service.repository.versions import (
@@ -180,6 +181,23 @@ class Repository:
                 reason = "unloaded" if is_unloaded else f"not among the newest {self._keep}"
             entries.append(IndexEntry(name=name, version=number, ready=ready, reason=reason))
         return entries
+
+    async def card_of(self, name: str, version: str = "") -> bytes:
+        """The file model.json of a loaded version, as it is now; `{}` if there is none.
+
+        Raises what `get` does, and Unavailable if the file cannot be read.
+        """
+        served = self.get(name, version)
+        path = self._root / served.name / served.version / CARD_FILE
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, card_content, path)
+        except FileNotFoundError:
+            return b"{}"
+        except OSError as error:
+            raise Unavailable(
+                f"{CARD_FILE} of version {served.version} of '{excerpt(name)}' cannot be read: "
+                f"{error}."
+            ) from None
 
     async def check_known(self, name: str) -> None:
         """Raise ModelNotFound if a model is neither loaded nor on disk."""
