@@ -62,7 +62,8 @@ class Predictions(NamedTuple):
 class ReadAnswer(NamedTuple):
     """What a version of a model reads on a picture: its digits in reading order, and the text.
 
-    `lines` has the text of each line; `hint` says what may be wrong if there are no digits.
+    `lines` has the text of each line; `hint` says what may be wrong if there are no digits;
+    `seconds` are those of `Predictions`.
     """
 
     model: str
@@ -70,6 +71,7 @@ class ReadAnswer(NamedTuple):
     digits: list[ReadDigit]
     lines: list[str]
     hint: str
+    seconds: tuple[float, float]
 
     @property
     def text(self) -> str:
@@ -188,6 +190,7 @@ class Digits:
         `deadline` and `caller` are those of `classify`. Raises what `classify` does for a picture,
         and RequestTooLarge for one of more than `max_read_digits` digits.
         """
+        began = monotonic()
         find = partial(candidates_on, most=self._max_read_digits)
         candidates = await self.decoded(picture, find)
         served = self._repository.get(model or self._default_model, version)
@@ -196,13 +199,17 @@ class Digits:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
         pixels = candidates.pixels
         if not len(pixels):
-            return ReadAnswer(served.name, served.version, [], [], NO_DIGITS)
+            seconds = (monotonic() - began, 0.0)
+            return ReadAnswer(served.name, served.version, [], [], NO_DIGITS, seconds)
         inputs = await off_loop(layout.inputs, pixels, size=pixels.nbytes)
+        submitted = monotonic()
         outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller)
+        seconds = (submitted - began, monotonic() - submitted)
         reading = await off_loop(_read, layout, outputs, candidates, size=pixels.nbytes)
         for digit in reading.digits:
             served.batcher.statistics.judgements[digit.prediction[4:6]] += 1
-        return ReadAnswer(served.name, served.version, reading.digits, reading.lines, "")
+        digits, lines = reading.digits, reading.lines
+        return ReadAnswer(served.name, served.version, digits, lines, "", seconds)
 
     async def decoded(self, picture: Picture, work: Callable[[Image.Image], T]) -> T:
         """Open a picture and do `work`, which decodes it, in one of the threads for that.

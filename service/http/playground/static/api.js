@@ -20,21 +20,24 @@ async function call(path, options) {
   return [body, response];
 }
 
-// What is sent for a picture. `chosen` has the model and the version, empty for the defaults.
+// `chosen` has the model and the version, empty for the defaults.
+function address(endpoint, chosen, options = {}) {
+  const entries = Object.entries({ ...options, ...chosen }).filter(([, value]) => value);
+  return entries.length ? `${endpoint}?${new URLSearchParams(entries)}` : endpoint;
+}
+
+// What is sent for a picture.
 export function request(mode, file, name, chosen) {
-  const query = new URLSearchParams();
-  if (mode === "predict") query.set("explain", "true");
-  if (chosen.model) query.set("model", chosen.model);
-  if (chosen.version) query.set("version", chosen.version);
-  const path = query.size ? `${mode}?${query}` : mode;
+  const path = address(mode, chosen, mode === "predict" ? { explain: "true" } : {});
   return { path, url: new URL(path, document.baseURI).href, type: file.type, file, name };
 }
 
 // The answer, with `times` in milliseconds: of the call, and what the server says of its parts.
 export async function send({ path, type, file }, signal) {
+  const content = await file.arrayBuffer();
   const began = performance.now();
   const headers = { "content-type": type };
-  const [body, response] = await call(path, { method: "POST", headers, body: file, signal });
+  const [body, response] = await call(path, { method: "POST", headers, body: content, signal });
   const times = { call: performance.now() - began };
   const timing = response.headers.get("server-timing") ?? "";
   for (const [, part, milliseconds] of timing.matchAll(/(\w+);dur=([\d.]+)/g)) {
@@ -77,10 +80,8 @@ export async function evidence(pixels, digit, chosen) {
     images.set(pixels, start);
     inside(corner, (at) => (images[start + at] = 0));
   });
-  const blob = new Blob([images], { type: "application/octet-stream" });
-  const { path, type } = request("predict", blob, "", chosen);
-  const headers = { "content-type": type };
-  const [answer] = await call(path.replace("explain=true", "explain=false"), { method: "POST", headers, body: blob });
+  const headers = { "content-type": "application/octet-stream" };
+  const [answer] = await call(address("predict", chosen), { method: "POST", headers, body: images });
   const odds = answer.predictions.map(({ probabilities }) => {
     const p = Math.min(1 - LEAST, Math.max(LEAST, probabilities[digit]));
     return Math.log(p / (1 - p));

@@ -19,7 +19,7 @@ export function cardOf(card, model, version) {
     tile("Of those accepted", acceptance?.accuracy && percent(acceptance.accuracy, 2), acceptance && `right; ${percent(refused(acceptance), 1)} are not accepted`),
     tile("Coverage of the set", acceptance?.coverage && percent(acceptance.coverage, 2), "holds the right digit"),
     tile("Parameters", card.parameters && NUMBER.format(card.parameters), card.precision ?? ""),
-    tile("Served as", `${model} ${version}`, card.git_revision ? `from revision ${card.git_revision}` : ""),
+    tile("Served as", `${model} ${version}`.trim(), card.git_revision ? `from revision ${card.git_revision}` : ""),
   );
   const parts = [tiles];
   if (isMatrix(evaluation.confusion)) parts.push(confusion(evaluation.confusion, card.labels));
@@ -48,7 +48,7 @@ function confusion(matrix, labels = []) {
   const mistakes = matrix.flatMap((row, i) => row.map((count, j) => ({ i, j, count })).filter(({ i, j, count }) => i !== j && count));
   mistakes.sort((a, b) => b.count - a.count);
   const total = mistakes.reduce((sum, { count }) => sum + count, 0);
-  const words = mistakes.slice(0, 3).map(({ i, j, count }) => `${name(i)} taken for ${name(j)} ${count} times`);
+  const words = mistakes.slice(0, 3).map(({ i, j, count }) => `${name(i)} for ${name(j)} (${count} times)`);
   const summary = `${NUMBER.format(total)} mistakes${words.length ? `; most often ${words.join(", ")}` : ""}.`;
   const side = CELL * (matrix.length + 1);
   const chart = svg("svg", { viewBox: `0 0 ${side} ${side}`, class: "confusion", role: "img", "aria-label": `Confusion matrix. ${summary}` });

@@ -19,7 +19,7 @@ function fill(node, attributes, children) {
 }
 
 export const percent = (p, places = 1) => {
-  if (p > 0.9999 && p < 1) return "> 99.99 %";
+  if (p > 0.9999) return "> 99.99 %";
   const text = (100 * p).toFixed(p > 0.99 ? 2 : places);
   return p > 0 && Number(text) === 0 ? `< ${(10 ** -places).toFixed(places)} %` : `${text} %`;
 };

@@ -250,7 +250,7 @@ byId("picker").addEventListener("submit", (event) => event.preventDefault());
 function listVersions() {
   const known = versions.get(byId("model").value) ?? [];
   const option = (version) => element("option", { value: version }, version);
-  byId("version").replaceChildren(element("option", { value: "" }, "newest"), ...known.map(option));
+  byId("version").replaceChildren(element("option", { value: "" }, `newest${known.length ? ` (${known[0]})` : ""}`), ...known.map(option));
 }
 
 async function showCard() {
@@ -260,7 +260,7 @@ async function showCard() {
   let parts;
   try {
     const shown = version || versions.get(model)?.[0] || "";
-    parts = cardOf(await api.card(model, version), model, shown && `version ${shown}`);
+    parts = cardOf(await api.card(model, version), model, shown);
   } catch (error) {
     parts = [element("p", { class: "quiet" }, error.message)];
   }

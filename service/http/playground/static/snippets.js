@@ -2,7 +2,7 @@
 
 // A larger picture is named instead of spelled out; a shell takes no argument of any length.
 const MOST_BYTES = 48 * 1024;
-const LINE = 76;
+const LINE = 64;
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
@@ -11,9 +11,9 @@ export async function snippets({ url, type, file, name }) {
   const text = isSmall ? base64(new Uint8Array(await file.arrayBuffer())) : "";
   const lines = text.replaceAll(new RegExp(`.{${LINE}}`, "g"), "$&\n").trimEnd();
   const string = JSON.stringify(name);
-  const options = `--data-binary @${isSmall ? "-" : quoted(name)} -H ${quoted(`content-type: ${type}`)} ${quoted(url)}`;
+  const options = `curl -s \\\n  ${quoted(url)} \\\n  -H ${quoted(`content-type: ${type}`)} --data-binary ${isSmall ? "@-" : quoted(`@${name}`)}`;
   const sources = {
-    curl: isSmall ? `base64 -d <<'END' | curl -s ${options}\n${lines}\nEND\n` : `curl -s ${options}\n`,
+    curl: isSmall ? `base64 -d <<'END' | ${options}\n${lines}\nEND\n` : `${options}\n`,
     python: `import base64
 import json
 import urllib.request

@@ -45,6 +45,9 @@ function showBars(prediction) {
     item.classList.toggle("top", prediction?.digit === digit);
     item.classList.toggle("member", prediction?.prediction_set?.includes(digit) ?? false);
   });
+  const set = prediction?.prediction_set;
+  byId("set").hidden = !set;
+  byId("set").replaceChildren("Prediction set ", ...(set ?? []).map((digit) => element("b", {}, String(digit))));
   byId("entropy").textContent = prediction ? `${prediction.entropy_bits.toFixed(2)} bits` : "-";
 }
 
@@ -63,13 +66,11 @@ function verdict(state, digit, badge, sure, hint) {
 }
 
 function judge(prediction) {
-  const { accepted, reason, hint = "", prediction_set: set, digit } = prediction;
+  const { accepted, reason, hint = "", digit } = prediction;
   const sure = `${percent(prediction.probabilities[digit])} sure`;
-  const members = set?.length > 1 ? `Could be ${set.slice(0, -1).join(", ")} or ${set.at(-1)}.` : "";
-  if (accepted === false) return ["refused", WORDS[reason] ?? "Not accepted", sure, [hint, reason === "unsure" ? members : ""].join(" ").trim()];
+  if (accepted === false) return ["refused", WORDS[reason] ?? "Not accepted", sure, hint];
   if (accepted === null) return ["open", "Not judged", sure, "This model does not judge whether the picture shows a digit."];
-  const only = set?.length === 1 ? `The set that holds the right digit has ${set[0]} alone.` : members;
-  return ["accepted", "Accepted", sure, only];
+  return ["accepted", "Accepted", sure, ""];
 }
 
 export function showNothing() {
