@@ -45,8 +45,8 @@ class Playground:
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self._requested(request, address))
-        self.page.goto(f"http://{address}/")
-        self.page.wait_for_selector("html[data-ready]")
+        self._address = address
+        self.open()
 
     def _requested(self, request: Any, address: str) -> None:
         url = urlsplit(request.url)
@@ -54,6 +54,11 @@ class Playground:
             self.complaints.append(f"asked {request.url}")
         if request.method == "POST":
             self.posts.append(request)
+
+    def open(self) -> None:
+        """Open the page anew; a reload would also scroll to where it was, at any time."""
+        self.page.goto(f"http://{self._address}/")
+        self.page.wait_for_selector("html[data-ready]")
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """A point of the sheet, in pixels of the window."""
@@ -64,6 +69,7 @@ class Playground:
     def draw(self, strokes: Sequence[Stroke]) -> None:
         """Draw with the mouse."""
         mouse = self.page.mouse
+        self.page.locator("#pad").scroll_into_view_if_needed()
         (left, top), (right, _) = self.at(0, 0), self.at(1, 0)
         scale = right - left
         for stroke in strokes:
