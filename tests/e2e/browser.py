@@ -56,7 +56,7 @@ class Playground:
             self.posts.append(request)
 
     def open(self) -> None:
-        """Open the page anew; a reload would also scroll to where it was, at any time."""
+        """Load the page; the browser's own reload would also scroll to where it was, at any time."""
         self.page.goto(f"http://{self._address}/")
         self.page.wait_for_selector("html[data-ready]")
 

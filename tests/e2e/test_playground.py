@@ -21,6 +21,7 @@ from playwright.sync_api import Browser
 
 from service.http.playground.pages import STATIC
 from tests.conftest import Server
+from tests.e2e import screenshot
 from tests.e2e.browser import Playground, running_browser
 from tests.e2e.strokes import DIGITS, Stroke, moved
 from tests.e2e.test_envoy import running_envoy
@@ -316,6 +317,15 @@ def test_it_works_behind_envoy(browser: Browser, two_workers: Server, tmp_path: 
         playground.wait_for("accepted", "9")
         assert f"http://{address}/predict" in playground.text("#source")
         playground.close()
+
+
+def test_the_picture_in_the_readme_is_made_by_a_script(
+    browser: Browser, two_workers: Server, tmp_path: Path
+) -> None:
+    screenshot.take(browser, two_workers.http, tmp_path / "playground.png")
+    with Image.open(tmp_path / "playground.png") as new, Image.open(screenshot.FILE) as kept:
+        assert new.size == kept.size
+    assert screenshot.FILE.stat().st_size < 100_000
 
 
 def test_it_can_be_switched_off(start_server: Callable[..., Server]) -> None:

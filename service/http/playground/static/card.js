@@ -16,7 +16,7 @@ export function cardOf(card, model, version) {
     { class: "tiles" },
     tile("Accuracy", accuracy && percent(accuracy, 2), evaluation.images && `of ${NUMBER.format(evaluation.images)} test images${spread(evaluation)}`),
     tile("Calibration error", evaluation.calibration_error && percent(evaluation.calibration_error, 2), before(evaluation)),
-    tile("Of those accepted", acceptance?.accuracy && percent(acceptance.accuracy, 2), acceptance && `right; ${percent(refused(acceptance), 1)} are not accepted`),
+    tile("Accepted ones", acceptance?.accuracy && percent(acceptance.accuracy, 2), acceptance && `right; ${percent(refused(acceptance), 1)} are not accepted`),
     tile("Coverage of the set", acceptance?.coverage && percent(acceptance.coverage, 2), "holds the right digit"),
     tile("Parameters", card.parameters && NUMBER.format(card.parameters), card.precision ?? ""),
     tile("Served as", `${model} ${version}`.trim(), card.git_revision ? `from revision ${card.git_revision}` : ""),

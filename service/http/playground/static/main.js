@@ -85,16 +85,18 @@ async function show(asked, request, mine, signal) {
   const answer = await api.send(request, signal);
   if (mine !== turn) return;
   byId("seen").hidden = asked === "read";
-  byId("heat").disabled = asked === "read";
   if (asked === "read") {
+    byId("heat").disabled = true;
     view.showReading(answer, pad);
     return;
   }
   view.showPrediction(answer);
-  if (!heat) return;
+  const [{ digit }] = answer.predictions;
+  byId("heat").disabled = digit === undefined;
+  if (!heat || digit === undefined) return;
   const pixels = await view.pixelsOf(answer);
   if (!pixels) return;
-  const values = await api.evidence(pixels, answer.predictions[0].digit, chosen());
+  const values = await api.evidence(pixels, digit, chosen());
   if (mine === turn) view.showEvidence(values);
 }
 

@@ -37,6 +37,7 @@ const bars = Array.from({ length: 10 }, (_, digit) => {
 });
 
 function showBars(prediction) {
+  showLabels(null);
   bars.forEach(({ item, fill, value, spoken }, digit) => {
     const p = prediction?.probabilities[digit] ?? 0;
     fill.style.transform = `scaleY(${p})`;
@@ -49,6 +50,23 @@ function showBars(prediction) {
   byId("set").hidden = !set;
   byId("set").replaceChildren("Prediction set ", ...(set ?? []).map((digit) => element("b", {}, String(digit))));
   byId("entropy").textContent = prediction ? `${prediction.entropy_bits.toFixed(2)} bits` : "-";
+}
+
+// A model of other classes than digits names its most probable ones.
+function showLabels(prediction) {
+  byId("bars").hidden = Boolean(prediction);
+  byId("labels").hidden = !prediction;
+  if (!prediction) return;
+  byId("set").hidden = true;
+  byId("entropy").textContent = `${prediction.entropy_bits.toFixed(2)} bits`;
+  byId("labels").replaceChildren(
+    ...Object.entries(prediction.probabilities).map(([label, p], i) => {
+      const fill = element("span", { class: "fill" });
+      fill.style.transform = `scaleX(${p})`;
+      const track = element("span", { class: "track", "aria-hidden": "true" }, fill);
+      return element("li", { class: i ? "" : "top" }, element("span", {}, label), element("span", {}, percent(p)), track);
+    }),
+  );
 }
 
 let announcement;
@@ -97,14 +115,20 @@ export function showTimes({ call, picture, model }) {
 
 export function showPrediction(answer) {
   const [prediction] = answer.predictions;
+  showTimes(answer.times);
+  showSteps(answer.steps ?? []);
+  byId("found").hidden = true;
+  byId("boxes").replaceChildren();
+  if (prediction.label !== undefined) {
+    verdict("open", prediction.label, "Not judged", `${percent(Math.max(...Object.values(prediction.probabilities)))} sure`, "");
+    byId("as-number").hidden = true;
+    showLabels(prediction);
+    return;
+  }
   const [state, badge, sure, hint] = judge(prediction);
   verdict(state, prediction.reason === "blank" ? "?" : String(prediction.digit), badge, sure, hint);
   byId("as-number").hidden = prediction.reason !== "several_digits";
-  byId("found").hidden = true;
-  byId("boxes").replaceChildren();
   showBars(prediction);
-  showTimes(answer.times);
-  showSteps(answer.steps ?? []);
 }
 
 // The figures stay where they are while their pictures change, so nothing flickers.
