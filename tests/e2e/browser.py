@@ -56,7 +56,7 @@ class Playground:
             self.posts.append(request)
 
     def open(self) -> None:
-        """Load the page; the browser's own reload would also scroll to where it was, at any time."""
+        """Load the page; a reload of the browser's own would also scroll, at any time."""
         self.page.goto(f"http://{self._address}/")
         self.page.wait_for_selector("html[data-ready]")
 
