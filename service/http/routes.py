@@ -40,7 +40,10 @@ async def index(playground: Playground, request: HttpRequest) -> HttpResponse:
     if playground.wants_page(request):
         return playground.page(request)
     endpoints = [f"{route.method} {route.path}" for route in ROUTES]
-    return json_response({"name": SERVER_NAME, "version": __version__, "endpoints": endpoints})
+    body = {"name": SERVER_NAME, "version": __version__, "endpoints": endpoints}
+    response = json_response(body)
+    response.headers.append(("vary", "accept"))
+    return response
 
 
 async def prometheus(administration: Administration, request: HttpRequest) -> HttpResponse:
