@@ -26,7 +26,7 @@ from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import open_picture
 from service.core.pictures.parts import check_parts
 from service.core.pictures.reading import Candidates, ReadDigit, Reading, candidates_on, choose
-from service.repository.models import Repository
+from service.repository.models import Repository, ServedModel
 
 # Up to these sizes a picture takes at most a millisecond. Reading its header takes time for its
 # bytes: 4 KB of empty chunks take 0.8 ms.
@@ -97,8 +97,8 @@ class Digits:
         max_read_digits: int = 256,
     ) -> None:
         self.max_json_bytes = max_json_bytes
-        self._repository = repository
-        self._default_model = default_model
+        self.repository = repository
+        self.default_model = default_model
         self._max_read_digits = max_read_digits
         self._max_pixels = max_image_pixels, max_decoded_pixels
         self._decoders = ThreadPoolExecutor(max_decodings, "decode")
@@ -111,6 +111,7 @@ class Digits:
         values: Array | None = None,
         model: str = "",
         version: str = "",
+        served: ServedModel | None = None,
         deadline: float | None = None,
         caller: str = "",
         explain: bool = False,
@@ -118,11 +119,13 @@ class Digits:
         """Classify one of: a picture, raw pixels (784 bytes per image), an uint8 array.
 
         Arrays are [28,28], [784], [N,28,28] or [N,784]. Pixels and arrays hold bright ink (255) on
-        a dark background (0); pictures may have either. `deadline` is in the event loop's time,
-        `caller` is who asks (core.callers). With `explain`, the answer has the steps of a picture
-        and the times. Raises InvalidArgument for malformed input and for a model that does not
-        classify 28x28 images, RequestTooLarge for a picture over the limit, ModelNotFound, and
-        what `Batcher.submit` raises.
+        a dark background (0); pictures may have either. `served` is the model, if it is known;
+        otherwise `model` and `version` name it. `deadline` is in the event loop's time, `caller` is
+        who asks (core.callers). With `explain`, the answer has the steps of a picture and the
+        times.
+        Raises InvalidArgument for malformed input and for a model that does not classify 28x28
+        images, RequestTooLarge for a picture over the limit, ModelNotFound, and what
+        `Batcher.submit` raises.
         """
         began = monotonic() if explain else 0.0
         found: Found | None = None
@@ -148,7 +151,7 @@ class Digits:
             images = pixels_from_values(values)
         else:
             raise InvalidArgument("input: give either pixels or image.")
-        served = self._repository.get(model or self._default_model, version)
+        served = served or self.repository.get(model or self.default_model, version)
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
@@ -192,7 +195,7 @@ class Digits:
         began = monotonic()
         find = partial(candidates_on, most=self._max_read_digits)
         candidates = await self.decoded(picture, find)
-        served = self._repository.get(model or self._default_model, version)
+        served = self.repository.get(model or self.default_model, version)
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")

@@ -11,7 +11,7 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from service.core.batching import Batcher
-from service.core.datatypes import BF16, BYTES, Array, one_element
+from service.core.datatypes import BF16, BYTES, MISSING, Array, one_element
 from service.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -37,8 +37,8 @@ from service.core.tensors import (
     to_bytes,
 )
 from service.core.top_classes import classes
-from service.repository.model_config import PLATFORM
 from service.repository.models import Repository, ServedModel
+from service.repository.triton_config import PLATFORM
 from service.runtime.shared_memory import SharedRegions
 
 # Up to this many values, their top classes are found within a millisecond.
@@ -104,14 +104,18 @@ class Inference:
         served = self.repository.get(request.model, request.version)
         requested = _requested(served, request.outputs) if request.outputs else None
         timeout = timeout_of(request.parameters) if request.parameters else None
+        if timeout is not None and not served.config.queue.obeys_timeouts:
+            timeout = None
         inputs = [self._fetched(tensor) for tensor in request.inputs]
         size = max([_decoding_bytes(each, request.size) for each in inputs], default=0)
         if size > INLINE_BYTES:
             arrays = await off_loop(_arrays, served, inputs, size=size)
         else:
             arrays = _arrays(served, inputs)
-        rows = arrays[0].shape[0] if served.session.has_rows else 1
-        if len(arrays) > 1 and served.session.batchable and {len(a) for a in arrays} != {rows}:
+        # A request without rows counts as one, so that the queue bounds these as well. A batch with
+        # it has too few outputs, and its requests then run alone.
+        rows = (arrays[0].shape[0] or 1) if served.session.has_rows else 1
+        if len(arrays) > 1 and served.session.batchable and len({len(a) for a in arrays}) > 1:
             raise InvalidArgument("The inputs have different batch sizes.")
         if timeout is None:
             outputs = await served.batcher.submit(arrays, rows, request.deadline, request.caller)
@@ -175,7 +179,7 @@ class Inference:
         """An output as requested: itself or its top classes, in the response or in a region."""
         tensor = Tensor(spec.name, spec.datatype, array)
         if requested.top_classes:
-            labels = served.card.labels if served.card.kind(spec.name) else ()
+            labels = served.labels.get(spec.name, ())
             how = (requested.top_classes, labels, served.session.has_rows)
             if array.size > _INLINE_CLASSES:
                 tensor = await off_loop(classes, tensor, *how, size=array.nbytes)
@@ -254,12 +258,21 @@ def _decoding_bytes(tensor: InputTensor, size: int) -> int:
 
 def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     """The validated arrays of a request, in the model's order."""
-    specs = served.session.inputs
+    session = served.session
+    specs = session.inputs
     if len(specs) == len(tensors) == 1 and tensors[0].name == specs[0].name:
         return [_array(specs[0], tensors[0])]
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) != len(tensors):
         raise InvalidArgument("An input is given twice.")
+    if session.defaults and any(spec.name in by_name for spec in session.defaults):
+        if session.batchable:
+            raise InvalidArgument(
+                f"Model '{served.name}' has a value of its own for "
+                f"{', '.join(spec.name for spec in session.defaults)}, which requests cannot "
+                'replace because they are batched; set "batching": false in model.json to allow it.'
+            )
+        specs = (*specs, *session.defaults)
     names = [spec.name for spec in specs]
     for name in by_name:
         if name not in names:
@@ -269,9 +282,12 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
             )
     arrays = []
     for spec in specs:
-        if spec.name not in by_name:
+        if spec.name in by_name:
+            arrays.append(_array(spec, by_name[spec.name]))
+        elif spec.is_optional:
+            arrays.append(MISSING)
+        else:
             raise InvalidArgument(f"Input '{spec.name}' is missing.")
-        arrays.append(_array(spec, by_name[spec.name]))
     return arrays
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import axe_playwright_python
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser
 
@@ -73,6 +75,30 @@ def photo(strokes: list[Stroke], size: tuple[int, int] = (1200, 900)) -> bytes:
     file = io.BytesIO()
     Image.fromarray((np.asarray(paper) * light).astype(np.uint8)).save(file, "JPEG", quality=90)
     return file.getvalue()
+
+
+def publish_colours(root: Path) -> None:
+    """Publish `colours`, which says whether a picture is red, green or blue."""
+    tensor, nodes = (
+        helper.make_tensor_value_info,
+        [
+            helper.make_node("ReduceMean", ["picture", "axes"], ["mean"], keepdims=0),
+            helper.make_node("Softmax", ["mean"], ["probabilities"]),
+        ],
+    )
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [tensor("picture", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [tensor("probabilities", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    folder = root / "colours" / "1"
+    folder.mkdir(parents=True)
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "model.onnx")
+    card = {"batching": True, "labels": ["red", "green", "blue"], "picture": {}}
+    (folder / "model.json").write_text(json.dumps(card))
 
 
 def upload(playground: Playground, name: str, kind: str, content: bytes) -> None:
@@ -240,6 +266,21 @@ def test_models_and_versions_are_chosen(playground: Playground) -> None:
     page.wait_for_function(
         "before => document.querySelector('#card .tile').innerText !== before", arg=accuracy
     )
+
+
+def test_a_model_of_other_classes_shows_its_labels(
+    browser: Browser, start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    publish_colours(tmp_path)
+    playground = Playground(browser, start_server(tmp_path, model="colours").http)
+    green = io.BytesIO()
+    Image.new("RGB", (300, 200), (30, 200, 90)).save(green, "PNG")
+    upload(playground, "green.png", "image/png", green.getvalue())
+    playground.wait_for("open", "green")
+    labels = playground.page.locator("#labels li").all_inner_texts()
+    assert [label.split()[0] for label in labels] == ["green", "blue", "red"]
+    assert playground.page.locator("#bars").is_hidden()
+    playground.close()
 
 
 def test_what_counted_is_one_call_of_copies_with_a_hidden_patch(playground: Playground) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from service.core.errors import ModelLoadError
-from service.repository.card import read
-from service.repository.triton_config import read_max_batch_size
+from service.repository.card import read as read_card
+from service.repository.triton_config import CONFIG_FILE, read
 from service.stubs.inference.model_config_pb2 import ModelConfig
 from tests.conftest import SHIPPED_MODELS
 
 CI_RUNS = 5_000
-_FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+_FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)) / "m"
+_FOLDER.mkdir()
 _CONFIG = """name: "m"
 platform: "onnxruntime_onnx"
 max_batch_size: 8
@@ -50,7 +51,7 @@ TOKENS = [
 
 def check(data: bytes) -> None:
     content = data[1:]
-    path = _FOLDER / "file"
+    path = _FOLDER / CONFIG_FILE
     path.write_bytes(content)
     if data[:1] and data[0] % 2:
         _check_card(path, content)
@@ -60,7 +61,7 @@ def check(data: bytes) -> None:
 
 def _check_config(path: Path, content: bytes) -> None:
     try:
-        size = read_max_batch_size(path)
+        size = read(path.parent).max_batch_size
     except ModelLoadError as error:
         assert str(path) in str(error)
         assert len(str(error)) < 500
@@ -72,7 +73,7 @@ def _check_config(path: Path, content: bytes) -> None:
 
 def _check_card(path: Path, content: bytes) -> None:
     try:
-        card = read(path)
+        card = read_card(path)
     except ModelLoadError as error:
         assert str(path) in str(error)
         return

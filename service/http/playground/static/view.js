@@ -15,7 +15,7 @@ const STEPS = {
   closer: "a closer look",
   "ink, closer": "its ink",
   digit: "the digit",
-  pixels: "28 × 28 pixels",
+  pixels: "the pixels",
 };
 const SIDE = 28;
 const QUIET_MS = 700; // until an answer that no longer changes is read aloud
@@ -140,9 +140,15 @@ function showSteps(steps) {
     box.replaceChildren(
       ...steps.map(({ name }) => {
         const image = element("img", { alt: `Step: ${STEPS[name] ?? name}` });
+        const caption = element("figcaption", {}, STEPS[name] ?? name);
         const frame = element("div", { class: "frame" }, image);
-        if (name === "pixels") frame.append(element("canvas", { width: SIDE, height: SIDE, id: "evidence", "aria-hidden": "true" }));
-        return element("figure", { class: name === "pixels" ? "last" : "" }, frame, element("figcaption", {}, STEPS[name] ?? name));
+        if (name === "pixels") {
+          frame.append(element("canvas", { width: SIDE, height: SIDE, id: "evidence", "aria-hidden": "true" }));
+          image.addEventListener("load", () => {
+            caption.textContent = `${image.naturalWidth} × ${image.naturalHeight} pixels`;
+          });
+        }
+        return element("figure", { class: name === "pixels" ? "last" : "" }, frame, caption);
       }),
     );
   }
