@@ -56,9 +56,10 @@ def deform(pixels: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
     if "stroke" in parts:
         # Dilated by a pixel in every direction for positive draws, eroded for negative ones.
         amount = parts["stroke"][:, :, None, None] * recipe.stroke
-        thick = functional.max_pool2d(pixels, 3, 1, 1)
-        thin = -functional.max_pool2d(-pixels, 3, 1, 1)
-        pixels = torch.lerp(pixels, torch.where(amount > 0, thick, thin), amount.abs())
+        signed = torch.where(amount > 0, pixels, -pixels)
+        changed = _dilated(signed)
+        changed = torch.where(amount > 0, changed, -changed)
+        pixels = torch.lerp(pixels, changed, amount.abs())
     if "resample" in parts:
         # Half of the draws are positive and reduce; the side 28 changes nothing.
         reduced = (parts["resample"][:, 0].clamp(min=0) * (29 - recipe.resample)).floor().long()
@@ -109,6 +110,17 @@ def _grid(parts: dict[str, Tensor], pixels: Tensor, recipe: Recipe) -> Tensor:
         weights = _knot_weights().to(pixels.device)
         grid = grid + (weights @ knots @ weights.T).permute(0, 2, 3, 1)
     return grid
+
+
+def _dilated(pixels: Tensor) -> Tensor:
+    """Return the highest of each pixel [N,1,28,28] and its eight neighbours, outside ones left out.
+
+    `max_pool2d` takes 20 times as long with one channel.
+    """
+    padded = functional.pad(pixels, (1, 1, 1, 1), value=-math.inf)
+    across = torch.maximum(torch.maximum(padded[..., :-2], padded[..., 1:-1]), padded[..., 2:])
+    highest = torch.maximum(across[..., :-2, :], across[..., 1:-1, :])
+    return torch.maximum(highest, across[..., 2:, :])
 
 
 @functools.cache

@@ -12,23 +12,39 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from training.data.dataset import Split
 from training.data.outliers import CLASSES
 from training.evaluation.metrics import (
     Acceptance,
     Histogram,
     RocCurve,
     calibration_error,
+    fit_temperature,
     logits_of,
 )
-from training.models import REASONS, Classifier, Scores, Thresholds, scores_of
+from training.models import REASONS, Calibration, Classifier, Scores, Thresholds, scores_of
 
 COVERAGE = 0.999
 # Shares of held-out digits that are not accepted: as outliers, and in all.
 _OUTLIERS, _NOT_ACCEPTED = 0.005, 0.017
 _CONTRAST = 0.1  # MNIST's faintest digit spans three quarters of the range
 _BINS, _POINTS, _CHUNK = 60, 200, 1000
+
+
+def calibrate(network: nn.Module, split: Split, device: torch.device) -> Calibration:
+    """Fit the temperature on the validation images, and the thresholds if there are outliers."""
+    classes = len(split.data.labels)
+    if not len(split.validation_labels):
+        return Calibration(1.0, None)
+    logits = logits_of(network, split.validation_images, device)
+    temperature = fit_temperature(logits[:, :classes], split.validation_labels)
+    if logits.shape[1] == classes:
+        return Calibration(temperature, None)
+    return Calibration(
+        temperature, fit_thresholds(logits, split.validation_labels, classes, temperature)
+    )
 
 
 def fit_thresholds(logits: Tensor, labels: Tensor, classes: int, temperature: float) -> Thresholds:

@@ -181,6 +181,13 @@ class Recipe:
     validation_size: int = _knob(
         5000, "number of training images, the last ones, held out for validation", low=0
     )
+    held_out_until: float = _knob(
+        1.0,
+        "share of the epochs after which the validation images are learnt as well; the "
+        "temperature and the thresholds are fitted just before; 1 for never",
+        low=0.05,
+        high=1,
+    )
     outliers: float = _knob(
         0.0,
         "made-up letters, signs, noise and several digits to learn as two more classes, and "
@@ -191,6 +198,11 @@ class Recipe:
     train_limit: int = _knob(0, "train on the first N images only; 0 for all", low=0)
     # For reporting only: no weight, temperature or choice of an epoch depends on it.
     report_test_each_epoch: bool = _knob(False, "also print test metrics after every epoch")
+
+    @property
+    def held_out_epochs(self) -> int:
+        """The number of epochs that leave out the validation images."""
+        return max(1, round(self.held_out_until * self.epochs))
 
     def __post_init__(self) -> None:
         for knob in knobs():
@@ -207,6 +219,8 @@ class Recipe:
                     )
         if self.patience and not self.validation_size:
             raise UsageError("--patience needs validation images; add --validation-size.")
+        if self.patience and self.held_out_until < 1:
+            raise UsageError("--patience needs images that stay held out; add --held-out-until 1.")
         if self.self_distillation and not self.ema_decay:
             raise UsageError("--self-distillation needs EMA weights; add --ema-decay.")
         _check_pools(self)
