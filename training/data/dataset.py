@@ -39,7 +39,7 @@ class Split(NamedTuple):
     labels: Tensor
     validation_images: Tensor
     validation_labels: Tensor
-    late_images: Tensor  # those of the validation images that the run learns from its middle on
+    late_images: Tensor  # the validation images that the last epochs learn from
     late_labels: Tensor
 
 
@@ -56,7 +56,7 @@ def split(data: DataSet, recipe: Recipe) -> Split:
     if output_count(recipe, data.labels) > len(data.labels):
         pictures, classes = outliers.make(images, labels, round(recipe.outliers * end))
         images, labels = torch.cat([images, pictures]), torch.cat([labels, classes])
-    late = kept if recipe.held_out_until < 1 else len(data.train_images)
+    late = kept if recipe.held_out_epochs < recipe.epochs else len(data.train_images)
     return Split(
         data=data,
         images=images,

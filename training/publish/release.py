@@ -99,10 +99,8 @@ def release(trained: Trained, run: Run, folder: RunFolder, plan: ReleasePlan) ->
     evaluation = evaluate(logits, logits / classifier.temperature, data.test_labels)
     evaluation = dataclasses.replace(evaluation, temperature=classifier.temperature)
     if classifier.thresholds:
-        # Made from held-out digits, with other random numbers than those of training.
-        others = outliers.make(
-            split.validation_images, split.validation_labels, _OUTLIERS_MEASURED, seed=1
-        )
+        # Made from other digits and other random numbers than those of training.
+        others = outliers.make(data.test_images, data.test_labels, _OUTLIERS_MEASURED, seed=1)
         evaluation = dataclasses.replace(
             evaluation,
             acceptance=measure_acceptance(classifier, data.test_images, data.test_labels, others),

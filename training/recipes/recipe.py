@@ -183,8 +183,9 @@ class Recipe:
     )
     held_out_until: float = _knob(
         1.0,
-        "share of the epochs after which the validation images are learnt as well; the "
-        "temperature and the thresholds are fitted just before; 1 for never",
+        "share of the epochs after which the validation images are learnt as well, except with "
+        "--patience and --train-limit; the temperature and the thresholds are fitted before; 1 for "
+        "never",
         low=0.05,
         high=1,
     )
@@ -201,7 +202,12 @@ class Recipe:
 
     @property
     def held_out_epochs(self) -> int:
-        """The number of epochs that leave out the validation images."""
+        """The number of epochs that leave out the validation images.
+
+        All of them with early stopping, which needs these images, and if few images are to be used.
+        """
+        if self.patience or self.train_limit:
+            return self.epochs
         return max(1, round(self.held_out_until * self.epochs))
 
     def __post_init__(self) -> None:
@@ -219,8 +225,6 @@ class Recipe:
                     )
         if self.patience and not self.validation_size:
             raise UsageError("--patience needs validation images; add --validation-size.")
-        if self.patience and self.held_out_until < 1:
-            raise UsageError("--patience needs images that stay held out; add --held-out-until 1.")
         if self.self_distillation and not self.ema_decay:
             raise UsageError("--self-distillation needs EMA weights; add --ema-decay.")
         _check_pools(self)

@@ -39,7 +39,7 @@ class Checkpoint(NamedTuple):
     @property
     def calibration(self) -> Calibration | None:
         """What was fitted before the weights learnt from all images; None if they did not."""
-        if self.recipe.held_out_until == 1 or self.temperature == 1:
+        if self.recipe.held_out_epochs == self.recipe.epochs or self.temperature == 1:
             return None
         return Calibration(self.temperature, self.thresholds)
 
