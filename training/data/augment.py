@@ -100,16 +100,16 @@ def _grid(parts: dict[str, Tensor], pixels: Tensor, recipe: Recipe) -> Tensor:
         shear = parts["shear"][:, 0] * recipe.shear
         first[1], second[1] = first[1] + shear * cosine, second[1] + shear * sine
     rows = [torch.stack([*first, shift[0]], 1), torch.stack([*second, shift[1]], 1)]
-    theta = torch.stack(rows, 1)
-    grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+    theta = torch.stack(rows, 1).reshape(-1, 3)
+    grid = (theta @ _places().to(pixels.device)).reshape(-1, 2, 28, 28)
     if "perspective" in parts:
-        depth = (parts["perspective"] * (recipe.perspective / 2))[:, None, None, :]
-        grid = grid / (1 + (grid * depth).sum(3, keepdim=True)).clamp(min=0.2)
+        depth = (parts["perspective"] * (recipe.perspective / 2))[:, :, None, None]
+        grid = grid / (1 + (grid * depth).sum(1, keepdim=True)).clamp(min=0.2)
     if "elastic" in parts:
         knots = parts["elastic"].reshape(-1, 2, _KNOTS, _KNOTS) * (recipe.elastic / _HALF_SIDE)
         weights = _knot_weights().to(pixels.device)
-        grid = grid + (weights @ knots @ weights.T).permute(0, 2, 3, 1)
-    return grid
+        grid = grid + weights @ knots @ weights.T
+    return grid.permute(0, 2, 3, 1)
 
 
 def _dilated(pixels: Tensor) -> Tensor:
@@ -121,6 +121,14 @@ def _dilated(pixels: Tensor) -> Tensor:
     across = torch.maximum(torch.maximum(padded[..., :-2], padded[..., 1:-1]), padded[..., 2:])
     highest = torch.maximum(across[..., :-2, :], across[..., 1:-1, :])
     return torch.maximum(highest, across[..., 2:, :])
+
+
+@functools.cache
+def _places() -> Tensor:
+    """Return x, y and 1 of each pixel, float32 [3,784] in units of half a side, as affine_grid."""
+    along = (torch.arange(28.0) + 0.5) / _HALF_SIDE - 1
+    y, x = torch.meshgrid(along, along, indexing="ij")
+    return torch.stack([x, y, torch.ones(28, 28)]).flatten(1)
 
 
 @functools.cache
