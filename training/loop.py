@@ -136,7 +136,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
             weight = len(shard) * processes.size / len(batch)
             optimizer.zero_grad()
             loss_of(logits, targets, soft_targets, weight).backward()
-            if recipe.sharpness and done >= recipe.sharpness_from:
+            if recipe.sharpness:
                 with perturbed(network, recipe.sharpness):
                     loss = loss_of(forward(parallel, pixels), targets, soft_targets, weight)
                     optimizer.zero_grad()

@@ -114,9 +114,6 @@ class Recipe:
         flag="--sam",
         low=0,
     )
-    sharpness_from: float = _knob(
-        0.0, "share of the run after which SAM begins", flag="--sam-from", low=0, high=1
-    )
     ema_decay: float = _knob(
         0.0,
         "decay of the moving average (EMA) of the weights; 0 uses the last weights",
