@@ -38,7 +38,6 @@ from service.repository.triton_config import (
     VersionPolicy,
 )
 from service.repository.versions import (
-    CARD_FILE,
     OnDisk,
     Signature,
     VersionOnDisk,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from training.data import outliers
-from training.data.dataset import DIGITS, output_count
+from training.data.dataset import DIGITS
 from training.errors import ExportError
 from training.evaluation.acceptance import calibrate, measure_acceptance
 from training.evaluation.metrics import Evaluation, evaluate, logits_of
