@@ -268,6 +268,10 @@ class Settings:
         high=3600,
     )
 
+    playground: bool = _setting(
+        True, "whether browsers get the playground at /, a page to draw digits on; others get JSON"
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "least severe level that is logged"
     )
@@ -415,6 +419,13 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     command_line.add_argument(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="what to serve, in place of --models: an ONNX file, a folder of such files, the "
+        "folder of a model, or a repository; if it holds one model, --model defaults to that",
+    )
+    command_line.add_argument(
         "--config", metavar="FILE", help="TOML file of settings [MNIST_CONFIG]"
     )
     hints = get_type_hints(Settings)
@@ -470,6 +481,7 @@ def load(
             f"Unknown environment variable {unknown[0]!r}; the nearest is {nearest}. Names with "
             f"{ENV_PREFIX} are reserved for settings; see mnist-serve --help."
         )
+    served = _served_path(flags)
     path = flags.pop("config") or variables.get(ENV_PREFIX + "CONFIG")
     file_values = _read_file(Path(path)) if path else {}
     if unknown := sorted(set(file_values) - set(hints)):
@@ -488,9 +500,27 @@ def load(
             values[name] = _convert(name, kind, file_values[name], str(path))
     settings = Settings(**values)
     settings = dataclasses.replace(settings, host=_address_of(settings.host))
+    if served is not None and "model" not in values:
+        from service.repository.versions import only_model
+
+        if name := only_model(settings.models):
+            settings = dataclasses.replace(settings, model=name)
     if "models" not in values and not settings.models.exists() and (shipped := shipped_models()):
         return dataclasses.replace(settings, models=shipped)
     return settings
+
+
+def _served_path(flags: dict[str, Any]) -> str | None:
+    """Take PATH out of the flags, and make it the value of --models. Raises SettingsError."""
+    path: str | None = flags.pop("path")
+    if path is not None:
+        if flags["models"] is not None:
+            raise SettingsError(f"{path!r} and --models are both given; remove one of them.")
+        if not Path(path).exists():
+            nearest = _nearest(path, ["--" + name.replace("_", "-") for name in flags])
+            raise SettingsError(f"{path!r} is no file or folder; the nearest flag is {nearest}.")
+        flags["models"] = path
+    return path
 
 
 def _is_service_link(name: str, value: str) -> bool:

@@ -196,7 +196,9 @@ class Inference:
         tensor = Tensor(spec.name, spec.datatype, array)
         if requested.top_classes:
             labels = served.labels.get(spec.name, ())
-            how = (requested.top_classes, labels, served.session.has_rows)
+            # A declared batch counts as such, although the model may fix its size.
+            has_rows = served.session.has_rows or bool(served.config.max_batch_size and array.ndim)
+            how = (requested.top_classes, labels, has_rows)
             if array.size > _INLINE_CLASSES:
                 tensor = await off_loop(classes, tensor, *how, size=array.nbytes)
             else:
@@ -292,9 +294,9 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     if session.defaults and any(spec.name in by_name for spec in session.defaults):
         if session.batchable:
             raise InvalidArgument(
-                f"Model '{served.name}' has values of its own for "
-                f"{', '.join(spec.name for spec in session.defaults)}, which no request can replace "
-                'because requests are batched; to allow it, set "batching": false in model.json.'
+                f"Model '{served.name}' has a value of its own for "
+                f"{', '.join(spec.name for spec in session.defaults)}, which requests cannot "
+                'replace because they are batched; set "batching": false in model.json to allow it.'
             )
         specs = (*specs, *session.defaults)
     names = [spec.name for spec in specs]

@@ -17,10 +17,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.core.batching import Batcher, Batching
-from service.core.digits import DigitLayout, NotDigits, layout_of
+from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
+from service.core.classification.pictures import PictureError
+from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
-from service.repository.agreement import declared_batching, ignored_by, labels_of, presented
+from service.repository.agreement import (
+    declared_batching,
+    ignored_by,
+    labels_of,
+    picture_rule,
+    presented,
+)
 from service.repository.card import Card
+from service.repository.card import content as card_content
 from service.repository.card import read as read_card
 from service.repository.triton_config import (
     CONFIG_FILE,
@@ -29,10 +38,12 @@ from service.repository.triton_config import (
     VersionPolicy,
 )
 from service.repository.versions import (
-    CARD_FILE,
+    OnDisk,
     Signature,
     VersionOnDisk,
-    file_sha256,
+    digest_of_all,
+    digests,
+    external_weights,
     parse_version,
     scan,
 )
@@ -49,12 +60,14 @@ class ServedModel(NamedTuple):
 
     `config` is what config.pbtxt declares, `ignored` what it sets that has no effect on this model,
     `labels` the names of classes by output. `layout` says how it classifies digits; None if it does
-    not, and `layout_problem` says why.
+    not, and `layout_problem` says why. `classifier` says how it classifies anything else; None if
+    it does not, or if its card does not say.
     """
 
     name: str
     version: str
     card: Card
+    card_file: Path
     config: TritonConfig
     ignored: Sequence[str]
     labels: Mapping[str, Sequence[str]]
@@ -64,6 +77,7 @@ class ServedModel(NamedTuple):
     signature: Signature
     layout: DigitLayout | None
     layout_problem: str
+    classifier: Classifier | None = None
 
 
 class IndexEntry(NamedTuple):
@@ -113,12 +127,13 @@ class Repository:
         # name -> version -> model, newest version first
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._failed: dict[tuple[str, int], _Failure] = {}
+        self._unservable: Mapping[tuple[str, str], str] = {}
         self._root_error = ""
         self._unloaded: AbstractSet[str] = frozenset()
         self._loads: dict[str, int] = {}
         self._has_refreshed = False
-        # Files of a version -> the result of their verification, which a reload need not repeat.
-        self._verified: dict[object, Batching] = {}
+        # SHA-256 of a version -> the result of their verification, which a reload need not repeat.
+        self._verified: dict[str, Batching] = {}
         self._refreshing = asyncio.Lock()
         self._configs = TritonConfigs()
 
@@ -178,7 +193,7 @@ class Repository:
         return failures | ({str(self._root): self._root_error} if self._root_error else {})
 
     async def index(self) -> list[IndexEntry]:
-        """Every version on disk, by model, newest first.
+        """Every version on disk, by model, newest first, and what is there but cannot be served.
 
         Raises Unavailable if the repository cannot be read.
         """
@@ -187,7 +202,7 @@ class Repository:
         except OSError as error:
             raise Unavailable(f"The model repository cannot be read: {error}.") from error
         entries = []
-        for version in (v for versions in on_disk.values() for v in versions):
+        for version in (v for versions in on_disk.models.values() for v in versions):
             name, number = version.name, str(version.number)
             ready = number in self._models.get(name, ())
             failure = self._failed.get((name, version.number))
@@ -202,7 +217,26 @@ class Repository:
                 else:
                     reason = f"not among the newest {self._policy(version).latest}"
             entries.append(IndexEntry(name=name, version=number, ready=ready, reason=reason))
+        for (name, number), reason in on_disk.unservable.items():
+            entries.append(IndexEntry(name=name, version=number, ready=False, reason=reason))
         return entries
+
+    async def card_of(self, name: str, version: str = "") -> bytes:
+        """The file model.json of a loaded version, as it is now; `{}` if there is none.
+
+        Raises what `get` does, and Unavailable if the file cannot be read.
+        """
+        served = self.get(name, version)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, card_content, served.card_file)
+        except FileNotFoundError:
+            return b"{}"
+        except OSError as error:
+            raise Unavailable(
+                f"{served.card_file.name} of version {served.version} of '{excerpt(name)}' cannot "
+                f"be read: {error}."
+            ) from None
 
     async def check_known(self, name: str) -> None:
         """Raise ModelNotFound if a model is neither loaded nor on disk."""
@@ -225,15 +259,16 @@ class Repository:
                 return
             self._root_error = ""
             changed, failed_before = False, dict(self._failed)
-            wanted = self._wanted(on_disk.keys())
-            for name in sorted({*on_disk, *self._models}):
-                versions = on_disk.get(name, []) if name in wanted else []
+            self._log_unservable(on_disk)
+            wanted = self._wanted(on_disk.models.keys())
+            for name in sorted({*on_disk.models, *self._models}):
+                versions = on_disk.models.get(name, []) if name in wanted else []
                 changed |= await self._serve_newest(name, versions)
-            self._on_disk = on_disk.keys()
+            self._on_disk = on_disk.models.keys()
             # Deleting a broken version removes its failure.
             present = {
                 (v.name, v.number)
-                for versions in on_disk.values()
+                for versions in on_disk.models.values()
                 for v in versions
                 if self._policy(v).selects(v.number)
             }
@@ -262,15 +297,22 @@ class Repository:
 
     async def _reload(self, name: str) -> None:
         try:
-            versions = (await self._scan()).get(name, [])
+            on_disk = await self._scan()
         except OSError as error:
             raise ModelLoadError(
                 f"failed to load '{excerpt(name)}', failed to poll from model repository: {error}."
             ) from error
+        versions = on_disk.models.get(name, [])
         if not versions:
-            raise ModelNotFound(
-                f"failed to load '{excerpt(name)}', failed to poll from model repository: it has "
-                "no version there."
+            reasons = [
+                f"version {number}: {reason}" if number else reason
+                for (model, number), reason in on_disk.unservable.items()
+                if model == name
+            ]
+            error_type = ModelLoadError if reasons else ModelNotFound
+            raise error_type(
+                f"failed to load '{excerpt(name)}', failed to poll from model repository: "
+                f"{reasons[0] if reasons else 'it has no version there'}."
             )
         self._on_disk = {*self._on_disk, name}
         self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
@@ -337,13 +379,21 @@ class Repository:
         return True
 
     def _log_loaded(self, model: ServedModel, on_disk: Sequence[VersionOnDisk]) -> None:
-        """Log a version that was loaded; with those on disk, also what config.pbtxt sets in vain."""
+        """Log a loaded version and, with those on disk, what its config.pbtxt sets in vain."""
         session, name = model.session, model.name
         log.info("Loaded %s version %s on %s.", name, model.version, session.provider)
         log.info("Batching of %s version %s: %s.", name, model.version, session.batching.reason)
         # The server reports a build without CUDA once, when it starts.
         if session.fallback and cuda_is_built_in():
             log.warning("%s runs without CUDA: %s.", name, session.fallback)
+        if session.warm_up_error:
+            log.warning(
+                "The warm-up of %s version %s failed, but the model is served: %s. Sample inputs "
+                "for it belong into warm_up of model.json or model_warmup of config.pbtxt.",
+                name,
+                model.version,
+                session.warm_up_error.rstrip("."),
+            )
         if not on_disk:
             return
         policy, present = self._policy(on_disk[0]), {version.number for version in on_disk}
@@ -356,55 +406,81 @@ class Repository:
                 ", ".join(ignored),
             )
 
+    def _log_unservable(self, on_disk: OnDisk) -> None:
+        """Log once what is in the repository but cannot be served."""
+        for (name, number), reason in on_disk.unservable.items():
+            if self._unservable.get((name, number)) != reason:
+                place = f"{name}/{number}" if number else name
+                log.warning("%s in the model repository is not served: %s.", place, reason)
+        self._unservable = on_disk.unservable
+
     def _policy(self, version: VersionOnDisk) -> VersionPolicy:
         """Which versions of the model of `version` are served."""
         return version.config.version_policy or VersionPolicy(latest=self._keep)
 
     def _load(self, version: VersionOnDisk) -> ServedModel:
         """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
-        config, file, folder = version.config, version.file, version.folder.parent
+        config, file, folder = version.config, version.file, version.model_folder
         if config.problem:
             raise ModelLoadError(config.problem)
-        card = read_card(version.folder / CARD_FILE)
+        card = read_card(version.card)
         declared = declared_batching(card, config)
+        weights = external_weights(version)
         try:
-            sha256 = file_sha256(file)
-            # Weights in files of their own are not in that hash.
-            beside = [f for f in version.folder.iterdir() if f.name not in (file.name, CARD_FILE)]
-            status = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in beside)
+            by_file = digests(version)
         except OSError as error:
-            raise ModelLoadError(f"cannot read {file.name}: {error}") from error
-        if card.sha256 and card.sha256 != sha256:
-            raise ModelLoadError(
-                f"{file.name} has SHA-256 {sha256}, but its card says {card.sha256}"
+            raise ModelLoadError(f"cannot read {error.filename or file.name}: {error}") from error
+        uncovered = card.check_digests(str(file.relative_to(version.folder)), by_file)
+        if unchecked := [name for name in uncovered if name in weights]:
+            log.warning(
+                "The card of %s version %s has the SHA-256 of %s alone; as an object, sha256 has "
+                "that of %s too.",
+                version.name,
+                version.number,
+                file.name,
+                ", ".join(unchecked),
             )
-        files = (sha256, *status)
+        sha256 = digest_of_all(by_file)
         options = self._options
         if config.intra_op_threads:
             options = options._replace(intra_op_threads=config.intra_op_threads)
-        batching = declared or self._verified.get(files)
-        session = load_session(file, options, batching, samples(config, folder))
+        first_runs = [*card.samples, *samples(config, folder)]
+        batching = declared or self._verified.get(sha256)
+        session = load_session(file, options, batching, first_runs)
         if declared is None:
-            self._verified[files] = session.batching
+            self._verified[sha256] = session.batching
         session.batching = session.batching._replace(queue=config.queue)
         rows = config.max_batch_size
         present(
             session,
-            presented(config.inputs, (*session.inputs, *session.defaults), rows, are_inputs=True),
+            presented(
+                config.inputs, session.inputs, rows, are_inputs=True, defaults=session.defaults
+            ),
             presented(config.outputs, session.outputs, rows, are_inputs=False),
         )
         labels = labels_of(card, config, session.outputs, folder)
-        layout, problem = None, ""
-        try:
-            kinds = [card.kind(output.name) for output in session.outputs]
-            layout = layout_of(session.inputs, session.outputs, kinds)
-        except NotDigits as error:
-            problem = str(error)
+        layout, classifier, problem = None, None, OTHER_LABELS
+        kinds = [card.kind(output.name) for output in session.outputs]
+        tensors = session.inputs, session.outputs, kinds
+        if card.picture is None and card.labels in ((), DIGIT_LABELS):
+            try:
+                layout = layout_of(*tensors)
+            except NotDigits as error:
+                problem = str(error)
+        if layout is None:
+            try:
+                rule = picture_rule(card, config, session.inputs)
+                classifier = classifier_of(*tensors, labels, rule)
+            except NotAClassifier as error:
+                problem = str(error)
+            except PictureError as error:
+                raise ModelLoadError(f"{version.card}: {error}") from error
         number = str(version.number)
         return ServedModel(
             name=version.name,
             version=number,
             card=card,
+            card_file=version.card,
             config=config,
             ignored=[*config.ignored, *ignored_by(session, config)],
             labels=labels,
@@ -414,8 +490,9 @@ class Repository:
             signature=version.signature,
             layout=layout,
             layout_problem=problem,
+            classifier=classifier,
         )
 
-    async def _scan(self) -> dict[str, list[VersionOnDisk]]:
+    async def _scan(self) -> OnDisk:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, scan, self._root, self._configs)

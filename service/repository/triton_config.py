@@ -84,7 +84,7 @@ class TensorConfig(NamedTuple):
 
 
 class VersionPolicy(NamedTuple):
-    """The versions to serve: the newest `latest`, of those in `specific` unless that is empty."""
+    """The versions to serve: the newest `latest`, or all in `specific` if that is not empty."""
 
     latest: int = sys.maxsize
     specific: tuple[int, ...] = ()
@@ -138,6 +138,9 @@ class TritonConfig(NamedTuple):
 
 class TritonConfigs:
     """The configurations of a repository's models, each read again when its file changes."""
+
+    # Of a model that cannot have a file.
+    nothing: tuple[TritonConfig, tuple[int, ...]] = (TritonConfig(), ())
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[Sequence[int], TritonConfig]] = {}

@@ -233,7 +233,12 @@ def wrong_inputs(triton: Triton, mnist: Mnist) -> list[tuple[str, list[Any], dic
         ("mnist", [*right, *images(triton, mnist, 1)], {}, "twice"),
         ("mnist", right, {"outputs": [triton.output("digit")]}, "digit"),
         ("mnist", right, {"model_version": "one"}, "one"),
-        ("sum", [triton.input("a", np.zeros((1, 3), np.float32), "FP32")], {}, r"missing required input\(s\) \['b'\]"),
+        (
+            "sum",
+            [triton.input("a", np.zeros((1, 3), np.float32), "FP32")],
+            {},
+            r"missing required input\(s\) \['b'\]",
+        ),
         (
             "sum",
             [

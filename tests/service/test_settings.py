@@ -202,7 +202,9 @@ def test_the_requests_in_flight_may_hold_at_least_one_of_the_largest() -> None:
         (["--work", "3"], "Unknown argument '--work'; the nearest flag is --workers."),
         (["--max-queu=3"], "Unknown argument '--max-queu'; the nearest flag is --max-queue."),
         (["--hel"], "Unknown argument '--hel'; the nearest flag is --help."),
-        (["workers"], "Unknown argument 'workers'; the nearest flag is --workers."),
+        (["workers"], "'workers' is no file or folder; the nearest flag is --workers."),
+        (["a", "b"], "Unknown argument 'b'; the nearest flag is --"),
+        (["/", "--models", "/"], "'/' and --models are both given; remove one of them."),
     ],
 )
 def test_an_unknown_or_abbreviated_flag_is_refused(arguments: list[str], words: str) -> None:
@@ -300,3 +302,13 @@ def test_an_address_or_a_name_without_one_stays(host: str) -> None:
 def test_an_empty_host_is_refused() -> None:
     with pytest.raises(SettingsError, match="host"):
         load([], {"MNIST_HOST": ""})
+
+
+def test_a_path_is_what_is_served_and_its_only_model_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").touch()
+    for path in (tmp_path / "net.onnx", tmp_path):
+        settings = load([str(path), "--workers", "2"], {})
+        assert (settings.models, settings.model, settings.workers) == (path, "net", 2)
+    assert load([str(tmp_path), "--model", "other"], {}).model == "other"
+    (tmp_path / "more.onnx").touch()
+    assert load([str(tmp_path)], {}).model == "mnist"

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 from training.data import outliers
-from training.data.dataset import output_count
+from training.data.dataset import DIGITS
 from training.errors import ExportError
-from training.evaluation.acceptance import fit_thresholds, measure_acceptance
-from training.evaluation.metrics import Evaluation, evaluate, fit_temperature, logits_of
+from training.evaluation.acceptance import calibrate, measure_acceptance
+from training.evaluation.metrics import Evaluation, evaluate, logits_of
 from training.models import REASONS, Classifier, count_parameters
 from training.publish.export import IR_VERSION, OPSET, export_quietly, prove
 from training.publish.repository import MODEL_FILE, publish
@@ -35,6 +35,8 @@ _FOR_REPORTS = (
     "histograms",
 )  # too long for a card
 _OUTLIERS_MEASURED = 5000
+# What a picture of anything else than digits becomes when it is served: docs/own-model.md.
+PICTURE = {"size": [28, 28], "colour": "grey", "resize": "pad"}
 
 
 class ReleasePlan(NamedTuple):
@@ -60,6 +62,7 @@ class ModelCard:
     labels: tuple[str, ...]
     thresholds: dict[str, float] | None  # of the decisions in the graph; None without them
     reasons: tuple[str, ...] | None  # what the output `reason` is the index into
+    picture: dict[str, Any] | None  # what a picture becomes; None for digits
     batching: bool = True  # every network here works on each image alone
     git_revision: str | None
     opset: int = OPSET
@@ -82,14 +85,9 @@ def release(trained: Trained, run: Run, folder: RunFolder, plan: ReleasePlan) ->
 
     recipe, split, data, cpu = run.recipe, run.split, run.split.data, torch.device("cpu")
     classes = len(data.labels)
-    classifier = Classifier(trained.network.cpu().eval(), classes=classes)
-    if len(split.validation_labels):
-        logits = logits_of(classifier.network, split.validation_images, cpu)
-        temperature = fit_temperature(logits[:, :classes], split.validation_labels)
-        classifier.temperature = temperature
-        if output_count(recipe, data.labels) > classes:
-            thresholds = fit_thresholds(logits, split.validation_labels, classes, temperature)
-            classifier.thresholds = thresholds
+    network = trained.network.cpu().eval()
+    temperature, thresholds = trained.calibration or calibrate(network, split, cpu)
+    classifier = Classifier(network, temperature, classes=classes, thresholds=thresholds)
     checkpoint = Checkpoint(
         network=classifier.network,
         recipe=recipe,
@@ -105,10 +103,8 @@ def release(trained: Trained, run: Run, folder: RunFolder, plan: ReleasePlan) ->
     evaluation = evaluate(logits, logits / classifier.temperature, data.test_labels)
     evaluation = dataclasses.replace(evaluation, temperature=classifier.temperature)
     if classifier.thresholds:
-        # Made from held-out digits, with other random numbers than those of training.
-        others = outliers.make(
-            split.validation_images, split.validation_labels, _OUTLIERS_MEASURED, seed=1
-        )
+        # Made from other digits and other random numbers than those of training.
+        others = outliers.make(data.test_images, data.test_labels, _OUTLIERS_MEASURED, seed=1)
         evaluation = dataclasses.replace(
             evaluation,
             acceptance=measure_acceptance(classifier, data.test_images, data.test_labels, others),
@@ -171,6 +167,7 @@ def _publish(
         labels=run.split.data.labels,
         thresholds=classifier.thresholds._asdict() if classifier.thresholds else None,
         reasons=REASONS if classifier.thresholds else None,
+        picture=None if run.split.data.labels == DIGITS else PICTURE,
         git_revision=git_revision(),
         versions=versions(),
         evaluation=_without_lists(evaluation.to_json()),

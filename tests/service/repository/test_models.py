@@ -37,7 +37,9 @@ class FakeSession:
     fallback = ""
     batchable = True
     batching = Batching(True, "a reason")
-    inputs = outputs = defaults = ()
+    inputs = outputs = ()
+    defaults = ()
+    warm_up_error = ""
     timing = Timing()
 
     def __init__(self, content: bytes) -> None:
@@ -608,3 +610,32 @@ def test_deleting_a_broken_version_clears_its_failure_and_reports_the_change(
 
     with ThreadPoolExecutor(1) as executor:
         asyncio.run(scenario(executor))
+
+
+def test_digits_and_other_classifiers_are_told_apart_by_their_cards(tmp_path: Path) -> None:
+    kinds = {"output_kinds": {"scores": "logits"}}
+    digits, clothes = [str(digit) for digit in range(10)], list("abcdefghij")
+    picture = {"size": [28, 28], "colour": "grey"}
+
+    async def scenario(operations: Operations) -> None:
+        repository = operations.inference.repository
+        cards: list[tuple[dict[str, object], bool, bool]] = [
+            (kinds, True, False),
+            (kinds | {"labels": digits}, True, False),
+            (kinds | {"labels": clothes}, False, True),
+            (kinds | {"picture": picture}, False, True),
+            ({"labels": clothes}, False, False),
+        ]
+        for version, (card, is_digits, is_other) in enumerate(cards, 1):
+            publish_linear(tmp_path, card=card, version=version)
+            await repository.refresh()
+            served = repository.get("linear")
+            assert served.version == str(version)
+            found = served.layout is not None, served.classifier is not None
+            assert found == (is_digits, is_other)
+        publish_linear(tmp_path, card=kinds | {"picture": {"size": [9, 9]}}, version=6)
+        await repository.refresh()
+        assert repository.get("linear").version == "5"
+        assert "picture.colour is missing" in repository.failures["linear/6"]
+
+    run_with_operations(tmp_path, scenario)
