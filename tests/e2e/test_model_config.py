@@ -93,6 +93,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
           default_queue_policy { max_queue_size: 2 allow_timeout_override: false } }
         """,
     )
+    policy = "default_queue_policy { max_queue_size: 9 }"
+    publish_add(root, "closed", f"dynamic_batching {{ {policy} }}")
     publish_add(
         root,
         "impatient",
@@ -260,6 +262,16 @@ def test_the_queue_of_a_model_has_the_limits_of_the_file(configured: Server) -> 
     # The delay is longer than the time within which a run has to begin.
     assert "deadline" in str(client.run(first_answer("impatient", 1)))
     client.close()
+
+
+def test_a_timeout_that_the_file_makes_void_is_a_warning_of_the_answer(triton: Triton) -> None:
+    answer = triton.answer(infer(triton, "closed", [[1, 2, 3]], timeout=1, priority=2))
+    warning = answer["parameters"]["warning"]
+    if triton.is_grpc:
+        warning = warning["string_param"]
+    assert warning.startswith("timeout: without effect; allow_timeout_override")
+    assert "priority" in warning
+    assert "parameters" not in triton.answer(infer(triton, "closed", [[1, 2, 3]]))
 
 
 def test_a_changed_file_is_taken_up(configured: Server, models: Path) -> None:
