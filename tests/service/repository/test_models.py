@@ -638,7 +638,7 @@ def test_digits_and_other_classifiers_are_told_apart_by_their_cards(tmp_path: Pa
         publish_linear(tmp_path, card=kinds | {"picture": {"size": [9, 9]}}, version=6)
         await repository.refresh()
         assert repository.get("linear").version == "5"
-        assert "model.json: picture.colour is missing" in repository.failures["linear/6"]
+        assert "picture.colour is missing" in repository.failures["linear/6"]
 
     run_with_operations(tmp_path, scenario)
 
