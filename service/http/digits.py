@@ -45,7 +45,8 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     image as application/octet-stream; or JSON, bare or under "image": a picture as a data URL, or
     numbers (28x28, Nx28x28 or 784). Models of anything else than digits answer as
     `http.classification` says. Raises ModelNotFound, UnsupportedMediaType for another content type,
-    InvalidArgument for a body that does not match its content type.
+    InvalidArgument for a body that does not match its content type. With
+    `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
     if len(request.query) > _LONGEST_QUERY:
         raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
@@ -56,8 +57,10 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     model, version = query.get("model") or digits.default_model, query.get("version", "")
     try:
         served = digits.repository.get(model, version)
-    except ModelNotFound:
-        served = None  # what is wrong with the body is reported first
+    except ModelNotFound as error:
+        if "model" in query:
+            raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
+        served = None  # without a default model, what is wrong with the body is reported first
     if served is not None and served.layout is None:
         return await classification.predict(digits, served, request, query, explain)
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
@@ -92,7 +95,10 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
             for name, png in answer.steps
         ]
-    return json_response(body)
+    response = json_response(body)
+    if answer.seconds:
+        response.headers.append(timing(answer.seconds))
+    return response
 
 
 def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
@@ -102,6 +108,12 @@ def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
         parts += to_json(fields_of(part))[1:-1], b","
     parts[-1] = b"]}"  # instead of the last comma
     return HttpResponse(200, [("content-type", JSON)], b"".join(parts))
+
+
+def timing(seconds: tuple[float, float]) -> tuple[str, str]:
+    """The header Server-Timing (W3C): milliseconds of the picture, and of the model."""
+    before, run = seconds
+    return "server-timing", f"picture;dur={1000 * before:.3f}, model;dur={1000 * run:.3f}"
 
 
 def model_of(request: HttpRequest) -> tuple[str, str]:

@@ -79,32 +79,31 @@ def schema() -> Schema:
     return fields
 
 
+def content(path: Path) -> bytes:
+    """The file of a card. Raises OSError, also if it has more than 16 MB."""
+    with open_regular(path) as file:
+        text = file.read(_MAX_BYTES + 1)
+    if len(text) > _MAX_BYTES:
+        raise OSError(f"it has more than {_MAX_BYTES} bytes")
+    return text
+
+
 def read(path: Path) -> Card:
     """Read a card; a missing file is an empty card. Raises ModelLoadError for a damaged one.
 
     A field whose name is almost that of a known one is logged; other unknown fields are ignored.
     """
     try:
-        with open_regular(path) as file:
-            content = file.read(_MAX_BYTES + 1)
-        text = content.decode()
+        text = content(path).decode()
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
-    if len(content) > _MAX_BYTES:
-        raise ModelLoadError(f"{path} has more than {_MAX_BYTES} bytes")
     try:
         fields: Any = json.loads(text)
         wrong = mistake(schema(), fields)
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
-    picture = None
-    if isinstance(fields, dict) and fields.get("picture") is not None:
-        try:
-            picture = rule_of(fields["picture"])
-        except PictureError as error:
-            raise ModelLoadError(f"{path}: {error}") from error
     if wrong:
         raise ModelLoadError(f"{path}{'' if wrong.startswith('must') else ':'} {wrong}")
     known = schema()["properties"]
@@ -119,6 +118,10 @@ def read(path: Path) -> Card:
         ]
     except ValueError as error:
         raise ModelLoadError(f"{path}: warm_up has rows of different lengths") from error
+    try:
+        picture = None if fields.get("picture") is None else rule_of(fields["picture"])
+    except PictureError as error:
+        raise ModelLoadError(f"{path}: {error}") from error
     return Card(
         sha256=sha256 if isinstance(sha256, str) else "",
         file_sha256=sha256 if isinstance(sha256, dict) else MappingProxyType({}),

@@ -24,14 +24,12 @@ from service.core.tensors import TensorSpec
 GREY, RGB, BGR = "grey", "RGB", "BGR"
 CROP, PAD, STRETCH = "crop", "pad", "stretch"
 _CHANNELS = {GREY: 1, RGB: 3, BGR: 3}
-_LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC")
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
-_LONGEST_SIDE = 2048
 # A picture is first reduced to this many times the size that the model takes, by averaging whole
 # squares of pixels. Pillow's documentation of `reducing_gap` finds no difference from 3 on.
 _GAP = 3
@@ -63,66 +61,27 @@ class PictureError(ValueError):
     """The field `picture` of a card is wrong, or contradicts the model; the message names it."""
 
 
-def rule_of(fields: Any) -> PictureRule:
-    """Read the field `picture` of a card. Raises PictureError."""
-    if not isinstance(fields, dict):
-        raise PictureError("picture must be an object")
-    if unknown := fields.keys() - set(PictureRule._fields):
-        raise PictureError(
-            f"picture.{min(unknown)} is unknown; known are {', '.join(PictureRule._fields)}"
-        )
-    size = fields.get("size")
-    if size is not None:
-        if not isinstance(size, list) or len(size) != 2:
-            raise PictureError("picture.size must be [height, width]")
-        size = (_whole(size[0], "size", _LONGEST_SIDE), _whole(size[1], "size", _LONGEST_SIDE))
-    shorter = fields.get("shorter_side", 0)
-    rule = PictureRule(
-        size=size,
-        colour=_word(fields, "colour", _CHANNELS, ""),
-        layout=_word(fields, "layout", _LAYOUTS, ""),
-        scale=_number(fields["scale"], "scale") if "scale" in fields else None,
-        mean=_numbers(fields, "mean", 0.0),
-        std=_numbers(fields, "std", 1.0),
-        resize=_word(fields, "resize", (CROP, PAD, STRETCH), CROP),
-        shorter_side=_whole(shorter, "shorter_side", 2 * _LONGEST_SIDE) if shorter else 0,
-        filter=_word(fields, "filter", _FILTERS, "bilinear"),
-        fill=_whole(fields.get("fill", 0), "fill", 255, least=0),
-    )
-    if 0.0 in rule.std:
-        raise PictureError("picture.std must not be 0")
+def rule_of(fields: Mapping[str, Any]) -> PictureRule:
+    """The field `picture` of a card that fits its JSON Schema. Raises PictureError."""
+    values: dict[str, Any] = dict(fields)
+    if "size" in fields:
+        height, width = fields["size"]
+        values["size"] = int(height), int(width)
+    for name in ("mean", "std"):
+        if name in fields:
+            numbers = fields[name] if isinstance(fields[name], list) else [fields[name]]
+            values[name] = tuple(map(float, numbers))
+    for name in ("shorter_side", "fill"):
+        if name in fields:
+            values[name] = int(fields[name])
+    rule = PictureRule(**values)
+    if not all(map(isfinite, (rule.scale or 0.0, *rule.mean, *rule.std))) or 0.0 in rule.std:
+        raise PictureError("picture.scale, mean and std must be finite, and std must not be 0")
+    if 2 in (len(rule.mean), len(rule.std)):
+        raise PictureError("picture.mean and std must have one number per channel, 1 or 3")
     if rule.shorter_side and rule.resize != CROP:
         raise PictureError("picture.shorter_side is for the resize rule 'crop' only")
     return rule
-
-
-def _word(
-    fields: Mapping[str, Any], name: str, known: Sequence[str] | Mapping[str, Any], default: str
-) -> str:
-    word = fields.get(name, default)
-    if word not in known and word != default:
-        raise PictureError(f"picture.{name} must be one of {', '.join(known)}")
-    return str(word)
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise PictureError(f"picture.{name} must hold numbers")
-    return float(value)
-
-
-def _numbers(fields: Mapping[str, Any], name: str, default: float) -> tuple[float, ...]:
-    value = fields.get(name, default)
-    numbers = tuple(_number(v, name) for v in (value if isinstance(value, list) else [value]))
-    if len(numbers) not in (1, 3):
-        raise PictureError(f"picture.{name} must be a number, or a list of one per channel")
-    return numbers
-
-
-def _whole(value: Any, name: str, most: int, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise PictureError(f"picture.{name} must hold whole numbers from {least} to {most}")
-    return value
 
 
 class PictureInput(NamedTuple):

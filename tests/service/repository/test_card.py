@@ -51,7 +51,7 @@ def test_a_card_without_batching_declares_nothing(tmp_path: Path) -> None:
 
 
 def test_what_pictures_become_is_read(tmp_path: Path) -> None:
-    card = card_of(tmp_path, {"picture": {"size": [28, 32], "colour": "grey"}})
+    card = card_of(tmp_path, {"picture": {"size": [28.0, 32], "colour": "grey"}})
     assert card.picture == PictureRule(size=(28, 32), colour="grey")
     assert card_of(tmp_path, {"picture": None}).picture is None
 
@@ -88,8 +88,21 @@ def test_outputs_named_after_a_kind_need_no_entry() -> None:
         ({"batching": None}, "batching must be true or false"),
         ({"batching": 1}, "batching must be true or false"),
         ({"batching": "true"}, "batching must be true or false"),
-        ({"picture": "RGB"}, "picture must be an object"),
-        ({"picture": {"size": 28}}, "picture.size must be"),
+        ({"picture": "RGB"}, "picture must be an object of size"),
+        ({"picture": {"color": "RGB"}}, "picture must be an object of size, colour"),
+        ({"picture": {"size": 224}}, r"picture.size must be \[height, width\]"),
+        ({"picture": {"size": [224, 0]}}, "whole numbers from 1 to 2048"),
+        ({"picture": {"size": [224, 2.5]}}, "picture.size must be"),
+        ({"picture": {"colour": "CMYK"}}, "picture.colour must be grey, RGB or BGR"),
+        ({"picture": {"layout": ["NCHW"]}}, "picture.layout must be NCHW"),
+        ({"picture": {"scale": "1/255"}}, "picture.scale must be a number"),
+        ({"picture": {"scale": True}}, "picture.scale must be a number"),
+        ({"picture": {"mean": [0.5, None, 1]}}, "picture.mean must be a number, or a list"),
+        ({"picture": {"std": 0}}, "std must not be 0"),
+        ({"picture": {"resize": "squeeze"}}, "picture.resize must be crop, pad or stretch"),
+        ({"picture": {"shorter_side": -1}}, "picture.shorter_side must be a whole number"),
+        ({"picture": {"filter": "nearest"}}, "picture.filter must be bilinear"),
+        ({"picture": {"fill": 256}}, "picture.fill must be a whole number from 0 to 255"),
     ],
 )
 def test_a_damaged_card_is_refused_with_its_path(tmp_path: Path, content: Any, reason: str) -> None:

@@ -188,26 +188,13 @@ def test_arrays_and_raw_pixels() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ([], "must be an object"),
-        ({"color": "RGB"}, "picture.color is unknown; known are size, colour"),
-        ({"size": 224}, r"picture.size must be \[height, width\]"),
-        ({"size": [224, 0]}, "picture.size must hold whole numbers from 1 to 2048"),
-        ({"size": [224, 2.5]}, "picture.size"),
-        ({"colour": "CMYK"}, "picture.colour must be one of grey, RGB, BGR"),
-        ({"layout": ["NCHW"]}, "picture.layout must be one of NCHW"),
-        ({"scale": "1/255"}, "picture.scale must hold numbers"),
-        ({"scale": True}, "picture.scale"),
-        ({"mean": [0.5, 0.5]}, "picture.mean must be a number, or a list of one per channel"),
-        ({"mean": [0.5, None, 1]}, "picture.mean must hold numbers"),
-        ({"std": [1, 0, 1]}, "picture.std must not be 0"),
-        ({"resize": "squeeze"}, "picture.resize must be one of crop, pad, stretch"),
+        ({"mean": [0.5, 0.5]}, "one number per channel"),
+        ({"scale": float("nan")}, "must be finite"),
+        ({"std": [1, 0, 1]}, "std must not be 0"),
         ({"resize": "pad", "shorter_side": 256}, "picture.shorter_side is for"),
-        ({"shorter_side": -1}, "picture.shorter_side must hold whole numbers"),
-        ({"filter": "nearest"}, "picture.filter must be one of bilinear"),
-        ({"fill": 256}, "picture.fill must hold whole numbers from 0 to 255"),
     ],
 )
-def test_malformed_rules_are_refused(fields: Any, message: str) -> None:
+def test_rules_that_make_no_sense_are_refused(fields: Any, message: str) -> None:
     with pytest.raises(PictureError, match=message):
         rule_of(fields)
 
