@@ -133,7 +133,7 @@ def of_region(name: str) -> str:
             json.dumps({"parameters": {NAME: 1}}).encode(),
             "is not supported; a model is loaded as it is",
         ),
-        ("POST", f"/v2/repository/models/{IN_A_HEADER}/load", JSON, b"", "is not in the"),
+        ("POST", f"/v2/repository/models/{IN_A_HEADER}/load", JSON, b"", "failed to poll"),
         ("POST", f"/v2/repository/models/{IN_A_HEADER}/unload", JSON, b"", "is not in the"),
         (
             "POST",
