@@ -306,7 +306,7 @@ def test_digits_and_health_quote_the_beginning_alone(channel: tuple[grpc.Channel
     health = health_pb2_grpc.HealthStub(calls)
     pixels = bytes(784)
     for call, request, words in (
-        (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_name=NAME), "not loaded"),
+        (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_name=NAME), "is not found"),
         (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_version=NAME), "is not a"),
         (health.Check, health_pb2.HealthCheckRequest(service=NAME), "'."),
     ):

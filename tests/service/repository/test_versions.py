@@ -149,6 +149,9 @@ def test_the_signature_covers_every_file_of_the_version_and_its_card(tmp_path: P
 def test_the_digest_of_a_version_is_what_sha256sum_gives(tmp_path: Path) -> None:
     folder = publish(tmp_path, "mnist", "1", b"the model").parent
     (folder / "model.json").write_text("{}")
+    (folder / ".hidden").mkdir()
+    for hidden in (".file", ".hidden/file"):
+        (folder / hidden).touch()
     alone = digests(version_of(tmp_path))
     assert digest_of_all(alone) == hashlib.sha256(b"the model").hexdigest()
     (folder / "weights").mkdir()
