@@ -348,6 +348,9 @@ class Worker:
         # for 35 ms, the 99th percentile of latency. Models load later and stay collectable.
         gc.freeze()
         await service.repository.refresh()
+        state = service.inference.readiness()
+        if self._pulse.has_forerunner and not state.ready:
+            raise RuntimeError(state.reason.rstrip("."))  # the old worker may serve
         self._http.start(
             service.http_app,
             create_app(service.http_app, loop, settings.max_request_bytes),
@@ -405,8 +408,13 @@ class Worker:
             )
 
     def _give_up(self, reason: str) -> NoReturn:
-        """Stop the whole server: a respawned worker would fail in the same way."""
+        """Stop the whole server: a respawned worker would fail in the same way.
+
+        If this worker was to replace one that serves, it stops alone.
+        """
         log.error("Cannot start: %s.", reason)
+        if self._pulse.has_forerunner:
+            os._exit(1)
         self._lifecycle.startup_failed.set()
         os.kill(os.getppid(), signal.SIGTERM)
         # Not until SIGTERM comes: its handler may wait for the event loop, which no longer runs.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from service.core.datatypes import Array
-from service.core.digits import Prediction
+from service.core.digits import Prediction, Rows
 from service.core.errors import InvalidArgument, ModelNotFound, UnsupportedMediaType, excerpt
 from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import numbers
@@ -24,6 +25,7 @@ from service.http.message import (
     check_json_size,
     json_response,
     parse_json,
+    to_json,
 )
 from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
 from service.operations.classification import usable
@@ -83,23 +85,25 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         )
     except ModelNotFound as error:
         raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
-    is_long = len(answer.rows) > INLINE_ROWS
-    size = 784 * len(answer.rows)
-    body: dict[str, Any] = {
-        "model_name": answer.model,
-        "model_version": answer.version,
-        "predictions": await off_loop(fields_of, answer.rows, size=size)
-        if is_long
-        else fields_of(answer.rows),
-    }
+    body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    if isinstance(answer.rows, Rows):
+        return await off_loop(_long_response, body, answer.rows, size=784 * len(answer.rows))
+    body["predictions"] = fields_of(answer.rows)
     if explain:
         body["steps"] = [
             {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
             for name, png in answer.steps
         ]
-    if is_long:
-        return await off_loop(json_response, body, size=size)
     return json_response(body)
+
+
+def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
+    """The same for many predictions, which become JSON in parts."""
+    parts, predictions = [to_json(body)[:-1], b',"predictions":['], iter(rows)
+    while part := list(islice(predictions, INLINE_ROWS)):
+        parts += to_json(fields_of(part))[1:-1], b","
+    parts[-1] = b"]}"  # instead of the last comma
+    return HttpResponse(200, [("content-type", JSON)], b"".join(parts))
 
 
 def model_of(request: HttpRequest) -> tuple[str, str]:

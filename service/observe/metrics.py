@@ -352,7 +352,7 @@ class Metrics:
 # Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
 _HTTP_REASONS = ("headers", "idle", "unread", "displaced")
 _http_closed = {reason: _http_connections_closed.labels(reason) for reason in _HTTP_REASONS}
-_GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "error", "stop")
+_GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "resets", "error", "stop")
 _grpc_closed = {
     reason: _grpc_connections_closed.labels(reason)
     for reason in (*_GRPC_REASONS, "displaced", "refused")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +15,7 @@ from service.core.datatypes import Array
 from service.core.digits import (
     DigitLayout,
     Prediction,
+    Rows,
     pixels_from_bytes,
     pixels_from_values,
 )
@@ -52,7 +52,7 @@ class Predictions(NamedTuple):
 
     model: str
     version: str
-    rows: list[Prediction]
+    rows: list[Prediction] | Rows  # Rows of more than INLINE_ROWS images
     steps: list[tuple[str, bytes]]
 
 
@@ -160,15 +160,14 @@ class Digits:
             return Predictions(served.name, served.version, rows, steps)
         # FP32 inputs are four times as large as the pixels: only a part of them exists at a time.
         step = len(images) if layout.image_shape is None else INLINE_ROWS
-        rows = []
+        runs = []
         for start in range(0, len(images), step):
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
-            outputs = await served.batcher.submit(inputs, len(part), deadline, caller)
-            more, judgements = await off_loop(_counted, layout, outputs, size=part.nbytes)
-            rows += more
-            counts.update(judgements)
-        return Predictions(served.name, served.version, rows, steps)
+            runs.append(await served.batcher.submit(inputs, len(part), deadline, caller))
+        many = Rows(layout, runs)
+        counts.update(await off_loop(many.judgements, size=images.nbytes))
+        return Predictions(served.name, served.version, many, steps)
 
     async def read(
         self,
@@ -243,11 +242,3 @@ def _explained(image: Image.Image) -> tuple[Found, list[tuple[str, bytes]]]:
         step.save(file, "PNG")
         steps.append((name, file.getvalue()))
     return found._replace(steps=()), steps
-
-
-def _counted(
-    layout: DigitLayout, outputs: Sequence[Array]
-) -> tuple[list[Prediction], Counter[tuple[bool | None, str]]]:
-    """The predictions, and how many of them have each pair of `accepted` and reason."""
-    rows = layout.predictions(outputs)
-    return rows, Counter((row.accepted, row.reason) for row in rows)

@@ -147,7 +147,7 @@ def test_many_images_for_a_model_of_floats_are_converted_in_parts(
         classify = operations.digits.classify
         alone = [(await classify(values=images[i])).rows[0].digit for i in range(0, 1200, 100)]
         monkeypatch.setattr(digits_module.DigitLayout, "inputs", recording)
-        together = (await classify(pixels=images.tobytes())).rows
+        together = list((await classify(pixels=images.tobytes())).rows)
         assert len(together) == 1200
         assert [row.digit for row in together[::100]] == alone
 
