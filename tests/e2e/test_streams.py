@@ -181,7 +181,7 @@ def repository(tmp_path: Path) -> Path:
 def test_health_of_each_model_is_checked_and_watched(
     start_server: Callable[..., Server], repository: Path, fast_grpc: bool
 ) -> None:
-    server = start_server(repository, poll_interval=0, fast_grpc=fast_grpc)
+    server = start_server(repository, model_control_mode="none", fast_grpc=fast_grpc)
     states = health_pb2.HealthCheckResponse
     with grpc.insecure_channel(server.grpc) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

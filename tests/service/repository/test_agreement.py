@@ -15,6 +15,7 @@ from service.repository.card import Card
 from service.repository.triton_config import TensorConfig, TritonConfig
 
 IMAGES = TensorSpec("x", "FP32", (-1, 3, -1, -1))
+UNRANKED = TensorSpec("x", "FP32", (-1,), has_rank=False)
 SCORES = TensorSpec("y", "FP32", (-1, 10))
 
 
@@ -107,6 +108,10 @@ def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path
             (-1,),
         ),
         (TensorConfig("x", dims=(1,), reshape=()), TensorSpec("x", "FP32", ()), 0, (1,), ()),
+        # A model that leaves the rank open.
+        (TensorConfig("x", dims=(3, 4)), UNRANKED, 8, (-1, 3, 4), (-1, 3, 4)),
+        (TensorConfig("x", dims=(4, 3)), UNRANKED, None, (4, 3), (4, 3)),
+        (TensorConfig("x", dims=(1,), reshape=()), UNRANKED, 0, (1,), ()),
         (
             TensorConfig("x", dims=(3, 8, 8), reshape=(1, 3, 8, 8)),
             TensorSpec("x", "FP32", (1, 3, 8, 8)),
@@ -170,12 +175,18 @@ class FakeSession:
     def __init__(self, batchable: bool) -> None:
         self.batchable = batchable
         self.batching = Batching(batchable, "off: the first dimension of 'x' is not open")
-        self.inputs = (IMAGES,)
+        self.inputs = (IMAGES, SCORES._replace(is_optional=True))
+        self.defaults = (TensorSpec("z", "FP32", (1,), is_optional=True),)
 
 
 def test_what_has_no_effect_on_this_model_is_named_with_the_reason() -> None:
     config = TritonConfig(
-        max_batch_size=8, inputs=[TensorConfig("x", optional=True), TensorConfig("z")]
+        max_batch_size=8,
+        inputs=[
+            TensorConfig("x", optional=True),
+            TensorConfig("y", optional=True),
+            TensorConfig("z", optional=True),
+        ],
     )
     fixed: Any = FakeSession(batchable=False)
     assert ignored_by(fixed, config) == [
@@ -183,5 +194,8 @@ def test_what_has_no_effect_on_this_model_is_named_with_the_reason() -> None:
         "optional of 'x' (the model needs it)",
     ]
     open_: Any = FakeSession(batchable=True)
+    assert ignored_by(open_, config)[1:] == [
+        "input 'z' (requests that are batched share its value in the model)"
+    ]
     assert ignored_by(open_, TritonConfig(max_batch_size=8)) == []
     assert ignored_by(fixed, TritonConfig(max_batch_size=0)) == []
