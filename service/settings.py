@@ -268,6 +268,10 @@ class Settings:
         high=3600,
     )
 
+    playground: bool = _setting(
+        True, "whether browsers get the playground at /, a page to draw digits on; others get JSON"
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "least severe level that is logged"
     )

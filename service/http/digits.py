@@ -45,7 +45,8 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     image as application/octet-stream; or JSON, bare or under "image": a picture as a data URL, or
     numbers (28x28, Nx28x28 or 784). Models of anything else than digits answer as
     `http.classification` says. Raises ModelNotFound, UnsupportedMediaType for another content type,
-    InvalidArgument for a body that does not match its content type.
+    InvalidArgument for a body that does not match its content type. With
+    `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
     if len(request.query) > _LONGEST_QUERY:
         raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
@@ -94,7 +95,10 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
             for name, png in answer.steps
         ]
-    return json_response(body)
+    response = json_response(body)
+    if answer.seconds:
+        response.headers.append(timing(answer.seconds))
+    return response
 
 
 def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
@@ -104,6 +108,12 @@ def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
         parts += to_json(fields_of(part))[1:-1], b","
     parts[-1] = b"]}"  # instead of the last comma
     return HttpResponse(200, [("content-type", JSON)], b"".join(parts))
+
+
+def timing(seconds: tuple[float, float]) -> tuple[str, str]:
+    """The header Server-Timing (W3C): milliseconds of the picture, and of the model."""
+    before, run = seconds
+    return "server-timing", f"picture;dur={1000 * before:.3f}, model;dur={1000 * run:.3f}"
 
 
 def model_of(request: HttpRequest) -> tuple[str, str]:

@@ -165,6 +165,10 @@ class Administration:
             workers=settings.workers,
         )
 
+    async def card(self, name: str, version: str = "") -> bytes:
+        """The model card of a loaded version; `{}` if it has none. Raises what `card_of` does."""
+        return await self._repository.card_of(name, version)
+
     async def statistics(self, name: str = "", version: str = "") -> list[VersionStatistics]:
         """Statistics of a model (and version), or of all models, summed over all workers.
 

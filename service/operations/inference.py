@@ -196,7 +196,9 @@ class Inference:
         tensor = Tensor(spec.name, spec.datatype, array)
         if requested.top_classes:
             labels = served.labels.get(spec.name, ())
-            how = (requested.top_classes, labels, served.session.has_rows)
+            # A declared batch counts as such, although the model may fix its size.
+            has_rows = served.session.has_rows or bool(served.config.max_batch_size and array.ndim)
+            how = (requested.top_classes, labels, has_rows)
             if array.size > _INLINE_CLASSES:
                 tensor = await off_loop(classes, tensor, *how, size=array.nbytes)
             else:

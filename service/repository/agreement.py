@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service.core.batching import Batching
+from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError, excerpt
 from service.core.tensors import TensorSpec
 from service.repository.card import Card
-from service.repository.triton_config import CONFIG_FILE, TensorConfig, TritonConfig
+from service.repository.triton_config import CONFIG_FILE, NO_FORMAT, TensorConfig, TritonConfig
 from service.repository.versions import CARD_FILE, open_regular
 from service.runtime.presented import Tensor
 from service.runtime.session import Session
@@ -73,10 +74,39 @@ def labels_of(
     return labels
 
 
+def picture_rule(
+    card: Card, config: TritonConfig, inputs: Sequence[TensorSpec]
+) -> PictureRule | None:
+    """What a picture becomes by the card, in the order of config.pbtxt if it names none.
+
+    Raises ModelLoadError if they have different orders.
+    """
+    rule = card.picture
+    formats = {tensor.name: tensor.format for tensor in config.inputs}
+    order = formats.get(inputs[0].name, NO_FORMAT) if inputs else NO_FORMAT
+    if rule is None or order == NO_FORMAT:
+        return rule
+    layout = order.removeprefix("FORMAT_")
+    if not rule.layout:
+        return rule._replace(layout=layout if len(inputs[0].shape) == 4 else layout[1:])
+    if rule.layout.removeprefix("N") != layout[1:]:
+        raise ModelLoadError(
+            f"{CARD_FILE} says that picture.layout is {rule.layout}, but format of "
+            f"'{inputs[0].name}' in {CONFIG_FILE} is {order}; remove one of them"
+        )
+    return rule
+
+
+def fixed_rows_of(session: Session) -> int:
+    """Rows of every request to a model that is declared to be batched, and is not; at least 1."""
+    return max([1, *(spec.shape[0] for spec in session.inputs if spec.shape)])
+
+
 def ignored_by(session: Session, config: TritonConfig) -> list[str]:
     """What config.pbtxt sets with effect on other models, but not on this one, with the reason."""
     ignored = []
-    if config.max_batch_size and not session.batchable:
+    size = config.max_batch_size
+    if size and not session.batchable and size != fixed_rows_of(session):
         reason = session.batching.reason.removeprefix("off: ")
         ignored.append(f"max_batch_size ({reason})")
     optional = {tensor.name for tensor in config.inputs if tensor.optional}

@@ -79,21 +79,26 @@ def schema() -> Schema:
     return fields
 
 
+def content(path: Path) -> bytes:
+    """The file of a card. Raises OSError, also if it has more than 16 MB."""
+    with open_regular(path) as file:
+        text = file.read(_MAX_BYTES + 1)
+    if len(text) > _MAX_BYTES:
+        raise OSError(f"it has more than {_MAX_BYTES} bytes")
+    return text
+
+
 def read(path: Path) -> Card:
     """Read a card; a missing file is an empty card. Raises ModelLoadError for a damaged one.
 
     A field whose name is almost that of a known one is logged; other unknown fields are ignored.
     """
     try:
-        with open_regular(path) as file:
-            content = file.read(_MAX_BYTES + 1)
-        text = content.decode()
+        text = content(path).decode()
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
-    if len(content) > _MAX_BYTES:
-        raise ModelLoadError(f"{path} has more than {_MAX_BYTES} bytes")
     try:
         fields: Any = json.loads(text)
         wrong = mistake(schema(), fields)

