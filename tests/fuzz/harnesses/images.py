@@ -1,7 +1,8 @@
 """Pictures: PNG, JPEG, WebP, GIF and BMP, damaged anywhere, and PNG files made from a recipe.
 
-What digits and other models see of them has the model's size. The first byte chooses: 0 is a recipe for a PNG, anything else begins a file. Checksums of PNG are
-repaired, because a decoder stops at the first wrong one.
+What a model of digits and other models see of them has the model's size. The first byte chooses: 0
+is a recipe for a PNG, anything else begins a file. Checksums of PNG are repaired, because a decoder
+stops at the first wrong one.
 """
 
 from __future__ import annotations
