@@ -12,6 +12,7 @@ from tests.training.runs import begin_on_mnist, epochs_of, evaluation_of, train
 from training.data.dataset import split
 from training.data.mnist import load_mnist
 from training.evaluation.acceptance import calibrate
+from training.evaluation.metrics import logits_of, loss_and_accuracy
 from training.hardware import computes_bf16
 from training.loop import limit_norms, penalty, perturbed
 from training.loop import train as train_in_place
@@ -97,6 +98,18 @@ def test_bfloat16_changes_the_arithmetic_but_not_the_dtype_of_the_weights(
         # A device without bfloat16 instructions computes in float32, and the log says so.
         assert torch.equal(ours, theirs) != able
         assert torch.allclose(ours, theirs, atol=0.01)
+
+
+def test_epochs_before_the_last_look_at_some_of_the_validation_images(tmp_path: Path) -> None:
+    many = ["--epochs", "2", "--validation-size", "6000"]
+    run = train(tmp_path, *FEW, *many)
+    first, last = (metrics["validation_accuracy"] for metrics in epochs_of(run))
+    assert (first * 2500) == pytest.approx(round(first * 2500), abs=1e-6)
+    assert (last * 6000) == pytest.approx(round(last * 6000), abs=1e-6)
+    network = checkpoint.read(run / "checkpoint.safetensors").network
+    held_out = load_mnist().train_images[-6000:], load_mnist().train_labels[-6000:]
+    logits = logits_of(network, held_out[0], torch.device("cpu"))
+    assert last == loss_and_accuracy(logits, held_out[1])[1]
 
 
 def test_early_stopping_keeps_the_best_epoch_on_validation(tmp_path: Path) -> None:
