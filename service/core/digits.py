@@ -21,6 +21,11 @@ from service.core.tensors import TensorSpec
 Pixels = npt.NDArray[np.uint8]
 
 SIDE = 28
+# The labels in the card of a model of digits, if it has any.
+DIGIT_LABELS = tuple("0123456789")
+OTHER_LABELS = (
+    "classifies something else than digits; send its pictures to POST /predict over HTTP."
+)
 # What the values of an output are, in the words of the model card.
 PROBABILITIES = "probabilities"
 LOGITS = "logits"
@@ -193,7 +198,7 @@ def layout_of(
         accepted, reason, members = (outputs.index(spec) for spec in _JUDGEMENT)
         judgement = accepted, reason, members
     if len(inputs) == 1:
-        _, datatype, shape = inputs[0]
+        datatype, shape = inputs[0].datatype, inputs[0].shape
         if datatype == "UINT8" and shape == (-1, SIDE, SIDE):
             return DigitLayout(output, is_logits, None, judgement)
         if datatype == "FP32" and shape[:1] == (-1,) and prod(shape[1:]) == SIDE * SIDE:

@@ -13,9 +13,10 @@ import numpy as np
 
 from service.core.datatypes import Array
 from service.core.digits import Prediction, Rows
-from service.core.errors import InvalidArgument, UnsupportedMediaType, excerpt
+from service.core.errors import InvalidArgument, ModelNotFound, UnsupportedMediaType, excerpt
 from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import numbers
+from service.http import classification
 from service.http.message import (
     JSON,
     OCTETS,
@@ -27,6 +28,7 @@ from service.http.message import (
     to_json,
 )
 from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
+from service.operations.classification import usable
 from service.operations.digits import INLINE_ROWS, Digits, Picture
 
 # Parsing 64 KB of them, the most that a URL may have, takes 10 ms.
@@ -41,8 +43,10 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
 
     The body is one picture, as it is or in the field `image` of a form; raw pixels of 784 bytes per
     image as application/octet-stream; or JSON, bare or under "image": a picture as a data URL, or
-    numbers (28x28, Nx28x28 or 784). Raises UnsupportedMediaType for another content type,
-    InvalidArgument for a body that does not match its content type.
+    numbers (28x28, Nx28x28 or 784). Models of anything else than digits answer as
+    `http.classification` says. Raises ModelNotFound, UnsupportedMediaType for another content type,
+    InvalidArgument for a body that does not match its content type. With
+    `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
     if len(request.query) > _LONGEST_QUERY:
         raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
@@ -50,6 +54,15 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     explain = _FLAGS.get(query.get("explain", "").lower())
     if explain is None:
         raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
+    model, version = query.get("model") or digits.default_model, query.get("version", "")
+    try:
+        served = digits.repository.get(model, version)
+    except ModelNotFound as error:
+        if "model" in query:
+            raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
+        served = None  # without a default model, what is wrong with the body is reported first
+    if served is not None and served.layout is None:
+        return await classification.predict(digits, served, request, query, explain)
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = None
     pixels: bytes | None = None
@@ -60,15 +73,19 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         pixels = request.body
     else:
         values, picture = await form_or_json(request, digits.max_json_bytes, (JSON, OCTETS, FORM))
-    answer = await digits.classify(
-        picture=picture,
-        pixels=pixels,
-        values=values,
-        model=query.get("model", ""),
-        version=query.get("version", ""),
-        caller=request.caller,
-        explain=explain,
-    )
+    try:
+        answer = await digits.classify(
+            picture=picture,
+            pixels=pixels,
+            values=values,
+            model=model,
+            version=version,
+            served=served,
+            caller=request.caller,
+            explain=explain,
+        )
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if isinstance(answer.rows, Rows):
         return await off_loop(_long_response, body, answer.rows, size=784 * len(answer.rows))
@@ -78,7 +95,10 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
             for name, png in answer.steps
         ]
-    return json_response(body)
+    response = json_response(body)
+    if answer.seconds:
+        response.headers.append(timing(answer.seconds))
+    return response
 
 
 def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
@@ -88,6 +108,12 @@ def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
         parts += to_json(fields_of(part))[1:-1], b","
     parts[-1] = b"]}"  # instead of the last comma
     return HttpResponse(200, [("content-type", JSON)], b"".join(parts))
+
+
+def timing(seconds: tuple[float, float]) -> tuple[str, str]:
+    """The header Server-Timing (W3C): milliseconds of the picture, and of the model."""
+    before, run = seconds
+    return "server-timing", f"picture;dur={1000 * before:.3f}, model;dur={1000 * run:.3f}"
 
 
 def model_of(request: HttpRequest) -> tuple[str, str]:

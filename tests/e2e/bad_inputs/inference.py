@@ -7,7 +7,6 @@ V2); Triton's extensions; docs/protocol.md.
 from __future__ import annotations
 
 import json
-import struct
 from typing import Any
 
 import numpy as np
@@ -242,7 +241,8 @@ SHAPES = [
     *infer("shape empty", INVALID, "shape []", image(shape=[])),
     *infer("shape with a wrong size", INVALID, "[1, 28, 27]", image(shape=[1, 28, 27])),
     *infer("shape in another order", INVALID, "[28, 28, 1]", image(shape=[28, 28, 1])),
-    *infer("shape of zero rows", INVALID, "[0, 28, 28]", image(shape=[0, 28, 28])),
+    *infer("shape of zero columns", INVALID, "[1, 28, 0]", image(shape=[1, 28, 0])),
+    *infer("shape of zero rows, with pixels", INVALID, "", image(shape=[0, 28, 28])),
     *infer("shape negative", INVALID, "[-1, 28, 28]", image(shape=[-1, 28, 28])),
     *infer("shape at the limit of INT64", INVALID, "shape", image(shape=[2**63 - 1, 28, 28])),
     *infer("shape below the limit of INT64", INVALID, "shape", image(shape=[-(2**63), 28, 28])),
@@ -325,29 +325,9 @@ DATA = [
     *of("BOOL of 2", "BOOL", raw=b"\0\2"),
     *of("BOOL of 1", "BOOL", "true and false", data=[0, 1]),
     *of("FP16 of 70000", "FP16", data=[0, 70000]),
-    *of("FP16 of NaN", "FP16", "NaN", raw=floats(0, np.nan, kind="<f2")),
-    *of("FP16 of infinity", "FP16", "infinite", raw=floats(0, np.inf, kind="<f2")),
-    *of("BF16 of NaN", "BF16", "NaN", raw=struct.pack("<HH", 0, 0x7FC0)),
-    *of("BF16 of infinity", "BF16", "infinite", raw=struct.pack("<HH", 0, 0xFF80)),
     *of("BF16 rounded to infinity", "BF16", "infinite", data=[0, 3.4e38]),
-    *of("FP32 of NaN", "FP32", "NaN", raw=floats(0, np.nan), typed={"fp32_contents": [0, np.nan]}),
-    *of(
-        "FP32 of infinity",
-        "FP32",
-        "infinite",
-        raw=floats(0, -np.inf),
-        typed={"fp32_contents": [0, -np.inf]},
-    ),
     *of("FP32 of 1e39", "FP32", "infinite", data=[0, 1e39]),
     *of("FP32 of text", "FP32", "numbers", data=[0, "1.0"]),
-    *of(
-        "FP64 of NaN",
-        "FP64",
-        "NaN",
-        raw=floats(0, np.nan, kind="<f8"),
-        typed={"fp64_contents": [0, np.nan]},
-    ),
-    *of("FP64 of infinity", "FP64", "infinite", raw=floats(0, np.inf, kind="<f8")),
     *of("BYTES of numbers", "BYTES", "strings", data=["a", 1]),
     *of("BYTES of null", "BYTES", "strings", data=["a", None]),
     *of(
@@ -376,7 +356,7 @@ DATA = [
     ),
     *of("data of ragged rows", "FP32", "lengths", data=[[1, 2], [1]]),
     *of("data of a row beside a number", "FP32", data=[[1], 2]),
-    *of("data nested 17 deep", "FP32", "deep", data=json.loads("[" * 17 + "1" + "]" * 17)),
+    *of("data nested 65 deep", "FP32", "deep", data=json.loads("[" * 65 + "1" + "]" * 65)),
     *of("data of another nesting", "FP32", data=[[1], [2]]),
     *of("data empty rows", "FP32", "empty", data=[[], []]),
 ]
