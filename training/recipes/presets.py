@@ -37,7 +37,6 @@ RECIPES: Mapping[str, Recipe] = {
             resample=8,
             faint=0.4,
             outliers=0.2,
-            bf16=True,
             validation_size=10_000,  # the thresholds of what is accepted are fitted on them
         ),
         _BOOK,
