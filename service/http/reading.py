@@ -6,7 +6,7 @@ from typing import Any
 
 from service.core.errors import InvalidArgument
 from service.core.off_loop import off_loop
-from service.http.digits import fields_of, form_or_json, model_of
+from service.http.digits import fields_of, form_or_json, query_of
 from service.http.message import JSON, HttpRequest, HttpResponse, json_response
 from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS, Digits, Picture, ReadAnswer
@@ -19,7 +19,8 @@ async def read(digits: Digits, request: HttpRequest) -> HttpResponse:
     form, or as a data URL in JSON. Raises UnsupportedMediaType for another content type,
     InvalidArgument for a body that does not match its content type.
     """
-    model, version = model_of(request)
+    query = query_of(request)
+    model, version = query.get("model", ""), query.get("version", "")
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = request.body
     if content_type not in PICTURES:

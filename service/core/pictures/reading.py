@@ -30,7 +30,7 @@ from service.core.pictures.page import IS_INK, LEAST_CONTRAST, Ink, closed, ink_
 
 # A page is read at this number of pixels on its longer side, to twice that; at the second one if
 # strokes take fewer pixels than _THIN at the first.
-_SIDES = 256, 640
+_SIDES = 384, 640
 _THIN = 4.0
 # Pixels per side of the copy on which the paper is estimated.
 _PAPER_SIDE = 128
@@ -57,10 +57,11 @@ _SURE = 0.95  # of a model that does not judge, a lower probability leaves doubt
 _LIKELY = 0.7
 _NO_DIGIT = ("not_a_digit", "several_digits")
 _PER_DIGIT = 0.1
-_PER_CUT = 0.2
+_PER_CUT = 0.05
 _PER_STROKE = 0.1  # for each stroke's width of ink that a cut crosses
 _SHORT = 4.0  # for each height by which a candidate is lower than its line
-_WIDE = 1.0  # for each height by which it is wider than high
+_USUAL = 0.72  # width of a digit
+_WIDE = 0.9  # for each height by which it is wider than _USUAL heights
 
 
 class Box(NamedTuple):
@@ -515,7 +516,7 @@ def _candidate(
     """A group of pieces or parts as one digit, with the strokes that the cuts beside it cross."""
     box = _around([piece.box for piece in group])
     high, wide = (box.bottom - box.top) / height, (box.right - box.left) / height
-    cost = _SHORT * max(0.0, 0.7 - high) + _WIDE * max(0.0, wide / max(high, 1.0) - 1.0)
+    cost = _SHORT * max(0.0, 0.7 - high) + _WIDE * max(0.0, wide / max(high, 1.0) - _USUAL)
     cost += sum((_PER_CUT + _PER_STROKE * crossed) / 2 for crossed in cuts if crossed is not None)
     return Candidate(first, last, box, cost, row)
 
