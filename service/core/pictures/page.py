@@ -69,13 +69,14 @@ class Page(NamedTuple):
     """Ink (uint8 [H,W]: 0 is paper, 255 full ink), and pixels of it per pixel of the picture.
 
     `hint` says what was found on a page without ink; it is empty otherwise. `picture` is
-    what the ink was taken from.
+    what the ink was taken from, and `depth` the part of the light that the ink takes, 0 to 1.
     """
 
     ink: Ink
     scale: float
     hint: str
     picture: Image.Image
+    depth: float
 
 
 def upright(image: Image.Image, side: int, part: Part = WHOLE) -> Image.Image:
@@ -155,8 +156,8 @@ def ink_of(picture: Image.Image) -> Page:
             "No ink was found; is the pen darker or lighter than the paper by at least "
             f"{LEAST_CONTRAST:.0%} of its brightness?"
         )
-        return Page(np.zeros(planes.shape[1:], np.uint8), scale, hint, picture)
-    return Page(ink, scale, "", picture)
+        return Page(np.zeros(planes.shape[1:], np.uint8), scale, hint, picture, 0.0)
+    return Page(ink, scale, "", picture, float(depth[ink >= IS_INK].mean()))
 
 
 def _depth(planes: Ink, bright: npt.NDArray[np.bool_], stroke: int) -> Floats:
