@@ -132,7 +132,8 @@ def _enters(mask: npt.NDArray[np.bool_]) -> bool:
     sides = (mask, mask[::-1], mask.T, mask.T[::-1])
     if any(np.count_nonzero(side[0]) >= least for side in sides):
         return True
-    return sum(np.count_nonzero(side[len(side) // _NEARLY]) >= least for side in sides) >= 2
+    near = [np.count_nonzero(side[len(side) // _NEARLY]) >= least for side in sides]
+    return near.count(True) >= 2
 
 
 def _around(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> pages.Part:

@@ -23,14 +23,14 @@ from PIL import Image
 
 from service.core.digits import Pixels, Prediction
 from service.core.errors import RequestTooLarge
-from service.core.pictures.components import without_lines
+from service.core.pictures.components import may_have_lines, without_lines
 from service.core.pictures.cuts import LEAST_INK, cuts_through
 from service.core.pictures.digit import fit_digits
 from service.core.pictures.page import IS_INK, LEAST_CONTRAST, Ink, closed, ink_is_bright, upright
 
 # A page is read at this number of pixels on its longer side, to twice that; at the second one if
 # strokes take fewer pixels than _THIN at the first.
-_SIDES = 384, 640
+_SIDES = 320, 640
 _THIN = 4.0
 # Pixels per side of the copy on which the paper is estimated.
 _PAPER_SIDE = 128
@@ -154,7 +154,9 @@ def candidates_on(image: Image.Image, most: int) -> Candidates:
         if max(picture.size) == max(image.size) or _stroke(ink) >= _THIN:
             break
     scale = reduced * max(width, height) / max(picture.size)
-    return find_digits(without_lines(ink), most)._replace(scale=scale)
+    if may_have_lines(ink):
+        ink = without_lines(ink)
+    return find_digits(ink, most)._replace(scale=scale)
 
 
 def ink_on(picture: Image.Image) -> Ink:
