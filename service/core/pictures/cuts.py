@@ -102,8 +102,8 @@ def _stroke(ink: Floats) -> float:
 def _least_ink(ink: Floats, before: Floats) -> tuple[Floats, Floats, list[list[list[int]]]]:
     """For each pixel [B,H,W] the least ink on a path from the first row to it.
 
-    And the ink to the left of that path, of which `before` is to the left of each pixel, and the
-    column in the row above from which the path comes.
+    The second is the ink to the left of that path; `before` is that to the left of each pixel. The
+    third is the column in the row above from which the path comes.
     """
     total, left_of = np.empty_like(ink), np.empty_like(ink)
     came = np.zeros(ink.shape, np.intp)

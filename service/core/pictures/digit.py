@@ -28,7 +28,8 @@ _IS_SEEN = 80
 # a shadow rather than ink.
 _ENTERS = 1 / 32
 _SHADOW_DEPTH = 0.65
-_NEARLY = 12  # so many of what nearly reaches an edge would fit into the page
+# What comes closer to an edge than this part of the side nearly reaches it.
+_NEARLY = 1 / 12
 # A digit of fewer pixels on a page is looked at again in a larger copy of the picture.
 _SMALL = 44
 
@@ -132,7 +133,7 @@ def _enters(mask: npt.NDArray[np.bool_]) -> bool:
     sides = (mask, mask[::-1], mask.T, mask.T[::-1])
     if any(np.count_nonzero(side[0]) >= least for side in sides):
         return True
-    near = [np.count_nonzero(side[len(side) // _NEARLY]) >= least for side in sides]
+    near = [np.count_nonzero(side[int(len(side) * _NEARLY)]) >= least for side in sides]
     return near.count(True) >= 2
 
 
