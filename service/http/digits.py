@@ -48,9 +48,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     InvalidArgument for a body that does not match its content type. With
     `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
-    if len(request.query) > _LONGEST_QUERY:
-        raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
-    query = dict(parse_qsl(request.query)) if request.query else {}
+    query = query_of(request)
     explain = _FLAGS.get(query.get("explain", "").lower())
     if explain is None:
         raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
@@ -116,8 +114,17 @@ def timing(seconds: tuple[float, float]) -> tuple[str, str]:
     return "server-timing", f"picture;dur={1000 * before:.3f}, model;dur={1000 * run:.3f}"
 
 
+def query_of(request: HttpRequest) -> dict[str, str]:
+    """The parameters of the query. Raises InvalidArgument for one that takes long to parse."""
+    if not request.query:
+        return {}
+    if len(request.query) > _LONGEST_QUERY:
+        raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
+    return dict(parse_qsl(request.query))
+
+
 def model_of(request: HttpRequest) -> tuple[str, str]:
-    """The model and the version that the query names; empty for the default."""
+    """The model and the version that the query names, empty for the default; it never raises."""
     query = dict(parse_qsl(request.query[:_LONGEST_QUERY]))
     return query.get("model", ""), query.get("version", "")
 
