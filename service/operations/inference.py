@@ -46,6 +46,8 @@ from service.runtime.shared_memory import SharedRegions
 _INLINE_CLASSES = 1024
 
 
+_VOID_TIMEOUT = "timeout: without effect; allow_timeout_override in config.pbtxt is not true."
+
 # numpy has no fast check for NaN in these. It still is 16 times as fast as to decode values.
 _SLOW_TO_CHECK = (BF16, "FP16")
 
@@ -121,7 +123,7 @@ class Inference:
         requested = _requested(served, request.outputs) if request.outputs else None
         timeout, warning = scheduling_of(request.parameters) if request.parameters else (None, "")
         if timeout is not None and not served.config.queue.obeys_timeouts:
-            timeout = None
+            timeout, warning = None, " ".join(filter(None, [_VOID_TIMEOUT, warning]))
         inputs = [self._fetched(tensor) for tensor in request.inputs]
         size = max([_decoding_bytes(each, request.size) for each in inputs], default=0)
         if size > INLINE_BYTES:

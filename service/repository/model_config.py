@@ -162,7 +162,8 @@ def configuration(
         "max_batch_size": rows,
         "input": [
             _input(spec, inputs.get(spec.name, TensorConfig(spec.name)), has_batch)
-            for spec in session.inputs
+            for spec in (*session.inputs, *session.defaults)
+            if spec in session.inputs or (spec.name in inputs and not session.batchable)
         ],
         "output": [
             _output(spec, outputs.get(spec.name, TensorConfig(spec.name)), has_batch)
@@ -224,7 +225,7 @@ def _input(spec: TensorSpec, declared: TensorConfig, has_batch: bool) -> InputFi
         "dims": _dims(spec, has_batch),
         "is_shape_tensor": False,
         "allow_ragged_batch": False,
-        "optional": declared.optional,
+        "optional": spec.is_optional,
         "is_non_linear_format_io": False,
     }
     if declared.reshape is not None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from google.protobuf import json_format
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException
 
 from tests.conftest import Server
@@ -46,6 +47,26 @@ def publish_add(
     (models / ".new" / name / "1").rename(folder / str(version))
     (folder / "config.pbtxt").write_text(config)
     return folder
+
+
+def publish_optional(models: Path) -> None:
+    """A model `optional` of FP32 [3] `x` and `bias`, by default ones, to `y`, their sum."""
+    names = ("x", "bias", "y")
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in names]
+    ones = numpy_helper.from_array(np.ones(3, np.float32), "bias")
+    node = helper.make_node("Add", ["x", "bias"], ["y"])
+    graph = helper.make_graph([node], "optional", tensors[:2], tensors[2:], [ones])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (models / "optional" / "1").mkdir(parents=True)
+    onnx.save(model, models / "optional" / "1" / "model.onnx")
+    (models / "optional" / "config.pbtxt").write_text(
+        """
+        max_batch_size: 0
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 3 ] },
+                { name: "bias" data_type: TYPE_FP32 dims: [ 3 ] optional: true } ]
+        output { name: "y" data_type: TYPE_FP32 dims: [ 3 ] }
+        """
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +114,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
           default_queue_policy { max_queue_size: 2 allow_timeout_override: false } }
         """,
     )
+    publish_optional(root)
+    policy = "default_queue_policy { max_queue_size: 9 }"
+    publish_add(root, "closed", f"dynamic_batching {{ {policy} }}")
     publish_add(
         root,
         "impatient",
@@ -173,6 +197,17 @@ def test_a_file_of_labels_names_the_classes_without_model_json(triton: Triton) -
     assert infer(triton, "renamed", [[1, 2, 3]]).as_numpy("z").tolist() == [[-1, -2, -3]]
 
 
+def test_an_optional_input_may_be_left_out_where_the_model_has_a_value(triton: Triton) -> None:
+    assert infer(triton, "optional", [1, 2, 3]).as_numpy("y").tolist() == [2, 3, 4]
+    inputs = [
+        triton.input(name, np.array(values, np.float32), "FP32")
+        for name, values in (("x", [1, 2, 3]), ("bias", [10, 20, 30]))
+    ]
+    assert triton.infer("optional", inputs).as_numpy("y").tolist() == [11, 22, 33]
+    names = {each["name"]: each["optional"] for each in config_of(triton, "optional")["input"]}
+    assert names == {"x": False, "bias": True}
+
+
 def test_tensors_have_the_shapes_of_the_file(triton: Triton) -> None:
     rows = np.arange(6).reshape(2, 1, 3, 1)
     answer = infer(triton, "image", rows)
@@ -193,7 +228,7 @@ def test_the_configuration_is_completed_and_the_same_over_both_transports(
         *("FORMAT_NHWC", ["1", "3", "1"]),
         {"shape": ["3"]},
     )
-    assert (x["optional"], x["allow_ragged_batch"], y["dims"]) == (True, False, ["3", "1"])
+    assert (x["optional"], x["allow_ragged_batch"], y["dims"]) == (False, False, ["3", "1"])
     assert config["max_batch_size"] == "4"
     dynamic = config["dynamic_batching"]
     assert dynamic["max_queue_delay_microseconds"] == "2000"
@@ -260,6 +295,16 @@ def test_the_queue_of_a_model_has_the_limits_of_the_file(configured: Server) -> 
     # The delay is longer than the time within which a run has to begin.
     assert "deadline" in str(client.run(first_answer("impatient", 1)))
     client.close()
+
+
+def test_a_timeout_that_the_file_makes_void_is_a_warning_of_the_answer(triton: Triton) -> None:
+    answer = triton.answer(infer(triton, "closed", [[1, 2, 3]], timeout=1, priority=2))
+    warning = answer["parameters"]["warning"]
+    if triton.is_grpc:
+        warning = warning["string_param"]
+    assert warning.startswith("timeout: without effect; allow_timeout_override")
+    assert "priority" in warning
+    assert "parameters" not in triton.answer(infer(triton, "closed", [[1, 2, 3]]))
 
 
 def test_a_changed_file_is_taken_up(configured: Server, models: Path) -> None:

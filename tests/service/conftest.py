@@ -24,7 +24,11 @@ settings.load_profile("no time limit")
 
 _FOLDER = Path(__file__).parent
 # Modules, and folders without their subfolders.
-_NEED_OUR_MESSAGES = (_FOLDER / "grpc", _FOLDER / "repository" / "test_versions.py")
+_NEED_OUR_MESSAGES = (
+    _FOLDER / "grpc",
+    _FOLDER / "repository" / "test_triton_config.py",
+    _FOLDER / "repository" / "test_versions.py",
+)
 _SECONDS = 300
 
 

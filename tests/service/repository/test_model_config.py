@@ -34,6 +34,7 @@ class FakeSession:
         rows = -1 if batchable else 5
         self.inputs = (TensorSpec("x", "FP32", (rows, 28, -1)),)
         self.outputs = (TensorSpec("y", "BYTES", (rows,)),)
+        self.defaults = (TensorSpec("bias", "FP32", (28,), is_optional=True),)
 
 
 def config_of(session: FakeSession, declared: TritonConfig | None = None) -> Any:
@@ -109,7 +110,10 @@ def test_the_instance_group_names_the_device(provider: str, kind: str, gpus: lis
 
 
 DECLARED = TritonConfig(
-    inputs=[TensorConfig("x", format="FORMAT_NHWC", reshape=(28, -1, 1), optional=True)],
+    inputs=[
+        TensorConfig("x", format="FORMAT_NHWC", reshape=(28, -1, 1), optional=True),
+        TensorConfig("bias", optional=True),
+    ],
     outputs=[TensorConfig("y", label_filename="labels.txt", reshape=())],
     model_file="other.onnx",
     parameters={"a": "b", "sha256": "of the user"},
@@ -131,7 +135,9 @@ DECLARED = TritonConfig(
 def test_what_config_pbtxt_declares_is_in_the_answer() -> None:
     config = config_of(FakeSession(), DECLARED)
     (x,), (y,), (warm_up,) = config["input"], config["output"], config["model_warmup"]
-    assert (x["format"], x["optional"]) == ("FORMAT_NHWC", True)
+    assert (x["format"], x["optional"]) == ("FORMAT_NHWC", False)  # the model needs it
+    x, bias = config_of(FakeSession(batchable=False), DECLARED)["input"]
+    assert (bias["name"], bias["optional"], bias["dims"]) == ("bias", True, [28])
     assert x["reshape"] == {"shape": [28, -1, 1]}
     assert (y["label_filename"], y["reshape"]) == ("labels.txt", {"shape": []})
     assert config["default_model_filename"] == "other.onnx"

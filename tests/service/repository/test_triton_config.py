@@ -1,46 +1,35 @@
-"""config.pbtxt as Triton's users write it.
-
-Read in a process of its own: the stubs of tritonclient, which other tests import, define the same
-package.
-"""
+"""config.pbtxt as Triton's users write it. Runs in a process of its own (conftest.py)."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import text_format
 
+from service.core.batching import Batcher, BatchLimits, QueueLimits
+from service.core.errors import ModelLoadError
+from service.repository.models import Repository
+from service.repository.triton_config import (
+    TensorConfig,
+    TritonConfig,
+    TritonConfigs,
+    VersionPolicy,
+    WarmUp,
+    WarmUpInput,
+    read,
+)
+from service.runtime.session import SessionOptions
+from service.stubs.inference.model_config_pb2 import ModelConfig
 from tests.conftest import ROOT
 from tests.service.linear_model import publish_linear
-
-READ = """
-import json, pathlib, sys
-from collections.abc import Mapping
-from service.core.errors import ModelLoadError
-from service.repository.triton_config import read
-results = []
-def plain(value):
-    if hasattr(value, "_asdict"):
-        return {key: plain(each) for key, each in value._asdict().items()}
-    if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return value
-for path in json.load(sys.stdin):
-    try:
-        results.append(plain(read(pathlib.Path(path))))
-    except ModelLoadError as error:
-        results.append(error.message)
-json.dump(results, sys.stdout)
-"""
 
 # Each of Triton's scheduling choices, and every other field once.
 EVERYTHING = """
@@ -104,100 +93,63 @@ ensemble_scheduling { step { model_name: "m" model_version: -1 input_map { key: 
 """
 
 
-SERVE = """
-import asyncio, json, pathlib, sys
-from concurrent.futures import ThreadPoolExecutor
-from service.core.batching import Batcher, BatchLimits
-from service.repository.models import Repository
-from service.runtime.session import SessionOptions
-
-async def main(executor):
-    repository = Repository(
-        pathlib.Path(sys.argv[1]),
-        SessionOptions("cpu"),
-        make_batcher=lambda name, version, session: Batcher(session, BatchLimits(), executor),
-        executor=executor,
-    )
-    await repository.refresh()
-    sessions = {model.name: model.session for model in repository.loaded}
-    batching = {name: [s.batchable, s.batching.reason] for name, s in sessions.items()}
-    json.dump([batching, dict(repository.failures)], sys.stdout)
-
-with ThreadPoolExecutor(1) as executor:
-    asyncio.run(main(executor))
-"""
+def config_of(folder: Path, content: str | bytes) -> TritonConfig:
+    """What is read from a file with this content. Raises ModelLoadError."""
+    path = folder / "config.pbtxt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read(folder)
 
 
-def results_of(folder: Path, contents: Sequence[str | bytes]) -> list[Any]:
-    """What is read from files with these contents: a configuration's fields, or the error."""
-    paths = []
-    for number, content in enumerate(contents):
-        path = folder / str(number) / "config.pbtxt"
-        path.parent.mkdir()
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        paths.append(str(path.parent))
-    return read_all(paths)
-
-
-def read_all(folders: list[str]) -> list[Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", READ],
-        input=json.dumps(folders),
-        text=True,
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    results: list[Any] = json.loads(done.stdout)
-    return results
-
-
-def test_max_batch_size_is_read_and_an_absent_one_is_not_zero(tmp_path: Path) -> None:
-    cases: dict[str, int | None] = {
-        "max_batch_size: 0": 0,
-        "max_batch_size: 1": 1,
-        'name: "2"\nmax_batch_size : 64 # rows': 64,
-        "max_batch_size: 2147483647": 2147483647,
-        "": None,
-        "# max_batch_size: 4": None,
-        'metric_tags { key: "max_batch_size: 4" value: "" }': None,
-        EVERYTHING: 8,
-        EVERYTHING + DYNAMIC: 8,
-        EVERYTHING + SEQUENCE: 8,
-        ENSEMBLE: None,
-    }
-    results = results_of(tmp_path, list(cases))
-    assert [result["max_batch_size"] for result in results] == list(cases.values())
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        ("max_batch_size: 0", 0),
+        ("max_batch_size: 1", 1),
+        ('backend: "onnxruntime"\nmax_batch_size : 64 # rows', 64),
+        ("max_batch_size: 2147483647", 2147483647),
+        ("", None),
+        ("# max_batch_size: 4", None),
+        ('metric_tags { key: "max_batch_size: 4" value: "" }', None),
+        (EVERYTHING, 8),
+        (EVERYTHING + DYNAMIC, 8),
+        (EVERYTHING + SEQUENCE, 8),
+        (ENSEMBLE, None),
+    ],
+)
+def test_max_batch_size_is_read_and_an_absent_one_is_not_zero(
+    tmp_path: Path, content: str, size: int | None
+) -> None:
+    assert config_of(tmp_path, content).max_batch_size == size
 
 
 def test_every_field_with_an_effect_is_read_and_every_other_is_named(tmp_path: Path) -> None:
-    plain, dynamic, sequence, ensemble = results_of(
-        tmp_path, [EVERYTHING, EVERYTHING + DYNAMIC, EVERYTHING + SEQUENCE, ENSEMBLE]
-    )
-    x, s = plain["inputs"]
-    assert (x["name"], x["datatype"], x["dims"]) == ("x", "FP32", [3, -1, -1])
-    assert (x["format"], x["reshape"], x["optional"]) == ("FORMAT_NCHW", [3, -1, 1, -1], True)
-    assert (s["name"], s["datatype"], s["dims"], s["reshape"]) == ("s", "BYTES", [1], None)
-    (y,) = plain["outputs"]
-    assert (y["datatype"], y["dims"], y["reshape"]) == ("BF16", [1], [])
-    assert y["label_filename"] == "labels.txt"
-    assert plain["version_policy"]["specific"] == [1, 3]
-    assert plain["model_file"] == "other.onnx"
-    assert plain["parameters"] == {"k": "v", "intra_op_thread_count": "2", "session.x": "1"}
-    (warm_up,) = plain["warm_ups"]
-    assert (warm_up["name"], warm_up["rows"], warm_up["repeats"]) == ("w", 1, 2)
-    assert warm_up["inputs"] == {
-        "x": {"datatype": "FP32", "dims": [3], "source": "random_data", "is_file": False},
-        "s": {"datatype": "BYTES", "dims": [1], "source": "texts", "is_file": True},
+    plain = config_of(tmp_path, EVERYTHING)
+    assert plain.inputs == [
+        TensorConfig(
+            name="x",
+            datatype="FP32",
+            dims=(3, -1, -1),
+            format="FORMAT_NCHW",
+            reshape=(3, -1, 1, -1),
+            optional=True,
+        ),
+        TensorConfig("s", "BYTES", (1,)),
+    ]
+    assert plain.outputs == [
+        TensorConfig("y", "BF16", (1,), reshape=(), label_filename="labels.txt")
+    ]
+    assert plain.version_policy == VersionPolicy(specific=(1, 3))
+    assert plain.model_file == "other.onnx"
+    assert plain.parameters == {"k": "v", "intra_op_thread_count": "2", "session.x": "1"}
+    assert plain.intra_op_threads == 2
+    inputs = {
+        "x": WarmUpInput("FP32", (3,), "random_data"),
+        "s": WarmUpInput("BYTES", (1,), "texts", is_file=True),
     }
-    assert plain["queue"] == {
-        "max_delay_s": None,
-        "max_requests": None,
-        "timeout_s": None,
-        "obeys_timeouts": True,
-    }
-    assert plain["problem"] == ""
-    assert sorted(plain["ignored"]) == [
+    assert plain.warm_ups == [WarmUp("w", rows=1, repeats=2, inputs=inputs)]
+    assert plain.queue == QueueLimits()
+    assert plain.problem == ""
+    assert sorted(plain.ignored) == [
         "batch_input",
         "batch_output",
         "cc_model_filenames",
@@ -211,13 +163,11 @@ def test_every_field_with_an_effect_is_read_and_every_other_is_named(tmp_path: P
         "parameters.session.x",
         "runtime",
     ]
-    assert dynamic["queue"] == {
-        "max_delay_s": 1e-4,
-        "max_requests": 9,
-        "timeout_s": 5e-6,
-        "obeys_timeouts": False,
-    }
-    assert sorted(set(dynamic["ignored"]) - set(plain["ignored"])) == [
+    dynamic = config_of(tmp_path, EVERYTHING + DYNAMIC)
+    assert dynamic.queue == QueueLimits(
+        max_delay_s=1e-4, max_requests=9, timeout_s=5e-6, obeys_timeouts=False
+    )
+    assert sorted(set(dynamic.ignored) - set(plain.ignored)) == [
         "dynamic_batching.default_priority_level",
         "dynamic_batching.default_queue_policy.timeout_action",
         "dynamic_batching.preferred_batch_size",
@@ -225,59 +175,49 @@ def test_every_field_with_an_effect_is_read_and_every_other_is_named(tmp_path: P
         "dynamic_batching.priority_levels",
         "dynamic_batching.priority_queue_policy",
     ]
-    assert set(sequence["ignored"]) - set(plain["ignored"]) == {"sequence_batching"}
-    assert ensemble["ignored"] == ["ensemble_scheduling"]
+    sequence = config_of(tmp_path, EVERYTHING + SEQUENCE)
+    assert set(sequence.ignored) - set(plain.ignored) == {"sequence_batching"}
+    assert config_of(tmp_path, ENSEMBLE).ignored == ["ensemble_scheduling"]
 
 
-# Sets one field of the configuration after another, and prints what is then read: the ignored
-# fields, or the error. The names of messages with fields of either kind come as input.
-EACH_FIELD = """
-import json, pathlib, sys
-from google.protobuf import text_format
-from service.core.errors import ModelLoadError
-from service.repository.triton_config import read
-from service.stubs.inference.model_config_pb2 import ModelConfig
-
-divided = sys.argv[2].split()
-
-def set_field(message, field):
-    value = getattr(message, field.name)
-    entry = field.message_type
+def set_field(message: Any, field: Any) -> Any:
+    """Set a field to another value than its default; returns a message that was set."""
+    value, entry = getattr(message, field.name), field.message_type
+    scalar: Any = "v" if field.cpp_type == field.CPPTYPE_STRING else 1
     if entry and entry.GetOptions().map_entry:
-        key = 1 if entry.fields_by_name["key"].cpp_type != field.CPPTYPE_STRING else "k"
+        key = entry.fields_by_name["key"]
         if entry.fields_by_name["value"].message_type:
-            value[key].SetInParent()
+            value["k" if key.cpp_type == key.CPPTYPE_STRING else 1].SetInParent()
         else:
-            value[key] = "v"
+            value["k"] = "v"
     elif entry:
         inner = value.add() if field.is_repeated else value
         set_field(inner, entry.fields[0])
         return inner
+    elif field.is_repeated:
+        value.append(scalar)
     else:
-        scalar = "v" if field.cpp_type == field.CPPTYPE_STRING else 1
-        value.append(scalar) if field.is_repeated else setattr(message, field.name, scalar)
+        setattr(message, field.name, scalar)
+    return None
 
-def results_of(config, message, prefix):
-    for field in message.DESCRIPTOR.fields:
-        copy = type(config)()
+
+def each_field(divided: set[str], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A file that sets one field, for each; `divided` are messages of which each field is one."""
+    messages: Any = ModelConfig.DESCRIPTOR
+    for name in prefix.split(".")[:-1]:
+        messages = messages.fields_by_name[name].message_type
+    for field in messages.fields:
         path = prefix + field.name
-        target = copy
+        if path in divided:
+            yield from each_field(divided, path + ".")
+            continue
+        config = target = ModelConfig()
         for name in prefix.split(".")[:-1]:
-            value = getattr(target, name)
+            value: Any = getattr(target, name)
             target = value.add(name="v") if name in ("input", "output") else value
             target.SetInParent()
-        inner = set_field(target, field)
-        if path in divided:
-            yield from results_of(copy, inner, path + ".")
-            continue
-        pathlib.Path(sys.argv[1], "config.pbtxt").write_text(text_format.MessageToString(copy))
-        try:
-            yield path, list(read(pathlib.Path(sys.argv[1])).ignored)
-        except ModelLoadError as error:
-            yield path, error.message
-
-json.dump(dict(results_of(ModelConfig(), ModelConfig(), "")), sys.stdout)
-"""
+        set_field(target, field)
+        yield path, text_format.MessageToString(config)
 
 
 def test_the_table_of_fields_says_of_each_what_the_server_does(tmp_path: Path) -> None:
@@ -286,102 +226,98 @@ def test_the_table_of_fields_says_of_each_what_the_server_does(tmp_path: Path) -
     table = {path: kind for paths, kind in rows for path in re.findall(r"`([^`]+)`", paths)}
     divided = {path.rpartition(".")[0] for path in table} - {""}
     divided |= {path.partition(".")[0] for path in divided}
-    done = subprocess.run(
-        [sys.executable, "-c", EACH_FIELD, str(tmp_path), " ".join(divided)],
-        text=True,
-        capture_output=True,
-        check=True,
-    )
-    results: dict[str, list[str] | str] = json.loads(done.stdout)
-    assert results.keys() == table.keys()
-    assert len(results) > 40
-    for path, result in results.items():
-        # A value that is refused for what it is has an effect.
-        assert (result == [path]) is (table[path] == "warned"), (path, result)
-        assert isinstance(result, str) or result in ([], [path])
+    files = dict(each_field(divided))
+    assert files.keys() == table.keys()
+    assert len(files) > 40
+    for path, content in files.items():
+        try:
+            ignored = list(config_of(tmp_path, content).ignored)
+        except ModelLoadError:  # a value that is refused for what it is has an effect
+            ignored = []
+        assert ignored == ([path] if table[path] == "warned" else []), path
 
 
-def test_version_policies_are_read(tmp_path: Path) -> None:
-    latest, every, none = results_of(
-        tmp_path,
-        ["version_policy { latest { num_versions: 3 } }", "version_policy { all { } }", ""],
-    )
-    assert latest["version_policy"] == {"latest": 3, "specific": []}
-    assert every["version_policy"] == {"latest": sys.maxsize, "specific": []}
-    assert none["version_policy"] is None
-
-
-def test_a_queue_policy_that_allows_it_lets_requests_have_their_own_timeouts(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("content", "policy"),
+    [
+        ("version_policy { latest { num_versions: 3 } }", VersionPolicy(latest=3)),
+        ("version_policy { all { } }", VersionPolicy(latest=sys.maxsize)),
+        ("", None),
+    ],
+)
+def test_version_policies_are_read(
+    tmp_path: Path, content: str, policy: VersionPolicy | None
 ) -> None:
-    allowed, closed, silent = results_of(
-        tmp_path,
-        [
-            "dynamic_batching { default_queue_policy { allow_timeout_override: true } }",
-            "dynamic_batching { default_queue_policy { max_queue_size: 0 } }",
-            "dynamic_batching { }",
-        ],
-    )
-    assert allowed["queue"]["obeys_timeouts"] is silent["queue"]["obeys_timeouts"] is True
-    assert closed["queue"]["obeys_timeouts"] is False
-    assert closed["queue"]["max_requests"] is None
+    assert config_of(tmp_path, content).version_policy == policy
 
 
-MALFORMED: list[tuple[str | bytes, str]] = [
-    ("max_batch_size: -1", "must be 0 or more"),
-    ("max_batch_size: -2147483648", "must be 0 or more"),
-    ("max_batch_size: many", "Couldn't parse integer"),
-    ("max_batch_size: 2147483648", "out of range"),
-    ("max_batch_size: 4 max_batch_size: 4", "multiple"),
-    ("max_batch_size: 8.0", "Couldn't parse integer"),
-    ("max_batch_sise: 4", 'no field named "max_batch_sise"'),
-    ("input { name: 'x' dim: 3 }", 'no field named "dim"'),
-    ("input { data_type: TYPE_FP31 }", "TYPE_FP31"),
-    ("input [ { name: 'x' }", "Expected"),
-    (b"\xff\xfe", "cannot read"),
-    (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
-    (b"\x00", "valid model configuration"),
-    ('{"max_batch_size": 4}', "valid model configuration"),
-    ("dynamic_batching { } sequence_batching { }", "scheduling_choice"),
-    ('name: "other"', "name is 'other', but the folder of the model is '"),
-    ('platform: "ensemble"', "platform 'ensemble' is not supported"),
-    ('backend: "python"', "backend 'python' is not supported; this server runs 'onnxruntime'"),
-    ("input { dims: 1 }", "an input has no name"),
-    ("output [ { name: 'y' }, { name: 'y' } ]", "two outputs have one name"),
-    ("input { name: 'x' dims: [ 0 ] }", "dims of 'x' must be sizes from 1 up"),
-    ("input { name: 'x' dims: 4 reshape { shape: [ 3 ] } }", "reshape of 'x' is [3]"),
-    ("input { name: 'x' dims: -1 reshape { shape: [ -1, 2 ] } }", "reshape of 'x'"),
-    ("input { name: 'x' dims: 4 format: FORMAT_NHWC }", "format of 'x' needs three dims"),
-    ("output { name: 'y' label_filename: '../labels' }", "label_filename of 'y' is '../lab"),
-    ("default_model_filename: '/m.onnx'", "default_model_filename is '/m.onnx'"),
-    ("version_policy { latest { } }", "num_versions must be 1 or more"),
-    ("version_policy { specific { } }", "names no version"),
-    ("dynamic_batching { max_queue_delay_microseconds: 1000000001 }", "at most 1000000000"),
-    ("model_warmup { inputs { key: 'x' value { dims: 1 } } }", "zero_data, random_data or"),
-    ("model_warmup { inputs { key: 'x' value { dims: -1 zero_data: true } } }", "from 0 up"),
-    (
-        "model_warmup { inputs { key: 'x' value { input_data_file: '/x' } } }",
-        "must be inside the model's folder",
-    ),
-    (
-        "parameters { key: 'intra_op_thread_count' value { string_value: 'two' } }",
-        "intra_op_thread_count must be a number up to 1024",
-    ),
-]
+@pytest.mark.parametrize(
+    ("policy", "obeys"),
+    [
+        ("default_queue_policy { allow_timeout_override: true }", True),
+        ("default_queue_policy { max_queue_size: 0 }", False),
+        ("", True),
+    ],
+)
+def test_a_queue_policy_that_allows_it_lets_requests_have_their_own_timeouts(
+    tmp_path: Path, policy: str, obeys: bool
+) -> None:
+    config = config_of(tmp_path, f"dynamic_batching {{ {policy} }}")
+    assert config.queue == QueueLimits(obeys_timeouts=obeys)
 
 
-@pytest.fixture(scope="module")
-def errors(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What is read from each of the malformed files, in one process."""
-    return results_of(tmp_path_factory.mktemp("malformed"), [content for content, _ in MALFORMED])
-
-
-@pytest.mark.parametrize("number", range(len(MALFORMED)), ids=[reason for _, reason in MALFORMED])
-def test_a_malformed_file_is_one_clear_error(errors: list[Any], number: int) -> None:
-    error = errors[number]
-    assert isinstance(error, str)
-    assert MALFORMED[number][1] in error
-    assert f"/{number}/config.pbtxt" in error
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("max_batch_size: -1", "must be 0 or more"),
+        ("max_batch_size: -2147483648", "must be 0 or more"),
+        ("max_batch_size: many", "Couldn't parse integer"),
+        ("max_batch_size: 2147483648", "out of range"),
+        ("max_batch_size: 4 max_batch_size: 4", "multiple"),
+        ("max_batch_size: 8.0", "Couldn't parse integer"),
+        ("max_batch_sise: 4", 'no field named "max_batch_sise"'),
+        ("input { name: 'x' dim: 3 }", 'no field named "dim"'),
+        ("input { data_type: TYPE_FP31 }", "TYPE_FP31"),
+        ("input [ { name: 'x' }", "Expected"),
+        (b"\xff\xfe", "cannot read"),
+        (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
+        (b"\x00", "valid model configuration"),
+        ('{"max_batch_size": 4}', "valid model configuration"),
+        ("dynamic_batching { } sequence_batching { }", "scheduling_choice"),
+        ('name: "other"', "name is 'other', but the folder of the model is '"),
+        ('platform: "ensemble"', "platform 'ensemble' is not supported"),
+        ('backend: "python"', "backend 'python' is not supported; this server runs 'onnxruntime'"),
+        ("input { dims: 1 }", "an input has no name"),
+        ("output [ { name: 'y' }, { name: 'y' } ]", "two outputs have one name"),
+        ("input { name: 'x' dims: [ 0 ] }", "dims of 'x' must be sizes from 1 up"),
+        ("input { name: 'x' dims: 4 reshape { shape: [ 3 ] } }", "reshape of 'x' is [3]"),
+        ("input { name: 'x' dims: -1 reshape { shape: [ -1, 2 ] } }", "reshape of 'x'"),
+        ("input { name: 'x' dims: 4 format: FORMAT_NHWC }", "format of 'x' needs three dims"),
+        ("output { name: 'y' label_filename: '../labels' }", "label_filename of 'y' is '../lab"),
+        ("default_model_filename: '/m.onnx'", "default_model_filename is '/m.onnx'"),
+        ("version_policy { latest { } }", "num_versions must be 1 or more"),
+        ("version_policy { specific { } }", "names no version"),
+        ("dynamic_batching { max_queue_delay_microseconds: 1000000001 }", "at most 1000000000"),
+        ("model_warmup { inputs { key: 'x' value { dims: 1 } } }", "zero_data, random_data or"),
+        ("model_warmup { inputs { key: 'x' value { dims: -1 zero_data: true } } }", "from 0 up"),
+        (
+            "model_warmup { inputs { key: 'x' value { input_data_file: '/x' } } }",
+            "must be inside the model's folder",
+        ),
+        (
+            "parameters { key: 'intra_op_thread_count' value { string_value: 'two' } }",
+            "intra_op_thread_count must be a number up to 1024",
+        ),
+    ],
+)
+def test_a_malformed_file_is_one_clear_error(
+    tmp_path: Path, content: str | bytes, reason: str
+) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        config_of(tmp_path, content)
+    error = caught.value.message
+    assert reason in error
+    assert str(tmp_path / "config.pbtxt") in error
     assert "\n" not in error
     assert len(error) < 400
 
@@ -393,20 +329,29 @@ def test_a_repository_as_triton_has_it_is_served_as_it_says(tmp_path: Path) -> N
         "open": 'platform: "onnxruntime_onnx"',
         "damaged": "max_batch_size: {",
     }.items():
-        publish_linear(tmp_path / "new")
-        (tmp_path / "new" / "linear").rename(tmp_path / name)
+        publish_linear(tmp_path / ".new")
+        (tmp_path / ".new" / "linear").rename(tmp_path / name)
         (tmp_path / name / "config.pbtxt").write_text(config)
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(tmp_path)], text=True, capture_output=True, check=True
-    )
-    batching, failures = json.loads(done.stdout)
-    assert batching.pop("open")[0] is True
-    assert batching == {
-        "never": [False, "off: max_batch_size is 0 in config.pbtxt"],
-        "eight": [True, "declared in config.pbtxt"],
-    }
-    assert list(failures) == ["damaged/1"]
-    assert "config.pbtxt is not a valid model configuration" in failures["damaged/1"]
+
+    async def scenario(executor: ThreadPoolExecutor) -> None:
+        repository = Repository(
+            tmp_path,
+            SessionOptions("cpu"),
+            make_batcher=lambda name, version, session: Batcher(session, BatchLimits(), executor),
+            executor=executor,
+        )
+        await repository.refresh()
+        batching = {model.name: model.session.batching for model in repository.loaded}
+        assert batching.pop("open").allowed
+        assert {name: (each.allowed, each.reason) for name, each in batching.items()} == {
+            "never": (False, "off: max_batch_size is 0 in config.pbtxt"),
+            "eight": (True, "declared in config.pbtxt"),
+        }
+        assert list(repository.failures) == ["damaged/1"]
+        assert "is not a valid model configuration" in repository.failures["damaged/1"]
+
+    with ThreadPoolExecutor(1) as executor:
+        asyncio.run(scenario(executor))
 
 
 def test_a_missing_file_declares_nothing_and_a_folder_or_pipe_is_an_error(tmp_path: Path) -> None:
@@ -414,7 +359,31 @@ def test_a_missing_file_declares_nothing_and_a_folder_or_pipe_is_an_error(tmp_pa
         (tmp_path / name).mkdir()
     (tmp_path / "folder" / "config.pbtxt").mkdir()
     os.mkfifo(tmp_path / "pipe" / "config.pbtxt")
-    missing, folder, pipe = read_all([str(tmp_path / name) for name in ("none", "folder", "pipe")])
-    assert missing["max_batch_size"] is None
-    assert "cannot read" in folder
-    assert "not a regular file" in pipe
+    assert read(tmp_path / "none") == TritonConfig()
+    with pytest.raises(ModelLoadError, match="cannot read"):
+        read(tmp_path / "folder")
+    with pytest.raises(ModelLoadError, match="not a regular file"):
+        read(tmp_path / "pipe")
+
+
+def test_a_configuration_is_read_again_when_its_file_changes_or_a_file_of_labels(
+    tmp_path: Path,
+) -> None:
+    configs = TritonConfigs()
+    assert configs.of(tmp_path) == (TritonConfig(), ())
+    file, labels = tmp_path / "config.pbtxt", tmp_path / "labels.txt"
+    file.write_text("max_batch_size: {")
+    damaged, first = configs.of(tmp_path)
+    assert "valid model configuration" in damaged.problem
+    assert configs.of(tmp_path)[0] is damaged
+    file.write_text('output { name: "y" label_filename: "labels.txt" }')
+    config, second = configs.of(tmp_path)
+    assert (config.problem, config.outputs[0].label_filename) == ("", "labels.txt")
+    labels.write_text("a")
+    same, third = configs.of(tmp_path)
+    assert same is config
+    labels.write_text("a and b")
+    fourth = configs.of(tmp_path)[1]
+    assert len({first, second, third, fourth}) == 4
+    file.unlink()
+    assert configs.of(tmp_path) == (TritonConfig(), ())
