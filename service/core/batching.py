@@ -43,6 +43,10 @@ from service.core.statistics import BatchRun, ModelStatistics
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
+_NOT_UTF8 = (
+    "The model's answer to this input has text that is not UTF-8, which ONNX Runtime does not "
+    "return."
+)
 _WATCH_S = 0.05  # between two looks at a run in a thread
 _LATE_S = 0.1  # a look that is later was held up by a machine that is too busy
 _MOST_LATE = 3  # times max_run_s; no run has more than this in addition
@@ -131,7 +135,8 @@ class BatchLimits(NamedTuple):
 class _RunResult(NamedTuple):
     """The outputs of each request of a run, or what the model raised on its only request.
 
-    Instead of the latter, DeadlineExceeded if the run was ended.
+    Instead of the latter, DeadlineExceeded if the run was ended, and InvalidArgument if the outputs
+    are text that is not UTF-8.
 
     The times are those of the run's start, inputs joined, inference done and outputs split.
     """
@@ -483,6 +488,8 @@ class Batcher:
                 return [result for queued in batch for result in self._run([queued], running)]
             # `_watch` has answered the requests of a run that was ended, or found none.
             reason = DeadlineExceeded.of_run(self._limits.max_run_s) if was_ended else error
+            if isinstance(error, UnicodeDecodeError):
+                reason = InvalidArgument(_NOT_UTF8)
             return [_RunResult(batch, reason, start, start, start, start)]
         return [_RunResult(batch, parts, start, joined, inferred, split)]
 
@@ -502,7 +509,12 @@ class Batcher:
                     continue
                 for queued in batch:
                     if not queued.outputs.done():
-                        queued.outputs.set_exception(_failure(outputs_of_each))
+                        is_told = isinstance(outputs_of_each, InvalidArgument)
+                        queued.outputs.set_exception(
+                            outputs_of_each
+                            if is_told
+                            else InternalError("The model failed on this input.")
+                        )
                 self._fail(batch)
                 if not isinstance(outputs_of_each, ServiceError):
                     self.statistics.run_failed(outputs_of_each)
@@ -546,16 +558,6 @@ class Batcher:
         if whole is not None:
             part.outputs.set_result(whole)
         return whole is not None
-
-
-def _failure(error: Exception) -> ServiceError:
-    """What a request is told whose run has failed."""
-    if isinstance(error, UnicodeDecodeError):
-        return InvalidArgument(
-            "The model's answer to this input has text that is not UTF-8, which ONNX Runtime does "
-            "not return."
-        )
-    return InternalError("The model failed on this input.")
 
 
 def _split(outputs: list[Array], rows_of_each: list[int]) -> list[list[Array]]:

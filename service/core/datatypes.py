@@ -104,12 +104,13 @@ def _bytes_array(field: str, elements: Sequence[Any]) -> Array:
             "Runtime takes such elements at the length of the longest one only."
         )
     for index, element in enumerate(encoded):
-        if element.endswith(b"\0"):
+        if b"\0" in element:
             raise InvalidArgument(
-                f"{field}: element {index} ends with a zero byte, which is lost beside elements "
-                "that are not UTF-8."
+                f"{field}: element {index} has a zero byte, at which ONNX Runtime ends it beside "
+                "elements that are not UTF-8."
             )
-    return np.array(encoded, f"S{longest}")
+    # ONNX Runtime reads up to a zero byte, even past the end of an element that has none.
+    return np.array(encoded, f"S{longest + 1}")
 
 
 def split_bytes(field: str, raw: Buffer, count: int) -> list[bytes]:

@@ -149,11 +149,10 @@ def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: A
     """
     check_spec(spec, datatype, shape)
     field = f"Input '{spec.name}'"
-    if spec.datatype == BYTES or 0 in shape:
-        # Without elements, whatever is not an empty list is one string too many.
-        return _shaped(spec, shape, strings(field, _flat(values))).astype(
-            DTYPES[spec.datatype], copy=False
-        )
+    if spec.datatype == BYTES:
+        return _shaped(spec, shape, strings(field, _flat(values)))
+    if 0 in shape and not _flat(values):
+        return np.empty(tuple(shape), DTYPES[spec.datatype])
     if spec.datatype == BF16:
         exact = numbers(field, values, np.dtype(np.float64))
         bits = to_bfloat16(exact)

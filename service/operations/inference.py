@@ -177,6 +177,8 @@ class Inference:
                 "a JSON header before the binary data."
             )
         spec = served.session.inputs[0]
+        if not raw and spec.datatype != BYTES:
+            raise InvalidArgument(f"The body is empty; it must hold the input '{spec.name}'.")
         shape = shape_of_raw(spec, len(raw))
         content = one_element(raw) if spec.datatype == BYTES else raw
         tensor = InputTensor(name=spec.name, datatype=spec.datatype, shape=shape, raw=content)

@@ -162,7 +162,7 @@ def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder. Hidden ones are not: Kubernetes keeps the targets of links there."""
+    """All files below a folder but hidden ones, where Kubernetes keeps the targets of links."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))

@@ -64,9 +64,9 @@ def expected(path: Path, feed: Feed) -> dict[str, np.ndarray]:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    # It takes texts that are not UTF-8 in arrays of bytes alone.
+    # It takes texts that are not UTF-8 in arrays of bytes alone, each with a zero byte at its end.
     arrays = {
-        name: array.astype("S") if any(isinstance(e, bytes) for e in array.flat) else array
+        name: array.astype("S100") if any(isinstance(e, bytes) for e in array.flat) else array
         for name, array in feed.items()
     }
     names = [node.name for node in session.get_outputs()]

@@ -577,7 +577,7 @@ BINARY = [
     binary("raw body of a wrong size", "'image'", b"", PIXELS[1:], length="0"),
     binary("raw body empty", "'image'", b"", b"", length="0"),
     binary("raw body for two inputs", "inputs", b"", floats(1, 2, 3), length="0", model="sum"),
-    binary("raw body that is not UTF-8", "UTF-8", b"", b"\xff", length="0", model="identity_bytes"),
+    binary("raw body that is not UTF-8", "'x'", b"", b"\xff", length="0", model="identity_bytes"),
 ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from service.core.datatypes import BF16, BYTES, DTYPES, from_bfloat16
 from service.core.errors import InvalidArgument
-from service.core.request import InferResponse, OutputTensor, timeout_of
+from service.core.request import InferResponse, OutputTensor, scheduling_of
 from service.core.tensors import TensorSpec, from_values
 from service.http.codec import BinaryOutputs, decode, encode
 from service.http.message import HttpRequest
@@ -56,7 +56,7 @@ def check(data: bytes) -> None:
         request, binary = decode(
             HttpRequest("POST", "", lambda name: None, body), None, "model", "", 2 << 20
         )
-        timeout = timeout_of(request.parameters)
+        timeout, _ = scheduling_of(request.parameters)
     except InvalidArgument as error:
         assert error.message.endswith(".") or "JSON" in error.message, error
         assert len(error.message) <= 1000

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.core.batching import Batcher, Batching, BatchLimits, QueueLimits
-from service.core.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
+from service.core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidArgument,
+    Overloaded,
+    Unavailable,
+)
 from service.core.placement import Timing
 
 
@@ -841,3 +847,29 @@ class UnbatchedMachine(BatcherMachine):
 
 TestBatcherMachine = BatcherMachine.TestCase
 TestUnbatchedMachine = UnbatchedMachine.TestCase
+
+
+class Echo(Doubler):
+    """Gives its input back, as ONNX Runtime gives texts back: only if they are UTF-8."""
+
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+        self.batches.append(inputs[0].tolist())
+        if inputs[0].dtype.kind == "S":
+            return [np.array([text.decode() for text in inputs[0]], object)]
+        return [inputs[0]]
+
+
+def test_texts_that_are_not_utf8_run_alone_and_their_answer_is_the_clients_error() -> None:
+    session = Echo()
+
+    async def scenario(batcher: Batcher) -> None:
+        texts = [np.array(["a"], object), np.array([b"b"]), np.array([b"\xff"])]
+        answers = await asyncio.gather(
+            *[batcher.submit([text], 1) for text in texts], return_exceptions=True
+        )
+        assert [answer[0].tolist() for answer in answers[:2]] == [["a"], ["b"]]
+        assert isinstance(answers[2], InvalidArgument)
+        assert "not UTF-8" in answers[2].message
+
+    run(session, scenario)
+    assert session.batches == [["a"], [b"b"], [b"\xff"]]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.core.datatypes import DTYPES
+from service.core.datatypes import DTYPES, one_element
 from service.core.errors import InvalidArgument
 from service.core.tensors import (
     Tensor,
@@ -275,3 +275,11 @@ def test_arbitrary_values_are_converted_or_rejected(value: Any) -> None:
     except InvalidArgument:
         return
     assert array.dtype == np.uint8
+
+
+def test_texts_that_are_not_utf8_are_bytes_however_they_arrive() -> None:
+    spec, texts = TensorSpec("x", "BYTES", (-1,)), [b"a", b"\xff"]
+    raw = b"".join(map(one_element, texts))
+    for array in (from_bytes(spec, "BYTES", [2], raw), from_values(spec, "BYTES", [2], texts)):
+        assert array.dtype.kind == "S"
+        assert array.tolist() == texts
