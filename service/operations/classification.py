@@ -40,10 +40,12 @@ class Classifications(NamedTuple):
     seen: bytes
 
 
-def usable(repository: Repository) -> str:
-    """A sentence that names the loaded models that /predict can use."""
+def usable(repository: Repository, *, pictures: bool = False) -> str:
+    """A sentence that names the loaded models that /predict can use, all or those for pictures."""
     names = dict.fromkeys(
-        model.name for model in repository.loaded if model.layout or model.classifier
+        model.name
+        for model in repository.loaded
+        if model.layout or (model.classifier and (model.classifier.picture or not pictures))
     )
     return f"/predict can use: {excerpt(', '.join(names) or 'none')}."
 
@@ -75,7 +77,8 @@ async def classify(
             raise InvalidArgument(
                 f"Model '{served.name}' takes no pictures: its model.json lacks picture, which "
                 "says what a picture becomes. Send JSON with its inputs as fields: "
-                f"{excerpt(', '.join(spec.name for spec in classifier.inputs))}."
+                f"{excerpt(', '.join(spec.name for spec in classifier.inputs))}. For pictures, "
+                f"{usable(digits.repository, pictures=True)}"
             )
         if size > _INLINE_FIELDS:
             rows = await off_loop(arrays_of, classifier.inputs, values, size=8 * size)
