@@ -38,7 +38,7 @@ from service.http.health_port import HealthPort
 from service.http.playground.pages import Playground
 from service.observe import metrics
 from service.observe.loop_lag import LagMonitor
-from service.observe.metrics import Metrics, ModelMetrics
+from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
 from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
 from service.operations.digits import Digits
@@ -94,13 +94,15 @@ class Service:
             max_run_s=settings.max_run_seconds,
         )
 
+        model_metrics = TritonModelMetrics if settings.triton_metrics else ModelMetrics
+
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
             return Batcher(
                 session,
                 within._replace(part_rows=session.rows_of_a_run),
                 RunThread(f"run {name} {version}"),
-                statistics=ModelMetrics(name, version),
+                statistics=model_metrics(name, version),
                 on_hang=partial(self._hangs, name, version),
                 max_split=session.batching.max_split,
                 overloaded=self.overloaded,
@@ -118,6 +120,7 @@ class Service:
             make_batcher=make_batcher,
             executor=self.executor,
             keep=settings.versions,
+            only=settings.models_to_load,
             on_change=self._models_changed,
         )
         regions = SharedRegions(settings.shared_memory_regions, settings.max_request_bytes)
@@ -134,6 +137,8 @@ class Service:
             regions,
             overloaded=self.overloaded,
             max_json_bytes=settings.max_json_bytes,
+            server_name=settings.server_name,
+            typed_answers=settings.typed_answers,
         )
         self.digits = Digits(
             self.repository,
@@ -181,6 +186,9 @@ class Service:
         while True:
             await asyncio.sleep(_METRICS_S)
             self.metrics.inflight_bytes(self.budget.in_flight)
+            if self.settings.triton_metrics:
+                models = self.repository.loaded
+                self.metrics.pending({(m.name, m.version): m.batcher.waiting for m in models})
             metrics.flush()
             self.recorder.log_left_out()
 
@@ -222,12 +230,13 @@ class Service:
                 await asyncio.sleep(_REMINDER_S)
 
     async def watch(self) -> None:
-        """Look for new versions every `poll_interval` seconds."""
+        """Every `poll_interval` seconds, catch up with other workers and look for new versions."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
             try:
                 await self.administration.shared_state.catch_up()
-                await self.repository.refresh()
+                if self.settings.polls:
+                    await self.repository.refresh()
             except ProviderUnavailable as error:
                 log.error("A new version cannot be served: %s.", error)
             except OSError as error:
@@ -372,8 +381,7 @@ class Worker:
             self._health = HealthPort(service.http_app, settings.host, settings.health_port)
             self._health.start()
         service.models_changed = self._grpc.publish_health
-        if settings.poll_interval:
-            self._watching = loop.create_task(service.watch())
+        self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_connections = loop.create_task(
@@ -392,12 +400,17 @@ class Worker:
         if settings.health_port:
             where += f", health on port {settings.health_port}"
         if state.ready:
-            model = self._service.repository.get(settings.model)
+            repository = self._service.repository
+            names = [settings.model] if repository.versions(settings.model) else []
+            names = names or list(dict.fromkeys(model.name for model in repository.loaded))
+            models = [repository.get(name) for name in names]
             log.info(
-                "Serving %s version %s on %s: %s of %s.",
-                model.name,
-                model.version,
-                model.session.provider,
+                "Serving %s: %s of %s.",
+                ", ".join(
+                    f"{model.name} version {model.version} on {model.session.provider}"
+                    for model in models
+                )
+                or "no model yet",
                 where,
                 settings.host,
             )

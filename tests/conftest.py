@@ -172,8 +172,16 @@ def grpc_server(request: pytest.FixtureRequest, start_server: Callable[..., Serv
 
 
 @pytest.fixture(scope="session")
-def fast_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One full run of the `fast` recipe on the whole of MNIST, as a user would start it."""
-    from tests.training.runs import train_fast
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`make run` in a clone, which has trained `fast` on the whole of MNIST."""
+    from tests.e2e.make_run import make_run
 
-    return train_fast(tmp_path_factory.mktemp("fast"))
+    return make_run(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="session")
+def fast_run(make_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The training of `make run`, with its model as the only one of a repository."""
+    from tests.training.runs import fast_run_of
+
+    return fast_run_of(make_run.tree, make_run.output, tmp_path_factory.mktemp("fast"))

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from training.data.augment import deform, draw
 from training.errors import DivergedError, UsageError
+from training.evaluation.acceptance import calibrate
 from training.evaluation.metrics import logits_of, loss_and_accuracy
 from training.hardware import be_deterministic, computes_bf16
 from training.models import scale
@@ -28,6 +29,7 @@ from training.state import EpochMetrics, Run, TrainingState
 
 ALONE = Processes()
 _WARM_UP = 0.2  # of a one-cycle run
+_LOOKS_AT = 2500  # of the validation images, after epochs on which nothing depends
 _LABELS_ALONE = 0.25  # of a run: before that the moving average is worse than the labels
 
 
@@ -57,7 +59,8 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
     """
     be_deterministic()
     recipe, split, device = run.recipe, run.split, run.device
-    images, labels = split.images.to(device), split.labels.to(device)
+    images = torch.cat([split.images, split.late_images]).to(device)
+    labels = torch.cat([split.labels, split.late_labels]).to(device)
     batch_size = len(images) if recipe.batch_size == FULL_BATCH else recipe.batch_size
     batch_size = min(batch_size, len(images))
     if batch_size < processes.size:
@@ -92,7 +95,13 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
         torch.manual_seed(run.seed * 1_000_003 + epoch + processes.rank * 7_919)  # for dropout
         network.train()
         loss_sum, correct, seen, rate = 0.0, 0.0, 0, 0.0
-        order = state.sampler.order(state.random, at_least=processes.size)
+        if state.epoch == recipe.held_out_epochs < recipe.epochs:
+            state.calibration = calibrate(averaged, split, device)
+        order = state.sampler.order(
+            state.random,
+            at_least=processes.size,
+            among=len(images) if state.calibration else len(split.images),
+        )
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             if len(batch) < processes.size:
@@ -177,10 +186,11 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
         state.epoch = epoch
 
         validation_loss = validation_accuracy = test_loss = test_accuracy = None
-        if processes.is_first and len(split.validation_images):
-            logits = logits_of(averaged, split.validation_images, device)[:, :classes]
+        if processes.is_first and len(split.validation_images) and not state.calibration:
+            looks_at = None if recipe.patience or epoch == recipe.epochs else _LOOKS_AT
+            logits = logits_of(averaged, split.validation_images[:looks_at], device)[:, :classes]
             validation_loss, validation_accuracy = loss_and_accuracy(
-                logits, split.validation_labels
+                logits, split.validation_labels[:looks_at]
             )
         if processes.is_first and recipe.report_test_each_epoch:
             logits = logits_of(averaged, split.data.test_images, device)[:, :classes]

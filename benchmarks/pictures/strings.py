@@ -19,7 +19,7 @@ from PIL import Image
 
 from service.core.digits import Pixels, Prediction
 from service.core.pictures.digit import find_digit
-from service.core.pictures.reading import candidates_on, choose
+from service.core.pictures.reading import candidates_on, choose, further
 
 Half = Literal["tune", "test"]
 # The classifier under test: uint8 [N,28,28] to one prediction per image.
@@ -194,5 +194,12 @@ def _paper(
 
 
 def _read(picture: Image.Image, classify: Classify) -> str:
-    candidates = candidates_on(picture, _MOST)
-    return choose(candidates, classify(candidates.pixels) if len(candidates.pixels) else []).text
+    """The text, by the steps of operations.Digits.read."""
+    found = candidates_on(picture, _MOST)
+    if not len(found.pixels):
+        return ""
+    seen = classify(found.pixels)
+    more = further(found, seen, _MOST)
+    if len(more.pixels):
+        seen += classify(more.pixels)
+    return choose((found, more), seen).text

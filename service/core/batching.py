@@ -220,6 +220,11 @@ class Batcher:
         """Rows in the queue at this moment."""
         return self._queue.rows
 
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue at this moment."""
+        return self._queue.requests
+
     def submit(
         self, inputs: Sequence[Array], rows: int, deadline: float | None = None, caller: str = ""
     ) -> asyncio.Future[list[Array]]:

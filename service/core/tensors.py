@@ -29,10 +29,9 @@ from service.core.errors import EXCERPT, InvalidArgument, excerpt
 from service.core.off_loop import PART
 
 _FIRST_INEXACT = 2.0**53  # as a double it may stand for 2^53 + 1 as well
-_MAX_NESTING = 16  # lists within lists; no served tensor has more dimensions
 # numpy's kind of an array -> the types of its numbers in JSON, unless they are int and float.
 _KINDS: dict[str, set[type]] = {"b": {bool}, "f": {int, float, type(None)}}
-_MAX_DIMENSIONS = 64  # of numpy's arrays
+_MAX_DIMENSIONS = _MAX_NESTING = 64  # of numpy's arrays, and so of lists within lists
 _MOST_WITHOUT_ELEMENTS = 1 << 20
 
 
@@ -142,7 +141,7 @@ def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffe
 
 
 def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: Any) -> Array:
-    """Convert values, nested or flat in row-major order, to an array of `shape`.
+    """Convert values in row-major order, flat or nested in any regular way, to a `shape`d array.
 
     Raises InvalidArgument as `from_bytes` does, and for a value of another type or out of range:
     integers are never rounded or wrapped. Floats are rounded to the precision of the datatype; None
@@ -152,7 +151,7 @@ def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: A
     field = f"Input '{spec.name}'"
     if spec.datatype == BYTES or 0 in shape:
         # Without elements, whatever is not an empty list is one string too many.
-        return _shaped(spec, shape, strings(field, _flat(values, len(shape)))).astype(
+        return _shaped(spec, shape, strings(field, _flat(values))).astype(
             DTYPES[spec.datatype], copy=False
         )
     if spec.datatype == BF16:
@@ -243,7 +242,7 @@ def _check_range(field: str, exact: Array, converted: Array) -> None:
 
 
 def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
-    if array.size != prod(shape) or (array.ndim > 1 and array.shape != tuple(shape)):
+    if array.size != prod(shape):  # nested otherwise is the same data, as for Triton
         raise InvalidArgument(
             f"Input '{spec.name}' has data of shape {list(array.shape)} ({array.size} values), "
             f"but its declared shape is {list(shape)} ({prod(shape)} values)."
@@ -251,13 +250,14 @@ def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
     return array.reshape(tuple(shape))
 
 
-def _flat(values: Sequence[Any], rank: int) -> Sequence[Any]:
-    """The leaves of lists that are nested at most `rank` deep."""
-    for _ in range(rank - 1):
-        if any(isinstance(value, list) for value in values):
-            values = [
-                leaf for value in values for leaf in (value if isinstance(value, list) else [value])
-            ]
+def _flat(values: Sequence[Any]) -> Sequence[Any]:
+    """The leaves of nested lists; lists below _MAX_NESTING stay among them."""
+    for _ in range(_MAX_NESTING):
+        if not any(isinstance(value, list) for value in values):
+            break
+        values = [
+            leaf for value in values for leaf in (value if isinstance(value, list) else [value])
+        ]
     return values
 
 

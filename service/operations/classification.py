@@ -25,6 +25,7 @@ from service.repository.models import Repository, ServedModel
 _PART_VALUES = 400_000
 # Up to this many of them, and of probabilities, the arithmetic takes less than a millisecond.
 _INLINE_VALUES = 32_768
+_INLINE_FIELDS = 4096  # of JSON, which are converted one by one
 # Predictions and probabilities of one answer.
 _MOST_ANSWERS = 200_000
 
@@ -76,7 +77,7 @@ async def classify(
                 "says what a picture becomes. Send JSON with its inputs as fields: "
                 f"{excerpt(', '.join(spec.name for spec in classifier.inputs))}."
             )
-        if size > _INLINE_VALUES:
+        if size > _INLINE_FIELDS:
             rows = await off_loop(arrays_of, classifier.inputs, values, size=8 * size)
         else:
             rows = arrays_of(classifier.inputs, values)
@@ -119,9 +120,13 @@ async def classify(
 
 def _leaves(values: Any) -> int:
     """About how many values parsed JSON holds."""
-    if isinstance(values, dict):
-        return sum(map(_leaves, values.values()))
-    return len(values) * _leaves(values[0]) if isinstance(values, list) and values else 1
+    leaves = 0
+    for value in values.values() if isinstance(values, dict) else [values]:
+        count, inner = 1, value
+        while isinstance(inner, list) and inner:  # orjson bounds the depth, but not to Python's
+            count, inner = count * len(inner), inner[0]
+        leaves += count * (len(inner) if isinstance(inner, dict) else 1)
+    return leaves
 
 
 def _prepared(form: PictureInput, explain: bool, image: Image.Image) -> tuple[Pixels, bytes]:

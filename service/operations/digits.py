@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
@@ -14,7 +14,7 @@ from PIL import Image
 
 from service.core.datatypes import Array
 from service.core.digits import (
-    DigitLayout,
+    Pixels,
     Prediction,
     Rows,
     pixels_from_bytes,
@@ -25,7 +25,7 @@ from service.core.off_loop import MAX_JSON_BYTES, off_loop
 from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import open_picture
 from service.core.pictures.parts import check_parts
-from service.core.pictures.reading import Candidates, ReadDigit, Reading, candidates_on, choose
+from service.core.pictures.reading import ReadDigit, candidates_on, choose, further
 from service.repository.models import Repository, ServedModel
 
 # Up to these sizes a picture takes at most a millisecond. Reading its header takes time for its
@@ -187,27 +187,37 @@ class Digits:
         deadline: float | None = None,
         caller: str = "",
     ) -> ReadAnswer:
-        """Read all digits on a picture, with one run of the model.
+        """Read all digits on a picture, with one run of the model, or two where it leaves doubt.
 
         `deadline` and `caller` are those of `classify`. Raises what `classify` does for a picture,
         and RequestTooLarge for one of more than `max_read_digits` digits.
         """
-        began = monotonic()
-        find = partial(candidates_on, most=self._max_read_digits)
-        candidates = await self.decoded(picture, find)
+        began, in_model = monotonic(), 0.0
+        most = self._max_read_digits
+        found = await self.decoded(picture, partial(candidates_on, most=most))
         served = self.repository.get(model or self.default_model, version)
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
-        pixels = candidates.pixels
-        if not len(pixels):
+
+        async def predictions(pixels: Pixels) -> list[Prediction]:
+            nonlocal in_model
+            inputs = await off_loop(layout.inputs, pixels, size=pixels.nbytes)
+            submitted = monotonic()
+            outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller)
+            in_model += monotonic() - submitted
+            return await off_loop(layout.predictions, outputs, size=pixels.nbytes)
+
+        if not len(found.pixels):
             seconds = (monotonic() - began, 0.0)
             return ReadAnswer(served.name, served.version, [], [], NO_DIGITS, seconds)
-        inputs = await off_loop(layout.inputs, pixels, size=pixels.nbytes)
-        submitted = monotonic()
-        outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller)
-        seconds = (submitted - began, monotonic() - submitted)
-        reading = await off_loop(_read, layout, outputs, candidates, size=pixels.nbytes)
+        seen = await predictions(found.pixels)
+        size = found.pixels.nbytes
+        more = await off_loop(further, found, seen, most, size=size)
+        if len(more.pixels):
+            seen += await predictions(more.pixels)
+        reading = await off_loop(choose, (found, more), seen, size=size)
+        seconds = (monotonic() - began - in_model, in_model)
         for digit in reading.digits:
             served.batcher.statistics.judgements[digit.prediction[4:6]] += 1
         digits, lines = reading.digits, reading.lines
@@ -230,10 +240,6 @@ class Digits:
         except ServiceError as error:
             # Its traceback would keep the decoded picture until the next garbage collection.
             raise error.with_traceback(None) from None
-
-
-def _read(layout: DigitLayout, outputs: Sequence[Array], candidates: Candidates) -> Reading:
-    return choose(candidates, layout.predictions(outputs))
 
 
 def _judged(row: Prediction, found: Found) -> Prediction:

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service.core.batching import Batching
+from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError, excerpt
 from service.core.tensors import TensorSpec
 from service.repository.card import Card
-from service.repository.triton_config import CONFIG_FILE, TensorConfig, TritonConfig
+from service.repository.triton_config import CONFIG_FILE, NO_FORMAT, TensorConfig, TritonConfig
 from service.repository.versions import CARD_FILE, open_regular
 from service.runtime.presented import Tensor
 from service.runtime.session import Session
@@ -73,10 +74,39 @@ def labels_of(
     return labels
 
 
+def picture_rule(
+    card: Card, config: TritonConfig, inputs: Sequence[TensorSpec]
+) -> PictureRule | None:
+    """What a picture becomes by the card, in the order of config.pbtxt if it names none.
+
+    Raises ModelLoadError if they have different orders.
+    """
+    rule = card.picture
+    formats = {tensor.name: tensor.format for tensor in config.inputs}
+    order = formats.get(inputs[0].name, NO_FORMAT) if inputs else NO_FORMAT
+    if rule is None or order == NO_FORMAT:
+        return rule
+    layout = order.removeprefix("FORMAT_")
+    if not rule.layout:
+        return rule._replace(layout=layout if len(inputs[0].shape) == 4 else layout[1:])
+    if rule.layout.removeprefix("N") != layout[1:]:
+        raise ModelLoadError(
+            f"{CARD_FILE} says that picture.layout is {rule.layout}, but format of "
+            f"'{inputs[0].name}' in {CONFIG_FILE} is {order}; remove one of them"
+        )
+    return rule
+
+
+def fixed_rows_of(session: Session) -> int:
+    """Rows of every request to a model that is declared to be batched, and is not; at least 1."""
+    return max([1, *(spec.shape[0] for spec in session.inputs if spec.shape)])
+
+
 def ignored_by(session: Session, config: TritonConfig) -> list[str]:
     """What config.pbtxt sets with effect on other models, but not on this one, with the reason."""
     ignored = []
-    if config.max_batch_size and not session.batchable:
+    size = config.max_batch_size
+    if size and not session.batchable and size != fixed_rows_of(session):
         reason = session.batching.reason.removeprefix("off: ")
         ignored.append(f"max_batch_size ({reason})")
     optional = {tensor.name for tensor in config.inputs if tensor.optional}
@@ -85,6 +115,13 @@ def ignored_by(session: Session, config: TritonConfig) -> list[str]:
         for spec in session.inputs
         if spec.name in optional and not spec.is_optional
     ]
+    if session.batchable:
+        named = {tensor.name for tensor in config.inputs}
+        ignored += [
+            f"input '{spec.name}' (requests that are batched share its value in the model)"
+            for spec in session.defaults
+            if spec.name in named
+        ]
     return ignored
 
 
@@ -94,14 +131,17 @@ def presented(
     max_batch_size: int | None,
     *,
     are_inputs: bool,
+    defaults: Sequence[TensorSpec] = (),
 ) -> list[Tensor]:
     """The inputs or outputs as requests see them: those of the model, as config.pbtxt has them.
 
-    An input that it leaves out is as in the model; an output is then not served, as in Triton.
+    An input that it leaves out is as in the model; if it has outputs, others are not served. The
+    `defaults` of a session follow its inputs; they need no batch dimension.
     Raises ModelLoadError for a tensor that is not as the model has it.
     """
     kind = "input" if are_inputs else "output"
     by_name = {tensor.name: tensor for tensor in declared}
+    count, specs = len(specs), (*specs, *defaults)
     names = [spec.name for spec in specs]
     for name in by_name:
         if name not in names:
@@ -109,17 +149,19 @@ def presented(
                 f"{CONFIG_FILE} has an {kind} '{excerpt(name)}', but the {kind}s of the model are "
                 f"{', '.join(names)}"
             )
-    kept = specs if are_inputs or not declared else [spec for spec in specs if spec.name in by_name]
     return [
-        Tensor(names.index(spec.name), spec, spec.shape)
+        Tensor(position, spec, spec.shape)
         if spec.name not in by_name
-        else _presented(by_name[spec.name], spec, names.index(spec.name), max_batch_size)
-        for spec in kept
+        else _presented(
+            by_name[spec.name], spec, position, max_batch_size if position < count else None
+        )
+        for position, spec in enumerate(specs)
+        if are_inputs or not declared or spec.name in by_name
     ]
 
 
 def _presented(
-    tensor: TensorConfig, spec: TensorSpec, index: int, max_batch_size: int | None
+    tensor: TensorConfig, spec: TensorSpec, position: int, max_batch_size: int | None
 ) -> Tensor:
     if tensor.datatype not in ("", spec.datatype):
         raise ModelLoadError(
@@ -127,17 +169,16 @@ def _presented(
             "in the model"
         )
     if not tensor.dims:
-        return Tensor(index, spec, spec.shape)
+        return Tensor(position, spec, spec.shape)
     own = tensor.dims if tensor.reshape is None else tensor.reshape
-    # With no max_batch_size, dims may be of either kind.
+    # Without max_batch_size, dims may be of either kind.
     has_batch = bool(max_batch_size) or (
         max_batch_size is None and spec.has_rank and len(own) == len(spec.shape) - 1
     )
-    batch = (spec.shape[0] if spec.shape else -1,) if has_batch else ()
+    batch = spec.shape[:1] or (-1,) if has_batch else ()
     shape = batch + own
     if not spec.has_rank:
-        shown = spec._replace(shape=batch + tensor.dims, has_rank=True)
-        return Tensor(index, shown, shape)
+        return Tensor(position, spec._replace(shape=batch + tensor.dims, has_rank=True), shape)
     fits = len(shape) == len(spec.shape) and all(
         -1 in sizes or sizes[0] == sizes[1] for sizes in zip(shape, spec.shape, strict=True)
     )
@@ -151,5 +192,5 @@ def _presented(
     if tensor.reshape is None:
         # A size that the file leaves open is as in the model.
         dims = tuple(max(sizes) for sizes in zip(shape, spec.shape, strict=True))
-        return Tensor(index, spec._replace(shape=dims), dims)
-    return Tensor(index, spec._replace(shape=batch + tensor.dims), shape)
+        return Tensor(position, spec._replace(shape=dims), dims)
+    return Tensor(position, spec._replace(shape=batch + tensor.dims), shape)

@@ -14,6 +14,7 @@ from typing import NotRequired, TypedDict
 from service.core.batching import BatchLimits, QueueLimits
 from service.core.datatypes import BYTES
 from service.core.tensors import TensorSpec
+from service.repository.agreement import fixed_rows_of
 from service.repository.models import ServedModel
 from service.repository.triton_config import BACKEND, PLATFORM, TensorConfig, VersionPolicy, WarmUp
 from service.runtime.session import CPU
@@ -32,7 +33,7 @@ class Reshape(TypedDict):
 
 
 class InputFields(TypedDict):
-    """An input; `dims` leaves out the batch dimension of a batchable model."""
+    """An input; `dims` leaves out the batch dimension."""
 
     name: str
     data_type: str
@@ -46,7 +47,7 @@ class InputFields(TypedDict):
 
 
 class OutputFields(TypedDict):
-    """An output; `dims` leaves out the batch dimension of a batchable model."""
+    """An output; `dims` leaves out the batch dimension."""
 
     name: str
     data_type: str
@@ -140,6 +141,9 @@ def configuration(
     """
     session, declared = model.session, model.config
     limits = limits.within(session.batching)
+    # A declared batch is left out of dims as well if the model fixes its size.
+    has_batch = session.batchable or bool(declared.max_batch_size)
+    rows = limits.max_batch_size if session.batchable else fixed_rows_of(session) * has_batch
     is_cpu = session.provider == CPU
     inputs = {tensor.name: tensor for tensor in declared.inputs}
     outputs = {tensor.name: tensor for tensor in declared.outputs}
@@ -155,13 +159,13 @@ def configuration(
         "backend": BACKEND,
         "runtime": "",
         "version_policy": _version_policy(declared.version_policy or VersionPolicy(versions)),
-        "max_batch_size": limits.max_batch_size if session.batchable else 0,
+        "max_batch_size": rows,
         "input": [
-            _input(spec, inputs.get(spec.name, TensorConfig(spec.name)), session.batchable)
+            _input(spec, inputs.get(spec.name, TensorConfig(spec.name)), has_batch)
             for spec in session.inputs
         ],
         "output": [
-            _output(spec, outputs.get(spec.name, TensorConfig(spec.name)), session.batchable)
+            _output(spec, outputs.get(spec.name, TensorConfig(spec.name)), has_batch)
             for spec in session.outputs
         ],
         "batch_input": [],
@@ -212,12 +216,12 @@ def _version_policy(policy: VersionPolicy) -> VersionPolicyFields:
     return {"latest": {"num_versions": policy.latest}}
 
 
-def _input(spec: TensorSpec, declared: TensorConfig, batchable: bool) -> InputFields:
+def _input(spec: TensorSpec, declared: TensorConfig, has_batch: bool) -> InputFields:
     fields: InputFields = {
         "name": spec.name,
         "data_type": _data_type(spec.datatype),
         "format": declared.format,
-        "dims": _dims(spec, batchable),
+        "dims": _dims(spec, has_batch),
         "is_shape_tensor": False,
         "allow_ragged_batch": False,
         "optional": declared.optional,
@@ -228,11 +232,11 @@ def _input(spec: TensorSpec, declared: TensorConfig, batchable: bool) -> InputFi
     return fields
 
 
-def _output(spec: TensorSpec, declared: TensorConfig, batchable: bool) -> OutputFields:
+def _output(spec: TensorSpec, declared: TensorConfig, has_batch: bool) -> OutputFields:
     fields: OutputFields = {
         "name": spec.name,
         "data_type": _data_type(spec.datatype),
-        "dims": _dims(spec, batchable),
+        "dims": _dims(spec, has_batch),
         "label_filename": declared.label_filename,
         "is_shape_tensor": False,
         "is_non_linear_format_io": False,
@@ -247,8 +251,8 @@ def _data_type(datatype: str) -> str:
     return f"TYPE_{'STRING' if datatype == BYTES else datatype or 'INVALID'}"
 
 
-def _dims(spec: TensorSpec, batchable: bool) -> list[int]:
-    return list(spec.shape[1:] if batchable else spec.shape)
+def _dims(spec: TensorSpec, has_batch: bool) -> list[int]:
+    return list(spec.shape[1:] if has_batch else spec.shape)
 
 
 def _warm_up(warm_up: WarmUp) -> WarmUpFields:

@@ -21,7 +21,13 @@ from service.core.classification.classifier import Classifier, NotAClassifier, c
 from service.core.classification.pictures import PictureError
 from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
-from service.repository.agreement import declared_batching, ignored_by, labels_of, presented
+from service.repository.agreement import (
+    declared_batching,
+    ignored_by,
+    labels_of,
+    picture_rule,
+    presented,
+)
 from service.repository.card import Card
 from service.repository.card import content as card_content
 from service.repository.card import read as read_card
@@ -93,7 +99,8 @@ class _Failure(NamedTuple):
 class Repository:
     """The loaded versions of every model. Read and changed on one event loop only.
 
-    `keep` is how many of the newest versions of a model stay loaded. `make_batcher` is called with
+    `keep` is how many of the newest versions of a model stay loaded. `only` names the models to
+    load without being asked by an operator; None stands for all. `make_batcher` is called with
     the name and version of a model and its session, in a thread; `on_change` after versions were
     loaded or unloaded, or a failure was recorded or removed.
     """
@@ -106,6 +113,7 @@ class Repository:
         make_batcher: Callable[[str, str, Session], Batcher],
         executor: Executor,
         keep: int = 1,
+        only: AbstractSet[str] | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._root = root
@@ -113,6 +121,8 @@ class Repository:
         self._make_batcher = make_batcher
         self._executor = executor
         self._keep = keep
+        self._only = only
+        self._on_disk: AbstractSet[str] = frozenset()  # names of models, as of the last refresh
         self._on_change = on_change
         # name -> version -> model, newest version first
         self._models: dict[str, dict[str, ServedModel]] = {}
@@ -134,8 +144,10 @@ class Repository:
         """
         versions = self._models.get(name)
         if versions is None:
+            # The first words, here and below, are those that Triton's clients look for.
+            problem = "has no available versions" if name in self._on_disk else "is not found"
             raise ModelNotFound(
-                f"Model '{excerpt(name)}' is not loaded; "
+                f"Request for unknown model: '{excerpt(name)}' {problem}; "
                 f"loaded are: {', '.join(self._models) or 'none'}."
             )
         if not version:
@@ -146,7 +158,7 @@ class Repository:
             )
         if version not in versions:
             raise ModelNotFound(
-                f"Version {version} of model '{name}' is not loaded; "
+                f"Request for unknown model: '{name}' version {version} is not found; "
                 f"loaded are: {', '.join(versions)}."
             )
         return versions[version]
@@ -159,6 +171,20 @@ class Repository:
     def loaded(self) -> list[ServedModel]:
         """Every loaded version of every model."""
         return [model for versions in self._models.values() for model in versions.values()]
+
+    @property
+    def wanted(self) -> set[str]:
+        """The models to serve: those asked for, without those that an operator unloaded."""
+        return self._wanted(self._on_disk)
+
+    def _wanted(self, on_disk: AbstractSet[str]) -> set[str]:
+        asked = on_disk if self._only is None else {*self._only, *self._loads}
+        return {*asked} - self._unloaded
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all models are to be loaded, but there was none at the last refresh."""
+        return self._only is None and not self._on_disk
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -184,6 +210,8 @@ class Repository:
             if not ready and not reason:
                 if name in self._unloaded:
                     reason = "unloaded"
+                elif name not in self._models and self._only is not None:
+                    reason = "not loaded: neither load_model nor a client asks for it"
                 elif not self._policy(version).selects(version.number):
                     reason = f"not among the versions of version_policy in {CONFIG_FILE}"
                 else:
@@ -232,9 +260,11 @@ class Repository:
             self._root_error = ""
             changed, failed_before = False, dict(self._failed)
             self._log_unservable(on_disk)
+            wanted = self._wanted(on_disk.models.keys())
             for name in sorted({*on_disk.models, *self._models}):
-                versions = [] if name in self._unloaded else on_disk.models.get(name, [])
+                versions = on_disk.models.get(name, []) if name in wanted else []
                 changed |= await self._serve_newest(name, versions)
+            self._on_disk = on_disk.models.keys()
             # Deleting a broken version removes its failure.
             present = {
                 (v.name, v.number)
@@ -269,14 +299,22 @@ class Repository:
         try:
             on_disk = await self._scan()
         except OSError as error:
-            raise ModelLoadError(f"The model repository cannot be read: {error}.") from error
+            raise ModelLoadError(
+                f"failed to load '{excerpt(name)}', failed to poll from model repository: {error}."
+            ) from error
         versions = on_disk.models.get(name, [])
         if not versions:
-            for (model, number), reason in on_disk.unservable.items():
-                if model == name:
-                    where = f"Version {number} of '{name}'" if number else f"Model '{name}'"
-                    raise ModelLoadError(f"{where} cannot be served: {reason}.")
-            raise ModelNotFound(f"Model '{excerpt(name)}' is not in the repository.")
+            reasons = [
+                f"version {number}: {reason}" if number else reason
+                for (model, number), reason in on_disk.unservable.items()
+                if model == name
+            ]
+            error_type = ModelLoadError if reasons else ModelNotFound
+            raise error_type(
+                f"failed to load '{excerpt(name)}', failed to poll from model repository: "
+                f"{reasons[0] if reasons else 'it has no version there'}."
+            )
+        self._on_disk = {*self._on_disk, name}
         self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
         await self._serve_newest(name, versions, reload=True)
         self._unloaded -= {name}
@@ -314,18 +352,22 @@ class Repository:
                     )
                 else:
                     self._failed.pop(key, None)
-                    self._log_loaded(model, says_ignored=not has_warned)
+                    self._log_loaded(model, () if has_warned else on_disk)
                     has_warned = True
             if model is not None:
                 newest[model.version] = model
 
         if reload and not selected:
             raise ModelLoadError(
-                f"No version of '{name}' on disk is among those of version_policy in {CONFIG_FILE}."
+                f"failed to load '{name}', no version is available: none on disk is among those "
+                f"of version_policy in {CONFIG_FILE}."
             )
         if reload and (failure := self._failed.get((name, selected[0].number))):
             self._on_change()
-            raise ModelLoadError(f"Version {selected[0].number} of '{name}': {failure.reason}.")
+            raise ModelLoadError(
+                f"failed to load '{name}', versions that are not available: {selected[0].number} "
+                f"({failure.reason})."
+            )
         if list(newest.values()) == list(served.values()):
             return False
         if newest:
@@ -336,8 +378,8 @@ class Repository:
             log.info("Unloaded %s version %s.", name, number)
         return True
 
-    def _log_loaded(self, model: ServedModel, *, says_ignored: bool) -> None:
-        """Log that a version was loaded, and with `says_ignored` what config.pbtxt sets in vain."""
+    def _log_loaded(self, model: ServedModel, on_disk: Sequence[VersionOnDisk]) -> None:
+        """Log a loaded version and, with those on disk, what its config.pbtxt sets in vain."""
         session, name = model.session, model.name
         log.info("Loaded %s version %s on %s.", name, model.version, session.provider)
         log.info("Batching of %s version %s: %s.", name, model.version, session.batching.reason)
@@ -352,12 +394,16 @@ class Repository:
                 model.version,
                 session.warm_up_error.rstrip("."),
             )
-        if model.ignored and says_ignored:
+        if not on_disk:
+            return
+        policy, present = self._policy(on_disk[0]), {version.number for version in on_disk}
+        missing = [f"version {n} (not on disk)" for n in policy.specific if n not in present]
+        if ignored := [*model.ignored, *missing]:
             log.warning(
                 "%s of model %s sets what has no effect here: %s.",
                 CONFIG_FILE,
                 name,
-                ", ".join(model.ignored),
+                ", ".join(ignored),
             )
 
     def _log_unservable(self, on_disk: OnDisk) -> None:
@@ -404,14 +450,11 @@ class Repository:
         if declared is None:
             self._verified[sha256] = session.batching
         session.batching = session.batching._replace(queue=config.queue)
-        rows, defaults = config.max_batch_size, {spec.name for spec in session.defaults}
+        rows = config.max_batch_size
         present(
             session,
             presented(
-                [tensor for tensor in config.inputs if tensor.name not in defaults],
-                session.inputs,
-                rows,
-                are_inputs=True,
+                config.inputs, session.inputs, rows, are_inputs=True, defaults=session.defaults
             ),
             presented(config.outputs, session.outputs, rows, are_inputs=False),
         )
@@ -426,7 +469,8 @@ class Repository:
                 problem = str(error)
         if layout is None:
             try:
-                classifier = classifier_of(*tensors, labels, card.picture)
+                rule = picture_rule(card, config, session.inputs)
+                classifier = classifier_of(*tensors, labels, rule)
             except NotAClassifier as error:
                 problem = str(error)
             except PictureError as error:

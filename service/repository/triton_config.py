@@ -84,13 +84,13 @@ class TensorConfig(NamedTuple):
 
 
 class VersionPolicy(NamedTuple):
-    """The versions to serve: the newest `latest`, of those in `specific` unless it is empty."""
+    """The versions to serve: the newest `latest`, or all in `specific` if that is not empty."""
 
     latest: int = sys.maxsize
     specific: tuple[int, ...] = ()
 
     def selects(self, version: int) -> bool:
-        """Whether a version is one of those of which the newest are served."""
+        """Whether a version may be served, if it is new enough."""
         return not self.specific or version in self.specific
 
 

@@ -18,6 +18,7 @@ from service.core.errors import ServiceError
 from service.repository.triton_config import CONFIG_FILE, TritonConfig, WarmUpInput
 from service.repository.versions import open_regular
 from service.runtime.presented import reshaped
+from service.runtime.session import Samples
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _MOST_BYTES = 1 << 30  # of one input
 _BF16_ONE = 0x3F80
 
 
-def samples(config: TritonConfig, folder: Path) -> list[Mapping[str, Array]]:
+def samples(config: TritonConfig, folder: Path) -> Samples:
     """The inputs of each run, by name and in the model's own shapes.
 
     A sample that cannot be made is left out and logged. `folder` is the model's.

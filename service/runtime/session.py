@@ -243,7 +243,7 @@ class Session:
         """
         arrays = []
         for spec in self.inputs:
-            rows = 1 if self.has_rows else size
+            rows = 1 if self.batchable else size
             shape = [
                 (size if i else rows) if length < 0 else length
                 for i, length in enumerate(spec.shape)
@@ -258,18 +258,13 @@ class Session:
     def _time(
         self, inputs: list[Array], options: ort.RunOptions, clock: Callable[[], float]
     ) -> tuple[float, float]:
-        """Seconds per row, and those of a run of the first row alone."""
-        if not self.has_rows:
+        """Seconds per row of a batched model, and those of a run, of one row if there are rows."""
+        if not self.batchable:
             return 0.0, self._shortest(inputs, options, clock)
-        one = [a if a is MISSING else a[:1] for a in inputs]
+        one = [array[:1] for array in inputs]
         one_s = self._shortest(one, options, clock)
-        many = [a if a is MISSING else np.repeat(a, _WARM_UP_ROWS, axis=0) for a in one]
-        try:
-            many_s = self._shortest(many, options, clock)
-        except Exception:  # ONNX Runtime's exceptions share no base class
-            if self.batchable:
-                raise
-            return 0.0, one_s
+        many = [np.repeat(array, _WARM_UP_ROWS, axis=0) for array in one]
+        many_s = self._shortest(many, options, clock)
         return max(0.0, (many_s - one_s) / (_WARM_UP_ROWS - 1)), one_s
 
     def _shortest(

@@ -737,10 +737,10 @@ def torch_convolution(folder: Path) -> Foreign:
 def converted(estimator: Any, features: np.ndarray, target: np.ndarray | None = None) -> Foreign:
     """A fitted estimator of scikit-learn, without a ZipMap: its answer would be no tensor."""
     from skl2onnx import to_onnx
+    from sklearn.base import is_classifier
 
     estimator.fit(features, target)
-    is_classifier = hasattr(estimator, "predict_proba")
-    options = {"zipmap": False} if is_classifier else None
+    options = {"zipmap": False} if is_classifier(estimator) else None
     made = to_onnx(estimator, features[:1], options=options, target_opset=18)
     (name,) = [each.name for each in made.graph.input]
     return Foreign(made, [{name: features[:7]}, {name: features[:1]}])

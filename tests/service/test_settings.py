@@ -65,8 +65,13 @@ def test_a_bad_value_is_named_with_its_source(
         ("workers = 1.0", "workers"),
         ("workers = [1]", "workers"),
         ("models = 1", "models"),
-        ("control = true", "auto, on, off"),
-        ("control = {auto = 1}", "auto, on, off"),
+        ("model_control_mode = true", "auto, none, poll, explicit"),
+        ("model_control_mode = {auto = 1}", "auto, none, poll, explicit"),
+        ("load_model = 1", "a list of texts"),
+        ("load_model = [1]", "a list of texts"),
+        ("load_model = 'a'", "model_control_mode explicit"),
+        ("control = 'on'", "model_control_mode: explicit"),
+        ("poll_interval = 0", "model_control_mode none"),
         ("[server]\nworkers = 1", "Unknown setting 'server'"),
         ("workers = 1\nworkers = 2", "TOML"),
         ("host = '\x00'", "TOML"),
@@ -121,9 +126,22 @@ def test_text_setting_in_a_file_must_be_text(tmp_path: Path, value: str) -> None
             "spinning from MNIST_SPINNING is 'maybe', but must be true or false.",
         ),
         (
-            ["--control", "yes"],
+            ["--model-control-mode", "yes"],
             {},
-            "control from --control is 'yes', but must be one of auto, on, off.",
+            "model_control_mode from --model-control-mode is 'yes', but must be one of auto, none, "
+            "poll, explicit.",
+        ),
+        (
+            ["--control", "off"],
+            {},
+            "--control has been replaced by model_control_mode: explicit (with load_model *) for "
+            "on, poll for off.",
+        ),
+        (
+            [],
+            {"MNIST_CONTROL": "on"},
+            "MNIST_CONTROL has been replaced by model_control_mode: explicit (with load_model *) "
+            "for on, poll for off.",
         ),
     ],
 )

@@ -1,12 +1,12 @@
 """Numbers on a page: where their digits are, in reading order.
 
-Strategy: cut too often, and let the classifier choose (over-segmentation; Casey and Lecolinet, "A
-survey of methods and strategies in character segmentation", PAMI 1996). Connected pieces of ink are
-sorted into lines, and wide pieces are cut along the paths from top to bottom that cross the least
-ink. Every run of neighbouring pieces that could be one digit is a candidate. All candidates of a
-picture go to the model in one batch. `choose` then takes, per line, the cheapest way to use every
-piece once: the sum of the candidates' costs, which is -log of the largest probability, more for a
-candidate that the model does not accept, and more for cuts through ink and for odd shapes.
+Strategy: connected pieces of ink are sorted into lines, and each is a digit, or a part of one that
+is broken. The model looks at all of them in one batch. Where it does not accept a piece, or the
+piece is wide, neighbours are tried together and the piece is cut (`cuts`): every run of parts that
+could be one digit is a candidate, in a second batch. `choose` then takes, per line, the cheapest
+way to use all ink once: the sum of the candidates' costs, which is -log of the largest probability,
+more for a candidate that the model does not accept, and more for cuts through ink and for odd
+shapes.
 """
 
 from __future__ import annotations
@@ -21,38 +21,41 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.core.digits import SIDE, Pixels, Prediction
+from service.core.digits import Pixels, Prediction
 from service.core.errors import RequestTooLarge
 from service.core.pictures.components import without_lines
-from service.core.pictures.digit import fit_digit
-from service.core.pictures.page import LEAST_CONTRAST, Ink, closed, ink_is_bright, upright
+from service.core.pictures.cuts import LEAST_INK, cuts_through
+from service.core.pictures.digit import fit_digits
+from service.core.pictures.page import IS_INK, LEAST_CONTRAST, Ink, closed, ink_is_bright, upright
 
-# Ink levels of 255 that belong to a stroke.
-_STROKE = 96
-# A page is read at this number of pixels on its longer side, to twice that.
-_PAGE_SIDE = 640
+# A page is read at this number of pixels on its longer side, to twice that; at the second one if
+# strokes take fewer pixels than _THIN at the first.
+_SIDES = 256, 640
+_THIN = 4.0
 # Pixels per side of the copy on which the paper is estimated.
 _PAPER_SIDE = 128
+# Levels of the depth of ink: 255 are all light, and 0 is a little more than the paper's.
+_LEVELS, _ZERO = 220, 32
 # Lengths below are shares of the height of a line's digits.
 _SPECK = 0.12  # smaller than this in both directions: dirt
 _TALL = 0.45  # pieces at least this high can be a digit on their own
 _WIDEST = 1.6  # of a candidate
 _WIDEST_GAP = 0.2  # between the pieces of one digit
-_CUT_FROM = 0.6  # pieces at least this wide, slant removed, may be several digits
-_EDGE = 0.1  # no cuts nearer to the sides of a piece
-_WINDOW = 0.12  # one cut in each stretch of this width
-_MOST_STROKES = 2.5  # that a cut may cross, as a multiple of a stroke's width
-_CUT_UPRIGHT = 0.6  # nor pieces that are narrower than this without their slant
+_WIDE_PIECE = 1.25  # a piece of this width may be several digits although it is accepted
+_NARROWEST_CUT = 0.45  # no narrower piece is cut
+_SMALL = 0.6  # a lower piece is a part of a digit rather than one
 _BROKEN = 0.12  # the largest gap between the parts of a digit that lie above each other
 _TALLEST = 1.8  # of such a digit
 _NEAR = 0.35  # small pieces further from every digit are ignored
 _LOWEST = 0.5  # of a candidate that is cut out of a piece
 _MOST_PIECES = 14  # of one candidate
-# Paths are looked for on pieces of about this many rows.
-_PATH_ROWS = 28
 
 # Costs, in units of -log(probability); chosen with benchmarks/pictures/strings.py.
 _REFUSED = {"several_digits": 20.0, "not_a_digit": 15.0, "unsure": 8.0, "blank": 20.0}
+_SURE = 0.95  # of a model that does not judge, a lower probability leaves doubt
+# In a number, a mark that looks like no digit is one from this probability on.
+_LIKELY = 0.7
+_NO_DIGIT = ("not_a_digit", "several_digits")
 _PER_DIGIT = 0.1
 _PER_CUT = 0.2
 _PER_STROKE = 0.1  # for each stroke's width of ink that a cut crosses
@@ -70,19 +73,29 @@ class Box(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """Pieces `first` to `last` - 1 of a line as one digit; `cost` is that of its shape."""
+    """A stretch of a line as one digit: from `first` to `last`, in pieces and parts of them.
 
-    first: int
-    last: int
+    `cost` is that of its shape; `row` is its index in the pixels of all candidates.
+    """
+
+    first: float
+    last: float
     box: Box
     cost: float
+    row: int
 
 
 class Candidates(NamedTuple):
-    """All candidates of a page, line by line; `pixels`, uint8 [N,28,28], has them in this order."""
+    """What may be the digits of a page, line by line; `pixels` is uint8 [N,28,28].
+
+    Boxes are in pixels of the page; `scale` makes them those of the picture. `pieces` has the ink
+    that each line consists of, from left to right.
+    """
 
     lines: list[list[Candidate]]
     pixels: Pixels
+    pieces: list[list[_Piece]]
+    scale: float
 
 
 class ReadDigit(NamedTuple):
@@ -96,8 +109,9 @@ class ReadDigit(NamedTuple):
 class Reading(NamedTuple):
     """What a page says: digits in reading order, and the text of each line.
 
-    A line has one character per digit. It is "?" for a mark that is not accepted because it is not
-    a digit, or several; of an unsure one the most probable digit is given.
+    A line has one character per digit: the most probable one, whether it is accepted or not. It is
+    "?" for a mark that is several digits, or not a digit; in a line of which at least half are
+    digits, such a mark counts as one if one digit is likely enough.
     """
 
     digits: list[ReadDigit]
@@ -110,33 +124,36 @@ class Reading(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A connected piece of ink, or a part of one; `ink` has the size of the box."""
+    """A connected piece of ink, or a part of one; `ink` has the size of `edge`.
+
+    `edge` holds the soft edges of the strokes as well. `area` is in pixels, that of a part in
+    strokes of a digit's height. `cut` is how many strokes the cut on its right side crosses, None
+    if it ends there.
+    """
 
     box: Box
+    edge: Box
     ink: Ink
-    cut: float | None  # strokes that the cut on its right side crosses; None if it ends there
+    area: float
+    cut: float | None
 
 
 def candidates_on(image: Image.Image, most: int) -> Candidates:
-    """Decode an opened picture and find what may be its digits.
+    """Decode an opened picture and find the pieces of ink that may be its digits.
 
-    Boxes are in pixels of the picture as people see it. Raises InvalidArgument if the data is
-    damaged, RequestTooLarge if there are more than `most` digits.
+    Raises InvalidArgument if the data is damaged, RequestTooLarge if there are more than `most`
+    digits.
     """
     width, height = image.size
     # A large JPEG is decoded at a fraction of its size.
     reduced, *_ = getattr(image, "decoderconfig", None) or (1,)
-    picture = upright(image, _PAGE_SIDE)
+    for side in _SIDES:
+        picture = upright(image, side)
+        ink = ink_on(picture)
+        if max(picture.size) == max(image.size) or _stroke(ink) >= _THIN:
+            break
     scale = reduced * max(width, height) / max(picture.size)
-    lines, pixels = find_digits(without_lines(ink_on(picture)), most)
-    in_picture = [
-        [
-            candidate._replace(box=Box(*(round(edge * scale) for edge in candidate.box)))
-            for candidate in line
-        ]
-        for line in lines
-    ]
-    return Candidates(in_picture, pixels)
+    return find_digits(without_lines(ink), most)._replace(scale=scale)
 
 
 def ink_on(picture: Image.Image) -> Ink:
@@ -149,81 +166,155 @@ def ink_on(picture: Image.Image) -> Ink:
         picture = picture.convert("L")
     grey = np.asarray(picture)
     factor = -(-max(grey.shape) // _PAPER_SIDE)
-    if ink_is_bright(grey[::3, ::3]):
-        grey = 255 - grey
-    height, width = grey.shape
-    small = np.asarray(Image.fromarray(grey).reduce(factor))
+    small = np.asarray(picture.reduce(factor))
+    if ink_is_bright(grey[::2, ::2]):
+        grey, small = 255 - grey, 255 - small
     paper = closed(small[None], max(3, max(small.shape) // 6 | 1))[0]
-    dark = np.float32(1) / (paper.astype(np.float32) + 8)
+    # Rows and columns of the last blocks that are not on the page are left out in the end.
+    height, width = grey.shape
     rows, columns = small.shape
-    padded = np.pad(grey, ((0, rows * factor - height), (0, columns * factor - width)), "edge")
-    blocks = padded.reshape(rows, factor, columns, factor)
-    light = blocks.astype(np.float32)
-    light += 8
-    light *= dark[:, None, :, None]
-    depth = 1 - light.reshape(padded.shape)[:height, :width]
-    sample = depth[::3, ::3]
-    usual = float(np.median(sample))
-    varies = 1.5 * float(np.median(np.abs(sample - usual)))
-    least = max(LEAST_CONTRAST, usual + 5 * varies)
-    inked = depth[depth > least]
-    if not len(inked):
-        return np.zeros(grey.shape, np.uint8)
-    pen = float(np.percentile(inked, 75))
-    depth -= usual
-    depth *= 255 / (pen - usual)
-    np.clip(depth, 0, 255, out=depth)
-    return depth.astype(np.uint8)
+    blocks = np.empty((rows, factor, columns, factor), np.uint8)
+    whole = blocks.reshape(rows * factor, columns * factor)
+    whole[:height, :width] = grey
+    whole[height:], whole[:, width:] = 255, 255
+    dark = np.float32(_LEVELS) / (paper.astype(np.float32) + 8)
+    light = blocks * dark[:, None, :, None]
+    np.subtract((_LEVELS + _ZERO - 8 * dark)[:, None, :, None], light, out=light)
+    np.maximum(light, 0, out=light)
+    depth = Image.fromarray(light.astype(np.uint8).reshape(whole.shape)[:height, :width])
+    return np.asarray(depth.point(_ink_of_depth(depth.histogram())))
+
+
+def _ink_of_depth(histogram: list[int]) -> list[int]:
+    """The ink for each of 256 levels of depth, of which a page has so many pixels each."""
+    counts = np.array(histogram)
+    below = counts.cumsum()
+    levels = np.arange(256)
+    usual = int(np.searchsorted(below, below[-1] / 2))
+    away = np.abs(levels - usual)
+    nearest = np.argsort(away)
+    varies = 1.5 * away[nearest[np.searchsorted(counts[nearest].cumsum(), below[-1] / 2)]]
+    least = max(_ZERO + LEAST_CONTRAST * _LEVELS, usual + 5 * varies)
+    inked = np.where(levels > least, counts, 0).cumsum()
+    if not inked[-1]:
+        return [0] * 256
+    pen = int(np.searchsorted(inked, 0.75 * inked[-1]))
+    ink: list[int] = ((levels - usual) * (255 / (pen - usual))).clip(0, 255).astype(int).tolist()
+    return ink
+
+
+def _stroke(ink: Ink) -> float:
+    """The mean length in pixels of horizontal runs of ink; 0 without any."""
+    mask = ink >= IS_INK
+    runs = np.count_nonzero(mask[:, 1:] > mask[:, :-1])
+    return np.count_nonzero(mask) / runs if runs else 0.0
 
 
 def find_digits(ink: Ink, most: int) -> Candidates:
-    """Candidates for the digits of a page, uint8 [H,W], 0 is paper and 255 full ink.
+    """The pieces of a page, uint8 [H,W], 0 is paper and 255 full ink, that may be digits.
 
     Raises RequestTooLarge if there are more than `most` digits, or twice as many pieces of ink.
     """
-    pieces = _pieces(ink, 2 * most)
+    pieces = _lines(_pieces(ink, 2 * most))
     lines: list[list[Candidate]] = []
-    crops: list[Ink] = []
-    count = 0
-    for line in _lines(pieces):
+    inks: list[Ink] = []
+    for line in pieces:
         height = _height(line)
-        parts = [part for piece in line for part in _cut(piece, height)]
-        count += len(parts)
-        if count > 4 * most:
-            raise _too_many(most)
-        candidates, inks = _candidates(parts, height)
-        lines.append(candidates)
-        crops += inks
-    pixels = np.zeros((len(crops), SIDE, SIDE), np.uint8)
-    for index, crop in enumerate(crops):
-        pixels[index] = fit_digit(crop)
-    return Candidates(lines, pixels)
+        found = []
+        for last in range(1, len(line) + 1):
+            for first in range(last - 1, max(-1, last - 1 - _MOST_PIECES), -1):
+                group = line[first:last]
+                if len(group) > 1 and not _is_broken(group, height):
+                    break
+                found.append(_candidate(first, last, group, (None, None), height, len(inks)))
+                inks.append(_together(group))
+        lines.append(found)
+    return Candidates(lines, fit_digits(inks), pieces, 1.0)
 
 
-def choose(candidates: Candidates, predictions: Sequence[Prediction]) -> Reading:
-    """The digits among the candidates, given the model's prediction for each of them."""
+def further(candidates: Candidates, predictions: Sequence[Prediction], most: int) -> Candidates:
+    """More candidates where the model doubts: neighbouring pieces together, and parts of one.
+
+    Their rows of pixels follow those of `candidates`. Raises RequestTooLarge if they are parts of
+    more than `most` digits.
+    """
+    lines: list[list[Candidate]] = []
+    inks: list[Ink] = []
+    start, count = len(candidates.pixels), 0
+    for known, line in zip(candidates.lines, candidates.pieces, strict=True):
+        height = _height(line)
+        found: list[Candidate] = []
+        have = {(candidate.first, candidate.last) for candidate in known}
+        for chosen in _cheapest(known, predictions):
+            first, last = int(chosen.first), int(chosen.last)
+            wide = (chosen.box.right - chosen.box.left) / height
+            if not _is_doubtful(predictions[chosen.row]) and wide < _WIDE_PIECE:
+                continue
+            for begin, end in ((first - 1, last), (first, last + 1), (first - 1, last + 1)):
+                group = line[max(begin, 0) : end]
+                if begin < 0 or end > len(line) or (begin, end) in have:
+                    continue
+                if _are_near(group, height):
+                    have.add((begin, end))
+                    row = start + len(inks)
+                    found.append(_candidate(begin, end, group, (None, None), height, row))
+                    inks.append(_together(group))
+            if wide < _NARROWEST_CUT:
+                continue
+            whole = _together(line[first:last])
+            edge = _around([piece.edge for piece in line[first:last]])
+            parts = _parts(whole, edge, height)
+            count += len(parts)
+            if count > 4 * most:
+                raise _too_many(most)
+            for end in range(1, len(parts) + 1):
+                for begin in range(end - 1, max(-1, end - 1 - _MOST_PIECES), -1):
+                    group = parts[begin:end]
+                    box = _around([piece.box for piece in group])
+                    if end - begin == len(parts) or box.right - box.left > _WIDEST * height:
+                        break
+                    area = sum(part.area for part in group)
+                    if box.bottom - box.top < _LOWEST * height or area < LEAST_INK:
+                        continue
+                    cuts = group[-1].cut, parts[begin - 1].cut if begin else None
+                    left, right = (first + (last - first) * n / len(parts) for n in (begin, end))
+                    row = start + len(inks)
+                    found.append(_candidate(left, right, group, cuts, height, row))
+                    inks.append(_together(group))
+        lines.append(found)
+    return candidates._replace(lines=lines, pixels=fit_digits(inks))
+
+
+def choose(candidates: Sequence[Candidates], predictions: Sequence[Prediction]) -> Reading:
+    """The digits among the candidates, given the model's prediction for each row of pixels."""
     reading = Reading([], [])
-    start = 0
-    for number, line in enumerate(candidates.lines):
-        count = max((candidate.last for candidate in line), default=0)
-        costs = [0.0] + [float("inf")] * count
-        chosen: list[tuple[Candidate, Prediction] | None] = [None] * (count + 1)
-        for candidate, prediction in zip(line, predictions[start:], strict=False):
-            cost = costs[candidate.first] + candidate.cost + _cost(prediction)
-            if cost < costs[candidate.last]:
-                costs[candidate.last] = cost
-                chosen[candidate.last] = candidate, prediction
+    for number, parts in enumerate(zip(*(each.lines for each in candidates), strict=True)):
         digits = []
-        while count:
-            step = chosen[count]
-            assert step is not None  # every whole piece is a candidate
-            digits.append(ReadDigit(step[0].box, number, step[1]))
-            count = step[0].first
-        digits.reverse()
+        for chosen in _cheapest([one for part in parts for one in part], predictions):
+            box = Box(*(round(edge * candidates[0].scale) for edge in chosen.box))
+            digits.append(ReadDigit(box, number, predictions[chosen.row]))
         reading.digits.extend(digits)
-        reading.lines.append("".join(map(_character, digits)))
-        start += len(line)
+        reading.lines.append(_text(digits))
     return reading
+
+
+def _cheapest(line: list[Candidate], predictions: Sequence[Prediction]) -> list[Candidate]:
+    """The candidates that use each stretch of a line once, at the least cost."""
+    costs = {0.0: 0.0}
+    chosen: dict[float, Candidate] = {}
+    for candidate in sorted(line, key=lambda one: one.last):
+        before = costs.get(candidate.first)
+        if before is None:
+            continue
+        cost = before + candidate.cost + _cost(predictions[candidate.row])
+        if cost < costs.get(candidate.last, float("inf")):
+            costs[candidate.last], chosen[candidate.last] = cost, candidate
+    way = []
+    at = max(costs)
+    while at:
+        way.append(chosen[at])
+        at = chosen[at].first
+    return way[::-1]
 
 
 def _too_many(most: int) -> RequestTooLarge:
@@ -233,19 +324,36 @@ def _too_many(most: int) -> RequestTooLarge:
     )
 
 
+def _is_doubtful(prediction: Prediction) -> bool:
+    if prediction.accepted is None:
+        return float(prediction.probabilities[prediction.digit]) < _SURE
+    return not prediction.accepted
+
+
 def _cost(prediction: Prediction) -> float:
     refused = 0.0 if prediction.accepted is not False else _REFUSED.get(prediction.reason, 8.0)
     return refused + _PER_DIGIT - log(max(float(prediction.probabilities[prediction.digit]), 1e-6))
 
 
-def _character(digit: ReadDigit) -> str:
-    is_digit = digit.prediction.reason not in ("not_a_digit", "several_digits")
-    return str(digit.prediction.digit) if is_digit else "?"
+def _text(line: list[ReadDigit]) -> str:
+    marks = [digit.prediction.reason in _NO_DIGIT for digit in line]
+    is_number = 2 * sum(marks) <= len(marks)
+    return "".join(
+        "?"
+        if is_mark and not (is_number and _may_be_a_digit(digit.prediction))
+        else str(digit.prediction.digit)
+        for digit, is_mark in zip(line, marks, strict=True)
+    )
+
+
+def _may_be_a_digit(prediction: Prediction) -> bool:
+    likely = float(prediction.probabilities[prediction.digit])
+    return prediction.reason == "not_a_digit" and likely >= _LIKELY
 
 
 def _pieces(ink: Ink, most: int) -> list[_Piece]:
     """The connected pieces of ink that are neither specks nor lines between rows of digits."""
-    mask = ink >= _STROKE
+    mask = ink >= IS_INK
     labels, count = cc3d.connected_components(
         mask.view(np.uint8), connectivity=8, return_N=True, binary_image=True
     )
@@ -253,24 +361,38 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
         return []
     statistics = cc3d.statistics(labels, no_slice_conversion=True)
     boxes = statistics["bounding_boxes"][1:].astype(np.intp)  # top, bottom, left, right, inclusive
-    sizes = statistics["voxel_counts"][1:].astype(np.int64)
+    areas = statistics["voxel_counts"][1:].astype(np.int64)
     heights, widths = boxes[:, 1] - boxes[:, 0] + 1, boxes[:, 3] - boxes[:, 2] + 1
-    order = np.argsort(heights)
-    # Half of all ink is in pieces of at least this height.
-    total = np.cumsum(sizes[order])
-    typical = heights[order][np.searchsorted(total, total[-1] / 2)]
+    typical = _typical(heights, areas)
     large = np.maximum(heights, widths) >= max(3, _SPECK * typical)
     flat = (heights < _TALL * typical) & (widths > typical)
     kept = np.flatnonzero(large & ~flat)
     if len(kept) > most:
         raise _too_many(most // 2)
+    bottom_of, right_of = ink.shape
     pieces = []
     for index in kept.tolist():
-        top, bottom, left, right = (int(edge) for edge in boxes[index])
-        region = np.s_[top : bottom + 1, left : right + 1]
-        own = np.where(labels[region] == index + 1, ink[region], 0).astype(np.uint8)
-        pieces.append(_Piece(Box(left, top, right + 1, bottom + 1), own, None))
+        top, bottom, left, right = boxes[index].tolist()
+        box = Box(left, top, right + 1, bottom + 1)
+        # The edges of strokes are soft: one more pixel on every side belongs to them.
+        edge = Box(
+            max(left - 1, 0), max(top - 1, 0), min(right + 2, right_of), min(bottom + 2, bottom_of)
+        )
+        region = np.s_[edge.top : edge.bottom, edge.left : edge.right]
+        own, area = ink[region], int(areas[index])
+        if np.count_nonzero(labels[region]) > area:  # others as well
+            near = np.pad(labels[region] == index + 1, 1)
+            near = near[:-2] | near[1:-1] | near[2:]
+            own = np.where(near[:, :-2] | near[:, 1:-1] | near[:, 2:], own, np.uint8(0))
+        pieces.append(_Piece(box, edge, own, area, None))
     return pieces
+
+
+def _typical(heights: npt.NDArray[np.intp], areas: npt.NDArray[np.int64]) -> int:
+    """Half of all ink is in pieces of at least this height."""
+    order = np.argsort(heights)
+    total = np.cumsum(areas[order])
+    return int(heights[order][np.searchsorted(total, total[-1] / 2)])
 
 
 def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
@@ -280,11 +402,8 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
     """
     if not pieces:
         return []
-    weights = np.array([int(np.count_nonzero(piece.ink)) for piece in pieces])
-    heights = np.array([piece.box.bottom - piece.box.top for piece in pieces])
-    order = np.argsort(heights)
-    total = np.cumsum(weights[order])
-    typical = heights[order][np.searchsorted(total, total[-1] / 2)]
+    heights = [piece.box.bottom - piece.box.top for piece in pieces]
+    typical = _typical(np.array(heights), np.array([piece.area for piece in pieces]))
     large = [p for p, h in zip(pieces, heights, strict=True) if h >= _TALL * typical]
     small = [p for p, h in zip(pieces, heights, strict=True) if h < _TALL * typical]
     lines: list[list[_Piece]] = []
@@ -311,6 +430,17 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
         nearest = int(distance.argmin())
         if distance[nearest] < _NEAR * typical:
             owners[nearest].append(piece)
+    _join_broken(lines, typical)
+    lines = [line for line in lines if line]
+    if len(lines) > 1:
+        lines.sort(key=lambda line: float(np.mean([p.box.top + p.box.bottom for p in line])))
+    for line in lines:
+        line.sort(key=lambda piece: piece.box.left + piece.box.right)
+    return lines
+
+
+def _join_broken(lines: list[list[_Piece]], typical: int) -> None:
+    """Empty lines of one piece into those whose digit it is a part of."""
     # The parts of a broken digit lie closer together than lines do.
     for line in [line for line in lines if len(line) == 1]:
         own = line[0].box
@@ -319,191 +449,89 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
                 min(own.right, box.right) > max(own.left, box.left)
                 and max(own.top, box.top) - min(own.bottom, box.bottom) < _BROKEN * typical
                 and max(own.bottom, box.bottom) - min(own.top, box.top) < _TALLEST * typical
-                for box, _, _ in other
+                for box, *_ in other
             ):
                 other.extend(line)
                 line.clear()
                 break
-    lines = [line for line in lines if line]
-    lines.sort(key=lambda line: float(np.mean([p.box.top + p.box.bottom for p in line])))
-    for line in lines:
-        line.sort(key=lambda piece: piece.box.left + piece.box.right)
-    return lines
 
 
 def _height(line: list[_Piece]) -> float:
     """The height of a line's digits: half of its ink is in pieces of at least this height."""
     heights = np.array([piece.box.bottom - piece.box.top for piece in line])
-    order = np.argsort(heights)
-    total = np.cumsum([np.count_nonzero(line[index].ink) for index in order.tolist()])
-    typical = heights[order][np.searchsorted(total, total[-1] / 2)]
-    return float(max(typical, 0.75 * heights[-1 if len(heights) == 1 else order[-1]]))
+    typical = _typical(heights, np.array([piece.area for piece in line]))
+    return max(typical, 0.75 * float(heights.max()))
 
 
-def _cut(piece: _Piece, height: float) -> list[_Piece]:
-    """The piece, or its parts between all promising cuts, from left to right."""
-    left, top, right, bottom = piece.box
-    if right - left < _CUT_FROM * height or bottom - top < _TALL * height:
-        return [piece]
-    factor = max(1, round(height / _PATH_ROWS))
-    small = np.asarray(Image.fromarray(piece.ink).reduce(factor), np.float32) / np.float32(255)
-    small, shifts = _upright(small)
-    rows = len(small)
-    unit = height / factor  # a digit's height, on the reduced piece
-    strokes = 3 * unit / _PATH_ROWS  # the width of a pen's stroke
-    down = _least_ink(small)
-    up = _least_ink(small[::-1])[::-1]
-    middle = rows // 2
-    through = down[middle] + up[middle] - small[middle]
-    # One cut per window, where its path crosses the least ink.
-    inked = np.flatnonzero((small > 0.4).any(axis=0))
-    if not len(inked) or inked[-1] + 1 - inked[0] < _CUT_UPRIGHT * unit:
-        return [piece]
-    first, last = inked[0] + _EDGE * unit, inked[-1] + 1 - _EDGE * unit
-    cuts: list[int] = []
-    if last - first >= 1:
-        windows = np.linspace(first, last, max(1, round((last - first) / (_WINDOW * unit))) + 1)
-        for begin, end in pairwise(windows.round().astype(int).tolist()):
-            if begin == end:
-                continue
-            column = begin + int(through[begin:end].argmin())
-            if through[column] > _MOST_STROKES * strokes:
-                continue
-            if cuts and column - cuts[-1] < 0.5 * _WINDOW * unit:
-                if through[column] >= through[cuts[-1]]:
-                    continue
-                cuts.pop()
-            cuts.append(column)
-    part_of = np.zeros(piece.ink.shape, np.uint8)
-    across = np.arange(piece.ink.shape[1])
-    row_of = np.minimum(np.arange(piece.ink.shape[0]) // factor, rows - 1)
-    for column in cuts:
-        path = _path(down, up, middle, column) - shifts
-        part_of += across[None] >= (path[row_of] * factor)[:, None]
+def _are_near(group: list[_Piece], height: float) -> bool:
+    """Whether neighbouring pieces may be parts of one digit."""
+    box = _around([piece.box for piece in group])
+    gap = max(after.box.left - before.box.right for before, after in pairwise(group))
+    return box.right - box.left <= _WIDEST * height and gap <= _WIDEST_GAP * height
+
+
+def _is_broken(group: list[_Piece], height: float) -> bool:
+    """Whether neighbouring pieces look like parts of one digit: small, or above each other."""
+    if not _are_near(group, height):
+        return False
+    one, other = group[-2].box, group[-1].box
+    low = min(one.bottom - one.top, other.bottom - other.top) < _SMALL * height
+    shared = min(one.right, other.right) - max(one.left, other.left)
+    return low or shared > 0.3 * min(one.right - one.left, other.right - other.left)
+
+
+def _parts(ink: Ink, box: Box, height: float) -> list[_Piece]:
+    """The parts of a piece between all promising cuts, from left to right."""
+    cuts, total = cuts_through(ink, height, max(6, round(6 * (box.right - box.left) / height)))
+    part_of = np.zeros(ink.shape, np.uint8)
+    across = np.arange(ink.shape[1])
+    for cut in cuts:
+        part_of += across[None] >= cut.columns[:, None]
     parts = []
-    for number in range(len(cuts) + 1):
-        own = np.where(part_of == number, piece.ink, 0).astype(np.uint8)
-        box = Image.fromarray(own).getbbox()
-        if box is None:
+    ends = [cut.left for cut in cuts]
+    for number, (begin, end) in enumerate(pairwise((0.0, *ends, total))):
+        own = np.where(part_of == number, ink, np.uint8(0))
+        around = Image.fromarray(own).getbbox()
+        if around is None:
             continue
-        crossed = None
-        if number < len(cuts):
-            crossed = float(through[cuts[number]]) / strokes
-        inner = np.ascontiguousarray(own[box[1] : box[3], box[0] : box[2]])
-        where = Box(left + box[0], top + box[1], left + box[2], top + box[3])
-        parts.append(_Piece(where, inner, crossed))
-    parts[-1] = parts[-1]._replace(cut=None)  # the part behind the last cut may be empty
+        crossed = cuts[number].strokes if number < len(cuts) else None
+        left, top, right, bottom = around
+        own = np.ascontiguousarray(own[top:bottom, left:right])
+        where = Box(box.left + left, box.top + top, box.left + right, box.top + bottom)
+        parts.append(_Piece(where, where, own, end - begin, crossed))
+    if parts:
+        parts[-1] = parts[-1]._replace(cut=None)  # the part behind the last cut may be empty
     return parts
 
 
-_SIDEWAYS = np.float32(0.05)
-_SLANTS = np.linspace(-0.8, 0.8, 17)
+def _candidate(
+    first: float,
+    last: float,
+    group: list[_Piece],
+    cuts: tuple[float | None, ...],
+    height: float,
+    row: int,
+) -> Candidate:
+    """A group of pieces or parts as one digit, with the strokes that the cuts beside it cross."""
+    box = _around([piece.box for piece in group])
+    high, wide = (box.bottom - box.top) / height, (box.right - box.left) / height
+    cost = _SHORT * max(0.0, 0.7 - high) + _WIDE * max(0.0, wide / max(high, 1.0) - 1.0)
+    cost += sum((_PER_CUT + _PER_STROKE * crossed) / 2 for crossed in cuts if crossed is not None)
+    return Candidate(first, last, box, cost, row)
 
 
-def _upright(ink: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
-    """Ink with its slant removed, and the columns by which each row moved to the right.
-
-    Of all slants the one whose columns of ink differ most (Vinciarelli and Luettin, "A new
-    normalization technique for cursive handwritten words", 2001).
-    """
-    rows, columns = ink.shape
-    ys, xs = np.nonzero(ink > 0.4)
-    best, shifts = -1.0, np.zeros(rows, np.intp)
-    for slant in _SLANTS:
-        moved = np.round(slant * (np.arange(rows) - rows / 2)).astype(np.intp)
-        moved -= moved.min()
-        counts = np.bincount(xs + moved[ys])
-        score = float(counts @ counts)
-        if score > best:
-            best, shifts = score, moved
-    upright = np.zeros((rows, columns + int(shifts.max())), np.float32)
-    for row, shift in enumerate(shifts.tolist()):
-        upright[row, shift : shift + columns] = ink[row]
-    return upright, shifts
+def _together(group: list[_Piece]) -> Ink:
+    """The ink of all pieces of a group, of the size of `_around` their edges."""
+    if len(group) == 1:
+        return group[0].ink
+    left, top, right, bottom = _around([piece.edge for piece in group])
+    ink = np.zeros((bottom - top, right - left), np.uint8)
+    for _, edge, own, *_ in group:
+        region = ink[edge.top - top : edge.bottom - top, edge.left - left : edge.right - left]
+        np.maximum(region, own, out=region)
+    return ink
 
 
-def _least_ink(ink: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """For each pixel the least ink on a path from the first row to it, one column per row."""
-    total = ink.copy()
-    padded = np.full(ink.shape[1] + 2, np.inf, np.float32)
-    for row in range(1, len(ink)):
-        padded[1:-1] = total[row - 1]
-        beside = np.minimum(padded[:-2], padded[2:]) + _SIDEWAYS
-        total[row] += np.minimum(padded[1:-1], beside)
-    return total
-
-
-def _path(
-    down: npt.NDArray[np.float32], up: npt.NDArray[np.float32], middle: int, column: int
-) -> npt.NDArray[np.intp]:
-    """The columns, row by row, of the path of least ink through a pixel of the middle row."""
-    path = np.full(len(down), column, np.intp)
-    for totals, steps in (
-        (down, range(middle - 1, -1, -1)),
-        (up, range(middle + 1, len(down))),
-    ):
-        at = column
-        for row in steps:
-            begin = max(0, at - 1)
-            around = totals[row, begin : at + 2].copy()
-            around[at - begin] -= _SIDEWAYS
-            at = begin + int(around.argmin())
-            path[row] = at
-    return path
-
-
-def _shape_cost(cuts: tuple[float | None, ...], height: float, width: float) -> float:
-    """The cost of a candidate's shape: the strokes that its cuts cross, and its size."""
-    cost = _SHORT * max(0.0, 0.7 - height) + _WIDE * max(0.0, width - 1.0)
-    for crossed in cuts:
-        if crossed is not None:
-            cost += (_PER_CUT + _PER_STROKE * crossed) / 2
-    return cost
-
-
-def _candidates(parts: list[_Piece], height: float) -> tuple[list[Candidate], list[Ink]]:
-    """Every run of neighbouring parts that could be one digit, with its ink.
-
-    Whole pieces always are, so there is a way to use all parts once.
-    """
-    candidates, inks = [], []
-    begin = 0  # the first part of the piece that the last part belongs to
-    for last, end in enumerate(parts, start=1):
-        spans = []
-        for first in range(last - 1, max(-1, last - 1 - _MOST_PIECES), -1):
-            if first < last - 1 and parts[first].cut is None:
-                gap = parts[first + 1].box.left - parts[first].box.right
-                if gap > _WIDEST_GAP * height:
-                    break
-            box = _around(parts[first:last])
-            if box.right - box.left > _WIDEST * height:
-                break
-            is_whole = end.cut is None and (first == 0 or parts[first - 1].cut is None)
-            if is_whole or box.bottom - box.top >= _LOWEST * height:
-                spans.append(first)
-        if end.cut is None and begin not in spans:
-            spans.append(begin)
-        for first in spans:
-            group = parts[first:last]
-            box = _around(group)
-            wide, high = box.right - box.left, box.bottom - box.top
-            cuts = end.cut, parts[first - 1].cut if first else None
-            cost = _shape_cost(cuts, high / height, wide / max(high, height))
-            ink = group[0].ink
-            if len(group) > 1:
-                ink = np.zeros((high, wide), np.uint8)
-                for part in group:
-                    rows = slice(part.box.top - box.top, part.box.bottom - box.top)
-                    columns = slice(part.box.left - box.left, part.box.right - box.left)
-                    np.maximum(ink[rows, columns], part.ink, out=ink[rows, columns])
-            candidates.append(Candidate(first, last, box, cost))
-            inks.append(ink)
-        if end.cut is None:
-            begin = last
-    return candidates, inks
-
-
-def _around(parts: list[_Piece]) -> Box:
-    boxes = [part.box for part in parts]
+def _around(boxes: list[Box]) -> Box:
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return Box(min(lefts), min(tops), max(rights), max(bottoms))

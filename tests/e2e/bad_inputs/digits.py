@@ -101,7 +101,7 @@ NUMBERS = [
     numbers("image of 0.5", [0.5] * 784, "fraction"),
     numbers("image of 1e300", [1e300] * 784, "large"),
     numbers("image of 2^64", [2**64] * 784, "large"),
-    numbers("image nested 17 deep", b"[" * 17 + b"0" + b"]" * 17, "deep"),
+    numbers("image nested 65 deep", b"[" * 65 + b"0" + b"]" * 65, "deep"),
     numbers("image of 500,000 objects", b"[" + b"{}," * 500_000 + b"{}]", "max_json_bytes"),
     numbers("image of 200,000 texts", b"[" + b'"",' * 200_000 + b'""]', "max_json_bytes"),
     numbers("image of 3 MB as JSON", b"[" + b"0," * 1_500_000 + b"0]", "max_json_bytes", 413),

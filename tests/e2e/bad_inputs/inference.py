@@ -356,7 +356,7 @@ DATA = [
     ),
     *of("data of ragged rows", "FP32", "lengths", data=[[1, 2], [1]]),
     *of("data of a row beside a number", "FP32", data=[[1], 2]),
-    *of("data nested 17 deep", "FP32", "deep", data=json.loads("[" * 17 + "1" + "]" * 17)),
+    *of("data nested 65 deep", "FP32", "deep", data=json.loads("[" * 65 + "1" + "]" * 65)),
     *of("data of another nesting", "FP32", data=[[1], [2]]),
     *of("data empty rows", "FP32", "empty", data=[[], []]),
 ]

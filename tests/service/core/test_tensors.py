@@ -80,7 +80,7 @@ def test_arbitrary_raw_strings_are_decoded_or_rejected(raw: bytes) -> None:
     [
         ([1], "strings"),
         ([None], "strings"),
-        ([["a"]], "strings"),
+        ([[1]], "strings"),
         ([b"\xff\0"], "UTF-8"),
         ([], "0"),
     ],
@@ -88,6 +88,17 @@ def test_arbitrary_raw_strings_are_decoded_or_rejected(raw: bytes) -> None:
 def test_elements_that_are_not_strings_are_rejected(values: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         from_values(TensorSpec("x", "BYTES", (-1,)), "BYTES", [1], values)
+
+
+@pytest.mark.parametrize("nested", [[1, 2, 3, 4], [[1, 2, 3, 4]], [[[1], [2]], [[3], [4]]]])
+def test_data_may_be_nested_otherwise_than_its_shape(nested: Any) -> None:
+    array = from_values(TensorSpec("x", "INT32", (-1, 2)), "INT32", [2, 2], nested)
+    assert array.tolist() == [[1, 2], [3, 4]]
+    deep: Any = "a"
+    for _ in range(50):
+        deep = [deep]
+    array = from_values(TensorSpec("x", "BYTES", (-1,)), "BYTES", [1], deep)
+    assert array.tolist() == ["a"]
 
 
 def test_bfloat16_travels_as_bits_and_as_numbers() -> None:

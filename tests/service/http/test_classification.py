@@ -111,6 +111,15 @@ def test_what_the_model_sees_is_shown_on_request(tmp_path: Path) -> None:
         ("model=colours", b"[", JSON, InvalidArgument, "not valid JSON"),
         ("model=colours", b"1" * (2 << 20) + b"1", JSON, RequestTooLarge, "max_json_bytes"),
         ("model=lengths", {"a": 1}, JSON, InvalidArgument, "the field b is missing"),
+        ("model=lengths", b"[" * 1000 + b"]" * 1000, JSON, InvalidArgument, "send a JSON object"),
+        (
+            "model=lengths",
+            b'{"a":' * 900 + b"1" + b"}" * 900,
+            JSON,
+            InvalidArgument,
+            "b is missing",
+        ),
+        ("model=colours", b"[" * 1000 + b"]" * 1000, JSON, InvalidArgument, "empty|nested"),
         ("model=lengths", PNG, "image/png", InvalidArgument, "lacks picture"),
     ],
 )

@@ -187,7 +187,7 @@ def test_missing_input_and_unknown_model_are_rejected(tmp_path: Path) -> None:
             await operations.digits.classify()
         with pytest.raises(ModelNotFound, match="'other'"):
             await operations.digits.classify(values=PIXELS, model="other")
-        with pytest.raises(ModelNotFound, match="Version 7"):
+        with pytest.raises(ModelNotFound, match="version 7"):
             await operations.digits.classify(values=PIXELS, version="7")
         with pytest.raises(RequestTooLarge, match="pixels"):
             await Digits(operations.inference.repository, "linear", max_image_pixels=100).classify(

@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 
 from service.core.batching import Batching
+from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError
 from service.core.tensors import TensorSpec
-from service.repository.agreement import declared_batching, ignored_by, labels_of, presented
+from service.repository.agreement import (
+    declared_batching,
+    ignored_by,
+    labels_of,
+    picture_rule,
+    presented,
+)
 from service.repository.card import Card
 from service.repository.triton_config import TensorConfig, TritonConfig
 
 IMAGES = TensorSpec("x", "FP32", (-1, 3, -1, -1))
+UNRANKED = TensorSpec("x", "FP32", (-1,), has_rank=False)
 SCORES = TensorSpec("y", "FP32", (-1, 10))
 
 
@@ -79,6 +87,33 @@ def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("card", "order", "shape", "layout"),
+    [
+        ("", "FORMAT_NONE", (-1, 3, 3, 3), ""),
+        ("NHWC", "FORMAT_NONE", (-1, 3, 3, 3), "NHWC"),
+        ("", "FORMAT_NHWC", (-1, 3, 3, 3), "NHWC"),
+        ("", "FORMAT_NCHW", (3, 3, 3), "CHW"),
+        ("HWC", "FORMAT_NHWC", (3, 3, 3), "HWC"),
+    ],
+)
+def test_the_layout_of_pictures_is_that_of_either_file(
+    card: str, order: str, shape: tuple[int, ...], layout: str
+) -> None:
+    config = TritonConfig(inputs=[TensorConfig("x", format=order)])
+    rule = picture_rule(
+        Card(picture=PictureRule(layout=card)), config, [TensorSpec("x", "FP32", shape)]
+    )
+    assert rule == PictureRule(layout=layout)
+    assert picture_rule(Card(), config, [IMAGES]) is None
+
+
+def test_a_layout_that_card_and_config_have_differently_is_a_contradiction() -> None:
+    config = TritonConfig(inputs=[TensorConfig("x", format="FORMAT_NCHW")])
+    with pytest.raises(ModelLoadError, match=r"layout is NHWC, but format of 'x' .* FORMAT_NCHW"):
+        picture_rule(Card(picture=PictureRule(layout="NHWC")), config, [IMAGES])
+
+
+@pytest.mark.parametrize(
     ("declared", "spec", "size", "requests", "model"),
     [
         # Without dims, and with those of the model.
@@ -107,6 +142,10 @@ def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path
             (-1,),
         ),
         (TensorConfig("x", dims=(1,), reshape=()), TensorSpec("x", "FP32", ()), 0, (1,), ()),
+        # A model that leaves the rank open.
+        (TensorConfig("x", dims=(3, 4)), UNRANKED, 8, (-1, 3, 4), (-1, 3, 4)),
+        (TensorConfig("x", dims=(4, 3)), UNRANKED, None, (4, 3), (4, 3)),
+        (TensorConfig("x", dims=(1,), reshape=()), UNRANKED, 0, (1,), ()),
         (
             TensorConfig("x", dims=(3, 8, 8), reshape=(1, 3, 8, 8)),
             TensorSpec("x", "FP32", (1, 3, 8, 8)),
@@ -170,12 +209,18 @@ class FakeSession:
     def __init__(self, batchable: bool) -> None:
         self.batchable = batchable
         self.batching = Batching(batchable, "off: the first dimension of 'x' is not open")
-        self.inputs = (IMAGES,)
+        self.inputs = (IMAGES, SCORES._replace(is_optional=True))
+        self.defaults = (TensorSpec("z", "FP32", (1,), is_optional=True),)
 
 
 def test_what_has_no_effect_on_this_model_is_named_with_the_reason() -> None:
     config = TritonConfig(
-        max_batch_size=8, inputs=[TensorConfig("x", optional=True), TensorConfig("z")]
+        max_batch_size=8,
+        inputs=[
+            TensorConfig("x", optional=True),
+            TensorConfig("y", optional=True),
+            TensorConfig("z", optional=True),
+        ],
     )
     fixed: Any = FakeSession(batchable=False)
     assert ignored_by(fixed, config) == [
@@ -183,5 +228,11 @@ def test_what_has_no_effect_on_this_model_is_named_with_the_reason() -> None:
         "optional of 'x' (the model needs it)",
     ]
     open_: Any = FakeSession(batchable=True)
+    assert ignored_by(open_, config)[1:] == [
+        "input 'z' (requests that are batched share its value in the model)"
+    ]
     assert ignored_by(open_, TritonConfig(max_batch_size=8)) == []
     assert ignored_by(fixed, TritonConfig(max_batch_size=0)) == []
+    fixed.inputs = (IMAGES._replace(shape=(4, 3, 8, 8)),)
+    assert ignored_by(fixed, TritonConfig(max_batch_size=4)) == []
+    assert len(ignored_by(fixed, TritonConfig(max_batch_size=8))) == 1

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,8 @@ def test_real_cards_fit_the_schema() -> None:
 def test_the_schema_and_the_reader_agree_on_what_is_wrong() -> None:
     validator = jsonschema.Draft202012Validator(schema())
     values: list[Any] = [None, 1, 1.5, True, "a", [], ["a"], [1], {}, {"x": "logits"}, {"x": 1}]
-    values += [[{"x": [[1, "a", None, True]]}], [{"x": {}}], [[1]]]
+    values += [[{"x": [[1, "a", None, True]]}], [{"x": {}}], [[1]], {"size": [28, 28]}]
+    values += [{"size": [28]}, {"mean": [1, 2, 3], "resize": "pad"}, {"colour": "red"}]
     for name in schema()["properties"]:
         for value in values:
             assert validator.is_valid({name: value}) == (not mistake(schema(), {name: value}))
@@ -200,3 +202,22 @@ def test_every_field_is_documented() -> None:
     fields = {name: each["description"] for name, each in schema()["properties"].items()}
     assert dict(documented) == fields
     assert SCHEMA_FILE.name in text
+
+
+def test_a_picture_that_the_reader_takes_fits_the_schema(tmp_path: Path) -> None:
+    fields: dict[str, Sequence[Any]] = {
+        "size": ([28, 28], [1, 2048]),
+        "colour": ("grey", "RGB", "BGR"),
+        "layout": ("NCHW", "NHWC", "CHW", "HWC"),
+        "scale": (1, -0.5),
+        "mean": (0.5, [0.5], [0.1, 0.2, 0.3]),
+        "std": (0.5, [1, 2, 3]),
+        "resize": ("crop", "pad", "stretch"),
+        "shorter_side": (0, 256),
+        "filter": ("bilinear", "bicubic", "lanczos", "box"),
+        "fill": (0, 255),
+    }
+    assert fields.keys() == schema()["properties"]["picture"]["properties"].keys()
+    for name, values in fields.items():
+        for value in values:
+            assert card_of(tmp_path, {"picture": {name: value}}).picture is not None

@@ -81,6 +81,12 @@ def test_a_model_without_a_batch_has_whole_shapes_and_no_batching() -> None:
     assert "dynamic_batching" not in config
 
 
+def test_a_declared_batch_whose_size_is_fixed_is_left_out_too() -> None:
+    config = config_of(FakeSession(batchable=False), TritonConfig(max_batch_size=8))
+    assert config["max_batch_size"] == 5
+    assert (config["input"][0]["dims"], config["output"][0]["dims"]) == ([28, -1], [])
+
+
 def test_a_model_that_is_batched_up_to_a_size_says_so() -> None:
     session = FakeSession()
     session.batching = Batching(True, "declared in config.pbtxt", max_rows=5)

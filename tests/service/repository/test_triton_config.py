@@ -327,57 +327,61 @@ def test_a_queue_policy_that_allows_it_lets_requests_have_their_own_timeouts(
     assert closed["queue"]["max_requests"] is None
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("max_batch_size: -1", "must be 0 or more"),
-        ("max_batch_size: -2147483648", "must be 0 or more"),
-        ("max_batch_size: many", "Couldn't parse integer"),
-        ("max_batch_size: 2147483648", "out of range"),
-        ("max_batch_size: 4 max_batch_size: 4", "multiple"),
-        ("max_batch_size: 8.0", "Couldn't parse integer"),
-        ("max_batch_sise: 4", 'no field named "max_batch_sise"'),
-        ("input { name: 'x' dim: 3 }", 'no field named "dim"'),
-        ("input { data_type: TYPE_FP31 }", "TYPE_FP31"),
-        ("input [ { name: 'x' }", "Expected"),
-        (b"\xff\xfe", "cannot read"),
-        (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
-        (b"\x00", "valid model configuration"),
-        ('{"max_batch_size": 4}', "valid model configuration"),
-        ("dynamic_batching { } sequence_batching { }", "scheduling_choice"),
-        ('name: "other"', "name is 'other', but the folder of the model is '0'"),
-        ('platform: "ensemble"', "platform 'ensemble' is not supported"),
-        ('backend: "python"', "backend 'python' is not supported; this server runs 'onnxruntime'"),
-        ("input { dims: 1 }", "an input has no name"),
-        ("output [ { name: 'y' }, { name: 'y' } ]", "two outputs have one name"),
-        ("input { name: 'x' dims: [ 0 ] }", "dims of 'x' must be sizes from 1 up"),
-        ("input { name: 'x' dims: 4 reshape { shape: [ 3 ] } }", "reshape of 'x' is [3]"),
-        ("input { name: 'x' dims: -1 reshape { shape: [ -1, 2 ] } }", "reshape of 'x'"),
-        ("input { name: 'x' dims: 4 format: FORMAT_NHWC }", "format of 'x' needs three dims"),
-        ("output { name: 'y' label_filename: '../labels' }", "label_filename of 'y' is '../lab"),
-        ("default_model_filename: '/m.onnx'", "default_model_filename is '/m.onnx'"),
-        ("version_policy { latest { } }", "num_versions must be 1 or more"),
-        ("version_policy { specific { } }", "names no version"),
-        ("dynamic_batching { max_queue_delay_microseconds: 1000000001 }", "at most 1000000000"),
-        ("model_warmup { inputs { key: 'x' value { dims: 1 } } }", "zero_data, random_data or"),
-        ("model_warmup { inputs { key: 'x' value { dims: -1 zero_data: true } } }", "from 0 up"),
-        (
-            "model_warmup { inputs { key: 'x' value { input_data_file: '/x' } } }",
-            "must be inside the model's folder",
-        ),
-        (
-            "parameters { key: 'intra_op_thread_count' value { string_value: 'two' } }",
-            "intra_op_thread_count must be a number up to 1024",
-        ),
-    ],
-)
-def test_a_malformed_file_is_one_clear_error(
-    tmp_path: Path, content: str | bytes, reason: str
-) -> None:
-    (error,) = results_of(tmp_path, [content])
+MALFORMED: list[tuple[str | bytes, str]] = [
+    ("max_batch_size: -1", "must be 0 or more"),
+    ("max_batch_size: -2147483648", "must be 0 or more"),
+    ("max_batch_size: many", "Couldn't parse integer"),
+    ("max_batch_size: 2147483648", "out of range"),
+    ("max_batch_size: 4 max_batch_size: 4", "multiple"),
+    ("max_batch_size: 8.0", "Couldn't parse integer"),
+    ("max_batch_sise: 4", 'no field named "max_batch_sise"'),
+    ("input { name: 'x' dim: 3 }", 'no field named "dim"'),
+    ("input { data_type: TYPE_FP31 }", "TYPE_FP31"),
+    ("input [ { name: 'x' }", "Expected"),
+    (b"\xff\xfe", "cannot read"),
+    (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
+    (b"\x00", "valid model configuration"),
+    ('{"max_batch_size": 4}', "valid model configuration"),
+    ("dynamic_batching { } sequence_batching { }", "scheduling_choice"),
+    ('name: "other"', "name is 'other', but the folder of the model is '"),
+    ('platform: "ensemble"', "platform 'ensemble' is not supported"),
+    ('backend: "python"', "backend 'python' is not supported; this server runs 'onnxruntime'"),
+    ("input { dims: 1 }", "an input has no name"),
+    ("output [ { name: 'y' }, { name: 'y' } ]", "two outputs have one name"),
+    ("input { name: 'x' dims: [ 0 ] }", "dims of 'x' must be sizes from 1 up"),
+    ("input { name: 'x' dims: 4 reshape { shape: [ 3 ] } }", "reshape of 'x' is [3]"),
+    ("input { name: 'x' dims: -1 reshape { shape: [ -1, 2 ] } }", "reshape of 'x'"),
+    ("input { name: 'x' dims: 4 format: FORMAT_NHWC }", "format of 'x' needs three dims"),
+    ("output { name: 'y' label_filename: '../labels' }", "label_filename of 'y' is '../lab"),
+    ("default_model_filename: '/m.onnx'", "default_model_filename is '/m.onnx'"),
+    ("version_policy { latest { } }", "num_versions must be 1 or more"),
+    ("version_policy { specific { } }", "names no version"),
+    ("dynamic_batching { max_queue_delay_microseconds: 1000000001 }", "at most 1000000000"),
+    ("model_warmup { inputs { key: 'x' value { dims: 1 } } }", "zero_data, random_data or"),
+    ("model_warmup { inputs { key: 'x' value { dims: -1 zero_data: true } } }", "from 0 up"),
+    (
+        "model_warmup { inputs { key: 'x' value { input_data_file: '/x' } } }",
+        "must be inside the model's folder",
+    ),
+    (
+        "parameters { key: 'intra_op_thread_count' value { string_value: 'two' } }",
+        "intra_op_thread_count must be a number up to 1024",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What is read from each of the malformed files, in one process."""
+    return results_of(tmp_path_factory.mktemp("malformed"), [content for content, _ in MALFORMED])
+
+
+@pytest.mark.parametrize("number", range(len(MALFORMED)), ids=[reason for _, reason in MALFORMED])
+def test_a_malformed_file_is_one_clear_error(errors: list[Any], number: int) -> None:
+    error = errors[number]
     assert isinstance(error, str)
-    assert reason in error
-    assert str(tmp_path / "0" / "config.pbtxt") in error
+    assert MALFORMED[number][1] in error
+    assert f"/{number}/config.pbtxt" in error
     assert "\n" not in error
     assert len(error) < 400
 

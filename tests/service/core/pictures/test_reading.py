@@ -19,6 +19,7 @@ from service.core.pictures.reading import (
     candidates_on,
     choose,
     find_digits,
+    further,
     ink_on,
 )
 
@@ -38,8 +39,12 @@ def prediction(digit: int, probability: float = 0.9, reason: str | None = "") ->
 
 
 def whole(candidates: Candidates) -> list[list[Box]]:
-    """The boxes of the candidates of one piece, line by line."""
-    return [[c.box for c in line if c.last - c.first == 1] for line in candidates.lines]
+    """The boxes of single pieces, line by line, in pixels of the picture."""
+    scale = candidates.scale
+    return [
+        [Box(*(round(edge * scale) for edge in c.box)) for c in line if c.last - c.first == 1]
+        for line in candidates.lines
+    ]
 
 
 def test_digits_are_in_reading_order_whatever_their_height_on_the_line() -> None:
@@ -77,7 +82,7 @@ def test_bright_ink_on_a_dark_page_is_ink() -> None:
 
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_blank_page_has_no_candidates(level: int) -> None:
-    lines, pixels = candidates_on(Image.new("L", (500, 300), level), 10)
+    lines, pixels, *_ = candidates_on(Image.new("L", (500, 300), level), 10)
     assert (lines, pixels.shape) == ([], (0, 28, 28))
 
 
@@ -94,23 +99,58 @@ def test_too_many_digits_are_refused_with_the_setting_named() -> None:
 
 def test_the_candidates_of_noise_are_bounded() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600), np.uint8)
-    assert len(find_digits(noise, 50).pixels) <= 4 * 50 * 15
+    found = find_digits(noise, 50)
+    refused = [prediction(3, 0.5, "not_a_digit")] * len(found.pixels)
+    try:
+        more = further(found, refused, 50)
+    except RequestTooLarge:
+        pass
+    else:
+        assert len(more.pixels) <= 4 * 50 * 15
     dust = np.where(noise > 250, 255, 0).astype(np.uint8)
     with pytest.raises(RequestTooLarge, match="max_read_digits"):
         find_digits(np.kron(dust[:200, :200], np.ones((3, 3), np.uint8)), 50)
 
 
-def test_a_wide_piece_is_cut_and_also_a_candidate_as_a_whole() -> None:
-    # Two bars that a thin bridge joins.
-    joined = [(100, 50, 130, 130), (170, 50, 200, 130), (130, 88, 170, 91)]
-    (line,) = candidates_on(page((300, 200), joined), 10).lines
-    boxes = {candidate.box for candidate in line}
-    assert any(np.abs(np.array(box) - (100, 50, 201, 131)).max() <= 1 for box in boxes)
-    assert any(abs(box.left - 100) <= 1 and 130 <= box.right < 170 for box in boxes)
+# Two bars that a thin bridge joins.
+JOINED = [(100, 50, 130, 130), (180, 50, 210, 130), (130, 88, 180, 91)]
+
+
+@pytest.mark.parametrize("reason", ["several_digits", "unsure", None])
+def test_a_piece_that_leaves_doubt_is_cut(reason: str | None) -> None:
+    found = candidates_on(page((300, 200), JOINED), 10)
+    ((whole_box,),) = whole(found)
+    assert np.abs(np.array(whole_box) - (100, 50, 211, 131)).max() <= 2
+    more = further(found, [prediction(3, 0.5, reason)], 10)
+    assert len(more.pixels) == len(more.lines[0])
+    boxes = [candidate.box for candidate in more.lines[0]]
+    assert any(abs(box.left - 100) <= 2 and 130 <= box.right < 180 for box in boxes)
+    assert any(abs(box.right - 211) <= 2 and 130 < box.left <= 181 for box in boxes)
+
+
+def test_a_piece_that_is_accepted_is_cut_only_if_it_is_wide() -> None:
+    found = candidates_on(page((300, 200), [(100, 50, 130, 130), (130, 88, 160, 91)]), 10)
+    assert not len(further(found, [prediction(4)], 10).pixels)
+    found = candidates_on(page((300, 200), JOINED), 10)
+    assert len(further(found, [prediction(4)], 10).pixels)
+
+
+def test_parts_of_a_broken_digit_are_also_seen_together() -> None:
+    # A stroke with its foot apart, and a digit of its own.
+    strokes = [(100, 50, 108, 108), (98, 112, 110, 130), (200, 50, 208, 130)]
+    (line,) = candidates_on(page((300, 200), strokes), 10).lines
+    assert sorted((c.first, c.last) for c in line) == [(0, 1), (0, 2), (1, 2), (2, 3)]
 
 
 def line_of(*spans: tuple[int, int]) -> list[Candidate]:
-    return [Candidate(first, last, Box(first, 0, last, 1), 0.0) for first, last in spans]
+    return [
+        Candidate(first, last, Box(first, 0, last, 1), 0.0, row)
+        for row, (first, last) in enumerate(spans)
+    ]
+
+
+def candidates(*lines: list[Candidate]) -> Candidates:
+    return Candidates(list(lines), np.zeros((9, 28, 28), np.uint8), [], 1.0)
 
 
 @pytest.mark.parametrize(
@@ -125,20 +165,38 @@ def line_of(*spans: tuple[int, int]) -> list[Candidate]:
     ],
 )
 def test_the_way_with_the_fewest_refusals_is_chosen(reasons: list[str | None], text: str) -> None:
-    candidates = Candidates([line_of((0, 1), (1, 2), (0, 2))], np.zeros((3, 28, 28), np.uint8))
     predictions = [
-        prediction(digit, 0.9, reason) for digit, reason in zip((1, 2, 3), reasons, strict=True)
+        prediction(digit, 0.6, reason) for digit, reason in zip((1, 2, 3), reasons, strict=True)
     ]
-    assert choose(candidates, predictions).text == text
+    found = candidates(line_of((0, 1), (1, 2), (0, 2)))
+    assert choose([found], predictions).text == text
 
 
 def test_lines_are_chosen_on_their_own() -> None:
-    lines = [line_of((0, 1)), line_of((0, 1), (1, 2))]
-    candidates = Candidates(lines, np.zeros((3, 28, 28), np.uint8))
-    reading = choose(candidates, [prediction(4), prediction(5), prediction(6, 0.4, "unsure")])
+    below = [one._replace(row=one.row + 1) for one in line_of((0, 1), (1, 2))]
+    found = candidates(line_of((0, 1)), below)
+    reading = choose([found], [prediction(4), prediction(5), prediction(6, 0.4, "unsure")])
     assert (reading.text, reading.lines) == ("4\n56", ["4", "56"])
     assert [digit.line for digit in reading.digits] == [0, 1, 1]
     assert reading.digits[0] == ReadDigit(Box(0, 0, 1, 1), 0, reading.digits[0].prediction)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "probability", "text"),
+    [
+        (["", "not_a_digit", ""], 0.8, "123"),
+        (["", "not_a_digit", ""], 0.6, "1?3"),
+        (["", "several_digits", ""], 0.99, "1?3"),
+        (["", "not_a_digit", "not_a_digit"], 0.99, "1??"),
+    ],
+)
+def test_a_doubtful_mark_is_a_digit_among_digits(
+    reasons: list[str], probability: float, text: str
+) -> None:
+    predictions = [prediction(n + 1, probability, reason) for n, reason in enumerate(reasons)]
+    reading = choose([candidates(line_of((0, 1), (1, 2), (2, 3)))], predictions)
+    assert reading.text == text
+    assert [digit.prediction.accepted for digit in reading.digits] == [not r for r in reasons]
 
 
 @given(
@@ -154,13 +212,17 @@ def test_digits_are_inside_the_picture_and_ordered(
     strokes = [(x, y, x + width, y + height) for x, y, width, height in boxes]
     picture = page((200, 140), strokes)
     try:
-        candidates = candidates_on(picture, 64)
+        found = candidates_on(picture, 64)
+        count = sum(map(len, found.lines))
+        assert found.pixels.shape == (count, 28, 28)
+        predictions = [prediction(index % 10, 0.5, "unsure") for index in range(count)]
+        more = further(found, predictions, 64)
     except RequestTooLarge:
         return
-    count = sum(map(len, candidates.lines))
-    assert candidates.pixels.shape == (count, 28, 28)
-    reading = choose(candidates, [prediction(index % 10) for index in range(count)])
-    assert len(reading.lines) == len(candidates.lines)
+    assert more.pixels.shape == (sum(map(len, more.lines)), 28, 28)
+    predictions += [prediction(index % 10) for index in range(len(more.pixels))]
+    reading = choose([found, more], predictions)
+    assert len(reading.lines) == len(found.lines)
     assert len(reading.digits) == sum(map(len, reading.lines)) <= 4 * 64
     assert [digit.line for digit in reading.digits] == sorted(d.line for d in reading.digits)
     for digit in reading.digits:
