@@ -570,7 +570,9 @@ def _stat(of: str) -> MainThread | None:
 
 def _preflight(settings: Settings) -> list[socket.socket]:
     """Reserve the ports. Raises SettingsError for what would otherwise show later, or never."""
-    if not settings.models.is_dir():
+    if settings.models.is_file() and settings.models.suffix != ".onnx":
+        raise SettingsError(f"{settings.models.resolve()} is neither a folder nor FILE.onnx.")
+    if not settings.models.exists():
         raise SettingsError(
             f"The model repository {settings.models.resolve()} does not exist. "
             "Train a model with mnist-train, or choose another folder with --models."

@@ -41,7 +41,12 @@ class Server:
     is_grpcio = False
 
     def __init__(
-        self, folder: Path, models: Path, prefix: Sequence[str] = (), **settings: object
+        self,
+        folder: Path,
+        models: Path,
+        prefix: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        **settings: object,
     ) -> None:
         self.http_port, self.grpc_port = free_ports(2)
         self.http = f"127.0.0.1:{self.http_port}"
@@ -56,7 +61,7 @@ class Server:
         environ = {f"MNIST_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "service.cli"],
+                [*prefix, sys.executable, "-m", "service.cli", *arguments],
                 env=os.environ | environ,
                 stderr=log,
                 stdout=log,

@@ -118,8 +118,7 @@ def _add_model(on_disk: OnDisk, folder: Path, configs: TritonConfigs) -> None:
                 + (f", but {others[0]}; name that file in default_model_filename" if others else "")
             )
             continue
-        within = [Path(at, each) for at, _, names in os.walk(entry) for each in sorted(names)]
-        files = tuple(each for each in within if each not in (file, card))
+        files = tuple(each for each in _files(entry) if each not in (file, card))
         versions.append(
             VersionOnDisk(
                 name=name,
@@ -160,6 +159,13 @@ def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
     on_disk.models[name] = [
         VersionOnDisk(name, number, folder, folder.parent, file, files, card, signature, config)
     ]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder. Hidden ones are not: Kubernetes keeps the targets of links there."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
 
 
 def _signature(folder: Path, files: Sequence[Path]) -> Iterator[int | str]:

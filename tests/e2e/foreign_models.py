@@ -814,7 +814,11 @@ def sklearn_table() -> Foreign:
     kinds = [("age", FloatTensorType([None, 1])), ("colour", StringTensorType([None, 1]))]
     made = to_onnx(pipeline, initial_types=kinds, options={"zipmap": False}, target_opset=18)
     age = np.array([[35], [np.nan]], np.float32)
-    return Foreign(made, [{"age": age, "colour": texts("red", "blue").reshape(2, 1)}])
+    return Foreign(
+        made,
+        [{"age": age, "colour": texts("red", "blue").reshape(2, 1)}],
+        card='{"warm_up": [{"age": [[35]], "colour": [["red"]]}]}',
+    )
 
 
 MODELS: Sequence[Callable[[], Foreign]] = [

@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 from torchvision.models import ResNet18_Weights
 
+from clients.cli import main
 from tests.conftest import ROOT, free_ports
 from tests.training.data.test_sources import write_idx
 from training.data.mnist import CLOTHES, FASHION_FOLDER
@@ -41,10 +42,11 @@ RESNET, IRIS = blocks("python")
 
 
 class Page(NamedTuple):
-    """A folder in which the page was followed, and the address of its server."""
+    """A folder in which the page was followed, and the addresses of its server."""
 
     folder: Path
     address: str
+    grpc: str
 
     def call(self, line: str) -> Any:
         command = line.replace("127.0.0.1:8000", self.address)
@@ -104,7 +106,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
             if server.poll() is not None or time.monotonic() > end:
                 pytest.fail(log.read_text())
             time.sleep(0.05)
-    yield Page(folder, address)
+    yield Page(folder, address, f"127.0.0.1:{grpc}")
     server.send_signal(signal.SIGTERM)
     server.wait(timeout=60)
 
@@ -126,6 +128,18 @@ def test_clothes_have_their_labels(page: Page) -> None:
     assert list(row["probabilities"].values()) == pytest.approx(sorted(boot[0])[::-1], abs=1e-6)
     again = page.call(calls()[0].replace("?model=fashion", ""))
     assert again["predictions"] == answer["predictions"]
+
+
+def test_the_command_for_digits_says_what_it_got(
+    page: Page, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boot = str(page.folder / "boot.png")
+    assert main([boot, "--model", "fashion", "--address", page.address]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "classifies something else than digits; its answer is" in said
+    assert main([boot, "--model", "fashion", "--grpc", "--address", page.grpc]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "send its pictures to POST /predict" in said
 
 
 def test_resnet_sees_what_torchvision_would_show_it(page: Page) -> None:

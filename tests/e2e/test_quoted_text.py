@@ -133,7 +133,7 @@ def of_region(name: str) -> str:
             json.dumps({"parameters": {NAME: 1}}).encode(),
             "is not supported; a model is loaded as it is",
         ),
-        ("POST", f"/v2/repository/models/{IN_A_HEADER}/load", JSON, b"", "is not in the"),
+        ("POST", f"/v2/repository/models/{IN_A_HEADER}/load", JSON, b"", "failed to poll"),
         ("POST", f"/v2/repository/models/{IN_A_HEADER}/unload", JSON, b"", "is not in the"),
         (
             "POST",
@@ -306,7 +306,7 @@ def test_digits_and_health_quote_the_beginning_alone(channel: tuple[grpc.Channel
     health = health_pb2_grpc.HealthStub(calls)
     pixels = bytes(784)
     for call, request, words in (
-        (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_name=NAME), "not loaded"),
+        (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_name=NAME), "is not found"),
         (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_version=NAME), "is not a"),
         (health.Check, health_pb2.HealthCheckRequest(service=NAME), "'."),
     ):

@@ -104,7 +104,7 @@ def test_what_the_model_sees_is_shown_on_request(tmp_path: Path) -> None:
         ("model=colours&top=0", PNG, "image/png", InvalidArgument, "top: is '0'"),
         ("model=colours&top=1001", PNG, "image/png", InvalidArgument, "from 1 to 1000"),
         ("model=colours&top=%C2%B2", PNG, "image/png", InvalidArgument, "top"),
-        ("model=colours&version=7", PNG, "image/png", ModelNotFound, "Version 7"),
+        ("model=colours&version=7", PNG, "image/png", ModelNotFound, "version 7"),
         ("model=colours", {"picture": URL}, JSON, InvalidArgument, "image: send a list of pixels"),
         ("model=colours", {"image": "a.png"}, JSON, InvalidArgument, "must be a data URL"),
         ("model=colours", PNG[:45], "image/png", InvalidArgument, "damaged"),

@@ -213,7 +213,7 @@ def test_a_picture_that_the_reader_takes_fits_the_schema(tmp_path: Path) -> None
         "mean": (0.5, [0.5], [0.1, 0.2, 0.3]),
         "std": (0.5, [1, 2, 3]),
         "resize": ("crop", "pad", "stretch"),
-        "shorter_side": (0, 256),
+        "shorter_side": (256, 4096),
         "filter": ("bilinear", "bicubic", "lanczos", "box"),
         "fill": (0, 255),
     }

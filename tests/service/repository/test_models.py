@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import shutil
@@ -26,6 +27,7 @@ from service.repository import models
 from service.repository.models import Repository
 from service.repository.triton_config import TritonConfig, TritonConfigs, VersionPolicy
 from service.runtime.session import Samples, SessionOptions
+from tests.e2e.onnx_models import external_model
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
 
@@ -639,3 +641,104 @@ def test_digits_and_other_classifiers_are_told_apart_by_their_cards(tmp_path: Pa
         assert "picture.colour is missing" in repository.failures["linear/6"]
 
     run_with_operations(tmp_path, scenario)
+
+
+def test_fixing_only_the_card_loads_the_version(fixture: Fixture) -> None:
+    fixture.publish("mnist/1", card={"labels": "0123"})
+    card = fixture.root / "mnist" / "1" / "model.json"
+
+    async def scenario(repository: Repository) -> None:
+        for _ in range(2):
+            await repository.refresh()
+        (reason,) = repository.failures.values()
+        assert reason == f"{card}: labels must be a list of strings"
+        card.write_text(json.dumps({"labels": ["0", "1"]}))
+        await repository.refresh()
+        assert repository.failures == {}
+        before = repository.get("mnist")
+        assert before.card.labels == ("0", "1")
+        card.write_text("{")
+        await repository.refresh()
+        assert repository.get("mnist") is before
+        assert list(repository.failures) == ["mnist/1"]
+
+    fixture.run(scenario)
+
+
+def test_weights_in_a_file_of_their_own_are_checked_and_followed(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.publish("mnist/1")
+    folder = fixture.root / "mnist" / "1"
+    external_model(folder / "model.onnx", "model.onnx.data")
+    weights, card = folder / "model.onnx.data", folder / "model.json"
+    sha256 = {"model.onnx": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()}
+
+    async def scenario(repository: Repository) -> None:
+        digests = []
+        for content in (b"1234", b"5678"):
+            weights.write_bytes(content)
+            await repository.refresh()
+            digests.append(repository.get("mnist").sha256)
+        assert len({*digests}) == len(fixture.loads) == 2
+        card.write_text(json.dumps({"sha256": sha256["model.onnx"]}))
+        await repository.refresh()
+        assert "has the SHA-256 of model.onnx alone" in caplog.text
+        card.write_text(json.dumps({"sha256": {**sha256, "model.onnx.data": "0"}}))
+        await repository.refresh()
+        assert "model.onnx.data has SHA-256" in repository.failures["mnist/1"]
+        fits = {**sha256, "model.onnx.data": hashlib.sha256(b"5678").hexdigest()}
+        card.write_text(json.dumps({"sha256": fits}))
+        await repository.refresh()
+        assert repository.failures == {}
+        external_model(folder / "model.onnx", "../model.onnx.data")
+        await repository.refresh()
+        assert "outside its folder" in repository.failures["mnist/1"]
+
+    fixture.run(scenario)
+
+
+def test_what_cannot_be_served_is_in_the_index_and_logged_once(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("mnist/2")
+    (fixture.root / "mnist" / "2" / "model.onnx").rename(fixture.root / "mnist" / "2" / "net.onnx")
+    (fixture.root / "empty").mkdir()
+
+    async def scenario(repository: Repository) -> None:
+        for _ in range(2):
+            await repository.refresh()
+        assert repository.versions("mnist") == ["1"]
+        reasons = {(e.name, e.version): e.reason for e in await repository.index() if not e.ready}
+        assert reasons == {
+            ("empty", ""): "it has no version, a folder such as empty/1",
+            (
+                "mnist",
+                "2",
+            ): "it has no model.onnx, but net.onnx; name that file in default_model_filename",
+        }
+        assert caplog.text.count("mnist/2 in the model repository is not served: it has no") == 1
+        assert caplog.text.count("empty in the model repository is not served") == 1
+        assert repository.failures == {}
+        with pytest.raises(ModelLoadError, match="it has no version, a folder such as empty/1"):
+            await repository.follow(frozenset(), {"empty": 1})
+
+    fixture.run(scenario)
+
+
+def test_a_warm_up_that_fails_is_one_line_of_the_log(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(FakeSession, "warm_up_error", "Conv: too small.")
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert repository.versions("mnist") == ["1"]
+        (line,) = [each for each in caplog.messages if "warm-up" in each]
+        assert line.startswith(
+            "The warm-up of mnist version 1 failed, but the model is served: Conv: too small. "
+        )
+
+    fixture.run(scenario)

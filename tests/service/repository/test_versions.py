@@ -5,9 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-import onnx
 import pytest
-from onnx import helper
 
 from service.core.errors import ModelLoadError
 from service.repository.triton_config import TritonConfigs
@@ -21,6 +19,7 @@ from service.repository.versions import (
     parse_version,
     scan,
 )
+from tests.e2e.onnx_models import external_model
 
 
 def publish(root: Path, name: str, version: str, content: bytes = b"model") -> Path:
@@ -150,6 +149,9 @@ def test_the_signature_covers_every_file_of_the_version_and_its_card(tmp_path: P
 def test_the_digest_of_a_version_is_what_sha256sum_gives(tmp_path: Path) -> None:
     folder = publish(tmp_path, "mnist", "1", b"the model").parent
     (folder / "model.json").write_text("{}")
+    (folder / ".hidden").mkdir()
+    for hidden in (".file", ".hidden/file"):
+        (folder / hidden).touch()
     alone = digests(version_of(tmp_path))
     assert digest_of_all(alone) == hashlib.sha256(b"the model").hexdigest()
     (folder / "weights").mkdir()
@@ -160,22 +162,6 @@ def test_the_digest_of_a_version_is_what_sha256sum_gives(tmp_path: Path) -> None
         ["sha256sum", "model.onnx", "weights/w"], cwd=folder, capture_output=True, check=True
     ).stdout
     assert digest_of_all(both) == hashlib.sha256(printed).hexdigest()
-
-
-def external_model(path: Path, place: str) -> None:
-    """A model that takes its weight from the file at `place`."""
-    weight = onnx.TensorProto(
-        name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL
-    )
-    weight.external_data.add(key="location", value=place)
-    graph = helper.make_graph(
-        [helper.make_node("Mul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", 1, ["n"])],
-        [helper.make_tensor_value_info("y", 1, ["n"])],
-        [weight],
-    )
-    path.write_bytes(helper.make_model(graph, ir_version=10).SerializeToString())
 
 
 @pytest.mark.parametrize("place", ["../w.bin", "/etc/hostname", "a/../../w.bin", "link"])
