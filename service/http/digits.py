@@ -25,6 +25,7 @@ from service.http.message import (
     check_json_size,
     json_response,
     parse_json,
+    server_timing,
     to_json,
 )
 from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
@@ -95,7 +96,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         ]
     response = json_response(body)
     if answer.seconds:
-        response.headers.append(timing(answer.seconds))
+        response.headers.append(server_timing(answer.seconds))
     return response
 
 
@@ -106,12 +107,6 @@ def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
         parts += to_json(fields_of(part))[1:-1], b","
     parts[-1] = b"]}"  # instead of the last comma
     return HttpResponse(200, [("content-type", JSON)], b"".join(parts))
-
-
-def timing(seconds: tuple[float, float]) -> tuple[str, str]:
-    """The header Server-Timing (W3C): milliseconds of the picture, and of the model."""
-    before, run = seconds
-    return "server-timing", f"picture;dur={1000 * before:.3f}, model;dur={1000 * run:.3f}"
 
 
 def query_of(request: HttpRequest) -> dict[str, str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from service.core.errors import InvalidArgument
 from service.core.off_loop import off_loop
-from service.http.digits import fields_of, form_or_json, query_of, timing
-from service.http.message import JSON, HttpRequest, HttpResponse, json_response
+from service.http.digits import fields_of, form_or_json, query_of
+from service.http.message import JSON, HttpRequest, HttpResponse, json_response, server_timing
 from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS, Digits, Picture, ReadAnswer
 
@@ -49,5 +49,5 @@ def _response(answer: ReadAnswer) -> HttpResponse:
     if answer.hint:
         body["hint"] = answer.hint
     response = json_response(body)
-    response.headers.append(timing(answer.seconds))
+    response.headers.append(server_timing(answer.seconds))
     return response
