@@ -421,25 +421,31 @@ def _load_on_cuda(
         )
     except ModelLoadError as error:
         graph_error = cuda.in_short(error.message)
-        # If the CPU fails on these inputs as well, they are wrong, and not CUDA.
-        fails = bool(_create(path, options, batching, [CPU], samples=samples).warm_up_error)
     # Not in the handler: by now the first error is freed, with all that it refers to.
     if session is None:
+        without_graphs = partial(
+            _create,
+            path,
+            options,
+            batching,
+            [CUDA],
+            entries,
+            device=_CUDA_DEVICE,
+            fixed=False,
+            samples=samples,
+        )
         try:
-            session = _create(
-                path,
-                options,
-                batching,
-                [CUDA],
-                entries,
-                device=_CUDA_DEVICE,
-                fixed=False,
-                samples=samples,
-                may_fail=fails,
-            )
+            session = without_graphs()
         except ModelLoadError as error:
-            reason = cuda.what_is_missing() or cuda.in_short(error.message)
-            raise ProviderUnavailable(f"CUDA does not run {path}: {reason}") from error
+            missing = cuda.what_is_missing()
+            reason = missing or cuda.in_short(error.message)
+        # If the CPU fails on the inputs of the warm-up as well, they are wrong, and not CUDA.
+        if session is None and not missing:
+            with contextlib.suppress(ModelLoadError):
+                if _create(path, options, batching, [CPU], samples=samples).warm_up_error:
+                    session = without_graphs(may_fail=True)
+        if session is None:
+            raise ProviderUnavailable(f"CUDA does not run {path}: {reason}")
         log.warning("%s runs on CUDA without CUDA graphs, and slower: %s.", path, graph_error)
     if session.provider != CUDA:
         raise ProviderUnavailable(f"ONNX Runtime chose {session.provider} for {path}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from onnx import TensorProto, helper
 from service.core.batching import Batching
 from service.core.datatypes import MISSING
 from service.core.errors import ModelLoadError, ProviderUnavailable
+from service.runtime import session as module
 from service.runtime.session import (
     CPU,
+    CUDA,
     Session,
     SessionOptions,
     load,
@@ -227,6 +230,37 @@ def test_the_time_of_a_loop_may_depend_on_values(tmp_path: Path) -> None:
     publish_loop(tmp_path)
     path = tmp_path / "loop" / "1" / "model.onnx"
     assert load(path, SessionOptions("cpu")).timing.may_depend_on_values
+
+
+@pytest.mark.parametrize(
+    ("cuda_fails", "cpu_fails", "provider"),
+    [(False, False, CUDA), (True, True, CUDA), (True, False, CPU)],
+)
+def test_a_warm_up_that_fails_on_the_cpu_as_well_says_nothing_about_cuda(
+    monkeypatch: pytest.MonkeyPatch, cuda_fails: bool, cpu_fails: bool, provider: str
+) -> None:
+    """Without a device: what `load` makes of sessions that cannot be created here."""
+
+    def create(*arguments: Any, fixed: bool = True, may_fail: bool = False, **_: Any) -> Any:
+        is_cpu = arguments[3] == [CPU]
+        if fixed and not is_cpu:
+            raise ModelLoadError("no graph")
+        fails = cpu_fails if is_cpu else cuda_fails
+        if fails and not is_cpu and not may_fail:
+            raise ModelLoadError("its warm-up failed")
+        error = "wrong inputs" if fails else ""
+        return SimpleNamespace(provider=CPU if is_cpu else CUDA, warm_up_error=error, fallback="")
+
+    monkeypatch.setattr(module, "_create", create)
+    monkeypatch.setattr(module, "cuda_is_built_in", lambda: True)
+    monkeypatch.setattr(module.cuda, "what_is_missing", lambda: "")
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    session = load(SHIPPED, SessionOptions("auto"), DECLARED)
+    assert session.provider == provider
+    assert bool(session.fallback) == (provider == CPU)
+    if provider == CPU:
+        with pytest.raises(ProviderUnavailable, match="its warm-up failed"):
+            load(SHIPPED, SessionOptions("cuda"), DECLARED)
 
 
 def published(repository: Path, name: str) -> Path:
