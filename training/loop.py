@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy
 
 from training.data.augment import deform, draw
 from training.errors import DivergedError, UsageError
-from training.evaluation.acceptance import calibrate
 from training.evaluation.metrics import logits_of, loss_and_accuracy
 from training.hardware import be_deterministic, computes_bf16
 from training.models import scale
@@ -59,8 +58,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
     """
     be_deterministic()
     recipe, split, device = run.recipe, run.split, run.device
-    images = torch.cat([split.images, split.late_images]).to(device)
-    labels = torch.cat([split.labels, split.late_labels]).to(device)
+    images, labels = split.images.to(device), split.labels.to(device)
     batch_size = len(images) if recipe.batch_size == FULL_BATCH else recipe.batch_size
     batch_size = min(batch_size, len(images))
     if batch_size < processes.size:
@@ -95,13 +93,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
         torch.manual_seed(run.seed * 1_000_003 + epoch + processes.rank * 7_919)  # for dropout
         network.train()
         loss_sum, correct, seen, rate = 0.0, 0.0, 0, 0.0
-        if state.epoch == recipe.held_out_epochs < recipe.epochs:
-            state.calibration = calibrate(averaged, split, device)
-        order = state.sampler.order(
-            state.random,
-            at_least=processes.size,
-            among=len(images) if state.calibration else len(split.images),
-        )
+        order = state.sampler.order(state.random, at_least=processes.size)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             if len(batch) < processes.size:
@@ -186,7 +178,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
         state.epoch = epoch
 
         validation_loss = validation_accuracy = test_loss = test_accuracy = None
-        if processes.is_first and len(split.validation_images) and not state.calibration:
+        if processes.is_first and len(split.validation_images):
             looks_at = None if recipe.patience or epoch == recipe.epochs else _LOOKS_AT
             logits = logits_of(averaged, split.validation_images[:looks_at], device)[:, :classes]
             validation_loss, validation_accuracy = loss_and_accuracy(

@@ -1,8 +1,5 @@
 """The networks, and the classifier that is exported: pixels to logits and probabilities."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -124,22 +121,6 @@ class Thresholds(NamedTuple):
     outlier: float
     confidence: float
     prediction_set: float
-
-
-class Calibration(NamedTuple):
-    """What is fitted on held-out images; networks without outliers have no thresholds."""
-
-    temperature: float
-    thresholds: Thresholds | None
-
-    def numbers(self) -> list[float]:
-        """Return it as numbers, from which `of` restores it."""
-        return [self.temperature, *(self.thresholds or ())]
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> Calibration:
-        temperature, *thresholds = numbers
-        return cls(temperature, Thresholds(*thresholds) if thresholds else None)
 
 
 class Scores(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training.data.dataset import Split, output_count
 from training.data.sampling import Sampler
-from training.models import Calibration, build_network
+from training.models import build_network
 from training.recipes.recipe import Recipe
 
 
@@ -37,7 +37,6 @@ class Trained(NamedTuple):
 
     network: nn.Sequential
     epoch: int
-    calibration: Calibration | None = None  # if it was fitted before the end of the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,6 @@ class TrainingState:
     sampler: Sampler
     epoch: int = 0  # completed
     step: int = 0
-    calibration: Calibration | None = None  # fitted once the validation images are learnt as well
     best: nn.Sequential | None = None  # with early stopping only
     best_loss: float = math.inf
     best_epoch: int = 0
@@ -96,7 +94,7 @@ class TrainingState:
         """Return the best weights on validation with early stopping, else the last or averaged."""
         if self.best is not None:
             return Trained(self.best, self.best_epoch)
-        return Trained(self.averaged, self.epoch, self.calibration)
+        return Trained(self.averaged, self.epoch)
 
     def keep_if_best(self, loss: float) -> None:
         """Copy the weights of this epoch if no epoch had a lower validation loss."""
@@ -114,8 +112,6 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name, on the CPU."""
         tensors = {"random": self.random.get_state(), "losses": self.sampler.losses}
-        if self.calibration:
-            tensors["calibration"] = torch.tensor(self.calibration.numbers(), dtype=torch.float64)
         # "used" is what the file format calls the averaged weights.
         networks = {"network": self.network, "used": self.averaged, "best": self.best}
         for name, network in networks.items():
@@ -139,8 +135,6 @@ class TrainingState:
         self.network.load_state_dict(_with_prefix("network", tensors))
         if self.averaged is not self.network:
             self.averaged.load_state_dict(_with_prefix("used", tensors))
-        if "calibration" in tensors:
-            self.calibration = Calibration.of(tensors["calibration"].tolist())
         if counters.best_loss is not None:
             self.best = copy.deepcopy(self.averaged)
             self.best.load_state_dict(_with_prefix("best", tensors))
@@ -188,7 +182,7 @@ def begin(run: Run) -> TrainingState:
         averaged=averaged,
         optimizer=optimizer,
         random=random,
-        sampler=Sampler(recipe, len(run.split.images) + len(run.split.late_images)),
+        sampler=Sampler(recipe, len(run.split.images)),
     )
 
 

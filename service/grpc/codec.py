@@ -58,7 +58,7 @@ def decode(request: pb.ModelInferRequest, deadline: float | None, caller: str = 
         name = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
         raise InvalidArgument(
             "contents field must not be specified when using raw_input_contents for "
-            f"'{excerpt(name)}' for model '{excerpt(request.model_name)}'"
+            f"'{excerpt(name)}' for model '{excerpt(request.model_name)}'."
         )
     inputs = []
     unused = iter(all_raw)

@@ -162,14 +162,14 @@ def test_failed_load_is_reported_and_changes_nothing(triton: Triton, models: Pat
     broken.mkdir()
     (broken / "model.onnx").write_bytes(b"no model")
     try:
-        with pytest.raises(InferenceServerException, match="Version 4 of 'mnist'"):
+        with pytest.raises(InferenceServerException, match=r"failed to load 'mnist', .*: 4 "):
             triton.load_model("mnist")
         assert triton.is_model_ready("mnist", "3")
         assert states(triton)["mnist", "4"] == "UNAVAILABLE"
     finally:
         shutil.rmtree(broken)
     for options in ({"config": "{}"}, {"config": "{}", "files": {"file:1/model.onnx": b"x"}}):
-        with pytest.raises(InferenceServerException, match="parameters") as caught:
+        with pytest.raises(InferenceServerException, match=r"parameter (config|file)") as caught:
             triton.load_model("mnist", **options)
         assert triton.code(caught.value) == "UNIMPLEMENTED"
 

@@ -269,7 +269,7 @@ def test_wrong_request_is_rejected_by_name_and_the_client_stays_usable(
     with pytest.raises(InferenceServerException, match="'none' is not found") as caught:
         triton.infer("none", images(triton, mnist))
     assert triton.code(caught.value) == "NOT_FOUND"
-    with pytest.raises(InferenceServerException, match="Version 9") as caught:
+    with pytest.raises(InferenceServerException, match="version 9") as caught:
         triton.infer("mnist", images(triton, mnist), model_version="9")
     assert triton.code(caught.value) == "NOT_FOUND"
     result = triton.infer("mnist", images(triton, mnist))

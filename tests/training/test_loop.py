@@ -9,16 +9,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.training.runs import begin_on_mnist, epochs_of, evaluation_of, train
-from training.data.dataset import split
 from training.data.mnist import load_mnist
-from training.evaluation.acceptance import calibrate
+from training.evaluation.metrics import logits_of, loss_and_accuracy
 from training.hardware import computes_bf16
 from training.loop import limit_norms, penalty, perturbed
-from training.loop import train as train_in_place
-from training.models import Calibration, build_network, scale
-from training.recipes.recipe import Recipe, changed
+from training.models import build_network, scale
+from training.recipes.recipe import Recipe
 from training.run import checkpoint
-from training.state import EpochMetrics, Run, TrainingState, begin
 
 NOTES = ["--recipe", "book-30-30", "--validation-size", "1000", "--no-publish"]
 
@@ -99,6 +96,17 @@ def test_bfloat16_changes_the_arithmetic_but_not_the_dtype_of_the_weights(
         assert torch.allclose(ours, theirs, atol=0.01)
 
 
+def test_epochs_before_the_last_look_at_some_of_the_validation_images(tmp_path: Path) -> None:
+    many = ["--epochs", "2", "--validation-size", "6000"]
+    run = train(tmp_path, *FEW, *many)
+    first, last = (metrics["validation_accuracy"] for metrics in epochs_of(run))
+    assert first * 2500 == pytest.approx(round(first * 2500), abs=1e-6)
+    network = checkpoint.read(run / "checkpoint.safetensors").network
+    data = load_mnist()
+    logits = logits_of(network, data.train_images[-6000:], torch.device("cpu"))
+    assert last == loss_and_accuracy(logits, data.train_labels[-6000:])[1]
+
+
 def test_early_stopping_keeps_the_best_epoch_on_validation(tmp_path: Path) -> None:
     # The network memorises 64 images, so the validation loss soon rises.
     arguments = ["--train-limit", "64", "--batch-size", "8", "--lr", "0.3", "--epochs", "200"]
@@ -159,50 +167,6 @@ def test_plain_end_turns_augmentation_off_in_the_last_epochs(tmp_path: Path) -> 
     assert half[1]["train_loss"] != never[1]["train_loss"]
     # Augmentation is still drawn, so only the order of the images may differ.
     assert always[1]["train_loss"] == pytest.approx(plain[1]["train_loss"], abs=1e-5)
-
-
-def test_last_epochs_learn_what_was_held_out_and_keep_the_calibration() -> None:
-    whole = load_mnist()
-    data = whole._replace(
-        train_images=whole.train_images[:600], train_labels=whole.train_labels[:600]
-    )
-    recipe = Recipe(
-        name="x",
-        hidden=(16,),
-        epochs=4,
-        batch_size=20,
-        learning_rate=0.1,
-        validation_size=200,
-        outliers=0.1,
-        held_out_until=0.5,
-    )
-    seen: list[EpochMetrics] = []
-    calibrated: list[Calibration | None] = []
-
-    def keep(state: TrainingState, metrics: EpochMetrics) -> None:
-        seen.append(metrics)
-        calibrated.append(state.calibration)
-        if metrics.epoch == 2:
-            calibrated.append(calibrate(state.averaged, run.split, run.device))
-
-    run = Run(recipe=recipe, split=split(data, recipe), seed=0, device=torch.device("cpu"))
-    state = begin(run)
-    train_in_place(run, state, on_epoch=keep)
-    assert [metrics.images for metrics in seen] == [440, 440, 640, 640]
-    assert [metrics.validation_loss is None for metrics in seen] == [False, False, True, True]
-    none, nor_then, fitted, *kept = calibrated
-    assert (none, nor_then) == (None, None)
-    assert fitted is not None
-    assert fitted.thresholds is not None
-    assert kept == [fitted, fitted]
-    assert state.result().calibration == fitted
-
-
-@pytest.mark.parametrize("change", [{"patience": 3}, {"train_limit": 100}, {"epochs": 1}])
-def test_images_stay_held_out_where_they_are_needed(change: dict[str, int]) -> None:
-    recipe = changed(Recipe(name="x", held_out_until=0.5), change)
-    assert recipe.held_out_epochs == recipe.epochs
-    assert len(split(load_mnist(), recipe).late_images) == 0
 
 
 def test_perturbation_moves_weights_along_their_gradients_and_restores_them() -> None:

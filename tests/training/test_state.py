@@ -6,18 +6,8 @@ import pytest
 import torch
 
 from tests.training.runs import begin_on_mnist
-from training.models import Calibration, Thresholds
 from training.recipes.recipe import Recipe
 from training.state import TrainingState
-
-
-@pytest.mark.parametrize("thresholds", [None, Thresholds(0.1, 0.3, 0.7, 1e-3)])
-def test_calibration_round_trips_through_tensors(thresholds: Thresholds | None) -> None:
-    recipe = Recipe(name="x", hidden=(3,))
-    first, second = begin_on_mnist(recipe), begin_on_mnist(recipe)
-    first.calibration = Calibration(0.8, thresholds)
-    second.restore(first.counters(), first.tensors())
-    assert second.result().calibration == first.calibration
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -1,9 +1,9 @@
 """make test-triton: runs Triton's perf_analyzer and the KServe SDK against a real server.
 
 Neither fits into the environment of the tests. perf_analyzer is a binary in PyPI's tritonclient
-2.45, built for Ubuntu: it needs CUDA's runtime (a wheel, of which no GPU is asked) and libb64 (from
-Debian or Ubuntu, unpacked here, not installed). The KServe SDK brings sixty packages, and its
-messages have the names of tritonclient's. Both are kept in build/triton.
+2.45, built for Ubuntu. It needs CUDA's runtime, which is a wheel, though no GPU, and libb64, which
+Debian and Ubuntu have; that package is unpacked here, not installed. The KServe SDK brings sixty
+packages, and its messages have the names of tritonclient's. Everything is kept in build/triton.
 """
 
 from __future__ import annotations

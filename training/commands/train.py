@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
     run = Run(recipe=recipe, split=split(data, recipe), seed=seed, device=device)
     folder = _open_folder(options, run, saved) if is_first() else None
     if weights:
-        trained = Trained(weights.network, weights.epoch, weights.calibration)
+        trained = Trained(weights.network, weights.epoch)
     else:
         with joined(device) as processes, Stopper() as stopper:
             trained = _train(run, saved, folder, processes, stopper)
@@ -173,7 +173,7 @@ def _train(
                 should_stop=stopper.requested,
             )
             if not finished:
-                recorder.save_checkpoint(Trained(state.averaged, state.epoch, state.calibration))
+                recorder.save_checkpoint(Trained(state.averaged, state.epoch))
     if not finished:
         # Under torchrun the signal may have reached another process only.
         number = stopper.signal_number or signal.SIGTERM

@@ -39,8 +39,6 @@ class Split(NamedTuple):
     labels: Tensor
     validation_images: Tensor
     validation_labels: Tensor
-    late_images: Tensor  # the validation images that the last epochs learn from
-    late_labels: Tensor
 
 
 def split(data: DataSet, recipe: Recipe) -> Split:
@@ -56,15 +54,12 @@ def split(data: DataSet, recipe: Recipe) -> Split:
     if output_count(recipe, data.labels) > len(data.labels):
         pictures, classes = outliers.make(images, labels, round(recipe.outliers * end))
         images, labels = torch.cat([images, pictures]), torch.cat([labels, classes])
-    late = kept if recipe.held_out_epochs < recipe.epochs else len(data.train_images)
     return Split(
         data=data,
         images=images,
         labels=labels,
         validation_images=data.train_images[kept:],
         validation_labels=data.train_labels[kept:],
-        late_images=data.train_images[late:],
-        late_labels=data.train_labels[late:],
     )
 
 

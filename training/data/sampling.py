@@ -27,23 +27,19 @@ class Sampler:
         # Losses that this process recorded in this epoch; -1 for images it did not see.
         self.recorded = self.losses.clone()
 
-    def order(
-        self, generator: torch.Generator, at_least: int = 1, among: int | None = None
-    ) -> Tensor:
+    def order(self, generator: torch.Generator, at_least: int = 1) -> Tensor:
         """Return the indices of an epoch's images, int64 [N], shuffled and without repetition.
 
-        All images if the selection would leave fewer than `at_least`. They are `among` the first
-        images, without it among all.
+        All images if the selection would leave fewer than `at_least`.
         """
-        images = self._images if among is None else among
         if not self._selects:
-            return torch.randperm(images, generator=generator)
+            return torch.randperm(self._images, generator=generator)
         self.recorded.fill_(-1)
-        easy = self.losses[:images] < self._recipe.easy_below
-        drawn = torch.rand(images, generator=generator) < self._recipe.easy_share
+        easy = self.losses < self._recipe.easy_below
+        drawn = torch.rand(self._images, generator=generator) < self._recipe.easy_share
         chosen = (drawn | ~easy).nonzero().squeeze(1)
         if len(chosen) < at_least:
-            chosen = torch.arange(images)
+            chosen = torch.arange(self._images)
         return chosen[torch.randperm(len(chosen), generator=generator)]
 
     def record(self, indices: Tensor, losses: Tensor) -> None:

@@ -12,59 +12,32 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from training.data.dataset import Split
 from training.data.outliers import CLASSES
 from training.evaluation.metrics import (
     Acceptance,
     Histogram,
     RocCurve,
     calibration_error,
-    fit_temperature,
     logits_of,
 )
-from training.models import REASONS, Calibration, Classifier, Scores, Thresholds, scores_of
+from training.models import REASONS, Classifier, Scores, Thresholds, scores_of
 
 COVERAGE = 0.999
 # Shares of held-out digits that are not accepted: as outliers, and in all.
 _OUTLIERS, _NOT_ACCEPTED = 0.005, 0.017
-# In all, if the network learns on after that: then it gives up fewer (docs/decisions/outliers.md).
-_NOT_ACCEPTED_YET = 0.02
 _CONTRAST = 0.1  # MNIST's faintest digit spans three quarters of the range
 _BINS, _POINTS, _CHUNK = 60, 200, 1000
 
 
-def calibrate(network: nn.Module, split: Split, device: torch.device) -> Calibration:
-    """Fit the temperature on the validation images, and the thresholds if there are outliers."""
-    classes = len(split.data.labels)
-    if not len(split.validation_labels):
-        return Calibration(1.0, None)
-    logits = logits_of(network, split.validation_images, device)
-    temperature = fit_temperature(logits[:, :classes], split.validation_labels)
-    if logits.shape[1] == classes:
-        return Calibration(temperature, None)
-    not_accepted = _NOT_ACCEPTED_YET if len(split.late_labels) else _NOT_ACCEPTED
-    thresholds = fit_thresholds(logits, split.validation_labels, classes, temperature, not_accepted)
-    return Calibration(temperature, thresholds)
-
-
-def fit_thresholds(
-    logits: Tensor,
-    labels: Tensor,
-    classes: int,
-    temperature: float,
-    not_accepted: float = _NOT_ACCEPTED,
-) -> Thresholds:
-    """Fit the thresholds on held-out digits: logits float32 [N,classes+2], labels int64 [N].
-
-    The share `not_accepted` of these digits is given up.
-    """
+def fit_thresholds(logits: Tensor, labels: Tensor, classes: int, temperature: float) -> Thresholds:
+    """Fit the thresholds on held-out digits: logits float32 [N,classes+2], labels int64 [N]."""
     count = len(labels)
     scores = scores_of(logits, classes, temperature)
     outlier = _between(scores.outlier, count - 1 - math.floor(_OUTLIERS * count))
     kept = scores.confidence[scores.outlier <= outlier]
-    unsure = math.floor(not_accepted * count) - (count - len(kept))
+    unsure = math.floor(_NOT_ACCEPTED * count) - (count - len(kept))
     confidence = _between(kept, unsure - 1) if unsure > 0 else 0.0
     # The smallest of n + 1 exchangeable values is as likely to be the new one as any other, so the
     # bound is the floor((n + 1) * 0.001)-th smallest probability of the true class.

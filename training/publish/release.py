@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 from training.data import outliers
-from training.data.dataset import DIGITS
+from training.data.dataset import DIGITS, output_count
 from training.errors import ExportError
-from training.evaluation.acceptance import calibrate, measure_acceptance
-from training.evaluation.metrics import Evaluation, evaluate, logits_of
+from training.evaluation.acceptance import fit_thresholds, measure_acceptance
+from training.evaluation.metrics import Evaluation, evaluate, fit_temperature, logits_of
 from training.models import REASONS, Classifier, count_parameters
 from training.publish.export import IR_VERSION, OPSET, export_quietly, prove
 from training.publish.repository import MODEL_FILE, publish
@@ -85,9 +85,14 @@ def release(trained: Trained, run: Run, folder: RunFolder, plan: ReleasePlan) ->
 
     recipe, split, data, cpu = run.recipe, run.split, run.split.data, torch.device("cpu")
     classes = len(data.labels)
-    network = trained.network.cpu().eval()
-    temperature, thresholds = trained.calibration or calibrate(network, split, cpu)
-    classifier = Classifier(network, temperature, classes=classes, thresholds=thresholds)
+    classifier = Classifier(trained.network.cpu().eval(), classes=classes)
+    if len(split.validation_labels):
+        logits = logits_of(classifier.network, split.validation_images, cpu)
+        temperature = fit_temperature(logits[:, :classes], split.validation_labels)
+        classifier.temperature = temperature
+        if output_count(recipe, data.labels) > classes:
+            thresholds = fit_thresholds(logits, split.validation_labels, classes, temperature)
+            classifier.thresholds = thresholds
     checkpoint = Checkpoint(
         network=classifier.network,
         recipe=recipe,
@@ -103,8 +108,10 @@ def release(trained: Trained, run: Run, folder: RunFolder, plan: ReleasePlan) ->
     evaluation = evaluate(logits, logits / classifier.temperature, data.test_labels)
     evaluation = dataclasses.replace(evaluation, temperature=classifier.temperature)
     if classifier.thresholds:
-        # Made from other digits and other random numbers than those of training.
-        others = outliers.make(data.test_images, data.test_labels, _OUTLIERS_MEASURED, seed=1)
+        # Made from held-out digits, with other random numbers than those of training.
+        others = outliers.make(
+            split.validation_images, split.validation_labels, _OUTLIERS_MEASURED, seed=1
+        )
         evaluation = dataclasses.replace(
             evaluation,
             acceptance=measure_acceptance(classifier, data.test_images, data.test_labels, others),

@@ -181,14 +181,6 @@ class Recipe:
     validation_size: int = _knob(
         5000, "number of training images, the last ones, held out for validation", low=0
     )
-    held_out_until: float = _knob(
-        1.0,
-        "share of the epochs after which the validation images are learnt as well, except with "
-        "--patience and --train-limit; the temperature and the thresholds are fitted before; 1 for "
-        "never",
-        low=0.05,
-        high=1,
-    )
     outliers: float = _knob(
         0.0,
         "made-up letters, signs, noise and several digits to learn as two more classes, and "
@@ -199,16 +191,6 @@ class Recipe:
     train_limit: int = _knob(0, "train on the first N images only; 0 for all", low=0)
     # For reporting only: no weight, temperature or choice of an epoch depends on it.
     report_test_each_epoch: bool = _knob(False, "also print test metrics after every epoch")
-
-    @property
-    def held_out_epochs(self) -> int:
-        """The number of epochs that leave out the validation images.
-
-        All of them with early stopping, which needs these images, and if few images are to be used.
-        """
-        if self.patience or self.train_limit:
-            return self.epochs
-        return max(1, round(self.held_out_until * self.epochs))
 
     def __post_init__(self) -> None:
         for knob in knobs():

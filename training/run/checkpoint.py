@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training.data.dataset import DIGITS, output_count
 from training.errors import CheckpointError
 from training.files import write_atomically
-from training.models import Calibration, Classifier, Thresholds, build_network
+from training.models import Classifier, Thresholds, build_network
 from training.recipes.recipe import Recipe, from_json, to_json
 from training.state import Counters, EpochMetrics
 
@@ -35,13 +35,6 @@ class Checkpoint(NamedTuple):
     temperature: float = 1.0
     labels: tuple[str, ...] = DIGITS
     thresholds: Thresholds | None = None
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What was fitted before the weights learnt from all images; None if they did not."""
-        if self.recipe.held_out_epochs == self.recipe.epochs or self.temperature == 1:
-            return None
-        return Calibration(self.temperature, self.thresholds)
 
 
 class SavedRun(NamedTuple):

@@ -25,7 +25,7 @@ class ProgressBar:
 
     def __init__(self, run: Run, epochs_done: int) -> None:
         self._epochs = run.recipe.epochs
-        self._run = run
+        self._images = len(run.split.images)
         self._epoch_started = time.perf_counter()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(self._epochs)),
@@ -78,12 +78,8 @@ class ProgressBar:
         if metrics.test_loss is not None:
             parts.append(f"test loss {metrics.test_loss:.4f}")
             parts.append(f"test accuracy {metrics.test_accuracy:.2%}")
-        split = self._run.split
-        images = len(split.images)
-        if metrics.epoch > self._run.recipe.held_out_epochs:
-            images += len(split.late_images)
-        if metrics.images < images:
-            parts.append(f"{metrics.images:,} of {images:,} images")
+        if metrics.images < self._images:
+            parts.append(f"{metrics.images:,} of {self._images:,} images")
         parts.append(f"{metrics.seconds:.1f} s, {metrics.images_per_second:,.0f} images/s")
         self._epoch_started = time.perf_counter()
         self._progress.console.print(

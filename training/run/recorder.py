@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from training.models import Calibration
 from training.run.checkpoint import Checkpoint, SavedRun, save, save_run
 from training.run.folder import RunFolder
 from training.run.tensorboard import EventFile
@@ -44,14 +43,11 @@ class Recorder:
 
     def save_checkpoint(self, trained: Trained) -> None:
         """Write the weights to use."""
-        temperature, thresholds = trained.calibration or Calibration(1.0, None)
         checkpoint = Checkpoint(
             network=trained.network,
             recipe=self._run.recipe,
             seed=self._run.seed,
             epoch=trained.epoch,
-            temperature=temperature,
-            thresholds=thresholds,
             labels=self._run.split.data.labels,
         )
         save(self._folder.checkpoint, checkpoint)

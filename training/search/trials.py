@@ -53,7 +53,7 @@ def _run_trial(search: Search, trial: optuna.Trial, device: torch.device) -> tup
             raise optuna.TrialPruned
 
     changes = {varied.name: varied.suggest(trial) for varied in search.space}
-    recipe = changed(search.recipe, changes | {"held_out_until": 1.0})
+    recipe = changed(search.recipe, changes)
     run = Run(recipe=recipe, split=split(search.data, recipe), seed=search.seed, device=device)
     state = begin(run)
     train(run, state, on_epoch=prune)

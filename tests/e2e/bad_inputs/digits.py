@@ -135,8 +135,8 @@ SELECTION = [
     *selected("predict: version unknown", "version=77", 404, "77", model_version="77"),
     *selected("predict: version text", "version=new", 400, "'new'", model_version="new"),
     *selected("predict: version negative", "version=-1", 400, "'-1'", model_version="-1"),
-    *selected("predict: model of a control character", "model=a%0Ab", 404, "not loaded"),
-    *selected("predict: model that is not UTF-8", "model=%ff", 404, "not loaded"),
+    *selected("predict: model of a control character", "model=a%0Ab", 404, "not found"),
+    *selected("predict: model that is not UTF-8", "model=%ff", 404, "not found"),
     Grpc("predict: no input", METHOD, [framed(b"")], "INVALID_ARGUMENT", "input"),
 ]
 

@@ -55,7 +55,7 @@ B = A._replace(name="b")
 
 NAMES = [
     *infer("input name unknown", INVALID, "'picture'", image(name="picture")),
-    *infer("input name empty", INVALID, "Input ''", image(name="")),
+    *infer("input name empty", INVALID, "input ''", image(name="")),
     *infer("input name in other case", INVALID, "'Image'", image(name="Image")),
     *infer("input name with a space", INVALID, "'image '", image(name="image ")),
     *infer("input name of an output", INVALID, "'logits'", image(name="logits")),
@@ -66,7 +66,7 @@ NAMES = [
     *infer("input too many", INVALID, "'c'", A, B, A._replace(name="c"), model="sum"),
     *infer("no inputs", INVALID, "nput"),
     *infer("output unknown", INVALID, "'digits'", IMAGE, outputs=[{"name": "digits"}]),
-    *infer("output name empty", INVALID, "Output ''", IMAGE, outputs=[{"name": ""}]),
+    *infer("output name empty", INVALID, "output ''", IMAGE, outputs=[{"name": ""}]),
     *infer("output twice", INVALID, "twice", IMAGE, outputs=[{"name": "logits"}] * 2),
     *infer("output of an input", INVALID, "'image'", IMAGE, outputs=[{"name": "image"}]),
 ]
@@ -357,7 +357,7 @@ DATA = [
     *of("data of ragged rows", "FP32", "lengths", data=[[1, 2], [1]]),
     *of("data of a row beside a number", "FP32", data=[[1], 2]),
     *of("data nested 65 deep", "FP32", "deep", data=json.loads("[" * 65 + "1" + "]" * 65)),
-    *of("data of another nesting", "FP32", data=[[1], [2]]),
+    *of("data of another number", "FP32", data=[[1], [2], [3]]),
     *of("data empty rows", "FP32", "empty", data=[[], []]),
 ]
 
@@ -517,7 +517,7 @@ NOT_LOADED = [
     *infer("version with a leading zero", INVALID, "'01'", IMAGE, version="01"),
     *infer("version with a point", INVALID, "'1.0'", IMAGE, version="1.0"),
     *infer("version of 30 digits", INVALID, "Version", IMAGE, version="9" * 30),
-    call("model empty", "ModelInfer", pb.ModelInferRequest(), "NOT_FOUND", "Model ''"),
+    call("model empty", "ModelInfer", pb.ModelInferRequest(), "NOT_FOUND", "model: ''"),
     call(
         "version of Arabic digits",
         "ModelInfer",
@@ -609,7 +609,7 @@ SHARED_MEMORY = [
     *in_memory("region size text", "shared_memory_byte_size", shared_memory_byte_size="784"),
     *in_memory("region size fraction", "shared_memory_byte_size", shared_memory_byte_size=7.5),
     *in_memory("region size of another tensor", "'image'", shared_memory_byte_size=783),
-    *in_memory("region size past the region", "region 'pixels'", shared_memory_byte_size=1001),
+    *in_memory("region size past the region", "region: 'pixels'", shared_memory_byte_size=1001),
     *in_memory(
         "region size above max_request_bytes",
         "max_request_bytes",
@@ -618,7 +618,7 @@ SHARED_MEMORY = [
     ),
     *in_memory("region offset negative", "shared_memory_offset", shared_memory_offset=-1),
     *in_memory("region offset text", "shared_memory_offset", shared_memory_offset="0"),
-    *in_memory("region offset past the region", "region 'pixels'", shared_memory_offset=217),
+    *in_memory("region offset past the region", "region: 'pixels'", shared_memory_offset=217),
     *in_memory("region offset at the limit of INT64", "region", shared_memory_offset=2**63 - 1),
     *to_memory("region of an output unknown", "'none'", shared_memory_region="none"),
     *to_memory("region of an output too small", "'logits'", shared_memory_byte_size=39),

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,13 +64,6 @@ def test_each_process_gets_an_image_even_if_all_are_easy() -> None:
         sampler.record(sampler.order(random), torch.zeros(20))
         sampler.end_epoch(sampler.recorded)
         assert len(sampler.order(random, at_least=2)) >= 2
-
-
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_an_epoch_may_be_among_the_first_images(share: float) -> None:
-    sampler = Sampler(Recipe(name="x", easy_below=0.1, easy_share=share), 100)
-    assert sorted(sampler.order(generator(), among=60).tolist()) == list(range(60))
-    assert sorted(sampler.order(generator()).tolist()) == list(range(100))
 
 
 def test_run_records_the_number_of_images_of_each_epoch(tmp_path: Path) -> None:
