@@ -49,7 +49,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     InvalidArgument for a body that does not match its content type. With
     `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
-    query = query_of(request)
+    query = query_of(request) if request.query else {}  # one call less on the request path
     explain = _FLAGS.get(query.get("explain", "").lower())
     if explain is None:
         raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
