@@ -312,3 +312,31 @@ def test_a_path_is_what_is_served_and_its_only_model_is_the_default(tmp_path: Pa
     assert load([str(tmp_path), "--model", "other"], {}).model == "other"
     (tmp_path / "more.onnx").touch()
     assert load([str(tmp_path)], {}).model == "mnist"
+
+
+def test_models_to_load_come_from_repeated_flags_lists_and_commas(tmp_path: Path) -> None:
+    explicit = ["--model-control-mode=explicit"]
+    settings = load([*explicit, "--load-model=a", "--load-model", "b, c"], {})
+    assert settings.load_model == ("a", "b", "c")
+    assert settings.models_to_load == {"a", "b", "c"}
+    assert load([*explicit], {"MNIST_LOAD_MODEL": "*"}).models_to_load is None
+    file = tmp_path / "settings.toml"
+    file.write_text("model_control_mode = 'explicit'\nload_model = ['a', 'b']\n")
+    assert load(["--config", str(file)], {}).models_to_load == {"a", "b"}
+    assert load(explicit, {}).models_to_load == frozenset()
+    assert load([], {}).models_to_load is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "host", "polls", "allows_control"),
+    [
+        ("auto", "127.0.0.1", True, True),
+        ("auto", "0.0.0.0", True, False),
+        ("poll", "127.0.0.1", True, False),
+        ("none", "127.0.0.1", False, False),
+        ("explicit", "0.0.0.0", False, True),
+    ],
+)
+def test_control_modes(mode: Any, host: str, polls: bool, allows_control: bool) -> None:
+    settings = Settings(model_control_mode=mode, host=host)
+    assert (settings.polls, settings.allows_control) == (polls, allows_control)

@@ -70,7 +70,7 @@ class Fixture:
             raise ProviderUnavailable("no device")
         return FakeSession(content)
 
-    def repository(self, keep: int = 2) -> Repository:
+    def repository(self, keep: int = 2, only: frozenset[str] | None = None) -> Repository:
         def count_change() -> None:
             self.changes += 1
 
@@ -82,6 +82,7 @@ class Fixture:
             ),
             executor=self.executor,
             keep=keep,
+            only=only,
             on_change=count_change,
         )
 
@@ -303,6 +304,32 @@ def test_unloaded_models_stay_out_until_they_are_loaded_again(fixture: Fixture) 
         assert repository.versions("mnist") == ["1"]
 
     fixture.run(scenario)
+
+
+def test_only_the_models_asked_for_are_loaded(fixture: Fixture) -> None:
+    for name in ("asked", "later", "mnist"):
+        fixture.publish(f"{name}/1")
+
+    async def main() -> None:
+        repository = fixture.repository(only=frozenset({"asked", "absent"}))
+        assert repository.wanted == {"asked", "absent"}
+        await repository.refresh()
+        assert [model.name for model in repository.loaded] == ["asked"]
+        reasons = {entry.name: entry.reason for entry in await repository.index()}
+        assert reasons["asked"] == ""
+        assert "load_model" in reasons["mnist"]
+        with pytest.raises(ModelNotFound, match="'mnist' has no available versions"):
+            repository.get("mnist")
+        await repository.follow({"asked"}, {"later": 1})
+        assert repository.wanted == {"absent", "later"}
+        await repository.refresh()
+        assert [model.name for model in repository.loaded] == ["later"]
+        respawned = fixture.repository(only=frozenset({"asked"}))
+        await respawned.follow({"asked"}, {"later": 1})
+        await respawned.refresh()
+        assert [model.name for model in respawned.loaded] == ["later"]
+
+    asyncio.run(main())
 
 
 def test_a_requested_load_reloads_every_served_version_once(fixture: Fixture) -> None:
