@@ -16,7 +16,7 @@ endif
 # A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -60,6 +60,9 @@ test-swarm: $(INSTALLED)  ## test the same stack on a swarm of one node (needs r
 test-kubernetes: $(INSTALLED)  ## build the Kubernetes overlays and validate them against schemas
 	$(BIN)/python -m pip install --quiet --editable '.[kubernetes]'
 	$(BIN)/python -m tests.kubernetes
+
+test-triton: $(INSTALLED)  ## run Triton's perf_analyzer and the KServe SDK against a server (two minutes)
+	$(BIN)/python -m tests.triton
 
 test-gpu: $(INSTALLED)  ## serve and train on CUDA (a GPU; the extra 'gpu' instead of 'cpu'; 2 minutes)
 	$(BIN)/python -m tests.gpu $(ARGS)

@@ -57,6 +57,11 @@ def predict_http(image: bytes, address: str, model: str, version: str, timeout: 
     """POST one picture to /predict. Raises PredictError."""
     body = _post(image, address, "predict", model, version, timeout)
     prediction = body["predictions"][0]
+    if "digit" not in prediction:
+        raise PredictError(
+            f"Model '{body['model_name']}' classifies something else than digits; its answer is "
+            f"{prediction.get('label')}."
+        )
     return Answer(model_name=body["model_name"], model_version=body["model_version"], **prediction)
 
 

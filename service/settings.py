@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from service import SERVER_NAME
 from service.core.callers import networks
 from service.core.errors import excerpt
 from service.core.off_loop import MAX_JSON_BYTES
@@ -36,6 +37,11 @@ _SERVICE_LINK = re.compile(
     r"MNIST_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://.*", re.DOTALL)
+
+# Settings of earlier versions -> what to set instead.
+_REPLACED = {
+    "control": "model_control_mode: explicit (with load_model *) for on, poll for off",
+}
 
 T = TypeVar("T")
 
@@ -75,16 +81,38 @@ class Settings:
     )
     model: str = _setting("mnist", "model for requests that do not name one")
     versions: int = _setting(
-        2, "how many of the newest versions of each model stay loaded", low=1, high=1000
+        2,
+        "how many of the newest versions of each model stay loaded, unless its config.pbtxt has a "
+        "version_policy",
+        low=1,
+        high=1000,
+    )
+    model_control_mode: Literal["auto", "none", "poll", "explicit"] = _setting(
+        "auto",
+        "how models change while the server runs: none keeps those of its start, poll follows the "
+        "repository, explicit loads load_model alone and lets clients load and unload models and "
+        "change the log level; auto is poll, and lets clients do so too if the server listens on "
+        "this machine only",
+    )
+    load_model: tuple[str, ...] = _setting(
+        (),
+        "model to load at the start with model_control_mode explicit; several are separated by "
+        "commas or by repeating the flag, * loads all",
     )
     poll_interval: float = _setting(
-        2.0, "seconds between checks for new versions; 0 disables the checks", low=0, high=86_400
+        2.0, "seconds between checks for new versions", low=0.001, high=86_400
     )
-
-    control: Literal["auto", "on", "off"] = _setting(
-        "auto",
-        "whether clients may load and unload models and change the log level; "
-        "auto allows it if the server listens on this machine only",
+    server_name: str = _setting(
+        SERVER_NAME, "name in the server's metadata; some of Triton's scripts expect triton"
+    )
+    typed_answers: bool = _setting(
+        False,
+        "whether gRPC requests with typed contents get typed answers, as KServe's protocol says; "
+        "false answers them raw, as Triton does",
+    )
+    triton_metrics: bool = _setting(
+        False,
+        "whether /metrics has the models' counters under Triton's names (nv_inference_...) too",
     )
     shared_memory_regions: int = _setting(
         0,
@@ -240,6 +268,10 @@ class Settings:
         high=3600,
     )
 
+    playground: bool = _setting(
+        True, "whether browsers get the playground at /, a page to draw digits on; others get JSON"
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "least severe level that is logged"
     )
@@ -261,6 +293,11 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             low, high = field.metadata["low"], field.metadata["high"]
+            if field.name == "poll_interval" and value == 0:
+                raise SettingsError(
+                    "poll_interval must not be 0; model_control_mode none (or explicit) disables "
+                    "the checks for new versions."
+                )
             # In this form NaN fails the check as well.
             if not ((low is None or value >= low) and (high is None or value <= high)):
                 bounds = f"at least {low}" + (f" and at most {high}" if high is not None else "")
@@ -278,6 +315,11 @@ class Settings:
                 raise SettingsError(f"{ports[port]} and {name} are both {port}.")
             if port:
                 ports[port] = name
+        if self.load_model and self.model_control_mode != "explicit":
+            raise SettingsError(
+                "load_model has an effect with model_control_mode explicit only, which is "
+                f"{self.model_control_mode}."
+            )
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
                 f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "
@@ -287,7 +329,20 @@ class Settings:
     @property
     def allows_control(self) -> bool:
         """Whether clients may load and unload models and change the log level."""
-        return self.control == "on" or (self.control == "auto" and is_loopback(self.host))
+        mode = self.model_control_mode
+        return mode == "explicit" or (mode == "auto" and is_loopback(self.host))
+
+    @property
+    def polls(self) -> bool:
+        """Whether the server looks for new versions while it runs."""
+        return self.model_control_mode in ("auto", "poll")
+
+    @property
+    def models_to_load(self) -> frozenset[str] | None:
+        """The models to load at the start; None for all in the repository."""
+        if self.model_control_mode != "explicit" or "*" in self.load_model:
+            return None
+        return frozenset(self.load_model)
 
 
 def is_loopback(host: str) -> bool:
@@ -328,6 +383,12 @@ def _convert(name: str, kind: Any, raw: object, source: str) -> object:
             return raw
         if (text := str(raw).lower()) in ("true", "1", "false", "0"):
             return text in ("true", "1")
+    elif get_origin(kind) is tuple:
+        allowed = "text, or a list of texts"
+        parts = [raw] if isinstance(raw, str) else raw
+        if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+            names = [name.strip() for part in parts for name in part.split(",")]
+            return tuple(name for name in names if name)
     else:
         allowed = {int: "a whole number", float: "a number"}.get(kind, "text")
         numeric = kind in (int, float)
@@ -358,15 +419,25 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     command_line.add_argument(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="what to serve, in place of --models: an ONNX file, a folder of such files, the "
+        "folder of a model, or a repository; if it holds one model, --model defaults to that",
+    )
+    command_line.add_argument(
         "--config", metavar="FILE", help="TOML file of settings [MNIST_CONFIG]"
     )
     hints = get_type_hints(Settings)
     for field in dataclasses.fields(Settings):
         kind = hints[field.name]
         choices = get_args(kind) if get_origin(kind) is Literal else None
-        metavar = "|".join(choices) if choices else "true|false" if kind is bool else kind.__name__
+        is_list = get_origin(kind) is tuple
+        name = "NAME" if is_list else kind.__name__ if choices is None else ""
+        metavar = "|".join(choices) if choices else "true|false" if kind is bool else name
         command_line.add_argument(
             "--" + field.name.replace("_", "-"),
+            action="append" if is_list else "store",
             metavar=metavar.upper() if kind in (int, float, str, Path) else metavar,
             help=f"{field.metadata['doc']} (default: {_text(field.default)}) "
             f"[{ENV_PREFIX}{field.name.upper()}]",
@@ -375,6 +446,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -397,18 +470,22 @@ def load(
     }
     if unknown_flags:
         flag = unknown_flags[0].partition("=")[0]
+        _check_replaced(flag, flag.removeprefix("--").replace("-", "_"))
         nearest = _nearest(flag, ["--" + name.replace("_", "-") for name in ("help", *flags)])
         raise SettingsError(f"Unknown argument {flag!r}; the nearest flag is {nearest}.")
     known = [*_OTHER_VARIABLES, *(ENV_PREFIX + name.upper() for name in hints)]
     if unknown := sorted(set(variables) - set(known)):
+        _check_replaced(unknown[0], unknown[0].removeprefix(ENV_PREFIX).lower())
         nearest = _nearest(unknown[0], known)
         raise SettingsError(
             f"Unknown environment variable {unknown[0]!r}; the nearest is {nearest}. Names with "
             f"{ENV_PREFIX} are reserved for settings; see mnist-serve --help."
         )
+    served = _served_path(flags)
     path = flags.pop("config") or variables.get(ENV_PREFIX + "CONFIG")
     file_values = _read_file(Path(path)) if path else {}
     if unknown := sorted(set(file_values) - set(hints)):
+        _check_replaced(f"{unknown[0]} in {path}", unknown[0])
         nearest = _nearest(unknown[0], list(hints))
         raise SettingsError(f"Unknown setting {unknown[0]!r} in {path}; the nearest is {nearest}.")
 
@@ -423,9 +500,27 @@ def load(
             values[name] = _convert(name, kind, file_values[name], str(path))
     settings = Settings(**values)
     settings = dataclasses.replace(settings, host=_address_of(settings.host))
+    if served is not None and "model" not in values:
+        from service.repository.versions import only_model
+
+        if name := only_model(settings.models):
+            settings = dataclasses.replace(settings, model=name)
     if "models" not in values and not settings.models.exists() and (shipped := shipped_models()):
         return dataclasses.replace(settings, models=shipped)
     return settings
+
+
+def _served_path(flags: dict[str, Any]) -> str | None:
+    """Take PATH out of the flags, and make it the value of --models. Raises SettingsError."""
+    path: str | None = flags.pop("path")
+    if path is not None:
+        if flags["models"] is not None:
+            raise SettingsError(f"{path!r} and --models are both given; remove one of them.")
+        if not Path(path).exists():
+            nearest = _nearest(path, ["--" + name.replace("_", "-") for name in flags])
+            raise SettingsError(f"{path!r} is no file or folder; the nearest flag is {nearest}.")
+        flags["models"] = path
+    return path
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -433,6 +528,12 @@ def _is_service_link(name: str, value: str) -> bool:
     if _SERVICE_LINK.fullmatch(name):
         return True
     return name.endswith("_PORT") and bool(_SERVICE_LINK_URL.fullmatch(value))
+
+
+def _check_replaced(source: str, name: str) -> None:
+    """Raise SettingsError, naming the new setting, if a setting of this name was replaced."""
+    if name in _REPLACED:
+        raise SettingsError(f"{source} has been replaced by {_REPLACED[name]}.")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

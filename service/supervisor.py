@@ -91,6 +91,7 @@ class Pulse(ctypes.Structure):
         ("beats", ctypes.c_ulong),  # by the worker's event loop; 0 before it serves
         ("is_retired", ctypes.c_bool),  # a new worker serves in its place
         ("has_stuck_run", ctypes.c_bool),  # by the worker: a run of a model cannot be ended
+        ("has_forerunner", ctypes.c_bool),  # by the supervisor: an old worker serves until this one
     )
 
 
@@ -206,7 +207,9 @@ class WatchedProcess(WorkerProcess):
     def _watcher(self) -> None:
         """Wait for the end of the process, in a thread of its own."""
         self.inner.join()
-        if not self.interrupt_by_parent and not self.is_silent:
+        # The end of one that was to replace a worker is told by the supervisor.
+        is_watched = self.pulse.beats or not self.pulse.has_forerunner
+        if is_watched and not self.interrupt_by_parent and not self.is_silent:
             code = self.inner.exitcode
             reason = f"status {code}"
             with contextlib.suppress(ValueError):
@@ -333,27 +336,32 @@ class Supervisor(MPServer):
                     self._lifecycle.replaced.stuck_run += 1
                     ended.append(worker)
             for worker in ended:
-                if not self.interrupt_signal:
-                    self._replace(worker, spawn_target, target_loader)
+                if self.interrupt_signal or not self._replace(worker, spawn_target, target_loader):
+                    break
             if self.interrupt_signal:
                 return
             if self.reload_signal:
                 self.main_loop_interrupt.set()
 
-    def _replace(self, old: WatchedProcess, spawn_target: Any, target_loader: Any) -> None:
-        """Start a new worker in the place of an old one, which stops when the new one serves."""
+    def _replace(self, old: WatchedProcess, spawn_target: Any, target_loader: Any) -> bool:
+        """Start a new worker in the place of an old one, which stops when the new one serves.
+
+        If the new one ends before it serves, the old one stays, and the result is False.
+        """
         has_ended = old.has_ended
         new = self._spawn_worker(
             old.idx, spawn_target, target_loader, replaces_ended=has_ended and not old.is_silent
         )
+        new.pulse.has_forerunner = not has_ended
         new.start()  # type: ignore[no-untyped-call]
-        self.wrks[self.wrks.index(old)] = new
+        place = self.wrks.index(old)
+        self.wrks[place] = new
         if has_ended:
             if old.is_silent:
                 self._lifecycle.replaced.silent += 1
             else:
                 self._lifecycle.replaced.ended += 1
-            return
+            return True
         self._retired.append(old)
         end = time.monotonic() + _LONGEST_START_S
         while not (new.pulse.beats or new.has_ended or old.has_ended or self.interrupt_signal):
@@ -365,7 +373,18 @@ class Supervisor(MPServer):
                 )
                 break
             time.sleep(0.02)
+        if new.has_ended and not old.has_ended and not self.interrupt_signal:
+            log.error(
+                "The new worker-%d ended before it served; the old one continues. Correct what the "
+                "log says above, then send SIGHUP again.",
+                new.idx + 1,
+            )
+            self.wrks[place] = old
+            self._retired.remove(old)
+            old.pulse.has_stuck_run = False  # until its next such run
+            return False
         old.retire(self._kill_after_s)
+        return True
 
     def _watch_workers(self) -> None:
         """Kill workers that hang, and retired ones that do not stop in time. Runs in a thread."""
@@ -551,7 +570,9 @@ def _stat(of: str) -> MainThread | None:
 
 def _preflight(settings: Settings) -> list[socket.socket]:
     """Reserve the ports. Raises SettingsError for what would otherwise show later, or never."""
-    if not settings.models.is_dir():
+    if settings.models.is_file() and settings.models.suffix != ".onnx":
+        raise SettingsError(f"{settings.models.resolve()} is neither a folder nor FILE.onnx.")
+    if not settings.models.exists():
         raise SettingsError(
             f"The model repository {settings.models.resolve()} does not exist. "
             "Train a model with mnist-train, or choose another folder with --models."

@@ -35,9 +35,10 @@ from service.http.connections import Connections
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.http.health_port import HealthPort
+from service.http.playground.pages import Playground
 from service.observe import metrics
 from service.observe.loop_lag import LagMonitor
-from service.observe.metrics import Metrics, ModelMetrics
+from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
 from service.observe.recorder import RequestRecorder
 from service.operations.administration import Administration
 from service.operations.digits import Digits
@@ -93,13 +94,15 @@ class Service:
             max_run_s=settings.max_run_seconds,
         )
 
+        model_metrics = TritonModelMetrics if settings.triton_metrics else ModelMetrics
+
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
             return Batcher(
                 session,
                 within._replace(part_rows=session.rows_of_a_run),
                 RunThread(f"run {name} {version}"),
-                statistics=ModelMetrics(name, version),
+                statistics=model_metrics(name, version),
                 on_hang=partial(self._hangs, name, version),
                 max_split=session.batching.max_split,
                 overloaded=self.overloaded,
@@ -117,6 +120,7 @@ class Service:
             make_batcher=make_batcher,
             executor=self.executor,
             keep=settings.versions,
+            only=settings.models_to_load,
             on_change=self._models_changed,
         )
         regions = SharedRegions(settings.shared_memory_regions, settings.max_request_bytes)
@@ -133,6 +137,8 @@ class Service:
             regions,
             overloaded=self.overloaded,
             max_json_bytes=settings.max_json_bytes,
+            server_name=settings.server_name,
+            typed_answers=settings.typed_answers,
         )
         self.digits = Digits(
             self.repository,
@@ -151,6 +157,7 @@ class Service:
             compression=Compression(
                 settings.max_request_bytes, settings.compress_min_bytes, self.budget
             ),
+            playground=Playground(settings.model, enabled=settings.playground),
         )
 
     def _models_changed(self) -> None:
@@ -179,6 +186,9 @@ class Service:
         while True:
             await asyncio.sleep(_METRICS_S)
             self.metrics.inflight_bytes(self.budget.in_flight)
+            if self.settings.triton_metrics:
+                models = self.repository.loaded
+                self.metrics.pending({(m.name, m.version): m.batcher.waiting for m in models})
             metrics.flush()
             self.recorder.log_left_out()
 
@@ -220,12 +230,13 @@ class Service:
                 await asyncio.sleep(_REMINDER_S)
 
     async def watch(self) -> None:
-        """Look for new versions every `poll_interval` seconds."""
+        """Every `poll_interval` seconds, catch up with other workers and look for new versions."""
         while True:
             await asyncio.sleep(self.settings.poll_interval)
             try:
                 await self.administration.shared_state.catch_up()
-                await self.repository.refresh()
+                if self.settings.polls:
+                    await self.repository.refresh()
             except ProviderUnavailable as error:
                 log.error("A new version cannot be served: %s.", error)
             except OSError as error:
@@ -348,6 +359,9 @@ class Worker:
         # for 35 ms, the 99th percentile of latency. Models load later and stay collectable.
         gc.freeze()
         await service.repository.refresh()
+        state = service.inference.readiness()
+        if self._pulse.has_forerunner and not state.ready:
+            raise RuntimeError(state.reason.rstrip("."))  # the old worker may serve
         self._http.start(
             service.http_app,
             create_app(service.http_app, loop, settings.max_request_bytes),
@@ -367,8 +381,7 @@ class Worker:
             self._health = HealthPort(service.http_app, settings.host, settings.health_port)
             self._health.start()
         service.models_changed = self._grpc.publish_health
-        if settings.poll_interval:
-            self._watching = loop.create_task(service.watch())
+        self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_connections = loop.create_task(
@@ -387,12 +400,17 @@ class Worker:
         if settings.health_port:
             where += f", health on port {settings.health_port}"
         if state.ready:
-            model = self._service.repository.get(settings.model)
+            repository = self._service.repository
+            names = [settings.model] if repository.versions(settings.model) else []
+            names = names or list(dict.fromkeys(model.name for model in repository.loaded))
+            models = [repository.get(name) for name in names]
             log.info(
-                "Serving %s version %s on %s: %s of %s.",
-                model.name,
-                model.version,
-                model.session.provider,
+                "Serving %s: %s of %s.",
+                ", ".join(
+                    f"{model.name} version {model.version} on {model.session.provider}"
+                    for model in models
+                )
+                or "no model yet",
                 where,
                 settings.host,
             )
@@ -405,8 +423,13 @@ class Worker:
             )
 
     def _give_up(self, reason: str) -> NoReturn:
-        """Stop the whole server: a respawned worker would fail in the same way."""
+        """Stop the whole server: a respawned worker would fail in the same way.
+
+        If this worker was to replace one that serves, it stops alone.
+        """
         log.error("Cannot start: %s.", reason)
+        if self._pulse.has_forerunner:
+            os._exit(1)
         self._lifecycle.startup_failed.set()
         os.kill(os.getppid(), signal.SIGTERM)
         # Not until SIGTERM comes: its handler may wait for the event loop, which no longer runs.

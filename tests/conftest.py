@@ -41,7 +41,12 @@ class Server:
     is_grpcio = False
 
     def __init__(
-        self, folder: Path, models: Path, prefix: Sequence[str] = (), **settings: object
+        self,
+        folder: Path,
+        models: Path,
+        prefix: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        **settings: object,
     ) -> None:
         self.http_port, self.grpc_port = free_ports(2)
         self.http = f"127.0.0.1:{self.http_port}"
@@ -56,7 +61,7 @@ class Server:
         environ = {f"MNIST_{name.upper()}": str(value) for name, value in settings.items()}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "service.cli"],
+                [*prefix, sys.executable, "-m", "service.cli", *arguments],
                 env=os.environ | environ,
                 stderr=log,
                 stdout=log,
@@ -172,8 +177,16 @@ def grpc_server(request: pytest.FixtureRequest, start_server: Callable[..., Serv
 
 
 @pytest.fixture(scope="session")
-def fast_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One full run of the `fast` recipe on the whole of MNIST, as a user would start it."""
-    from tests.training.runs import train_fast
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`make run` in a clone, which has trained `fast` on the whole of MNIST."""
+    from tests.e2e.make_run import make_run
 
-    return train_fast(tmp_path_factory.mktemp("fast"))
+    return make_run(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="session")
+def fast_run(make_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The training of `make run`, with its model as the only one of a repository."""
+    from tests.training.runs import fast_run_of
+
+    return fast_run_of(make_run.tree, make_run.output, tmp_path_factory.mktemp("fast"))

@@ -28,6 +28,7 @@ from training.state import EpochMetrics, Run, TrainingState
 
 ALONE = Processes()
 _WARM_UP = 0.2  # of a one-cycle run
+_LOOKS_AT = 2500  # of the validation images, after epochs on which nothing depends
 _LABELS_ALONE = 0.25  # of a run: before that the moving average is worse than the labels
 
 
@@ -178,9 +179,10 @@ def train(  # noqa: PLR0912, PLR0915 - one story, top to bottom
 
         validation_loss = validation_accuracy = test_loss = test_accuracy = None
         if processes.is_first and len(split.validation_images):
-            logits = logits_of(averaged, split.validation_images, device)[:, :classes]
+            looks_at = None if recipe.patience or epoch == recipe.epochs else _LOOKS_AT
+            logits = logits_of(averaged, split.validation_images[:looks_at], device)[:, :classes]
             validation_loss, validation_accuracy = loss_and_accuracy(
-                logits, split.validation_labels
+                logits, split.validation_labels[:looks_at]
             )
         if processes.is_first and recipe.report_test_each_epoch:
             logits = logits_of(averaged, split.data.test_images, device)[:, :classes]

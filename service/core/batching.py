@@ -31,6 +31,7 @@ from service.core.datatypes import Array
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
+    InvalidArgument,
     Overloaded,
     ServiceError,
     Unavailable,
@@ -42,6 +43,10 @@ from service.core.statistics import BatchRun, ModelStatistics
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
+_NOT_UTF8 = (
+    "The model's answer to this input has text that is not UTF-8, which ONNX Runtime does not "
+    "return."
+)
 _WATCH_S = 0.05  # between two looks at a run in a thread
 _LATE_S = 0.1  # a look that is later was held up by a machine that is too busy
 _MOST_LATE = 3  # times max_run_s; no run has more than this in addition
@@ -67,13 +72,26 @@ class Runnable(Protocol):
         """The outputs for these inputs, rows along dimension 0."""
 
 
+class QueueLimits(NamedTuple):
+    """What a model's own configuration says of its queue; None leaves it to the settings.
+
+    A request that no run has taken after `timeout_s` fails. Unless the queue `obeys_timeouts`, the
+    timeouts that requests set for themselves have no effect.
+    """
+
+    max_delay_s: float | None = None
+    max_requests: int | None = None
+    timeout_s: float | None = None
+    obeys_timeouts: bool = True
+
+
 class Batching(NamedTuple):
     """Whether rows may be joined into batches and split into parts, and who says so.
 
     `reason` is what metadata and the log say: `declared ...`, `verified ...` or `off: ...`;
     `declared` is false for what the server found out by itself.
     `max_rows` is the largest batch and the largest part; a request of more than `max_split` rows
-    runs whole.
+    runs whole. `queue` has the model's own limits.
     """
 
     allowed: bool
@@ -81,12 +99,15 @@ class Batching(NamedTuple):
     max_rows: int = sys.maxsize
     max_split: int = sys.maxsize
     declared: bool = True
+    queue: QueueLimits = QueueLimits()
 
 
 class BatchLimits(NamedTuple):
     """The settings of a batcher; times in seconds, sizes in rows (images).
 
-    A request of more rows than `max_batch_size` and `part_rows` runs in parts.
+    A request of more rows than `max_batch_size` and `part_rows` runs in parts. The limits of the
+    queue are in rows, `max_queue_requests` in requests; a request that no run has taken after
+    `queue_timeout_s` fails, unless that is 0.
     """
 
     max_batch_size: int = 64
@@ -96,16 +117,26 @@ class BatchLimits(NamedTuple):
     max_queue_s: float = 2.0
     part_rows: int = 64
     max_run_s: float = 60.0
+    max_queue_requests: int = sys.maxsize
+    queue_timeout_s: float = 0.0
 
     def within(self, batching: Batching) -> BatchLimits:
-        """These limits for a model that may be batched only so far."""
-        return self._replace(max_batch_size=min(self.max_batch_size, batching.max_rows))
+        """These limits for a model that may be batched only so far, and has limits of its own."""
+        queue = batching.queue
+        return self._replace(
+            max_batch_size=min(self.max_batch_size, batching.max_rows),
+            max_delay_s=self.max_delay_s if queue.max_delay_s is None else queue.max_delay_s,
+            max_queue_requests=queue.max_requests or self.max_queue_requests,
+            max_queue_s=min(self.max_queue_s, queue.timeout_s or self.max_queue_s),
+            queue_timeout_s=queue.timeout_s or self.queue_timeout_s,
+        )
 
 
 class _RunResult(NamedTuple):
     """The outputs of each request of a run, or what the model raised on its only request.
 
-    Instead of the latter, DeadlineExceeded if the run was ended.
+    Instead of the latter, DeadlineExceeded if the run was ended, and InvalidArgument if the outputs
+    are text that is not UTF-8.
 
     The times are those of the run's start, inputs joined, inference done and outputs split.
     """
@@ -182,7 +213,8 @@ class Batcher:
         self._take = self._queue.take
         self._small_rows = self._queue.small_rows if joins else sys.maxsize
         # With fewer rows than this in the queue, a request is in the next run.
-        self._next_run_rows = min(self._batch_rows, limits.max_queue)
+        self._next_run_rows = min(self._batch_rows, limits.max_queue, limits.max_queue_requests)
+        self._queue_timeout_s = limits.queue_timeout_s
         self._turn_scheduled = False
         self._in_thread = False
         self._dropped_at = -_DROP_S
@@ -192,6 +224,11 @@ class Batcher:
     def queued_rows(self) -> int:
         """Rows in the queue at this moment."""
         return self._queue.rows
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue at this moment."""
+        return self._queue.requests
 
     def submit(
         self, inputs: Sequence[Array], rows: int, deadline: float | None = None, caller: str = ""
@@ -221,8 +258,12 @@ class Batcher:
             flow = queue.last
             if flow.caller != caller or flow.is_large:
                 flow = queue.flow(caller, is_large=False)
+        now = self._clock()
+        if self._queue_timeout_s:
+            start_by = now + self._queue_timeout_s
+            deadline = start_by if deadline is None else min(deadline, start_by)
         # By position: this is made for every request.
-        flow.requests.append(Queued(inputs, rows, deadline, outputs, self._clock(), progress))
+        flow.requests.append(Queued(inputs, rows, deadline, outputs, now, progress))
         flow.rows += rows
         queue.rows += rows
         queue.requests += 1
@@ -278,6 +319,9 @@ class Batcher:
         waiting = queue.large_rows if is_large else queue.rows - queue.large_rows
         if waiting and waiting + rows > self._limits.max_queue:
             return "queue", f"The queue is full with {waiting} images waiting (max_queue)", wait
+        if queue.requests >= self._limits.max_queue_requests:
+            full = f"The queue is full with {queue.requests} requests waiting (max_queue_size)"
+            return "queue", full, wait
         if ahead >= self._batch_rows:  # not in the next run
             bound = admission.bound(now, queue.requests)
             if wait > bound:
@@ -431,7 +475,8 @@ class Batcher:
                 inferred = split = self._clock()
             else:
                 columns = zip(*(queued.inputs for queued in batch), strict=True)
-                inputs = [np.concatenate(column) for column in columns]
+                # Strings that are not UTF-8 have a dtype of their own; such requests run alone.
+                inputs = [np.concatenate(column, casting="equiv") for column in columns]
                 joined = self._clock()
                 outputs = self._session.run(inputs, options)
                 inferred = self._clock()
@@ -443,6 +488,8 @@ class Batcher:
                 return [result for queued in batch for result in self._run([queued], running)]
             # `_watch` has answered the requests of a run that was ended, or found none.
             reason = DeadlineExceeded.of_run(self._limits.max_run_s) if was_ended else error
+            if isinstance(error, UnicodeDecodeError):
+                reason = InvalidArgument(_NOT_UTF8)
             return [_RunResult(batch, reason, start, start, start, start)]
         return [_RunResult(batch, parts, start, joined, inferred, split)]
 
@@ -462,8 +509,11 @@ class Batcher:
                     continue
                 for queued in batch:
                     if not queued.outputs.done():
+                        is_told = isinstance(outputs_of_each, InvalidArgument)
                         queued.outputs.set_exception(
-                            InternalError("The model failed on this input.")
+                            outputs_of_each
+                            if is_told
+                            else InternalError("The model failed on this input.")
                         )
                 self._fail(batch)
                 if not isinstance(outputs_of_each, ServiceError):

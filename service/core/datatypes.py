@@ -1,7 +1,8 @@
 """The datatypes of the Open Inference Protocol, including the two that numpy lacks.
 
-A BF16 tensor is a uint16 array of its bits. A BYTES tensor is an object array of `str`: the only
-tensors of bytes that a model takes are ONNX strings, and those are UTF-8.
+A BF16 tensor is a uint16 array of its bits. A BYTES tensor is an object array of `str`, as which
+ONNX Runtime takes strings. It takes bytes that are not UTF-8 too, but only from an array of numpy's
+dtype S, so an input with such an element is one.
 
 Source: Open Inference Protocol (KServe V2), "Tensor Data Types"; Triton's binary tensor data
 extension for the layout of BYTES.
@@ -10,7 +11,7 @@ extension for the layout of BYTES.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ Buffer = bytes | memoryview
 
 BF16 = "BF16"
 BYTES = "BYTES"
+# In the place of an input that a request leaves out; compare with `is`.
+MISSING: Array = np.empty(0, object)
 _LENGTH = struct.Struct("<I")
+_LARGEST_PADDING = 1 << 20  # bytes
 
 # Protocol name -> numpy dtype. The protocol makes raw contents little-endian.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -47,15 +51,17 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def to_bfloat16(array: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
-    """Round doubles to bfloat16, ties to even. Returns the bits as uint16; NaN is not supported."""
-    with np.errstate(over="ignore"):
+    """Round doubles to bfloat16, ties to even. Returns the bits as uint16."""
+    with np.errstate(over="ignore", invalid="ignore"):
         single = array.astype(np.float32)
     bits = single.view(np.uint32).copy()
     # Rounding to float32 first could create a tie that was not there, so float32 is rounded to odd.
     exact = single.astype(np.float64)
     bits[np.abs(exact) > np.abs(array)] -= 1
     bits[exact != array] |= 1
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded[np.isnan(array)] = 0x7FC0  # the carry could make another value of it
+    return rounded
 
 
 def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
@@ -63,10 +69,11 @@ def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def strings(field: str, elements: Iterable[Any]) -> Array:
-    """Elements of a BYTES tensor, `str` or UTF-8 bytes, as a flat object array of `str`.
+def strings(field: str, elements: Sequence[Any]) -> Array:
+    """Elements of a BYTES tensor, `str` or bytes, as a flat object array of `str`.
 
-    Raises InvalidArgument, naming `field`, for an element of another type or encoding.
+    The array has numpy's dtype S if an element is not UTF-8. Raises InvalidArgument, naming
+    `field`, for an element of another type, or for bytes that such an array cannot hold.
     """
     texts: list[str] = []
     for element in elements:
@@ -78,11 +85,32 @@ def strings(field: str, elements: Iterable[Any]) -> Array:
         try:
             texts.append(element.decode())
         except UnicodeDecodeError:
-            raise InvalidArgument(f"{field}: element {len(texts)} is not UTF-8.") from None
+            return _bytes_array(field, elements)
     array = np.empty(len(texts), object)
     for start in range(0, len(texts), PART):  # of Python's global lock, as for numbers
         array[start : start + PART] = texts[start : start + PART]
     return array
+
+
+def _bytes_array(field: str, elements: Sequence[Any]) -> Array:
+    """Elements of which one is not UTF-8. Raises InvalidArgument."""
+    if not all(isinstance(element, str | bytes) for element in elements):
+        raise InvalidArgument(f"{field} must hold only strings.")
+    encoded = [e if isinstance(e, bytes) else e.encode() for e in elements]
+    longest = max(map(len, encoded))
+    if longest * len(encoded) > max(_LARGEST_PADDING, 4 * sum(map(len, encoded))):
+        raise InvalidArgument(
+            f"{field} has elements that are not UTF-8, and their lengths differ too much: ONNX "
+            "Runtime takes such elements at the length of the longest one only."
+        )
+    for index, element in enumerate(encoded):
+        if b"\0" in element:
+            raise InvalidArgument(
+                f"{field}: element {index} has a zero byte, at which ONNX Runtime ends it beside "
+                "elements that are not UTF-8."
+            )
+    # ONNX Runtime reads up to a zero byte, even past the end of an element that has none.
+    return np.array(encoded, f"S{longest + 1}")
 
 
 def split_bytes(field: str, raw: Buffer, count: int) -> list[bytes]:

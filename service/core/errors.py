@@ -67,7 +67,9 @@ class RequestTooLarge(InvalidArgument):
     @classmethod
     def of(cls, thing: str, limit: int, setting: str = "max_request_bytes") -> RequestTooLarge:
         """The error for a `thing` of more than `limit` bytes, the value of `setting` if given."""
-        return cls(f"The {thing} is larger than {limit} bytes{f' ({setting})' if setting else ''}.")
+        budget = "; raise max_inflight_bytes with it" if setting == "max_request_bytes" else ""
+        name = f" ({setting}){budget}" if setting else ""
+        return cls(f"The {thing} is larger than {limit} bytes{name}.")
 
 
 class UnsupportedMediaType(InvalidArgument):
@@ -110,6 +112,13 @@ class AlreadyExists(ServiceError):
 
     http_status = 409
     grpc_code = "ALREADY_EXISTS"
+
+    @classmethod
+    def region(cls, name: str) -> AlreadyExists:
+        """The error for a second shared memory region of this name."""
+        return cls(
+            f"shared memory region '{excerpt(name)}' already in manager; unregister it first."
+        )
 
 
 class Forbidden(ServiceError):

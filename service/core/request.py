@@ -21,6 +21,17 @@ Parameters = Mapping[str, Parameter]
 NO_PARAMETERS: Parameters = {}
 
 
+# Parameters that are accepted, and why they change nothing.
+_STATELESS = "no model here keeps state between requests"
+_WITHOUT_EFFECT = {
+    "priority": "all requests are equal",
+    "sequence_id": _STATELESS,
+    "sequence_start": _STATELESS,
+    "sequence_end": _STATELESS,
+}
+_SCHEDULING = frozenset({"timeout", *_WITHOUT_EFFECT})
+
+
 class RegionSlice(NamedTuple):
     """A slice of a registered shared memory region; offset and size in bytes."""
 
@@ -80,12 +91,13 @@ class OutputTensor(NamedTuple):
 
 
 class InferResponse(NamedTuple):
-    """The response to an InferRequest."""
+    """The response to an InferRequest; `warning` is for its parameters, if not empty."""
 
     model: str
     version: str
     id: str
     outputs: list[OutputTensor]
+    warning: str = ""
 
 
 def region_of(field: str, parameters: Parameters) -> RegionSlice | None:
@@ -112,12 +124,14 @@ def top_classes_of(field: str, parameters: Parameters) -> int:
     return _whole(field, parameters, "classification")
 
 
-def timeout_of(parameters: Parameters) -> float | None:
-    """The request's timeout in seconds, None if its parameters set none.
+def scheduling_of(parameters: Parameters) -> tuple[float | None, str]:
+    """The request's timeout in seconds or None, and a warning of parameters without effect.
 
-    Raises InvalidArgument for a scheduling or sequence parameter of the wrong type. `priority` and
-    `sequence_*` have no effect: models keep no state, and all requests are equal.
+    Those are `priority`, as all requests are equal, and `sequence_*`, as models keep no state.
+    Raises InvalidArgument for a scheduling or sequence parameter of the wrong type.
     """
+    if parameters.keys().isdisjoint(_SCHEDULING):
+        return None, ""
     _whole("parameters", parameters, "priority")
     if isinstance(parameters.get("sequence_id", 0), float | bool):
         raise InvalidArgument("parameters: sequence_id must be a whole number or a string.")
@@ -125,7 +139,12 @@ def timeout_of(parameters: Parameters) -> float | None:
         if not isinstance(parameters.get(name, False), bool):
             raise InvalidArgument(f"parameters: {name} must be true or false.")
     microseconds = _whole("parameters", parameters, "timeout")
-    return microseconds / 1e6 if microseconds else None
+    # 0, "" and false are what clients send for parameters that are not set.
+    ignored = [name for name in _WITHOUT_EFFECT if parameters.get(name)]
+    warning = (
+        f"{', '.join(ignored)}: without effect; {_WITHOUT_EFFECT[ignored[0]]}." if ignored else ""
+    )
+    return microseconds / 1e6 if microseconds else None, warning
 
 
 def _whole(field: str, parameters: Parameters, name: str) -> int:

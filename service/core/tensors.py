@@ -29,15 +29,24 @@ from service.core.errors import EXCERPT, InvalidArgument, excerpt
 from service.core.off_loop import PART
 
 _FIRST_INEXACT = 2.0**53  # as a double it may stand for 2^53 + 1 as well
-_MAX_NESTING = 16  # lists within lists; no served tensor has more dimensions
+# numpy's kind of an array -> the types of its numbers in JSON, unless they are int and float.
+_KINDS: dict[str, set[type]] = {"b": {bool}, "f": {int, float, type(None)}}
+_MAX_DIMENSIONS = _MAX_NESTING = 64  # of numpy's arrays, and so of lists within lists
+_MOST_WITHOUT_ELEMENTS = 1 << 20
 
 
 class TensorSpec(NamedTuple):
-    """One input or output as the model declares it; -1 is a size that may vary."""
+    """One input or output as the model declares it; -1 is a size that may vary.
+
+    Without `has_rank`, any shape may come, of any number of dimensions; `shape` is then (-1,).
+    A request may leave out an input that `is_optional`.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    has_rank: bool = True
+    is_optional: bool = False
 
 
 class Tensor(NamedTuple):
@@ -61,10 +70,30 @@ def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None:
                 break
         else:
             return
-    raise InvalidArgument(
-        f"Input '{spec.name}' has shape {_excerpt_of(shape)}, but the model takes "
-        f"{list(spec.shape)}, where -1 stands for any size from 1 up."
-    )
+    _check_rare(spec, shape)
+
+
+def _check_rare(spec: TensorSpec, shape: Sequence[int]) -> None:
+    """Raise InvalidArgument unless the input takes a shape with zeros or of an open rank."""
+    declared = spec.shape if spec.has_rank else (-1,) * len(shape)
+    fits = len(shape) == len(declared) and len(shape) <= _MAX_DIMENSIONS
+    if not fits or any(
+        size < 0 or size != length != -1 for size, length in zip(shape, declared, strict=True)
+    ):
+        takes = (
+            f"{list(spec.shape)}, where -1 stands for any size."
+            if spec.has_rank
+            else f"any shape of up to {_MAX_DIMENSIONS} dimensions."
+        )
+        raise InvalidArgument(
+            f"Input '{spec.name}' has shape {_excerpt_of(shape)}, but the model takes {takes}"
+        )
+    # Nothing in the request is as large as the output that a model may make of [10**9, 0].
+    if 0 in shape and prod(size for size in shape if size) > _MOST_WITHOUT_ELEMENTS:
+        raise InvalidArgument(
+            f"Input '{spec.name}' has shape {_excerpt_of(shape)} without elements, whose other "
+            f"sizes may multiply to {_MOST_WITHOUT_ELEMENTS} at most."
+        )
 
 
 def shape_of_raw(spec: TensorSpec, size: int) -> list[int]:
@@ -84,14 +113,14 @@ def shape_of_raw(spec: TensorSpec, size: int) -> list[int]:
             "state it in a JSON header."
         )
     step = prod(length for length in shape if length >= 0) * DTYPES[spec.datatype].itemsize
-    return [size // step if length < 0 else length for length in shape]
+    return [size // step if step and length < 0 else max(length, 0) for length in shape]
 
 
 def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffer) -> Array:
     """View raw contents as a read-only array of `shape`, without a copy; BYTES are copied.
 
-    Raises InvalidArgument if the datatype or shape does not match the model's, if the number of
-    bytes does not match the shape, or if a float is not finite.
+    Raises InvalidArgument if the datatype or shape does not match the model's, or if the number of
+    bytes does not match the shape. Floats may be NaN or infinite.
     """
     check_spec(spec, datatype, shape)
     if spec.datatype == BYTES:
@@ -105,26 +134,31 @@ def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffe
             f"of {spec.datatype} is {expected} bytes."
         )
     array = np.frombuffer(raw, dtype).reshape(tuple(shape))
-    if spec.datatype == "BOOL" and array.view(np.uint8).max() > 1:
+    if spec.datatype == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
         raise InvalidArgument(f"Input '{spec.name}' has bytes other than 0 and 1 for BOOL.")
     # Behind a JSON header numbers start at any address, but kernels may need aligned loads.
-    return _finite(spec, array if array.flags.aligned else array.copy())
+    return array if array.flags.aligned else array.copy()
 
 
 def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: Any) -> Array:
-    """Convert values, nested or flat in row-major order, to an array of `shape`.
+    """Convert values in row-major order, flat or nested in any regular way, to a `shape`d array.
 
     Raises InvalidArgument as `from_bytes` does, and for a value of another type or out of range:
-    integers are never rounded or wrapped. Floats are rounded to the precision of the datatype.
+    integers are never rounded or wrapped. Floats are rounded to the precision of the datatype; None
+    is NaN, which JSON lacks.
     """
     check_spec(spec, datatype, shape)
     field = f"Input '{spec.name}'"
     if spec.datatype == BYTES:
-        return _shaped(spec, shape, strings(field, _flat(values, len(shape))))
+        return _shaped(spec, shape, strings(field, _flat(values)))
+    if 0 in shape and not _flat(values):
+        return np.empty(tuple(shape), DTYPES[spec.datatype])
     if spec.datatype == BF16:
-        exact = _finite(spec, numbers(field, values, np.dtype(np.float64)))
-        return _shaped(spec, shape, _finite(spec, to_bfloat16(exact)))
-    return _finite(spec, _shaped(spec, shape, numbers(field, values, DTYPES[spec.datatype])))
+        exact = numbers(field, values, np.dtype(np.float64))
+        bits = to_bfloat16(exact)
+        _check_range(field, exact, from_bfloat16(bits))
+        return _shaped(spec, shape, bits)
+    return _shaped(spec, shape, numbers(field, values, DTYPES[spec.datatype]))
 
 
 def to_bytes(tensor: Tensor) -> bytes:
@@ -164,11 +198,11 @@ def _flat_numbers(
     if list in kinds:
         raise InvalidArgument(f"{field} has rows of different lengths.")
     # Types come before the array: numpy would give every element the room of the longest string.
-    if not kinds <= ({bool} if dtype.kind == "b" else {int, float}):
+    if not kinds <= _KINDS.get(dtype.kind, {int, float}):
         allowed = "true and false" if dtype.kind == "b" else "numbers"
         raise InvalidArgument(f"{field} must hold only {allowed}.")
     try:
-        array = np.array(flat)
+        array = np.array(flat, np.float64 if type(None) in kinds else None)
         if array.dtype.kind == "f" and dtype.kind in "iu" and kinds == {int}:
             # numpy turns integers that straddle INT64 and UINT64 into doubles and loses digits.
             array = np.array(flat, dtype=object).astype(dtype)
@@ -191,14 +225,23 @@ def _flat_numbers(
                 f"{field} has values with a fraction, but takes whole numbers from {limits.min} "
                 f"to {limits.max}; multiply pixels in 0..1 by 255."
             )
-    # A float out of range becomes infinite, which the caller refuses; numpy's warning would be a
-    # line of the log.
+    # A float out of range becomes infinite; numpy's warning would be a line of the log.
     with np.errstate(over="ignore"):
-        return array.astype(dtype, copy=False)
+        converted = array.astype(dtype, copy=False)
+    if dtype.kind == "f":
+        _check_range(field, array, converted)
+    return converted
+
+
+def _check_range(field: str, exact: Array, converted: Array) -> None:
+    """Raise InvalidArgument if a finite number has become infinite."""
+    infinite = np.isinf(converted)
+    if infinite.any() and not np.isinf(exact[infinite]).all():
+        raise InvalidArgument(f"{field} has a number that is too large: it would become infinite.")
 
 
 def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
-    if array.size != prod(shape) or (array.ndim > 1 and array.shape != tuple(shape)):
+    if array.size != prod(shape):  # nested otherwise is the same data, as for Triton
         raise InvalidArgument(
             f"Input '{spec.name}' has data of shape {list(array.shape)} ({array.size} values), "
             f"but its declared shape is {list(shape)} ({prod(shape)} values)."
@@ -206,13 +249,14 @@ def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
     return array.reshape(tuple(shape))
 
 
-def _flat(values: Sequence[Any], rank: int) -> Sequence[Any]:
-    """The leaves of lists that are nested at most `rank` deep."""
-    for _ in range(rank - 1):
-        if any(isinstance(value, list) for value in values):
-            values = [
-                leaf for value in values for leaf in (value if isinstance(value, list) else [value])
-            ]
+def _flat(values: Sequence[Any]) -> Sequence[Any]:
+    """The leaves of nested lists; lists below _MAX_NESTING stay among them."""
+    for _ in range(_MAX_NESTING):
+        if not any(isinstance(value, list) for value in values):
+            break
+        values = [
+            leaf for value in values for leaf in (value if isinstance(value, list) else [value])
+        ]
     return values
 
 
@@ -254,10 +298,3 @@ def _octets(values: Sequence[Any], may_hold_booleans: bool) -> bytes | None:
 def _excerpt_of(shape: Sequence[int]) -> str:
     """What an error quotes of a client's shape, which may have a million dimensions."""
     return excerpt(list(shape[:EXCERPT]))
-
-
-def _finite(spec: TensorSpec, array: Array) -> Array:
-    floats = from_bfloat16(array) if spec.datatype == BF16 and array.dtype.kind == "u" else array
-    if floats.dtype.kind == "f" and not np.isfinite(floats).all():
-        raise InvalidArgument(f"Input '{spec.name}' has values that are NaN or infinite.")
-    return array

@@ -6,6 +6,7 @@ Source: Triton's "Classification Extension".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -26,14 +27,14 @@ def classes(tensor: Tensor, count: int, labels: Sequence[str], batchable: bool) 
             f"Output '{tensor.name}' is {tensor.datatype}: classification needs numbers."
         )
     values = from_bfloat16(tensor.array) if tensor.datatype == BF16 else tensor.array
-    rows = values.reshape(len(values) if batchable else 1, -1)
+    rows = values.reshape(values.shape[0] if batchable else 1, prod(values.shape[batchable:]))
     top = _descending(rows)[:, :count]
     largest = np.take_along_axis(rows, top, axis=1)
     entries = [
         [_entry(value, index, labels) for value, index in zip(*row, strict=True)]
         for row in zip(largest.tolist(), top.tolist(), strict=True)
     ]
-    array = np.array(entries, dtype=object)
+    array = np.array(entries, dtype=object).reshape(top.shape)
     return Tensor(tensor.name, BYTES, array if batchable else array[0])
 
 

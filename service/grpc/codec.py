@@ -43,7 +43,7 @@ _TYPED_FIELDS = {
 
 
 def is_typed(request: pb.ModelInferRequest) -> bool:
-    """Whether the request has typed tensors; its response then has them too."""
+    """Whether the request has typed tensors."""
     return any(tensor.HasField("contents") for tensor in request.inputs)
 
 
@@ -55,7 +55,11 @@ def decode(request: pb.ModelInferRequest, deadline: float | None, caller: str = 
     """
     all_raw = list(request.raw_input_contents)
     if all_raw and is_typed(request):
-        raise InvalidArgument("Some inputs have contents although raw_input_contents is used.")
+        name = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
+        raise InvalidArgument(
+            "contents field must not be specified when using raw_input_contents for "
+            f"'{excerpt(name)}' for model '{excerpt(request.model_name)}'."
+        )
     inputs = []
     unused = iter(all_raw)
     for tensor in request.inputs:
@@ -96,13 +100,16 @@ def encode(answer: InferResponse, typed: bool) -> pb.ModelInferResponse:
     them up by the index of the output.
     """
     typed = typed and all(output.datatype in _TYPED_FIELDS for output in answer.outputs)
-    return pb.ModelInferResponse(
+    response = pb.ModelInferResponse(
         model_name=answer.model,
         model_version=answer.version,
         id=answer.id,
         outputs=[_output(output, typed) for output in answer.outputs],
         raw_output_contents=() if typed else [_raw(output) for output in answer.outputs],
     )
+    if answer.warning:
+        response.parameters["warning"].string_param = answer.warning
+    return response
 
 
 def parameters_of(fields: Any) -> Parameters:

@@ -60,12 +60,14 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
 
 
 def _response(answer: Predictions) -> pb.PredictResponse:
-    return pb.PredictResponse(
+    response = pb.PredictResponse(
         model_name=answer.model,
         model_version=answer.version,
-        predictions=[_prediction(row) for row in answer.rows],
         steps=[pb.Step(name=name, png=png) for name, png in answer.steps],
     )
+    # Not as one list: each message outside of its response has memory of its own.
+    response.predictions.extend(map(_prediction, answer.rows))
+    return response
 
 
 def _prediction(row: Prediction) -> pb.Prediction:

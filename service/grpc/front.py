@@ -27,7 +27,8 @@ from service.settings import Settings
 from service.stubs.inference import inference_pb2
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-_SERVICES = (digits_service.DESCRIPTOR.full_name, _INFERENCE.full_name)
+_DIGITS = digits_service.DESCRIPTOR.full_name
+_SERVICES = (_DIGITS, _INFERENCE.full_name)
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 # The name under which newer clients ask first; grpcio-reflection has only v1alpha.
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -85,12 +86,14 @@ class GrpcFront:
         """Tell the health service (grpc.health.v1) what is ready.
 
         Its names are our services, `` for the whole server, and NAME and NAME/VERSION of each
-        model, which become NOT_SERVING when it is unloaded.
+        model, which become NOT_SERVING when it is unloaded. Digits need the default model.
         """
         inference = self._inference
         ready = inference.readiness().ready
+        digits = ready and bool(inference.repository.versions(inference.default_model))
         models = {name: True for m in inference.repository.loaded for name in _names(m)}
-        self._health.publish(dict.fromkeys(("", *_SERVICES), ready) | models)
+        services = dict.fromkeys(("", *_SERVICES), ready) | {_DIGITS: digits}
+        self._health.publish(services | models)
 
     async def stop(self, timeout: float) -> None:
         """Report not ready, refuse new calls, let those in flight finish in `timeout` seconds."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from service import SERVER_NAME, __version__
+from service import __version__
 from service.core.errors import ModelNotFound, Overloaded, ServiceError
 from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import TensorSpec
@@ -56,7 +56,9 @@ class OpenInference:
         self, request: pb.ServerMetadataRequest, call: Call
     ) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
-            name=SERVER_NAME, version=__version__, extensions=self._inference.extensions()
+            name=self._inference.server_name,
+            version=__version__,
+            extensions=self._inference.extensions(),
         )
 
     async def _model_metadata(
@@ -69,14 +71,16 @@ class OpenInference:
             platform=metadata.platform,
             inputs=_tensors(metadata.inputs),
             outputs=_tensors(metadata.outputs),
+            properties=metadata.properties,
         )
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         answer = await self._inference.infer(decode(request, call.deadline, call.caller))
+        typed = self._inference.typed_answers and is_typed(request)
         size = sum([output.array.nbytes for output in answer.outputs])
         if size > INLINE_BYTES:
-            return await off_loop(encode, answer, is_typed(request), size=size)
-        return encode(answer, is_typed(request))
+            return await off_loop(encode, answer, typed, size=size)
+        return encode(answer, typed)
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
         return self._inference.refusal(model, version, call.deadline, call.caller)

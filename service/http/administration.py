@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeVar
 
 from service.core.errors import InvalidArgument
-from service.http.message import Handler, HttpRequest, HttpResponse, json_response, parse_object
+from service.http.message import (
+    JSON,
+    Handler,
+    HttpRequest,
+    HttpResponse,
+    json_response,
+    parse_object,
+)
 from service.operations.administration import Administration
 from service.runtime.shared_memory import SharedRegion
 
@@ -21,6 +28,13 @@ async def model_config(
 ) -> HttpResponse:
     """GET v2/models/{model}[/versions/{version}]/config."""
     return json_response(administration.configuration(model, version))
+
+
+async def model_card(
+    administration: Administration, request: HttpRequest, model: str, version: str = ""
+) -> HttpResponse:
+    """GET v2/models/{model}[/versions/{version}]/card: the version's model.json, as it is."""
+    return HttpResponse(200, [("content-type", JSON)], await administration.card(model, version))
 
 
 async def statistics(

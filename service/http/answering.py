@@ -10,6 +10,7 @@ from service.core.errors import Overloaded, ServiceError
 from service.http.compression import Compression
 from service.http.digits import model_of
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
+from service.http.playground.pages import Playground
 from service.http.routes import ROUTES, UNMATCHED, Route
 from service.observe.recorder import Attempt, RequestRecorder
 from service.operations.administration import Administration
@@ -34,6 +35,7 @@ class HttpApp:
         inference: Inference,
         digits: Digits,
         administration: Administration,
+        playground: Playground,
         recorder: RequestRecorder,
         compression: Compression,
     ) -> None:
@@ -41,7 +43,12 @@ class HttpApp:
         self._inference = inference
         self.overloaded = inference.overloaded
         self._compression = compression
-        needed = {Inference: inference, Digits: digits, Administration: administration}
+        needed = {
+            Inference: inference,
+            Digits: digits,
+            Administration: administration,
+            Playground: playground,
+        }
         matches = [
             Match(route, partial(route.handler, needed[route.needs]), {}) for route in ROUTES
         ]

@@ -138,7 +138,7 @@ def _decode(
     outputs = body.get("outputs", [])
     if not isinstance(request_id, str):
         raise InvalidArgument("id: must be a string.")
-    if not isinstance(inputs, list) or not inputs:
+    if not isinstance(inputs, list):
         raise InvalidArgument("inputs: must be a list of tensors.")
     if not isinstance(outputs, list):
         raise InvalidArgument("outputs: must be a list.")
@@ -186,6 +186,8 @@ def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.id:
         body["id"] = answer.id
+    if answer.warning:
+        body["parameters"] = {"warning": answer.warning}
     body["outputs"] = outputs
     if not blobs:
         return json_response(body)
@@ -251,12 +253,9 @@ def _encode_output(output: OutputTensor, binary: bool, blobs: list[bytes]) -> di
     encoded: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
     tensor = Tensor(name, datatype, array)
     if region is not None:
-        encoded["parameters"] = {
-            "shared_memory_region": region.name,
-            "shared_memory_offset": region.offset,
-            "shared_memory_byte_size": region.byte_size,
-        }
-    elif binary:
+        # Without parameters: Triton's C++ client takes any for those of binary data.
+        return encoded
+    if binary:
         blob = to_bytes(tensor)
         blobs.append(blob)
         encoded["parameters"] = {"binary_data_size": len(blob)}

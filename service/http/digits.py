@@ -5,16 +5,18 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from service.core.datatypes import Array
-from service.core.digits import Prediction
-from service.core.errors import InvalidArgument, UnsupportedMediaType, excerpt
+from service.core.digits import Prediction, Rows
+from service.core.errors import InvalidArgument, ModelNotFound, UnsupportedMediaType, excerpt
 from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import numbers
+from service.http import classification
 from service.http.message import (
     JSON,
     OCTETS,
@@ -23,8 +25,11 @@ from service.http.message import (
     check_json_size,
     json_response,
     parse_json,
+    server_timing,
+    to_json,
 )
 from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
+from service.operations.classification import usable
 from service.operations.digits import INLINE_ROWS, Digits, Picture
 
 # Parsing 64 KB of them, the most that a URL may have, takes 10 ms.
@@ -39,13 +44,24 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
 
     The body is one picture, as it is or in the field `image` of a form; raw pixels of 784 bytes per
     image as application/octet-stream; or JSON, bare or under "image": a picture as a data URL, or
-    numbers (28x28, Nx28x28 or 784). Raises UnsupportedMediaType for another content type,
-    InvalidArgument for a body that does not match its content type.
+    numbers (28x28, Nx28x28 or 784). Models of anything else than digits answer as
+    `http.classification` says. Raises ModelNotFound, UnsupportedMediaType for another content type,
+    InvalidArgument for a body that does not match its content type. With
+    `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
-    query = query_of(request)
+    query = query_of(request) if request.query else {}  # one call less on the request path
     explain = _FLAGS.get(query.get("explain", "").lower())
     if explain is None:
         raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
+    model, version = query.get("model") or digits.default_model, query.get("version", "")
+    try:
+        served = digits.repository.get(model, version)
+    except ModelNotFound as error:
+        if "model" in query:
+            raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
+        served = None  # without a default model, what is wrong with the body is reported first
+    if served is not None and served.layout is None:
+        return await classification.predict(digits, served, request, query, explain)
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = None
     pixels: bytes | None = None
@@ -56,32 +72,41 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         pixels = request.body
     else:
         values, picture = await form_or_json(request, digits.max_json_bytes, (JSON, OCTETS, FORM))
-    answer = await digits.classify(
-        picture=picture,
-        pixels=pixels,
-        values=values,
-        model=query.get("model", ""),
-        version=query.get("version", ""),
-        caller=request.caller,
-        explain=explain,
-    )
-    is_long = len(answer.rows) > INLINE_ROWS
-    size = 784 * len(answer.rows)
-    body: dict[str, Any] = {
-        "model_name": answer.model,
-        "model_version": answer.version,
-        "predictions": await off_loop(fields_of, answer.rows, size=size)
-        if is_long
-        else fields_of(answer.rows),
-    }
+    try:
+        answer = await digits.classify(
+            picture=picture,
+            pixels=pixels,
+            values=values,
+            model=model,
+            version=version,
+            served=served,
+            caller=request.caller,
+            explain=explain,
+        )
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
+    body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    if isinstance(answer.rows, Rows):
+        return await off_loop(_long_response, body, answer.rows, size=784 * len(answer.rows))
+    body["predictions"] = fields_of(answer.rows)
     if explain:
         body["steps"] = [
             {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
             for name, png in answer.steps
         ]
-    if is_long:
-        return await off_loop(json_response, body, size=size)
-    return json_response(body)
+    response = json_response(body)
+    if answer.seconds:
+        response.headers.append(server_timing(answer.seconds))
+    return response
+
+
+def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
+    """The same for many predictions, which become JSON in parts."""
+    parts, predictions = [to_json(body)[:-1], b',"predictions":['], iter(rows)
+    while part := list(islice(predictions, INLINE_ROWS)):
+        parts += to_json(fields_of(part))[1:-1], b","
+    parts[-1] = b"]}"  # instead of the last comma
+    return HttpResponse(200, [("content-type", JSON)], b"".join(parts))
 
 
 def query_of(request: HttpRequest) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service import SERVER_NAME, __version__
+from service import __version__
 from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import TensorSpec
 from service.http.codec import ALL_BINARY, decode, encode, header_length
@@ -41,7 +41,11 @@ async def infer(
 async def server_metadata(inference: Inference, request: HttpRequest) -> HttpResponse:
     """GET v2."""
     return json_response(
-        {"name": SERVER_NAME, "version": __version__, "extensions": inference.extensions()}
+        {
+            "name": inference.server_name,
+            "version": __version__,
+            "extensions": inference.extensions(),
+        }
     )
 
 
@@ -60,11 +64,7 @@ async def model_metadata(
             "platform": metadata.platform,
             "inputs": [_spec(spec) for spec in metadata.inputs],
             "outputs": [_spec(spec) for spec in metadata.outputs],
-            "parameters": {
-                "execution_provider": metadata.provider,
-                "execution_provider_fallback": metadata.fallback,
-                "batching": metadata.batching,
-            },
+            "parameters": metadata.properties,
         }
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from service.core.errors import InvalidArgument
 from service.core.off_loop import off_loop
 from service.http.digits import fields_of, form_or_json, query_of
-from service.http.message import JSON, HttpRequest, HttpResponse, json_response
+from service.http.message import JSON, HttpRequest, HttpResponse, json_response, server_timing
 from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS, Digits, Picture, ReadAnswer
 
@@ -17,7 +17,8 @@ async def read(digits: Digits, request: HttpRequest) -> HttpResponse:
 
     The body is a picture in any form that `predict` takes: as it is, in the field `image` of a
     form, or as a data URL in JSON. Raises UnsupportedMediaType for another content type,
-    InvalidArgument for a body that does not match its content type.
+    InvalidArgument for a body that does not match its content type. The header Server-Timing is
+    that of `predict`.
     """
     query = query_of(request)
     model, version = query.get("model", ""), query.get("version", "")
@@ -47,4 +48,6 @@ def _response(answer: ReadAnswer) -> HttpResponse:
     }
     if answer.hint:
         body["hint"] = answer.hint
-    return json_response(body)
+    response = json_response(body)
+    response.headers.append(server_timing(answer.seconds))
+    return response

@@ -11,6 +11,7 @@ from service.http import open_inference
 from service.http.administration import MemoryHandlers
 from service.http.digits import predict
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
+from service.http.playground.pages import Playground
 from service.http.reading import read
 from service.observe import metrics
 from service.operations.administration import Administration
@@ -34,10 +35,15 @@ class Route(NamedTuple):
     compress: bool = False
 
 
-async def index(inference: Inference, request: HttpRequest) -> HttpResponse:
-    """GET /: the server's name, version and endpoints."""
+async def index(playground: Playground, request: HttpRequest) -> HttpResponse:
+    """GET /: the playground for browsers, else the server's name, version and endpoints."""
+    if playground.wants_page(request):
+        return playground.page(request)
     endpoints = [f"{route.method} {route.path}" for route in ROUTES]
-    return json_response({"name": SERVER_NAME, "version": __version__, "endpoints": endpoints})
+    body = {"name": SERVER_NAME, "version": __version__, "endpoints": endpoints}
+    response = json_response(body)
+    response.headers.append(("vary", "accept"))
+    return response
 
 
 async def prometheus(administration: Administration, request: HttpRequest) -> HttpResponse:
@@ -81,7 +87,8 @@ _MODEL_TRACE = "/v2/models/<model>/trace/setting"
 # Earlier routes are tried first.
 ROUTES = [
     *_of_model("POST", "/infer", "infer", Inference, open_inference.infer, compress=True),
-    Route("GET", "/", "index", Inference, index),
+    Route("GET", "/", "index", Playground, index, compress=True),
+    Route("GET", "/playground/<file>", "playground", Playground, Playground.file, compress=True),
     Route("GET", "/metrics", "metrics", Administration, prometheus, compress=True),
     Route("POST", "/predict", "predict", Digits, predict, compress=True),
     Route("POST", "/read", "read", Digits, read, compress=True),
@@ -91,6 +98,7 @@ ROUTES = [
     *_of_model("GET", "", "model_metadata", Inference, open_inference.model_metadata),
     *_of_model("GET", "/ready", "model_ready", Inference, open_inference.model_ready),
     *_of_model("GET", "/config", "model_config", Administration, admin.model_config),
+    *_of_model("GET", "/card", "model_card", Administration, admin.model_card, compress=True),
     Route("GET", "/v2/models/stats", "statistics", Administration, admin.statistics),
     *_of_model("GET", "/stats", "statistics", Administration, admin.statistics),
     Route("POST", "/v2/repository/index", "repository_index", Administration, admin.index),
@@ -107,4 +115,4 @@ ROUTES = [
 ]
 
 # The route that is recorded for requests that matched none.
-UNMATCHED = Route("*", "*", "unmatched", Inference, index)
+UNMATCHED = Route("*", "*", "unmatched", Playground, index)

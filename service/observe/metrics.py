@@ -11,12 +11,13 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,7 +186,7 @@ class BufferedCounter(Counter):
             super().inc(pending)
 
 
-_buffered: list[BufferedHistogram | BufferedCounter | Judgements] = []
+_buffered: list[BufferedHistogram | BufferedCounter | Judgements | TritonCounters] = []
 
 
 def flush() -> None:
@@ -286,6 +287,74 @@ class Judgements:
 _judgements = cache(Judgements)
 
 
+# Triton's counters, by the fields that `TritonCounters.flush` adds up. They are gauges for
+# prometheus_client, which would give counters the suffix _total; `exposition` calls them counters.
+_triton = {
+    name: Gauge(f"nv_inference_{name}", doc, labels, multiprocess_mode="sum")
+    for name, doc, labels in (
+        ("request_success", "Requests that succeeded.", _PER_MODEL),
+        ("request_failure", "Requests that failed.", [*_PER_MODEL, "reason"]),
+        ("count", "Inferences: a request with N rows counts N times.", _PER_MODEL),
+        ("exec_count", "Runs of the model.", _PER_MODEL),
+        ("request_duration_us", "Microseconds from arrival to answer.", _PER_MODEL),
+        ("queue_duration_us", "Microseconds that requests waited.", _PER_MODEL),
+        ("compute_input_duration_us", "Microseconds to join inputs.", _PER_MODEL),
+        ("compute_infer_duration_us", "Microseconds of inference.", _PER_MODEL),
+        ("compute_output_duration_us", "Microseconds to split outputs.", _PER_MODEL),
+    )
+}
+_triton_pending = Gauge(
+    "nv_inference_pending_request_count",
+    "Requests in the queue.",
+    _PER_MODEL,
+    multiprocess_mode="livesum",
+)
+_TRITON_TYPE = re.compile(rb"(?m)^(# TYPE nv_inference_(?!pending)\w+) gauge$")
+
+
+class TritonCounters:
+    """What Triton counts of one version, which goes to Prometheus at a `flush`."""
+
+    def __init__(self, model: str, version: str) -> None:
+        labels = model, version
+        self._counters = {
+            name: gauge.labels(*labels)
+            for name, gauge in _triton.items()
+            if name != "request_failure"
+        }
+        self._failures = {
+            reason: _triton["request_failure"].labels(*labels, reason)
+            for reason in ("REJECTED", "OTHER")
+        }
+        self.runs: list[BatchRun] = []
+        self.failures: Counts[str] = Counts()
+        _buffered.append(self)
+
+    def flush(self) -> None:
+        """Count the runs and failures since the last call."""
+        sums = dict.fromkeys(self._counters, 0.0)
+        for run in self.runs:
+            sums["request_success"] += run.requests
+            sums["count"] += run.rows
+            sums["exec_count"] += 1
+            sums["request_duration_us"] += run.answered
+            sums["queue_duration_us"] += run.queued
+            # The times of a run are those of each of its requests, as in Triton's statistics.
+            sums["compute_input_duration_us"] += run.joining * run.requests
+            sums["compute_infer_duration_us"] += run.inference * run.requests
+            sums["compute_output_duration_us"] += run.splitting * run.requests
+        self.runs.clear()
+        for name, value in sums.items():
+            if value:
+                self._counters[name].inc(value * 1e6 if name.endswith("_us") else value)
+        for reason, number in self.failures.items():
+            self._failures[reason].inc(number)
+        self.failures.clear()
+
+
+_triton_counters = cache(TritonCounters)
+
+
 class ModelMetrics(ModelStatistics):
     """The statistics of one version of a model, which also go to Prometheus and to the log."""
 
@@ -321,12 +390,37 @@ class ModelMetrics(ModelStatistics):
         log.error("%s: a run is ended after %g s (max_run_seconds).", self._name, seconds)
 
 
+class TritonModelMetrics(ModelMetrics):
+    """The same, which also go to Prometheus under Triton's names."""
+
+    def __init__(self, model: str, version: str) -> None:
+        super().__init__(model, version)
+        self._triton = _triton_counters(model, version)
+
+    def ran(self, run: BatchRun) -> None:
+        """Record a run that succeeded."""
+        super().ran(run)
+        self._triton.runs.append(run)
+
+    def shed(self, reason: str) -> None:
+        """Count a request that was refused at once."""
+        super().shed(reason)
+        self._triton.failures["OTHER"] -= 1  # as which `failed` has counted it
+        self._triton.failures["REJECTED"] += 1
+
+    def failed(self, seconds: float) -> None:
+        """Count a request that ended without outputs."""
+        super().failed(seconds)
+        self._triton.failures["OTHER"] += 1
+
+
 class Metrics:
     """The metrics of one worker. An observation costs next to nothing until it is flushed."""
 
     def __init__(self) -> None:
         _forget_dead_workers()
         self._loaded: set[tuple[str, str, str, str]] = set()
+        self._pending: set[tuple[str, str]] = set()
 
     # Requests use the same few sets of labels; looking one up in prometheus_client takes 3 us.
     request = staticmethod(cache(_requests.labels))
@@ -337,6 +431,14 @@ class Metrics:
     def inflight_refused(transport: str) -> None:
         """Count a request that `max_inflight_bytes` refused."""
         _inflight_refused.labels(transport).inc()
+
+    def pending(self, requests: Mapping[tuple[str, str], int]) -> None:
+        """Report how many requests wait for each (model, version), under Triton's name."""
+        for version in self._pending - requests.keys():
+            _triton_pending.labels(*version).set(0)
+        for version, count in requests.items():
+            _triton_pending.labels(*version).set(count)
+        self._pending = set(requests)
 
     def models_loaded(self, models: set[tuple[str, str, str, str]], failures: int) -> None:
         """Report the loaded (model, version, provider, sha256), and how many versions failed."""
@@ -352,7 +454,7 @@ class Metrics:
 # Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
 _HTTP_REASONS = ("headers", "idle", "unread", "displaced")
 _http_closed = {reason: _http_connections_closed.labels(reason) for reason in _HTTP_REASONS}
-_GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "error", "stop")
+_GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "resets", "error", "stop")
 _grpc_closed = {
     reason: _grpc_connections_closed.labels(reason)
     for reason in (*_GRPC_REASONS, "displaced", "refused")
@@ -374,7 +476,7 @@ def exposition() -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     registry.register(_SharedCounts())
-    return generate_latest(registry)
+    return _TRITON_TYPE.sub(rb"\1 counter", generate_latest(registry))
 
 
 _replaced: Replacements | None = None

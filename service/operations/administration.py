@@ -132,8 +132,8 @@ class Administration:
         self._check_control()
         if parameters:
             raise Unimplemented(
-                f"parameters: {excerpt(next(iter(parameters)))} is not supported; a model is "
-                "loaded as it is in the repository."
+                f"failed to load '{excerpt(name)}': parameter {excerpt(next(iter(parameters)))} is "
+                "not supported; a model is loaded as it is in the repository."
             )
         await self.shared_state.change(
             lambda state: replace(
@@ -164,6 +164,10 @@ class Administration:
             versions=settings.versions,
             workers=settings.workers,
         )
+
+    async def card(self, name: str, version: str = "") -> bytes:
+        """The model card of a loaded version; `{}` if it has none. Raises what `card_of` does."""
+        return await self._repository.card_of(name, version)
 
     async def statistics(self, name: str = "", version: str = "") -> list[VersionStatistics]:
         """Statistics of a model (and version), or of all models, summed over all workers.
@@ -208,7 +212,7 @@ class Administration:
         Raises Forbidden, and what `level_of` raises.
         """
         if changes:
-            self._check_control()
+            self._check_control("changing the log level")
             level = level_of(logging.getLogger().level, changes, self._default_level)
             await self.shared_state.change(lambda state: replace(state, log_level=level))
         return self.log_settings()
@@ -241,9 +245,7 @@ class Administration:
 
         def register(state: DesiredState) -> DesiredState:
             if region.name in state.regions:
-                raise AlreadyExists(
-                    f"Shared memory region '{excerpt(region.name)}' is already registered."
-                )
+                raise AlreadyExists.region(region.name)
             return replace(state, regions={**state.regions, region.name: region})
 
         await self.shared_state.change(register)
@@ -286,19 +288,24 @@ class Administration:
             raise Forbidden(
                 f"Changes from web pages of other servers are refused ({excerpt(origin)})."
             )
-        if self._settings.control == "auto" and host and not is_loopback(target.hostname or ""):
+        if (
+            self._settings.model_control_mode == "auto"
+            and host
+            and not is_loopback(target.hostname or "")
+        ):
             raise Forbidden(
                 f"Host is '{excerpt(host)}', but only this machine may make changes; start the "
-                "server with --control on to allow others."
+                "server with --model-control-mode explicit to allow others."
             )
 
-    def _check_control(self) -> None:
+    def _check_control(self, change: str = "explicit model load / unload") -> None:
         if not self._settings.allows_control:
+            mode = self._settings.model_control_mode
             raise Forbidden(
-                "Models and the log level cannot be changed: this server accepts connections "
-                "from other machines. Start it with --control on to allow changes."
-                if self._settings.control == "auto"
-                else "Models and the log level cannot be changed (control is off)."
+                f"{change} is not allowed: this server accepts connections from other machines; "
+                "start it with --model-control-mode explicit to allow it."
+                if mode == "auto"
+                else f"{change} is not allowed (model_control_mode is {mode})."
             )
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
 from service.core.datatypes import Array
 from service.core.digits import (
-    DigitLayout,
     Pixels,
     Prediction,
+    Rows,
     pixels_from_bytes,
     pixels_from_values,
 )
@@ -26,7 +26,7 @@ from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import open_picture
 from service.core.pictures.parts import check_parts
 from service.core.pictures.reading import ReadDigit, candidates_on, choose, further
-from service.repository.models import Repository
+from service.repository.models import Repository, ServedModel
 
 # Up to these sizes a picture takes at most a millisecond. Reading its header takes time for its
 # bytes: 4 KB of empty chunks take 0.8 ms.
@@ -48,19 +48,22 @@ Picture = bytes | Callable[[], bytes]
 class Predictions(NamedTuple):
     """The answer of one version of a model: one prediction per image.
 
-    `steps` has a name and a PNG for each step from a picture to its pixels, if asked for.
+    If asked for, `steps` has a name and a PNG for each step from a picture to its pixels, and
+    `seconds` how long the picture took, and the model with its queue.
     """
 
     model: str
     version: str
-    rows: list[Prediction]
+    rows: list[Prediction] | Rows  # Rows of more than INLINE_ROWS images
     steps: list[tuple[str, bytes]]
+    seconds: tuple[float, float] | None = None
 
 
 class ReadAnswer(NamedTuple):
     """What a version of a model reads on a picture: its digits in reading order, and the text.
 
-    `lines` has the text of each line; `hint` says what may be wrong if there are no digits.
+    `lines` has the text of each line; `hint` says what may be wrong if there are no digits;
+    `seconds` are those of `Predictions`.
     """
 
     model: str
@@ -68,6 +71,7 @@ class ReadAnswer(NamedTuple):
     digits: list[ReadDigit]
     lines: list[str]
     hint: str
+    seconds: tuple[float, float]
 
     @property
     def text(self) -> str:
@@ -93,8 +97,8 @@ class Digits:
         max_read_digits: int = 256,
     ) -> None:
         self.max_json_bytes = max_json_bytes
-        self._repository = repository
-        self._default_model = default_model
+        self.repository = repository
+        self.default_model = default_model
         self._max_read_digits = max_read_digits
         self._max_pixels = max_image_pixels, max_decoded_pixels
         self._decoders = ThreadPoolExecutor(max_decodings, "decode")
@@ -107,6 +111,7 @@ class Digits:
         values: Array | None = None,
         model: str = "",
         version: str = "",
+        served: ServedModel | None = None,
         deadline: float | None = None,
         caller: str = "",
         explain: bool = False,
@@ -114,12 +119,15 @@ class Digits:
         """Classify one of: a picture, raw pixels (784 bytes per image), an uint8 array.
 
         Arrays are [28,28], [784], [N,28,28] or [N,784]. Pixels and arrays hold bright ink (255) on
-        a dark background (0); pictures may have either. `deadline` is in the event loop's time,
-        `caller` is who asks (core.callers). With `explain`, the answer for a picture has its steps.
+        a dark background (0); pictures may have either. `served` is the model, if it is known;
+        otherwise `model` and `version` name it. `deadline` is in the event loop's time, `caller` is
+        who asks (core.callers). With `explain`, the answer has the steps of a picture and the
+        times.
         Raises InvalidArgument for malformed input and for a model that does not classify 28x28
         images, RequestTooLarge for a picture over the limit, ModelNotFound, and what
         `Batcher.submit` raises.
         """
+        began = monotonic() if explain else 0.0
         found: Found | None = None
         steps: list[tuple[str, bytes]] = []
         if picture is not None:
@@ -143,31 +151,32 @@ class Digits:
             images = pixels_from_values(values)
         else:
             raise InvalidArgument("input: give either pixels or image.")
-        served = self._repository.get(model or self._default_model, version)
+        served = served or self.repository.get(model or self.default_model, version)
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
         counts = served.batcher.statistics.judgements
         if len(images) <= INLINE_ROWS:
             inputs = [images] if layout.image_shape is None else layout.inputs(images)
+            submitted = monotonic() if explain else 0.0
             outputs = await served.batcher.submit(inputs, len(images), deadline, caller)
+            seconds = (submitted - began, monotonic() - submitted) if explain else None
             rows = layout.predictions(outputs)
             if found is not None and (found.reason or found.hint):
                 rows = [_judged(rows[0], found)]
             for row in rows:
                 counts[row[4:6]] += 1
-            return Predictions(served.name, served.version, rows, steps)
+            return Predictions(served.name, served.version, rows, steps, seconds)
         # FP32 inputs are four times as large as the pixels: only a part of them exists at a time.
         step = len(images) if layout.image_shape is None else INLINE_ROWS
-        rows = []
+        runs = []
         for start in range(0, len(images), step):
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
-            outputs = await served.batcher.submit(inputs, len(part), deadline, caller)
-            more, judgements = await off_loop(_counted, layout, outputs, size=part.nbytes)
-            rows += more
-            counts.update(judgements)
-        return Predictions(served.name, served.version, rows, steps)
+            runs.append(await served.batcher.submit(inputs, len(part), deadline, caller))
+        many = Rows(layout, runs)
+        counts.update(await off_loop(many.judgements, size=images.nbytes))
+        return Predictions(served.name, served.version, many, steps)
 
     async def read(
         self,
@@ -183,29 +192,36 @@ class Digits:
         `deadline` and `caller` are those of `classify`. Raises what `classify` does for a picture,
         and RequestTooLarge for one of more than `max_read_digits` digits.
         """
+        began, in_model = monotonic(), 0.0
         most = self._max_read_digits
         found = await self.decoded(picture, partial(candidates_on, most=most))
-        served = self._repository.get(model or self._default_model, version)
+        served = self.repository.get(model or self.default_model, version)
         layout = served.layout
         if layout is None:
             raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
 
         async def predictions(pixels: Pixels) -> list[Prediction]:
+            nonlocal in_model
             inputs = await off_loop(layout.inputs, pixels, size=pixels.nbytes)
+            submitted = monotonic()
             outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller)
+            in_model += monotonic() - submitted
             return await off_loop(layout.predictions, outputs, size=pixels.nbytes)
 
         if not len(found.pixels):
-            return ReadAnswer(served.name, served.version, [], [], NO_DIGITS)
+            seconds = (monotonic() - began, 0.0)
+            return ReadAnswer(served.name, served.version, [], [], NO_DIGITS, seconds)
         seen = await predictions(found.pixels)
         size = found.pixels.nbytes
         more = await off_loop(further, found, seen, most, size=size)
         if len(more.pixels):
             seen += await predictions(more.pixels)
         reading = await off_loop(choose, (found, more), seen, size=size)
+        seconds = (monotonic() - began - in_model, in_model)
         for digit in reading.digits:
             served.batcher.statistics.judgements[digit.prediction[4:6]] += 1
-        return ReadAnswer(served.name, served.version, reading.digits, reading.lines, "")
+        digits, lines = reading.digits, reading.lines
+        return ReadAnswer(served.name, served.version, digits, lines, "", seconds)
 
     async def decoded(self, picture: Picture, work: Callable[[Image.Image], T]) -> T:
         """Open a picture and do `work`, which decodes it, in one of the threads for that.
@@ -246,11 +262,3 @@ def _explained(image: Image.Image) -> tuple[Found, list[tuple[str, bytes]]]:
         step.save(file, "PNG")
         steps.append((name, file.getvalue()))
     return found._replace(steps=()), steps
-
-
-def _counted(
-    layout: DigitLayout, outputs: Sequence[Array]
-) -> tuple[list[Prediction], Counter[tuple[bool | None, str]]]:
-    """The predictions, and how many of them have each pair of `accepted` and reason."""
-    rows = layout.predictions(outputs)
-    return rows, Counter((row.accepted, row.reason) for row in rows)

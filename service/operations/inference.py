@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Sequence, Set
 from typing import NamedTuple
 
+from service import SERVER_NAME
 from service.core.batching import Batcher
-from service.core.datatypes import BF16, BYTES, Array, one_element
+from service.core.datatypes import BF16, BYTES, MISSING, Array, one_element
 from service.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -26,7 +27,7 @@ from service.core.request import (
     InputTensor,
     OutputTensor,
     RequestedOutput,
-    timeout_of,
+    scheduling_of,
 )
 from service.core.tensors import (
     Tensor,
@@ -37,13 +38,15 @@ from service.core.tensors import (
     to_bytes,
 )
 from service.core.top_classes import classes
-from service.repository.model_config import PLATFORM
 from service.repository.models import Repository, ServedModel
+from service.repository.triton_config import PLATFORM
 from service.runtime.shared_memory import SharedRegions
 
 # Up to this many values, their top classes are found within a millisecond.
 _INLINE_CLASSES = 1024
 
+
+_VOID_TIMEOUT = "timeout: without effect; allow_timeout_override in config.pbtxt is not true."
 
 # numpy has no fast check for NaN in these. It still is 16 times as fast as to decode values.
 _SLOW_TO_CHECK = (BF16, "FP16")
@@ -61,6 +64,15 @@ class ModelMetadata(NamedTuple):
     fallback: str
     batching: str
 
+    @property
+    def properties(self) -> dict[str, str]:
+        """How the model is served."""
+        return {
+            "execution_provider": self.provider,
+            "execution_provider_fallback": self.fallback,
+            "batching": self.batching,
+        }
+
 
 class Readiness(NamedTuple):
     """Whether the server takes requests, and the reason if not.
@@ -76,7 +88,8 @@ class Readiness(NamedTuple):
 class Inference:
     """Inference, metadata and readiness of one repository's models. Lives on one event loop.
 
-    `overloaded` holds the batchers that keep their queue short at the moment.
+    `overloaded` holds the batchers that keep their queue short at the moment. `server_name` is for
+    the metadata; `typed_answers` says whether typed gRPC requests get typed answers.
     """
 
     def __init__(
@@ -86,7 +99,12 @@ class Inference:
         regions: SharedRegions,
         overloaded: Set[Batcher] = frozenset(),
         max_json_bytes: int = MAX_JSON_BYTES,
+        *,
+        server_name: str = SERVER_NAME,
+        typed_answers: bool = False,
     ) -> None:
+        self.server_name = server_name
+        self.typed_answers = typed_answers
         self.overloaded = overloaded
         self.max_json_bytes = max_json_bytes
         self.repository = repository
@@ -103,15 +121,19 @@ class Inference:
         """
         served = self.repository.get(request.model, request.version)
         requested = _requested(served, request.outputs) if request.outputs else None
-        timeout = timeout_of(request.parameters) if request.parameters else None
+        timeout, warning = scheduling_of(request.parameters) if request.parameters else (None, "")
+        if timeout is not None and not served.config.queue.obeys_timeouts:
+            timeout, warning = None, " ".join(filter(None, [_VOID_TIMEOUT, warning]))
         inputs = [self._fetched(tensor) for tensor in request.inputs]
         size = max([_decoding_bytes(each, request.size) for each in inputs], default=0)
         if size > INLINE_BYTES:
             arrays = await off_loop(_arrays, served, inputs, size=size)
         else:
             arrays = _arrays(served, inputs)
-        rows = arrays[0].shape[0] if served.session.has_rows else 1
-        if len(arrays) > 1 and served.session.batchable and {len(a) for a in arrays} != {rows}:
+        # A request without rows counts as one, so that the queue bounds these as well. A batch with
+        # it has too few outputs, and its requests then run alone.
+        rows = (arrays[0].shape[0] or 1) if served.session.has_rows else 1
+        if len(arrays) > 1 and served.session.batchable and len({len(a) for a in arrays}) > 1:
             raise InvalidArgument("The inputs have different batch sizes.")
         if timeout is None:
             outputs = await served.batcher.submit(arrays, rows, request.deadline, request.caller)
@@ -128,7 +150,7 @@ class Inference:
                 await self._output(served, specs[i], output, outputs[i]) for i, output in requested
             ]
         # By position: keywords take 0.4 us more, for every request.
-        return InferResponse(served.name, served.version, request.id, tensors)
+        return InferResponse(served.name, served.version, request.id, tensors, warning)
 
     def refusal(
         self, model: str, version: str, deadline: float | None = None, caller: str = ""
@@ -157,6 +179,8 @@ class Inference:
                 "a JSON header before the binary data."
             )
         spec = served.session.inputs[0]
+        if not raw and spec.datatype != BYTES:
+            raise InvalidArgument(f"The body is empty; it must hold the input '{spec.name}'.")
         shape = shape_of_raw(spec, len(raw))
         content = one_element(raw) if spec.datatype == BYTES else raw
         tensor = InputTensor(name=spec.name, datatype=spec.datatype, shape=shape, raw=content)
@@ -175,8 +199,10 @@ class Inference:
         """An output as requested: itself or its top classes, in the response or in a region."""
         tensor = Tensor(spec.name, spec.datatype, array)
         if requested.top_classes:
-            labels = served.card.labels if served.card.kind(spec.name) else ()
-            how = (requested.top_classes, labels, served.session.has_rows)
+            labels = served.labels.get(spec.name, ())
+            # A declared batch counts as such, although the model may fix its size.
+            has_rows = served.session.has_rows or bool(served.config.max_batch_size and array.ndim)
+            how = (requested.top_classes, labels, has_rows)
             if array.size > _INLINE_CLASSES:
                 tensor = await off_loop(classes, tensor, *how, size=array.nbytes)
             else:
@@ -218,12 +244,20 @@ class Inference:
         ]
 
     def readiness(self) -> Readiness:
-        """Ready means that the server is not stopping and the default model is loaded."""
+        """Ready means that the server is not stopping and the default model is loaded.
+
+        Without a default model in the repository, all models that are to be served must be loaded.
+        """
         failures = dict(self.repository.failures)
         if self.stopping:
             return Readiness(False, "The server is stopping.", failures)
-        if not self.repository.versions(self.default_model):
-            return Readiness(False, f"Model '{self.default_model}' is not loaded.", failures)
+        wanted = self.repository.wanted
+        decisive = wanted
+        if self.default_model in wanted or self.repository.is_empty:
+            decisive = {self.default_model}
+        for name in sorted(decisive):
+            if not self.repository.versions(name):
+                return Readiness(False, f"Model '{name}' is not loaded.", failures)
         return Readiness(True, "", failures)
 
 
@@ -254,25 +288,49 @@ def _decoding_bytes(tensor: InputTensor, size: int) -> int:
 
 def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     """The validated arrays of a request, in the model's order."""
-    specs = served.session.inputs
+    session = served.session
+    specs = session.inputs
     if len(specs) == len(tensors) == 1 and tensors[0].name == specs[0].name:
         return [_array(specs[0], tensors[0])]
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) != len(tensors):
         raise InvalidArgument("An input is given twice.")
+    if session.defaults and any(spec.name in by_name for spec in session.defaults):
+        if session.batchable:
+            raise InvalidArgument(
+                f"Model '{served.name}' has a value of its own for "
+                f"{', '.join(spec.name for spec in session.defaults)}, which requests cannot "
+                'replace because they are batched; set "batching": false in model.json to allow it.'
+            )
+        specs = (*specs, *session.defaults)
     names = [spec.name for spec in specs]
     for name in by_name:
         if name not in names:
             raise InvalidArgument(
-                f"Input '{excerpt(name)}' is not one of model '{served.name}', which takes: "
-                f"{', '.join(names)}."
+                f"unexpected inference input '{excerpt(name)}' for model '{served.name}', which "
+                f"takes: {', '.join(names)}."
             )
-    arrays = []
     for spec in specs:
-        if spec.name not in by_name:
-            raise InvalidArgument(f"Input '{spec.name}' is missing.")
-        arrays.append(_array(spec, by_name[spec.name]))
-    return arrays
+        if spec.name not in by_name and not spec.is_optional:
+            raise _missing(served, specs, by_name.keys())
+    return [_array(spec, by_name[spec.name]) if spec.name in by_name else MISSING for spec in specs]
+
+
+def _missing(
+    served: ServedModel, specs: Sequence[TensorSpec], present: Set[str]
+) -> InvalidArgument:
+    """The error for a request without all inputs, in the words of Triton's."""
+    required = [spec.name for spec in specs if not spec.is_optional]
+    expected = f"{len(specs)} inputs"
+    if len(required) < len(specs):
+        expected = f"number of inputs between {len(required)} and {len(specs)}"
+    names = ",".join(f"'{spec.name}'" for spec in specs if spec.name in present)
+    missing = ",".join(f"'{name}'" for name in required if name not in present)
+    return InvalidArgument(
+        f"expected {expected} but got {len(present)} inputs for model '{served.name}'. Got "
+        f"input(s) [{names}], but missing required input(s) [{missing}]. Please provide all "
+        "required input(s)."
+    )
 
 
 def _array(spec: TensorSpec, tensor: InputTensor) -> Array:
@@ -289,8 +347,8 @@ def _requested(
     for output in outputs:
         if output.name not in names:
             raise InvalidArgument(
-                f"Output '{excerpt(output.name)}' is not one of model '{served.name}', which "
-                f"gives: {', '.join(names)}."
+                f"unexpected inference output '{excerpt(output.name)}' for model "
+                f"'{served.name}', which gives: {', '.join(names)}."
             )
     if len({output.name for output in outputs}) != len(outputs):
         raise InvalidArgument("An output is asked for twice.")

@@ -10,27 +10,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
 from service.core.batching import Batcher, Batching
-from service.core.digits import DigitLayout, NotDigits, layout_of
+from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
+from service.core.classification.pictures import PictureError
+from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
 from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
+from service.repository.agreement import (
+    declared_batching,
+    ignored_by,
+    labels_of,
+    picture_rule,
+    presented,
+)
 from service.repository.card import Card
+from service.repository.card import content as card_content
 from service.repository.card import read as read_card
-from service.repository.triton_config import CONFIG_FILE, read_max_batch_size
+from service.repository.triton_config import (
+    CONFIG_FILE,
+    TritonConfig,
+    TritonConfigs,
+    VersionPolicy,
+)
 from service.repository.versions import (
-    CARD_FILE,
-    MODEL_FILE,
+    OnDisk,
     Signature,
     VersionOnDisk,
-    file_sha256,
+    digest_of_all,
+    digests,
+    external_weights,
     parse_version,
     scan,
 )
+from service.repository.warm_up import samples
+from service.runtime.presented import present
 from service.runtime.session import Session, SessionOptions, cuda_is_built_in
 from service.runtime.session import load as load_session
 
@@ -40,34 +58,26 @@ log = logging.getLogger(__name__)
 class ServedModel(NamedTuple):
     """One loaded version of a model, ready to answer requests.
 
-    `layout` says how it classifies digits; None if it does not, and `layout_problem` says why.
+    `config` is what config.pbtxt declares, `ignored` what it sets that has no effect on this model,
+    `labels` the names of classes by output. `layout` says how it classifies digits; None if it does
+    not, and `layout_problem` says why. `classifier` says how it classifies anything else; None if
+    it does not, or if its card does not say.
     """
 
     name: str
     version: str
     card: Card
+    card_file: Path
+    config: TritonConfig
+    ignored: Sequence[str]
+    labels: Mapping[str, Sequence[str]]
     sha256: str
     session: Session
     batcher: Batcher
     signature: Signature
     layout: DigitLayout | None
     layout_problem: str
-
-
-def declared_batching(card: Card, max_batch_size: int | None) -> Batching | None:
-    """What a card and config.pbtxt declare together; None if neither says anything.
-
-    Where they disagree, the one that forbids batching wins: that can only cost speed.
-    """
-    if card.batching is False:
-        overrules = f", which overrules {CONFIG_FILE}" if max_batch_size else ""
-        return Batching(False, f"off: declared in {CARD_FILE}{overrules}")
-    if max_batch_size == 0:
-        overrules = f", which overrules {CARD_FILE}" if card.batching else ""
-        return Batching(False, f"off: max_batch_size is 0 in {CONFIG_FILE}{overrules}")
-    if max_batch_size is not None:
-        return Batching(True, f"declared in {CONFIG_FILE}", max_rows=max_batch_size)
-    return Batching(True, f"declared in {CARD_FILE}") if card.batching else None
+    classifier: Classifier | None = None
 
 
 class IndexEntry(NamedTuple):
@@ -89,7 +99,8 @@ class _Failure(NamedTuple):
 class Repository:
     """The loaded versions of every model. Read and changed on one event loop only.
 
-    `keep` is how many of the newest versions of a model stay loaded. `make_batcher` is called with
+    `keep` is how many of the newest versions of a model stay loaded. `only` names the models to
+    load without being asked by an operator; None stands for all. `make_batcher` is called with
     the name and version of a model and its session, in a thread; `on_change` after versions were
     loaded or unloaded, or a failure was recorded or removed.
     """
@@ -102,6 +113,7 @@ class Repository:
         make_batcher: Callable[[str, str, Session], Batcher],
         executor: Executor,
         keep: int = 1,
+        only: AbstractSet[str] | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._root = root
@@ -109,17 +121,21 @@ class Repository:
         self._make_batcher = make_batcher
         self._executor = executor
         self._keep = keep
+        self._only = only
+        self._on_disk: AbstractSet[str] = frozenset()  # names of models, as of the last refresh
         self._on_change = on_change
         # name -> version -> model, newest version first
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._failed: dict[tuple[str, int], _Failure] = {}
+        self._unservable: Mapping[tuple[str, str], str] = {}
         self._root_error = ""
         self._unloaded: AbstractSet[str] = frozenset()
         self._loads: dict[str, int] = {}
         self._has_refreshed = False
-        # Files of a version -> the result of their verification, which a reload need not repeat.
-        self._verified: dict[object, Batching] = {}
+        # SHA-256 of a version -> the result of their verification, which a reload need not repeat.
+        self._verified: dict[str, Batching] = {}
         self._refreshing = asyncio.Lock()
+        self._configs = TritonConfigs()
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The named version of a model, by default the newest one.
@@ -128,8 +144,10 @@ class Repository:
         """
         versions = self._models.get(name)
         if versions is None:
+            # The first words, here and below, are those that Triton's clients look for.
+            problem = "has no available versions" if name in self._on_disk else "is not found"
             raise ModelNotFound(
-                f"Model '{excerpt(name)}' is not loaded; "
+                f"Request for unknown model: '{excerpt(name)}' {problem}; "
                 f"loaded are: {', '.join(self._models) or 'none'}."
             )
         if not version:
@@ -140,7 +158,7 @@ class Repository:
             )
         if version not in versions:
             raise ModelNotFound(
-                f"Version {version} of model '{name}' is not loaded; "
+                f"Request for unknown model: '{name}' version {version} is not found; "
                 f"loaded are: {', '.join(versions)}."
             )
         return versions[version]
@@ -155,13 +173,27 @@ class Repository:
         return [model for versions in self._models.values() for model in versions.values()]
 
     @property
+    def wanted(self) -> set[str]:
+        """The models to serve: those asked for, without those that an operator unloaded."""
+        return self._wanted(self._on_disk)
+
+    def _wanted(self, on_disk: AbstractSet[str]) -> set[str]:
+        asked = on_disk if self._only is None else {*self._only, *self._loads}
+        return {*asked} - self._unloaded
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all models are to be loaded, but there was none at the last refresh."""
+        return self._only is None and not self._on_disk
+
+    @property
     def failures(self) -> Mapping[str, str]:
         """Why versions on disk are not served: `NAME/VERSION` (or the root) -> reason."""
         failures = {f"{name}/{number}": f.reason for (name, number), f in self._failed.items()}
         return failures | ({str(self._root): self._root_error} if self._root_error else {})
 
     async def index(self) -> list[IndexEntry]:
-        """Every version on disk, by model, newest first.
+        """Every version on disk, by model, newest first, and what is there but cannot be served.
 
         Raises Unavailable if the repository cannot be read.
         """
@@ -170,16 +202,41 @@ class Repository:
         except OSError as error:
             raise Unavailable(f"The model repository cannot be read: {error}.") from error
         entries = []
-        for version in (v for versions in on_disk.values() for v in versions):
+        for version in (v for versions in on_disk.models.values() for v in versions):
             name, number = version.name, str(version.number)
             ready = number in self._models.get(name, ())
             failure = self._failed.get((name, version.number))
             reason = failure.reason if failure else ""
             if not ready and not reason:
-                is_unloaded = name in self._unloaded
-                reason = "unloaded" if is_unloaded else f"not among the newest {self._keep}"
+                if name in self._unloaded:
+                    reason = "unloaded"
+                elif name not in self._models and self._only is not None:
+                    reason = "not loaded: neither load_model nor a client asks for it"
+                elif not self._policy(version).selects(version.number):
+                    reason = f"not among the versions of version_policy in {CONFIG_FILE}"
+                else:
+                    reason = f"not among the newest {self._policy(version).latest}"
             entries.append(IndexEntry(name=name, version=number, ready=ready, reason=reason))
+        for (name, number), reason in on_disk.unservable.items():
+            entries.append(IndexEntry(name=name, version=number, ready=False, reason=reason))
         return entries
+
+    async def card_of(self, name: str, version: str = "") -> bytes:
+        """The file model.json of a loaded version, as it is now; `{}` if there is none.
+
+        Raises what `get` does, and Unavailable if the file cannot be read.
+        """
+        served = self.get(name, version)
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, card_content, served.card_file)
+        except FileNotFoundError:
+            return b"{}"
+        except OSError as error:
+            raise Unavailable(
+                f"{served.card_file.name} of version {served.version} of '{excerpt(name)}' cannot "
+                f"be read: {error}."
+            ) from None
 
     async def check_known(self, name: str) -> None:
         """Raise ModelNotFound if a model is neither loaded nor on disk."""
@@ -202,11 +259,19 @@ class Repository:
                 return
             self._root_error = ""
             changed, failed_before = False, dict(self._failed)
-            for name in sorted({*on_disk, *self._models}):
-                versions = [] if name in self._unloaded else on_disk.get(name, [])
+            self._log_unservable(on_disk)
+            wanted = self._wanted(on_disk.models.keys())
+            for name in sorted({*on_disk.models, *self._models}):
+                versions = on_disk.models.get(name, []) if name in wanted else []
                 changed |= await self._serve_newest(name, versions)
+            self._on_disk = on_disk.models.keys()
             # Deleting a broken version removes its failure.
-            present = {(v.name, v.number) for versions in on_disk.values() for v in versions}
+            present = {
+                (v.name, v.number)
+                for versions in on_disk.models.values()
+                for v in versions
+                if self._policy(v).selects(v.number)
+            }
             self._failed = {key: why for key, why in self._failed.items() if key in present}
             if changed or self._failed != failed_before:
                 self._on_change()
@@ -232,11 +297,24 @@ class Repository:
 
     async def _reload(self, name: str) -> None:
         try:
-            versions = (await self._scan()).get(name, [])
+            on_disk = await self._scan()
         except OSError as error:
-            raise ModelLoadError(f"The model repository cannot be read: {error}.") from error
+            raise ModelLoadError(
+                f"failed to load '{excerpt(name)}', failed to poll from model repository: {error}."
+            ) from error
+        versions = on_disk.models.get(name, [])
         if not versions:
-            raise ModelNotFound(f"Model '{excerpt(name)}' is not in the repository.")
+            reasons = [
+                f"version {number}: {reason}" if number else reason
+                for (model, number), reason in on_disk.unservable.items()
+                if model == name
+            ]
+            error_type = ModelLoadError if reasons else ModelNotFound
+            raise error_type(
+                f"failed to load '{excerpt(name)}', failed to poll from model repository: "
+                f"{reasons[0] if reasons else 'it has no version there'}."
+            )
+        self._on_disk = {*self._on_disk, name}
         self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
         await self._serve_newest(name, versions, reload=True)
         self._unloaded -= {name}
@@ -244,7 +322,7 @@ class Repository:
     async def _serve_newest(
         self, name: str, on_disk: list[VersionOnDisk], *, reload: bool = False
     ) -> bool:
-        """Serve the newest versions of a model that load, at most `keep` of them.
+        """Serve the newest versions of a model that load and that its version policy selects.
 
         A version is loaded if it is new or its file has changed; with `reload`, in any case. Where
         loading fails, a version of the same number that is already loaded continues to serve.
@@ -253,8 +331,11 @@ class Repository:
         """
         served = self._models.get(name, {})
         newest: dict[str, ServedModel] = {}
-        for version in on_disk:
-            if len(newest) == self._keep:
+        policy = self._policy(on_disk[0]) if on_disk else VersionPolicy()
+        selected = [version for version in on_disk if policy.selects(version.number)]
+        has_warned = False
+        for version in selected:
+            if len(newest) == policy.latest:
                 break
             key = (name, version.number)
             model = served.get(str(version.number))
@@ -271,24 +352,22 @@ class Repository:
                     )
                 else:
                     self._failed.pop(key, None)
-                    log.info(
-                        "Loaded %s version %s on %s.", name, model.version, model.session.provider
-                    )
-                    log.info(
-                        "Batching of %s version %s: %s.",
-                        name,
-                        model.version,
-                        model.session.batching.reason,
-                    )
-                    # The server reports a build without CUDA once, when it starts.
-                    if model.session.fallback and cuda_is_built_in():
-                        log.warning("%s runs without CUDA: %s.", name, model.session.fallback)
+                    self._log_loaded(model, () if has_warned else on_disk)
+                    has_warned = True
             if model is not None:
                 newest[model.version] = model
 
-        if reload and (failure := self._failed.get((name, on_disk[0].number))):
+        if reload and not selected:
+            raise ModelLoadError(
+                f"failed to load '{name}', no version is available: none on disk is among those "
+                f"of version_policy in {CONFIG_FILE}."
+            )
+        if reload and (failure := self._failed.get((name, selected[0].number))):
             self._on_change()
-            raise ModelLoadError(f"Version {on_disk[0].number} of '{name}': {failure.reason}.")
+            raise ModelLoadError(
+                f"failed to load '{name}', versions that are not available: {selected[0].number} "
+                f"({failure.reason})."
+            )
         if list(newest.values()) == list(served.values()):
             return False
         if newest:
@@ -299,47 +378,121 @@ class Repository:
             log.info("Unloaded %s version %s.", name, number)
         return True
 
+    def _log_loaded(self, model: ServedModel, on_disk: Sequence[VersionOnDisk]) -> None:
+        """Log a loaded version and, with those on disk, what its config.pbtxt sets in vain."""
+        session, name = model.session, model.name
+        log.info("Loaded %s version %s on %s.", name, model.version, session.provider)
+        log.info("Batching of %s version %s: %s.", name, model.version, session.batching.reason)
+        # The server reports a build without CUDA once, when it starts.
+        if session.fallback and cuda_is_built_in():
+            log.warning("%s runs without CUDA: %s.", name, session.fallback)
+        if session.warm_up_error:
+            log.warning(
+                "The warm-up of %s version %s failed, but the model is served: %s. Sample inputs "
+                "for it belong into warm_up of model.json or model_warmup of config.pbtxt.",
+                name,
+                model.version,
+                session.warm_up_error.rstrip("."),
+            )
+        if not on_disk:
+            return
+        policy, present = self._policy(on_disk[0]), {version.number for version in on_disk}
+        missing = [f"version {n} (not on disk)" for n in policy.specific if n not in present]
+        if ignored := [*model.ignored, *missing]:
+            log.warning(
+                "%s of model %s sets what has no effect here: %s.",
+                CONFIG_FILE,
+                name,
+                ", ".join(ignored),
+            )
+
+    def _log_unservable(self, on_disk: OnDisk) -> None:
+        """Log once what is in the repository but cannot be served."""
+        for (name, number), reason in on_disk.unservable.items():
+            if self._unservable.get((name, number)) != reason:
+                place = f"{name}/{number}" if number else name
+                log.warning("%s in the model repository is not served: %s.", place, reason)
+        self._unservable = on_disk.unservable
+
+    def _policy(self, version: VersionOnDisk) -> VersionPolicy:
+        """Which versions of the model of `version` are served."""
+        return version.config.version_policy or VersionPolicy(latest=self._keep)
+
     def _load(self, version: VersionOnDisk) -> ServedModel:
         """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
-        card = read_card(version.folder / CARD_FILE)
-        max_batch_size = read_max_batch_size(version.folder.parent / CONFIG_FILE)
+        config, file, folder = version.config, version.file, version.model_folder
+        if config.problem:
+            raise ModelLoadError(config.problem)
+        card = read_card(version.card)
+        declared = declared_batching(card, config)
+        weights = external_weights(version)
         try:
-            sha256 = file_sha256(version.folder / MODEL_FILE)
-            # Weights in files of their own are not in that hash.
-            beside = [f for f in version.folder.iterdir() if f.name not in (MODEL_FILE, CARD_FILE)]
-            status = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in beside)
+            by_file = digests(version)
         except OSError as error:
-            raise ModelLoadError(f"cannot read {MODEL_FILE}: {error}") from error
-        if card.sha256 and card.sha256 != sha256:
-            raise ModelLoadError(
-                f"{MODEL_FILE} has SHA-256 {sha256}, but its card says {card.sha256}"
+            raise ModelLoadError(f"cannot read {error.filename or file.name}: {error}") from error
+        uncovered = card.check_digests(str(file.relative_to(version.folder)), by_file)
+        if unchecked := [name for name in uncovered if name in weights]:
+            log.warning(
+                "The card of %s version %s has the SHA-256 of %s alone; as an object, sha256 has "
+                "that of %s too.",
+                version.name,
+                version.number,
+                file.name,
+                ", ".join(unchecked),
             )
-        declared = declared_batching(card, max_batch_size)
-        files = (sha256, *status)
-        session = load_session(
-            version.folder / MODEL_FILE, self._options, declared or self._verified.get(files)
-        )
+        sha256 = digest_of_all(by_file)
+        options = self._options
+        if config.intra_op_threads:
+            options = options._replace(intra_op_threads=config.intra_op_threads)
+        first_runs = [*card.samples, *samples(config, folder)]
+        batching = declared or self._verified.get(sha256)
+        session = load_session(file, options, batching, first_runs)
         if declared is None:
-            self._verified[files] = session.batching
-        layout, problem = None, ""
-        try:
-            kinds = [card.kind(output.name) for output in session.outputs]
-            layout = layout_of(session.inputs, session.outputs, kinds)
-        except NotDigits as error:
-            problem = str(error)
+            self._verified[sha256] = session.batching
+        session.batching = session.batching._replace(queue=config.queue)
+        rows = config.max_batch_size
+        present(
+            session,
+            presented(
+                config.inputs, session.inputs, rows, are_inputs=True, defaults=session.defaults
+            ),
+            presented(config.outputs, session.outputs, rows, are_inputs=False),
+        )
+        labels = labels_of(card, config, session.outputs, folder)
+        layout, classifier, problem = None, None, OTHER_LABELS
+        kinds = [card.kind(output.name) for output in session.outputs]
+        tensors = session.inputs, session.outputs, kinds
+        if card.picture is None and card.labels in ((), DIGIT_LABELS):
+            try:
+                layout = layout_of(*tensors)
+            except NotDigits as error:
+                problem = str(error)
+        if layout is None:
+            try:
+                rule = picture_rule(card, config, session.inputs)
+                classifier = classifier_of(*tensors, labels, rule)
+            except NotAClassifier as error:
+                problem = str(error)
+            except PictureError as error:
+                raise ModelLoadError(f"{version.card}: {error}") from error
         number = str(version.number)
         return ServedModel(
             name=version.name,
             version=number,
             card=card,
+            card_file=version.card,
+            config=config,
+            ignored=[*config.ignored, *ignored_by(session, config)],
+            labels=labels,
             sha256=sha256,
             session=session,
             batcher=self._make_batcher(version.name, number, session),
             signature=version.signature,
             layout=layout,
             layout_problem=problem,
+            classifier=classifier,
         )
 
-    async def _scan(self) -> dict[str, list[VersionOnDisk]]:
+    async def _scan(self) -> OnDisk:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, scan, self._root)
+        return await loop.run_in_executor(self._executor, scan, self._root, self._configs)

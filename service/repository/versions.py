@@ -1,7 +1,9 @@
-"""Lists the models and versions in the repository folder, as they are at this moment.
+"""Lists the models and versions in the repository, as they are at this moment.
 
 The layout is Triton's: NAME/VERSION/model.onnx, where VERSION is a whole number without leading
-zeros. Any other folder (`.tmp-...`, for one) is ignored.
+zeros, and NAME/config.pbtxt may name another file. Names that begin with a dot (`.tmp-...`, for
+one) are ignored. The repository may also be the folder of one model, a folder with bare ONNX
+files, or one such file: FILE.onnx is version 1 of the model FILE, and FILE.json its card.
 """
 
 from __future__ import annotations
@@ -10,28 +12,56 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from service.core.errors import ModelLoadError, excerpt
+from service.runtime import onnx_graph
+
+if TYPE_CHECKING:
+    from service.repository.triton_config import TritonConfig, TritonConfigs
 
 MODEL_FILE = "model.onnx"
 CARD_FILE = "model.json"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
-Signature = tuple[int, int, int]
+# Names of files, each with its inode, size and modification time (ns).
+Signature = tuple[int | str, ...]
 
 
 class VersionOnDisk(NamedTuple):
     """A version in the repository folder.
 
-    `signature` is inode, size and modification time (ns) of model.onnx: it changes whenever the
-    file is replaced.
+    `file` is the model's, usually model.onnx; `files` are that one and all others that belong to
+    the version, except for its `card`, which may be missing. `folder` holds them; `model_folder`
+    holds what all versions of the model share. `signature` changes whenever one of the files does,
+    the card, or a file of `config`.
     """
 
     name: str
     number: int
     folder: Path
+    model_folder: Path
+    file: Path
+    files: tuple[Path, ...]
+    card: Path
     signature: Signature
+    config: TritonConfig
+
+
+class OnDisk(NamedTuple):
+    """What a repository holds: the versions of each model, newest first, and what cannot be served.
+
+    `unservable` maps the name of a model and a version, or an empty string, to the reason.
+    """
+
+    models: dict[str, list[VersionOnDisk]]
+    unservable: dict[tuple[str, str], str]
 
 
 def parse_version(text: str) -> int | None:
@@ -39,28 +69,164 @@ def parse_version(text: str) -> int | None:
     return int(text) if _VERSION.fullmatch(text) else None
 
 
-def scan(root: Path) -> dict[str, list[VersionOnDisk]]:
-    """The versions of each model, newest first. Raises OSError if `root` cannot be listed."""
-    models: dict[str, list[VersionOnDisk]] = {}
-    for model in sorted(root.iterdir()):
-        if model.name.startswith(".") or not model.is_dir():
+def scan(root: Path, configs: TritonConfigs) -> OnDisk:
+    """What the repository `root` holds. Raises OSError if it cannot be listed."""
+    on_disk = OnDisk({}, {})
+    if root.is_file():
+        _add_bare(on_disk, root, configs)
+        return on_disk
+    entries = [entry for entry in sorted(root.iterdir()) if not entry.name.startswith(".")]
+    bare = [entry for entry in entries if entry.suffix == ".onnx" and entry.is_file()]
+    for file in bare:
+        _add_bare(on_disk, file, configs)
+    model_file = configs.of(root.absolute())[0].model_file
+    if any(parse_version(entry.name) and (entry / model_file).is_file() for entry in entries):
+        _add_model(on_disk, root.absolute(), configs)
+        return on_disk
+    for entry in entries:
+        # Beside bare files, a folder may be about anything.
+        if entry.is_dir() and not (bare and not any(entry.glob(f"*/{MODEL_FILE}"))):
+            _add_model(on_disk, entry, configs)
+    return on_disk
+
+
+def only_model(root: Path) -> str:
+    """The name of the model, if the repository holds one alone; else an empty string."""
+    from service.repository.triton_config import TritonConfigs
+
+    try:
+        models = scan(root, TritonConfigs()).models
+    except OSError:
+        return ""
+    return next(iter(models)) if len(models) == 1 else ""
+
+
+def _add_model(on_disk: OnDisk, folder: Path, configs: TritonConfigs) -> None:
+    """Add the model in a folder of its own."""
+    name = folder.name
+    config, config_signature = configs.of(folder)
+    versions, unservable = [], {}
+    for entry in folder.iterdir():
+        number = parse_version(entry.name)
+        if number is None or not entry.is_dir():
             continue
-        versions = []
-        for folder in model.iterdir():
-            number = parse_version(folder.name)
-            if number is None:
-                continue
-            try:
-                status = (folder / MODEL_FILE).stat()
-            except OSError:
-                continue  # it holds no model, or was removed just now
-            signature = (status.st_ino, status.st_size, status.st_mtime_ns)
-            versions.append(
-                VersionOnDisk(name=model.name, number=number, folder=folder, signature=signature)
+        file, card = entry / config.model_file, entry / CARD_FILE
+        if not file.exists():
+            others = sorted(each.name for each in entry.glob("*.onnx") if each.exists())
+            unservable[name, entry.name] = config.problem or (
+                f"it has no {config.model_file}"
+                + (f", but {others[0]}; name that file in default_model_filename" if others else "")
             )
-        if versions:
-            models[model.name] = sorted(versions, key=lambda v: v.number, reverse=True)
-    return models
+            continue
+        files = tuple(each for each in _files(entry) if each not in (file, card))
+        versions.append(
+            VersionOnDisk(
+                name=name,
+                number=number,
+                folder=entry,
+                model_folder=folder,
+                file=file,
+                files=(file, *files),
+                card=card,
+                signature=(*_signature(entry, (file, card, *files)), *config_signature),
+                config=config,
+            )
+        )
+    if versions:
+        on_disk.models[name] = sorted(versions, key=lambda v: v.number, reverse=True)
+    elif not unservable:
+        unservable[name, ""] = config.problem or (
+            f"{MODEL_FILE} belongs into the folder of a version, {name}/1"
+            if (folder / MODEL_FILE).exists()
+            else f"it has no version, a folder such as {name}/1"
+        )
+    on_disk.unservable.update(unservable)
+
+
+def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
+    """Add a model that is a file on its own, with the files that hold its weights."""
+    file = file.absolute()
+    folder, name, number = file.parent, file.stem, 1
+    config, config_signature = configs.nothing
+    if file.name == MODEL_FILE:
+        name = folder.name or name
+        if version := parse_version(folder.name):
+            name, number = folder.parent.name, version
+            config, config_signature = configs.of(folder.parent)
+    card = file.with_suffix(".json")
+    files = (file, *(folder / place for place in _external(file)))
+    signature = (*_signature(folder, (*files, card)), *config_signature)
+    on_disk.models[name] = [
+        VersionOnDisk(name, number, folder, folder.parent, file, files, card, signature, config)
+    ]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones, where Kubernetes keeps the targets of links."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _signature(folder: Path, files: Sequence[Path]) -> Iterator[int | str]:
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:  # it was removed just now, or there is no card
+            continue
+        yield str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
+        yield from (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _external(file: Path) -> tuple[str, ...]:
+    """The places of a model's weights in other files; none for a file that cannot be read."""
+    try:
+        status = file.stat()
+        return _external_of(file, (status.st_ino, status.st_size, status.st_mtime_ns))
+    except (OSError, ValueError):
+        return ()
+
+
+@lru_cache(maxsize=1024)
+def _external_of(file: Path, signature: Signature) -> tuple[str, ...]:
+    return onnx_graph.read(np.memmap(file, np.uint8, "r").data).external if file.is_file() else ()
+
+
+def external_weights(version: VersionOnDisk) -> tuple[str, ...]:
+    """The files beside the model's that hold its weights, by their paths in the folder.
+
+    Raises ModelLoadError if one is outside the folder.
+    """
+    places = _external(version.file)
+    folders = (version.folder.resolve(), version.file.resolve().parent)
+    for place in places:
+        inside = any(
+            (version.folder / place).resolve().is_relative_to(folder) for folder in folders
+        )
+        if Path(place).is_absolute() or ".." in Path(place).parts or not inside:
+            raise ModelLoadError(
+                f"{version.file.name} takes weights from '{excerpt(place)}', which is outside its "
+                "folder; copy that file beside it and export the model again"
+            )
+    return places
+
+
+def digests(version: VersionOnDisk) -> dict[str, str]:
+    """SHA-256 of each file of a version, except for the card, by its path in the folder.
+
+    Raises what `open_regular` raises.
+    """
+    return {
+        str(file.relative_to(version.folder)): file_sha256(file) for file in sorted(version.files)
+    }
+
+
+def digest_of_all(digests: Mapping[str, str]) -> str:
+    """SHA-256 of a version: that of its only file, or that of what sha256sum prints for all."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def open_regular(path: Path) -> BufferedReader:

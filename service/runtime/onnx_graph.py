@@ -16,9 +16,15 @@ from service.core.datatypes import Buffer
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
 _GRAPH_NODE, _GRAPH_WEIGHT, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_GRAPH_SPARSE = 15
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
-_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
-_VALUE_NAME, _WEIGHT_NAME = 1, 8
+_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
+_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = 22, 23
+_VALUE_NAME, _VALUE_TYPE, _WEIGHT_NAME = 1, 2, 8
+_TYPE_TENSOR, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TENSOR_SHAPE = 1, 9, 1, 2
+_SPARSE_VALUES, _SPARSE_INDICES = 1, 2
+_WEIGHT_EXTERNAL, _ENTRY_KEY, _ENTRY_VALUE = 13, 1, 2
+_FUNCTION_NODE = 7
 
 
 class Node(NamedTuple):
@@ -36,30 +42,51 @@ class Node(NamedTuple):
 class Graph(NamedTuple):
     """A model's nodes, and the names of its inputs (without weights) and outputs.
 
-    `has_functions` says whether it defines functions of its own.
+    `has_functions` says whether it defines functions of its own. `unranked` are the inputs and
+    outputs whose type says nothing about their shape; `external` are the files that hold weights,
+    as paths from the folder of the model's file.
     """
 
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     has_functions: bool
+    unranked: frozenset[str] = frozenset()
+    external: tuple[str, ...] = ()
 
 
 def read(model: Buffer) -> Graph:
     """The graph of a serialized ModelProto. Raises ValueError if it is malformed."""
+    try:
+        return _read(model)
+    except RecursionError:
+        raise ValueError("graphs are nested too deeply in an ONNX file") from None
+
+
+def _read(model: Buffer) -> Graph:
     nodes: list[Node] = []
     names: dict[int, list[str]] = {_GRAPH_WEIGHT: [], _GRAPH_INPUT: [], _GRAPH_OUTPUT: []}
     has_functions = False
+    unranked: set[str] = set()
+    external: dict[str, None] = {}
     for field, value in _fields(memoryview(model)):
-        has_functions |= field == _MODEL_FUNCTIONS
+        if field == _MODEL_FUNCTIONS:
+            has_functions = True
+            for number, node in _fields(value):
+                if number == _FUNCTION_NODE:
+                    external.update(dict.fromkeys(_external_of_node(node)))
         if field != _MODEL_GRAPH:
             continue
+        external.update(dict.fromkeys(_external_of_graph(value)))
         for number, part in _fields(value):
             if number == _GRAPH_NODE:
                 nodes.append(_node(part))
             elif number in names:
                 key = _WEIGHT_NAME if number == _GRAPH_WEIGHT else _VALUE_NAME
-                names[number] += [str(name, "utf-8") for n, name in _fields(part) if n == key]
+                found = [str(name, "utf-8") for n, name in _fields(part) if n == key]
+                names[number] += found
+                if number != _GRAPH_WEIGHT and not _has_rank(part):
+                    unranked.update(found)
     # Before version 4 of the format, weights were inputs as well.
     weights = set(names[_GRAPH_WEIGHT])
     return Graph(
@@ -67,7 +94,61 @@ def read(model: Buffer) -> Graph:
         inputs=tuple(name for name in names[_GRAPH_INPUT] if name not in weights),
         outputs=tuple(names[_GRAPH_OUTPUT]),
         has_functions=has_functions,
+        unranked=frozenset(unranked),
+        external=tuple(external),
     )
+
+
+def _has_rank(value: memoryview) -> bool:
+    """Whether the type of an input or output has a shape."""
+    for path in (
+        (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE),
+        (_VALUE_TYPE, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE),
+    ):
+        parts = [value]
+        for field in path:
+            parts = [inner for part in parts for number, inner in _fields(part) if number == field]
+        if parts:
+            return True
+    return False
+
+
+def _external_of_graph(graph: memoryview) -> Iterator[str]:
+    """The files that hold weights of a graph, and of the graphs inside it."""
+    for number, part in _fields(graph):
+        if number == _GRAPH_WEIGHT:
+            yield from _external_of_tensor(part)
+        elif number == _GRAPH_SPARSE:
+            yield from _external_of_sparse(part)
+        elif number == _GRAPH_NODE:
+            yield from _external_of_node(part)
+
+
+def _external_of_node(node: memoryview) -> Iterator[str]:
+    for field, attribute in _fields(node):
+        if field != _NODE_ATTRIBUTE:
+            continue
+        for number, part in _fields(attribute):
+            if number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
+                yield from _external_of_tensor(part)
+            elif number in (_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES):
+                yield from _external_of_sparse(part)
+            elif number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
+                yield from _external_of_graph(part)
+
+
+def _external_of_sparse(sparse: memoryview) -> Iterator[str]:
+    for number, tensor in _fields(sparse):
+        if number in (_SPARSE_VALUES, _SPARSE_INDICES):
+            yield from _external_of_tensor(tensor)
+
+
+def _external_of_tensor(tensor: memoryview) -> Iterator[str]:
+    for number, entry in _fields(tensor):
+        if number == _WEIGHT_EXTERNAL:
+            texts = {key: str(text, "utf-8") for key, text in _fields(entry)}
+            if texts.get(_ENTRY_KEY) == "location":
+                yield texts.get(_ENTRY_VALUE, "")
 
 
 def with_outputs(model: bytes, names: Iterable[str]) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ _DATATYPES = {
         for size in (8, 16, 32, 64)
     },
 }
+_OPTIONAL = re.compile(r"optional\((.*)\)")
 _ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
@@ -42,12 +44,19 @@ class RunsOrtValues(Protocol):
     ) -> list[ort.OrtValue]: ...
 
 
-def spec_of(node: Any) -> TensorSpec:
-    """An input or output of a session. Raises ModelLoadError for a type that cannot be served."""
-    if node.type not in _DATATYPES:
+def spec_of(node: Any, unranked: Container[str] = ()) -> TensorSpec:
+    """An input or output of a session, which shows one of the `unranked` as a scalar.
+
+    Raises ModelLoadError for a type that cannot be served.
+    """
+    inner = _OPTIONAL.fullmatch(node.type)
+    datatype = _DATATYPES.get(inner[1] if inner else node.type)
+    if datatype is None:
         raise ModelLoadError(f"tensor '{node.name}' is a {node.type}, which is not supported")
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
-    return TensorSpec(node.name, _DATATYPES[node.type], shape)
+    if not shape and node.name in unranked:
+        return TensorSpec(node.name, datatype, (-1,), has_rank=False, is_optional=bool(inner))
+    return TensorSpec(node.name, datatype, shape, is_optional=bool(inner))
 
 
 def run_ort_values(

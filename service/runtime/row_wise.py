@@ -129,9 +129,14 @@ def verify(path: Path, max_rows: int, clock: Callable[[], float] = time.monotoni
 
 def fixed_rows(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
     """Say which tensor has no open first dimension; empty if all of them have one."""
-    fixed = (spec.name for spec in (*inputs, *outputs) if spec.shape[:1] != (-1,))
-    name = next(fixed, None)
-    return "" if name is None else f"the first dimension of '{name}' is not open"
+    for spec in (*inputs, *outputs):
+        if not spec.has_rank:
+            return f"the number of dimensions of '{spec.name}' is open"
+        if spec.is_optional:
+            return f"the input '{spec.name}' is optional"
+        if spec.shape[:1] != (-1,):
+            return f"the first dimension of '{spec.name}' is not open"
+    return ""
 
 
 class _FixedRows(Exception):

@@ -10,8 +10,9 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from threading import Timer
 from types import MappingProxyType
@@ -21,10 +22,10 @@ import numpy as np
 import onnxruntime as ort
 
 from service.core.batching import Batching
-from service.core.datatypes import BF16, BYTES, DTYPES, Array
+from service.core.datatypes import BF16, BYTES, DTYPES, MISSING, Array, to_bfloat16
 from service.core.errors import ModelLoadError, ProviderUnavailable
 from service.core.placement import Timing
-from service.core.tensors import TensorSpec
+from service.core.tensors import TensorSpec, check_spec
 from service.runtime import cuda, onnx_graph, row_wise
 from service.runtime.device import DEVICE, OnDevice, wait_for_releases
 from service.runtime.fixed_batches import FixedBatches, have_fixed_rows
@@ -41,6 +42,9 @@ BUILT_WITHOUT_CUDA = (
 _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors are exceptions, and logged once
 _WARM_UP_ROWS = 16
+# What the warm-up tries as the size of open dimensions and as the value of all elements.
+_LARGEST_GUESS = 1 << 20  # elements of an input with open dimensions
+_GUESSES = ((1, 0), (1, 1), (8, 1), (32, 1), (64, 1), (224, 1))
 _SLOW_RUN_S = 0.02  # far more than `inline_budget`, so its exact time does not matter
 # Longer inputs run in parts of this many rows: ONNX Runtime never frees the memory of its largest
 # run, and parts of 64 are about as fast as the whole (docs/decisions/engine.md).
@@ -50,6 +54,10 @@ ROWS_OF_A_RUN = 64
 # If that is too much for the device, loading finds out, and the model runs without graphs, in parts
 # of 64.
 ROWS_OF_A_RUN_ON_CUDA = 512
+
+
+# Inputs of a warm-up: of each run, the arrays by the inputs' names.
+Samples = Sequence[Mapping[str, Array]]
 
 
 class Run(Protocol):
@@ -80,8 +88,10 @@ class Session:
     run in parts; `batchable`, the same as one word; `has_rows`, whether dimension 0 counts rows
     (images) in statistics, limits and answers. The rows of a model that is not batched count as
     well, unless it is declared so: then, as in Triton, a request is one. `rows_of_a_run` is how
-    many rows ONNX Runtime gets at a time. `timing` is what the warm-up found out about the time of
-    a run.
+    many rows ONNX Runtime gets at a time. `defaults` are further inputs that have a value in the
+    model; a request may replace it unless the model is batched, since then requests share inputs.
+    `timing` is what the warm-up found out about the time of a run; `warm_up_error` says why it
+    failed, and is empty if it did not.
     """
 
     def __init__(
@@ -93,20 +103,29 @@ class Session:
         fixed: bool = True,
         max_run_s: float = 60.0,
         may_depend_on_values: bool = False,
+        unranked: Container[str] = (),
+        samples: Samples = (),
     ) -> None:
         """With `device`, the session runs and is freed under the lock of the device.
 
         A declaration of batching does not hold for a model whose first dimensions are fixed. If
         `fixed`, inputs and outputs have buffers on the device, and runs have fixed sizes. A warm-up
-        of more than `max_run_s` fails. `may_depend_on_values` says so of the time of a run.
+        of more than `max_run_s` fails. `may_depend_on_values` says so of the time of a run,
+        `unranked` which tensors may have any number of dimensions. `samples` are the inputs of the
+        warm-up. Raises ModelLoadError for tensors that cannot be served.
         """
         self._session = OnDevice(session) if device else session
         self.provider: str = session.get_providers()[0]
         self.fallback = ""
-        self.inputs = tuple(spec_of(node) for node in session.get_inputs())
-        self.outputs = tuple(spec_of(node) for node in session.get_outputs())
+        self.inputs = tuple(spec_of(node, unranked) for node in session.get_inputs())
+        self.outputs = tuple(spec_of(node, unranked) for node in session.get_outputs())
+        defaults = [spec_of(node) for node in session.get_overridable_initializers()]
+        self.defaults = tuple(spec._replace(is_optional=True) for spec in defaults)
         # Such a model cannot be batched, whatever is declared.
-        if fixed_rows := row_wise.fixed_rows(self.inputs, self.outputs):
+        fixed_rows = row_wise.fixed_rows(self.inputs, self.outputs)
+        if not fixed_rows and not self.inputs:
+            fixed_rows = "the model has no inputs"
+        if fixed_rows:
             batching = Batching(False, f"off: {fixed_rows}")
         self.batching = batching
         self.batchable = batching.allowed
@@ -133,15 +152,23 @@ class Session:
                 max_rows=max_rows,
                 max_split=batching.max_split,
             ).run
+        elif self.defaults or any(spec.is_optional for spec in self.inputs):
+            inputs = (*self.inputs, *self.defaults)
+            self.run = PartialRuns(self._session, inputs, self.outputs).run
         else:
             self.run = WholeRuns(self._session, self.inputs, self.outputs).run
         on_this_thread = not device and session.get_session_options().intra_op_num_threads == 1
         clock = time.thread_time if on_this_thread else time.perf_counter
-        row_s, one_s = self._warm_up(max_run_s, clock)
+        self.warm_up_error = ""
+        row_s = one_s = 0.0
+        try:
+            row_s, one_s = self._warm_up(samples, max_run_s, clock)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            self.warm_up_error = " ".join(str(error).split()) or type(error).__name__
         open_sizes = [size for spec in self.inputs for size in spec.shape[1:] if size < 0]
         self.timing = Timing(
             # The outputs of a row-wise model have a first dimension of their inputs' size.
-            is_known=self.batchable and not open_sizes,
+            is_known=self.batchable and not open_sizes and not self.warm_up_error,
             rows=_WARM_UP_ROWS,
             fixed_s=max(0.0, one_s - row_s),
             row_s=row_s,
@@ -158,42 +185,92 @@ class Session:
         options.log_severity_level = _FATAL_ONLY
         return options
 
-    def _warm_up(self, max_run_s: float, clock: Callable[[], float]) -> tuple[float, float]:
-        """Seconds per row, and those of one row. Raises ModelLoadError for a run that is ended."""
+    def _warm_up(
+        self, samples: Samples, max_run_s: float, clock: Callable[[], float]
+    ) -> tuple[float, float]:
+        """Seconds per row, and those of one row.
+
+        Without samples, several guesses are tried. Raises what the last of them raised, or the
+        first sample that fails; ModelLoadError for a run that is ended.
+        """
         options = self.options()
         timer = Timer(max_run_s, setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()
         try:
-            one_s = self._time(1, options, clock)
-            if not self.has_rows:
-                return 0.0, one_s
-            try:
-                many_s = self._time(_WARM_UP_ROWS, options, clock)
-            except Exception:  # ONNX Runtime's exceptions share no base class
-                if self.batchable:
-                    raise
-                return 0.0, one_s
-            return max(0.0, (many_s - one_s) / (_WARM_UP_ROWS - 1)), one_s
+            if samples:
+                times = [self._time(self._sample(each), options, clock) for each in samples]
+                return times[0]
+            for number, (size, value) in enumerate(_GUESSES, 1):
+                try:
+                    return self._time(self._guess(size, value), options, clock)
+                except Exception:  # ONNX Runtime's exceptions share no base class
+                    if options.terminate or number == len(_GUESSES):
+                        raise
+            raise AssertionError("unreachable")
         except Exception as error:
             if options.terminate:
                 raise ModelLoadError(
-                    f"its first runs took longer than {max_run_s:g} seconds (max_run_seconds)"
+                    f"it took longer than {max_run_s:g} seconds (max_run_seconds)"
                 ) from error
             raise
         finally:
             timer.cancel()
 
-    def _time(self, rows: int, options: ort.RunOptions, clock: Callable[[], float]) -> float:
+    def _sample(self, sample: Mapping[str, Array]) -> list[Array]:
+        """The inputs of a run, from those of a sample. Raises ModelLoadError if they do not fit."""
+        specs = (*self.inputs, *self.defaults) if not self.batchable else self.inputs
+        if unknown := sample.keys() - {spec.name for spec in specs}:
+            raise ModelLoadError(f"a sample names '{min(unknown)}', which is not an input")
+        arrays = []
+        for spec in specs:
+            if spec.name in sample:
+                array = np.asarray(sample[spec.name])
+                if spec.datatype == BF16 and array.dtype.kind != "u":
+                    array = to_bfloat16(array.astype(np.float64))
+                arrays.append(np.asarray(array, DTYPES[spec.datatype], order="C"))
+                check_spec(spec, spec.datatype, array.shape)
+            elif spec.is_optional:
+                arrays.append(MISSING)
+            else:
+                raise ModelLoadError(f"a sample lacks the input '{spec.name}'")
+        return arrays
+
+    def _guess(self, size: int, value: int) -> list[Array]:
+        """Inputs of one row, with `size` for other open dimensions, and equal values.
+
+        Raises ModelLoadError if they are too large for a guess.
+        """
+        arrays = []
+        for spec in self.inputs:
+            rows = 1 if self.batchable else size
+            shape = [
+                (size if i else rows) if length < 0 else length
+                for i, length in enumerate(spec.shape)
+            ]
+            if size > 1 and prod(shape) > _LARGEST_GUESS:
+                raise ModelLoadError("no inputs that were tried fit its open dimensions")
+            text = str(value) if value else ""
+            fill = text if spec.datatype == BYTES else value
+            arrays.append(np.full(shape, fill, DTYPES[spec.datatype]))
+        return arrays
+
+    def _time(
+        self, inputs: list[Array], options: ort.RunOptions, clock: Callable[[], float]
+    ) -> tuple[float, float]:
+        """Seconds per row of a batched model, and those of a run, of one row if there are rows."""
+        if not self.batchable:
+            return 0.0, self._shortest(inputs, options, clock)
+        one = [array[:1] for array in inputs]
+        one_s = self._shortest(one, options, clock)
+        many = [np.repeat(array, _WARM_UP_ROWS, axis=0) for array in one]
+        many_s = self._shortest(many, options, clock)
+        return max(0.0, (many_s - one_s) / (_WARM_UP_ROWS - 1)), one_s
+
+    def _shortest(
+        self, inputs: list[Array], options: ort.RunOptions, clock: Callable[[], float]
+    ) -> float:
         """Seconds of the shortest of three runs, or two slow ones: the first allocates memory."""
-        inputs = [
-            np.full(
-                [rows if i == 0 and n < 0 else max(n, 1) for i, n in enumerate(spec.shape)],
-                "" if spec.datatype == BYTES else 0,
-                DTYPES[spec.datatype],
-            )
-            for spec in self.inputs
-        ]
         best = float("inf")
         for number in range(3):
             start = clock()
@@ -229,6 +306,16 @@ class WholeRuns:
     def run(self, arrays: Sequence[Array], options: ort.RunOptions | None = None) -> list[Array]:
         """All outputs for all inputs, both in the model's order."""
         feed = dict(zip(self._input_names, arrays, strict=True))
+        return self._ort_run(self._output_names, feed, options)
+
+
+class PartialRuns(WholeRuns):
+    """Runs all rows at once, without the inputs that are `MISSING` or not there at the end."""
+
+    def run(self, arrays: Sequence[Array], options: ort.RunOptions | None = None) -> list[Array]:
+        """All outputs for the inputs that are not missing; ONNX Runtime has values for others."""
+        pairs = zip(self._input_names, arrays, strict=False)
+        feed = {name: array for name, array in pairs if array is not MISSING}
         return self._ort_run(self._output_names, feed, options)
 
 
@@ -269,13 +356,12 @@ class PartedRuns(WholeRuns):
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _has_control_flow(path: Path) -> bool:
-    """Whether the time of a run may depend on values: through If, Loop or Scan, or in functions."""
+def _graph(path: Path) -> onnx_graph.Graph | None:
+    """The graph of a model that ONNX Runtime has accepted; None if it cannot be read here."""
     try:
-        graph = onnx_graph.read(np.memmap(path, np.uint8, "r").data)
-    except ValueError:  # ONNX Runtime has accepted the file
-        return True
-    return graph.has_functions or any(node.has_body for node in graph.nodes)
+        return onnx_graph.read(np.memmap(path, np.uint8, "r").data)
+    except ValueError:
+        return None
 
 
 def cuda_is_built_in() -> bool:
@@ -283,10 +369,16 @@ def cuda_is_built_in() -> bool:
     return CUDA in ort.get_available_providers()
 
 
-def load(path: Path, options: SessionOptions, batching: Batching | None = None) -> Session:
+def load(
+    path: Path,
+    options: SessionOptions,
+    batching: Batching | None = None,
+    samples: Samples = (),
+) -> Session:
     """Load one model file, on CUDA if the options allow it and it works, else on the CPU.
 
-    Without `batching`, the model is verified to be row-wise, and not batched if it is not.
+    Without `batching`, the model is verified to be row-wise, and not batched if it is not. It is
+    warmed up with `samples`, or else with guesses; that this failed is all that the session says.
 
     Raises ModelLoadError if ONNX Runtime rejects the model or it has tensors that cannot be served,
     ProviderUnavailable if `options.provider` is cuda and CUDA does not run the model.
@@ -296,18 +388,20 @@ def load(path: Path, options: SessionOptions, batching: Batching | None = None) 
         rows = max(options.max_rows, options.max_rows_on_cuda if on_cuda else 0)
         batching = row_wise.verify(path, rows)
     if options.provider == "cpu":
-        return _create(path, options, batching, [CPU])
+        return _create(path, options, batching, [CPU], samples=samples)
     try:
-        return _load_on_cuda(path, options, batching)
+        return _load_on_cuda(path, options, batching, samples)
     except ProviderUnavailable as error:
         if options.provider == "cuda":
             raise
-        session = _create(path, options, batching, [CPU])
+        session = _create(path, options, batching, [CPU], samples=samples)
         session.fallback = str(error)
         return session
 
 
-def _load_on_cuda(path: Path, options: SessionOptions, batching: Batching) -> Session:
+def _load_on_cuda(
+    path: Path, options: SessionOptions, batching: Batching, samples: Samples
+) -> Session:
     """Load a model with CUDA graphs, or else without. Raises ProviderUnavailable."""
     if not cuda_is_built_in():
         raise ProviderUnavailable(BUILT_WITHOUT_CUDA)
@@ -323,18 +417,35 @@ def _load_on_cuda(path: Path, options: SessionOptions, batching: Batching) -> Se
             [(CUDA, {"enable_cuda_graph": "1"})],
             entries,
             device=_CUDA_DEVICE,
+            samples=samples,
         )
     except ModelLoadError as error:
         graph_error = cuda.in_short(error.message)
     # Not in the handler: by now the first error is freed, with all that it refers to.
     if session is None:
+        without_graphs = partial(
+            _create,
+            path,
+            options,
+            batching,
+            [CUDA],
+            entries,
+            device=_CUDA_DEVICE,
+            fixed=False,
+            samples=samples,
+        )
         try:
-            session = _create(
-                path, options, batching, [CUDA], entries, device=_CUDA_DEVICE, fixed=False
-            )
+            session = without_graphs()
         except ModelLoadError as error:
-            reason = cuda.what_is_missing() or cuda.in_short(error.message)
-            raise ProviderUnavailable(f"CUDA does not run {path}: {reason}") from error
+            missing = cuda.what_is_missing()
+            reason = missing or cuda.in_short(error.message)
+        # If the CPU fails on the inputs of the warm-up as well, they are wrong, and not CUDA.
+        if session is None and not missing:
+            with contextlib.suppress(ModelLoadError):
+                if _create(path, options, batching, [CPU], samples=samples).warm_up_error:
+                    session = without_graphs(may_fail=True)
+        if session is None:
+            raise ProviderUnavailable(f"CUDA does not run {path}: {reason}")
         log.warning("%s runs on CUDA without CUDA graphs, and slower: %s.", path, graph_error)
     if session.provider != CUDA:
         raise ProviderUnavailable(f"ONNX Runtime chose {session.provider} for {path}")
@@ -350,10 +461,13 @@ def _create(
     *,
     device: str = "",
     fixed: bool = True,
+    samples: Samples = (),
+    may_fail: bool = False,
 ) -> Session:
     """Create a session on these providers and warm it up. Raises ModelLoadError.
 
-    `entries` are configuration entries of ONNX Runtime; `device` and `fixed` are those of Session.
+    `entries` are configuration entries of ONNX Runtime; `device`, `fixed` and `samples` are those
+    of Session. On a device a warm-up that fails is an error, unless it `may_fail`.
     """
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = options.intra_op_threads
@@ -364,28 +478,37 @@ def _create(
     for key, value in (spinning | dict(entries)).items():
         session_options.add_session_config_entry(key, value)
 
-    ort_session = None
+    ort_session = session = None
     try:
         with DEVICE if device else contextlib.nullcontext():
             # The fallback would be to other providers, with no more than a print().
             ort_session = ort.InferenceSession(
                 str(path), session_options, providers=list(providers), enable_fallback=False
             )
-        return Session(
+        graph = _graph(path)
+        session = Session(
             ort_session,
             options.max_rows,
             batching,
             device=device,
             fixed=fixed,
             max_run_s=options.max_run_s,
-            may_depend_on_values=_has_control_flow(path),
+            # Through If, Loop or Scan, or in functions.
+            may_depend_on_values=graph is None
+            or graph.has_functions
+            or any(node.has_body for node in graph.nodes),
+            unranked=graph.unranked if graph else (),
+            samples=samples,
         )
+        if device and session.warm_up_error and not may_fail:
+            raise ModelLoadError(session.warm_up_error)
+        return session
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if device:
             # Free the half-built session now, under the lock: another attempt needs its memory.
             # This function and the frames in the traceback refer to it.
             with DEVICE:
-                ort_session = None
+                ort_session = session = None
                 traceback.clear_frames(error.__traceback__)
             wait_for_releases()
         if isinstance(error, ModelLoadError):

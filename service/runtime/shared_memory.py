@@ -65,7 +65,7 @@ class SharedRegions:
                 "System shared memory is off; start the server with --shared-memory-regions N."
             )
         if name in self._regions:
-            raise AlreadyExists(f"Shared memory region '{excerpt(name)}' is already registered.")
+            raise AlreadyExists.region(name)
         if len(self._regions) >= self._limit:
             raise Forbidden(
                 f"{self._limit} regions are registered, and shared_memory_regions allows no more."
@@ -86,7 +86,9 @@ class SharedRegions:
     def status(self, name: str = "") -> list[SharedRegion]:
         """All regions, or the named one. Raises NotFound if it is not registered."""
         if name and name not in self._regions:
-            raise NotFound(f"Shared memory region '{excerpt(name)}' is not registered.")
+            raise NotFound(
+                f"Unable to find system shared memory region: '{excerpt(name)}' is not registered."
+            )
         return [region for region, _ in self._regions.values() if name in ("", region.name)]
 
     def read(self, field: str, part: RegionSlice) -> bytes:
@@ -131,13 +133,16 @@ class SharedRegions:
         """The descriptor of the region's object, and the offset of the part in that object."""
         if part.name not in self._regions:
             raise InvalidArgument(
-                f"{field}: shared memory region '{excerpt(part.name)}' is not registered."
+                f"{field}: Unable to find shared memory region: '{excerpt(part.name)}' is not "
+                "registered."
             )
         region, descriptor = self._regions[part.name]
         if part.offset + part.byte_size > region.byte_size:
+            size = " + byte size" if part.offset < region.byte_size else ""
             raise InvalidArgument(
-                f"{field}: {part.byte_size} bytes at offset {part.offset} are outside of "
-                f"region '{excerpt(part.name)}' of {region.byte_size} bytes."
+                f"{field}: Invalid offset{size} for shared memory region: '{excerpt(part.name)}'; "
+                f"{part.byte_size} bytes at offset {part.offset} are outside of its "
+                f"{region.byte_size}."
             )
         return descriptor, region.offset + part.offset
 

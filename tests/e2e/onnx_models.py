@@ -239,3 +239,19 @@ def judged_image(digit: int, reason: int = 0, second: int | None = None) -> np.n
         image[0, second] = 150
     image[0, 10] = reason
     return image
+
+
+def external_model(path: Path, place: str) -> None:
+    """Write a model of FP32 [N] `x` to `y` that takes its only weight from the file at `place`."""
+    weight = onnx.TensorProto(
+        name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL
+    )
+    weight.external_data.add(key="location", value=place)
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["n"])],
+        [helper.make_tensor_value_info("y", 1, ["n"])],
+        [weight],
+    )
+    path.write_bytes(helper.make_model(graph, ir_version=10).SerializeToString())

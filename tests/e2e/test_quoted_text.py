@@ -76,9 +76,9 @@ def of_region(name: str) -> str:
 @pytest.mark.parametrize(
     ("method", "path", "headers", "body", "words"),
     [
-        ("GET", f"/v2/models/{IN_A_HEADER}", {}, b"", "is not loaded; loaded are: "),
+        ("GET", f"/v2/models/{IN_A_HEADER}", {}, b"", "is not found; loaded are: "),
         ("GET", f"/v2/models/mnist/versions/{IN_A_HEADER}", {}, b"", "is not a whole number"),
-        ("POST", f"/predict?model={IN_A_HEADER}", {}, bytes(784), "is not loaded"),
+        ("POST", f"/predict?model={IN_A_HEADER}", {}, bytes(784), "is not found"),
         ("POST", f"/predict?version={IN_A_HEADER}", {}, bytes(784), "is not a whole number"),
         ("GET", f"/{IN_A_HEADER}", {}, b"", "GET / lists all endpoints."),
         ("DELETE", f"/v2/models/{IN_A_HEADER}", {}, b"", "does not take DELETE."),
@@ -122,7 +122,7 @@ def of_region(name: str) -> str:
             INFER,
             JSON,
             infer(name=NAME, parameters={"shared_memory_region": "r", **IN_MEMORY}),
-            "shared memory region 'r' is not registered.",
+            "shared memory region: 'r' is not registered.",
         ),
         ("POST", "/v2/logging", JSON, json.dumps({NAME: 1}).encode(), "they are log_file"),
         ("POST", "/v2/trace/setting", JSON, json.dumps({NAME: 1}).encode(), "they are trace_level"),
@@ -133,7 +133,7 @@ def of_region(name: str) -> str:
             json.dumps({"parameters": {NAME: 1}}).encode(),
             "is not supported; a model is loaded as it is",
         ),
-        ("POST", f"/v2/repository/models/{IN_A_HEADER}/load", JSON, b"", "is not in the"),
+        ("POST", f"/v2/repository/models/{IN_A_HEADER}/load", JSON, b"", "failed to poll"),
         ("POST", f"/v2/repository/models/{IN_A_HEADER}/unload", JSON, b"", "is not in the"),
         (
             "POST",
@@ -229,7 +229,7 @@ def output(name: str) -> Any:
 @pytest.mark.parametrize(
     ("method", "request_", "words"),
     [
-        ("ModelInfer", model_infer(model_name=NAME), "is not loaded; loaded are: "),
+        ("ModelInfer", model_infer(model_name=NAME), "is not found; loaded are: "),
         ("ModelInfer", model_infer(model_version=NAME), "is not a whole number"),
         ("ModelInfer", model_infer(input_={"name": NAME}), "which takes: image."),
         ("ModelInfer", model_infer(input_={"datatype": NAME}), "the model takes UINT8."),
@@ -238,9 +238,9 @@ def output(name: str) -> Any:
         ("ModelInfer", model_infer(outputs=[output(NAME)]), "which gives: "),
         ("ModelInfer", model_infer(region=NAME), "is not registered."),
         ("ModelInfer", model_infer(region="r", input_={"name": NAME}), "is not registered."),
-        ("ModelMetadata", inference.ModelMetadataRequest(name=NAME), "is not loaded"),
-        ("ModelConfig", inference.ModelConfigRequest(name=NAME), "is not loaded"),
-        ("ModelStatistics", inference.ModelStatisticsRequest(name=NAME), "is not loaded"),
+        ("ModelMetadata", inference.ModelMetadataRequest(name=NAME), "is not found"),
+        ("ModelConfig", inference.ModelConfigRequest(name=NAME), "is not found"),
+        ("ModelStatistics", inference.ModelStatisticsRequest(name=NAME), "is not found"),
         (
             "RepositoryIndex",
             inference.RepositoryIndexRequest(repository_name=NAME),
@@ -249,7 +249,7 @@ def output(name: str) -> Any:
         (
             "RepositoryModelLoad",
             inference.RepositoryModelLoadRequest(model_name=NAME),
-            "is not in the repository.",
+            "failed to poll from model repository: it has no version there.",
         ),
         ("RepositoryModelLoad", load_with_parameter(), "is not supported; a model is loaded"),
         (
@@ -296,7 +296,7 @@ def test_a_stream_quotes_the_beginning_alone(channel: tuple[grpc.Channel, Server
     calls, server = channel
     stub = inference_grpc.GRPCInferenceServiceStub(calls)
     (answer,) = stub.ModelStreamInfer(iter([model_infer(model_name=NAME)]))
-    check(answer.error_message, "is not loaded; loaded are: mnist.")
+    check(answer.error_message, "is not found; loaded are: mnist.")
     check_log(server, answer.error_message)
 
 
@@ -306,7 +306,7 @@ def test_digits_and_health_quote_the_beginning_alone(channel: tuple[grpc.Channel
     health = health_pb2_grpc.HealthStub(calls)
     pixels = bytes(784)
     for call, request, words in (
-        (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_name=NAME), "not loaded"),
+        (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_name=NAME), "is not found"),
         (digits.Predict, digits_pb2.PredictRequest(pixels=pixels, model_version=NAME), "is not a"),
         (health.Check, health_pb2.HealthCheckRequest(service=NAME), "'."),
     ):

@@ -6,13 +6,9 @@ Figures and links are checked as well: each figure against the file that it was 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import signal
 import statistics
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +22,7 @@ import pytest
 
 from service.settings import Settings
 from tests.conftest import ROOT
+from tests.e2e.make_run import MAKE_RUN, Foreground, MakeRun
 
 README = (ROOT / "README.md").read_text()
 PROSE = " ".join(README.split())
@@ -41,75 +38,31 @@ SHELL = [block.strip() for block in blocks(BEFORE + AFTER, "sh")]
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What git gives a newcomer, with this test's own environment under .venv.
-
-    Makefile and README name that folder. Installing torch once more would prove nothing new.
-    """
-    tree = tmp_path_factory.mktemp("clone")
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for file in filter(lambda name: (ROOT / name).exists(), files):
-        (tree / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / file, tree / file)
-    (tree / ".venv").symlink_to(sys.prefix)
-    (tree / ".venv" / ".installed").touch()
-    return tree
-
-
-class Foreground:
-    """A command of the README that runs until Ctrl-C."""
-
-    def __init__(self, command: str, tree: Path) -> None:
-        self.process = subprocess.Popen(
-            ["bash", "-c", command],
-            cwd=tree,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches the whole group, as at a terminal
-        )
-        self.output = ""
-
-    def read_until(self, words: str) -> None:
-        assert self.process.stdout is not None
-        while words not in self.output:
-            line = self.process.stdout.readline()
-            assert line, f"{self.process.args} ended by itself:\n{self.output}"
-            self.output += line
-
-    def interrupt(self) -> int:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGINT)
-        rest, _ = self.process.communicate(timeout=60)
-        self.output += rest
-        return self.process.returncode
+def tree(make_run: MakeRun) -> Path:
+    return make_run.tree
 
 
 @pytest.fixture(scope="module")
 def running(tree: Path) -> Iterator[Foreground]:
-    """`make run`, the first command, at the moment when it serves."""
-    assert SHELL[0] == "make run"
-    foreground = Foreground(SHELL[0], tree)
+    """A server of what `make run` has published, on the ports that it had."""
+    assert "make serve" in SHELL
+    serving = Foreground("make serve", tree)
     try:
-        foreground.read_until("stop with Ctrl-C")
-        yield foreground
+        serving.read_until("Serving mnist")
+        wait_until_ready("http://127.0.0.1:8000/v2/models/mnist/ready")
+        yield serving
     finally:
-        foreground.interrupt()
+        serving.interrupt()
 
 
-def test_make_run_trains_publishes_serves_and_predicts(running: Foreground, tree: Path) -> None:
-    accuracy = re.search(r"Test accuracy (\d+\.\d+)%", running.output)
+def test_make_run_trains_publishes_serves_and_predicts(make_run: MakeRun, tree: Path) -> None:
+    assert SHELL[0] == MAKE_RUN
+    accuracy = re.search(r"Test accuracy (\d+\.\d+)%", make_run.output)
     assert accuracy is not None
     assert float(accuracy[1]) >= 99.5
     assert (tree / "models" / "mnist" / "3" / "model.onnx").exists()
     for transport in ("over HTTP", "over gRPC"):
-        shown = running.output.split(f"docs/seven.png {transport}")[1]
+        shown = make_run.output.split(f"docs/seven.png {transport}")[1]
         assert shown.index("It is a 7") < shown.index("mnist version 3")
 
 
@@ -176,7 +129,7 @@ def wait_until_ready(url: str, seconds: float = 30.0) -> None:
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
-        except urllib.error.HTTPError:
+        except urllib.error.URLError:  # also: no server yet
             time.sleep(0.05)
     pytest.fail(f"{url} does not become ready")
 
@@ -190,18 +143,10 @@ def test_make_test_is_the_second_command_and_runs_pytest(tree: Path) -> None:
     assert "pytest" in planned.stdout
 
 
-def test_ctrl_c_ends_make_run_and_make_serve_serves_what_ships(
-    running: Foreground, tree: Path
-) -> None:
+def test_ctrl_c_ends_make_run_and_make_serve(make_run: MakeRun, running: Foreground) -> None:
     running.interrupt()
-    assert "Traceback" not in running.output
-    assert "make serve" in SHELL
-    serving = Foreground("make serve", tree)
-    try:
-        serving.read_until("Serving mnist")
-    finally:
-        serving.interrupt()
-    assert "Traceback" not in serving.output
+    for output in (make_run.output, running.output):
+        assert "Traceback" not in output
 
 
 def test_it_fits_on_a_few_screens_and_its_links_lead_somewhere() -> None:

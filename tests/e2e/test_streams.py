@@ -54,7 +54,7 @@ def test_tritonclient_streams(grpc_server: Server, mnist: Mnist) -> None:
             )
         answers = [results.get(timeout=30) for _ in range(20)]
         client.stop_stream()
-    assert "'none' is not loaded" in answers[5][1].message()
+    assert "'none' is not found" in answers[5][1].message()
     for index, (result, error) in enumerate(answers):
         if index == 5:
             continue
@@ -80,7 +80,7 @@ def test_asyncio_tritonclient_streams(grpc_server: Server, mnist: Mnist) -> None
     answers = triton.run(stream())
     triton.close()
     assert len(answers) == 10
-    assert "'none' is not loaded" in str(answers[5][1])
+    assert "'none' is not found" in str(answers[5][1])
     digits = [result.as_numpy("probabilities").argmax() for result, error in answers if not error]
     assert digits == [int(label) for i, label in enumerate(mnist.labels[:10]) if i != 5]
 
@@ -181,7 +181,7 @@ def repository(tmp_path: Path) -> Path:
 def test_health_of_each_model_is_checked_and_watched(
     start_server: Callable[..., Server], repository: Path, fast_grpc: bool
 ) -> None:
-    server = start_server(repository, poll_interval=0, fast_grpc=fast_grpc)
+    server = start_server(repository, model_control_mode="none", fast_grpc=fast_grpc)
     states = health_pb2.HealthCheckResponse
     with grpc.insecure_channel(server.grpc) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

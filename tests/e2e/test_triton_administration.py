@@ -162,14 +162,14 @@ def test_failed_load_is_reported_and_changes_nothing(triton: Triton, models: Pat
     broken.mkdir()
     (broken / "model.onnx").write_bytes(b"no model")
     try:
-        with pytest.raises(InferenceServerException, match="Version 4 of 'mnist'"):
+        with pytest.raises(InferenceServerException, match=r"failed to load 'mnist', .*: 4 "):
             triton.load_model("mnist")
         assert triton.is_model_ready("mnist", "3")
         assert states(triton)["mnist", "4"] == "UNAVAILABLE"
     finally:
         shutil.rmtree(broken)
     for options in ({"config": "{}"}, {"config": "{}", "files": {"file:1/model.onnx": b"x"}}):
-        with pytest.raises(InferenceServerException, match="parameters") as caught:
+        with pytest.raises(InferenceServerException, match=r"parameter (config|file)") as caught:
             triton.load_model("mnist", **options)
         assert triton.code(caught.value) == "UNIMPLEMENTED"
 
@@ -216,7 +216,7 @@ def test_trace_settings_are_off_and_stay_off(triton: Triton) -> None:
         triton.get_trace_settings("none")
 
 
-@pytest.mark.parametrize("settings", [{"control": "off"}, {"host": "0.0.0.0"}])
+@pytest.mark.parametrize("settings", [{"model_control_mode": "poll"}, {"host": "0.0.0.0"}])
 def test_server_without_control_rejects_changes(
     start_server: Callable[..., Server], settings: dict[str, object]
 ) -> None:
@@ -228,7 +228,7 @@ def test_server_without_control_rejects_changes(
     ):
         status, answer = server.post(path, body, "application/json")
         assert status == 403
-        assert "control" in answer["error"]
+        assert "is not allowed" in answer["error"]
     assert server.get("/v2/models/mnist/ready")[0] == 200
     assert server.get("/v2/logging")[0] == 200
     assert server.post("/v2/repository/index", b"", "application/json")[0] == 200

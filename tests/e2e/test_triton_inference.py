@@ -233,7 +233,12 @@ def wrong_inputs(triton: Triton, mnist: Mnist) -> list[tuple[str, list[Any], dic
         ("mnist", [*right, *images(triton, mnist, 1)], {}, "twice"),
         ("mnist", right, {"outputs": [triton.output("digit")]}, "digit"),
         ("mnist", right, {"model_version": "one"}, "one"),
-        ("sum", [triton.input("a", np.zeros((1, 3), np.float32), "FP32")], {}, "'b' is missing"),
+        (
+            "sum",
+            [triton.input("a", np.zeros((1, 3), np.float32), "FP32")],
+            {},
+            r"missing required input\(s\) \['b'\]",
+        ),
         (
             "sum",
             [
@@ -261,10 +266,10 @@ def test_wrong_request_is_rejected_by_name_and_the_client_stays_usable(
         with pytest.raises(InferenceServerException, match=word) as caught:
             triton.infer(model, inputs, **options)
         assert triton.code(caught.value) == "INVALID_ARGUMENT", caught.value
-    with pytest.raises(InferenceServerException, match="'none' is not loaded") as caught:
+    with pytest.raises(InferenceServerException, match="'none' is not found") as caught:
         triton.infer("none", images(triton, mnist))
     assert triton.code(caught.value) == "NOT_FOUND"
-    with pytest.raises(InferenceServerException, match="Version 9") as caught:
+    with pytest.raises(InferenceServerException, match="version 9") as caught:
         triton.infer("mnist", images(triton, mnist), model_version="9")
     assert triton.code(caught.value) == "NOT_FOUND"
     result = triton.infer("mnist", images(triton, mnist))

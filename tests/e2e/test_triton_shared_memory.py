@@ -144,7 +144,7 @@ def test_invalid_regions_are_rejected(triton: Triton, memory: Any, tmp_path: Pat
         ("x", "..", 10, "slashes", "INVALID_ARGUMENT"),
         ("x", KEY, 1 << 40, "has", "INVALID_ARGUMENT"),
         ("x", KEY, 0, "out of range", "INVALID_ARGUMENT"),
-        ("both", KEY, 10, "already registered", "ALREADY_EXISTS"),
+        ("both", KEY, 10, "already in manager", "ALREADY_EXISTS"),
     ):
         with pytest.raises(InferenceServerException, match=word) as caught:
             triton.register_system_shared_memory(name, key, size)

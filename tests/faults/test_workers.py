@@ -302,6 +302,35 @@ def test_sighup_replaces_all_workers_without_a_failed_request(
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize("fault", ["no repository", "no model"])
+def test_a_roll_that_cannot_start_leaves_the_old_workers_serving(
+    start_server: Callable[..., Server], tmp_path: Path, fault: str
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "2", models / "mnist" / "2")
+    server = start_server(models, poll_interval=86_400, workers=2)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    old = server.worker_pids()
+    if fault == "no repository":
+        models.rename(tmp_path / "moved")
+    else:
+        (models / "mnist" / "2" / "model.onnx").write_bytes(b"no model")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_until(lambda: "the old one continues" in server.log.read_text())
+    assert "Cannot start: " in server.log.read_text()
+    assert set(server.worker_pids()) == set(old)
+    assert server.post("/predict", BLANK, RAW)[0] == 200
+    # The next roll works once the fault is mended.
+    if fault == "no repository":
+        (tmp_path / "moved").rename(models)
+    else:
+        shutil.copy(SHIPPED_MODELS / "mnist" / "2" / "model.onnx", models / "mnist" / "2")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_until(lambda: not set(old) & set(server.worker_pids()), seconds=60)
+    assert server.post("/predict", BLANK, RAW)[0] == 200
+    assert server.stop() == 0
+
+
 def test_a_stop_during_a_roll_stops_old_and_new_workers(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:

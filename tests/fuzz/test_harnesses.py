@@ -42,7 +42,8 @@ def test_a_broken_promise_fails_the_run_and_names_its_input(tmp_path: Path) -> N
 
     (tmp_path / "input").write_bytes(b"\0max_batch_size: 1")
     code = (
-        "import service.repository.triton_config as t; t.read_max_batch_size = lambda path: 7\n"
+        "import service.repository.triton_config as t\n"
+        "t.read = lambda folder: t.TritonConfig(max_batch_size=7)\n"
         "import sys; sys.argv = ['', 'config', 'input']\n"
         "import tests.fuzz.__main__ as m; m.main()"
     )

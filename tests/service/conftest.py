@@ -23,8 +23,12 @@ settings.register_profile(
 settings.load_profile("no time limit")
 
 _FOLDER = Path(__file__).parent
-# Folders, without their subfolders.
-_NEED_OUR_MESSAGES = (_FOLDER / "grpc",)
+# Modules, and folders without their subfolders.
+_NEED_OUR_MESSAGES = (
+    _FOLDER / "grpc",
+    _FOLDER / "repository" / "test_triton_config.py",
+    _FOLDER / "repository" / "test_versions.py",
+)
 _SECONDS = 300
 
 
@@ -71,4 +75,4 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def _needs_our_messages(path: Path) -> bool:
-    return path.parent in _NEED_OUR_MESSAGES
+    return path in _NEED_OUR_MESSAGES or path.parent in _NEED_OUR_MESSAGES

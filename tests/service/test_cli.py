@@ -65,6 +65,7 @@ def test_workers_get_the_settings_and_folders_that_last_as_long_as_the_server(
         (["--workers", "many"], "--workers"),
         (["--config", "/none.toml"], "Cannot read the settings file /none.toml"),
         (["--models", "/no/models"], "The model repository /no/models does not exist"),
+        (["--models", "/etc/hostname"], "/etc/hostname is neither a folder nor FILE.onnx"),
         (["--host", "a" * 64 + ".invalid"], "Cannot listen on aaa"),
         (["--host", "192.0.2.1"], "Cannot listen on 192.0.2.1 port"),
     ],

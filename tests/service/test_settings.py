@@ -65,8 +65,13 @@ def test_a_bad_value_is_named_with_its_source(
         ("workers = 1.0", "workers"),
         ("workers = [1]", "workers"),
         ("models = 1", "models"),
-        ("control = true", "auto, on, off"),
-        ("control = {auto = 1}", "auto, on, off"),
+        ("model_control_mode = true", "auto, none, poll, explicit"),
+        ("model_control_mode = {auto = 1}", "auto, none, poll, explicit"),
+        ("load_model = 1", "a list of texts"),
+        ("load_model = [1]", "a list of texts"),
+        ("load_model = 'a'", "model_control_mode explicit"),
+        ("control = 'on'", "model_control_mode: explicit"),
+        ("poll_interval = 0", "model_control_mode none"),
         ("[server]\nworkers = 1", "Unknown setting 'server'"),
         ("workers = 1\nworkers = 2", "TOML"),
         ("host = '\x00'", "TOML"),
@@ -121,9 +126,22 @@ def test_text_setting_in_a_file_must_be_text(tmp_path: Path, value: str) -> None
             "spinning from MNIST_SPINNING is 'maybe', but must be true or false.",
         ),
         (
-            ["--control", "yes"],
+            ["--model-control-mode", "yes"],
             {},
-            "control from --control is 'yes', but must be one of auto, on, off.",
+            "model_control_mode from --model-control-mode is 'yes', but must be one of auto, none, "
+            "poll, explicit.",
+        ),
+        (
+            ["--control", "off"],
+            {},
+            "--control has been replaced by model_control_mode: explicit (with load_model *) for "
+            "on, poll for off.",
+        ),
+        (
+            [],
+            {"MNIST_CONTROL": "on"},
+            "MNIST_CONTROL has been replaced by model_control_mode: explicit (with load_model *) "
+            "for on, poll for off.",
         ),
     ],
 )
@@ -184,7 +202,9 @@ def test_the_requests_in_flight_may_hold_at_least_one_of_the_largest() -> None:
         (["--work", "3"], "Unknown argument '--work'; the nearest flag is --workers."),
         (["--max-queu=3"], "Unknown argument '--max-queu'; the nearest flag is --max-queue."),
         (["--hel"], "Unknown argument '--hel'; the nearest flag is --help."),
-        (["workers"], "Unknown argument 'workers'; the nearest flag is --workers."),
+        (["workers"], "'workers' is no file or folder; the nearest flag is --workers."),
+        (["a", "b"], "Unknown argument 'b'; the nearest flag is --"),
+        (["/", "--models", "/"], "'/' and --models are both given; remove one of them."),
     ],
 )
 def test_an_unknown_or_abbreviated_flag_is_refused(arguments: list[str], words: str) -> None:
@@ -282,3 +302,13 @@ def test_an_address_or_a_name_without_one_stays(host: str) -> None:
 def test_an_empty_host_is_refused() -> None:
     with pytest.raises(SettingsError, match="host"):
         load([], {"MNIST_HOST": ""})
+
+
+def test_a_path_is_what_is_served_and_its_only_model_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").touch()
+    for path in (tmp_path / "net.onnx", tmp_path):
+        settings = load([str(path), "--workers", "2"], {})
+        assert (settings.models, settings.model, settings.workers) == (path, "net", 2)
+    assert load([str(tmp_path), "--model", "other"], {}).model == "other"
+    (tmp_path / "more.onnx").touch()
+    assert load([str(tmp_path)], {}).model == "mnist"

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.training.runs import begin_on_mnist, epochs_of, evaluation_of, train
 from training.data.mnist import load_mnist
+from training.evaluation.metrics import logits_of, loss_and_accuracy
 from training.hardware import computes_bf16
 from training.loop import limit_norms, penalty, perturbed
 from training.models import build_network, scale
@@ -93,6 +94,17 @@ def test_bfloat16_changes_the_arithmetic_but_not_the_dtype_of_the_weights(
         # A device without bfloat16 instructions computes in float32, and the log says so.
         assert torch.equal(ours, theirs) != able
         assert torch.allclose(ours, theirs, atol=0.01)
+
+
+def test_epochs_before_the_last_look_at_some_of_the_validation_images(tmp_path: Path) -> None:
+    many = ["--epochs", "2", "--validation-size", "6000"]
+    run = train(tmp_path, *FEW, *many)
+    first, last = (metrics["validation_accuracy"] for metrics in epochs_of(run))
+    assert first * 2500 == pytest.approx(round(first * 2500), abs=1e-6)
+    network = checkpoint.read(run / "checkpoint.safetensors").network
+    data = load_mnist()
+    logits = logits_of(network, data.train_images[-6000:], torch.device("cpu"))
+    assert last == loss_and_accuracy(logits, data.train_labels[-6000:])[1]
 
 
 def test_early_stopping_keeps_the_best_epoch_on_validation(tmp_path: Path) -> None:

@@ -56,9 +56,10 @@ def deform(pixels: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
     if "stroke" in parts:
         # Dilated by a pixel in every direction for positive draws, eroded for negative ones.
         amount = parts["stroke"][:, :, None, None] * recipe.stroke
-        thick = functional.max_pool2d(pixels, 3, 1, 1)
-        thin = -functional.max_pool2d(-pixels, 3, 1, 1)
-        pixels = torch.lerp(pixels, torch.where(amount > 0, thick, thin), amount.abs())
+        signed = torch.where(amount > 0, pixels, -pixels)
+        changed = _dilated(signed)
+        changed = torch.where(amount > 0, changed, -changed)
+        pixels = torch.lerp(pixels, changed, amount.abs())
     if "resample" in parts:
         # Half of the draws are positive and reduce; the side 28 changes nothing.
         reduced = (parts["resample"][:, 0].clamp(min=0) * (29 - recipe.resample)).floor().long()
@@ -99,16 +100,35 @@ def _grid(parts: dict[str, Tensor], pixels: Tensor, recipe: Recipe) -> Tensor:
         shear = parts["shear"][:, 0] * recipe.shear
         first[1], second[1] = first[1] + shear * cosine, second[1] + shear * sine
     rows = [torch.stack([*first, shift[0]], 1), torch.stack([*second, shift[1]], 1)]
-    theta = torch.stack(rows, 1)
-    grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+    theta = torch.stack(rows, 1).reshape(-1, 3)
+    grid = (theta @ _places().to(pixels.device)).reshape(-1, 2, 28, 28)
     if "perspective" in parts:
-        depth = (parts["perspective"] * (recipe.perspective / 2))[:, None, None, :]
-        grid = grid / (1 + (grid * depth).sum(3, keepdim=True)).clamp(min=0.2)
+        depth = (parts["perspective"] * (recipe.perspective / 2))[:, :, None, None]
+        grid = grid / (1 + (grid * depth).sum(1, keepdim=True)).clamp(min=0.2)
     if "elastic" in parts:
         knots = parts["elastic"].reshape(-1, 2, _KNOTS, _KNOTS) * (recipe.elastic / _HALF_SIDE)
         weights = _knot_weights().to(pixels.device)
-        grid = grid + (weights @ knots @ weights.T).permute(0, 2, 3, 1)
-    return grid
+        grid = grid + weights @ knots @ weights.T
+    return grid.permute(0, 2, 3, 1)
+
+
+def _dilated(pixels: Tensor) -> Tensor:
+    """Return the highest of each pixel [N,1,28,28] and its eight neighbours, outside ones left out.
+
+    `max_pool2d` takes 20 times as long with one channel.
+    """
+    padded = functional.pad(pixels, (1, 1, 1, 1), value=-math.inf)
+    across = torch.maximum(torch.maximum(padded[..., :-2], padded[..., 1:-1]), padded[..., 2:])
+    highest = torch.maximum(across[..., :-2, :], across[..., 1:-1, :])
+    return torch.maximum(highest, across[..., 2:, :])
+
+
+@functools.cache
+def _places() -> Tensor:
+    """Return x, y and 1 of each pixel, float32 [3,784] in units of half a side, as affine_grid."""
+    along = (torch.arange(28.0) + 0.5) / _HALF_SIDE - 1
+    y, x = torch.meshgrid(along, along, indexing="ij")
+    return torch.stack([x, y, torch.ones(28, 28)]).flatten(1)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from training.data import outliers
-from training.data.dataset import output_count
+from training.data.dataset import DIGITS, output_count
 from training.errors import ExportError
 from training.evaluation.acceptance import fit_thresholds, measure_acceptance
 from training.evaluation.metrics import Evaluation, evaluate, fit_temperature, logits_of
@@ -35,6 +35,8 @@ _FOR_REPORTS = (
     "histograms",
 )  # too long for a card
 _OUTLIERS_MEASURED = 5000
+# What a picture of anything else than digits becomes when it is served: docs/own-model.md.
+PICTURE = {"size": [28, 28], "colour": "grey", "resize": "pad"}
 
 
 class ReleasePlan(NamedTuple):
@@ -60,6 +62,7 @@ class ModelCard:
     labels: tuple[str, ...]
     thresholds: dict[str, float] | None  # of the decisions in the graph; None without them
     reasons: tuple[str, ...] | None  # what the output `reason` is the index into
+    picture: dict[str, Any] | None  # what a picture becomes; None for digits
     batching: bool = True  # every network here works on each image alone
     git_revision: str | None
     opset: int = OPSET
@@ -171,6 +174,7 @@ def _publish(
         labels=run.split.data.labels,
         thresholds=classifier.thresholds._asdict() if classifier.thresholds else None,
         reasons=REASONS if classifier.thresholds else None,
+        picture=None if run.split.data.labels == DIGITS else PICTURE,
         git_revision=git_revision(),
         versions=versions(),
         evaluation=_without_lists(evaluation.to_json()),

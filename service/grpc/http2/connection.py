@@ -28,7 +28,8 @@ status in trailers.
 Work is linear in the bytes of the peer. WINDOW_UPDATE of the connection and SETTINGS only change a
 number; the calls that wait for a window are looked at once per `receive`. A call that the peer
 opens and resets at once, or that ends by a stream error, costs the peer next to nothing, so such
-calls use up an allowance that grows with time and with answered calls.
+calls use up an allowance that grows with time and with answered calls. Without it, the peer is
+asked to connect again by a GOAWAY that ends no call; with as many again, its connection ends.
 
 Sources: RFC 9113 (HTTP/2); gRPC over HTTP2 (PROTOCOL-HTTP2.md).
 """
@@ -113,6 +114,14 @@ class Allowance:
         return self.left >= 0
 
 
+class Leaving(NamedTuple):
+    """Why and since when the peer is asked to connect again."""
+
+    cause: str  # for the metric
+    reason: str
+    since: float
+
+
 class CallStarted(NamedTuple):
     """The headers of a streaming call, or of one with a deadline, have arrived."""
 
@@ -187,7 +196,7 @@ class Connection:
         self._idle_since = now
         self._headers_since: tuple[int, float] | None = None  # the stream of an unfinished block
         self._ping_sent_at: float | None = None
-        self._leaving_at: float | None = None  # when max_age was reached
+        self._leaving: Leaving | None = None
         self._choose_request_id = choose_request_id
         self._reader = FrameReader(_MAX_FRAME, MAX_HEADER_BLOCK)
         self._decoder = HeaderDecoder(rpcs)
@@ -344,8 +353,7 @@ class Connection:
             elif now - self._paused_at >= limits.body_timeout:
                 self._fail(frames.NO_ERROR, "answers are not read (body_timeout)", "unread")
         self._keep_alive(now)
-        if limits.max_age and now - self._opened_at >= limits.max_age:
-            self._retire(now)
+        self._end_old_age(now)
         return self.events()
 
     def _keep_alive(self, now: float) -> None:
@@ -386,21 +394,25 @@ class Connection:
                 reason = f"The answer was not read for {timeout:g} seconds (body_timeout)."
                 self.expire(stream, Status("RESOURCE_EXHAUSTED", reason))
 
-    def _retire(self, now: float) -> None:
-        """End a connection of max_age, so that no call is lost (RFC 9113, 6.8).
+    def _end_old_age(self, now: float) -> None:
+        """Ask a peer of max_age to connect again; end a connection that did not do so in time."""
+        limits = self._limits
+        if self._leaving is not None:
+            if now - self._leaving.since >= limits.grace:
+                self._leave(self._leaving.cause, self._leaving.reason)
+        elif limits.max_age and now - self._opened_at >= limits.max_age:
+            self._retire("age", "the connection has reached max_connection_age", now)
+
+    def _retire(self, cause: str, reason: str, now: float) -> None:
+        """End the connection in such a way that no call is lost (RFC 9113, 6.8).
 
         First an announcement, and a PING: calls that the peer opened before it answers are still
         accepted. Then the end of new calls, and at last, after the grace, that of open ones.
         """
-        if self.closed:
-            return
-        if self._leaving_at is None:
-            self._leaving_at = now
-            reason = "the connection has reached max_connection_age"
+        if self._leaving is None and not self._stopping and not self.closed:
+            self._leaving = Leaving(cause, reason, now)
             self._output.append(frames.goaway(_ALL_STREAMS, frames.NO_ERROR, reason))
             self._ping(_LEAVING, now)
-        elif now - self._leaving_at >= self._limits.grace:
-            self._leave("age", "the connection has reached max_connection_age")
 
     def _ping(self, content: bytes, now: float) -> None:
         self._output.append(frames.frame(frames.PING, 0, 0, content))
@@ -713,8 +725,8 @@ class Connection:
             if not self._pings.use(self._now):
                 raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too_many_pings")
             self._output.append(frames.frame(frames.PING, frames.ACK, 0, payload))
-        elif payload == _LEAVING and self._leaving_at is not None:
-            self.stop("age", "the connection has reached max_connection_age")
+        elif payload == _LEAVING and self._leaving is not None:
+            self.stop(self._leaving.cause, self._leaving.reason)
 
     def _receive_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
         raise ProtocolError(frames.PROTOCOL_ERROR, "a client cannot push")
@@ -827,9 +839,17 @@ class Connection:
             del self._unfinished[next(iter(self._unfinished))]
 
     def _use_allowance(self) -> None:
-        """Count a call that cost its peer nothing."""
-        if not self._resets.use(self._now):
+        """Count a call that cost its peer nothing.
+
+        A peer without allowance is asked to connect again, which costs it more than we save by
+        ending its connection, and loses no call of others behind the same proxy. One that does not
+        follow has as much again.
+        """
+        if self._resets.use(self._now):
+            return
+        if self._resets.left < -_FREE_RESETS:
             raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many calls given up")
+        self._retire("resets", "too many calls given up", self._now)
 
     def _is_idle(self, stream_id: int) -> bool:
         """Whether a stream was never opened. Only a client opens streams: odd ones (5.1.1)."""

@@ -195,11 +195,28 @@ class ModelMetadataResponse(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["datatype", b"datatype", "name", b"name", "shape", b"shape"]) -> None: ...
 
+    @typing.final
+    class PropertiesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     VERSIONS_FIELD_NUMBER: builtins.int
     PLATFORM_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
+    PROPERTIES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model."""
     platform: builtins.str
@@ -216,6 +233,12 @@ class ModelMetadataResponse(google.protobuf.message.Message):
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelMetadataResponse.TensorMetadata]:
         """The model's outputs."""
 
+    @property
+    def properties(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """How the model is served: `execution_provider`, `execution_provider_fallback` (why it is not
+        another, empty if it is the one asked for), `batching`. Not in Triton's definition.
+        """
+
     def __init__(
         self,
         *,
@@ -224,8 +247,9 @@ class ModelMetadataResponse(google.protobuf.message.Message):
         platform: builtins.str = ...,
         inputs: collections.abc.Iterable[Global___ModelMetadataResponse.TensorMetadata] | None = ...,
         outputs: collections.abc.Iterable[Global___ModelMetadataResponse.TensorMetadata] | None = ...,
+        properties: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["inputs", b"inputs", "name", b"name", "outputs", b"outputs", "platform", b"platform", "versions", b"versions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["inputs", b"inputs", "name", b"name", "outputs", b"outputs", "platform", b"platform", "properties", b"properties", "versions", b"versions"]) -> None: ...
 
 Global___ModelMetadataResponse: typing_extensions.TypeAlias = ModelMetadataResponse
 

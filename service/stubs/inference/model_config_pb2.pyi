@@ -3,7 +3,7 @@
 isort:skip_file
 How a model is served: the public protocol's ModelConfig, under its names and numbers, so that
 every config.pbtxt parses. The comments say what this server does with a field; a field "without
-effect" is accepted in config.pbtxt and never answered.
+effect" is accepted in config.pbtxt, named in a warning, and answered with its default.
 """
 
 import builtins
@@ -230,7 +230,7 @@ Global___ModelInstanceGroup: typing_extensions.TypeAlias = ModelInstanceGroup
 
 @typing.final
 class ModelTensorReshape(google.protobuf.message.Message):
-    """Another shape of the same elements. Without effect."""
+    """Another shape of the same elements."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -267,7 +267,7 @@ class ModelInput(google.protobuf.message.Message):
         """Channels, height, width."""
 
     class Format(_Format, metaclass=_FormatEnumTypeWrapper):
-        """Order of the dimensions of an image. Without effect."""
+        """Order of the dimensions of an image."""
 
     FORMAT_NONE: ModelInput.Format.ValueType  # 0
     FORMAT_NHWC: ModelInput.Format.ValueType  # 1
@@ -289,13 +289,13 @@ class ModelInput(google.protobuf.message.Message):
     data_type: Global___DataType.ValueType
     """Datatype of the tensor."""
     format: Global___ModelInput.Format.ValueType
-    """Without effect."""
+    """Order of the dimensions, for clients that send images; it needs three dims."""
     is_shape_tensor: builtins.bool
     """Whether it holds a shape (TensorRT). Without effect."""
     allow_ragged_batch: builtins.bool
     """Whether requests of different shapes may be joined. Without effect: they are not."""
     optional: builtins.bool
-    """Whether a request may leave it out. Without effect: it may not."""
+    """Whether a request may leave it out. Without effect if the model needs it."""
     is_non_linear_format_io: builtins.bool
     """Whether its layout is TensorRT's own. Without effect."""
     @property
@@ -304,7 +304,7 @@ class ModelInput(google.protobuf.message.Message):
 
     @property
     def reshape(self) -> Global___ModelTensorReshape:
-        """Without effect."""
+        """The shape that the model has, where that of requests, dims, is another one."""
 
     def __init__(
         self,
@@ -342,7 +342,7 @@ class ModelOutput(google.protobuf.message.Message):
     data_type: Global___DataType.ValueType
     """Datatype of the tensor."""
     label_filename: builtins.str
-    """File with the names of classes. Without effect: labels are in model.json."""
+    """File with the names of classes, one per line, in the folder of the model."""
     is_shape_tensor: builtins.bool
     """Whether it holds a shape (TensorRT). Without effect."""
     is_non_linear_format_io: builtins.bool
@@ -353,7 +353,7 @@ class ModelOutput(google.protobuf.message.Message):
 
     @property
     def reshape(self) -> Global___ModelTensorReshape:
-        """Without effect."""
+        """The shape that the model has, where that in answers, dims, is another one."""
 
     def __init__(
         self,
@@ -475,7 +475,7 @@ Global___BatchOutput: typing_extensions.TypeAlias = BatchOutput
 
 @typing.final
 class ModelVersionPolicy(google.protobuf.message.Message):
-    """Which versions are served. In config.pbtxt without effect: --versions decides."""
+    """Which versions are served. Without it, --versions decides."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -497,7 +497,7 @@ class ModelVersionPolicy(google.protobuf.message.Message):
 
     @typing.final
     class All(google.protobuf.message.Message):
-        """Serves all versions. Not answered."""
+        """Serves all versions."""
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -507,7 +507,7 @@ class ModelVersionPolicy(google.protobuf.message.Message):
 
     @typing.final
     class Specific(google.protobuf.message.Message):
-        """Serves some versions. Not answered."""
+        """Serves some versions."""
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -875,11 +875,11 @@ class ModelQueuePolicy(google.protobuf.message.Message):
     timeout_action: Global___ModelQueuePolicy.TimeoutAction.ValueType
     """Without effect: such requests are refused."""
     default_timeout_microseconds: builtins.int
-    """Time of a request that sets none. Without effect."""
+    """Time within which a run has to take a request."""
     allow_timeout_override: builtins.bool
-    """Whether a request may set its own timeout."""
+    """Whether a request may set its own timeout, which is void otherwise."""
     max_queue_size: builtins.int
-    """Largest number of queued rows (images)."""
+    """Largest number of queued requests if config.pbtxt has it, else of queued rows (images)."""
     def __init__(
         self,
         *,
@@ -1326,7 +1326,7 @@ Global___ModelParameter: typing_extensions.TypeAlias = ModelParameter
 
 @typing.final
 class ModelWarmup(google.protobuf.message.Message):
-    """A request that is run before the first real one. Without effect: models are warmed up anyway."""
+    """A request that is run before the first real one."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1697,7 +1697,7 @@ class ModelConfig(google.protobuf.message.Message):
     row-wise, and an absent field declares nothing.
     """
     default_model_filename: builtins.str
-    """Name of the model's file in a version's folder. In config.pbtxt without effect."""
+    """Name of the model's file in a version's folder."""
     @property
     def version_policy(self) -> Global___ModelVersionPolicy:
         """Which versions are served."""
@@ -1748,13 +1748,13 @@ class ModelConfig(google.protobuf.message.Message):
 
     @property
     def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelParameter]:
-        """Parameters: execution_provider, sha256 of the model's file, and batching: whether
+        """Those of config.pbtxt, and execution_provider, sha256 of the model's file, and batching: whether
         requests are joined, and why.
         """
 
     @property
     def model_warmup(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelWarmup]:
-        """Without effect."""
+        """What the model runs on when it is loaded."""
 
     @property
     def model_operations(self) -> Global___ModelOperations:

@@ -101,7 +101,7 @@ NUMBERS = [
     numbers("image of 0.5", [0.5] * 784, "fraction"),
     numbers("image of 1e300", [1e300] * 784, "large"),
     numbers("image of 2^64", [2**64] * 784, "large"),
-    numbers("image nested 17 deep", b"[" * 17 + b"0" + b"]" * 17, "deep"),
+    numbers("image nested 65 deep", b"[" * 65 + b"0" + b"]" * 65, "deep"),
     numbers("image of 500,000 objects", b"[" + b"{}," * 500_000 + b"{}]", "max_json_bytes"),
     numbers("image of 200,000 texts", b"[" + b'"",' * 200_000 + b'""]', "max_json_bytes"),
     numbers("image of 3 MB as JSON", b"[" + b"0," * 1_500_000 + b"0]", "max_json_bytes", 413),
@@ -135,8 +135,8 @@ SELECTION = [
     *selected("predict: version unknown", "version=77", 404, "77", model_version="77"),
     *selected("predict: version text", "version=new", 400, "'new'", model_version="new"),
     *selected("predict: version negative", "version=-1", 400, "'-1'", model_version="-1"),
-    *selected("predict: model of a control character", "model=a%0Ab", 404, "not loaded"),
-    *selected("predict: model that is not UTF-8", "model=%ff", 404, "not loaded"),
+    *selected("predict: model of a control character", "model=a%0Ab", 404, "not found"),
+    *selected("predict: model that is not UTF-8", "model=%ff", 404, "not found"),
     Grpc("predict: no input", METHOD, [framed(b"")], "INVALID_ARGUMENT", "input"),
 ]
 

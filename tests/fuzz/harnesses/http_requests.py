@@ -11,6 +11,7 @@ from service.core.budget import Budget
 from service.http.answering import HttpApp
 from service.http.compression import Compression
 from service.http.message import HttpRequest
+from service.http.playground.pages import Playground
 from tests.fuzz.application import MEMORY, MODELS, Application
 from tests.fuzz.fields import Fields
 
@@ -23,6 +24,7 @@ _APP = HttpApp(
     administration=_APPLICATION.operations.administration,
     recorder=_APPLICATION.recorder,
     compression=Compression(1 << 16, 64, Budget(1 << 25)),
+    playground=Playground(),
 )
 # Loading takes a hundred times as long as any other request, and /metrics ten times.
 _PATHS = [
@@ -32,6 +34,7 @@ _PATHS = [
 ]
 _PATHS = list(dict.fromkeys(_PATHS))
 _HEADERS = (
+    "accept",
     "content-type",
     "content-encoding",
     "accept-encoding",

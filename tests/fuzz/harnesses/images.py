@@ -1,7 +1,8 @@
 """Pictures: PNG, JPEG, WebP, GIF and BMP, damaged anywhere, and PNG files made from a recipe.
 
-The first byte chooses: 0 is a recipe for a PNG, anything else begins a file. Checksums of PNG are
-repaired, because a decoder stops at the first wrong one.
+What a model of digits and other models see of them has the model's size. The first byte chooses: 0
+is a recipe for a PNG, anything else begins a file. Checksums of PNG are repaired, because a decoder
+stops at the first wrong one.
 """
 
 from __future__ import annotations
@@ -14,14 +15,25 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from service.core.classification.pictures import picture_input, rule_of
 from service.core.errors import InvalidArgument, RequestTooLarge
 from service.core.pictures.digit import find_digit
 from service.core.pictures.files import open_picture
+from service.core.tensors import TensorSpec
 from tests.fuzz.fields import Fields
 
 CI_RUNS = 5_000
 _MAX_PIXELS = 64 * 64
 _MAX_DECODED_PIXELS = 32 * 32  # a larger JPEG is decoded at a part of its size
+# What pictures become for other models than those of digits.
+_FORMS = [
+    picture_input(rule_of(rule), [TensorSpec("x", "UINT8", shape)])
+    for rule, shape in (
+        ({}, (-1, 3, 5, 9)),
+        ({"resize": "pad", "filter": "lanczos"}, (-1, 9, 5)),
+        ({"resize": "stretch"}, (-1, 3, 1, 2)),
+    )
+]
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Samples per pixel of each colour type (PNG, 11.2.2); others are malformed.
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -80,6 +92,9 @@ def _check(data: bytes) -> None:
         assert (
             find_digit(open_picture(data, _MAX_PIXELS, _MAX_DECODED_PIXELS)).pixels == pixels
         ).all()
+        for form in _FORMS:
+            pixels = form.pixels(open_picture(data, _MAX_PIXELS, _MAX_DECODED_PIXELS))
+            assert (pixels.shape, pixels.dtype) == ((1, *form.shape), np.uint8)
 
 
 def _png(fields: Fields) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from service.core.datatypes import BF16, BYTES, DTYPES, from_bfloat16
 from service.core.errors import InvalidArgument
-from service.core.request import InferResponse, OutputTensor, timeout_of
+from service.core.request import InferResponse, OutputTensor, scheduling_of
 from service.core.tensors import TensorSpec, from_values
 from service.http.codec import BinaryOutputs, decode, encode
 from service.http.message import HttpRequest
@@ -56,7 +56,7 @@ def check(data: bytes) -> None:
         request, binary = decode(
             HttpRequest("POST", "", lambda name: None, body), None, "model", "", 2 << 20
         )
-        timeout = timeout_of(request.parameters)
+        timeout, _ = scheduling_of(request.parameters)
     except InvalidArgument as error:
         assert error.message.endswith(".") or "JSON" in error.message, error
         assert len(error.message) <= 1000
@@ -96,14 +96,16 @@ def _check_values(
         assert "x" in error.message
         return
     assert array.shape == tuple(shape)
-    assert array.size == prod(shape) > 0
+    assert array.size == prod(shape)
     leaves = list(_leaves(source))
     flat = array.ravel()
     if spec.datatype == BYTES:
         assert flat.tolist() == leaves
     elif spec.datatype in (BF16, "FP16", "FP32", "FP64"):
         floats = (from_bfloat16(flat) if spec.datatype == BF16 else flat).astype(np.float64)
-        exact = np.array([float(leaf) for leaf in leaves])
+        exact = np.array([np.nan if leaf is None else float(leaf) for leaf in leaves])
+        assert np.array_equal(np.isnan(floats), np.isnan(exact))
+        floats, exact = np.nan_to_num(floats, nan=0), np.nan_to_num(exact, nan=0)
         step = {BF16: 2**-8, "FP16": 2**-11, "FP32": 2**-24, "FP64": 0.0}[spec.datatype]
         least = {BF16: 1e-40, "FP16": 6e-8, "FP32": 2e-45, "FP64": 0.0}[spec.datatype]
         assert (np.abs(floats - exact) <= np.abs(exact) * step + least).all(), (floats, exact)
@@ -118,7 +120,7 @@ def _check_values(
         (output,) = json.loads(response.body)["outputs"]
         assert output["shape"] == list(shape)
         again = from_values(spec, spec.datatype, shape, output["data"])
-        assert (again == array).all()
+        assert np.array_equal(again, array, equal_nan=array.dtype.kind == "f")
 
 
 def _leaves(value: Any) -> Any:

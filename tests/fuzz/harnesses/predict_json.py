@@ -78,7 +78,7 @@ def _reference(data: bytes) -> Any:
     except ValueError:  # ragged
         return None
     leaves = array.ravel().tolist()
-    if not leaves or array.ndim > 16 or any(type(leaf) not in (int, float) for leaf in leaves):
+    if not leaves or array.ndim > 64 or any(type(leaf) not in (int, float) for leaf in leaves):
         return None
     if any(leaf != leaf or not 0 <= leaf <= 255 or leaf != int(leaf) for leaf in leaves):
         return None

@@ -74,6 +74,8 @@ def check(data: bytes) -> None:
         value, kind = getattr(settings, field.name), _HINTS[field.name]
         if get_origin(kind) is None:
             assert isinstance(value, kind)
+        elif get_origin(kind) is tuple:
+            assert all(name and isinstance(name, str) for name in value)
         else:
             assert value in get_args(kind)
         low, high = field.metadata["low"], field.metadata["high"]
@@ -83,8 +85,8 @@ def check(data: bytes) -> None:
         values = tomllib.loads(text.read())
     for name, value in values.items():
         overridden = any(name.upper() in word.upper().replace("-", "_") for word in words)
-        if not overridden and name not in ("host", "models", "spinning"):
+        if not overridden and name not in ("host", "load_model", "models", "spinning"):
             assert getattr(settings, name) == type(getattr(settings, name))(value)
-    if settings.allows_control and settings.control == "auto":
+    if settings.allows_control and settings.model_control_mode == "auto":
         address = settings.host
         assert address == "localhost" or ipaddress.ip_address(address).is_loopback

@@ -15,8 +15,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.core.batching import Batcher, BatchLimits
-from service.core.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
+from service.core.batching import Batcher, Batching, BatchLimits, QueueLimits
+from service.core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidArgument,
+    Overloaded,
+    Unavailable,
+)
 from service.core.placement import Timing
 
 
@@ -105,6 +111,56 @@ def test_a_full_queue_refuses_at_once() -> None:
         await batcher.submit(rows(4), 1)
 
     run(Doubler(), scenario, BatchLimits(max_queue=2))
+
+
+def test_a_queue_that_is_limited_in_requests_refuses_the_next_one() -> None:
+    session = Doubler()
+
+    async def scenario(batcher: Batcher) -> None:
+        waiting = [batcher.submit(rows(1, 2), 2), batcher.submit(rows(3), 1)]
+        with pytest.raises(Overloaded, match=r"2 requests waiting \(max_queue_size\)"):
+            batcher.submit(rows(4), 1)
+        await asyncio.gather(*waiting)
+        await batcher.submit(rows(4), 1)
+
+    run(session, scenario, BatchLimits(max_queue_requests=2))
+    assert session.batches == [[1, 2, 3], [4]]
+
+
+def test_a_request_that_no_run_takes_in_time_fails_and_one_that_runs_is_answered() -> None:
+    """The clock stands still until the first run begins."""
+    session = Doubler()
+    session.batchable = False
+    times = [100.0]
+
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(
+                session, BatchLimits(queue_timeout_s=0.5), executor, clock=lambda: times[0]
+            )
+            inputs = rows(1)
+            first = batcher.submit(inputs, 1)
+            second = batcher.submit(rows(2), 1, times[0] + 60)
+            await asyncio.sleep(0)
+            times[0] += 0.5
+            assert (await first)[0].tolist() == [2]
+            with pytest.raises(DeadlineExceeded):
+                await second
+            assert (await batcher.submit(rows(3), 1))[0].tolist() == [6]
+
+    asyncio.run(scenario())
+    assert session.batches == [[1], [3]]
+
+
+def test_the_limits_of_a_model_replace_those_of_the_settings() -> None:
+    settings = BatchLimits(max_batch_size=8, max_delay_s=0.5, max_queue_s=2.0)
+    assert settings.within(Batching(True, "", max_rows=4)) == settings._replace(max_batch_size=4)
+    own = QueueLimits(max_delay_s=0.1, max_requests=3, timeout_s=0.2)
+    assert settings.within(Batching(True, "", queue=own)) == settings._replace(
+        max_delay_s=0.1, max_queue_requests=3, max_queue_s=0.2, queue_timeout_s=0.2
+    )
+    patient = QueueLimits(timeout_s=60.0)
+    assert settings.within(Batching(True, "", queue=patient)).max_queue_s == 2.0
 
 
 def test_cancelled_and_expired_requests_are_not_run() -> None:
@@ -791,3 +847,29 @@ class UnbatchedMachine(BatcherMachine):
 
 TestBatcherMachine = BatcherMachine.TestCase
 TestUnbatchedMachine = UnbatchedMachine.TestCase
+
+
+class Echo(Doubler):
+    """Gives its input back, as ONNX Runtime gives texts back: only if they are UTF-8."""
+
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+        self.batches.append(inputs[0].tolist())
+        if inputs[0].dtype.kind == "S":
+            return [np.array([text.decode() for text in inputs[0]], object)]
+        return [inputs[0]]
+
+
+def test_texts_that_are_not_utf8_run_alone_and_their_answer_is_the_clients_error() -> None:
+    session = Echo()
+
+    async def scenario(batcher: Batcher) -> None:
+        texts = [np.array(["a"], object), np.array([b"b"]), np.array([b"\xff"])]
+        answers = await asyncio.gather(
+            *[batcher.submit([text], 1) for text in texts], return_exceptions=True
+        )
+        assert [answer[0].tolist() for answer in answers[:2]] == [["a"], ["b"]]
+        assert isinstance(answers[2], InvalidArgument)
+        assert "not UTF-8" in answers[2].message
+
+    run(session, scenario)
+    assert session.batches == [["a"], [b"b"], [b"\xff"]]

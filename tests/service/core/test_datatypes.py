@@ -96,9 +96,23 @@ def test_wrong_framing_of_strings_is_rejected_at_its_element(raw: bytes, message
     [
         (["a", 1], "field must hold only strings"),
         ([None], "only strings"),
-        (["a", b"\xff"], "element 1 is not UTF-8"),
+        ([b"\xff", None], "only strings"),
+        (["a", b"\xff\0"], "element 1 has a zero byte"),
+        ([b"\xff", *["a"] * 2000, "b" * 2000], "lengths differ too much"),
     ],
 )
 def test_elements_that_are_not_text_are_rejected(elements: list[Any], message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         strings("field", elements)
+
+
+def test_elements_that_are_not_utf8_are_an_array_of_bytes() -> None:
+    array = strings("field", ["é", b"\xff\xfe", ""])
+    assert array.dtype == "S3"  # each element ends with a zero byte
+    assert array.tolist() == ["é".encode(), b"\xff\xfe", b""]
+
+
+def test_bfloat16_of_nan_is_nan() -> None:
+    nans = np.array([0x7FF00000_00000001, 0x7FFFFFFF_FFFFFFFF, 0xFFF80000_00000000], np.uint64)
+    assert np.isnan(from_bfloat16(to_bfloat16(nans.view(np.float64)))).all()
+    assert from_bfloat16(to_bfloat16(np.array([np.inf, -np.inf]))).tolist() == [np.inf, -np.inf]

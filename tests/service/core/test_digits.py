@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from service.core.datatypes import Array
 from service.core.digits import (
     HINTS,
     REASONS,
     DigitLayout,
     NotDigits,
+    Rows,
     layout_of,
     pixels_from_bytes,
     pixels_from_values,
@@ -79,6 +83,30 @@ def test_a_model_that_judges_says_what_it_accepts_and_why_not(rows: int) -> None
     assert first[3:] == ((0,), True, "", "")
     assert second[3:] == ((1, 7), False, "unsure", HINTS[REASONS.index("unsure")])
     assert all(other.accepted for other in others)
+
+
+def test_predictions_made_while_they_are_read_are_those_of_all_at_once() -> None:
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.ones(10), 1500).astype(np.float32)
+    reasons = random.integers(0, len(REASONS), 1500).astype(np.uint8)
+    outputs: list[Array] = [probabilities, reasons == 0, reasons, probabilities > 0.1]
+    outputs.append(np.float32(1.5))  # of another kind, and without rows
+    layout = DigitLayout(0, False, None, (1, 2, 3))
+    rows = Rows(
+        layout,
+        [
+            [output[:600] if output.ndim else output for output in outputs],
+            [output[600:] if output.ndim else output for output in outputs],
+        ],
+    )
+    expected = layout.predictions(outputs)
+    assert len(rows) == len(expected)
+    for row, right in zip(rows, expected, strict=True):
+        assert row.probabilities.tolist() == right.probabilities.tolist()
+        assert row._replace(probabilities=None) == right._replace(probabilities=None)
+    assert rows.judgements() == Counter((row.accepted, row.reason) for row in expected)
+    plain = Rows(layout._replace(judgement=None), [outputs])
+    assert plain.judgements() == {(None, ""): 1500}
 
 
 @pytest.mark.parametrize("missing", ["accepted", "reason", "prediction_set"])

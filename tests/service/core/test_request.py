@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.core.errors import InvalidArgument
-from service.core.request import RegionSlice, region_of, timeout_of, top_classes_of
+from service.core.request import RegionSlice, region_of, scheduling_of, top_classes_of
 
 NAME, SIZE, OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
 
@@ -20,7 +20,17 @@ NAME, SIZE, OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_
     ],
 )
 def test_timeout_is_in_microseconds(parameters: Any, seconds: float | None) -> None:
-    assert timeout_of(parameters) == seconds
+    assert scheduling_of(parameters)[0] == seconds
+
+
+def test_parameters_without_effect_are_named_in_a_warning() -> None:
+    assert scheduling_of({"priority": 0, "sequence_id": 0, "sequence_end": False})[1] == ""
+    assert scheduling_of({"priority": 3, "mine": 1}) == (
+        None,
+        "priority: without effect; all requests are equal.",
+    )
+    warning = scheduling_of({"sequence_id": "s", "sequence_start": True, "timeout": 1})[1]
+    assert warning.startswith("sequence_id, sequence_start: without effect; no model here keeps")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +48,7 @@ def test_timeout_is_in_microseconds(parameters: Any, seconds: float | None) -> N
 )
 def test_parameter_of_the_wrong_type_is_rejected_by_name(parameters: Any) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(parameters))):
-        timeout_of(parameters)
+        scheduling_of(parameters)
 
 
 def test_region_has_a_name_a_size_and_an_optional_offset() -> None:

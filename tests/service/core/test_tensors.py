@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.core.datatypes import DTYPES
+from service.core.datatypes import DTYPES, one_element
 from service.core.errors import InvalidArgument
 from service.core.tensors import (
     Tensor,
@@ -77,11 +77,28 @@ def test_arbitrary_raw_strings_are_decoded_or_rejected(raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([1], "strings"), ([None], "strings"), ([["a"]], "strings"), ([b"\xff"], "UTF-8"), ([], "0")],
+    [
+        ([1], "strings"),
+        ([None], "strings"),
+        ([[1]], "strings"),
+        ([b"\xff\0"], "UTF-8"),
+        ([], "0"),
+    ],
 )
 def test_elements_that_are_not_strings_are_rejected(values: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         from_values(TensorSpec("x", "BYTES", (-1,)), "BYTES", [1], values)
+
+
+@pytest.mark.parametrize("nested", [[1, 2, 3, 4], [[1, 2, 3, 4]], [[[1], [2]], [[3], [4]]]])
+def test_data_may_be_nested_otherwise_than_its_shape(nested: Any) -> None:
+    array = from_values(TensorSpec("x", "INT32", (-1, 2)), "INT32", [2, 2], nested)
+    assert array.tolist() == [[1, 2], [3, 4]]
+    deep: Any = "a"
+    for _ in range(50):
+        deep = [deep]
+    array = from_values(TensorSpec("x", "BYTES", (-1,)), "BYTES", [1], deep)
+    assert array.tolist() == ["a"]
 
 
 def test_bfloat16_travels_as_bits_and_as_numbers() -> None:
@@ -93,10 +110,9 @@ def test_bfloat16_travels_as_bits_and_as_numbers() -> None:
         tensor = Tensor("x", "BF16", decoded)
         assert to_values(tensor).tolist() == [1.0, -2.0]
         assert to_bytes(tensor) == b"\x80\x3f\x00\xc0"
-    for raw in (b"\x80\x7f", b"\xc0\x7f"):  # infinity, NaN
-        with pytest.raises(InvalidArgument, match="NaN"):
-            from_bytes(spec, "BF16", [1], raw)
-    with pytest.raises(InvalidArgument, match="NaN"):
+    special = from_values(spec, "BF16", [4], [np.inf, -np.inf, np.nan, None])
+    assert to_bytes(Tensor("x", "BF16", special)) == b"\x80\x7f\x80\xff\xc0\x7f\xc0\x7f"
+    with pytest.raises(InvalidArgument, match="infinite"):
         from_values(spec, "BF16", [1], [3.4e38])  # a float32, but past the largest BF16
 
 
@@ -145,7 +161,8 @@ def test_raw_bytes_are_not_copied() -> None:
         ("", [1, 2, 2], bytes(4), "unset"),
         ("UINT8", [1, 2], bytes(4), "shape"),
         ("UINT8", [1, 2, 3], bytes(6), "shape"),
-        ("UINT8", [0, 2, 2], b"", "shape"),
+        ("UINT8", [1, 0, 2], b"", "shape"),
+        ("UINT8", [2**40, 0, 2], b"", "shape"),
         ("UINT8", [-1, 2, 2], bytes(4), "shape"),
         ("UINT8", [2, 2, 2], bytes(7), "7 bytes"),
         ("UINT8", [2**40, 2, 2], bytes(4), "bytes"),
@@ -159,13 +176,49 @@ def test_tensor_that_does_not_fit_is_rejected_by_name(
     assert message in caught.value.message
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_rejected(value: float) -> None:
-    spec = TensorSpec("x", "FP32", (-1,))
-    with pytest.raises(InvalidArgument, match="NaN"):
-        from_bytes(spec, "FP32", [1], np.array([value], np.float32).tobytes())
-    with pytest.raises(InvalidArgument, match="NaN"):
-        from_values(spec, "FP32", [1], [value])
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+def test_floats_may_be_nan_or_infinite_and_null_is_nan(datatype: str) -> None:
+    spec = TensorSpec("x", datatype, (-1,))
+    values = [np.nan, np.inf, -np.inf, 1]
+    raw = np.array(values, DTYPES[datatype]).tobytes()
+    for array in (
+        from_bytes(spec, datatype, [4], raw),
+        from_values(spec, datatype, [4], values),
+        from_values(spec, datatype, [4], [None, *values[1:]]),
+    ):
+        assert array.dtype == DTYPES[datatype]
+        assert np.array_equal(array, np.array(values, DTYPES[datatype]), equal_nan=True)
+
+
+@pytest.mark.parametrize("datatype", DTYPES)
+def test_a_tensor_without_elements_has_the_shape_that_it_states(datatype: str) -> None:
+    spec = TensorSpec("x", datatype, (-1, 2, -1))
+    for array in (
+        from_bytes(spec, datatype, [3, 2, 0], b""),
+        from_values(spec, datatype, [3, 2, 0], []),
+        from_values(spec, datatype, [3, 2, 0], [[[], []]] * 3),
+    ):
+        assert array.shape == (3, 2, 0)
+        assert array.dtype == DTYPES[datatype]
+    for values in ([1], [[[1]]], ["a"]):
+        with pytest.raises(InvalidArgument, match="'x'"):
+            from_values(spec, datatype, [3, 2, 0], values)
+    with pytest.raises(InvalidArgument, match="1048576"):
+        from_bytes(spec, datatype, [2**30, 2, 0], b"")
+
+
+def test_an_input_of_unknown_rank_takes_any_shape() -> None:
+    spec = TensorSpec("x", "FP32", (-1,), has_rank=False)
+    for shape in ([], [2], [1, 2, 1], [0, 3]):
+        raw = bytes(4 * int(np.prod(shape)))
+        assert from_bytes(spec, "FP32", shape, raw).shape == tuple(shape)
+    for shape in ([-1], [1] * 65):
+        with pytest.raises(InvalidArgument, match="any shape of up to 64 dimensions"):
+            from_bytes(spec, "FP32", shape, bytes(4))
+
+
+def test_the_size_of_raw_contents_decides_no_size_beside_a_zero() -> None:
+    assert shape_of_raw(TensorSpec("x", "FP32", (-1, 0)), 0) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -222,3 +275,11 @@ def test_arbitrary_values_are_converted_or_rejected(value: Any) -> None:
     except InvalidArgument:
         return
     assert array.dtype == np.uint8
+
+
+def test_texts_that_are_not_utf8_are_bytes_however_they_arrive() -> None:
+    spec, texts = TensorSpec("x", "BYTES", (-1,)), [b"a", b"\xff"]
+    raw = b"".join(map(one_element, texts))
+    for array in (from_bytes(spec, "BYTES", [2], raw), from_values(spec, "BYTES", [2], texts)):
+        assert array.dtype.kind == "S"
+        assert array.tolist() == texts

@@ -67,3 +67,14 @@ def test_dimensions_behind_the_batch_are_one_row_of_classes() -> None:
 def test_output_without_numbers_is_rejected(datatype: str, array: np.ndarray) -> None:
     with pytest.raises(InvalidArgument, match=f"'y' is {datatype}"):
         classes(Tensor("y", datatype, array), 1, [], batchable=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batchable", "expected"),
+    [((0, 9), True, (0, 3)), ((2, 0), True, (2, 0)), ((0,), False, (0,)), ((2, 9), False, (3,))],
+)
+def test_outputs_without_elements_have_no_classes(
+    shape: tuple[int, ...], batchable: bool, expected: tuple[int, ...]
+) -> None:
+    tensor = Tensor("y", "FP32", np.zeros(shape, np.float32))
+    assert classes(tensor, 3, (), batchable).array.shape == expected

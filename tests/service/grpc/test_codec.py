@@ -138,7 +138,7 @@ def of_datatype(datatype: str) -> pb.ModelInferRequest:
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (request(b"1", fp32_contents=[1.0]), "although raw_input_contents is used"),
+        (request(b"1", fp32_contents=[1.0]), "when using raw_input_contents for '0' for model 'm'"),
         (request(b"1", b"2"), "has 2 entries"),
         (request(b"1", inputs=2), "for each of the 2 inputs"),
         (request(int_contents=[1]), "belong into fp32_contents alone"),

@@ -52,18 +52,26 @@ def test_raw_request_has_a_raw_answer(tmp_path: Path) -> None:
     run_with_operations(tmp_path, scenario)
 
 
-def test_typed_request_has_a_typed_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed", [False, True])
+def test_typed_request_has_a_raw_answer_unless_the_settings_say_typed(
+    tmp_path: Path, typed: bool
+) -> None:
     CallersOf.callers.clear()
     publish_linear(tmp_path)
 
     async def scenario(operations: Operations) -> None:
         request = infer_request()
         request.inputs[0].contents.fp32_contents.extend(INPUT.ravel().tolist())
+        operations.inference.typed_answers = typed
         answer = await call(operations, "ModelInfer", request)
         assert CallersOf.callers == ["caller"]
-        assert not answer.raw_output_contents
-        scores = np.array(answer.outputs[0].contents.fp32_contents).reshape(2, 10)
-        assert np.allclose(scores, SCORES, atol=1e-4)
+        contents = np.array(answer.outputs[0].contents.fp32_contents, np.float32)
+        if not typed:
+            assert not contents.size
+            contents = np.frombuffer(answer.raw_output_contents[0], np.float32)
+        else:
+            assert not answer.raw_output_contents
+        assert np.allclose(contents.reshape(2, 10), SCORES, atol=1e-4)
 
     run_with_operations(tmp_path, scenario, CallersOf)
 
@@ -97,7 +105,7 @@ def test_stream_answers_a_failed_request_with_its_id_and_its_error(tmp_path: Pat
         assert [answer.infer_response.id for answer in answers] == ["1", "2", ""]
         assert answers[0].error_message == ""
         assert answers[0].infer_response.parameters["triton_final_response"].bool_param
-        assert "'none' is not loaded" in answers[1].error_message
+        assert "'none' is not found" in answers[1].error_message
         assert "not a inference.ModelInferRequest" in answers[2].error_message
 
     run_with_operations(tmp_path, scenario, CallersOf)

@@ -12,6 +12,7 @@ from service.core.errors import (
     ModelNotFound,
     NotFound,
     ServiceError,
+    Unavailable,
     Unimplemented,
 )
 from service.http import administration
@@ -61,6 +62,25 @@ def test_configuration_and_statistics_are_json(tmp_path: Path) -> None:
         for handler in (administration.model_config, administration.statistics):
             with pytest.raises(ModelNotFound):
                 await call(operations, handler, "none")
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_the_card_is_the_model_json_of_the_version(tmp_path: Path) -> None:
+    card = {"labels": ["a"], "recipe": {"name": "fast"}}
+    path = publish_linear(tmp_path, card=card).with_name("model.json")
+
+    async def scenario(operations: Operations) -> None:
+        for names in (("linear",), ("linear", "1")):
+            assert await call(operations, administration.model_card, *names) == card
+        for names in (("none",), ("linear", "3")):
+            with pytest.raises(ModelNotFound):
+                await call(operations, administration.model_card, *names)
+        path.write_bytes(b" " * (16 * 1024 * 1024 + 1))
+        with pytest.raises(Unavailable, match=r"^model\.json of version 1 .* 16777216 bytes"):
+            await call(operations, administration.model_card, "linear")
+        path.unlink()
+        assert await call(operations, administration.model_card, "linear") == {}
 
     run_with_operations(tmp_path, scenario)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,20 @@ def test_explain_shows_each_step_and_what_the_model_sees(tmp_path: Path) -> None
         assert (await answer_to(operations, bytes(784), OCTETS, "explain=true"))["steps"] == []
         with pytest.raises(InvalidArgument, match="explain: is 'maybe'"):
             await answer_to(operations, small, "image/png", "explain=maybe")
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_explain_says_how_long_the_picture_and_the_model_took(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        for query, has_times in (("", False), ("explain=true", True)):
+            request = request_of(bytes(784), OCTETS, query)
+            timing = dict((await predict(operations.digits, request)).headers).get("server-timing")
+            assert bool(timing) is has_times
+            if timing:
+                assert re.fullmatch(r"picture;dur=\d+\.\d{3}, model;dur=\d+\.\d{3}", timing)
 
     run_with_operations(tmp_path, scenario)
 

@@ -46,6 +46,7 @@ def request_of(body: bytes, content_type: str | None, query: str = "") -> HttpRe
 async def answer_to(operations: Operations, *request: Any) -> Any:
     response = await read(operations.digits, request_of(*request))
     assert response.status == 200
+    assert dict(response.headers)["server-timing"].startswith("picture;dur=")
     return orjson.loads(response.body)
 
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from inspect import signature
 from pathlib import Path
 
 import orjson
+import pytest
 
 from service import SERVER_NAME, __version__
 from service.http.message import HttpRequest
+from service.http.playground.pages import Playground
 from service.http.routes import ROUTES, index, prometheus
 from tests.service.composition import Operations
 from tests.service.linear_model import run_with_operations
@@ -38,14 +41,17 @@ def test_routes_that_share_an_operation_name_share_their_meaning() -> None:
         assert needs.setdefault(route.operation, route.needs) is route.needs, route
 
 
-def test_index_lists_every_route(tmp_path: Path) -> None:
-    async def scenario(operations: Operations) -> None:
-        request = HttpRequest("GET", "/", {}.get, b"")
-        body = orjson.loads((await index(operations.inference, request)).body)
-        assert (body["name"], body["version"]) == (SERVER_NAME, __version__)
-        assert body["endpoints"] == [f"{route.method} {route.path}" for route in ROUTES]
+@pytest.mark.parametrize("headers", [{}, {"accept": "*/*"}, {"accept": "application/json"}])
+def test_index_lists_every_route(headers: dict[str, str]) -> None:
+    request = HttpRequest("GET", "/", headers.get, b"")
+    body = orjson.loads(asyncio.run(index(Playground(), request)).body)
+    assert (body["name"], body["version"]) == (SERVER_NAME, __version__)
+    assert body["endpoints"] == [f"{route.method} {route.path}" for route in ROUTES]
 
-    run_with_operations(tmp_path, scenario)
+
+def test_index_is_the_playground_for_browsers() -> None:
+    request = HttpRequest("GET", "/", {"accept": "text/html"}.get, b"")
+    assert asyncio.run(index(Playground(), request)).body.startswith(b"<!doctype html>")
 
 
 def test_metrics_are_in_the_text_format_of_prometheus(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from service.core.digits import REASONS
 from service.core.statistics import BatchRun
 from service.observe import metrics
-from service.observe.metrics import Metrics, ModelMetrics
+from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
 
 _unique = count()
 
@@ -90,6 +90,35 @@ def test_a_run_counts_once_in_images_and_seconds_and_in_the_statistics(name: str
     assert counted["mnist_inference_seconds_sum", ""] == 7
     assert model.as_dict()["inference_count"] == 6
     assert model.as_dict()["inference_stats"]["success"]["count"] == 3
+
+
+def test_triton_has_its_own_names_for_what_a_model_did(name: str) -> None:
+    model = TritonModelMetrics(name, "1")
+    model.ran(run_of(3, requests=2))
+    model.ran(run_of(1))
+    model.failed(0.5)
+    model.shed("queue")
+    Metrics().pending({(name, "1"): 2})
+    metrics.flush()
+    text = metrics.exposition().decode()
+    lines = [line for line in text.splitlines() if name in line and line.startswith("nv_inference")]
+    labels = f'model="{name}",version="1"'
+    counted = [line.removeprefix("nv_inference_").replace(labels, "") for line in lines]
+    assert sorted(counted) == [
+        "compute_infer_duration_us{} 1.2e+07",
+        "compute_input_duration_us{} 3e+06",
+        "compute_output_duration_us{} 6e+06",
+        "count{} 4.0",
+        "exec_count{} 2.0",
+        "pending_request_count{} 2.0",
+        "queue_duration_us{} 4e+06",
+        "request_duration_us{} 1.8e+07",
+        f'request_failure{{model="{name}",reason="OTHER",version="1"}} 1.0',
+        f'request_failure{{model="{name}",reason="REJECTED",version="1"}} 1.0',
+        "request_success{} 3.0",
+    ]
+    assert "# TYPE nv_inference_request_success counter\n" in text
+    assert "# TYPE nv_inference_pending_request_count gauge\n" in text
 
 
 def test_refused_requests_are_counted_by_reason_at_the_next_flush(name: str) -> None:

@@ -147,7 +147,7 @@ def test_many_images_for_a_model_of_floats_are_converted_in_parts(
         classify = operations.digits.classify
         alone = [(await classify(values=images[i])).rows[0].digit for i in range(0, 1200, 100)]
         monkeypatch.setattr(digits_module.DigitLayout, "inputs", recording)
-        together = (await classify(pixels=images.tobytes())).rows
+        together = list((await classify(pixels=images.tobytes())).rows)
         assert len(together) == 1200
         assert [row.digit for row in together[::100]] == alone
 
@@ -187,7 +187,7 @@ def test_missing_input_and_unknown_model_are_rejected(tmp_path: Path) -> None:
             await operations.digits.classify()
         with pytest.raises(ModelNotFound, match="'other'"):
             await operations.digits.classify(values=PIXELS, model="other")
-        with pytest.raises(ModelNotFound, match="Version 7"):
+        with pytest.raises(ModelNotFound, match="version 7"):
             await operations.digits.classify(values=PIXELS, version="7")
         with pytest.raises(RequestTooLarge, match="pixels"):
             await Digits(operations.inference.repository, "linear", max_image_pixels=100).classify(

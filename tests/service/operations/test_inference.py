@@ -13,7 +13,7 @@ from tests.service.linear_model import publish_linear, run_with_operations
 @pytest.mark.parametrize(
     ("inputs", "outputs", "message"),
     [
-        ([], [], "'x' is missing"),
+        ([], [], r"missing required input\(s\) \['x'\]"),
         ([InputTensor("y", "FP32", [1, 784], bytes(3136))], [], "'y'"),
         ([InputTensor("x", "FP32", [1, 784], bytes(3136))] * 2, [], "twice"),
         ([InputTensor("x", "FP32", [1, 784], bytes(3136))], [RequestedOutput("z")], "'z'"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,9 +24,10 @@ from service.core.errors import (
 )
 from service.core.placement import Timing
 from service.repository import models
-from service.repository.card import Card
-from service.repository.models import Repository, declared_batching
-from service.runtime.session import SessionOptions
+from service.repository.models import Repository
+from service.repository.triton_config import TritonConfig, TritonConfigs, VersionPolicy
+from service.runtime.session import Samples, SessionOptions
+from tests.e2e.onnx_models import external_model
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
 
@@ -39,6 +40,8 @@ class FakeSession:
     batchable = True
     batching = Batching(True, "a reason")
     inputs = outputs = ()
+    defaults = ()
+    warm_up_error = ""
     timing = Timing()
 
     def __init__(self, content: bytes) -> None:
@@ -55,7 +58,9 @@ class Fixture:
         self.batching: list[Batching | None] = []  # what each load was given
         self.changes = 0
 
-    def load(self, path: Path, options: SessionOptions, batching: Batching | None) -> Any:
+    def load(
+        self, path: Path, options: SessionOptions, batching: Batching | None, samples: Samples
+    ) -> Any:
         self.loads.append(f"{path.parts[-3]}/{path.parts[-2]}")
         self.batching.append(batching)
         content = path.read_bytes()
@@ -91,6 +96,16 @@ class Fixture:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
         temporary.rename(folder)
+
+    def configure(self, monkeypatch: pytest.MonkeyPatch, name: str, config: TritonConfig) -> None:
+        """Let a model have this configuration. One process cannot hold its parser beside the stubs
+        of tritonclient.
+        """
+
+        def of(configs: TritonConfigs, folder: Path) -> tuple[TritonConfig, tuple[int, ...]]:
+            return (config, (id(config),)) if folder.name == name else (TritonConfig(), ())
+
+        monkeypatch.setattr(TritonConfigs, "of", of)
 
     def remove(self, version: str) -> None:
         shutil.rmtree(self.root / version)
@@ -267,7 +282,7 @@ def test_an_unknown_model_is_not_found_by_any_name(fixture: Fixture, name: str) 
             repository.get(name)
         with pytest.raises(ModelNotFound):
             await repository.check_known(name)
-        with pytest.raises(ModelNotFound, match="Version 2"):
+        with pytest.raises(ModelNotFound, match="version 2"):
             repository.get("mnist", "2")
 
     fixture.run(scenario)
@@ -318,7 +333,7 @@ def test_a_failed_reload_changes_nothing_and_may_be_tried_again(fixture: Fixture
         served = repository.get("mnist")
         fixture.publish("mnist/2", b"broken")
         for _ in range(3):
-            with pytest.raises(ModelLoadError, match=r"^Version 2 of 'mnist': it is broken\.$"):
+            with pytest.raises(ModelLoadError, match=r": 2 \(it is broken\)\.$"):
                 await repository.follow(set(), {"mnist": 1})
         assert fixture.loads.count("mnist/2") == 3
         assert repository.loaded == [served]
@@ -346,10 +361,10 @@ def test_a_model_that_loads_stays_loaded_although_another_does_not(fixture: Fixt
 def test_a_load_of_a_model_that_is_not_on_disk_is_refused(fixture: Fixture) -> None:
     async def scenario(repository: Repository) -> None:
         await repository.refresh()
-        with pytest.raises(ModelNotFound, match="'none' is not in the repository"):
+        with pytest.raises(ModelNotFound, match="failed to load 'none', failed to poll"):
             await repository.follow(set(), {"none": 1})
         fixture.root.rmdir()
-        with pytest.raises(ModelLoadError, match="cannot be read"):
+        with pytest.raises(ModelLoadError, match="failed to load 'none', failed to poll"):
             await repository.follow(set(), {"none": 1})
         with pytest.raises(Unavailable, match="cannot be read"):
             await repository.index()
@@ -418,13 +433,7 @@ def test_a_damaged_config_keeps_every_version_out_with_the_reason(
 ) -> None:
     fixture.publish("mnist/1")
     fixture.publish("other/1")
-
-    def read(path: Path) -> int | None:
-        if path != fixture.root / "mnist" / "config.pbtxt":
-            return None
-        raise ModelLoadError(f"{path} is not a valid model configuration: it is damaged")
-
-    monkeypatch.setattr(models, "read_max_batch_size", read)
+    fixture.configure(monkeypatch, "mnist", TritonConfig(problem="it is damaged"))
 
     async def scenario(repository: Repository) -> None:
         await repository.refresh()
@@ -435,31 +444,88 @@ def test_a_damaged_config_keeps_every_version_out_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("card", "max_batch_size", "allowed", "reason", "max_rows"),
+    ("policy", "served", "reason"),
     [
-        (None, None, None, "", 0),
-        (True, None, True, "declared in model.json", sys.maxsize),
-        (False, None, False, "off: declared in model.json", sys.maxsize),
-        (None, 0, False, "off: max_batch_size is 0 in config.pbtxt", sys.maxsize),
-        (None, 8, True, "declared in config.pbtxt", 8),
-        (True, 8, True, "declared in config.pbtxt", 8),
-        (False, 0, False, "off: declared in model.json", sys.maxsize),
-        # Where they disagree, the one that forbids it wins.
-        (True, 0, False, "config.pbtxt, which overrules model.json", sys.maxsize),
-        (False, 8, False, "model.json, which overrules config.pbtxt", sys.maxsize),
+        (None, ["4", "3"], "not among the newest 2"),
+        (VersionPolicy(latest=1), ["4"], "not among the newest 1"),
+        (VersionPolicy(latest=3), ["4", "3", "2"], "not among the newest 3"),
+        (VersionPolicy(), ["4", "3", "2", "1"], ""),
+        (VersionPolicy(specific=(3, 1)), ["3", "1"], "not among the versions of version_policy"),
+        (VersionPolicy(specific=(1, 9)), ["1"], "not among the versions of version_policy"),
+        (VersionPolicy(specific=(9,)), [], "not among the versions of version_policy"),
     ],
 )
-def test_what_is_declared_follows_from_card_and_config(
-    card: bool | None, max_batch_size: int | None, allowed: bool | None, reason: str, max_rows: int
+def test_the_version_policy_decides_which_versions_are_served(
+    fixture: Fixture,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: VersionPolicy | None,
+    served: list[str],
+    reason: str,
 ) -> None:
-    batching = declared_batching(Card(batching=card), max_batch_size)
-    if allowed is None:
-        assert batching is None
-        return
-    assert batching is not None
-    assert batching.allowed is allowed
-    assert reason in batching.reason
-    assert batching.max_rows == max_rows
+    for version in "1234":
+        fixture.publish(f"mnist/{version}")
+    fixture.configure(monkeypatch, "mnist", TritonConfig(version_policy=policy))
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert repository.versions("mnist") == served
+        others = [entry.reason for entry in await repository.index() if not entry.ready]
+        assert len(others) == 4 - len(served)
+        assert all(reason in other for other in others)
+        if not served:
+            with pytest.raises(ModelLoadError, match="version_policy"):
+                await repository.follow(set(), {"mnist": 1})
+
+    fixture.run(scenario)
+
+
+def test_a_broken_version_that_the_policy_no_longer_selects_is_no_failure(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("mnist/2", b"broken")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert list(repository.failures) == ["mnist/2"]
+        fixture.configure(
+            monkeypatch, "mnist", TritonConfig(version_policy=VersionPolicy(specific=(1,)))
+        )
+        await repository.refresh()
+        assert repository.failures == {}
+
+    fixture.run(scenario)
+
+
+def test_a_changed_config_reloads_the_model_from_the_file_that_it_names(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.publish("mnist/1")
+    (fixture.root / "mnist" / "1" / "other.onnx").write_bytes(b"another model")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        fixture.configure(
+            monkeypatch,
+            "mnist",
+            TritonConfig(
+                model_file="other.onnx",
+                ignored=["runtime", "optimization"],
+                version_policy=VersionPolicy(specific=(1, 7)),
+            ),
+        )
+        await repository.refresh()
+        await repository.refresh()
+        assert fixture.loads == ["mnist/1", "mnist/1"]
+        session: Any = repository.get("mnist").session
+        assert session.content == b"another model"
+
+    fixture.run(scenario)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warning == (
+        "config.pbtxt of model mnist sets what has no effect here: runtime, optimization, "
+        "version 7 (not on disk)."
+    )
 
 
 def test_refreshes_and_loads_at_the_same_time_do_not_interleave(fixture: Fixture) -> None:
@@ -546,3 +612,133 @@ def test_deleting_a_broken_version_clears_its_failure_and_reports_the_change(
 
     with ThreadPoolExecutor(1) as executor:
         asyncio.run(scenario(executor))
+
+
+def test_digits_and_other_classifiers_are_told_apart_by_their_cards(tmp_path: Path) -> None:
+    kinds = {"output_kinds": {"scores": "logits"}}
+    digits, clothes = [str(digit) for digit in range(10)], list("abcdefghij")
+    picture = {"size": [28, 28], "colour": "grey"}
+
+    async def scenario(operations: Operations) -> None:
+        repository = operations.inference.repository
+        cards: list[tuple[dict[str, object], bool, bool]] = [
+            (kinds, True, False),
+            (kinds | {"labels": digits}, True, False),
+            (kinds | {"labels": clothes}, False, True),
+            (kinds | {"picture": picture}, False, True),
+            ({"labels": clothes}, False, False),
+        ]
+        for version, (card, is_digits, is_other) in enumerate(cards, 1):
+            publish_linear(tmp_path, card=card, version=version)
+            await repository.refresh()
+            served = repository.get("linear")
+            assert served.version == str(version)
+            found = served.layout is not None, served.classifier is not None
+            assert found == (is_digits, is_other)
+        publish_linear(tmp_path, card=kinds | {"picture": {"size": [9, 9]}}, version=6)
+        await repository.refresh()
+        assert repository.get("linear").version == "5"
+        assert "picture.colour is missing" in repository.failures["linear/6"]
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_fixing_only_the_card_loads_the_version(fixture: Fixture) -> None:
+    fixture.publish("mnist/1", card={"labels": "0123"})
+    card = fixture.root / "mnist" / "1" / "model.json"
+
+    async def scenario(repository: Repository) -> None:
+        for _ in range(2):
+            await repository.refresh()
+        (reason,) = repository.failures.values()
+        assert reason == f"{card}: labels must be a list of strings"
+        card.write_text(json.dumps({"labels": ["0", "1"]}))
+        await repository.refresh()
+        assert repository.failures == {}
+        before = repository.get("mnist")
+        assert before.card.labels == ("0", "1")
+        card.write_text("{")
+        await repository.refresh()
+        assert repository.get("mnist") is before
+        assert list(repository.failures) == ["mnist/1"]
+
+    fixture.run(scenario)
+
+
+def test_weights_in_a_file_of_their_own_are_checked_and_followed(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.publish("mnist/1")
+    folder = fixture.root / "mnist" / "1"
+    external_model(folder / "model.onnx", "model.onnx.data")
+    weights, card = folder / "model.onnx.data", folder / "model.json"
+    sha256 = {"model.onnx": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()}
+
+    async def scenario(repository: Repository) -> None:
+        digests = []
+        for content in (b"1234", b"5678"):
+            weights.write_bytes(content)
+            await repository.refresh()
+            digests.append(repository.get("mnist").sha256)
+        assert len({*digests}) == len(fixture.loads) == 2
+        card.write_text(json.dumps({"sha256": sha256["model.onnx"]}))
+        await repository.refresh()
+        assert "has the SHA-256 of model.onnx alone" in caplog.text
+        card.write_text(json.dumps({"sha256": {**sha256, "model.onnx.data": "0"}}))
+        await repository.refresh()
+        assert "model.onnx.data has SHA-256" in repository.failures["mnist/1"]
+        fits = {**sha256, "model.onnx.data": hashlib.sha256(b"5678").hexdigest()}
+        card.write_text(json.dumps({"sha256": fits}))
+        await repository.refresh()
+        assert repository.failures == {}
+        external_model(folder / "model.onnx", "../model.onnx.data")
+        await repository.refresh()
+        assert "outside its folder" in repository.failures["mnist/1"]
+
+    fixture.run(scenario)
+
+
+def test_what_cannot_be_served_is_in_the_index_and_logged_once(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("mnist/2")
+    (fixture.root / "mnist" / "2" / "model.onnx").rename(fixture.root / "mnist" / "2" / "net.onnx")
+    (fixture.root / "empty").mkdir()
+
+    async def scenario(repository: Repository) -> None:
+        for _ in range(2):
+            await repository.refresh()
+        assert repository.versions("mnist") == ["1"]
+        reasons = {(e.name, e.version): e.reason for e in await repository.index() if not e.ready}
+        assert reasons == {
+            ("empty", ""): "it has no version, a folder such as empty/1",
+            (
+                "mnist",
+                "2",
+            ): "it has no model.onnx, but net.onnx; name that file in default_model_filename",
+        }
+        assert caplog.text.count("mnist/2 in the model repository is not served: it has no") == 1
+        assert caplog.text.count("empty in the model repository is not served") == 1
+        assert repository.failures == {}
+        with pytest.raises(ModelLoadError, match="it has no version, a folder such as empty/1"):
+            await repository.follow(frozenset(), {"empty": 1})
+
+    fixture.run(scenario)
+
+
+def test_a_warm_up_that_fails_is_one_line_of_the_log(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(FakeSession, "warm_up_error", "Conv: too small.")
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert repository.versions("mnist") == ["1"]
+        (line,) = [each for each in caplog.messages if "warm-up" in each]
+        assert line.startswith(
+            "The warm-up of mnist version 1 failed, but the model is served: Conv: too small. "
+        )
+
+    fixture.run(scenario)

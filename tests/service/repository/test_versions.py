@@ -2,11 +2,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from service.repository.versions import file_sha256, parse_version, scan
+from service.core.errors import ModelLoadError
+from service.repository.triton_config import TritonConfigs
+from service.repository.versions import (
+    VersionOnDisk,
+    digest_of_all,
+    digests,
+    external_weights,
+    file_sha256,
+    only_model,
+    parse_version,
+    scan,
+)
+from tests.e2e.onnx_models import external_model
 
 
 def publish(root: Path, name: str, version: str, content: bytes = b"model") -> Path:
@@ -33,7 +46,7 @@ def test_versions_are_listed_newest_first_by_number(tmp_path: Path) -> None:
     for version in ("9", "10", "2"):
         publish(tmp_path, "mnist", version)
     publish(tmp_path, "other", "1")
-    models = scan(tmp_path)
+    models = scan(tmp_path, TritonConfigs()).models
     assert list(models) == ["mnist", "other"]
     assert [version.number for version in models["mnist"]] == [10, 9, 2]
     assert models["other"][0].folder == tmp_path / "other" / "1"
@@ -48,7 +61,13 @@ def test_whatever_is_not_a_version_with_a_model_is_ignored(tmp_path: Path) -> No
     (tmp_path / "mnist" / "4").write_text("a file")
     (tmp_path / "README").write_text("a file")
     (tmp_path / "loop").symlink_to("loop")
-    assert scan(tmp_path) == {}
+    on_disk = scan(tmp_path, TritonConfigs())
+    assert on_disk.models == {}
+    assert on_disk.unservable == {
+        ("mnist", "2"): "it has no model.onnx",
+        ("mnist", "3"): "it has no model.onnx",
+        ("none", ""): "it has no version, a folder such as none/1",
+    }
 
 
 def test_a_linked_version_is_served_as_any_other(tmp_path: Path) -> None:
@@ -56,24 +75,24 @@ def test_a_linked_version_is_served_as_any_other(tmp_path: Path) -> None:
     models = tmp_path / "models" / "mnist"
     models.mkdir(parents=True)
     (models / "1").symlink_to(tmp_path / "elsewhere" / "mnist" / "7")
-    assert [version.number for version in scan(tmp_path / "models")["mnist"]] == [1]
+    assert version_of(tmp_path / "models").number == 1
 
 
 def test_the_signature_changes_with_the_file(tmp_path: Path) -> None:
     model = publish(tmp_path, "mnist", "1")
-    (before,) = scan(tmp_path)["mnist"]
-    assert scan(tmp_path)["mnist"] == [before]
+    (before,) = scan(tmp_path, TritonConfigs()).models["mnist"]
+    assert scan(tmp_path, TritonConfigs()).models["mnist"] == [before]
     replacement = tmp_path / "new"
     replacement.write_bytes(b"MODEL")  # as long as the old one
     replacement.rename(model)
-    (after,) = scan(tmp_path)["mnist"]
+    (after,) = scan(tmp_path, TritonConfigs()).models["mnist"]
     assert after.signature != before.signature
     assert after._replace(signature=before.signature) == before
 
 
 def test_a_missing_repository_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="none"):
-        scan(tmp_path / "none")
+        scan(tmp_path / "none", TritonConfigs())
 
 
 def test_the_sha256_is_that_of_the_whole_file(tmp_path: Path) -> None:
@@ -89,3 +108,121 @@ def test_the_digest_of_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
     for path in (pipe, Path("/dev/zero")):
         with pytest.raises(OSError, match="not a regular file"):
             file_sha256(path)
+
+
+def test_a_folder_that_cannot_be_served_has_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "model.onnx").touch()
+    publish(tmp_path, "named", "1").rename(tmp_path / "named" / "1" / "other.onnx")
+    publish(tmp_path, "plan", "1").rename(tmp_path / "plan" / "1" / "model.plan")
+    (tmp_path / "plan" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
+    publish(tmp_path, "good", "1")
+    on_disk = scan(tmp_path, TritonConfigs())
+    assert list(on_disk.models) == ["good"]
+    reasons = {"/".join(key): reason for key, reason in on_disk.unservable.items()}
+    assert reasons.pop("plan/1").endswith("this server runs 'onnxruntime_onnx' only")
+    assert reasons == {
+        "flat/": "model.onnx belongs into the folder of a version, flat/1",
+        "named/1": "it has no model.onnx, but other.onnx; name that file in default_model_filename",
+    }
+
+
+def version_of(root: Path) -> VersionOnDisk:
+    """The only version in a repository."""
+    ((version,),) = scan(root, TritonConfigs()).models.values()
+    return version
+
+
+def test_the_signature_covers_every_file_of_the_version_and_its_card(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "mnist", "1").parent
+    signatures = [version_of(tmp_path).signature]
+    for name in ("model.json", "model.onnx.data", "weights/w.bin", "config.pbtxt"):
+        path = tmp_path / "mnist" / name if name == "config.pbtxt" else folder / name
+        path.parent.mkdir(exist_ok=True)
+        for content in ("", "max_batch_size: 4"):
+            path.write_text(content)
+            signatures.append(version_of(tmp_path).signature)
+    assert len(set(signatures)) == len(signatures)
+    assert version_of(tmp_path).signature == signatures[-1]
+
+
+def test_the_digest_of_a_version_is_what_sha256sum_gives(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "mnist", "1", b"the model").parent
+    (folder / "model.json").write_text("{}")
+    (folder / ".hidden").mkdir()
+    for hidden in (".file", ".hidden/file"):
+        (folder / hidden).touch()
+    alone = digests(version_of(tmp_path))
+    assert digest_of_all(alone) == hashlib.sha256(b"the model").hexdigest()
+    (folder / "weights").mkdir()
+    (folder / "weights" / "w").write_bytes(b"weights")
+    both = digests(version_of(tmp_path))
+    assert set(both) == {"model.onnx", "weights/w"}
+    printed = subprocess.run(
+        ["sha256sum", "model.onnx", "weights/w"], cwd=folder, capture_output=True, check=True
+    ).stdout
+    assert digest_of_all(both) == hashlib.sha256(printed).hexdigest()
+
+
+@pytest.mark.parametrize("place", ["../w.bin", "/etc/hostname", "a/../../w.bin", "link"])
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, place: str) -> None:
+    file = publish(tmp_path / "models", "m", "1")
+    external_model(file, place)
+    (file.parent / "link").symlink_to("/etc/hostname")
+    with pytest.raises(ModelLoadError, match="outside its folder"):
+        external_weights(version_of(tmp_path / "models"))
+    external_model(file, "w.bin")
+    assert external_weights(version_of(tmp_path / "models")) == ("w.bin",)
+
+
+def test_links_to_another_folder_that_holds_both_files_are_followed(tmp_path: Path) -> None:
+    """A Kubernetes ConfigMap links each file like that."""
+    store, folder = tmp_path / "store", tmp_path / "models" / "m" / "1"
+    store.mkdir()
+    folder.mkdir(parents=True)
+    external_model(store / "model.onnx", "w.bin")
+    (store / "w.bin").write_bytes(bytes(4))
+    for name in ("model.onnx", "w.bin"):
+        (folder / name).symlink_to(store / name)
+    assert external_weights(version_of(tmp_path / "models")) == ("w.bin",)
+
+
+def test_a_bare_file_is_a_model_with_the_files_that_hold_its_weights(tmp_path: Path) -> None:
+    external_model(tmp_path / "net.onnx", "net.onnx.data")
+    (tmp_path / "net.onnx.data").write_bytes(bytes(4))
+    (tmp_path / "notes.txt").touch()
+    version = version_of(tmp_path / "net.onnx")
+    assert (version.name, version.number) == ("net", 1)
+    assert version.card == tmp_path / "net.json"
+    assert [file.name for file in version.files] == ["net.onnx", "net.onnx.data"]
+    (tmp_path / "notes.txt").write_text("changed")
+    assert version_of(tmp_path / "net.onnx").signature == version.signature
+    (tmp_path / "net.json").write_text("{}")
+    assert version_of(tmp_path / "net.onnx").signature != version.signature
+    assert only_model(tmp_path / "net.onnx") == "net"
+
+
+def test_a_folder_of_bare_files_is_a_repository(tmp_path: Path) -> None:
+    for name in ("a.onnx", "b.onnx", ".hidden.onnx", "readme.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "pictures").mkdir()
+    publish(tmp_path, "c", "2")
+    on_disk = scan(tmp_path, TritonConfigs())
+    assert sorted(on_disk.models) == ["a", "b", "c"]
+    assert on_disk.unservable == {}
+    assert only_model(tmp_path) == ""
+
+
+def test_the_folder_of_a_model_or_a_version_can_be_served_itself(tmp_path: Path) -> None:
+    publish(tmp_path, "net", "3")
+    publish(tmp_path, "net", "12")
+    (tmp_path / "net" / "config.pbtxt").write_text("max_batch_size: 4")
+    versions = scan(tmp_path / "net", TritonConfigs()).models["net"]
+    assert [version.number for version in versions] == [12, 3]
+    version = version_of(tmp_path / "net" / "3")
+    assert (version.name, version.number) == ("net", 3)
+    assert version.config.max_batch_size == 4
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "model.onnx").touch()
+    assert only_model(tmp_path / "bare") == "bare"
+    assert only_model(tmp_path / "missing") == ""

@@ -68,6 +68,40 @@ def test_weights_among_the_inputs_are_no_inputs() -> None:
     assert onnx_graph.read(model.SerializeToString()).inputs == ("x",)
 
 
+def test_inputs_and_outputs_without_a_shape_are_unranked() -> None:
+    value, tensor = helper.make_tensor_value_info, helper.make_tensor_type_proto
+    inputs = [
+        *(value("any", 1, None), value("scalar", 1, []), value("row", 1, ["n"])),
+        helper.make_value_info("maybe", helper.make_optional_type_proto(tensor(1, None))),
+        helper.make_value_info("maybe_row", helper.make_optional_type_proto(tensor(1, ["n"]))),
+    ]
+    graph = helper.make_graph([], "g", inputs, [value("out", 1, None)])
+    content = helper.make_model(graph).SerializeToString()
+    assert onnx_graph.read(content).unranked == {"any", "maybe", "out"}
+
+
+def test_weights_in_other_files_are_found_wherever_they_are() -> None:
+    def weight(place: str) -> TensorProto:
+        tensor = TensorProto(name=place, data_type=1, data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="offset", value="0")
+        tensor.external_data.add(key="location", value=place)
+        return tensor
+
+    def constant(place: str) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [place], value=weight(place))
+
+    body = helper.make_graph([constant("body")], "body", [], [], [weight("inner")])
+    sparse = onnx.SparseTensorProto(values=weight("sparse"), indices=weight("indices"))
+    nodes = [constant("node"), helper.make_node("If", ["c"], [], then_branch=body)]
+    nodes.append(helper.make_node("Constant", [], ["s"], sparse_value=sparse))
+    graph = helper.make_graph(nodes, "g", [], [], [weight("w"), weight("w")])
+    graph.sparse_initializer.append(sparse)
+    function = helper.make_function("ours", "f", [], ["f"], [constant("f")], [], [])
+    content = helper.make_model(graph, functions=[function]).SerializeToString()
+    places = {"w", "node", "body", "inner", "sparse", "indices", "f"}
+    assert sorted(onnx_graph.read(content).external) == sorted(places)
+
+
 def test_added_outputs_are_values_inside_the_graph() -> None:
     content = SHIPPED.read_bytes()
     names = [name for node in onnx_graph.read(content).nodes for name in node.outputs]

@@ -7,17 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
 from service.core.batching import Batching
+from service.core.datatypes import MISSING
 from service.core.errors import ModelLoadError, ProviderUnavailable
+from service.runtime import session as module
 from service.runtime.session import (
     CPU,
+    CUDA,
     Session,
     SessionOptions,
     load,
@@ -227,7 +232,151 @@ def test_the_time_of_a_loop_may_depend_on_values(tmp_path: Path) -> None:
     assert load(path, SessionOptions("cpu")).timing.may_depend_on_values
 
 
-def test_a_warm_up_that_does_not_end_fails_the_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cuda_fails", "cpu_fails", "provider"),
+    [(False, False, CUDA), (True, True, CUDA), (True, False, CPU)],
+)
+def test_a_warm_up_that_fails_on_the_cpu_as_well_says_nothing_about_cuda(
+    monkeypatch: pytest.MonkeyPatch, cuda_fails: bool, cpu_fails: bool, provider: str
+) -> None:
+    """Without a device: what `load` makes of sessions that cannot be created here."""
+
+    def create(*arguments: Any, fixed: bool = True, may_fail: bool = False, **_: Any) -> Any:
+        is_cpu = arguments[3] == [CPU]
+        if fixed and not is_cpu:
+            raise ModelLoadError("no graph")
+        fails = cpu_fails if is_cpu else cuda_fails
+        if fails and not is_cpu and not may_fail:
+            raise ModelLoadError("its warm-up failed")
+        error = "wrong inputs" if fails else ""
+        return SimpleNamespace(provider=CPU if is_cpu else CUDA, warm_up_error=error, fallback="")
+
+    monkeypatch.setattr(module, "_create", create)
+    monkeypatch.setattr(module, "cuda_is_built_in", lambda: True)
+    monkeypatch.setattr(module.cuda, "what_is_missing", lambda: "")
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    session = load(SHIPPED, SessionOptions("auto"), DECLARED)
+    assert session.provider == provider
+    assert bool(session.fallback) == (provider == CPU)
+    if provider == CPU:
+        with pytest.raises(ProviderUnavailable, match="its warm-up failed"):
+            load(SHIPPED, SessionOptions("cuda"), DECLARED)
+
+
+def published(repository: Path, name: str) -> Path:
+    return repository / name / "1" / "model.onnx"
+
+
+def test_a_warm_up_that_does_not_end_is_ended_and_the_model_loads(tmp_path: Path) -> None:
     publish_loop(tmp_path, is_endless=True)
-    with pytest.raises(ModelLoadError, match=r"longer than 0.1 seconds \(max_run_seconds\)"):
-        load(tmp_path / "loop" / "1" / "model.onnx", SessionOptions("cpu", max_run_s=0.1))
+    session = load(published(tmp_path, "loop"), SessionOptions("cpu", max_run_s=0.1))
+    assert session.warm_up_error == "it took longer than 0.1 seconds (max_run_seconds)"
+    assert not session.timing.is_known
+
+
+def publish_division(repository: Path) -> Path:
+    """A model `division` of INT64 [N,3] `x` to `y` = 6 / x, which fails for a zero."""
+    publish(
+        repository,
+        "division",
+        [
+            helper.make_node("Constant", [], ["six"], value_ints=[6]),
+            helper.make_node("Div", ["six", "x"], ["y"]),
+        ],
+        [("x", TensorProto.INT64, ["batch", 3])],
+        [("y", TensorProto.INT64, ["batch", 3])],
+    )
+    return published(repository, "division")
+
+
+def publish_padded(repository: Path, height: int) -> Path:
+    """A model `convolution` of FP32 [N,1,H,W] whose kernel needs a `height` of its input."""
+    publish(
+        repository,
+        "convolution",
+        [
+            helper.make_node(
+                "Constant",
+                [],
+                ["kernel"],
+                value=helper.make_tensor("k", TensorProto.FLOAT, [1, 1, height, 1], [1.0] * height),
+            ),
+            helper.make_node("Conv", ["x", "kernel"], ["y"]),
+        ],
+        [("x", TensorProto.FLOAT, ["batch", 1, "height", "width"])],
+        [("y", TensorProto.FLOAT, ["batch", 1, "h", "w"])],
+    )
+    return published(repository, "convolution")
+
+
+def test_the_warm_up_tries_other_values_and_sizes_than_zeros_and_ones(tmp_path: Path) -> None:
+    for path in (publish_division(tmp_path), publish_padded(tmp_path, 30)):
+        assert load(path, SessionOptions("cpu"), DECLARED).warm_up_error == ""
+
+
+def test_a_model_whose_warm_up_fails_is_loaded_and_says_so(tmp_path: Path) -> None:
+    session = load(publish_padded(tmp_path, 300), SessionOptions("cpu"), DECLARED)
+    assert "Conv" in session.warm_up_error
+    assert not session.timing.is_known
+    assert session.run([np.ones((2, 1, 300, 5), np.float32)])[0].shape == (2, 1, 1, 5)
+
+
+def test_samples_are_the_inputs_of_the_warm_up(tmp_path: Path) -> None:
+    path = publish_padded(tmp_path, 300)
+    sample = {"x": np.ones((1, 1, 300, 300))}  # in any dtype
+    assert load(path, SessionOptions("cpu"), DECLARED, [sample]).warm_up_error == ""
+    division = publish_division(tmp_path)
+    for wrong, words in (
+        ({"x": np.zeros((1, 3))}, "Div"),
+        ({"y": np.ones((1, 3))}, "names 'y'"),
+        ({}, "lacks the input 'x'"),
+        ({"x": np.ones((1, 4))}, "shape"),
+        ({"x": np.array([["a", "b", "c"]])}, "invalid literal"),
+    ):
+        assert words in load(division, SessionOptions("cpu"), DECLARED, [wrong]).warm_up_error
+
+
+def test_a_tensor_of_unknown_rank_is_no_scalar_and_is_not_batched(tmp_path: Path) -> None:
+    node = [helper.make_node("Neg", ["x"], ["y"])]
+    unknown: Any = None
+    publish(tmp_path, "any", node, [("x", 1, unknown)], [("y", 1, unknown)])
+    session = load(published(tmp_path, "any"), SessionOptions("cpu"), DECLARED)
+    assert not session.inputs[0].has_rank
+    assert not session.outputs[0].has_rank
+    assert session.batching.reason == "off: the number of dimensions of 'x' is open"
+    assert session.run([np.ones((2, 3), np.float32)])[0].shape == (2, 3)
+    publish(tmp_path, "scalar", node, [("x", 1, [])], [("y", 1, [])])
+    assert load(published(tmp_path, "scalar"), SessionOptions("cpu")).inputs[0].has_rank
+
+
+def test_a_model_without_inputs_runs(tmp_path: Path) -> None:
+    node = helper.make_node("RandomUniform", [], ["y"], shape=[2])
+    publish(tmp_path, "dice", [node], [], [("y", TensorProto.FLOAT, ["n"])])
+    session = load(published(tmp_path, "dice"), SessionOptions("cpu"), DECLARED)
+    assert not session.batchable
+    assert not session.has_rows
+    assert session.warm_up_error == ""
+    assert session.run([])[0].shape == (2,)
+
+
+def test_an_input_with_a_value_in_the_model_may_be_left_out_or_replaced(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0])
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        "scale",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2]),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, [2]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [weight],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, ir_version=10), path)
+    session = load(path, SessionOptions("cpu"), Batching(False, "off"))
+    x, w = np.ones((1, 2), np.float32), np.array([5, 6], np.float32)
+    assert [spec.name for spec in session.inputs] == ["x"]
+    assert [spec.name for spec in session.defaults] == ["w"]
+    assert session.run([x])[0].tolist() == session.run([x, MISSING])[0].tolist() == [[1, 2]]
+    assert session.run([x, w])[0].tolist() == [[5, 6]]
+    assert load(path, SessionOptions("cpu")).batchable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import max_pool2d
 
 from training.data.augment import deform, draw
 from training.recipes.recipe import Recipe
@@ -69,6 +70,13 @@ def test_strokes_become_wider_or_thinner() -> None:
     thick, thin = deform(_bar(), torch.tensor([[1.0], [-1.0]]), _only(stroke=1))[:, 0, 14]
     assert (thick > 0.5).sum() == 5
     assert (thin > 0.5).sum() == 1
+
+
+def test_wider_and_thinner_strokes_are_highest_and_lowest_of_the_neighbours() -> None:
+    pixels = torch.rand(2, 1, 28, 28)
+    thick, thin = deform(pixels, torch.tensor([[1.0], [-1.0]]), _only(stroke=1))
+    assert torch.allclose(thick, max_pool2d(pixels[0], 3, 1, 1))
+    assert torch.allclose(thin, -max_pool2d(-pixels[1], 3, 1, 1))
 
 
 def test_every_other_image_is_resampled_or_fainter() -> None:

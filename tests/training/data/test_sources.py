@@ -53,6 +53,7 @@ def test_fashion_mnist_is_published_with_its_own_labels(tmp_path: Path) -> None:
     card = json.loads((published / "model.json").read_text())
     assert card["labels"][0] == "T-shirt/top"
     assert card["labels"][9] == "Ankle boot"
+    assert card["picture"] == {"size": [28, 28], "colour": "grey", "resize": "pad"}
     assert "T-shirt/top" in (run / "report.html").read_text()
     (image,) = ort.InferenceSession(published / "model.onnx").get_inputs()
     assert image.shape == ["batch", 28, 28]

@@ -609,19 +609,40 @@ def call_and_reset(stream_id: int) -> bytes:
 def test_resets_faster_than_answers_and_time_allow_are_a_rapid_reset_attack() -> None:
     """CVE-2023-44487: ten calls per millisecond, each reset at once."""
     opened = connection()
+    asked_after = None
     for count in range(3000):
         opened.receive(call_and_reset(2 * count + 1), count / 10_000)
         if opened.closed:
             break
-    assert 1000 < count < 1200
+        if asked_after is None and (output := opened.data_to_send()):
+            assert goaway(output) == (frames.NO_ERROR, "too many calls given up")
+            asked_after = count
+    assert asked_after is not None
+    assert 1000 < asked_after < 1200
+    assert 2000 < count < 2400
     assert goaway(opened.data_to_send()) == (frames.ENHANCE_YOUR_CALM, "too many calls given up")
+
+
+def test_a_peer_that_connects_again_after_too_many_resets_loses_no_call() -> None:
+    """One client behind a proxy gives up calls at once; the call of another was just opened."""
+    opened = connection()
+    for count in range(1001):
+        opened.receive(call_and_reset(2 * count + 1), 0.0)
+    _, ping = opened.data_to_send(), frames.frame(frames.PING, frames.ACK, 0, b"leaving?")
+    (event,) = opened.receive(call(2003, b"") + ping, 0.0)
+    assert not opened.closed
+    assert goaway(opened.data_to_send()) == (frames.NO_ERROR, "too many calls given up")
+    opened.finish(event.stream, OK, b"answer")
+    assert (opened.closed, opened.reason) == (True, "resets")
+    assert b"answer" in opened.data_to_send()
 
 
 def test_errors_of_streams_count_as_resets() -> None:
     """CVE-2025-8671: a peer that breaks the rules makes the server reset its calls."""
     opened = connection()
-    for count in range(1001):
+    for count in range(2001):
         assert not opened.closed
+        opened.data_to_send()
         stream_id = 2 * count + 1
         opened.receive(headers(stream_id) + frames.window_update(stream_id, 0), 0.0)
     assert goaway(opened.data_to_send()) == (frames.ENHANCE_YOUR_CALM, "too many calls given up")

@@ -1,0 +1,140 @@
+"""A model as a classifier of anything: which tensors to use, rows in, labels and probabilities out.
+
+Arithmetic only: it knows tensors and arrays, no repository and no session. Digits have their own
+(`core.digits`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from service.core.classification.fields import row_shape
+from service.core.classification.pictures import PictureInput, PictureRule, picture_input
+from service.core.datatypes import BF16, BYTES, Array, from_bfloat16
+from service.core.digits import LOGITS, PROBABILITIES
+from service.core.tensors import TensorSpec
+
+
+class Classification(NamedTuple):
+    """The most probable class: its label, its index, and the entropy of the distribution in bits.
+
+    `probabilities` has the most probable classes by label, most probable first.
+    """
+
+    label: str
+    class_index: int
+    probabilities: dict[str, Any]
+    entropy_bits: float
+
+
+class NotAClassifier(Exception):
+    """The model's card does not say how it classifies; the message says what is missing in it."""
+
+
+class Classifier(NamedTuple):
+    """How a model classifies: the index of the output to read, and what it holds.
+
+    `picture` is how its only input takes pictures; None if it takes numbers or strings. `labels`
+    are distinct, and empty for a model without names of its classes.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    picture: PictureInput | None
+    output: int
+    is_logits: bool
+    is_bfloat16: bool
+    labels: tuple[str, ...]
+
+    def without_count(self, arrays: Sequence[Array]) -> list[Array]:
+        """The model's inputs for arrays [N, ...]; an input for a single row alone loses the N."""
+        return [
+            array if array.ndim == len(spec.shape) else array[0]
+            for spec, array in zip(self.inputs, arrays, strict=True)
+        ]
+
+    def classifications(
+        self, outputs: Sequence[Array], count: int, top: int
+    ) -> list[Classification]:
+        """One classification for each of `count` rows, with at most `top` probabilities."""
+        values = outputs[self.output]
+        values = from_bfloat16(values) if self.is_bfloat16 else values
+        rows = values.reshape(count, -1).astype(np.float64)
+        if rows.shape[1] == 1:  # the second of two classes
+            rows = np.hstack([np.zeros_like(rows) if self.is_logits else 1 - rows, rows])
+        if self.is_logits:
+            rows = np.exp(rows - rows.max(axis=1, keepdims=True))
+            rows /= rows.sum(axis=1, keepdims=True)
+        terms = rows * np.log2(rows, where=rows > 0, out=np.zeros_like(rows))
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :top]
+        largest = np.take_along_axis(rows, order, axis=1).astype(np.float32)
+        return [
+            Classification(
+                label=self._label(indexes[0]),
+                class_index=indexes[0],
+                probabilities=dict(zip(map(self._label, indexes), row, strict=True)),
+                entropy_bits=entropy,
+            )
+            for indexes, row, entropy in zip(
+                order.tolist(), largest, (0.0 - terms.sum(axis=1)).tolist(), strict=True
+            )
+        ]
+
+    def _label(self, index: int) -> str:
+        return self.labels[index] if index < len(self.labels) else str(index)
+
+
+def classifier_of(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    kinds: Sequence[str],
+    labels: Mapping[str, Sequence[str]],
+    rule: PictureRule | None,
+) -> Classifier:
+    """How a model with these tensors classifies.
+
+    `kinds` says of each output whether it holds probabilities or logits; empty if that is unknown.
+    `labels` are the names of the classes by output. Raises PictureError if `rule` does not fit the
+    model, NotAClassifier if a field is missing.
+    """
+    picture = None
+    if rule is not None:
+        picture = picture_input(rule, inputs)
+    if PROBABILITIES not in kinds and LOGITS not in kinds:
+        raise NotAClassifier(
+            "has no output known to be logits or probabilities; its model.json lacks output_kinds, "
+            f"which says so of one of: {', '.join(spec.name for spec in outputs)}."
+        )
+    output = kinds.index(PROBABILITIES if PROBABILITIES in kinds else LOGITS)
+    spec = outputs[output]
+    for tensor in (*inputs, spec):
+        if not tensor.has_rank:
+            raise NotAClassifier(
+                f"has a tensor of any shape, '{tensor.name}'; use the infer endpoint."
+            )
+    names = labels.get(spec.name, ())
+    classes = [size for size in row_shape(spec) if size != 1] or [2]
+    if len(classes) > 1 or spec.datatype in (BYTES, "BOOL"):
+        raise NotAClassifier(
+            f"is no classifier: its output '{spec.name}' is {spec.datatype} {list(spec.shape)}, "
+            "not one number per class."
+        )
+    if names and classes[0] not in (-1, len(names)):
+        raise NotAClassifier(
+            f"has {len(names)} labels, but {classes[0]} classes in its output '{spec.name}'."
+        )
+    counts = Counter(names)
+    return Classifier(
+        inputs=tuple(inputs),
+        picture=picture,
+        output=output,
+        is_logits=kinds[output] == LOGITS,
+        is_bfloat16=spec.datatype == BF16,
+        labels=tuple(
+            label if counts[label] == 1 else f"{label} ({index})"
+            for index, label in enumerate(names)
+        ),
+    )

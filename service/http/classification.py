@@ -1,0 +1,120 @@
+"""POST /predict for models of anything else than digits, as their cards describe them."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from service.core.errors import InvalidArgument, UnsupportedMediaType, excerpt
+from service.core.off_loop import INLINE_BYTES, off_loop
+from service.http.message import (
+    JSON,
+    OCTETS,
+    HttpRequest,
+    HttpResponse,
+    check_json_size,
+    json_response,
+    parse_json,
+    server_timing,
+)
+from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
+from service.operations.classification import Classifications, classify, usable
+from service.operations.digits import Digits, Picture
+from service.repository.models import ServedModel
+
+_MOST_TOP = 1000
+_DEFAULT_TOP = "10"
+_INLINE_ANSWERS = 1024  # probabilities and predictions, which are encoded within a millisecond
+
+
+async def predict(
+    digits: Digits,
+    served: ServedModel,
+    request: HttpRequest,
+    query: Mapping[str, str],
+    explain: bool,
+) -> HttpResponse:
+    """Classify the body with a model that has a card for it; `?top=` bounds the probabilities.
+
+    The body is a picture or raw pixels in the forms of `http.digits.predict`, or JSON: for a model
+    of pictures its pixels, otherwise the model's inputs as fields. Raises InvalidArgument for a
+    model whose card lacks something, and what `operations.classification.classify` raises.
+    """
+    classifier = served.classifier
+    if classifier is None:
+        raise InvalidArgument(
+            f"Model '{served.name}' {served.layout_problem} {usable(digits.repository)}"
+        )
+    top = query.get("top", _DEFAULT_TOP)
+    if not (top.isascii() and top.isdigit() and len(top) < 5 and 0 < int(top) <= _MOST_TOP):
+        raise InvalidArgument(f"top: is '{excerpt(top)}'; it is a number from 1 to {_MOST_TOP}.")
+    body, header = request.body, request.header("content-type") or ""
+    content_type = header.partition(";")[0].strip().lower()
+    picture: Picture | None = None
+    pixels: bytes | None = None
+    values: Any = None
+    if content_type in PICTURES:
+        picture = body
+    elif content_type == FORM:
+        picture = partial(picture_of_form, body, header)
+    elif content_type == OCTETS:
+        pixels = body
+    elif content_type == JSON:
+        values = await _json(body, digits.max_json_bytes)
+        if classifier.picture is not None:
+            if isinstance(values, dict):
+                values = values.get("image")
+            if isinstance(values, str):
+                picture = partial(picture_of_url, values)
+    else:
+        raise UnsupportedMediaType(
+            f"Content-Type is '{excerpt(content_type)}'; send {JSON}, {OCTETS}, {FORM}, "
+            f"{' or '.join(PICTURES)}."
+        )
+    answer = await classify(
+        digits,
+        served,
+        classifier,
+        picture=picture,
+        pixels=pixels,
+        values=values,
+        top=int(top),
+        caller=request.caller,
+        explain=explain,
+    )
+    size = len(answer.rows) * len(answer.rows[0].probabilities)
+    if size > _INLINE_ANSWERS:
+        return await off_loop(_response, served, answer, explain, size=32 * size)
+    return _response(served, answer, explain)
+
+
+async def _json(body: bytes, limit: int) -> Any:
+    check_json_size(len(body), limit)
+    if len(body) > INLINE_BYTES:
+        return await off_loop(parse_json, body, limit, size=len(body))
+    return parse_json(body, limit)
+
+
+def _response(served: ServedModel, answer: Classifications, explain: bool) -> HttpResponse:
+    body: dict[str, Any] = {
+        "model_name": served.name,
+        "model_version": served.version,
+        "predictions": [
+            {
+                "label": row.label,
+                "class": row.class_index,
+                "probabilities": row.probabilities,
+                "entropy_bits": row.entropy_bits,
+            }
+            for row in answer.rows
+        ],
+    }
+    if explain:
+        png = "data:image/png;base64," + b64encode(answer.seen).decode()
+        body["steps"] = [{"name": "pixels", "png": png}] if answer.seen else []
+    response = json_response(body)
+    if explain:
+        response.headers.append(server_timing(answer.seconds))
+    return response

@@ -1,0 +1,233 @@
+// Shows answers: the verdict, the bars, the steps, the boxes and what counted.
+
+import { byId, element, percent, svg } from "./dom.js";
+import { HEIGHT, WIDTH } from "./pad.js";
+
+const WORDS = {
+  blank: "Nothing there",
+  several_digits: "Several digits",
+  not_a_digit: "Not a digit",
+  unsure: "Not sure enough",
+};
+const STEPS = {
+  picture: "the picture",
+  ink: "ink on paper",
+  closer: "a closer look",
+  "ink, closer": "its ink",
+  digit: "the digit",
+  pixels: "the pixels",
+};
+const SIDE = 28;
+const QUIET_MS = 700; // until an answer that no longer changes is read aloud
+
+const bars = Array.from({ length: 10 }, (_, digit) => {
+  const fill = element("span", { class: "fill" });
+  const value = element("span", { class: "value" });
+  const spoken = element("span", { class: "unseen" });
+  const item = element(
+    "li",
+    {},
+    element("span", { "aria-hidden": "true" }, value),
+    element("span", { class: "track", "aria-hidden": "true" }, fill),
+    element("span", { class: "name", "aria-hidden": "true" }, String(digit)),
+    spoken,
+  );
+  byId("bars").append(item);
+  return { item, fill, value, spoken };
+});
+
+function showBars(prediction) {
+  showLabels(null);
+  bars.forEach(({ item, fill, value, spoken }, digit) => {
+    const p = prediction?.probabilities[digit] ?? 0;
+    fill.style.transform = `scaleY(${p})`;
+    value.textContent = p >= 0.005 ? String(Math.round(100 * p)) : "";
+    spoken.textContent = `${digit}: ${prediction ? percent(p) : "no answer yet"}`;
+    item.classList.toggle("top", prediction?.digit === digit);
+    item.classList.toggle("member", prediction?.prediction_set?.includes(digit) ?? false);
+  });
+  const set = prediction?.prediction_set;
+  byId("set").hidden = !set;
+  byId("set").replaceChildren("Prediction set ", ...(set ?? []).map((digit) => element("b", {}, String(digit))));
+  byId("entropy").textContent = prediction ? `${prediction.entropy_bits.toFixed(2)} bits` : "-";
+}
+
+// A model of other classes than digits names its most probable ones.
+function showLabels(prediction) {
+  byId("bars").hidden = Boolean(prediction);
+  byId("labels").hidden = !prediction;
+  if (!prediction) return;
+  byId("set").hidden = true;
+  byId("entropy").textContent = `${prediction.entropy_bits.toFixed(2)} bits`;
+  byId("labels").replaceChildren(
+    ...Object.entries(prediction.probabilities).map(([label, p], i) => {
+      const fill = element("span", { class: "fill" });
+      fill.style.transform = `scaleX(${p})`;
+      const track = element("span", { class: "track", "aria-hidden": "true" }, fill);
+      return element("li", { class: i ? "" : "top" }, element("span", {}, label), element("span", {}, percent(p)), track);
+    }),
+  );
+}
+
+let announcement;
+function announce(text) {
+  clearTimeout(announcement);
+  announcement = setTimeout(() => (byId("live").textContent = text), QUIET_MS);
+}
+
+function verdict(state, digit, badge, sure, hint) {
+  byId("verdict").dataset.state = state;
+  const texts = { digit, badge, sure, hint };
+  for (const [id, text] of Object.entries(texts)) byId(id).textContent = text;
+  byId("verdict").classList.toggle("long", digit.length > 2);
+  announce([state === "refused" ? "Not accepted." : "", digit, sure, badge, hint].join(" "));
+}
+
+function judge(prediction) {
+  const { accepted, reason, hint = "", digit } = prediction;
+  const sure = `${percent(prediction.probabilities[digit])} sure`;
+  if (accepted === false) return ["refused", WORDS[reason] ?? "Not accepted", sure, hint];
+  if (accepted === null) return ["open", "Not judged", sure, "This model does not judge whether the picture shows a digit."];
+  return ["accepted", "Accepted", sure, ""];
+}
+
+export function showNothing() {
+  verdict("empty", "?", "Waiting for ink", "Ten bars show how probable each digit is.", "They move while you draw.");
+  showBars(null);
+  showTimes({});
+  byId("as-number").hidden = true;
+  byId("found").hidden = true;
+  byId("boxes").replaceChildren();
+  byId("steps").replaceChildren(element("p", { class: "quiet" }, "Every step from your picture to 28×28 pixels will appear here."));
+}
+
+export function showError(message) {
+  verdict("error", "!", "No answer", message, "");
+  showBars(null);
+}
+
+export function showTimes({ call, picture, model }) {
+  const text = (value) => (value === undefined ? "-" : `${value.toFixed(value < 10 ? 1 : 0)} ms`);
+  byId("time-call").textContent = text(call);
+  byId("time-picture").textContent = text(picture);
+  byId("time-model").textContent = text(model);
+}
+
+export function showPrediction(answer) {
+  const [prediction] = answer.predictions;
+  showTimes(answer.times);
+  showSteps(answer.steps ?? []);
+  byId("found").hidden = true;
+  byId("boxes").replaceChildren();
+  if (prediction.label !== undefined) {
+    verdict("open", prediction.label, "Not judged", `${percent(Math.max(...Object.values(prediction.probabilities)))} sure`, "");
+    byId("as-number").hidden = true;
+    showLabels(prediction);
+    return;
+  }
+  const [state, badge, sure, hint] = judge(prediction);
+  verdict(state, prediction.reason === "blank" ? "?" : String(prediction.digit), badge, sure, hint);
+  byId("as-number").hidden = prediction.reason !== "several_digits";
+  showBars(prediction);
+}
+
+// The figures stay where they are while their pictures change, so nothing flickers.
+function showSteps(steps) {
+  const box = byId("steps");
+  const names = steps.map(({ name }) => name).join();
+  if (box.dataset.names !== names || !box.querySelector("figure")) {
+    box.dataset.names = names;
+    box.replaceChildren(
+      ...steps.map(({ name }) => {
+        const image = element("img", { alt: `Step: ${STEPS[name] ?? name}` });
+        const caption = element("figcaption", {}, STEPS[name] ?? name);
+        const frame = element("div", { class: "frame" }, image);
+        if (name === "pixels") {
+          frame.append(element("canvas", { width: SIDE, height: SIDE, id: "evidence", "aria-hidden": "true" }));
+          image.addEventListener("load", () => {
+            caption.textContent = `${image.naturalWidth} × ${image.naturalHeight} pixels`;
+          });
+        }
+        return element("figure", { class: name === "pixels" ? "last" : "" }, frame, caption);
+      }),
+    );
+  }
+  box.querySelectorAll("img").forEach((image, i) => (image.src = steps[i].png));
+}
+
+// Grey values of the last step, 28x28 from 0 to 255; null if the answer has none.
+export async function pixelsOf(answer) {
+  const step = answer.steps?.at(-1);
+  if (step?.name !== "pixels") return null;
+  const image = new Image();
+  image.src = step.png;
+  await image.decode();
+  const context = new OffscreenCanvas(SIDE, SIDE).getContext("2d");
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, SIDE, SIDE).data.filter((_, i) => i % 4 === 0);
+}
+
+export function showEvidence(values) {
+  const canvas = byId("evidence");
+  byId("legend").hidden = !values;
+  if (!canvas) return;
+  const context = canvas.getContext("2d");
+  context.clearRect(0, 0, SIDE, SIDE);
+  if (!values) return;
+  const most = Math.max(0.5, ...values.map(Math.abs));
+  const image = context.createImageData(SIDE, SIDE);
+  values.forEach((value, at) => {
+    const strength = Math.abs(value) / most;
+    const colour = value > 0 ? [255, 106, 43] : [64, 150, 255];
+    image.data.set([...colour, 225 * strength ** 0.8], 4 * at);
+  });
+  context.putImageData(image, 0, 0);
+}
+
+// `pad` says where on the sheet the picture lies.
+export function showReading(answer, pad) {
+  const { digits, lines } = answer;
+  const [left, top, scale] = pad.placement;
+  byId("as-number").hidden = true;
+  byId("found").hidden = !digits.length;
+  showTimes(answer.times);
+  byId("boxes").replaceChildren();
+  if (!digits.length) {
+    verdict("refused", "?", "No digits", "Nothing to read.", answer.hint ?? "");
+    showBars(null);
+    return;
+  }
+  const open = digits.filter(({ accepted }) => accepted === false).length;
+  const least = Math.min(...digits.map(({ digit, probabilities }) => probabilities[digit]));
+  const count = `${digits.length} digit${digits.length > 1 ? "s" : ""}`;
+  if (open) verdict("refused", lines.join(" "), `${open} of ${count} not accepted`, `At least ${percent(least)} sure of each`, "Choose a digit to see its bars.");
+  else verdict("accepted", lines.join(" "), `${count} accepted`, `At least ${percent(least)} sure of each`, "Choose a digit to see its bars.");
+
+  const buttons = [];
+  const boxes = digits.map((each, i) => {
+    const [x0, y0, x1, y1] = each.box;
+    const state = each.accepted === false ? "refused" : "accepted";
+    const text = each.accepted === false && each.reason !== "unsure" ? "?" : String(each.digit);
+    const button = element("button", { type: "button", class: state, "aria-pressed": "false" }, text, element("small", {}, percent(each.probabilities[each.digit], 0)));
+    button.addEventListener("click", () => select(i));
+    buttons.push(button);
+    const x = Math.max(1, left + x0 * scale - 4);
+    const y = Math.max(1, top + y0 * scale - 4);
+    const right = Math.min(WIDTH - 1, left + x1 * scale + 4);
+    const bottom = Math.min(HEIGHT - 1, top + y1 * scale + 4);
+    return svg(
+      "g",
+      { class: state },
+      svg("rect", { x, y, width: right - x, height: bottom - y, rx: 6 }),
+      svg("text", { x: x + 4, y: y > 24 ? y - 6 : bottom + 20 }, text),
+    );
+  });
+  const select = (chosen) => {
+    showBars(digits[chosen]);
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === chosen)));
+    boxes.forEach((box, i) => box.classList.toggle("chosen", i === chosen));
+  };
+  byId("found").replaceChildren(...buttons);
+  byId("boxes").replaceChildren(...boxes);
+  select(Math.max(0, digits.findIndex(({ accepted }) => accepted === false)));
+}

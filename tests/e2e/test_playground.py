@@ -1,0 +1,390 @@
+"""The playground in a real browser, on a server of two workers and behind Envoy."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import axe_playwright_python
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image, ImageDraw
+from playwright.sync_api import Browser
+
+from service.http.playground.pages import STATIC
+from tests.conftest import Server
+from tests.e2e import screenshot
+from tests.e2e.browser import Playground, running_browser
+from tests.e2e.strokes import DIGITS, Stroke, moved
+from tests.e2e.test_envoy import running_envoy
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+MOST_BYTES = 80 * 1024
+BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+TWO_DIGITS = [*moved(DIGITS[4], -120, 0.6), *moved(DIGITS[7], 120, 0.6)]
+RUN = {"curl": ["bash"], "python": [sys.executable], "javascript": ["node", "--input-type=module"]}
+
+
+@pytest.fixture(scope="module")
+def two_workers(start_server: Callable[..., Server]) -> Server:
+    return start_server(workers=2)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, two_workers: Server) -> Iterator[Playground]:
+    playground = Playground(browser, two_workers.http)
+    yield playground
+    playground.close()
+
+
+@pytest.fixture
+def playground(opened: Playground) -> Iterator[Playground]:
+    """The page as it is when it is opened; it must not complain in any test."""
+    opened.open()
+    yield opened
+    complaints, opened.complaints[:] = opened.complaints[:], []
+    assert complaints == []
+
+
+def photo(strokes: list[Stroke], size: tuple[int, int] = (1200, 900)) -> bytes:
+    """A noisy JPEG of digits on paper with a shadow over one side."""
+    width, height = size
+    scale = width / 560
+    paper = Image.new("L", size, 255)
+    pen = ImageDraw.Draw(paper)
+    for stroke in strokes:
+        points = [(x * scale, y * scale) for x, y in stroke]
+        pen.line(points, fill=60, width=round(22 * scale), joint="curve")
+    light = np.linspace(0.6, 0.9, width) + np.random.default_rng(0).normal(0, 0.02, (height, width))
+    file = io.BytesIO()
+    Image.fromarray((np.asarray(paper) * light).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def publish_colours(root: Path) -> None:
+    """Publish `colours`, which says whether a picture is red, green or blue."""
+    tensor, nodes = (
+        helper.make_tensor_value_info,
+        [
+            helper.make_node("ReduceMean", ["picture", "axes"], ["mean"], keepdims=0),
+            helper.make_node("Softmax", ["mean"], ["probabilities"]),
+        ],
+    )
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [tensor("picture", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [tensor("probabilities", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    folder = root / "colours" / "1"
+    folder.mkdir(parents=True)
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "model.onnx")
+    card = {"batching": True, "labels": ["red", "green", "blue"], "picture": {}}
+    (folder / "model.json").write_text(json.dumps(card))
+
+
+def upload(playground: Playground, name: str, kind: str, content: bytes) -> None:
+    playground.page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": content})
+
+
+def hand_over(playground: Playground, event: str, content: bytes) -> None:
+    """Drop or paste a picture, as the browser's own events do it."""
+    playground.page.evaluate(
+        """([kind, base64]) => {
+            const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], "photo.jpg", {type: "image/jpeg"}));
+            const event = kind === "paste"
+                ? new ClipboardEvent("paste", {clipboardData: data})
+                : new DragEvent("drop", {dataTransfer: data, cancelable: true});
+            dispatchEvent(event);
+        }""",
+        [event, b64encode(content).decode()],
+    )
+
+
+def violations(playground: Playground) -> list[str]:
+    """What axe-core finds, with the elements."""
+    # As the browser's own console: the page's policy does not let scripts be added to it.
+    session = playground.context.new_cdp_session(playground.page)
+    session.send("Runtime.evaluate", {"expression": AXE})
+    found = playground.page.evaluate("async () => (await axe.run()).violations")
+    return [f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in found]
+
+
+def test_the_page_is_small_and_strict(two_workers: Server) -> None:
+    size = sum(len(gzip.compress(path.read_bytes())) for path in STATIC.iterdir())
+    assert size <= MOST_BYTES
+    status, page = two_workers.request("GET", "/", headers=BROWSER)
+    assert status == 200
+    assert b'data-model="mnist"' in page
+    # What curl, and other clients without a preference, get.
+    for headers in ({}, {"accept": "*/*"}, {"accept": "application/json"}):
+        assert json.loads(two_workers.request("GET", "/", headers=headers)[1])["endpoints"]
+
+
+def test_ten_digits_are_drawn_and_recognised(playground: Playground) -> None:
+    for digit, strokes in DIGITS.items():
+        playground.draw(strokes)
+        playground.wait_for("accepted", str(digit))
+        playground.clear()
+
+
+def test_bars_move_while_the_pen_is_down(playground: Playground) -> None:
+    mouse = playground.page.mouse
+    (stroke,) = DIGITS[7]
+    mouse.move(*playground.at(*stroke[0]))
+    mouse.down()
+    mouse.move(*playground.at(*stroke[1]), steps=5)
+    playground.page.wait_for_selector("#bars .top")
+    mouse.move(*playground.at(*stroke[2]), steps=5)
+    playground.wait_for("accepted", "7")
+    mouse.up()
+
+
+def test_bars_and_times_are_those_of_the_answer(
+    playground: Playground, two_workers: Server
+) -> None:
+    playground.draw(DIGITS[2])
+    playground.wait_for("accepted", "2")
+    playground.page.wait_for_function(
+        "() => document.getElementById('live').textContent.includes('sure')"
+    )
+    body = playground.posts[-1].post_data_buffer
+    _, answer = two_workers.post("/predict?explain=true", body, "image/png")
+    (prediction,) = answer["predictions"]
+    assert [step["name"] for step in answer["steps"]] == ["picture", "ink", "digit", "pixels"]
+    shown = [float(text.split(": ")[1].strip("<> %")) for text in playground.bars()]
+    for percent, p in zip(shown, prediction["probabilities"], strict=True):
+        assert abs(percent / 100 - p) < 0.002
+    for name in ("call", "picture", "model"):
+        assert float(playground.text(f"#time-{name}").removesuffix(" ms")) >= 0
+    assert playground.page.locator("#steps img").count() == len(answer["steps"])
+
+
+def test_a_photo_is_uploaded_pasted_and_dropped(playground: Playground) -> None:
+    upload(playground, "photo.jpg", "image/jpeg", photo(DIGITS[3]))
+    playground.wait_for("accepted", "3")
+    hand_over(playground, "paste", photo(DIGITS[5]))
+    playground.wait_for("accepted", "5")
+    hand_over(playground, "drop", photo(DIGITS[0]))
+    playground.wait_for("accepted", "0")
+    playground.page.click("#undo")
+    playground.wait_for("accepted", "5")
+
+
+def test_a_damaged_file_is_reported(playground: Playground) -> None:
+    upload(playground, "photo.png", "image/png", b"not a picture")
+    playground.wait_for("error", "!")
+    assert "cannot open the file" in playground.text("#sure")
+
+
+def test_what_the_server_refuses_is_shown_in_its_words(playground: Playground) -> None:
+    line = io.BytesIO()
+    Image.new("1", (5000, 1000), 1).save(line, "PNG")  # over max_decoded_pixels
+    upload(playground, "wide.png", "image/png", line.getvalue())
+    playground.wait_for("error", "!")
+    assert "max_decoded_pixels" in playground.text("#sure")
+    # The browser itself reports every answer of 400 and more.
+    assert "413" in playground.complaints.pop()
+
+
+@pytest.mark.parametrize("language", RUN)
+def test_a_copied_snippet_makes_the_same_call(
+    playground: Playground, two_workers: Server, tmp_path: Path, language: str
+) -> None:
+    page = playground.page
+    page.click(f"#tab-{language}")
+    contents = {"drawing.png": b"", "it's a photo.jpg": photo(DIGITS[6])}
+    for name, content in contents.items():
+        if content:
+            upload(playground, name, "image/jpeg", content)
+            playground.wait_for("accepted", "6")
+            with page.expect_download() as download:
+                page.click("#save")
+            download.value.save_as(tmp_path / name)
+            assert (tmp_path / name).read_bytes() == content
+        else:
+            playground.draw(DIGITS[4])
+            playground.wait_for("accepted", "4")
+        page.click("#copy")
+        page.wait_for_selector("#copied:not(:empty)")
+        source = page.evaluate("navigator.clipboard.readText()")
+        assert f"http://{two_workers.http}/predict?explain=true" in source
+        run = subprocess.run(
+            RUN[language], input=source, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        sent = content or playground.posts[-1].post_data_buffer
+        kind = "image/jpeg" if content else "image/png"
+        expected = two_workers.post("/predict?explain=true", sent, kind)[1]
+        assert json.loads(run.stdout) == expected
+
+
+def test_several_digits_are_read_as_a_number(playground: Playground) -> None:
+    page = playground.page
+    playground.draw(TWO_DIGITS)
+    page.click("#as-number")
+    playground.wait_for("accepted", "47")
+    assert page.locator("#boxes g").count() == 2
+    assert page.locator("#found button").count() == 2
+    page.click("#found button:nth-child(2)")
+    assert page.locator("#bars .top .name").inner_text() == "7"
+    # The boxes are around the strokes: of the 4 on the left, of the 7 on the right.
+    lefts = [float(box.get_attribute("x") or 0) for box in page.locator("#boxes rect").all()]
+    assert 60 < lefts[0] < 130
+    assert 300 < lefts[1] < 360
+
+
+def test_models_and_versions_are_chosen(playground: Playground) -> None:
+    page = playground.page
+    assert page.locator("#version option").all_inner_texts() == ["newest (2)", "2", "1"]
+    accuracy = playground.text("#card .tile >> nth=0")
+    assert page.locator(".confusion rect").count() == 100
+    playground.draw(DIGITS[8])
+    playground.wait_for("accepted", "8")
+    page.select_option("#version", "1")
+    playground.wait_for("open", "8")  # version 1 does not judge
+    assert playground.posts[-1].url.endswith("/predict?explain=true&version=1")
+    page.wait_for_function(
+        "before => document.querySelector('#card .tile').innerText !== before", arg=accuracy
+    )
+
+
+def test_a_model_of_other_classes_shows_its_labels(
+    browser: Browser, start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    publish_colours(tmp_path)
+    playground = Playground(browser, start_server(tmp_path, model="colours").http)
+    green = io.BytesIO()
+    Image.new("RGB", (300, 200), (30, 200, 90)).save(green, "PNG")
+    upload(playground, "green.png", "image/png", green.getvalue())
+    playground.wait_for("open", "green")
+    labels = playground.page.locator("#labels li").all_inner_texts()
+    assert [label.split()[0] for label in labels] == ["green", "blue", "red"]
+    assert playground.page.locator("#bars").is_hidden()
+    assert playground.text("#time-model").endswith(" ms")
+    playground.close()
+
+
+def test_what_counted_is_one_call_of_copies_with_a_hidden_patch(playground: Playground) -> None:
+    playground.page.click("#examples button:nth-child(8)")
+    playground.wait_for("accepted", "7")
+    playground.page.click("#heat")
+    playground.page.wait_for_selector("#legend:not([hidden])")
+    body = playground.posts[-1].post_data_buffer
+    assert len(body) == 784 * (1 + 14 * 14)
+    opacity = playground.page.evaluate(
+        "[...document.getElementById('evidence').getContext('2d').getImageData(0, 0, 28, 28).data]"
+    )[3::4]
+    # Ink in the middle counts, the empty corner does not.
+    assert max(opacity) > 200
+    assert opacity[27] < 30
+
+
+def test_drawing_needs_no_mouse(playground: Playground) -> None:
+    page, keyboard = playground.page, playground.page.keyboard
+    page.focus("#pad")
+    keyboard.press("Space")
+    for _ in range(6):
+        keyboard.press("Shift+ArrowDown")
+    playground.wait_for("accepted", "1")
+    keyboard.press("Backspace")
+    playground.wait_for("empty", "?")
+    keyboard.press("Control+z")
+    playground.wait_for("accepted", "1")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, two_workers: Server, scheme: str) -> None:
+    playground = Playground(browser, two_workers.http, color_scheme=scheme, reduced_motion="reduce")
+    playground.draw(DIGITS[2])
+    playground.wait_for("accepted", "2")
+    playground.page.click("#heat")
+    playground.page.wait_for_selector("#legend:not([hidden])")
+    assert violations(playground) == []
+    playground.page.click("#examples button:last-child")
+    playground.wait_for("accepted", "1492")
+    assert violations(playground) == []
+    playground.page.click("#examples button:nth-child(11)")
+    playground.wait_for("refused", "4")
+    assert violations(playground) == []
+    playground.close()
+
+
+def test_a_phone_of_360_pixels_draws_with_a_finger(browser: Browser, two_workers: Server) -> None:
+    playground = Playground(
+        browser, two_workers.http, viewport={"width": 360, "height": 740}, has_touch=True
+    )
+    page = playground.page
+    page.locator("#pad").scroll_into_view_if_needed()
+    playground.touch(DIGITS[7])
+    playground.wait_for("accepted", "7")
+    for tab in ("python", "javascript", "curl"):
+        page.click(f"#tab-{tab}")
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.click("#examples button:last-child")
+    playground.wait_for("accepted", "1492")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    playground.close()
+
+
+def test_it_works_behind_envoy(browser: Browser, two_workers: Server, tmp_path: Path) -> None:
+    with running_envoy(two_workers, tmp_path, "http") as address:
+        server = Server.__new__(Server)
+        server.http = address
+        end = time.monotonic() + 60
+        while not server.is_ready():
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        playground = Playground(browser, address)
+        playground.draw(DIGITS[9])
+        playground.wait_for("accepted", "9")
+        assert f"http://{address}/predict" in playground.text("#source")
+        playground.close()
+
+
+def test_the_picture_in_the_readme_is_made_by_a_script(
+    browser: Browser, two_workers: Server, tmp_path: Path
+) -> None:
+    screenshot.take(browser, two_workers.http, tmp_path / "playground.png")
+    with Image.open(tmp_path / "playground.png") as new, Image.open(screenshot.FILE) as kept:
+        assert new.size == kept.size
+    assert screenshot.FILE.stat().st_size < 100_000
+
+
+def test_it_can_be_switched_off(start_server: Callable[..., Server]) -> None:
+    server = start_server(playground=False)
+    status, body = server.request("GET", "/", headers=BROWSER)
+    assert status == 200
+    assert json.loads(body)["endpoints"]
+    assert server.get("/playground/main.js")[0] == 404
+
+
+def test_the_card_is_model_json(two_workers: Server) -> None:
+    def card(path: str) -> tuple[int, Any]:
+        status, body = two_workers.get(path)
+        return status, json.loads(body)
+
+    newest = card("/v2/models/mnist/card")
+    assert newest == card("/v2/models/mnist/versions/2/card")
+    assert newest[1]["evaluation"]["confusion"]
+    assert newest != card("/v2/models/mnist/versions/1/card")
+    assert card("/v2/models/missing/card")[0] == 404

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
+from service.core.classification.pictures import PictureError, rule_of
+from service.core.datatypes import to_bfloat16
+from service.core.tensors import TensorSpec
+
+INPUTS = [TensorSpec("x", "FP32", (-1, 4))]
+
+
+def classifier(
+    shape: tuple[int, ...] = (-1, 3), kind: str = "logits", labels: tuple[str, ...] = ()
+) -> Classifier:
+    return classifier_of(INPUTS, [TensorSpec("y", "FP32", shape)], [kind], {"y": labels}, None)
+
+
+def test_logits_become_probabilities_by_label_most_probable_first() -> None:
+    logits = np.array([[1.0, 3.0, 2.0], [1000.0, 0.0, 0.0]], np.float32)
+    rows = classifier(labels=("cat", "dog", "eel")).classifications([logits], 2, 10)
+    expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    assert (rows[0].label, rows[0].class_index) == ("dog", 1)
+    assert list(rows[0].probabilities) == ["dog", "eel", "cat"]
+    assert list(rows[0].probabilities.values()) == pytest.approx(sorted(expected)[::-1])
+    assert rows[0].entropy_bits == pytest.approx(-(expected * np.log2(expected)).sum())
+    assert (rows[1].label, rows[1].entropy_bits) == ("cat", 0.0)
+
+
+def test_probabilities_are_bounded_and_the_entropy_is_of_all_classes() -> None:
+    uniform = np.full((1, 1000), 1 / 1000, np.float32)
+    (row,) = classifier((-1, 1000), "probabilities").classifications([uniform], 1, 5)
+    assert list(row.probabilities) == ["0", "1", "2", "3", "4"]
+    assert row.entropy_bits == pytest.approx(np.log2(1000), abs=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("logits", np.log(3)), ("probabilities", 0.75)])
+@pytest.mark.parametrize("shape", [(-1, 1), (-1,)])
+def test_one_number_is_that_of_the_second_of_two_classes(
+    shape: tuple[int, ...], kind: str, value: float
+) -> None:
+    output = np.full([1, *shape[1:]], value, np.float32)
+    (row,) = classifier(shape, kind, ("no", "yes")).classifications([output], 1, 10)
+    assert row.label == "yes"
+    assert row.probabilities == pytest.approx({"yes": 0.75, "no": 0.25})
+
+
+def test_bfloat16_and_maps_of_one_pixel() -> None:
+    spec = TensorSpec("y", "BF16", (-1, 3, 1, 1))
+    bits = to_bfloat16(np.array([0.25, 0.5, 0.25])).reshape(1, 3, 1, 1)
+    found = classifier_of(INPUTS, [spec], ["probabilities"], {}, None)
+    (row,) = found.classifications([bits], 1, 1)
+    assert row.probabilities == {"1": 0.5}
+
+
+def test_equal_labels_are_told_apart_by_their_index() -> None:
+    assert classifier(labels=("crane", "dog", "crane")).labels == ("crane (0)", "dog", "crane (2)")
+
+
+def test_an_input_of_a_single_row_loses_the_number_of_rows() -> None:
+    specs = [TensorSpec("a", "FP32", (4,)), TensorSpec("b", "FP32", (1, 4))]
+    found = classifier_of(specs, [TensorSpec("y", "FP32", (3,))], ["logits"], {}, None)
+    arrays = [np.zeros((1, 4), np.float32)] * 2
+    assert [array.shape for array in found.without_count(arrays)] == [(4,), (1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "labels", "message"),
+    [
+        (TensorSpec("y", "FP32", (-1, 3)), "", (), "lacks output_kinds, .* one of: y"),
+        (TensorSpec("y", "FP32", (-1, 5, 3)), "logits", (), r"\[-1, 5, 3\], not one number per"),
+        (TensorSpec("y", "BYTES", (-1, 3)), "logits", (), "is BYTES"),
+        (TensorSpec("y", "FP32", (-1,), has_rank=False), "logits", (), "any shape, 'y'"),
+        (TensorSpec("y", "FP32", (-1, 3)), "logits", ("a", "b"), "2 labels, but 3 classes"),
+    ],
+)
+def test_what_the_card_lacks_is_named(
+    spec: TensorSpec, kind: str, labels: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(NotAClassifier, match=message):
+        classifier_of(INPUTS, [spec], [kind], {"y": labels}, None)
+
+
+def test_a_rule_for_pictures_must_fit_even_if_outputs_are_unknown() -> None:
+    with pytest.raises(PictureError, match="colour"):
+        classifier_of(INPUTS, [TensorSpec("y", "FP32", (-1, 3))], [""], {}, rule_of({}))
