@@ -217,16 +217,9 @@ def _numbers(results: Pictures, models: Sequence[Path], drawing: Pool) -> None:
     for touching, bound in ((False, 1.0), (True, 8.0)):
         name = "touching pairs" if touching else "separate digits"
         part = -(-results.plan.numbers // _PARTS)
-        jobs = [
-            (model, touching, part, results.plan.seed + number)
-            for model in models
-            for number in range(_PARTS)
-        ]
+        jobs = [(models, touching, part, results.plan.seed + number) for number in range(_PARTS)]
         parts = list(drawing.executor.map(_read_numbers, jobs))
-        below, cost = (
-            [fmean(values[start : start + _PARTS]) for start in range(0, len(values), _PARTS)]
-            for values in zip(*parts, strict=True)
-        )
+        below, cost = np.mean(parts, axis=0).T.tolist()
         results.bars.append(
             Bar("numbers", f"{name}, points below the product", "points", bound, True, below)
         )
@@ -234,11 +227,11 @@ def _numbers(results: Pictures, models: Sequence[Path], drawing: Pool) -> None:
         print(f"numbers, {name}: {fmean(below):.2f} points below the product", flush=True)
 
 
-def _read_numbers(job: tuple[Path, bool, int, int]) -> tuple[float, float]:
-    """Points by which a model's exact readings fall below the product, and ms per megapixel."""
-    folder, touching, count, seed = job
-    read = strings.measure(
-        Model(folder).predictions,
+def _read_numbers(job: tuple[Sequence[Path], bool, int, int]) -> list[tuple[float, float]]:
+    """For each model, the points by which exact readings fall below the product, and ms per MP."""
+    folders, touching, count, seed = job
+    results = strings.measure(
+        [Model(folder).predictions for folder in folders],
         served_models.test_images(10_000),
         _test_labels(),
         half="test",
@@ -246,7 +239,7 @@ def _read_numbers(job: tuple[Path, bool, int, int]) -> tuple[float, float]:
         count=count,
         seed=seed,
     )
-    return 100 * (read.product - read.exact), read.ms_per_megapixel
+    return [(100 * (read.product - read.exact), read.ms_per_megapixel) for read in results]
 
 
 def _test_labels() -> Labels:

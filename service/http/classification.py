@@ -17,6 +17,7 @@ from service.http.message import (
     check_json_size,
     json_response,
     parse_json,
+    server_timing,
 )
 from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
 from service.operations.classification import Classifications, classify, usable
@@ -113,4 +114,7 @@ def _response(served: ServedModel, answer: Classifications, explain: bool) -> Ht
     if explain:
         png = "data:image/png;base64," + b64encode(answer.seen).decode()
         body["steps"] = [{"name": "pixels", "png": png}] if answer.seen else []
-    return json_response(body)
+    response = json_response(body)
+    if explain:
+        response.headers.append(server_timing(answer.seconds))
+    return response

@@ -25,6 +25,7 @@ from service.http.message import (
     check_json_size,
     json_response,
     parse_json,
+    server_timing,
     to_json,
 )
 from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
@@ -48,9 +49,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     InvalidArgument for a body that does not match its content type. With
     `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
-    if len(request.query) > _LONGEST_QUERY:
-        raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
-    query = dict(parse_qsl(request.query)) if request.query else {}
+    query = query_of(request) if request.query else {}  # one call less on the request path
     explain = _FLAGS.get(query.get("explain", "").lower())
     if explain is None:
         raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
@@ -97,7 +96,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
         ]
     response = json_response(body)
     if answer.seconds:
-        response.headers.append(timing(answer.seconds))
+        response.headers.append(server_timing(answer.seconds))
     return response
 
 
@@ -110,14 +109,17 @@ def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
     return HttpResponse(200, [("content-type", JSON)], b"".join(parts))
 
 
-def timing(seconds: tuple[float, float]) -> tuple[str, str]:
-    """The header Server-Timing (W3C): milliseconds of the picture, and of the model."""
-    before, run = seconds
-    return "server-timing", f"picture;dur={1000 * before:.3f}, model;dur={1000 * run:.3f}"
+def query_of(request: HttpRequest) -> dict[str, str]:
+    """The parameters of the query. Raises InvalidArgument for one that takes long to parse."""
+    if not request.query:
+        return {}
+    if len(request.query) > _LONGEST_QUERY:
+        raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
+    return dict(parse_qsl(request.query))
 
 
 def model_of(request: HttpRequest) -> tuple[str, str]:
-    """The model and the version that the query names; empty for the default."""
+    """The model and the version that the query names, empty for the default; it never raises."""
     query = dict(parse_qsl(request.query[:_LONGEST_QUERY]))
     return query.get("model", ""), query.get("version", "")
 

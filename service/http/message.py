@@ -49,6 +49,12 @@ def json_response(value: Any, status: int = 200) -> HttpResponse:
     return HttpResponse(status, [("content-type", JSON)], body)
 
 
+def server_timing(seconds: tuple[float, float]) -> tuple[str, str]:
+    """The header Server-Timing (W3C): milliseconds of the picture, and of the model."""
+    before, run = seconds
+    return "server-timing", f"picture;dur={1000 * before:.3f}, model;dur={1000 * run:.3f}"
+
+
 def check_json_size(size: int, limit: int) -> None:
     """Raise RequestTooLarge for JSON of more than `limit` bytes, the setting max_json_bytes."""
     if size > limit:

@@ -6,8 +6,8 @@ from typing import Any
 
 from service.core.errors import InvalidArgument
 from service.core.off_loop import off_loop
-from service.http.digits import fields_of, form_or_json, model_of, timing
-from service.http.message import JSON, HttpRequest, HttpResponse, json_response
+from service.http.digits import fields_of, form_or_json, query_of
+from service.http.message import JSON, HttpRequest, HttpResponse, json_response, server_timing
 from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS, Digits, Picture, ReadAnswer
 
@@ -20,7 +20,8 @@ async def read(digits: Digits, request: HttpRequest) -> HttpResponse:
     InvalidArgument for a body that does not match its content type. The header Server-Timing is
     that of `predict`.
     """
-    model, version = model_of(request)
+    query = query_of(request)
+    model, version = query.get("model", ""), query.get("version", "")
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = request.body
     if content_type not in PICTURES:
@@ -48,5 +49,5 @@ def _response(answer: ReadAnswer) -> HttpResponse:
     if answer.hint:
         body["hint"] = answer.hint
     response = json_response(body)
-    response.headers.append(timing(answer.seconds))
+    response.headers.append(server_timing(answer.seconds))
     return response

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import partial
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,17 +34,21 @@ _MOST_ANSWERS = 200_000
 class Classifications(NamedTuple):
     """The answer of one version of a model: one classification per row.
 
-    `seen` is the picture as the model sees it, as a PNG, if asked for.
+    `seen` is the picture as the model sees it, as a PNG, if asked for; `seconds` are how long the
+    input took, and the model with its queue.
     """
 
     rows: list[Classification]
     seen: bytes
+    seconds: tuple[float, float]
 
 
-def usable(repository: Repository) -> str:
-    """A sentence that names the loaded models that /predict can use."""
+def usable(repository: Repository, *, pictures: bool = False) -> str:
+    """A sentence that names the loaded models that /predict can use, all or those for pictures."""
     names = dict.fromkeys(
-        model.name for model in repository.loaded if model.layout or model.classifier
+        model.name
+        for model in repository.loaded
+        if model.layout or (model.classifier and (model.classifier.picture or not pictures))
     )
     return f"/predict can use: {excerpt(', '.join(names) or 'none')}."
 
@@ -67,6 +72,7 @@ async def classify(
     RequestTooLarge for a picture over the limits or an answer that would be too long, and what
     `Batcher.submit` raises.
     """
+    began = monotonic()
     form, seen = classifier.picture, b""
     rows: list[Array] = []
     size = len(pixels or b"") or _leaves(values)
@@ -75,7 +81,8 @@ async def classify(
             raise InvalidArgument(
                 f"Model '{served.name}' takes no pictures: its model.json lacks picture, which "
                 "says what a picture becomes. Send JSON with its inputs as fields: "
-                f"{excerpt(', '.join(spec.name for spec in classifier.inputs))}."
+                f"{excerpt(', '.join(spec.name for spec in classifier.inputs))}. For pictures, "
+                f"{usable(digits.repository, pictures=True)}"
             )
         if size > _INLINE_FIELDS:
             rows = await off_loop(arrays_of, classifier.inputs, values, size=8 * size)
@@ -100,6 +107,7 @@ async def classify(
     one = sum(array.size for array in rows) // count
     step = max(1, _PART_VALUES // one) if served.session.batchable else 1
     answers: list[Classification] = []
+    before, run = monotonic() - began, 0.0
     for start in range(0, count, step):
         part = [array[start : start + step] for array in rows]
         length = len(part[0])
@@ -108,14 +116,16 @@ async def classify(
             make, chosen = form.array, part[0]
             part = [await off_loop(make, chosen, size=chosen.size) if is_long else make(chosen)]
         inputs = classifier.without_count(part)
+        submitted = monotonic()
         outputs = await served.batcher.submit(inputs, length, None, caller)
+        run += monotonic() - submitted
         size = outputs[classifier.output].size
         how = classifier.classifications, outputs, length, top
         answers += (
             await off_loop(*how, size=8 * size) if size > _INLINE_VALUES else how[0](*how[1:])
         )
     served.batcher.statistics.judgements[None, ""] += count
-    return Classifications(answers, seen)
+    return Classifications(answers, seen, (before, run))
 
 
 def _leaves(values: Any) -> int:

@@ -30,12 +30,12 @@ from tritonclient.grpc import service_pb2 as pb
 from service.grpc.http2 import frames as wire
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.conftest import SHIPPED_MODELS, Server
-from tests.e2e.bad_inputs import control, digits, grpc_framing, http_framing, inference
+from tests.e2e.bad_inputs import control, digits, grpc_framing, http_framing, inference, reading
 from tests.e2e.bad_inputs.case import INFERENCE, Frames, Grpc, Http, framed
 from tests.e2e.onnx_models import ELEMENT_TYPES, publish_identity, publish_scalar, publish_sum
 
 CASES: list[Http | Grpc | Frames] = [
-    *(*inference.CASES, *digits.CASES, *control.CASES, *http_framing.CASES),
+    *(*inference.CASES, *digits.CASES, *reading.CASES, *control.CASES, *http_framing.CASES),
     *(*grpc_framing.GRPC, *grpc_framing.FRAMES),
 ]
 CODES = {

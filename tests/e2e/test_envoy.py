@@ -51,7 +51,9 @@ def configuration(server: Server, port: int, transport: str = "grpc") -> dict[st
     protocol = cluster["typed_extension_protocol_options"][
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     ]
-    del protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]
+    protocol["explicit_http_config"].get("http2_protocol_options", {}).pop(
+        "connection_keepalive", None
+    )
     # All calls on one connection: what ends it hits the client that behaves.
     cluster["circuit_breakers"]["thresholds"][0]["max_connections"] = 1
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}

@@ -77,6 +77,8 @@ def picture_posts() -> list[Post]:
         kind = f"image/{name.partition(',')[0].split()[0].lower()}"
         statuses = {413} if "large" in name else {400} if "text" in name else {200}
         posts.append(Post("/predict", body, {"content-type": kind}, statuses | {503}))
+        # 413 also for a page of too many marks.
+        posts.append(Post("/read", body, {"content-type": kind}, statuses | {413, 503}))
     return posts
 
 

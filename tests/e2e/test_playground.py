@@ -280,6 +280,7 @@ def test_a_model_of_other_classes_shows_its_labels(
     labels = playground.page.locator("#labels li").all_inner_texts()
     assert [label.split()[0] for label in labels] == ["green", "blue", "red"]
     assert playground.page.locator("#bars").is_hidden()
+    assert playground.text("#time-model").endswith(" ms")
     playground.close()
 
 

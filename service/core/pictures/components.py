@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cc3d
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from service.core.pictures.page import IS_INK, Ink
 
@@ -40,13 +41,7 @@ def components_of(mask: Mask) -> Components:
 def without_lines(ink: Ink) -> Ink:
     """The ink without ruling and without form boxes, upright or tilted by up to 4.6 degrees."""
     mask = ink >= IS_INK
-    across = _lines(mask)
-    down = _lines(np.ascontiguousarray(mask.T))
-    if len(across) >= 2 and len(down) >= 2:  # a box, or squared paper
-        wide, high = _longest(across), _longest(down)
-    else:
-        wide = [line for line in across if line.is_through]
-        high = [line for line in down if line.is_through]
+    wide, high = _lines_on(mask)
     if not wide and not high:
         return ink
     rest = ink.copy()
@@ -61,6 +56,12 @@ def without_lines(ink: Ink) -> Ink:
     return ink if is_one else rest
 
 
+def may_have_lines(ink: Ink) -> bool:
+    """Whether `without_lines` may find any on a large page: a look at a copy of half its size."""
+    half = np.asarray(Image.fromarray(ink).reduce(2))
+    return any(_lines_on(half >= IS_INK // 2))
+
+
 class _Line(NamedTuple):
     """A thin line from left to right: its row is `offset + slope * column`.
 
@@ -72,6 +73,15 @@ class _Line(NamedTuple):
     length: int
     thickness: int
     is_through: bool
+
+
+def _lines_on(mask: Mask) -> tuple[list[_Line], list[_Line]]:
+    """The lines that go across the page, or that are boxes on it, and those that go down."""
+    across = _lines(mask)
+    down = _lines(np.ascontiguousarray(mask.T))
+    if len(across) >= 2 and len(down) >= 2:  # a box, or squared paper
+        return _longest(across), _longest(down)
+    return [line for line in across if line.is_through], [line for line in down if line.is_through]
 
 
 def _longest(lines: list[_Line]) -> list[_Line]:

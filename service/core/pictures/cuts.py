@@ -22,10 +22,11 @@ LEAST_INK = 0.5
 # Lengths below are shares of the height of a line's digits.
 _PART = 0.1  # of a stroke of this height: the ink between two cuts, at least
 _MOST_STROKES = 3.5  # that a cut may cross, as a multiple of a stroke's width
-# Paths are looked for on pieces of about this many rows.
+# Paths are looked for on pieces of about this many rows, and twice as many columns.
 _PATH_ROWS = 28
-# The cost of a step of a path to the side; a full pixel of ink costs 1.
-_SIDEWAYS = np.float32(0.03)
+# A path moves by up to this many columns from row to row. One costs as much as 0.3 pixels of ink.
+_REACH = 4
+_SIDEWAYS = np.float32(0.3) * np.abs(np.arange(-_REACH, _REACH + 1, dtype=np.float32))
 
 Floats = npt.NDArray[np.float32]
 
@@ -48,88 +49,89 @@ def cuts_through(ink: Ink, height: float, most: int) -> tuple[list[Cut], float]:
     At most `most`, those of the least ink, and all ink as a stroke, by the height of a digit.
     `height` is that of the line's digits.
     """
-    factor = max(1, round(height / _PATH_ROWS))
-    small = np.asarray(Image.fromarray(ink).reduce(factor), np.float32) / np.float32(255)
-    rows = len(small)
+    # Columns are finer than rows, as cuts go down.
+    fine = max(1, round(height / _PATH_ROWS / 2))
+    reduced = Image.fromarray(ink).reduce((fine, 2 * fine))
+    small = np.asarray(reduced, np.float32) * np.float32(2 / 255)
+    rows, width = small.shape
     stroke = _stroke(small)
     before = np.pad(small.cumsum(axis=1), ((0, 0), (1, 0)))[:, :-1]
-    down, left_above = _least_ink(small, before)
-    up, left_below = (part[::-1] for part in _least_ink(small[::-1], before[::-1]))
-    through = down + up - small
+    (down, up), (left_above, left_below), (came, went) = _least_ink(
+        np.stack([small, small[::-1]]), np.stack([before, before[::-1]])
+    )
+    through = (down + up[::-1] - small).ravel()
     # Paths through all pixels, by the ink to their left: the best of each bin.
-    part = _PART * stroke * height / factor
-    bins = ((left_above + left_below - before) / part).astype(np.intp).ravel()
-    order = np.argsort(through.ravel(), kind="stable")
+    part = _PART * stroke * height / fine
+    bins = ((left_above + left_below[::-1] - before) / part).astype(np.intp).ravel()
+    order = np.argsort(through)
     found, firsts = np.unique(bins[order], return_index=True)
-    best = np.full(int(bins.max()) + 3, np.inf)
-    best[found + 1] = through.ravel()[order[firsts]]
+    best = np.full(int(found[-1]) + 3, np.inf)
+    places = np.zeros(len(best), np.intp)
+    places[found + 1] = order[firsts]
+    best[found + 1] = through[order[firsts]]
     is_least = (best[1:-1] <= best[:-2]) & (best[1:-1] < best[2:])
     is_least &= best[1:-1] < _MOST_STROKES * stroke
     end = round(LEAST_INK / _PART)
     is_least[:end] = False
     is_least[max(0, int(small.sum() / part) + 1 - end) :] = False
-    chosen = np.flatnonzero(is_least)
-    chosen = np.sort(chosen[np.argsort(best[chosen + 1])][:most])
-    place_of = dict(zip(found.tolist(), order[firsts].tolist(), strict=True))
-    row_of = np.minimum(np.arange(ink.shape[0]) // factor, rows - 1)
+    chosen = np.flatnonzero(is_least) + 1
+    chosen = np.sort(chosen[np.argsort(best[chosen])][:most])
+    row_of = np.minimum(np.arange(ink.shape[0]) // (2 * fine), rows - 1)
     cuts = []
-    for number in chosen.tolist():
-        row, column = divmod(int(place_of[number]), int(small.shape[1]))
-        above = _path(small[: row + 1], down, column)
-        below = _path(small[row:][::-1], up[row:][::-1], column)[::-1]
-        path = np.concatenate([above, below[1:]])
-        crossed = float(best[number + 1]) / stroke
-        cuts.append(Cut(path[row_of] * factor, crossed, number * _PART))
+    for number, place in zip(chosen.tolist(), places[chosen].tolist(), strict=True):
+        row, column = divmod(place, width)
+        above = _path(came, row, column)
+        below = _path(went, rows - 1 - row, column)
+        path = np.array([*above[::-1], *below[1:]], np.intp)
+        crossed = float(best[number]) / stroke
+        cuts.append(Cut(path[row_of] * fine, crossed, (number - 1) * _PART))
     return cuts, float(small.sum()) / part * _PART
 
 
 def _stroke(ink: Floats) -> float:
-    """The width of strokes in pixels, from the ink's area and the length of its edges."""
-    mask = np.pad(ink > 0.4, 1)
-    edges = sum(int(np.diff(mask, axis=axis).sum()) for axis in (0, 1))
+    """The width of strokes in columns, from the ink's area and the length of its edges.
+
+    A row is as high as two columns are wide.
+    """
+    mask = np.pad(ink > 0.8, 1)
+    edges = int(np.diff(mask, axis=0).sum()) + 2 * int(np.diff(mask, axis=1).sum())
     width = 2.4 * float(ink.sum()) / (edges + 1)
     return max(width, 1.0)
 
 
-def _least_ink(ink: Floats, before: Floats) -> tuple[Floats, Floats]:
-    """For each pixel the least ink on a path from the first row to it, which never turns back.
+def _least_ink(ink: Floats, before: Floats) -> tuple[Floats, Floats, list[list[list[int]]]]:
+    """For each pixel [B,H,W] the least ink on a path from the first row to it.
 
-    And the ink to the left of that path, with `before` to the left of each pixel.
+    The second is the ink to the left of that path; `before` is that to the left of each pixel. The
+    third is the column in the row above from which the path comes.
     """
     total, left_of = np.empty_like(ink), np.empty_like(ink)
-    side = ink + _SIDEWAYS
-    along = side.cumsum(axis=1)  # of a walk along the row, up to each pixel and with it
-    upto = along - side
-    columns = np.arange(ink.shape[1])
-    reached = np.zeros(ink.shape[1], np.float32)
-    left = np.zeros(ink.shape[1], np.float32)
-    for row in range(len(ink)):
-        here = reached + ink[row]
-        right = here - along[row]
-        least = np.minimum.accumulate(right)
-        from_left = np.maximum.accumulate(np.where(right <= least, columns, 0))
-        right = least + along[row]
-        wrong = (here + upto[row])[::-1]
-        least = np.minimum.accumulate(wrong)
-        from_right = columns[-1] - np.maximum.accumulate(np.where(wrong <= least, columns, 0))[::-1]
-        back = least[::-1] - upto[row]
-        is_right = right <= back
-        reached = np.where(is_right, right, back)
-        left = left[np.where(is_right, from_left, from_right)] + before[row]
-        total[row], left_of[row] = reached, left
-    return total, left_of
+    came = np.zeros(ink.shape, np.intp)
+    total[:, 0], left_of[:, 0] = ink[:, 0], before[:, 0]
+    pages, rows, width = ink.shape
+    padded = np.full((pages, width + 2 * _REACH), np.inf, np.float32)
+    near = np.lib.stride_tricks.sliding_window_view(padded, 2 * _REACH + 1, axis=1)
+    start = np.arange(width) - _REACH
+    page = np.arange(pages)[:, None]
+    # Of a walk along a row; a row is as high as two columns are wide.
+    along = np.pad(ink.cumsum(axis=2) / 2, ((0, 0), (0, 0), (_REACH, _REACH)))
+    windows = np.lib.stride_tricks.sliding_window_view(along, 2 * _REACH + 1, axis=2)
+    walks = np.abs(windows - windows[..., _REACH, None]) + _SIDEWAYS
+    for row in range(1, rows):
+        padded[:, _REACH:-_REACH] = total[:, row - 1]
+        costs = near + walks[:, row]
+        at = costs.argmin(axis=2) + start
+        came[:, row] = at
+        total[:, row] = costs.min(axis=2) + ink[:, row]
+        left_of[:, row] = left_of[page, row - 1, at] + before[:, row]
+    columns: list[list[list[int]]] = came.tolist()  # type: ignore[assignment]
+    return total, left_of, columns
 
 
-def _path(ink: Floats, total: Floats, column: int) -> npt.NDArray[np.intp]:
-    """The columns, row by row, of the path of least ink to a pixel of the last row."""
-    path = np.empty(len(ink), np.intp)
-    side = ink + _SIDEWAYS
-    for row in range(len(ink) - 1, -1, -1):
-        path[row] = column
-        if row:
-            along = side[row].cumsum()
-            walk = np.abs(along[column] - along)
-            # To the left of it, a walk starts behind the first pixel; to the right, before it.
-            walk[column + 1 :] += side[row, column] - side[row, column + 1 :]
-            column = int((total[row - 1] + ink[row] + walk).argmin())
+def _path(came: list[list[int]], row: int, column: int) -> list[int]:
+    """The columns of the path to a pixel, from its row to the first."""
+    path = [column]
+    for above in range(row, 0, -1):
+        column = came[above][column]
+        path.append(column)
     return path

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from service.core.digits import SIDE, Pixels
@@ -23,6 +24,12 @@ from service.core.pictures.page import IS_INK, Ink, ink_of, upright
 
 _BOX = 20
 _IS_SEEN = 80
+# What comes in from outside over this part of a page's side, and takes no more light than this, is
+# a shadow rather than ink.
+_ENTERS = 1 / 32
+_SHADOW_DEPTH = 0.65
+# What comes closer to an edge than this part of the side nearly reaches it.
+_NEARLY = 1 / 12
 # A digit of fewer pixels on a page is looked at again in a larger copy of the picture.
 _SMALL = 44
 
@@ -59,18 +66,21 @@ def find_digit(image: Image.Image, *, explain: bool = False) -> Found:
     picture = upright(image, pages.SIDE)
     done = [("picture", picture)]
     page = ink_of(picture)
-    digit = _digit_on(page.ink)
+    digit = _digit_on(page)
     if explain:
         done.append(("ink", Image.fromarray(page.ink)))
     several = digit is not None and digit.several
     if digit is not None and max(digit.ink.shape) < _SMALL and max(image.size) > pages.SIDE:
         picture = upright(image, pages.SIDE, _around(digit.box, page.ink.shape))
         page = ink_of(picture)
-        digit = _digit_on(page.ink)
+        digit = _digit_on(page)
         if explain:
             done += [("closer", picture), ("ink, closer", Image.fromarray(page.ink))]
     if digit is None:
-        hint = page.hint or "Only specks or lines were found; is the digit large enough?"
+        hint = page.hint or (
+            "Only specks, lines or shadows were found; is the digit large enough, with paper on "
+            "all sides?"
+        )
         pixels = np.zeros((1, SIDE, SIDE), np.uint8)
         return Found(pixels, "blank", hint, tuple(done) if explain else ())
     pixels = fit_digit(digit.ink)[None]
@@ -92,8 +102,8 @@ class _Digit(NamedTuple):
     several: bool
 
 
-def _digit_on(ink: Ink) -> _Digit | None:
-    ink = without_lines(ink)
+def _digit_on(page: pages.Page) -> _Digit | None:
+    ink = without_lines(page.ink)
     found = components_of(ink >= IS_INK)
     chosen, several = digit_of(found, (ink.shape[0], ink.shape[1]))
     if not chosen:
@@ -104,11 +114,27 @@ def _digit_on(ink: Ink) -> _Digit | None:
     # The edges of strokes are soft: one more pixel on every side belongs to them.
     near = mask[:-2] | mask[1:-1] | mask[2:]
     near = near[:, :-2] | near[:, 1:-1] | near[:, 2:]
+    if page.depth < _SHADOW_DEPTH and _enters(mask[1:-1, 1:-1]):
+        return None
     boxes = found.boxes[chosen]
     top, left = (max(int(edge) - 1, 0) for edge in boxes[:, :2].min(axis=0))
     bottom, right = (int(edge) + 1 for edge in boxes[:, 2:].max(axis=0))
     area = np.s_[top:bottom, left:right]
     return _Digit(np.where(near[area], ink[area], np.uint8(0)), (top, left, bottom, right), several)
+
+
+def _enters(mask: npt.NDArray[np.bool_]) -> bool:
+    """Whether something comes in from outside of the page.
+
+    A wide part of it is at an edge; or it nearly reaches two of them, as the paper under a shadow
+    is hard to estimate in corners.
+    """
+    least = max(mask.shape) * _ENTERS
+    sides = (mask, mask[::-1], mask.T, mask.T[::-1])
+    if any(np.count_nonzero(side[0]) >= least for side in sides):
+        return True
+    near = [np.count_nonzero(side[int(len(side) * _NEARLY)]) >= least for side in sides]
+    return near.count(True) >= 2
 
 
 def _around(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> pages.Part:

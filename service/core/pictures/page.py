@@ -69,13 +69,14 @@ class Page(NamedTuple):
     """Ink (uint8 [H,W]: 0 is paper, 255 full ink), and pixels of it per pixel of the picture.
 
     `hint` says what was found on a page without ink; it is empty otherwise. `picture` is
-    what the ink was taken from.
+    what the ink was taken from, and `depth` the part of the light that the ink takes, 0 to 1.
     """
 
     ink: Ink
     scale: float
     hint: str
     picture: Image.Image
+    depth: float
 
 
 def upright(image: Image.Image, side: int, part: Part = WHOLE) -> Image.Image:
@@ -124,7 +125,7 @@ def ink_of(picture: Image.Image) -> Page:
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.BOX)
-    if picture.mode == "RGB" and not _has_colour(picture):
+    if picture.mode == "RGB" and not has_colour(picture):
         picture = picture.convert("L")
     values = np.asarray(picture)
     if values.ndim == 2:
@@ -155,8 +156,8 @@ def ink_of(picture: Image.Image) -> Page:
             "No ink was found; is the pen darker or lighter than the paper by at least "
             f"{LEAST_CONTRAST:.0%} of its brightness?"
         )
-        return Page(np.zeros(planes.shape[1:], np.uint8), scale, hint, picture)
-    return Page(ink, scale, "", picture)
+        return Page(np.zeros(planes.shape[1:], np.uint8), scale, hint, picture, 0.0)
+    return Page(ink, scale, "", picture, float(depth[ink >= IS_INK].mean()))
 
 
 def _depth(planes: Ink, bright: npt.NDArray[np.bool_], stroke: int) -> Floats:
@@ -234,7 +235,8 @@ def ink_is_bright(grey: Ink) -> bool:
     return float((squares * logs).mean()) > 0
 
 
-def _has_colour(picture: Image.Image) -> bool:
+def has_colour(picture: Image.Image) -> bool:
+    """Whether the channels of a picture in RGB differ by more than the noise of a camera."""
     values = np.asarray(picture).astype(np.int16)
     return bool(
         (np.abs(values[:, :, 0] - values[:, :, 1]) > 24).any()
@@ -243,12 +245,17 @@ def _has_colour(picture: Image.Image) -> bool:
 
 
 def _joined(depth: Floats) -> Floats:
-    """Planes [3,H,W] along the axis on which their second moment is largest: [H,W]."""
+    """Planes [3,H,W] along the axis of their ink: [H,W]."""
+    joined: Floats = (ink_axis(depth) @ depth.reshape(3, -1)).reshape(depth.shape[1:])
+    return joined
+
+
+def ink_axis(depth: Floats) -> Floats:
+    """The axis [3] on which the second moment of planes [3,H,W] is largest, and ink positive."""
     flat = depth.reshape(3, -1)
     _, axes = np.linalg.eigh(flat @ flat.T)
-    axis = axes[:, -1]
-    joined: Floats = (axis @ flat).reshape(depth.shape[1:])
-    return joined if joined.sum() > 0 else -joined
+    axis: Floats = axes[:, -1]
+    return axis if (axis @ flat).sum() > 0 else -axis
 
 
 def _otsu(depth: Floats) -> float:

@@ -23,14 +23,23 @@ from PIL import Image
 
 from service.core.digits import Pixels, Prediction
 from service.core.errors import RequestTooLarge
-from service.core.pictures.components import without_lines
+from service.core.pictures.components import may_have_lines, without_lines
 from service.core.pictures.cuts import LEAST_INK, cuts_through
 from service.core.pictures.digit import fit_digits
-from service.core.pictures.page import IS_INK, LEAST_CONTRAST, Ink, closed, ink_is_bright, upright
+from service.core.pictures.page import (
+    IS_INK,
+    LEAST_CONTRAST,
+    Ink,
+    closed,
+    has_colour,
+    ink_axis,
+    ink_is_bright,
+    upright,
+)
 
 # A page is read at this number of pixels on its longer side, to twice that; at the second one if
 # strokes take fewer pixels than _THIN at the first.
-_SIDES = 256, 640
+_SIDES = 320, 640
 _THIN = 4.0
 # Pixels per side of the copy on which the paper is estimated.
 _PAPER_SIDE = 128
@@ -57,10 +66,11 @@ _SURE = 0.95  # of a model that does not judge, a lower probability leaves doubt
 _LIKELY = 0.7
 _NO_DIGIT = ("not_a_digit", "several_digits")
 _PER_DIGIT = 0.1
-_PER_CUT = 0.2
+_PER_CUT = 0.05
 _PER_STROKE = 0.1  # for each stroke's width of ink that a cut crosses
 _SHORT = 4.0  # for each height by which a candidate is lower than its line
-_WIDE = 1.0  # for each height by which it is wider than high
+_USUAL = 0.72  # width of a digit
+_WIDE = 0.9  # for each height by which it is wider than _USUAL heights
 
 
 class Box(NamedTuple):
@@ -109,9 +119,9 @@ class ReadDigit(NamedTuple):
 class Reading(NamedTuple):
     """What a page says: digits in reading order, and the text of each line.
 
-    A line has one character per digit: the most probable one, whether it is accepted or not. It is
-    "?" for a mark that is several digits, or not a digit; in a line of which at least half are
-    digits, such a mark counts as one if one digit is likely enough.
+    A line has one character per mark: the most probable digit, or "?" if the mark is several digits
+    or none. Where at least half of a line are digits, a mark that is likely enough to be one counts
+    as one.
     """
 
     digits: list[ReadDigit]
@@ -153,7 +163,9 @@ def candidates_on(image: Image.Image, most: int) -> Candidates:
         if max(picture.size) == max(image.size) or _stroke(ink) >= _THIN:
             break
     scale = reduced * max(width, height) / max(picture.size)
-    return find_digits(without_lines(ink), most)._replace(scale=scale)
+    if may_have_lines(ink):
+        ink = without_lines(ink)
+    return find_digits(ink, most)._replace(scale=scale)
 
 
 def ink_on(picture: Image.Image) -> Ink:
@@ -162,10 +174,10 @@ def ink_on(picture: Image.Image) -> Ink:
     `page.ink_of` does the same for one digit. On a page only a few pixels in a hundred are ink. So
     the paper is estimated on a small copy, and the level of ink from how much the paper varies.
     """
+    factor = -(-max(picture.size) // _PAPER_SIDE)
     if picture.mode != "L":
-        picture = picture.convert("L")
+        picture = _in_grey(picture, factor)
     grey = np.asarray(picture)
-    factor = -(-max(grey.shape) // _PAPER_SIDE)
     small = np.asarray(picture.reduce(factor))
     if ink_is_bright(grey[::2, ::2]):
         grey, small = 255 - grey, 255 - small
@@ -185,8 +197,23 @@ def ink_on(picture: Image.Image) -> Ink:
     return np.asarray(depth.point(_ink_of_depth(depth.histogram())))
 
 
+def _in_grey(picture: Image.Image, factor: int) -> Image.Image:
+    """A picture in RGB, in L along the axis of its ink; a small copy shows this axis."""
+    small = picture.reduce(factor)
+    if not has_colour(small):
+        return picture.convert("L")
+    planes = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
+    bright = np.reshape([ink_is_bright(plane) for plane in planes], (3, 1, 1))
+    planes = np.where(bright, 255 - planes, planes)
+    depth = closed(planes, max(3, max(planes.shape) // 6 | 1)) - planes
+    weights = ink_axis(depth.astype(np.float32)) * np.where(bright.ravel(), -1, 1)
+    red, green, blue = (weights / np.abs(weights).sum()).tolist()
+    offset = -255 * sum(weight for weight in (red, green, blue) if weight < 0)
+    return picture.convert("L", (red, green, blue, offset))
+
+
 def _ink_of_depth(histogram: list[int]) -> list[int]:
-    """The ink for each of 256 levels of depth, of which a page has so many pixels each."""
+    """The ink for each of 256 levels of depth; `histogram` counts the pixels of each."""
     counts = np.array(histogram)
     below = counts.cumsum()
     levels = np.arange(256)
@@ -515,7 +542,7 @@ def _candidate(
     """A group of pieces or parts as one digit, with the strokes that the cuts beside it cross."""
     box = _around([piece.box for piece in group])
     high, wide = (box.bottom - box.top) / height, (box.right - box.left) / height
-    cost = _SHORT * max(0.0, 0.7 - high) + _WIDE * max(0.0, wide / max(high, 1.0) - 1.0)
+    cost = _SHORT * max(0.0, 0.7 - high) + _WIDE * max(0.0, wide / max(high, 1.0) - _USUAL)
     cost += sum((_PER_CUT + _PER_STROKE * crossed) / 2 for crossed in cuts if crossed is not None)
     return Candidate(first, last, box, cost, row)
 

@@ -8,7 +8,6 @@ other hosts.
 from __future__ import annotations
 
 import hashlib
-import mimetypes
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,14 @@ from service.http.message import JSON, HttpRequest, HttpResponse
 STATIC = Path(__file__).parent / "static"
 _PAGE = "index.html"
 _HTML = "text/html"
+# Not those of `mimetypes`, which differ from system to system.
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
 _LONGEST_ACCEPT = 1024  # of the header Accept; browsers send some 150 characters
 # Pictures come from files that people choose (blob:) and from the steps of an answer (data:).
 _POLICY = (
@@ -51,7 +58,7 @@ class Playground:
     """
 
     def __init__(self, default_model: str = "mnist", *, enabled: bool = True) -> None:
-        paths = sorted(STATIC.iterdir()) if enabled else []
+        paths = [path for path in STATIC.iterdir() if path.suffix in _TYPES] if enabled else []
         contents = {path.name: path.read_bytes() for path in paths}
         if _PAGE in contents:
             model = f'data-model="{escape(default_model)}"'.encode()
@@ -83,10 +90,8 @@ class Playground:
 
 
 def _file(name: str, content: bytes) -> _File:
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    if kind.startswith("text/"):
-        kind += "; charset=utf-8"
     etag = f'W/"{hashlib.sha256(content).hexdigest()[:16]}"'
+    kind = _TYPES[Path(name).suffix]
     return _File(content, (("content-type", kind), ("etag", etag), *_HEADERS), etag)
 
 

@@ -37,8 +37,8 @@ def test_a_classifier_of_one_digit_reads_numbers_of_this_digit(
     mnist: Mnist, touching: bool
 ) -> None:
     sevens = mnist.images[mnist.labels == 7][:40]
-    result = strings.measure(
-        as_seven, sevens, np.full(40, 7), half="tune", touching=touching, count=6
+    (result,) = strings.measure(
+        [as_seven], sevens, np.full(40, 7), half="tune", touching=touching, count=6
     )
     assert 0 < result.single <= 1
     assert 0 < result.product <= result.single

@@ -128,3 +128,13 @@ def test_a_wrong_request_is_rejected(
             await answer_to(operations, body, content_type, query)
 
     run_with_operations(tmp_path, scenario)
+
+
+def test_a_query_that_takes_long_to_parse_is_refused(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(InvalidArgument, match="8192 characters"):
+            await read(operations.digits, request_of(PNG, "image/png", "a=b&" * 16_000))
+
+    run_with_operations(tmp_path, scenario)

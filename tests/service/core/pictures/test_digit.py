@@ -65,6 +65,25 @@ def test_a_blank_page_has_a_hint_and_its_steps() -> None:
     assert [name for name, _ in found.steps] == ["picture", "ink"]
 
 
+@pytest.mark.parametrize("soft", [1.0, 6.0])
+@pytest.mark.parametrize("angle", [0.0, 0.6, 0.8, 1.5, 2.4])
+def test_a_shadow_across_a_blank_page_is_no_digit(angle: float, soft: float) -> None:
+    y, x = np.mgrid[-120:120, -100:100]
+    away = np.abs(x * np.cos(angle) + y * np.sin(angle) - 10) - 20
+    light = 1 - 0.4 / (1 + np.exp(np.clip(away / soft, -30, 30)))
+    found = find_digit(picture(240 * light))
+    assert (found.reason, "shadows" in found.hint) == ("blank", True)
+
+
+def test_a_dark_digit_may_run_out_of_the_page_and_a_faint_one_may_come_near() -> None:
+    whole = seven()
+    rows, columns = (np.flatnonzero(whole.any(axis=axis)) for axis in (1, 0))
+    cut = whole[rows[0] + 4 : rows[-1] - 4, columns[0] + 4 : columns[-1] - 4]
+    assert not find_digit(picture(230 - 200 * cut)).reason
+    close = np.pad(cut, max(cut.shape) // 6)
+    assert not find_digit(picture(230 - 50 * close)).reason
+
+
 def test_several_digits_are_named() -> None:
     both = np.hstack([seven(), seven()])
     found = find_digit(picture(255 * (1 - both)))

@@ -80,6 +80,24 @@ def test_bright_ink_on_a_dark_page_is_ink() -> None:
     assert np.array_equal(ink_on(picture) > 96, ink_on(inverted) > 96)
 
 
+@pytest.mark.parametrize(
+    ("paper", "pen"),
+    [
+        ((120, 200, 120), (235, 150, 90)),  # of the same luminance
+        ((90, 90, 230), (240, 200, 40)),
+        ((250, 240, 200), (40, 40, 180)),
+    ],
+)
+def test_ink_of_another_colour_is_ink(
+    paper: tuple[int, int, int], pen: tuple[int, int, int]
+) -> None:
+    picture = Image.new("RGB", (300, 200), paper)
+    picture.paste(pen, (100, 50, 110, 120))
+    expected = Image.new("L", picture.size)
+    expected.paste(255, (100, 50, 110, 120))
+    assert np.array_equal(ink_on(picture) > 96, np.asarray(expected) > 96)
+
+
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_blank_page_has_no_candidates(level: int) -> None:
     lines, pixels, *_ = candidates_on(Image.new("L", (500, 300), level), 10)
