@@ -87,9 +87,10 @@ def test_sent_input_and_output_in_shared_memory_may_be_combined(
     result = triton.infer("mnist", [tensor], outputs=[to_memory(triton, size=SCORES + 100)])
     (output,) = triton.answer(result)["outputs"]
     assert "data" not in output
-    size = output["parameters"]["shared_memory_byte_size"]
-    written = int(size["int64_param"] if triton.is_grpc else size)
-    assert written == SCORES
+    if triton.is_grpc:
+        assert int(output["parameters"]["shared_memory_byte_size"]["int64_param"]) == SCORES
+    else:
+        assert "parameters" not in output  # Triton's C++ client takes any for binary data
 
 
 def test_strings_pass_through_shared_memory(triton: Triton, memory: Any) -> None:

@@ -199,7 +199,7 @@ def test_models_that_hang_leave_the_others_their_threads(
     names = [f"loop{number}" for number in range(min(os.cpu_count() or 1, 16) + 5)]
     for name in names:
         publish_loop(models, name)
-    server = start_server(models, stop_timeout=1, model_control_mode="none")
+    server = start_server(models, stop_timeout=1, model_control_mode="explicit", load_model="*")
     running = [clients.submit(loop, server, FOR_EVER, name) for name in names]
     has_begun(server, running[0])
     assert loop(server, 7)[1]["outputs"][0]["data"] == [7.0]
@@ -211,7 +211,7 @@ def test_models_that_hang_leave_the_others_their_threads(
 def test_a_model_whose_warm_up_does_not_end_is_not_loaded(
     start_server: Callable[..., Server], models: Path
 ) -> None:
-    server = start_server(models, max_run_seconds=1, model_control_mode="none")
+    server = start_server(models, max_run_seconds=1, model_control_mode="explicit", load_model="*")
     publish_loop(models, "endless", is_endless=True)
     status, answer = server.post("/v2/repository/models/endless/load", b"{}", "application/json")
     assert status == 400
