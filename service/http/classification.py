@@ -1,4 +1,4 @@
-"""POST /predict for models of anything else than digits, as their cards describe them."""
+"""POST /predict for models of anything but digits, as their cards describe them."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
 
     The body is one picture, as it is or in the field `image` of a form; raw pixels of 784 bytes per
     image as application/octet-stream; or JSON, bare or under "image": a picture as a data URL, or
-    numbers (28x28, Nx28x28 or 784). Models of anything else than digits answer as
+    numbers (28x28, Nx28x28 or 784). Models of anything but digits answer as
     `http.classification` says. Raises ModelNotFound, UnsupportedMediaType for another content type,
     InvalidArgument for a body that does not match its content type. With
     `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
