@@ -37,7 +37,7 @@ class Card(NamedTuple):
     `output_kinds` says whether an output holds logits or probabilities, and an output with either
     word as its name needs no entry; `labels` are the names of the classes; `batching` says whether
     the model is row-wise, so that requests may be joined and split; None leaves it open. `samples`
-    are inputs of the warm-up, in any dtype; `picture` says what a picture becomes.
+    are inputs of the warm-up, as objects; `picture` says what a picture becomes.
     """
 
     sha256: str = ""
@@ -88,6 +88,17 @@ def content(path: Path) -> bytes:
     return text
 
 
+def _array(values: Any) -> Array:
+    """Nested lists as an array of objects: one of texts would pad each to the longest.
+
+    Raises ValueError if they are nested unevenly.
+    """
+    array = np.array(values, object)
+    if any(isinstance(each, list) for each in array.flat):
+        raise ValueError("uneven lists")
+    return array
+
+
 def read(path: Path) -> Card:
     """Read a card; a missing file is an empty card. Raises ModelLoadError for a damaged one.
 
@@ -113,7 +124,7 @@ def read(path: Path) -> Card:
     sha256 = fields.get("sha256", "")
     try:
         samples = [
-            {name: np.array(values) for name, values in sample.items()}
+            {name: _array(values) for name, values in sample.items()}
             for sample in fields.get("warm_up", ())
         ]
     except ValueError as error:

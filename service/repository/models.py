@@ -20,7 +20,14 @@ from service.core.batching import Batcher, Batching
 from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
 from service.core.classification.pictures import PictureError
 from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
-from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
+from service.core.errors import (
+    InvalidArgument,
+    ModelLoadError,
+    ModelNotFound,
+    ProviderUnavailable,
+    Unavailable,
+    excerpt,
+)
 from service.repository.agreement import (
     declared_batching,
     ignored_by,
@@ -420,6 +427,16 @@ class Repository:
 
     def _load(self, version: VersionOnDisk) -> ServedModel:
         """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
+        try:
+            return self._model_of(version)
+        except (ModelLoadError, ProviderUnavailable):
+            raise
+        except Exception as error:  # one model must not take the others down
+            log.exception("Loading %s version %s failed.", version.name, version.number)
+            raise ModelLoadError(f"loading it failed: {error!r}") from error
+
+    def _model_of(self, version: VersionOnDisk) -> ServedModel:
+        """Load one version. Raises ModelLoadError, ProviderUnavailable, and what nobody expects."""
         config, file, folder = version.config, version.file, version.model_folder
         if config.problem:
             raise ModelLoadError(config.problem)

@@ -99,6 +99,8 @@ def test_outputs_named_after_a_kind_need_no_entry() -> None:
         ({"picture": {"scale": True}}, "picture.scale must be a number"),
         ({"picture": {"mean": [0.5, None, 1]}}, "picture.mean must be a number, or a list"),
         ({"picture": {"std": 0}}, "std must not be 0"),
+        ({"picture": {"mean": 10**400}}, "picture.mean has a number that is too large"),
+        ({"picture": {"scale": 10**400}}, "picture.scale has a number that is too large"),
         ({"picture": {"resize": "squeeze"}}, "picture.resize must be crop, pad or stretch"),
         ({"picture": {"shorter_side": -1}}, "picture.shorter_side must be a whole number"),
         ({"picture": {"filter": "nearest"}}, "picture.filter must be bilinear"),
@@ -156,10 +158,17 @@ def test_samples_of_the_warm_up_are_arrays(tmp_path: Path) -> None:
         tmp_path, b'{"warm_up": [{"x": [[1, NaN]], "s": ["a"], "n": 5}, {"x": [[null]]}]}'
     )
     first, second = card.samples
-    assert np.array_equal(first["x"], [[1, np.nan]], equal_nan=True)
+    assert np.array_equal(first["x"].astype(np.float32), [[1, np.nan]], equal_nan=True)
     assert first["s"].tolist() == ["a"]
     assert first["n"].shape == ()
     assert np.isnan(second["x"].astype(np.float32)).all()
+
+
+def test_texts_of_the_warm_up_take_the_memory_of_their_own_lengths(tmp_path: Path) -> None:
+    texts = ["b"] * 100_000 + ["a" * 100_000]  # 40 GB if each were as long as the longest
+    (sample,) = card_of(tmp_path, {"warm_up": [{"x": texts}]}).samples
+    assert sample["x"].nbytes < 10**6
+    assert sample["x"].tolist() == texts
 
 
 def test_a_name_that_is_almost_a_field_is_logged(

@@ -66,6 +66,8 @@ class Fixture:
         content = path.read_bytes()
         if content.startswith(b"broken"):
             raise ModelLoadError("it is broken")
+        if content.startswith(b"strange"):
+            raise MemoryError("5 TiB")
         if content.startswith(b"cuda"):
             raise ProviderUnavailable("no device")
         return FakeSession(content)
@@ -177,6 +179,20 @@ def test_a_broken_version_is_tried_once_until_its_file_changes(fixture: Fixture)
         await repository.refresh()
         assert repository.failures == {}
         assert repository.versions("mnist") == ["2", "1"]
+
+    fixture.run(scenario)
+
+
+def test_an_unexpected_error_of_one_version_is_a_failure_of_that_version(fixture: Fixture) -> None:
+    fixture.publish("a/1", b"strange")
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert repository.failures == {"a/1": "loading it failed: MemoryError('5 TiB')"}
+        assert repository.versions("mnist") == ["1"]
+        with pytest.raises(ModelLoadError, match="5 TiB"):
+            await repository.follow(set(), {"a": 1})
 
     fixture.run(scenario)
 
