@@ -112,6 +112,8 @@ def read(path: Path) -> Card:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
     try:
         fields: Any = json.loads(text)
+        # An escape may be a lone surrogate, which no answer could hold.
+        json.dumps(fields, ensure_ascii=False).encode()
         wrong = mistake(schema(), fields)
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error

@@ -52,6 +52,7 @@ from service.repository.versions import (
     digests,
     external_weights,
     parse_version,
+    printable,
     scan,
 )
 from service.repository.warm_up import samples
@@ -197,7 +198,9 @@ class Repository:
     def failures(self) -> Mapping[str, str]:
         """Why versions on disk are not served: `NAME/VERSION` (or the root) -> reason."""
         failures = {f"{name}/{number}": f.reason for (name, number), f in self._failed.items()}
-        return failures | ({str(self._root): self._root_error} if self._root_error else {})
+        return failures | (
+            {printable(str(self._root)): self._root_error} if self._root_error else {}
+        )
 
     async def index(self) -> list[IndexEntry]:
         """Every version on disk, by model, newest first, and what is there but cannot be served.
@@ -262,7 +265,7 @@ class Repository:
             except OSError as error:
                 if not self._root_error:
                     log.error("The model repository %s cannot be read: %s.", self._root, error)
-                self._root_error = str(error)
+                self._root_error = printable(str(error))
                 return
             self._root_error = ""
             changed, failed_before = False, dict(self._failed)
@@ -353,7 +356,8 @@ class Repository:
                 try:
                     model = await loop.run_in_executor(self._executor, self._load, version)
                 except ModelLoadError as error:
-                    self._failed[key] = _Failure(version.signature, error.message)
+                    # Answers hold the reason, and it may quote the name of a file.
+                    self._failed[key] = _Failure(version.signature, printable(error.message))
                     log.error(
                         "Version %s of model %s is not served: %s.", version.number, name, error
                     )
@@ -512,4 +516,6 @@ class Repository:
 
     async def _scan(self) -> OnDisk:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, scan, self._root, self._configs)
+        on_disk = await loop.run_in_executor(self._executor, scan, self._root, self._configs)
+        reasons = {key: printable(reason) for key, reason in on_disk.unservable.items()}
+        return on_disk._replace(unservable=reasons)

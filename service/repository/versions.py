@@ -90,6 +90,11 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
     return on_disk
 
 
+def printable(text: str) -> str:
+    """The text, with an escape for what UTF-8 lacks: bytes of file names, and lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def only_model(root: Path) -> str:
     """The name of the model, if the repository holds one alone; else an empty string."""
     from service.repository.triton_config import TritonConfigs
@@ -104,6 +109,8 @@ def only_model(root: Path) -> str:
 def _add_model(on_disk: OnDisk, folder: Path, configs: TritonConfigs) -> None:
     """Add the model in a folder of its own."""
     name = folder.name
+    if _has_no_name(on_disk, name):
+        return
     config, config_signature = configs.of(folder)
     versions, unservable = [], {}
     for entry in folder.iterdir():
@@ -153,12 +160,22 @@ def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
         if version := parse_version(folder.name):
             name, number = folder.parent.name, version
             config, config_signature = configs.of(folder.parent)
+    if _has_no_name(on_disk, name):
+        return
     card = file.with_suffix(".json")
     files = (file, *(folder / place for place in _external(file)))
     signature = (*_signature(folder, (*files, card)), *config_signature)
     on_disk.models[name] = [
         VersionOnDisk(name, number, folder, folder.parent, file, files, card, signature, config)
     ]
+
+
+def _has_no_name(on_disk: OnDisk, name: str) -> bool:
+    """Whether no request can name this model, because its name is not UTF-8; it is added so."""
+    shown = printable(name)
+    if shown != name:
+        on_disk.unservable[shown, ""] = "its name is not UTF-8; rename it"
+    return shown != name
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -226,7 +243,7 @@ def digest_of_all(digests: Mapping[str, str]) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
 def open_regular(path: Path) -> BufferedReader:

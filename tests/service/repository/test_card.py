@@ -70,6 +70,8 @@ def test_outputs_named_after_a_kind_need_no_entry() -> None:
         (b"", "not valid JSON"),
         (b"{'sha256': ''}", "not valid JSON"),
         (b"\xff\xfe", "cannot read"),
+        (b'{"labels": ["a", "\\ud800"]}', "not valid JSON: .* surrogates not allowed"),
+        (b'{"sha256": {"a\\ud800": "x"}}', "not valid JSON: .* surrogates not allowed"),
         (b"null", "JSON object"),
         (b'"sha256"', "JSON object"),
         ({"sha256": None}, "sha256 must be a string"),

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -193,6 +194,25 @@ def test_an_unexpected_error_of_one_version_is_a_failure_of_that_version(fixture
         assert repository.versions("mnist") == ["1"]
         with pytest.raises(ModelLoadError, match="5 TiB"):
             await repository.follow(set(), {"a": 1})
+
+    fixture.run(scenario)
+
+
+def test_a_reason_that_quotes_a_name_that_is_not_utf_8_can_be_answered(fixture: Fixture) -> None:
+    bad = os.fsdecode(b"bad\xff")
+    fixture.publish(
+        "mnist/1", card={"sha256": {"model.onnx": hashlib.sha256(b"model").hexdigest()}}
+    )
+    (fixture.root / "mnist" / "1" / bad).touch()
+    (fixture.root / "other" / "1").mkdir(parents=True)
+    (fixture.root / "other" / "1" / f"{bad}.onnx").touch()
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        reasons = [repository.failures["mnist/1"], *(e.reason for e in await repository.index())]
+        for reason in reasons:
+            assert r"bad\udcff" in reason
+            assert reason.encode()
 
     fixture.run(scenario)
 

@@ -127,6 +127,20 @@ def test_a_folder_that_cannot_be_served_has_a_reason(tmp_path: Path) -> None:
     }
 
 
+def test_a_name_that_is_not_utf_8_is_not_served(tmp_path: Path) -> None:
+    bad = os.fsdecode(b"bad\xff")
+    publish(tmp_path, bad, "1")
+    (tmp_path / f"{bad}.onnx").touch()
+    file = publish(tmp_path, "good", "1")
+    (file.parent / bad).touch()
+    on_disk = scan(tmp_path, TritonConfigs())
+    assert list(on_disk.models) == ["good"]
+    assert on_disk.unservable == {
+        ("bad\\udcff", ""): "its name is not UTF-8; rename it",
+    }
+    assert digest_of_all(digests(on_disk.models["good"][0]))
+
+
 def version_of(root: Path) -> VersionOnDisk:
     """The only version in a repository."""
     ((version,),) = scan(root, TritonConfigs()).models.values()
