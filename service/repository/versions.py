@@ -76,18 +76,29 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
         _add_bare(on_disk, root, configs)
         return on_disk
     entries = [entry for entry in sorted(root.iterdir()) if not entry.name.startswith(".")]
-    bare = [entry for entry in entries if entry.suffix == ".onnx" and entry.is_file()]
+    bare = [entry for entry in entries if entry.suffix == ".onnx" and _is_file(entry)]
     for file in bare:
         _add_bare(on_disk, file, configs)
     model_file = configs.of(root.absolute())[0].model_file
-    if any(parse_version(entry.name) and (entry / model_file).is_file() for entry in entries):
+    if any(parse_version(entry.name) and _is_file(entry / model_file) for entry in entries):
         _add_model(on_disk, root.absolute(), configs)
         return on_disk
     for entry in entries:
-        # Beside bare files, a folder may be about anything.
-        if entry.is_dir() and not (bare and not any(entry.glob(f"*/{MODEL_FILE}"))):
-            _add_model(on_disk, entry, configs)
+        try:
+            # Beside bare files, a folder may be about anything.
+            if entry.is_dir() and not (bare and not any(entry.glob(f"*/{MODEL_FILE}"))):
+                _add_model(on_disk, entry, configs)
+        except (OSError, ValueError) as error:  # one folder must not hide the others
+            on_disk.unservable[printable(entry.name), ""] = f"it cannot be read: {error}"
     return on_disk
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; what cannot be looked at is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def printable(text: str) -> str:
