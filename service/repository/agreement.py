@@ -15,7 +15,7 @@ from service.core.errors import ModelLoadError, excerpt
 from service.core.tensors import TensorSpec
 from service.repository.card import Card
 from service.repository.triton_config import CONFIG_FILE, NO_FORMAT, TensorConfig, TritonConfig
-from service.repository.versions import CARD_FILE, open_regular
+from service.repository.versions import CARD_FILE, open_inside
 from service.runtime.presented import Tensor
 from service.runtime.session import Session
 
@@ -58,7 +58,7 @@ def labels_of(
             continue
         path = folder / output.label_filename
         try:
-            with open_regular(path) as file:
+            with open_inside(path, folder, folder / CONFIG_FILE) as file:
                 content = file.read(_MAX_LABEL_BYTES + 1)
             lines = tuple(content.decode().splitlines())
         except (OSError, UnicodeDecodeError) as error:

@@ -21,7 +21,7 @@ from service.core.datatypes import Array
 from service.core.digits import LOGITS, PROBABILITIES
 from service.core.errors import ModelLoadError, excerpt
 from service.repository.json_schema import Schema, mistake
-from service.repository.versions import open_regular
+from service.repository.versions import open_inside
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,13 @@ def schema() -> Schema:
     return fields
 
 
-def content(path: Path) -> bytes:
-    """The file of a card. Raises OSError, also if it has more than 16 MB."""
-    with open_regular(path) as file:
+def content(path: Path, model_file: Path) -> bytes:
+    """The file of a card.
+
+    Raises OSError, also if it has more than 16 MB, or is a link to another place than that of the
+    model's file.
+    """
+    with open_inside(path, path.parent, model_file) as file:
         text = file.read(_MAX_BYTES + 1)
     if len(text) > _MAX_BYTES:
         raise OSError(f"it has more than {_MAX_BYTES} bytes")
@@ -99,13 +103,14 @@ def _array(values: Any) -> Array:
     return array
 
 
-def read(path: Path) -> Card:
-    """Read a card; a missing file is an empty card. Raises ModelLoadError for a damaged one.
+def read(path: Path, model_file: Path) -> Card:
+    """Read the card of a model; a missing file is an empty card.
 
+    Raises ModelLoadError for a damaged one, and for a link that `content` does not follow.
     A field whose name is almost that of a known one is logged; other unknown fields are ignored.
     """
     try:
-        text = content(path).decode()
+        text = content(path, model_file).decode()
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:

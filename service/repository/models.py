@@ -76,6 +76,7 @@ class ServedModel(NamedTuple):
     version: str
     card: Card
     card_file: Path
+    model_file: Path
     config: TritonConfig
     ignored: Sequence[str]
     labels: Mapping[str, Sequence[str]]
@@ -239,7 +240,9 @@ class Repository:
         served = self.get(name, version)
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, card_content, served.card_file)
+            return await loop.run_in_executor(
+                None, card_content, served.card_file, served.model_file
+            )
         except FileNotFoundError:
             return b"{}"
         except OSError as error:
@@ -444,7 +447,7 @@ class Repository:
         config, file, folder = version.config, version.file, version.model_folder
         if config.problem:
             raise ModelLoadError(config.problem)
-        card = read_card(version.card)
+        card = read_card(version.card, file)
         declared = declared_batching(card, config)
         weights = external_weights(version)
         try:
@@ -502,6 +505,7 @@ class Repository:
             version=number,
             card=card,
             card_file=version.card,
+            model_file=file,
             config=config,
             ignored=[*config.ignored, *ignored_by(session, config)],
             labels=labels,

@@ -269,6 +269,19 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def open_inside(path: Path, folder: Path, beside: Path) -> BufferedReader:
+    """Open a file in `folder`; a link may lead to the place that `beside` leads to, as weights may.
+
+    Raises OSError, also if it is no regular file, or a link leads elsewhere: answers may quote it.
+    """
+    file = open_regular(path)
+    target = path.resolve()
+    if not any(target.is_relative_to(home) for home in (folder.resolve(), beside.resolve().parent)):
+        file.close()
+        raise OSError(f"it is a link that leads out of {folder}; copy the file there")
+    return file
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal. Raises what `open_regular` raises."""
     with open_regular(path) as file:

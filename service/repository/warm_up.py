@@ -16,7 +16,7 @@ import numpy as np
 from service.core.datatypes import BF16, BYTES, DTYPES, Array, split_bytes, strings
 from service.core.errors import ServiceError
 from service.repository.triton_config import CONFIG_FILE, TritonConfig, WarmUpInput
-from service.repository.versions import open_regular
+from service.repository.versions import open_inside
 from service.runtime.presented import reshaped
 from service.runtime.session import Samples
 
@@ -63,7 +63,7 @@ def _array(source: WarmUpInput, batch: tuple[int, ...], folder: Path) -> Array:
         raise ValueError(f"an input of {list(shape)} is larger than {_MOST_BYTES} bytes")
     if source.is_file:
         path = folder / _FOLDER / source.source
-        with open_regular(path) as file:
+        with open_inside(path, folder, folder / CONFIG_FILE) as file:
             raw = file.read(_MOST_BYTES)
         count = prod(source.dims)
         if source.datatype == BYTES:

@@ -86,6 +86,19 @@ def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path
         labels_of(Card(), TritonConfig(outputs=outputs), [SCORES], tmp_path)
 
 
+def test_labels_do_not_come_from_a_link_to_another_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("word")
+    (folder / "y.txt").symlink_to(tmp_path / "secret")
+    config = TritonConfig(outputs=[TensorConfig("y", label_filename="y.txt")])
+    with pytest.raises(ModelLoadError, match="labels of 'y': it is a link that leads out of"):
+        labels_of(Card(), config, [SCORES], folder)
+    (tmp_path / "config.pbtxt").touch()
+    (folder / "config.pbtxt").symlink_to(tmp_path / "config.pbtxt")
+    assert labels_of(Card(), config, [SCORES], folder) == {"y": ("word",)}
+
+
 @pytest.mark.parametrize(
     ("card", "order", "shape", "layout"),
     [

@@ -16,17 +16,18 @@ from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError
 from service.repository.card import SCHEMA_FILE, Card, read, schema
 from service.repository.json_schema import mistake
+from service.repository.versions import MODEL_FILE
 from tests.conftest import ROOT, SHIPPED_MODELS
 
 
 def card_of(folder: Path, content: Any) -> Card:
     path = folder / "model.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return read(path)
+    return read(path, path.with_name(MODEL_FILE))
 
 
 def test_a_missing_card_is_an_empty_one(tmp_path: Path) -> None:
-    assert read(tmp_path / "model.json") == Card()
+    assert read(tmp_path / "model.json", tmp_path / MODEL_FILE) == Card()
 
 
 def test_the_fields_that_the_server_uses_are_read_and_others_ignored(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_damaged_card_is_refused_with_its_path(tmp_path: Path, content: Any, r
 
 def test_a_folder_in_place_of_the_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="cannot read"):
-        read(tmp_path)
+        read(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
@@ -128,7 +129,21 @@ def test_a_card_that_could_block_or_never_end_is_refused(tmp_path: Path, kind: s
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(ModelLoadError, match="not a regular file"):
-        read(path)
+        read(path, path)
+
+
+def test_a_card_that_is_a_link_is_where_the_model_is(tmp_path: Path) -> None:
+    """A Kubernetes ConfigMap links each file like that."""
+    store, folder = tmp_path / "store", tmp_path / "1"
+    for place in (store, folder):
+        place.mkdir()
+    (store / "card").write_text('{"sha256": "secret"}')
+    (store / MODEL_FILE).touch()
+    (folder / "model.json").symlink_to(store / "card")
+    with pytest.raises(ModelLoadError, match="a link that leads out of"):
+        read(folder / "model.json", folder / MODEL_FILE)
+    (folder / MODEL_FILE).symlink_to(store / MODEL_FILE)
+    assert read(folder / "model.json", folder / MODEL_FILE).sha256 == "secret"
 
 
 def test_a_card_over_the_limit_is_refused(tmp_path: Path) -> None:
@@ -136,7 +151,7 @@ def test_a_card_over_the_limit_is_refused(tmp_path: Path) -> None:
     path.touch()
     os.truncate(path, 10**12)  # takes no space on the disk
     with pytest.raises(ModelLoadError, match="has more than 16777216 bytes"):
-        read(path)
+        read(path, path)
 
 
 def test_sha256_may_be_that_of_each_file() -> None:
@@ -193,7 +208,7 @@ def test_real_cards_fit_the_schema() -> None:
         fields = json.loads(path.read_text())
         validator.validate(fields)
         assert fields.keys() <= schema()["properties"].keys()
-        assert read(path).sha256
+        assert read(path, path).sha256
 
 
 def test_the_schema_and_the_reader_agree_on_what_is_wrong() -> None:

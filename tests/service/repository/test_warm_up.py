@@ -83,6 +83,7 @@ def test_repeated_samples_and_their_bound(tmp_path: Path) -> None:
     ("source", "reason"),
     [
         (WarmUpInput("FP32", (2,), "none", is_file=True), "No such file"),
+        (WarmUpInput("FP32", (1,), "link", is_file=True), "a link that leads out of"),
         (WarmUpInput("FP32", (2,), "raw", is_file=True), "holds 1 values, not 2"),
         (WarmUpInput("FP64", (2,), "raw", is_file=True), "buffer size"),
         (WarmUpInput("BYTES", (2,), "raw", is_file=True), "raw"),
@@ -95,6 +96,7 @@ def test_a_sample_that_cannot_be_made_is_left_out_and_logged(
 ) -> None:
     (tmp_path / "warmup").mkdir()
     (tmp_path / "warmup" / "raw").write_bytes(b"\1\0\0\0")
+    (tmp_path / "warmup" / "link").symlink_to("/etc/hostname")
     good = WarmUp("good", 0, 1, {"x": WarmUpInput("INT8", (), "zero_data")})
     config = TritonConfig(warm_ups=[WarmUp("bad", 0, 1, {"x": source}), good])
     with caplog.at_level(logging.WARNING):
