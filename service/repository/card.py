@@ -26,7 +26,7 @@ from service.repository.versions import open_inside
 log = logging.getLogger(__name__)
 
 SCHEMA_FILE = Path(__file__).with_name("model_card.schema.json")
-_MAX_BYTES = 16 * 1024 * 1024  # the labels of a million classes fit
+_MAX_BYTES = 1024 * 1024  # GET .../card holds it outside max_inflight_bytes
 _LIKE = 0.8  # of difflib's measure: a name that was meant to be another one
 
 
@@ -82,7 +82,7 @@ def schema() -> Schema:
 def content(path: Path, model_file: Path) -> bytes:
     """The file of a card.
 
-    Raises OSError, also if it has more than 16 MB, or is a link to another place than that of the
+    Raises OSError, also if it has more than 1 MiB, or is a link to another place than that of the
     model's file.
     """
     with open_inside(path, path.parent, model_file) as file:

@@ -150,7 +150,7 @@ def test_a_card_over_the_limit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     path.touch()
     os.truncate(path, 10**12)  # takes no space on the disk
-    with pytest.raises(ModelLoadError, match="has more than 16777216 bytes"):
+    with pytest.raises(ModelLoadError, match="has more than 1048576 bytes"):
         read(path, path)
 
 
