@@ -242,6 +242,8 @@ class Service:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE):  # `watch_descriptors` logs them
                     log.error("Cannot look for new versions: %s.", error)
+            except Exception:  # without this task, no new version would ever be served
+                log.exception("Cannot look for new versions; the next poll tries again.")
 
 
 class Worker:

@@ -15,11 +15,12 @@ from service.core.errors import ModelLoadError, excerpt
 from service.core.tensors import TensorSpec
 from service.repository.card import Card
 from service.repository.triton_config import CONFIG_FILE, NO_FORMAT, TensorConfig, TritonConfig
-from service.repository.versions import CARD_FILE, open_regular
+from service.repository.versions import CARD_FILE, open_inside
 from service.runtime.presented import Tensor
 from service.runtime.session import Session
 
-_MAX_LABEL_BYTES = 16 * 1024 * 1024  # as in a card
+_MAX_LABEL_BYTES = 16 * 1024 * 1024
+_MAX_LABELS = 100_000
 
 
 def declared_batching(card: Card, config: TritonConfig) -> Batching | None:
@@ -58,19 +59,23 @@ def labels_of(
             continue
         path = folder / output.label_filename
         try:
-            with open_regular(path) as file:
+            with open_inside(path, folder, folder / CONFIG_FILE) as file:
                 content = file.read(_MAX_LABEL_BYTES + 1)
-            lines = tuple(content.decode().splitlines())
+            # Not splitlines(): a label may hold what it takes for ends of lines, as U+2028.
+            *lines, last = content.decode().replace("\r\n", "\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ModelLoadError(f"cannot read the labels of '{output.name}': {error}") from error
         if len(content) > _MAX_LABEL_BYTES:
             raise ModelLoadError(f"{path} has more than {_MAX_LABEL_BYTES} bytes")
-        if tuple(labels.get(output.name, lines)) != lines:
+        names = (*lines, last) if last else tuple(lines)
+        if len(names) > _MAX_LABELS:
+            raise ModelLoadError(f"{path} has more than {_MAX_LABELS} labels, one per line")
+        if tuple(labels.get(output.name, names)) != names:
             raise ModelLoadError(
                 f"the labels of '{output.name}' in {CARD_FILE} are not those of "
                 f"{output.label_filename}, its label_filename in {CONFIG_FILE}; remove one of them"
             )
-        labels[output.name] = lines
+        labels[output.name] = names
     return labels
 
 

@@ -21,12 +21,12 @@ from service.core.datatypes import Array
 from service.core.digits import LOGITS, PROBABILITIES
 from service.core.errors import ModelLoadError, excerpt
 from service.repository.json_schema import Schema, mistake
-from service.repository.versions import open_regular
+from service.repository.versions import open_inside
 
 log = logging.getLogger(__name__)
 
 SCHEMA_FILE = Path(__file__).with_name("model_card.schema.json")
-_MAX_BYTES = 16 * 1024 * 1024  # the labels of a million classes fit
+_MAX_BYTES = 1024 * 1024  # GET .../card holds it outside max_inflight_bytes
 _LIKE = 0.8  # of difflib's measure: a name that was meant to be another one
 
 
@@ -37,7 +37,7 @@ class Card(NamedTuple):
     `output_kinds` says whether an output holds logits or probabilities, and an output with either
     word as its name needs no entry; `labels` are the names of the classes; `batching` says whether
     the model is row-wise, so that requests may be joined and split; None leaves it open. `samples`
-    are inputs of the warm-up, in any dtype; `picture` says what a picture becomes.
+    are inputs of the warm-up, as objects; `picture` says what a picture becomes.
     """
 
     sha256: str = ""
@@ -79,28 +79,46 @@ def schema() -> Schema:
     return fields
 
 
-def content(path: Path) -> bytes:
-    """The file of a card. Raises OSError, also if it has more than 16 MB."""
-    with open_regular(path) as file:
+def content(path: Path, model_file: Path) -> bytes:
+    """The file of a card.
+
+    Raises OSError, also if it has more than 1 MiB, or is a link to another place than that of the
+    model's file.
+    """
+    with open_inside(path, path.parent, model_file) as file:
         text = file.read(_MAX_BYTES + 1)
     if len(text) > _MAX_BYTES:
         raise OSError(f"it has more than {_MAX_BYTES} bytes")
     return text
 
 
-def read(path: Path) -> Card:
-    """Read a card; a missing file is an empty card. Raises ModelLoadError for a damaged one.
+def _array(values: Any) -> Array:
+    """Nested lists as an array of objects: one of texts would pad each to the longest.
 
+    Raises ValueError if they are nested unevenly.
+    """
+    array = np.array(values, object)
+    if any(isinstance(each, list) for each in array.flat):
+        raise ValueError("uneven lists")
+    return array
+
+
+def read(path: Path, model_file: Path) -> Card:
+    """Read the card of a model; a missing file is an empty card.
+
+    Raises ModelLoadError for a damaged one, and for a link that `content` does not follow.
     A field whose name is almost that of a known one is logged; other unknown fields are ignored.
     """
     try:
-        text = content(path).decode()
+        text = content(path, model_file).decode()
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
     try:
         fields: Any = json.loads(text)
+        # An escape may be a lone surrogate, which no answer could hold.
+        json.dumps(fields, ensure_ascii=False).encode()
         wrong = mistake(schema(), fields)
     except (ValueError, RecursionError) as error:  # a number may be too long, a list too deep
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
@@ -113,7 +131,7 @@ def read(path: Path) -> Card:
     sha256 = fields.get("sha256", "")
     try:
         samples = [
-            {name: np.array(values) for name, values in sample.items()}
+            {name: _array(values) for name, values in sample.items()}
             for sample in fields.get("warm_up", ())
         ]
     except ValueError as error:

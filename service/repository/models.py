@@ -20,7 +20,14 @@ from service.core.batching import Batcher, Batching
 from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
 from service.core.classification.pictures import PictureError
 from service.core.digits import DIGIT_LABELS, OTHER_LABELS, DigitLayout, NotDigits, layout_of
-from service.core.errors import InvalidArgument, ModelLoadError, ModelNotFound, Unavailable, excerpt
+from service.core.errors import (
+    InvalidArgument,
+    ModelLoadError,
+    ModelNotFound,
+    ProviderUnavailable,
+    Unavailable,
+    excerpt,
+)
 from service.repository.agreement import (
     declared_batching,
     ignored_by,
@@ -45,6 +52,7 @@ from service.repository.versions import (
     digests,
     external_weights,
     parse_version,
+    printable,
     scan,
 )
 from service.repository.warm_up import samples
@@ -68,6 +76,7 @@ class ServedModel(NamedTuple):
     version: str
     card: Card
     card_file: Path
+    model_file: Path
     config: TritonConfig
     ignored: Sequence[str]
     labels: Mapping[str, Sequence[str]]
@@ -190,7 +199,9 @@ class Repository:
     def failures(self) -> Mapping[str, str]:
         """Why versions on disk are not served: `NAME/VERSION` (or the root) -> reason."""
         failures = {f"{name}/{number}": f.reason for (name, number), f in self._failed.items()}
-        return failures | ({str(self._root): self._root_error} if self._root_error else {})
+        return failures | (
+            {printable(str(self._root)): self._root_error} if self._root_error else {}
+        )
 
     async def index(self) -> list[IndexEntry]:
         """Every version on disk, by model, newest first, and what is there but cannot be served.
@@ -229,7 +240,9 @@ class Repository:
         served = self.get(name, version)
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, card_content, served.card_file)
+            return await loop.run_in_executor(
+                None, card_content, served.card_file, served.model_file
+            )
         except FileNotFoundError:
             return b"{}"
         except OSError as error:
@@ -255,7 +268,7 @@ class Repository:
             except OSError as error:
                 if not self._root_error:
                     log.error("The model repository %s cannot be read: %s.", self._root, error)
-                self._root_error = str(error)
+                self._root_error = printable(str(error))
                 return
             self._root_error = ""
             changed, failed_before = False, dict(self._failed)
@@ -346,7 +359,8 @@ class Repository:
                 try:
                     model = await loop.run_in_executor(self._executor, self._load, version)
                 except ModelLoadError as error:
-                    self._failed[key] = _Failure(version.signature, error.message)
+                    # Answers hold the reason, and it may quote the name of a file.
+                    self._failed[key] = _Failure(version.signature, printable(error.message))
                     log.error(
                         "Version %s of model %s is not served: %s.", version.number, name, error
                     )
@@ -420,10 +434,20 @@ class Repository:
 
     def _load(self, version: VersionOnDisk) -> ServedModel:
         """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
+        try:
+            return self._model_of(version)
+        except (ModelLoadError, ProviderUnavailable):
+            raise
+        except Exception as error:  # one model must not take the others down
+            log.exception("Loading %s version %s failed.", version.name, version.number)
+            raise ModelLoadError(f"loading it failed: {error!r}") from error
+
+    def _model_of(self, version: VersionOnDisk) -> ServedModel:
+        """Load one version. Raises ModelLoadError, ProviderUnavailable, and what nobody expects."""
         config, file, folder = version.config, version.file, version.model_folder
         if config.problem:
             raise ModelLoadError(config.problem)
-        card = read_card(version.card)
+        card = read_card(version.card, file)
         declared = declared_batching(card, config)
         weights = external_weights(version)
         try:
@@ -481,6 +505,7 @@ class Repository:
             version=number,
             card=card,
             card_file=version.card,
+            model_file=file,
             config=config,
             ignored=[*config.ignored, *ignored_by(session, config)],
             labels=labels,
@@ -495,4 +520,6 @@ class Repository:
 
     async def _scan(self) -> OnDisk:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, scan, self._root, self._configs)
+        on_disk = await loop.run_in_executor(self._executor, scan, self._root, self._configs)
+        reasons = {key: printable(reason) for key, reason in on_disk.unservable.items()}
+        return on_disk._replace(unservable=reasons)

@@ -33,6 +33,7 @@ BACKEND = "onnxruntime"
 NO_FORMAT = "FORMAT_NONE"
 _MAX_BYTES = 1 << 20  # the parser is slow, and Triton's files are small
 _MAX_DELAY_US = 10**9
+_MAX_NAME_BYTES = 255  # Linux's limit for the name of a file
 
 # The fields with an effect; of a message, its fields.
 _Fields = Mapping[str, "_Fields | None"]
@@ -301,7 +302,9 @@ def _elements(sizes: Sequence[int]) -> list[int]:
 
 
 def _inner_path(field: str, name: str) -> str:
-    """The name of a file. Raises ValueError if it may lie outside its folder."""
+    """The name of a file. Raises ValueError if it may lie outside its folder, or is too long."""
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise ValueError(f"{field} has more than {_MAX_NAME_BYTES} bytes")
     if name and (Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name):
         raise ValueError(f"{field} is '{excerpt(name)}', which must be inside the model's folder")
     return name

@@ -76,18 +76,34 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
         _add_bare(on_disk, root, configs)
         return on_disk
     entries = [entry for entry in sorted(root.iterdir()) if not entry.name.startswith(".")]
-    bare = [entry for entry in entries if entry.suffix == ".onnx" and entry.is_file()]
+    bare = [entry for entry in entries if entry.suffix == ".onnx" and _is_file(entry)]
     for file in bare:
         _add_bare(on_disk, file, configs)
     model_file = configs.of(root.absolute())[0].model_file
-    if any(parse_version(entry.name) and (entry / model_file).is_file() for entry in entries):
+    if any(parse_version(entry.name) and _is_file(entry / model_file) for entry in entries):
         _add_model(on_disk, root.absolute(), configs)
         return on_disk
     for entry in entries:
-        # Beside bare files, a folder may be about anything.
-        if entry.is_dir() and not (bare and not any(entry.glob(f"*/{MODEL_FILE}"))):
-            _add_model(on_disk, entry, configs)
+        try:
+            # Beside bare files, a folder may be about anything.
+            if entry.is_dir() and not (bare and not any(entry.glob(f"*/{MODEL_FILE}"))):
+                _add_model(on_disk, entry, configs)
+        except (OSError, ValueError) as error:  # one folder must not hide the others
+            on_disk.unservable[printable(entry.name), ""] = f"it cannot be read: {error}"
     return on_disk
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; what cannot be looked at is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def printable(text: str) -> str:
+    """The text, with an escape for what UTF-8 lacks: bytes of file names, and lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def only_model(root: Path) -> str:
@@ -104,6 +120,8 @@ def only_model(root: Path) -> str:
 def _add_model(on_disk: OnDisk, folder: Path, configs: TritonConfigs) -> None:
     """Add the model in a folder of its own."""
     name = folder.name
+    if _has_no_name(on_disk, name):
+        return
     config, config_signature = configs.of(folder)
     versions, unservable = [], {}
     for entry in folder.iterdir():
@@ -153,12 +171,22 @@ def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
         if version := parse_version(folder.name):
             name, number = folder.parent.name, version
             config, config_signature = configs.of(folder.parent)
+    if _has_no_name(on_disk, name):
+        return
     card = file.with_suffix(".json")
     files = (file, *(folder / place for place in _external(file)))
     signature = (*_signature(folder, (*files, card)), *config_signature)
     on_disk.models[name] = [
         VersionOnDisk(name, number, folder, folder.parent, file, files, card, signature, config)
     ]
+
+
+def _has_no_name(on_disk: OnDisk, name: str) -> bool:
+    """Whether no request can name this model, because its name is not UTF-8; it is added so."""
+    shown = printable(name)
+    if shown != name:
+        on_disk.unservable[shown, ""] = "its name is not UTF-8; rename it"
+    return shown != name
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -226,7 +254,7 @@ def digest_of_all(digests: Mapping[str, str]) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -239,6 +267,19 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise OSError("it is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def open_inside(path: Path, folder: Path, beside: Path) -> BufferedReader:
+    """Open a file in `folder`; a link may lead to the place that `beside` leads to, as weights may.
+
+    Raises OSError, also if it is no regular file, or a link leads elsewhere: answers may quote it.
+    """
+    file = open_regular(path)
+    target = path.resolve()
+    if not any(target.is_relative_to(home) for home in (folder.resolve(), beside.resolve().parent)):
+        file.close()
+        raise OSError(f"it is a link that leads out of {folder}; copy the file there")
+    return file
 
 
 def file_sha256(path: Path) -> str:

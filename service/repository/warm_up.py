@@ -16,7 +16,7 @@ import numpy as np
 from service.core.datatypes import BF16, BYTES, DTYPES, Array, split_bytes, strings
 from service.core.errors import ServiceError
 from service.repository.triton_config import CONFIG_FILE, TritonConfig, WarmUpInput
-from service.repository.versions import open_regular
+from service.repository.versions import open_inside
 from service.runtime.presented import reshaped
 from service.runtime.session import Samples
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _FOLDER = "warmup"
 _MOST_RUNS = 100  # of one sample
-_MOST_BYTES = 1 << 30  # of one input
+_MOST_BYTES = 1 << 26  # of all inputs of all samples
 _BF16_ONE = 0x3F80
 
 
@@ -34,10 +34,16 @@ def samples(config: TritonConfig, folder: Path) -> Samples:
     A sample that cannot be made is left out and logged. `folder` is the model's.
     """
     made: list[Mapping[str, Array]] = []
+    room = _MOST_BYTES
     for warm_up in config.warm_ups:
         rows = max(1, warm_up.rows) if config.max_batch_size else warm_up.rows
         batch = (rows,) if rows and config.max_batch_size != 0 else ()
         try:
+            size = sum(_bytes_of(each, batch) for each in warm_up.inputs.values())
+            if size > room:
+                raise ValueError(
+                    f"its inputs of {size} bytes make the samples larger than {_MOST_BYTES} bytes"
+                )
             sample = {
                 name: _in_model_shape(config, name, _array(each, batch, folder), len(batch))
                 for name, each in warm_up.inputs.items()
@@ -50,20 +56,24 @@ def samples(config: TritonConfig, folder: Path) -> Samples:
                 str(error).rstrip("."),
             )
             continue
+        room -= size
         made += [sample] * min(warm_up.repeats, _MOST_RUNS)
     return made
 
 
-def _array(source: WarmUpInput, batch: tuple[int, ...], folder: Path) -> Array:
-    """An input of shape `batch` + dims; every row of a file's contents is the same."""
+def _bytes_of(source: WarmUpInput, batch: tuple[int, ...]) -> int:
+    """Bytes of an input of shape `batch` + dims. Raises ValueError if its datatype is open."""
     if not source.datatype:
         raise ValueError("an input has no data_type")
+    return prod(batch + source.dims) * DTYPES[source.datatype].itemsize
+
+
+def _array(source: WarmUpInput, batch: tuple[int, ...], folder: Path) -> Array:
+    """An input of shape `batch` + dims; every row of a file's contents is the same."""
     shape, dtype = batch + source.dims, DTYPES[source.datatype]
-    if prod(shape) * max(dtype.itemsize, 1) > _MOST_BYTES:
-        raise ValueError(f"an input of {list(shape)} is larger than {_MOST_BYTES} bytes")
     if source.is_file:
         path = folder / _FOLDER / source.source
-        with open_regular(path) as file:
+        with open_inside(path, folder, folder / CONFIG_FILE) as file:
             raw = file.read(_MOST_BYTES)
         count = prod(source.dims)
         if source.datatype == BYTES:
@@ -80,11 +90,13 @@ def _array(source: WarmUpInput, batch: tuple[int, ...], folder: Path) -> Array:
         digits: Sequence[str] = [str(n) for n in random.integers(0, 10, prod(shape))]
         return np.array(digits, object).reshape(shape)
     if dtype.kind == "f":
-        return random.random(shape).astype(dtype)
+        drawn = np.float64 if dtype.itemsize > np.dtype(np.float32).itemsize else np.float32
+        return random.random(shape, drawn).astype(dtype, copy=False)
     # Small numbers: a larger one may be no valid index.
-    return (random.integers(0, 2, shape) * (_BF16_ONE if source.datatype == BF16 else 1)).astype(
-        dtype
-    )
+    array: Array = np.asarray(random.integers(0, 2, shape, dtype.type))
+    if source.datatype == BF16:
+        array *= dtype.type(_BF16_ONE)
+    return array
 
 
 def _in_model_shape(config: TritonConfig, name: str, array: Array, batch_dims: int) -> Array:

@@ -28,6 +28,7 @@ _NEED_OUR_MESSAGES = (
     _FOLDER / "grpc",
     _FOLDER / "repository" / "test_triton_config.py",
     _FOLDER / "repository" / "test_versions.py",
+    _FOLDER / "test_worker.py",
 )
 _SECONDS = 300
 

@@ -67,10 +67,15 @@ def rule_of(fields: Mapping[str, Any]) -> PictureRule:
     if "size" in fields:
         height, width = fields["size"]
         values["size"] = int(height), int(width)
-    for name in ("mean", "std"):
-        if name in fields:
-            numbers = fields[name] if isinstance(fields[name], list) else [fields[name]]
-            values[name] = tuple(map(float, numbers))
+    try:
+        for name in ("scale", "mean", "std"):
+            if name in fields:
+                numbers = fields[name] if isinstance(fields[name], list) else [fields[name]]
+                values[name] = tuple(map(float, numbers))
+    except OverflowError as error:
+        raise PictureError(f"picture.{name} has a number that is too large") from error
+    if "scale" in fields:
+        (values["scale"],) = values["scale"]
     for name in ("shorter_side", "fill"):
         if name in fields:
             values[name] = int(fields[name])

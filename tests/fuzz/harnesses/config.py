@@ -86,7 +86,7 @@ def _check_config(path: Path, content: bytes) -> None:
 
 def _check_card(path: Path, content: bytes) -> None:
     try:
-        card = read_card(path)
+        card = read_card(path, path)
     except ModelLoadError as error:
         assert str(path) in str(error)
         return

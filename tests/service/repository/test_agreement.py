@@ -73,6 +73,9 @@ def test_labels_come_from_a_file_or_from_the_card(tmp_path: Path) -> None:
     assert labels(tmp_path, card) == {"z": ("a", "b")}
     assert labels(tmp_path, card, y="no\r\nyes, é") == {"y": ("no", "yes, é"), "z": ("a", "b")}
     assert labels(tmp_path, card, z="a\nb\n") == {"z": ("a", "b")}
+    odd = "a\fb\x1cc\u2028d"
+    assert labels(tmp_path, Card(), y=f"{odd}\n\nz\r\n") == {"y": (odd, "", "z")}
+    assert labels(tmp_path, Card(), y="") == {"y": ()}
 
 
 def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path: Path) -> None:
@@ -81,9 +84,25 @@ def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path
         labels(tmp_path, card, y="a\nc\n")
     with pytest.raises(ModelLoadError, match="cannot read the labels of 'y'"):
         labels(tmp_path, Card(), y=b"\xff")
+    assert len(labels(tmp_path, Card(), y="a\n" * 100_000)["y"]) == 100_000
+    with pytest.raises(ModelLoadError, match="has more than 100000 labels"):
+        labels(tmp_path, Card(), y="a\n" * 100_001)
     outputs = [TensorConfig("y", label_filename="none.txt")]
     with pytest.raises(ModelLoadError, match="cannot read the labels of 'y'"):
         labels_of(Card(), TritonConfig(outputs=outputs), [SCORES], tmp_path)
+
+
+def test_labels_do_not_come_from_a_link_to_another_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("word")
+    (folder / "y.txt").symlink_to(tmp_path / "secret")
+    config = TritonConfig(outputs=[TensorConfig("y", label_filename="y.txt")])
+    with pytest.raises(ModelLoadError, match="labels of 'y': it is a link that leads out of"):
+        labels_of(Card(), config, [SCORES], folder)
+    (tmp_path / "config.pbtxt").touch()
+    (folder / "config.pbtxt").symlink_to(tmp_path / "config.pbtxt")
+    assert labels_of(Card(), config, [SCORES], folder) == {"y": ("word",)}
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,18 @@ from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError
 from service.repository.card import SCHEMA_FILE, Card, read, schema
 from service.repository.json_schema import mistake
+from service.repository.versions import MODEL_FILE
 from tests.conftest import ROOT, SHIPPED_MODELS
 
 
 def card_of(folder: Path, content: Any) -> Card:
     path = folder / "model.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return read(path)
+    return read(path, path.with_name(MODEL_FILE))
 
 
 def test_a_missing_card_is_an_empty_one(tmp_path: Path) -> None:
-    assert read(tmp_path / "model.json") == Card()
+    assert read(tmp_path / "model.json", tmp_path / MODEL_FILE) == Card()
 
 
 def test_the_fields_that_the_server_uses_are_read_and_others_ignored(tmp_path: Path) -> None:
@@ -70,6 +71,8 @@ def test_outputs_named_after_a_kind_need_no_entry() -> None:
         (b"", "not valid JSON"),
         (b"{'sha256': ''}", "not valid JSON"),
         (b"\xff\xfe", "cannot read"),
+        (b'{"labels": ["a", "\\ud800"]}', "not valid JSON: .* surrogates not allowed"),
+        (b'{"sha256": {"a\\ud800": "x"}}', "not valid JSON: .* surrogates not allowed"),
         (b"null", "JSON object"),
         (b'"sha256"', "JSON object"),
         ({"sha256": None}, "sha256 must be a string"),
@@ -99,6 +102,8 @@ def test_outputs_named_after_a_kind_need_no_entry() -> None:
         ({"picture": {"scale": True}}, "picture.scale must be a number"),
         ({"picture": {"mean": [0.5, None, 1]}}, "picture.mean must be a number, or a list"),
         ({"picture": {"std": 0}}, "std must not be 0"),
+        ({"picture": {"mean": 10**400}}, "picture.mean has a number that is too large"),
+        ({"picture": {"scale": 10**400}}, "picture.scale has a number that is too large"),
         ({"picture": {"resize": "squeeze"}}, "picture.resize must be crop, pad or stretch"),
         ({"picture": {"shorter_side": -1}}, "picture.shorter_side must be a whole number"),
         ({"picture": {"filter": "nearest"}}, "picture.filter must be bilinear"),
@@ -113,7 +118,7 @@ def test_a_damaged_card_is_refused_with_its_path(tmp_path: Path, content: Any, r
 
 def test_a_folder_in_place_of_the_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="cannot read"):
-        read(tmp_path)
+        read(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
@@ -124,15 +129,29 @@ def test_a_card_that_could_block_or_never_end_is_refused(tmp_path: Path, kind: s
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(ModelLoadError, match="not a regular file"):
-        read(path)
+        read(path, path)
+
+
+def test_a_card_that_is_a_link_is_where_the_model_is(tmp_path: Path) -> None:
+    """A Kubernetes ConfigMap links each file like that."""
+    store, folder = tmp_path / "store", tmp_path / "1"
+    for place in (store, folder):
+        place.mkdir()
+    (store / "card").write_text('{"sha256": "secret"}')
+    (store / MODEL_FILE).touch()
+    (folder / "model.json").symlink_to(store / "card")
+    with pytest.raises(ModelLoadError, match="a link that leads out of"):
+        read(folder / "model.json", folder / MODEL_FILE)
+    (folder / MODEL_FILE).symlink_to(store / MODEL_FILE)
+    assert read(folder / "model.json", folder / MODEL_FILE).sha256 == "secret"
 
 
 def test_a_card_over_the_limit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     path.touch()
     os.truncate(path, 10**12)  # takes no space on the disk
-    with pytest.raises(ModelLoadError, match="has more than 16777216 bytes"):
-        read(path)
+    with pytest.raises(ModelLoadError, match="has more than 1048576 bytes"):
+        read(path, path)
 
 
 def test_sha256_may_be_that_of_each_file() -> None:
@@ -156,10 +175,17 @@ def test_samples_of_the_warm_up_are_arrays(tmp_path: Path) -> None:
         tmp_path, b'{"warm_up": [{"x": [[1, NaN]], "s": ["a"], "n": 5}, {"x": [[null]]}]}'
     )
     first, second = card.samples
-    assert np.array_equal(first["x"], [[1, np.nan]], equal_nan=True)
+    assert np.array_equal(first["x"].astype(np.float32), [[1, np.nan]], equal_nan=True)
     assert first["s"].tolist() == ["a"]
     assert first["n"].shape == ()
     assert np.isnan(second["x"].astype(np.float32)).all()
+
+
+def test_texts_of_the_warm_up_take_the_memory_of_their_own_lengths(tmp_path: Path) -> None:
+    texts = ["b"] * 100_000 + ["a" * 100_000]  # 40 GB if each were as long as the longest
+    (sample,) = card_of(tmp_path, {"warm_up": [{"x": texts}]}).samples
+    assert sample["x"].nbytes < 10**6
+    assert sample["x"].tolist() == texts
 
 
 def test_a_name_that_is_almost_a_field_is_logged(
@@ -182,7 +208,7 @@ def test_real_cards_fit_the_schema() -> None:
         fields = json.loads(path.read_text())
         validator.validate(fields)
         assert fields.keys() <= schema()["properties"].keys()
-        assert read(path).sha256
+        assert read(path, path).sha256
 
 
 def test_the_schema_and_the_reader_agree_on_what_is_wrong() -> None:

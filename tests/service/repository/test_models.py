@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,8 @@ class Fixture:
         content = path.read_bytes()
         if content.startswith(b"broken"):
             raise ModelLoadError("it is broken")
+        if content.startswith(b"strange"):
+            raise MemoryError("5 TiB")
         if content.startswith(b"cuda"):
             raise ProviderUnavailable("no device")
         return FakeSession(content)
@@ -177,6 +180,39 @@ def test_a_broken_version_is_tried_once_until_its_file_changes(fixture: Fixture)
         await repository.refresh()
         assert repository.failures == {}
         assert repository.versions("mnist") == ["2", "1"]
+
+    fixture.run(scenario)
+
+
+def test_an_unexpected_error_of_one_version_is_a_failure_of_that_version(fixture: Fixture) -> None:
+    fixture.publish("a/1", b"strange")
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert repository.failures == {"a/1": "loading it failed: MemoryError('5 TiB')"}
+        assert repository.versions("mnist") == ["1"]
+        with pytest.raises(ModelLoadError, match="5 TiB"):
+            await repository.follow(set(), {"a": 1})
+
+    fixture.run(scenario)
+
+
+def test_a_reason_that_quotes_a_name_that_is_not_utf_8_can_be_answered(fixture: Fixture) -> None:
+    bad = os.fsdecode(b"bad\xff")
+    fixture.publish(
+        "mnist/1", card={"sha256": {"model.onnx": hashlib.sha256(b"model").hexdigest()}}
+    )
+    (fixture.root / "mnist" / "1" / bad).touch()
+    (fixture.root / "other" / "1").mkdir(parents=True)
+    (fixture.root / "other" / "1" / f"{bad}.onnx").touch()
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        reasons = [repository.failures["mnist/1"], *(e.reason for e in await repository.index())]
+        for reason in reasons:
+            assert r"bad\udcff" in reason
+            assert reason.encode()
 
     fixture.run(scenario)
 

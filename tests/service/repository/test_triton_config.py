@@ -295,6 +295,10 @@ def test_a_queue_policy_that_allows_it_lets_requests_have_their_own_timeouts(
         ("input { name: 'x' dims: 4 format: FORMAT_NHWC }", "format of 'x' needs three dims"),
         ("output { name: 'y' label_filename: '../labels' }", "label_filename of 'y' is '../lab"),
         ("default_model_filename: '/m.onnx'", "default_model_filename is '/m.onnx'"),
+        (
+            f"default_model_filename: '{'a' * 300}'",
+            "default_model_filename has more than 255 bytes",
+        ),
         ("version_policy { latest { } }", "num_versions must be 1 or more"),
         ("version_policy { specific { } }", "names no version"),
         ("dynamic_batching { max_queue_delay_microseconds: 1000000001 }", "at most 1000000000"),

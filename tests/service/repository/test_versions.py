@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from service.core.errors import ModelLoadError
-from service.repository.triton_config import TritonConfigs
+from service.repository.triton_config import TritonConfig, TritonConfigs
 from service.repository.versions import (
+    MODEL_FILE,
     VersionOnDisk,
     digest_of_all,
     digests,
@@ -125,6 +126,39 @@ def test_a_folder_that_cannot_be_served_has_a_reason(tmp_path: Path) -> None:
         "flat/": "model.onnx belongs into the folder of a version, flat/1",
         "named/1": "it has no model.onnx, but other.onnx; name that file in default_model_filename",
     }
+
+
+def test_a_name_that_is_not_utf_8_is_not_served(tmp_path: Path) -> None:
+    bad = os.fsdecode(b"bad\xff")
+    publish(tmp_path, bad, "1")
+    (tmp_path / f"{bad}.onnx").touch()
+    file = publish(tmp_path, "good", "1")
+    (file.parent / bad).touch()
+    on_disk = scan(tmp_path, TritonConfigs())
+    assert list(on_disk.models) == ["good"]
+    assert on_disk.unservable == {
+        ("bad\\udcff", ""): "its name is not UTF-8; rename it",
+    }
+    assert digest_of_all(digests(on_disk.models["good"][0]))
+
+
+class LongNames(TritonConfigs):
+    """Gives the model `bad` a file whose name no file system takes."""
+
+    def of(self, folder: Path) -> tuple[TritonConfig, tuple[int, ...]]:
+        return TritonConfig(model_file="a" * 300 if folder.name == "bad" else MODEL_FILE), ()
+
+
+def test_a_folder_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        publish(tmp_path, name, "1")
+    on_disk = scan(tmp_path, LongNames())
+    assert list(on_disk.models) == ["good"]
+    ((key, reason),) = on_disk.unservable.items()
+    # For newer versions of Python, a file whose name is too long does not exist.
+    assert key[0] == "bad"
+    assert reason.startswith(("it cannot be read", "it has no aaa"))
+    scan(tmp_path / "bad", LongNames())
 
 
 def version_of(root: Path) -> VersionOnDisk:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +80,30 @@ def test_repeated_samples_and_their_bound(tmp_path: Path) -> None:
     assert len(samples(config, tmp_path)) == 102
 
 
+def test_a_random_sample_is_drawn_in_its_own_datatype(tmp_path: Path) -> None:
+    """Drawn as 64-bit numbers, it took nine times its size for a while."""
+    size = 2**20
+    tracemalloc.start()
+    for datatype in ("UINT8", "BOOL", "BF16", "FP32", "INT64"):
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        array = sample_of(tmp_path, WarmUpInput(datatype, (size // 2,), "random_data"))
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak - before < 1.5 * array.nbytes
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
         (WarmUpInput("FP32", (2,), "none", is_file=True), "No such file"),
+        (WarmUpInput("FP32", (1,), "link", is_file=True), "a link that leads out of"),
         (WarmUpInput("FP32", (2,), "raw", is_file=True), "holds 1 values, not 2"),
         (WarmUpInput("FP64", (2,), "raw", is_file=True), "buffer size"),
         (WarmUpInput("BYTES", (2,), "raw", is_file=True), "raw"),
         (WarmUpInput("", (2,), "zero_data"), "no data_type"),
         (WarmUpInput("FP32", (2**20, 2**20), "zero_data"), "larger than"),
+        (WarmUpInput("INT8", (2**26,), "zero_data"), "larger than 67108864 bytes"),
     ],
 )
 def test_a_sample_that_cannot_be_made_is_left_out_and_logged(
@@ -95,8 +111,9 @@ def test_a_sample_that_cannot_be_made_is_left_out_and_logged(
 ) -> None:
     (tmp_path / "warmup").mkdir()
     (tmp_path / "warmup" / "raw").write_bytes(b"\1\0\0\0")
-    good = WarmUp("good", 0, 1, {"x": WarmUpInput("INT8", (), "zero_data")})
-    config = TritonConfig(warm_ups=[WarmUp("bad", 0, 1, {"x": source}), good])
+    (tmp_path / "warmup" / "link").symlink_to("/etc/hostname")
+    good = WarmUp("good", 0, 1, {"x": WarmUpInput("INT8", (1,), "zero_data")})
+    config = TritonConfig(warm_ups=[good, WarmUp("bad", 0, 1, {"x": source})])
     with caplog.at_level(logging.WARNING):
         assert len(samples(config, tmp_path)) == 1
     (line,) = caplog.messages
