@@ -16,7 +16,12 @@ from service.core.classification.fields import row_shape
 from service.core.classification.pictures import PictureInput, PictureRule, picture_input
 from service.core.datatypes import BF16, BYTES, Array, from_bfloat16
 from service.core.digits import LOGITS, PROBABILITIES
+from service.core.errors import InvalidArgument
 from service.core.tensors import TensorSpec
+
+# Logits beyond these stand for infinite ones; their differences are still finite.
+_LARGEST_LOGIT = float(np.finfo(np.float64).max) / 4
+_LARGEST_PROBABILITY = float(np.finfo(np.float32).max)
 
 
 class Classification(NamedTuple):
@@ -36,7 +41,7 @@ class NotAClassifier(Exception):
 
 
 class Classifier(NamedTuple):
-    """How a model classifies: the index of the output to read, and what it holds.
+    """How a model classifies: the index and name of the output to read, and what it holds.
 
     `picture` is how its only input takes pictures; None if it takes numbers or strings. `labels`
     are distinct, and empty for a model without names of its classes.
@@ -45,6 +50,7 @@ class Classifier(NamedTuple):
     inputs: tuple[TensorSpec, ...]
     picture: PictureInput | None
     output: int
+    output_name: str
     is_logits: bool
     is_bfloat16: bool
     labels: tuple[str, ...]
@@ -59,10 +65,22 @@ class Classifier(NamedTuple):
     def classifications(
         self, outputs: Sequence[Array], count: int, top: int
     ) -> list[Classification]:
-        """One classification for each of `count` rows, with at most `top` probabilities."""
+        """One classification for each of `count` rows, with at most `top` probabilities.
+
+        An infinite logit is the largest number, or the smallest. Raises InvalidArgument for NaN,
+        and for an infinite probability.
+        """
         values = outputs[self.output]
         values = from_bfloat16(values) if self.is_bfloat16 else values
         rows = values.reshape(count, -1).astype(np.float64)
+        if self.is_logits:
+            rows = np.clip(rows, -_LARGEST_LOGIT, _LARGEST_LOGIT)
+        limit = _LARGEST_LOGIT if self.is_logits else _LARGEST_PROBABILITY
+        if not (np.abs(rows) <= limit).all():  # NaN fails this form of the check as well
+            raise InvalidArgument(
+                f"The model's output '{self.output_name}' has NaN or an infinite probability for "
+                "this input, so no class is the most probable; the infer endpoint returns it."
+            )
         if rows.shape[1] == 1:  # the second of two classes
             rows = np.hstack([np.zeros_like(rows) if self.is_logits else 1 - rows, rows])
         if self.is_logits:
@@ -131,6 +149,7 @@ def classifier_of(
         inputs=tuple(inputs),
         picture=picture,
         output=output,
+        output_name=spec.name,
         is_logits=kinds[output] == LOGITS,
         is_bfloat16=spec.datatype == BF16,
         labels=tuple(

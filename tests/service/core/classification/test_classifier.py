@@ -6,6 +6,7 @@ import pytest
 from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
 from service.core.classification.pictures import PictureError, rule_of
 from service.core.datatypes import to_bfloat16
+from service.core.errors import InvalidArgument
 from service.core.tensors import TensorSpec
 
 INPUTS = [TensorSpec("x", "FP32", (-1, 4))]
@@ -44,6 +45,33 @@ def test_one_number_is_that_of_the_second_of_two_classes(
     (row,) = classifier(shape, kind, ("no", "yes")).classifications([output], 1, 10)
     assert row.label == "yes"
     assert row.probabilities == pytest.approx({"yes": 0.75, "no": 0.25})
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_logits_are_the_largest_or_the_smallest() -> None:
+    inf = np.inf
+    logits = np.array([[1, 2, inf], [inf, 2, inf], [-inf, -inf, 3]], np.float32)
+    rows = classifier().classifications([logits], 3, 3)
+    assert [row.label for row in rows] == ["2", "0", "2"]
+    assert [row.probabilities["2"] for row in rows] == [1, 0.5, 1]
+    assert [row.entropy_bits for row in rows] == [0, 1, 0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("logits", [0, np.nan, 1]),
+        ("probabilities", [np.nan, np.nan, np.nan]),
+        ("probabilities", [0, 0.5, np.inf]),
+        ("probabilities", [0, 0.5, 1e300]),
+    ],
+)
+def test_what_has_no_most_probable_class_is_an_error(kind: str, values: list[float]) -> None:
+    spec = TensorSpec("y", "FP64", (-1, 3))
+    found = classifier_of(INPUTS, [spec], [kind], {}, None)
+    with pytest.raises(InvalidArgument, match=r"output 'y' has NaN or .* infer endpoint"):
+        found.classifications([np.array([[0.5, 0.5, 0], values])], 2, 3)
 
 
 def test_bfloat16_and_maps_of_one_pixel() -> None:
