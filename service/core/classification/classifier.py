@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ class NotAClassifier(Exception):
 
 
 class Classifier(NamedTuple):
-    """How a model classifies: the index and name of the output to read, and what it holds.
+    """How a model classifies: index, name and shape of a row of the output, and what it holds.
 
     `picture` is how its only input takes pictures; None if it takes numbers or strings. `labels`
     are distinct, and empty for a model without names of its classes.
@@ -51,6 +52,7 @@ class Classifier(NamedTuple):
     picture: PictureInput | None
     output: int
     output_name: str
+    output_row: tuple[int, ...]
     is_logits: bool
     is_bfloat16: bool
     labels: tuple[str, ...]
@@ -68,9 +70,16 @@ class Classifier(NamedTuple):
         """One classification for each of `count` rows, with at most `top` probabilities.
 
         An infinite logit is the largest number, or the smallest. Raises InvalidArgument for NaN,
-        and for an infinite probability.
+        for an infinite probability, and for an output of another number of rows.
         """
         values = outputs[self.output]
+        classes = prod(values.shape[-len(self.output_row) :]) if self.output_row else 1
+        if not values.size == count * classes > 0:
+            raise InvalidArgument(
+                f"The model's output '{self.output_name}' has shape {list(values.shape)} for "
+                f"{count} row{'s' if count > 1 else ''} of input, not one number per class for "
+                "each; use the infer endpoint."
+            )
         values = from_bfloat16(values) if self.is_bfloat16 else values
         rows = values.reshape(count, -1).astype(np.float64)
         if self.is_logits:
@@ -134,7 +143,10 @@ def classifier_of(
                 f"has a tensor of any shape, '{tensor.name}'; use the infer endpoint."
             )
     names = labels.get(spec.name, ())
-    classes = [size for size in row_shape(spec) if size != 1] or [2]
+    row = row_shape(spec)
+    if spec.shape == (-1,) and all(row_shape(each) == each.shape for each in inputs):
+        row = spec.shape  # nothing counts rows: these are the classes of the only one
+    classes = [size for size in row if size != 1] or [2]
     if len(classes) > 1 or spec.datatype in (BYTES, "BOOL"):
         raise NotAClassifier(
             f"is no classifier: its output '{spec.name}' is {spec.datatype} {list(spec.shape)}, "
@@ -150,6 +162,7 @@ def classifier_of(
         picture=picture,
         output=output,
         output_name=spec.name,
+        output_row=row,
         is_logits=kinds[output] == LOGITS,
         is_bfloat16=spec.datatype == BF16,
         labels=tuple(

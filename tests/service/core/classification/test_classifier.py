@@ -74,6 +74,20 @@ def test_what_has_no_most_probable_class_is_an_error(kind: str, values: list[flo
         found.classifications([np.array([[0.5, 0.5, 0], values])], 2, 3)
 
 
+@pytest.mark.parametrize("size", [(2, 2), (0, 2), (1, 0)])
+def test_an_output_of_other_rows_than_the_input_is_an_error(size: tuple[int, int]) -> None:
+    found = classifier((-1, -1))
+    with pytest.raises(InvalidArgument, match=r"output 'y' has shape .* for 1 row"):
+        found.classifications([np.arange(size[0] * size[1]).reshape(size)], 1, 3)
+
+
+def test_an_open_output_of_a_model_for_one_row_holds_the_classes() -> None:
+    specs = [TensorSpec("x", "FP32", (4,))], [TensorSpec("y", "FP32", (-1,))]
+    found = classifier_of(*specs, ["logits"], {"y": ("a", "b", "c")}, None)
+    (row,) = found.classifications([np.array([0, 2, 1], np.float32)], 1, 3)
+    assert list(row.probabilities) == ["b", "c", "a"]
+
+
 def test_bfloat16_and_maps_of_one_pixel() -> None:
     spec = TensorSpec("y", "BF16", (-1, 3, 1, 1))
     bits = to_bfloat16(np.array([0.25, 0.5, 0.25])).reshape(1, 3, 1, 1)
