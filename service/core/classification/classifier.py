@@ -60,7 +60,8 @@ class Classifier(NamedTuple):
     def without_count(self, arrays: Sequence[Array]) -> list[Array]:
         """The model's inputs for arrays [N, ...]; an input for a single row alone loses the N."""
         return [
-            array if array.ndim == len(spec.shape) else array[0]
+            # With the dots a scalar stays an array, which ONNX Runtime needs.
+            array if array.ndim == len(spec.shape) else array[0, ...]
             for spec, array in zip(self.inputs, arrays, strict=True)
         ]
 
@@ -130,6 +131,8 @@ def classifier_of(
     picture = None
     if rule is not None:
         picture = picture_input(rule, inputs)
+    if not inputs:
+        raise NotAClassifier("takes no inputs, so it classifies nothing; use the infer endpoint.")
     if PROBABILITIES not in kinds and LOGITS not in kinds:
         raise NotAClassifier(
             "has no output known to be logits or probabilities; its model.json lacks output_kinds, "

@@ -107,6 +107,20 @@ def test_an_input_of_a_single_row_loses_the_number_of_rows() -> None:
     assert [array.shape for array in found.without_count(arrays)] == [(4,), (1, 4)]
 
 
+def test_a_scalar_input_stays_an_array_of_its_type() -> None:
+    specs = [TensorSpec("a", "FP32", ()), TensorSpec("b", "BYTES", ())]
+    found = classifier_of(specs, [TensorSpec("y", "FP32", (3,))], ["logits"], {}, None)
+    arrays = [np.ones(1, np.float32), np.array([b"text"], object)]
+    for before, after in zip(arrays, found.without_count(arrays), strict=True):
+        assert isinstance(after, np.ndarray)
+        assert (after.shape, after.dtype, after.item()) == ((), before.dtype, before[0])
+
+
+def test_a_model_without_inputs_is_no_classifier() -> None:
+    with pytest.raises(NotAClassifier, match="no inputs"):
+        classifier_of([], [TensorSpec("y", "FP32", (3,))], ["logits"], {}, None)
+
+
 @pytest.mark.parametrize(
     ("spec", "kind", "labels", "message"),
     [
