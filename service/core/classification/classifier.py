@@ -6,6 +6,7 @@ Arithmetic only: it knows tensors and arrays, no repository and no session. Digi
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -45,7 +46,8 @@ class Classifier(NamedTuple):
     """How a model classifies: index, name and shape of a row of the output, and what it holds.
 
     `picture` is how its only input takes pictures; None if it takes numbers or strings. `labels`
-    are distinct, and empty for a model without names of its classes.
+    are distinct, and empty for a model without names of its classes. A class without one is called
+    by its index after `unnamed`, which makes that none of the labels.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -56,6 +58,7 @@ class Classifier(NamedTuple):
     is_logits: bool
     is_bfloat16: bool
     labels: tuple[str, ...]
+    unnamed: str
 
     def without_count(self, arrays: Sequence[Array]) -> list[Array]:
         """The model's inputs for arrays [N, ...]; an input for a single row alone loses the N."""
@@ -112,7 +115,7 @@ class Classifier(NamedTuple):
         ]
 
     def _label(self, index: int) -> str:
-        return self.labels[index] if index < len(self.labels) else str(index)
+        return self.labels[index] if index < len(self.labels) else f"{self.unnamed}{index}"
 
 
 def classifier_of(
@@ -159,7 +162,9 @@ def classifier_of(
         raise NotAClassifier(
             f"has {len(names)} labels, but {classes[0]} classes in its output '{spec.name}'."
         )
-    counts = Counter(names)
+    unnamed = ""
+    while any(re.fullmatch(rf"{unnamed}\d+", name) for name in names):
+        unnamed += "class "
     return Classifier(
         inputs=tuple(inputs),
         picture=picture,
@@ -168,8 +173,22 @@ def classifier_of(
         output_row=row,
         is_logits=kinds[output] == LOGITS,
         is_bfloat16=spec.datatype == BF16,
-        labels=tuple(
-            label if counts[label] == 1 else f"{label} ({index})"
-            for index, label in enumerate(names)
-        ),
+        labels=_distinct(names),
+        unnamed=unnamed,
     )
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, of which equal ones are told apart by their index."""
+    counts = Counter(names)
+    taken = {name for name, count in counts.items() if count == 1}
+    labels = []
+    for index, name in enumerate(names):
+        label = name
+        if counts[name] > 1:
+            label += f" ({index})"
+            while label in taken:
+                label += f" ({index})"
+            taken.add(label)
+        labels.append(label)
+    return tuple(labels)

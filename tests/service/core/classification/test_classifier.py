@@ -100,6 +100,26 @@ def test_equal_labels_are_told_apart_by_their_index() -> None:
     assert classifier(labels=("crane", "dog", "crane")).labels == ("crane (0)", "dog", "crane (2)")
 
 
+def test_a_label_told_apart_by_its_index_is_none_of_the_others() -> None:
+    labels = ("a", "a", "a (1)")
+    assert classifier(labels=labels).labels == ("a (0)", "a (1) (1)", "a (1)")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (("a", "b"), ["a", "b", "2", "3"]),
+        (("2", "b"), ["2", "b", "class 2", "class 3"]),
+        (("3", "class 2"), ["3", "class 2", "class class 2", "class class 3"]),
+    ],
+)
+def test_classes_without_a_label_have_names_of_their_own(
+    labels: tuple[str, ...], names: list[str]
+) -> None:
+    (row,) = classifier((-1, -1), labels=labels).classifications([-np.arange(4.0)[None]], 1, 4)
+    assert list(row.probabilities) == names
+
+
 def test_an_input_of_a_single_row_loses_the_number_of_rows() -> None:
     specs = [TensorSpec("a", "FP32", (4,)), TensorSpec("b", "FP32", (1, 4))]
     found = classifier_of(specs, [TensorSpec("y", "FP32", (3,))], ["logits"], {}, None)
