@@ -179,7 +179,7 @@ def classifier_of(
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, of which equal ones are told apart by their index."""
+    """The names; equal ones get their index to tell them apart."""
     counts = Counter(names)
     taken = {name for name, count in counts.items() if count == 1}
     labels = []
