@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.core.classification.classifier import Classification, Classifier
 from service.core.classification.fields import arrays_of
-from service.core.classification.pictures import PictureInput
+from service.core.classification.pictures import GREY, PictureInput
 from service.core.datatypes import Array
 from service.core.digits import Pixels
 from service.core.errors import InvalidArgument, RequestTooLarge, excerpt
@@ -143,7 +143,8 @@ def _prepared(form: PictureInput, explain: bool, image: Image.Image) -> tuple[Pi
     """The pixels of a picture, and with `explain` the same as a PNG."""
     pixels, file = form.pixels(image), io.BytesIO()
     if explain:
-        Image.fromarray(pixels[0].squeeze()).save(file, "PNG")
+        seen = pixels[0, ..., 0] if form.colour == GREY else pixels[0]
+        Image.fromarray(seen).save(file, "PNG")
     return pixels, file.getvalue()
 
 

@@ -284,6 +284,21 @@ def test_a_model_of_other_classes_shows_its_labels(
     playground.close()
 
 
+def test_labels_that_look_like_numbers_are_in_the_order_of_their_probabilities(
+    playground: Playground,
+) -> None:
+    playground.page.evaluate(
+        """async () => {
+            const view = await import("/playground/view.js");
+            const probabilities = {b: 0.45, "30": 0.3, "7": 0.2, "10": 0.05};
+            const prediction = {label: "b", class: 1, probabilities, entropy_bits: 1.7};
+            view.showPrediction({predictions: [prediction], times: {}});
+        }"""
+    )
+    labels = playground.page.locator("#labels li").all_inner_texts()
+    assert [label.split()[0] for label in labels] == ["b", "30", "7", "10"]
+
+
 def test_what_counted_is_one_call_of_copies_with_a_hidden_patch(playground: Playground) -> None:
     playground.page.click("#examples button:nth-child(8)")
     playground.wait_for("accepted", "7")

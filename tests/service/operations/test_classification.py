@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.core.classification.pictures import PictureInput
+from service.core.classification.pictures import PictureInput, picture_input, rule_of
 from service.core.errors import InvalidArgument, RequestTooLarge
-from service.operations.classification import Classifications, classify, usable
+from service.core.tensors import TensorSpec
+from service.operations.classification import Classifications, _prepared, classify, usable
 from service.operations.digits import Digits
 from tests.service.classifiers import COLOURS, publish_colours, publish_lengths, publish_mixing
 from tests.service.composition import Operations
@@ -155,6 +156,18 @@ def test_the_picture_as_the_model_sees_it(tmp_path: Path) -> None:
         assert (seen.size, seen.getpixel((0, 0))) == ((4, 4), (1, 2, 3))
 
     run_with_operations(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("colour", ["grey", "RGB"])
+@pytest.mark.parametrize("size", [(1, 4), (4, 1), (1, 1)])
+def test_a_picture_of_one_pixel_a_side_is_explained(size: tuple[int, int], colour: str) -> None:
+    height, width = size
+    spec = TensorSpec("x", "FP32", (-1, 1 if colour == "grey" else 3, *size))
+    form = picture_input(rule_of({}), [spec])
+    with Image.open(io.BytesIO(picture((9, 9, 9)))) as image:
+        _, file = _prepared(form, True, image)
+    seen = Image.open(io.BytesIO(file))
+    assert (seen.mode, seen.size) == ("L" if colour == "grey" else "RGB", (width, height))
 
 
 def test_usable_models_are_named(tmp_path: Path) -> None:

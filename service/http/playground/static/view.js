@@ -59,8 +59,11 @@ function showLabels(prediction) {
   if (!prediction) return;
   byId("set").hidden = true;
   byId("entropy").textContent = `${prediction.entropy_bits.toFixed(2)} bits`;
+  // Objects list keys that look like numbers first, whatever the order in the answer.
+  const isFirst = (label) => label === prediction.label;
+  const labels = Object.entries(prediction.probabilities).sort(([a, p], [b, q]) => isFirst(b) - isFirst(a) || q - p);
   byId("labels").replaceChildren(
-    ...Object.entries(prediction.probabilities).map(([label, p], i) => {
+    ...labels.map(([label, p], i) => {
       const fill = element("span", { class: "fill" });
       fill.style.transform = `scaleX(${p})`;
       const track = element("span", { class: "track", "aria-hidden": "true" }, fill);
