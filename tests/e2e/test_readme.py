@@ -59,7 +59,7 @@ def test_make_run_trains_publishes_serves_and_predicts(make_run: MakeRun, tree: 
     assert SHELL[0] == MAKE_RUN
     accuracy = re.search(r"Test accuracy (\d+\.\d+)%", make_run.output)
     assert accuracy is not None
-    assert float(accuracy[1]) >= 99.5
+    assert float(accuracy[1]) >= 99.3
     assert (tree / "models" / "mnist" / "3" / "model.onnx").exists()
     for transport in ("over HTTP", "over gRPC"):
         shown = make_run.output.split(f"docs/seven.png {transport}")[1]
