@@ -194,8 +194,8 @@ def _presented(
             f"{what} of '{spec.name}' in {CONFIG_FILE} are {list(own)}{without}, but its shape in "
             f"the model is {list(spec.shape)}"
         )
-    if tensor.reshape is None:
-        # A size that the file leaves open is as in the model.
-        dims = tuple(max(sizes) for sizes in zip(shape, spec.shape, strict=True))
-        return Tensor(position, spec._replace(shape=dims), dims)
-    return Tensor(position, spec._replace(shape=batch + tensor.dims), shape)
+    # A size that the file leaves open is as in the model. The open ones of requests are the same.
+    closed = tuple(max(sizes) for sizes in zip(shape, spec.shape, strict=True))
+    sizes = (size for size, declared in zip(closed, shape, strict=True) if declared < 0)
+    requests = tuple(next(sizes) if size < 0 else size for size in batch + tensor.dims)
+    return Tensor(position, spec._replace(shape=requests), closed)

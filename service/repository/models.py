@@ -443,7 +443,7 @@ class Repository:
             raise ModelLoadError(f"loading it failed: {error!r}") from error
 
     def _model_of(self, version: VersionOnDisk) -> ServedModel:
-        """Load one version. Raises ModelLoadError, ProviderUnavailable, and what nobody expects."""
+        """Load one version. Raises ModelLoadError, ProviderUnavailable, or any other error."""
         config, file, folder = version.config, version.file, version.model_folder
         if config.problem:
             raise ModelLoadError(config.problem)

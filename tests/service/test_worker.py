@@ -22,7 +22,7 @@ def test_the_worker_looks_for_versions_again_after_an_unexpected_error(
             nonlocal polls
             polls += 1
             if polls == 1:
-                raise RuntimeError("what nobody expects")
+                raise RuntimeError("an unforeseen error")
             again.set()
 
         monkeypatch.setattr(service.repository, "refresh", refresh)
@@ -32,4 +32,4 @@ def test_the_worker_looks_for_versions_again_after_an_unexpected_error(
         service.executor.shutdown()
 
     asyncio.run(main())
-    assert "what nobody expects" in caplog.text
+    assert "an unforeseen error" in caplog.text

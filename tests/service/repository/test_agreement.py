@@ -176,8 +176,16 @@ def test_a_layout_that_card_and_config_have_differently_is_a_contradiction() -> 
             TensorConfig("x", dims=(-1, -1), reshape=(-1, 1, -1)),
             TensorSpec("x", "FP32", (-1, -1, 1, 7)),
             4,
-            (-1, -1, -1),
-            (-1, -1, 1, -1),
+            (-1, -1, 7),
+            (-1, -1, 1, 7),
+        ),
+        # An open size that the model fixes.
+        (
+            TensorConfig("x", dims=(1, -1), reshape=(-1,)),
+            TensorSpec("x", "FP32", (-1, 4)),
+            8,
+            (-1, 1, 4),
+            (-1, 4),
         ),
     ],
 )
