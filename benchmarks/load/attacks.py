@@ -200,7 +200,7 @@ def _half_sent(port: int, heads: Sequence[bytes], size: int, ended: Ended) -> Co
             left[connection] = size
     while left and not ended():
         writable = [each for each, bytes_left in left.items() if bytes_left]
-        readable, ready, _ = select.select(list(left), writable, [], 0.1)
+        readable, ready = _ready(list(left), writable, 0.1)
         for connection in ready:
             try:
                 sent = connection.send(part[: left[connection]])
@@ -224,6 +224,29 @@ def _half_sent(port: int, heads: Sequence[bytes], size: int, ended: Ended) -> Co
     for connection in left:
         connection.close()
     return counts
+
+
+def _ready(
+    reading: Sequence[socket.socket], writing: Sequence[socket.socket], seconds: float
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Those that can be read from and written to within this time, as select.select() says.
+
+    That refuses descriptors of 1,024 and more, which a run of many attacks has.
+    """
+    poller = select.poll()
+    events: dict[socket.socket, int] = {}
+    for connection in reading:
+        events[connection] = select.POLLIN
+    for connection in writing:
+        events[connection] = events.get(connection, 0) | select.POLLOUT
+    for connection, wanted in events.items():
+        poller.register(connection, wanted)
+    found = dict(poller.poll(seconds * 1000))
+    closed = select.POLLHUP | select.POLLERR
+    return (
+        [each for each in reading if found.get(each.fileno(), 0) & (select.POLLIN | closed)],
+        [each for each in writing if found.get(each.fileno(), 0) & (select.POLLOUT | closed)],
+    )
 
 
 class Calls:
@@ -290,7 +313,7 @@ class Calls:
     def read(self, counts: Counter[str], seconds: float = 0.0) -> bool:
         """Count the ends of calls that arrive within this time; False at the connection's end."""
         end = time.monotonic() + seconds
-        while select.select([self.socket], [], [], max(0.0, end - time.monotonic()))[0]:
+        while _ready([self.socket], [], max(0.0, end - time.monotonic()))[0]:
             for kind, flags, _, payload in self.frames():
                 if kind == frames.HEADERS and flags & frames.END_STREAM:
                     counts[grpc_status(payload)] += 1
@@ -342,9 +365,7 @@ def half_sent_messages(target: Target, ended: Ended) -> Counter[str]:
         output = b"".join(calls.headers() for _ in left)
         calls.socket.setblocking(False)
         while not ended():
-            readable, _, _ = select.select(
-                [calls.socket], [calls.socket] if output else [], [], 0.05
-            )
+            readable, _ = _ready([calls.socket], [calls.socket] if output else [], 0.05)
             for kind, flags, number, payload in calls.frames() if readable else ():
                 windows.update(kind, number, payload)
                 if kind == frames.SETTINGS and not flags & frames.ACK:

@@ -133,7 +133,7 @@ def version_is_published(harm: Harm, chance: random.Random) -> None:
         harm.newest += 1
         new = folder / str(harm.newest)
         draft = folder / f".draft-{harm.newest}"
-        shutil.copytree(SHIPPED_MODELS / "mnist" / "1", draft)
+        shutil.copytree(SHIPPED_MODELS / "mnist" / "2", draft)
         draft.rename(new)
         time.sleep(chance.uniform(0.5, 2))
         for old in folder.iterdir():
@@ -146,7 +146,7 @@ def broken_version_is_published(harm: Harm, chance: random.Random) -> None:
     with harm.versions:
         harm.newest += 1
         draft = harm.models / "mnist" / f".draft-{harm.newest}"
-        shutil.copytree(SHIPPED_MODELS / "mnist" / "1", draft)
+        shutil.copytree(SHIPPED_MODELS / "mnist" / "2", draft)
         content = (draft / "model.onnx").read_bytes()
         cut = chance.randrange(len(content))
         (draft / "model.onnx").write_bytes(chance.choice([content[:cut], chance.randbytes(999)]))
