@@ -29,7 +29,7 @@ Work is linear in the bytes of the peer. WINDOW_UPDATE of the connection and SET
 number; the calls that wait for a window are looked at once per `receive`. A call that the peer
 opens and resets at once, or that ends by a stream error, costs the peer next to nothing, so such
 calls use up an allowance that grows with time and with answered calls. Without it, the peer is
-asked to connect again by a GOAWAY that ends no call; with as many again, its connection ends.
+asked to connect again by a GOAWAY that ends no call; if many more come, its connection ends.
 
 Sources: RFC 9113 (HTTP/2); gRPC over HTTP2 (PROTOCOL-HTTP2.md).
 """
@@ -68,6 +68,9 @@ _QUICK_RESET_S = 0.05
 # Quick resets and stream errors that a peer may cause at once, and how many more per second. Each
 # costs some 20 us, so this rate takes 2 % of a core. Answered calls allow as many again.
 _FREE_RESETS = 1000
+# How many more, until a peer that is asked to connect again is cut off. What a proxy sends before
+# it reads that is in the buffers between: a second's worth if the machine is busy.
+_LATE_RESETS = 10_000
 # The same of PINGs. gRPC-Go sends one per answer to measure the bandwidth.
 _FREE_PINGS = 1000
 # The last stream of a GOAWAY that only announces the end (RFC 9113, 6.8).
@@ -843,11 +846,11 @@ class Connection:
 
         A peer without allowance is asked to connect again, which costs it more than we save by
         ending its connection, and loses no call of others behind the same proxy. One that does not
-        follow has as much again.
+        follow is cut off after `_LATE_RESETS`.
         """
         if self._resets.use(self._now):
             return
-        if self._resets.left < -_FREE_RESETS:
+        if self._resets.left < -_LATE_RESETS:
             raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many calls given up")
         self._retire("resets", "too many calls given up", self._now)
 
