@@ -93,7 +93,7 @@ def strings(field: str, elements: Sequence[Any]) -> Array:
 
 
 def _bytes_array(field: str, elements: Sequence[Any]) -> Array:
-    """Elements of which one is not UTF-8. Raises InvalidArgument."""
+    """The array, of dtype S, for elements that are not all UTF-8. Raises InvalidArgument."""
     if not all(isinstance(element, str | bytes) for element in elements):
         raise InvalidArgument(f"{field} must hold only strings.")
     encoded = [e if isinstance(e, bytes) else e.encode() for e in elements]

@@ -8,15 +8,14 @@ from functools import partial
 from typing import Any
 
 from service.core.errors import InvalidArgument, UnsupportedMediaType, excerpt
-from service.core.off_loop import INLINE_BYTES, off_loop
+from service.core.off_loop import off_loop
 from service.http.message import (
     JSON,
     OCTETS,
     HttpRequest,
     HttpResponse,
-    check_json_size,
     json_response,
-    parse_json,
+    parse_value,
     server_timing,
 )
 from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
@@ -62,7 +61,7 @@ async def predict(
     elif content_type == OCTETS:
         pixels = body
     elif content_type == JSON:
-        values = await _json(body, digits.max_json_bytes)
+        values = await parse_value(body, digits.max_json_bytes)
         if classifier.picture is not None:
             if isinstance(values, dict):
                 values = values.get("image")
@@ -88,13 +87,6 @@ async def predict(
     if size > _INLINE_ANSWERS:
         return await off_loop(_response, served, answer, explain, size=32 * size)
     return _response(served, answer, explain)
-
-
-async def _json(body: bytes, limit: int) -> Any:
-    check_json_size(len(body), limit)
-    if len(body) > INLINE_BYTES:
-        return await off_loop(parse_json, body, limit, size=len(body))
-    return parse_json(body, limit)
 
 
 def _response(served: ServedModel, answer: Classifications, explain: bool) -> HttpResponse:

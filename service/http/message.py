@@ -93,15 +93,19 @@ def parse_json(body: bytes, limit: int, end: int | None = None) -> Any:
         raise InvalidArgument(f"The body {reason}.") from None
 
 
+async def parse_value(body: bytes, limit: int) -> Any:
+    """Parse JSON, off the event loop if it is long. Raises RequestTooLarge, InvalidArgument."""
+    check_json_size(len(body), limit)
+    if len(body) > INLINE_BYTES:
+        return await off_loop(parse_json, body, limit, size=len(body))
+    return parse_json(body, limit)
+
+
 async def parse_object(body: bytes, limit: int) -> dict[str, Any]:
     """Parse a JSON object; an empty body counts as {}. Raises RequestTooLarge, InvalidArgument."""
     if not body:
         return {}
-    check_json_size(len(body), limit)
-    if len(body) > INLINE_BYTES:
-        parsed = await off_loop(parse_json, body, limit, size=len(body))
-    else:
-        parsed = parse_json(body, limit)
+    parsed = await parse_value(body, limit)
     if not isinstance(parsed, dict):
         raise InvalidArgument("The body must be a JSON object.")
     return parsed

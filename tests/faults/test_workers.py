@@ -320,7 +320,7 @@ def test_a_roll_that_cannot_start_leaves_the_old_workers_serving(
     assert "Cannot start: " in server.log.read_text()
     assert set(server.worker_pids()) == set(old)
     assert server.post("/predict", BLANK, RAW)[0] == 200
-    # The next roll works once the fault is mended.
+    # The next roll works once the fault is fixed.
     if fault == "no repository":
         (tmp_path / "moved").rename(models)
     else:

@@ -124,6 +124,7 @@ def _least_ink(ink: Floats, before: Floats) -> tuple[Floats, Floats, list[list[l
         came[:, row] = at
         total[:, row] = costs.min(axis=2) + ink[:, row]
         left_of[:, row] = left_of[page, row - 1, at] + before[:, row]
+    # numpy's types do not say how deep the lists are.
     columns: list[list[list[int]]] = came.tolist()  # type: ignore[assignment]
     return total, left_of, columns
 

@@ -202,7 +202,7 @@ def set_field(message: Any, field: Any) -> Any:
 
 
 def each_field(divided: set[str], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A file that sets one field, for each; `divided` are messages of which each field is one."""
+    """One file per field, which sets it alone; messages in `divided` count by their fields."""
     messages: Any = ModelConfig.DESCRIPTOR
     for name in prefix.split(".")[:-1]:
         messages = messages.fields_by_name[name].message_type
