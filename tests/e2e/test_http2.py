@@ -315,17 +315,18 @@ def test_a_header_bomb_ends_the_connection(server: Server) -> None:
         assert peer.goaway()[0] == wire.COMPRESSION_ERROR
 
 
-def test_a_rapid_reset_attack_ends_the_connection(
-    start_server: Callable[..., Server], tmp_path: Path, mnist: Mnist
-) -> None:
-    """CVE-2023-44487: 25,000 calls at once, each reset at once."""
-    publish_slow_model(tmp_path)
-    slow = start_server(tmp_path)
-    block, body = headers(), message(mnist)
-    calls = [call(n, block, body) + wire.reset(n, wire.CANCEL) for n in range(1, 50_000, 2)]
-    with Peer(slow) as peer:
+def test_a_rapid_reset_attack_ends_the_connection(server: Server) -> None:
+    """CVE-2023-44487: calls without end, each reset at once."""
+    block = headers()
+    with Peer(server) as peer:
         with contextlib.suppress(ConnectionError):
-            peer.send(b"".join(calls))
+            for first in range(1, 2_000_000, 1000):
+                calls = [
+                    wire.frame(wire.HEADERS, wire.END_HEADERS, stream, block)
+                    + wire.reset(stream, wire.CANCEL)
+                    for stream in range(first, first + 1000, 2)
+                ]
+                peer.send(b"".join(calls))
         assert peer.goaway() == (wire.ENHANCE_YOUR_CALM, "too many calls given up")
 
 

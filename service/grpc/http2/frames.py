@@ -6,6 +6,7 @@ Source: RFC 9113 (HTTP/2).
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -88,6 +89,7 @@ class FrameReader:
         self.preface_received = False
         self._max_frame = max_frame
         self._max_header_block = max_header_block
+        self.has_frame = False  # that `frames` has left unread
         self._buffer = bytearray()
         # Flags, stream id and bytes of a header block whose CONTINUATION frames are missing. The
         # cost counts its frame headers as well, so that empty CONTINUATION frames have an end.
@@ -97,6 +99,8 @@ class FrameReader:
     @property
     def unfinished_headers(self) -> int | None:
         """The stream of a header block that is begun and not ended."""
+        if self.has_frame:
+            return None
         if self._unfinished_block is not None:
             return self._unfinished_block[1]
         if self.preface_received and len(self._buffer) >= FRAME_HEADER.size:
@@ -104,9 +108,11 @@ class FrameReader:
             return stream_id & _STREAM_ID if kind == HEADERS else None
         return None
 
-    def frames(self, data: bytes) -> Iterator[Frame]:
+    def frames(self, data: bytes, at_most: int = sys.maxsize) -> Iterator[Frame]:
         """Yield the frames that `data` completes. Exhaust the iterator before the next call.
 
+        After `at_most` frames on the wire it ends, and `has_frame` says whether the next call has
+        one to yield without more data.
         A header block comes as one HEADERS frame: CONTINUATION frames are appended to it, padding
         and priority fields removed. Raises ProtocolError after the frames that precede the error.
         """
@@ -115,6 +121,7 @@ class FrameReader:
             self._buffer += data
             buffer = self._buffer
         position, end = 0, len(buffer)
+        self.has_frame = False
         if not self.preface_received:
             start = bytes(buffer[: len(PREFACE)])
             if not PREFACE.startswith(start):
@@ -132,6 +139,10 @@ class FrameReader:
             start_of_payload = position + FRAME_HEADER.size
             if end - start_of_payload < size:
                 break
+            if not at_most:
+                self.has_frame = True
+                break
+            at_most -= 1
             position = start_of_payload + size
             stream_id &= _STREAM_ID
             payload = copy_slice(buffer, start_of_payload, position)

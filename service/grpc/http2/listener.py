@@ -42,6 +42,9 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+# Frames of a connection that are handled in one turn of the event loop. One read may bring
+# thousands, and at some 100 us for one that opens a call, they would hold up everyone else.
+_FRAMES_PER_TURN = 256
 # Bytes that one byte of deflate's format can stand for.
 _MOST_INFLATED = 1032
 # Seconds a peer may keep its side open after GOAWAY.
@@ -160,6 +163,8 @@ class Http2Protocol(asyncio.Protocol):
         self._connection.wake = self._flush_soon
         self._flush_scheduled = False
         self._hung_up = False
+        self._is_write_paused = False
+        self._read_on_scheduled = False
         self._ticks: asyncio.TimerHandle | None = None
         # Of each call, by its stream id: the task that answers it, and the timer of its deadline.
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -196,15 +201,35 @@ class Http2Protocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take no more work from a peer that does not read its answers."""
+        self._is_write_paused = True
         self._connection.pause()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._transport.resume_reading()
+        self._is_write_paused = False
         self._handle(self._connection.resume())
+        self._read_on_soon()
 
     def data_received(self, data: bytes) -> None:
-        self._handle(self._connection.receive(data, self._loop.time()))
+        self._handle(self._connection.receive(data, self._loop.time(), _FRAMES_PER_TURN))
+        if self._connection.has_unread:
+            self._transport.pause_reading()
+            self._read_on_soon()
+
+    def _read_on_soon(self) -> None:
+        if not self._read_on_scheduled:
+            self._read_on_scheduled = True
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """Take what is left of the bytes received, and then more."""
+        self._read_on_scheduled = False
+        if self._is_write_paused:
+            return
+        if self._connection.has_unread:
+            self.data_received(b"")
+        if not self._connection.has_unread:
+            self._transport.resume_reading()
 
     # Events and timers.
 

@@ -613,7 +613,7 @@ def test_resets_faster_than_answers_and_time_allow_are_a_rapid_reset_attack() ->
     """CVE-2023-44487: ten calls per millisecond, each reset at once."""
     opened = connection()
     asked_after = None
-    for count in range(15_000):
+    for count in range(120_000):
         opened.receive(call_and_reset(2 * count + 1), count / 10_000)
         if opened.closed:
             break
@@ -622,7 +622,7 @@ def test_resets_faster_than_answers_and_time_allow_are_a_rapid_reset_attack() ->
             asked_after = count
     assert asked_after is not None
     assert 1000 < asked_after < 1200
-    assert 11_000 < count < 12_500
+    assert 101_000 < count < 113_000
     assert goaway(opened.data_to_send()) == (frames.ENHANCE_YOUR_CALM, "too many calls given up")
 
 
@@ -643,7 +643,7 @@ def test_a_peer_that_connects_again_after_too_many_resets_loses_no_call() -> Non
 def test_errors_of_streams_count_as_resets() -> None:
     """CVE-2025-8671: a peer that breaks the rules makes the server reset its calls."""
     opened = connection()
-    for count in range(11_001):
+    for count in range(101_001):
         assert not opened.closed
         opened.data_to_send()
         stream_id = 2 * count + 1

@@ -55,6 +55,21 @@ def test_frames_are_the_same_however_their_bytes_are_split(
     assert all(type(payload) is bytes for _, _, _, payload in received)
 
 
+@given(FRAMES, st.integers(1, 4), st.integers(0, 40))
+def test_frames_are_the_same_however_many_are_taken_at_a_time(
+    sent: list[frames.Frame], at_most: int, cut: int
+) -> None:
+    content = b"".join(frames.frame(*each) for each in sent)
+    end = max(len(content) - cut, 0)
+    opened = reader()
+    received = list(opened.frames(content[:end], at_most))
+    while opened.has_frame:
+        assert opened.unfinished_headers is None
+        received += opened.frames(b"", at_most)
+    received += opened.frames(content[end:])
+    assert received == sent
+
+
 @given(st.lists(st.binary(max_size=60)), st.booleans())
 def test_arbitrary_bytes_raise_nothing_but_the_protocol_error(
     content: list[bytes], preface: bool

@@ -48,7 +48,7 @@ class Transport:
         return b"".join(self.writes)
 
     def write(self, content: bytes) -> None:
-        assert not self.actions, f"written after {self.actions}"
+        assert "write_eof" not in self.actions
         self.writes.append(content)
 
     def is_closing(self) -> bool:
@@ -395,8 +395,54 @@ async def test_a_connection_over_the_limit_gets_a_reason_and_is_not_counted() ->
 async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     peer = Peer()
     peer.protocol.pause_writing()
+    await turns()
+    assert peer.transport.actions == ["pause_reading"]
     peer.protocol.resume_writing()
+    await turns()
     assert peer.transport.actions == ["pause_reading", "resume_reading"]
+
+
+def pongs(transport: Transport) -> int:
+    return transport.output.count(b"\0\0\x08\x06\x01")
+
+
+@in_loop
+async def test_many_frames_are_taken_over_several_turns() -> None:
+    """One read brings more frames than a turn of the event loop may take."""
+    peer = Peer()
+    ping = frames.frame(frames.PING, 0, 0, bytes(8))
+    peer.protocol.data_received(ping * 900 + ping[:3])
+    await asyncio.sleep(0)
+    assert 0 < pongs(peer.transport) < 900
+    assert set(peer.transport.actions) == {"pause_reading"}
+    await turns()
+    assert pongs(peer.transport) == 900
+    assert peer.transport.actions[-1] == "resume_reading"
+    await peer.send(ping[3:])
+    assert pongs(peer.transport) == 901
+
+
+@in_loop
+async def test_what_waits_for_its_turn_waits_for_the_peer_to_read_as_well() -> None:
+    peer = Peer()
+    peer.protocol.data_received(frames.frame(frames.PING, 0, 0, bytes(8)) * 900)
+    peer.protocol.pause_writing()
+    await turns()
+    assert pongs(peer.transport) < 900
+    assert "resume_reading" not in peer.transport.actions
+    peer.protocol.resume_writing()
+    await turns()
+    assert pongs(peer.transport) == 900
+    assert peer.transport.actions[-1] == "resume_reading"
+
+
+@in_loop
+async def test_what_waits_for_its_turn_is_dropped_with_the_connection() -> None:
+    peer = Peer()
+    peer.protocol.data_received(frames.frame(frames.PING, 0, 0, bytes(8)) * 900)
+    peer.protocol.connection_lost(None)
+    await turns()
+    assert pongs(peer.transport) < 900
 
 
 @in_loop
