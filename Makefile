@@ -16,7 +16,7 @@ endif
 # A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -63,6 +63,9 @@ test-kubernetes: $(INSTALLED)  ## build the Kubernetes overlays and validate the
 
 test-triton: $(INSTALLED)  ## run Triton's perf_analyzer and the KServe SDK against a server (two minutes)
 	$(BIN)/python -m tests.triton
+
+test-clients: $(INSTALLED)  ## run the examples in TypeScript, Node and Go against a server (a minute)
+	$(BIN)/python -m tests.clients
 
 test-gpu: $(INSTALLED)  ## serve and train on CUDA (a GPU; the extra 'gpu' instead of 'cpu'; 2 minutes)
 	$(BIN)/python -m tests.gpu $(ARGS)

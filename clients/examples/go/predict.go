@@ -8,6 +8,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -30,7 +31,8 @@ func main() {
 		log.Fatal(err)
 	}
 	client := http.Client{Timeout: 10 * time.Second}
-	response, err := client.Post(url+"/predict", http.DetectContentType(body), bytes.NewReader(body))
+	// Or another type of picture: the server looks at the bytes.
+	response, err := client.Post(url+"/predict", "image/png", bytes.NewReader(body))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -43,6 +45,7 @@ func main() {
 		log.Fatal(found.Error)
 	}
 	for _, one := range found.Predictions {
-		fmt.Printf("digit %d, probability %.4f, accepted %t %s\n", one.Digit, one.Probabilities[one.Digit], one.Accepted, one.Hint)
+		line := fmt.Sprintf("digit %d, probability %.4f, accepted %t %s", one.Digit, one.Probabilities[one.Digit], one.Accepted, one.Hint)
+		fmt.Println(strings.TrimSpace(line))
 	}
 }
