@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, repeat
 from math import log2, prod
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -121,10 +122,10 @@ class DigitLayout(NamedTuple):
             for row, values, judgement in zip(
                 probabilities, probabilities.tolist(), judgements, strict=False
             ):
-                entropy = 0.0
-                for p in values:
-                    if p > 0.0:
-                        entropy -= p * log2(p)
+                try:
+                    entropy = 0.0 - sum(map(mul, values, map(log2, values)))
+                except ValueError:  # log2(0)
+                    entropy = 0.0 - sum(p * log2(p) for p in values if p > 0.0)
                 predictions.append(Prediction(values.index(max(values)), row, entropy, *judgement))
             return predictions
         exact = probabilities.astype(np.float64)
