@@ -39,7 +39,7 @@ func main() {
 	defer response.Body.Close()
 	var found answer
 	if err := json.NewDecoder(response.Body).Decode(&found); err != nil {
-		log.Fatal(err)
+		log.Fatalf("%s: %v", response.Status, err)
 	}
 	if response.StatusCode != http.StatusOK {
 		log.Fatal(found.Error)

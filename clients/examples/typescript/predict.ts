@@ -7,9 +7,9 @@ const [url, picture] = process.argv.slice(2);
 const client = createClient<paths>({ baseUrl: url });
 // Or another type of picture: the server looks at the bytes.
 const image = `data:image/png;base64,${readFileSync(picture, "base64")}`;
-const { data, error } = await client.POST("/predict", { body: { image }, signal: AbortSignal.timeout(10_000) });
-if (error) {
-  console.error(error.error);
+const { data, error, response } = await client.POST("/predict", { body: { image }, signal: AbortSignal.timeout(10_000) });
+if (!data) {
+  console.error(error?.error ?? response.statusText);
   process.exit(1);
 }
 for (const prediction of data.predictions) {
