@@ -208,5 +208,6 @@ ROUTES = [
     *_of_memory("cuda", admin.CUDA_MEMORY, about.REGISTER_CUDA),
 ]
 
-# The route that is recorded for requests that matched none.
+# What is recorded for requests that Flask answers: those that match no route, and OPTIONS.
 UNMATCHED = Route("*", "*", "unmatched", Playground, index, about.INDEX)
+OPTIONS = Route("OPTIONS", "*", "options", Playground, index, about.OPTIONS)

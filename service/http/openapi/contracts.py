@@ -38,14 +38,15 @@ HTML, TEXT = "text/html", "text/plain"
 class Contract(NamedTuple):
     """A route for people and programs that call it.
 
-    `tag` is the group of the route, `body` and `answer` map content types to schemas. `query`,
+    `tag` is the group of the route, `body` and `answer` map content types to schemas; `answer` is
+    None for a route that always fails. `query`,
     `headers` and `answer_headers` map names to schemas; none of them is required. `name` is the
     operation's if it is not the route's. `otherwise` has answers of other statuses than 200.
     """
 
     tag: str
     summary: str
-    answer: Mapping[str, Schema]
+    answer: Mapping[str, Schema] | None
     body: Mapping[str, Schema] = {}
     is_body_required: bool = False
     query: Mapping[str, Schema] = {}
@@ -220,7 +221,7 @@ UNREGISTER = Contract(
 )
 UNREGISTER_ALL = UNREGISTER._replace(summary="Unregister all regions")
 REGISTER_CUDA = Contract(
-    MEMORY, "Refused: this server maps no CUDA memory", {}, errors=(Unimplemented,)
+    MEMORY, "Refused: this server maps no CUDA memory", None, errors=(Unimplemented,)
 )
 METRICS = Contract(OPERATION, "The metrics of all workers", {TEXT: STRING}, errors=(Unavailable,))
 INDEX = Contract(
@@ -248,3 +249,4 @@ DOCUMENT = Contract(
     answer_headers={"etag": STRING},
     otherwise={304: {}},
 )
+OPTIONS = Contract(PAGES, "The methods of the path", {}, answer_headers={"allow": STRING})

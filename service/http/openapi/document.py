@@ -14,8 +14,9 @@ from service import __version__
 from service.core import errors
 from service.core.errors import ServiceError
 from service.http.message import JSON
-from service.http.openapi.contracts import PAGES, TAGS, Contract
+from service.http.openapi.contracts import OPTIONS, TAGS, Contract
 from service.http.openapi.schemas import SCHEMAS, STRING, VERSION, Schema, reference
+from service.http.pictures import FORM, PICTURES
 
 # What any request may be answered with: its body is read and decompressed before its route runs.
 _COMMON: tuple[type[ServiceError], ...] = (
@@ -27,6 +28,8 @@ _COMMON: tuple[type[ServiceError], ...] = (
     errors.InFlightLimit,
 )
 _PATH_PARAMETER = re.compile(r"<(\w+)>")
+_PLACE: Schema = {"type": "string", "pattern": "^[^/]+$"}
+_PLACES = {"version": VERSION}
 _ABOUT = """\
 Handwritten digits, and whatever else the models of this server classify: pictures in, distributions
 over classes out; or tensors in and out, by the Open Inference Protocol (KServe V2).
@@ -43,7 +46,7 @@ _PARAMETERS = {
     "content-encoding": {
         "name": "content-encoding",
         "in": "header",
-        "schema": {"type": "string", "enum": ["gzip", "deflate", "identity"]},
+        "schema": {"type": "string", "enum": ["gzip", "deflate", "identity", ""]},
         "description": "How the body is compressed.",
     },
     "accept-encoding": {
@@ -68,7 +71,6 @@ _HEADERS = {
         "schema": {"type": "string", "enum": ["gzip", "deflate"]},
         "description": "How the body is compressed, if it is.",
     },
-    "allow": {"required": True, "schema": STRING, "description": "The methods of the path."},
 }
 
 
@@ -96,18 +98,24 @@ def document(routes: Iterable[Described]) -> dict[str, Any]:
     identifiers: set[str] = set()
     for route in routes:
         names = _PATH_PARAMETER.findall(route.path)
+        places = [_parameter(name, "path", _PLACES.get(name, _PLACE)) for name in names]
         path = _PATH_PARAMETER.sub(r"{\1}", route.path)
         item = paths.setdefault(path, {})
-        if names:
-            item["parameters"] = [_path_parameter(name) for name in names]
         identifier = route.contract.name or route.operation
         if identifier in identifiers:
             identifier += f"_of_{names[-1]}"
         identifiers.add(identifier)
-        item[route.method.lower()] = _operation(route, identifier)
+        item[route.method.lower()] = _operation(
+            identifier, places, route.contract, compress=route.compress
+        )
         if route.method == "GET":
-            item["head"] = _without_content(_operation(route, f"head_{identifier}"))
-        item["options"] = _options(path)
+            item["head"] = _without_content(
+                _operation(f"head_{identifier}", places, route.contract, compress=route.compress)
+            )
+        # Its answer depends on the path alone, whatever the parameters are.
+        places = [_parameter(name, "path", _PLACE) for name in names]
+        words = "_".join(re.findall(r"\w+", path)) or "index"
+        item["options"] = _operation(f"options_{words}", places, OPTIONS)
     return {
         "openapi": "3.1.1",
         "info": {
@@ -124,43 +132,42 @@ def document(routes: Iterable[Described]) -> dict[str, Any]:
             "parameters": _PARAMETERS,
             "headers": _HEADERS,
             "responses": {
-                HTTPStatus(status).phrase.replace(" ", ""): _error_response(status)
-                for status in sorted({kind.http_status for kind in _kinds_of(ServiceError)})
-            }
-            | {
+                **{
+                    _phrase(status).replace(" ", ""): _error_response(status)
+                    for status in sorted({kind.http_status for kind in _kinds_of(ServiceError)})
+                },
                 "Head": _answer("The error, without its body.", {}, ["x-request-id"]),
-                "Options": _answer("The methods.", {}, ["x-request-id", "allow"]),
             },
         },
     }
 
 
-def _path_parameter(name: str) -> Schema:
-    schema = VERSION if name == "version" else {"type": "string", "pattern": "^[^/]+$"}
-    return {"name": name, "in": "path", "required": True, "schema": schema}
-
-
-def _operation(route: Described, identifier: str) -> dict[str, Any]:
-    contract = route.contract
-    shared = ["x-request-id", "content-encoding", *(["accept-encoding"] * route.compress)]
-    headers = ["x-request-id", *(["vary", "content-encoding"] * route.compress)]
-    statuses = {kind.http_status for kind in (*_COMMON, *contract.errors)}
+def _operation(
+    identifier: str, places: list[Schema], contract: Contract, *, compress: bool = False
+) -> dict[str, Any]:
+    shared = ["x-request-id"]
+    shared += ["content-encoding"] if contract.body else []
+    shared += ["accept-encoding"] if compress else []
+    headers = ["x-request-id", *(["vary", "content-encoding"] if compress else [])]
+    answers = {200: contract.answer, **contract.otherwise}
     responses = {
-        str(status): _answer(HTTPStatus(status).phrase, content, headers, contract.answer_headers)
-        for status, content in {200: contract.answer, **contract.otherwise}.items()
-        if content or status != HTTPStatus.OK
+        str(status): _answer(_phrase(status), content, headers, contract.answer_headers)
+        for status, content in answers.items()
+        if content is not None
     }
-    for status in sorted(statuses - contract.otherwise.keys()):
-        phrase = HTTPStatus(status).phrase.replace(" ", "")
-        responses[str(status)] = {"$ref": f"#/components/responses/{phrase}"}
+    for kind in (*_COMMON, *contract.errors):
+        status = kind.http_status
+        name = _phrase(status).replace(" ", "")
+        responses.setdefault(str(status), {"$ref": f"#/components/responses/{name}"})
     operation: dict[str, Any] = {
         "operationId": identifier,
         "tags": [contract.tag],
         "summary": contract.summary,
         "parameters": [
-            *({"$ref": f"#/components/parameters/{name}"} for name in shared),
+            *places,
             *(_parameter(name, "query", schema) for name, schema in contract.query.items()),
             *(_parameter(name, "header", schema) for name, schema in contract.headers.items()),
+            *({"$ref": f"#/components/parameters/{name}"} for name in shared),
         ],
         "responses": dict(sorted(responses.items())),
     }
@@ -169,13 +176,27 @@ def _operation(route: Described, identifier: str) -> dict[str, Any]:
     if contract.body:
         operation["requestBody"] = {
             "required": contract.is_body_required,
-            "content": {kind: {"schema": schema} for kind, schema in contract.body.items()},
+            "content": _content(contract.body),
         }
     return operation
 
 
-def _parameter(name: str, place: str, schema: Schema) -> dict[str, Any]:
-    return {"name": name, "in": place, "schema": schema}
+def _parameter(name: str, place: str, schema: Schema) -> Schema:
+    return {"name": name, "in": place, **({"required": True} if place == "path" else {})} | {
+        "schema": schema
+    }
+
+
+def _content(kinds: Mapping[str, Schema]) -> dict[str, Any]:
+    """The media types of a body. A file in a form is one of the pictures."""
+    content: dict[str, Any] = {kind: {"schema": schema} for kind, schema in kinds.items()}
+    if FORM in content:
+        content[FORM]["encoding"] = {"image": {"contentType": ", ".join(PICTURES)}}
+    return content
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase
 
 
 def _answer(
@@ -193,7 +214,7 @@ def _answer(
         },
     }
     if content:
-        answer["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
+        answer["content"] = _content(content)
     return answer
 
 
@@ -205,17 +226,6 @@ def _without_content(operation: dict[str, Any]) -> dict[str, Any]:
         else:
             answer.pop("content", None)
     return operation
-
-
-def _options(path: str) -> dict[str, Any]:
-    return {
-        "operationId": "options_" + ("_".join(re.findall(r"\w+", path)) or "index"),
-        "tags": [PAGES],
-        "summary": "The methods of the path",
-        "responses": {
-            "200": {"$ref": "#/components/responses/Options"},
-        },
-    }
 
 
 def _error_response(status: int) -> dict[str, Any]:

@@ -321,7 +321,11 @@ SCHEMAS: dict[str, Schema] = {
     "RegionRequest": request_record(
         "A part of a shared memory object.",
         "key byte_size",
-        key={**STRING, "description": "The object's name in /dev/shm."},
+        key={
+            "type": "string",
+            "pattern": r"^/?(?!\.{1,2}$)[A-Za-z0-9_.-]{1,255}$",
+            "description": "The object's name in /dev/shm.",
+        },
         offset={"type": "integer", "minimum": 0},
         byte_size={"type": "integer", "minimum": 1},
     ),
