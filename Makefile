@@ -13,8 +13,6 @@ DOWNLOAD := about 3.2 GB to download and 6 GB on disk, most of it PyTorch with C
 else
 DOWNLOAD := some hundred MB to download, not measured on this system; 3.2 GB on Linux, with CUDA
 endif
-# A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
-PROTOC_PATH := -Iservice/stubs=proto
 
 .PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets
 
@@ -104,6 +102,9 @@ format: $(INSTALLED)  ## fix formatting, and whatever else ruff can fix
 	$(BIN)/ruff format $(SOURCES)
 
 proto: $(INSTALLED)  ## generate service/stubs/ from proto/
-	$(BIN)/python -m grpc_tools.protoc $(PROTOC_PATH) --python_out=. --grpc_python_out=. \
+	@# From a copy in the folders of our package, since protoc writes Python imports like those.
+	rm -rf build/proto && mkdir -p build/proto/service && cp -r proto build/proto/service/stubs
+	sed -i 's|^import "inference/|import "service/stubs/inference/|' build/proto/service/stubs/*/*.proto
+	$(BIN)/python -m grpc_tools.protoc -Ibuild/proto --python_out=. --grpc_python_out=. \
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=. \
-	  $$(cd proto && find . -name '*.proto' | sed 's|^\./|service/stubs/|' | sort)
+	  $$(cd build/proto && find . -name '*.proto' | sed 's|^\./||' | sort)

@@ -13,19 +13,9 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
+BUF = Path(sys.executable).with_name("buf")  # of the package buf-bin
+PROTO = ROOT / "proto"
 RELEASED = ROOT / "tests" / "proto" / "released"
-
-
-def compile_current(to: Path) -> None:
-    """Compile proto/ into one FileDescriptorSet, under the virtual folder of `make proto`."""
-    include = re.search(r"^PROTOC_PATH := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert include, "The Makefile has no PROTOC_PATH."
-    options = [include[1], "--include_imports", f"--descriptor_set_out={to}"]
-    sources = sorted((ROOT / "proto").rglob("*.proto"))
-    names = [str(source.relative_to(ROOT)) for source in sources]
-    subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", *options, *names], cwd=ROOT, check=True
-    )
 
 
 def breaks(new: Path, old: Path) -> list[str]:
@@ -35,9 +25,8 @@ def breaks(new: Path, old: Path) -> list[str]:
     what breaks source code, JSON or bytes. A definition may move to another file of its package.
     """
     config = '{"version": "v2", "breaking": {"use": ["PACKAGE"]}}'
-    buf = Path(sys.executable).with_name("buf")  # from the package buf-bin
     done = subprocess.run(
-        [buf, "breaking", new, "--against", old, "--config", config],
+        [BUF, "breaking", new, "--against", old, "--config", config],
         capture_output=True,
         text=True,
         check=False,
@@ -47,11 +36,12 @@ def breaks(new: Path, old: Path) -> list[str]:
     return [re.sub(r"^\S+?:\d+:\d+:", "", line) for line in done.stdout.splitlines()]
 
 
-def main(version: str) -> None:
+def main(version: str, folder: Path = RELEASED) -> None:
     """Replace the kept protos by the current ones."""
-    for older in RELEASED.glob("*.binpb"):
+    for older in folder.glob("*.binpb"):
         older.unlink()
-    compile_current(RELEASED / f"{version}.binpb")
+    keep = [BUF, "build", PROTO, "--exclude-source-info", "-o", folder / f"{version}.binpb"]
+    subprocess.run(keep, check=True)
 
 
 if __name__ == "__main__":

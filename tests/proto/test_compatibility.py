@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.proto.__main__ import RELEASED, breaks, compile_current
+from tests.proto.__main__ import PROTO, RELEASED, breaks, main
 
 SEED = """syntax = "proto3";
 package seed.v1;
@@ -114,10 +114,9 @@ def protos(folder: Path, **texts: str) -> Path:
     return folder
 
 
-def test_the_protos_break_no_client_of_the_last_release(tmp_path: Path) -> None:
+def test_the_protos_break_no_client_of_the_last_release() -> None:
     (released,) = RELEASED.glob("*.binpb")
-    compile_current(tmp_path / "current.binpb")
-    assert breaks(tmp_path / "current.binpb", released) == []
+    assert breaks(PROTO, released) == []
 
 
 def test_the_kept_protos_are_those_of_the_newest_release_in_the_changelog() -> None:
@@ -126,6 +125,16 @@ def test_the_kept_protos_are_those_of_the_newest_release_in_the_changelog() -> N
     assert [path.name for path in RELEASED.glob("*.binpb")] == [f"{newest}.binpb"], (
         f"python -m tests.proto {newest} keeps the protos of this release."
     )
+
+
+def test_a_release_replaces_the_kept_protos_by_its_own(tmp_path: Path) -> None:
+    main("1.0.0", tmp_path)
+    main("1.0.1", tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == "1.0.1.binpb"
+    assert breaks(PROTO, kept) == []
+    without_digits = protos(tmp_path / "new", seed=SEED)
+    assert 'Previously present package "digits.v1" was deleted.' in breaks(without_digits, kept)
 
 
 @pytest.mark.parametrize("kind", BREAKS)
