@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,21 +35,21 @@ class Picture(NamedTuple):
 def main() -> int:
     """Run every example; 0 if all passed, else 1."""
     assert PROGRAMS.keys() == {path.name for path in EXAMPLES.iterdir()}
-    failed = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         pictures = draw(tree)
         server = Server(tree, ROOT / "models")
         try:
             server.wait_until(server.is_ready)
-            for example in PROGRAMS:
-                began = time.monotonic()
-                problem = run(example, tree / example, server, pictures)
-                print(f"{example}: {time.monotonic() - began:.0f} s, {problem or 'passed'}")
-                failed += bool(problem)
+            with ThreadPoolExecutor() as pool:
+                results = pool.map(lambda name: run(name, tree / name, server, pictures), PROGRAMS)
+                problems = dict(zip(PROGRAMS, results, strict=True))
         finally:
             server.stop()
-    print(f"{len(PROGRAMS) - failed} passed, {failed} failed", flush=True)
+    for example, problem in problems.items():
+        print(f"{example}: {problem or 'passed'}")
+    failed = sum(map(bool, problems.values()))
+    print(f"{len(problems) - failed} passed, {failed} failed", flush=True)
     return int(failed > 0)
 
 
