@@ -269,7 +269,9 @@ class Settings:
     )
 
     playground: bool = _setting(
-        True, "whether browsers get the playground at /, a page to draw digits on; others get JSON"
+        True,
+        "whether browsers get the playground at /, a page to draw digits on (others get JSON), and "
+        "the API's documentation at /docs",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(

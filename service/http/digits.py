@@ -53,6 +53,13 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     explain = _FLAGS.get(query.get("explain", "").lower())
     if explain is None:
         raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
+    top = query.get("top", "")
+    if top and not (
+        top.isascii() and top.isdigit() and len(top) < 5 and 0 < int(top) <= classification.MOST_TOP
+    ):
+        raise InvalidArgument(
+            f"top: is '{excerpt(top)}'; it is a number from 1 to {classification.MOST_TOP}."
+        )
     model, version = query.get("model") or digits.default_model, query.get("version", "")
     try:
         served = digits.repository.get(model, version)
@@ -61,7 +68,8 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
         served = None  # without a default model, what is wrong with the body is reported first
     if served is not None and served.layout is None:
-        return await classification.predict(digits, served, request, query, explain)
+        most = int(top) if top else classification.DEFAULT_TOP
+        return await classification.predict(digits, served, request, most, explain)
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = None
     pixels: bytes | None = None
