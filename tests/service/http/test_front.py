@@ -154,6 +154,8 @@ def with_overloaded_front(root: Path, scenario: Callable[[Front], Awaitable[None
         ("/predict", ""),
         ("/predict", "model=linear"),
         ("/predict", "version=1"),
+        ("/read", ""),
+        ("/read", "model=linear&version=1"),
         ("/v2/models/linear/infer", ""),
         ("/v2/models/linear/versions/1/infer", ""),
     ],
