@@ -172,6 +172,14 @@ class Overloaded(ServiceError):
         error.expected_wait = wait
         return error
 
+    @classmethod
+    def slow_body(cls) -> Overloaded:
+        """The error for a request whose body arrives while others wait for its connection."""
+        return cls(
+            "The body arrives too slowly while others wait for a connection (max_connections); try "
+            "again later."
+        )
+
     @property
     def retry_after_s(self) -> int:
         """The header Retry-After: the expected wait in whole seconds, at least 1."""
