@@ -78,11 +78,11 @@ def stated_in_metadata(package: str, policy: Policy) -> str | None:
         metadata = importlib.metadata.metadata(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-    candidates = [metadata.get("License-Expression"), metadata.get("License")]
+    candidates = [metadata[key] for key in ("License-Expression", "License") if key in metadata]
     classifiers = [line for line in metadata.get_all("Classifier", []) if line[:7] == "License"]
     if len(classifiers) == 1:  # of several, it is not clear whether all or one of them hold
         candidates.append(classifiers[0].rpartition(" :: ")[2])
-    for candidate in filter(None, candidates):
+    for candidate in candidates:
         expression = policy.spellings.get(candidate, candidate)
         try:
             return str(_SPDX.parse(expression, validate=True))
