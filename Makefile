@@ -8,8 +8,9 @@ TOOLS := $(VENV)-tools
 INSTALLED := $(VENV)/.installed
 SOURCES := service training clients benchmarks tests deploy setup.py
 EXTRAS := cpu,train,dev
-# LOCKED=1: make setup installs the versions of deploy/locks/dev.txt and checks their hashes.
+# LOCKED=1: make setup installs the versions of this lock and checks their hashes.
 LOCKED ?=
+LOCK = deploy/locks/dev-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
 # What pip downloads and what it occupies, with Python 3.11 and an empty cache, on 2026-11-26.
 ifeq ($(shell uname -sm),Linux x86_64)
 DOWNLOAD := about 3.2 GB to download and 6 GB on disk, most of it PyTorch with CUDA
@@ -36,8 +37,8 @@ $(INSTALLED): pyproject.toml
 	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(call step,1/3,Create the virtual environment $(VENV),\
 	  { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); })
-	$(if $(LOCKED),$(call step,2/3,Install the packages that deploy/locks/dev.txt pins,\
-	  $(BIN)/python -m pip install --require-hashes --no-deps --requirement deploy/locks/dev.txt),\
+	$(if $(LOCKED),$(call step,2/3,Install the packages that $(LOCK) pins,\
+	  $(BIN)/python -m pip install --require-hashes --no-deps --requirement $(LOCK)),\
 	$(call step,2/3,Update pip (2 MB); new versions show which package they install,\
 	  $(BIN)/python -m pip install --upgrade pip))
 	$(if $(LOCKED),$(call step,3/3,Install this checkout,\

@@ -10,6 +10,7 @@ import tomllib
 from typing import NamedTuple
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -25,10 +26,11 @@ EXTRAS = {
     "serve-gpu": ["gpu"],
     "train": ["cpu", "train"],
     "train-cpu": ["cpu", "train"],
-    "dev": ["cpu", "train", "dev", "kubernetes"],
+    "dev-3.11": ["cpu", "train", "dev", "kubernetes"],
+    "dev-3.14": ["cpu", "train", "dev", "kubernetes"],
 }
-# Locks for one Python and platform, those of the images; the others are for each that is supported.
-ONE_PLATFORM = {"serve-gpu", "train", "train-cpu"}
+# Locks for one Python, with its minor version; the others are for each that is supported.
+ONE_PYTHON = {"serve-gpu": 11, "train": 11, "train-cpu": 11, "dev-3.11": 11, "dev-3.14": 14}
 NOT_LOCKED = {"train-cpu": {"torchvision"}}  # update.sh says why
 
 
@@ -56,7 +58,7 @@ def read(name: str) -> list[Locked]:
 
 def environments(name: str) -> list[dict[str, str]]:
     """The environments that a lock is for, on Linux, as markers see them."""
-    minors = [11] if name in ONE_PLATFORM else [11, 12, 13, 14]
+    minors = [ONE_PYTHON[name]] if name in ONE_PYTHON else [11, 12, 13, 14]
     return [
         {
             "python_version": f"3.{minor}",
@@ -91,7 +93,7 @@ def versions(name: str, environment: dict[str, str]) -> dict[str, Version]:
 def declared(name: str) -> list[Requirement]:
     """What a lock is made from."""
     lines: list[str] = []
-    if (file := LOCKS / f"{name}.in").exists():
+    if (file := LOCKS / f"{name.partition('-3.')[0]}.in").exists():
         lines = file.read_text().splitlines()
         lines += BUILD if "-r build.in" in lines else []
         lines = [line for line in lines if not line.startswith(("#", "-r "))]
@@ -146,6 +148,14 @@ def test_every_package_has_hashes_and_no_address(name: str) -> None:
         assert entry.requirement.url is None
     # A lock does not decide from where packages come: that is pip's configuration.
     assert not re.search(r"://|^--?(index|extra|find)", (LOCKS / f"{name}.txt").read_text(), re.M)
+
+
+def test_ci_can_install_from_a_lock_for_each_of_its_pythons() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["run"]
+    for python in job["strategy"]["matrix"]["python"]:
+        assert f"dev-{python}" in EXTRAS
+    assert any(step.get("env", {}).get("LOCKED") == 1 for step in job["steps"])
 
 
 def test_the_dockerfile_installs_nothing_that_is_not_locked() -> None:
