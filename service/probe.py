@@ -64,25 +64,37 @@ def why_unready(settings: Settings) -> str:
     if the port does not speak HTTP.
     """
     host = _ANY.get(settings.host, settings.host)
-    port = settings.health_port or settings.http_port
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        response = connection.getresponse()
-        body = response.read()
-    finally:
-        connection.close()
-    if response.status != 200:
+    status, body = _get(host, settings.health_port or settings.http_port, "/v2/health/ready")
+    if status != 200:
         try:
             reason = str(json.loads(body)["reason"])
         except (ValueError, KeyError, TypeError, RecursionError):  # not the server's JSON
             reason = ""
-        return reason or f"/v2/health/ready answers {response.status}"
+        return reason or f"/v2/health/ready answers {status}"
     if settings.health_port:  # it answers for all ports, and needs none of their connections
         return ""
     # One event loop serves both ports, so for the other port it is enough to be open.
     socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
     return ""
+
+
+def serves_here(settings: Settings) -> bool:
+    """Whether the HTTP port answers as a live server of the protocol does."""
+    host = _ANY.get(settings.host, settings.host)
+    try:
+        return _get(host, settings.http_port, "/v2/health/live")[0] == 200
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+
+
+def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
 
 
 if __name__ == "__main__":
