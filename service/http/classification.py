@@ -22,8 +22,8 @@ from service.operations.classification import Classifications, classify, usable
 from service.operations.digits import Digits, Picture
 from service.repository.models import ServedModel
 
-MOST_TOP = 1000
 DEFAULT_TOP = 10
+_MOST_TOP = 1000
 _INLINE_ANSWERS = 1024  # probabilities and predictions, which are encoded within a millisecond
 
 
@@ -83,6 +83,13 @@ async def predict(
     if size > _INLINE_ANSWERS:
         return await off_loop(_response, served, answer, explain, size=32 * size)
     return _response(served, answer, explain)
+
+
+def top_of(text: str) -> int:
+    """How many probabilities `?top=` asks for. Raises InvalidArgument."""
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and 0 < int(text) <= _MOST_TOP):
+        raise InvalidArgument(f"top: is '{excerpt(text)}'; it is a number from 1 to {_MOST_TOP}.")
+    return int(text)
 
 
 def _response(served: ServedModel, answer: Classifications, explain: bool) -> HttpResponse:
