@@ -334,7 +334,8 @@ class Settings:
     playground: bool = _setting(
         "network",
         True,
-        "whether browsers get the playground at /, a page to draw digits on; others get JSON",
+        "whether browsers get the playground at /, a page to draw digits on (others get JSON), and "
+        "the API's documentation at /docs",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(

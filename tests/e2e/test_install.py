@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pytest
 
 from deploy.supply import sbom
+from service.http.openapi.viewer import STATIC as VIEWER
 from service.http.playground.pages import STATIC
 from service.settings import markdown
 from tests.conftest import ROOT, SHIPPED_MODELS, free_ports
@@ -188,8 +189,9 @@ def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Re
     assert len([name for name in names if name.startswith("service/shipped_models/")]) == 2
     assert "training/data/bundled/train-images-idx3-ubyte.gz" in names
     assert "service/py.typed" in names
-    packaged = {name for name in names if name.startswith("service/http/playground/static/")}
-    assert packaged == {path.relative_to(ROOT).as_posix() for path in STATIC.iterdir()}
+    packaged = {name for name in names if "/static/" in name}
+    files = [*STATIC.iterdir(), *VIEWER.iterdir()]
+    assert packaged == {path.relative_to(ROOT).as_posix() for path in files}
     # Tests and benchmarks are not installed.
     packages = {name.split("/")[0] for name in names if not name.startswith("mnist_service-")}
     assert packages == {"service", "training", "clients"}
