@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from service.settings import Settings, SettingsError, add_flags, load
 
 _TIMEOUT_S = 2.0
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound to)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

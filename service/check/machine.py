@@ -165,7 +165,7 @@ def tasks(settings: Settings) -> Iterator[Finding]:
 
 def shared_memory(settings: Settings) -> Finding:
     """Whether the workers can share locks, and clients regions of a useful size."""
-    subject, folder = "/dev/shm", Path("/dev/shm")
+    subject, folder = "/dev/shm", Path("/dev/shm")  # noqa: S108 - the kernel's, nothing is created
     try:
         get_context("fork").Lock()  # the supervisor and its workers share some
     except OSError as failed:

@@ -493,7 +493,7 @@ class Repository:
         tensors = session.inputs, session.outputs, kinds
         if card.picture is None and card.labels in ((), DIGIT_LABELS):
             try:
-                layout = layout_of(*tensors)
+                layout = layout_of(*tensors, version.name)
             except NotDigits as error:
                 problem = str(error)
         if layout is None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import urllib.request
 import venv
 import zipfile
@@ -20,9 +21,11 @@ from typing import NamedTuple
 
 import pytest
 
+from deploy.supply import sbom
 from service.http.playground.pages import STATIC
 from service.settings import markdown
 from tests.conftest import ROOT, SHIPPED_MODELS, free_ports
+from tests.supply.test_sbom import assert_valid
 
 SEVEN = ROOT / "docs" / "seven.png"
 # Of the text at apache.org/licenses/LICENSE-2.0.txt.
@@ -117,6 +120,24 @@ def test_a_serving_installation_has_no_torch_and_serves(installed: Path, tmp_pat
     with serving(tmp_path, installed / "mnist-serve", MNIST_MODELS=models) as addresses:
         version_that_finds_the_seven(tmp_path, addresses, installed / "mnist-predict")
         assert "comes with the package" not in addresses.log.read_text()
+
+
+def test_the_bill_of_materials_of_the_wheel_is_what_its_installation_has(
+    release: Release, installed: Path
+) -> None:
+    policy = tomllib.loads((ROOT / "deploy" / "supply" / "licences.toml").read_text())
+    document = sbom.of_wheel(release.wheel, installed / "python", policy)
+    assert_valid(document)
+    subject = document["metadata"]["component"]
+    digest = hashlib.sha256(release.wheel.read_bytes()).hexdigest()
+    assert subject["hashes"] == [{"alg": "SHA-256", "content": digest}]
+    freeze = run(installed / "python", "-m", "pip", "list", "--format=freeze").lower().split()
+    described = {f"{part['name']}=={part['version']}".lower() for part in document["components"]}
+    ours_and_tools = {line for line in set(freeze) - described if "==" in line}
+    tools = {line.partition("==")[0] for line in ours_and_tools}
+    assert tools <= {"mnist-service", "pip", "setuptools", "wheel"}
+    assert described <= set(freeze)
+    assert all(part["licenses"] for part in document["components"])
 
 
 def test_without_a_repository_the_packaged_model_is_served_until_there_is_one(
