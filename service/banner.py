@@ -18,7 +18,7 @@ from service.runtime.session import BUILT_WITHOUT_CUDA, CUDA, cuda_is_built_in
 from service.settings import Settings
 
 _LABEL = 12  # columns
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (compared with, not bound to)
 _MOST_MODELS = 4
 
 

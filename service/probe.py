@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="It takes all settings of mnist-serve, from the environment and the file too,\n"
         "and uses those above.\n\n"
         "example:\n"
-        "  mnist-probe --http-port 8080 && echo ready",
+        "  mnist-probe        # where the server's settings are in the environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
