@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: all settings of the server, of which --help shows the relevant ones."""
+    """The command line. It takes all settings of the server; --help shows the relevant ones."""
     command_line = argparse.ArgumentParser(
         prog="mnist-probe",
         usage="%(prog)s [--SETTING VALUE ...]",
