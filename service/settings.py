@@ -56,7 +56,7 @@ T = TypeVar("T")
 class SettingsError(ValueError):
     """A setting has a value that cannot be used; the message names the setting and its source.
 
-    `settings` are the names of those that are out of range or contradict each other.
+    `settings` names those that are out of range or contradict each other.
     """
 
     def __init__(self, message: str, *settings: str) -> None:
