@@ -20,7 +20,7 @@ endif
 # A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -104,6 +104,17 @@ $(TOOLS)/.installed: deploy/locks/tools.txt
 
 locks: $(TOOLS)/.installed  ## write deploy/locks after a change of pyproject.toml; ARGS=--upgrade: newest
 	PATH="$(TOOLS)/bin:$$PATH" deploy/locks/update.sh $(ARGS)
+
+digests:  ## pin the base images by the digests that their tags have now (needs Docker)
+	$(PYTHON) -m deploy.supply.digests $(ARGS)
+
+sbom: $(TOOLS)/.installed  ## write dist/*.cdx.json: what is in the wheel, and in the images that are built
+	$(TOOLS)/bin/python -m build --wheel --no-isolation --outdir dist/wheel
+	$(TOOLS)/bin/python -m deploy.supply.sbom wheel dist/wheel/*.whl
+	$(TOOLS)/bin/python -m deploy.supply.sbom images $(IMAGES)
+
+audit: $(TOOLS)/.installed  ## look for known vulnerabilities of the locked packages (status 3: no data)
+	$(TOOLS)/bin/python -m deploy.supply.audit $(ARGS)
 
 licences: $(INSTALLED)  ## check the licences of all locked packages against deploy/supply/licences.toml
 	$(BIN)/python -m deploy.supply.licences

@@ -231,12 +231,12 @@ def of_wheel(wheel: Path, python: Path, policy: Mapping[str, Any]) -> dict[str, 
     return bom(found, subject, policy=policy)
 
 
-def of_image(image: str, policy: Mapping[str, Any]) -> dict[str, Any]:
+def of_image(image: str, policy: Mapping[str, Any], client: str = "docker") -> dict[str, Any]:
     """The document of an image that the engine has."""
-    described = json.loads(_run(["docker", "image", "inspect", image]))[0]
+    described = json.loads(_run([client, "image", "inspect", image]))[0]
     version = (described["Config"].get("Labels") or {}).get("org.opencontainers.image.version", "")
     algorithm, _, digest = described["Id"].partition(":")
-    command = ["docker", "run", "--rm", "--interactive", "--read-only", "--network", "none"]
+    command = [client, "run", "--rm", "--interactive", "--read-only", "--network", "none"]
     command += ["--entrypoint", "python", image, "-", "inventory"]
     found = json.loads(_run(command, text=Path(__file__).read_text()))
     name = re.sub(r"[:@].*", "", image.rpartition("/")[2])
