@@ -387,7 +387,7 @@ class Worker:
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_connections = loop.create_task(
-            Connections(settings, self._http.in_flight).watch()
+            Connections(settings, self._http.in_flight, self._http).watch()
         )
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)

@@ -99,7 +99,7 @@ class HttpApp:
             return None
         if match.route.operation == "infer":
             model, version = match.parameters["model"], match.parameters.get("version", "")
-        elif match.route.operation == "predict":
+        elif match.route.operation in ("predict", "read"):
             model, version = model_of(request)
         else:
             return None

@@ -49,11 +49,18 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     InvalidArgument for a body that does not match its content type. With
     `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
-    query = query_of(request) if request.query else {}  # one call less on the request path
-    explain = _FLAGS.get(query.get("explain", "").lower())
-    if explain is None:
-        raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
-    model, version = query.get("model") or digits.default_model, query.get("version", "")
+    query: dict[str, str] = {}
+    explain = False
+    model, version = digits.default_model, ""
+    if request.query:
+        query = query_of(request)
+        word = query.get("explain", "").lower()
+        if word not in _FLAGS:
+            raise InvalidArgument(
+                f"explain: is '{excerpt(query['explain'])}'; it is true or false."
+            )
+        explain = _FLAGS[word]
+        model, version = query.get("model") or model, query.get("version", "")
     try:
         served = digits.repository.get(model, version)
     except ModelNotFound as error:

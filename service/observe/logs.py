@@ -33,6 +33,11 @@ def _printable(text: str, escape: Callable[[str], str]) -> str:
     return "".join([char if char.isprintable() else escape(char) for char in text])
 
 
+def printable(text: str) -> str:
+    """The text with an escape sequence for each character that could act on a terminal."""
+    return _printable(text, _escape_text)
+
+
 def _escape_json(char: str) -> str:
     return json.dumps(char)[1:-1]  # pure ASCII; beyond U+FFFF a surrogate pair
 
