@@ -20,7 +20,7 @@ endif
 # A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit dist
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -89,7 +89,7 @@ images: export VERSION ?= $(shell d=$$(git describe --tags --match 'v*' 2>/dev/n
 images: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 images: export CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 images:  ## build the images with compose, labelled with this commit
-	DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1 $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) build
+	DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1 $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) build $(SERVICES)
 
 secrets:  ## create the missing secret files that docker-compose.yml names
 	@test -s deploy/secrets/grafana_admin_password || \
@@ -104,6 +104,22 @@ $(TOOLS)/.installed: deploy/locks/tools.txt
 
 locks: $(TOOLS)/.installed  ## write deploy/locks after a change of pyproject.toml; ARGS=--upgrade: newest
 	PATH="$(TOOLS)/bin:$$PATH" deploy/locks/update.sh $(ARGS)
+
+digests:  ## pin the base images by the digests that their tags have now (needs Docker)
+	$(PYTHON) -m deploy.supply.digests $(ARGS)
+
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+dist: $(TOOLS)/.installed  ## build the sdist and the wheel into dist/
+	rm -f dist/mnist_service-*
+	$(TOOLS)/bin/python -m build --no-isolation
+
+sbom: $(TOOLS)/.installed  ## write dist/*.cdx.json: what is in the wheel, and in the images that are built
+	@ls dist/mnist_service-*.whl >/dev/null 2>&1 || $(MAKE) dist
+	$(TOOLS)/bin/python -m deploy.supply.sbom wheel dist/mnist_service-*.whl
+	$(TOOLS)/bin/python -m deploy.supply.sbom images $(IMAGES)
+
+audit: $(TOOLS)/.installed  ## look for known vulnerabilities of the locked packages (status 3: no data)
+	$(TOOLS)/bin/python -m deploy.supply.audit $(ARGS)
 
 licences: $(INSTALLED)  ## check the licences of all locked packages against deploy/supply/licences.toml
 	$(BIN)/python -m deploy.supply.licences
