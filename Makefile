@@ -17,10 +17,8 @@ DOWNLOAD := about 3.2 GB to download and 6 GB on disk, most of it PyTorch with C
 else
 DOWNLOAD := some hundred MB to download, not measured on this system; 3.2 GB on Linux, with CUDA
 endif
-# A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
-PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit dist
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit dist
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -71,6 +69,9 @@ test-kubernetes: $(INSTALLED)  ## build the Kubernetes overlays and validate the
 
 test-triton: $(INSTALLED)  ## run Triton's perf_analyzer and the KServe SDK against a server (two minutes)
 	$(BIN)/python -m tests.triton
+
+test-clients: $(INSTALLED)  ## run the examples in TypeScript, Node and Go against a server (a minute)
+	$(BIN)/python -m tests.clients
 
 test-gpu: $(INSTALLED)  ## serve and train on CUDA (a GPU; the extra 'gpu' instead of 'cpu'; 2 minutes)
 	$(BIN)/python -m tests.gpu $(ARGS)
@@ -137,6 +138,9 @@ format: $(INSTALLED)  ## fix formatting, and whatever else ruff can fix
 	$(BIN)/ruff format $(SOURCES)
 
 proto: $(INSTALLED)  ## generate service/stubs/ from proto/
-	$(BIN)/python -m grpc_tools.protoc $(PROTOC_PATH) --python_out=. --grpc_python_out=. \
+	@# From a copy in the folders of our package, since protoc writes Python imports like those.
+	rm -rf build/proto && mkdir -p build/proto/service && cp -r proto build/proto/service/stubs
+	sed -i 's|^import "inference/|import "service/stubs/inference/|' build/proto/service/stubs/*/*.proto
+	$(BIN)/python -m grpc_tools.protoc -Ibuild/proto --python_out=. --grpc_python_out=. \
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=. \
-	  $$(cd proto && find . -name '*.proto' | sed 's|^\./|service/stubs/|' | sort)
+	  $$(cd build/proto && find . -name '*.proto' | sed 's|^\./||' | sort)
