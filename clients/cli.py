@@ -247,7 +247,7 @@ def _post(
         f"http://{address}/{path}?{query}", data=image, headers={"content-type": _type_of(image)}
     )
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 (the URL begins with http://)
             body: dict[str, Any] = json.load(response)
     except urllib.error.HTTPError as error:
         raise PredictError(_error_of(error)) from None
