@@ -101,9 +101,10 @@ def run(example: str, tree: Path, server: Server, pictures: list[Picture]) -> st
 
 
 def bash(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run shell commands, of which none may fail."""
+    """Run shell commands up to the first that fails, within 20 minutes on any machine."""
+    command = ["bash", "-ec", commands]
     return subprocess.run(
-        ["bash", "-ec", commands], cwd=folder, capture_output=True, text=True, check=False
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=1200
     )
 
 
