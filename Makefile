@@ -30,19 +30,23 @@ define step
 @echo "== $(1) $(2)"; began=$$SECONDS; $(3) && echo "== $(1) took $$((SECONDS - began)) s"
 endef
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml clients/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(call step,1/3,Create the virtual environment $(VENV),\
+	$(call step,1/4,Create the virtual environment $(VENV),\
 	  { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); })
-	$(if $(LOCKED),$(call step,2/3,Install the packages that $(LOCK) pins,\
+	$(if $(LOCKED),$(call step,2/4,Install the packages that $(LOCK) pins,\
 	  $(BIN)/python -m pip install --require-hashes --no-deps --requirement $(LOCK)),\
-	$(call step,2/3,Update pip (2 MB); new versions show which package they install,\
+	$(call step,2/4,Update pip (2 MB); new versions show which package they install,\
 	  $(BIN)/python -m pip install --upgrade pip))
-	$(if $(LOCKED),$(call step,3/3,Install this checkout,\
+	$(if $(LOCKED),$(call step,3/4,Install this checkout,\
 	  $(BIN)/python -m pip install --no-deps --no-build-isolation --editable .),\
-	$(call step,3/3,Install the packages: $(DOWNLOAD),\
+	$(call step,3/4,Install the packages: $(DOWNLOAD),\
 	  $(BIN)/python -m pip install --editable '.[$(EXTRAS)]'))
+	$(if $(LOCKED),$(call step,4/4,Install the client and mnist-predict,\
+	  $(BIN)/python -m pip install --no-deps --no-build-isolation --editable clients/python),\
+	$(call step,4/4,Install the client and mnist-predict,\
+	  $(BIN)/python -m pip install --editable 'clients/python[grpc,images]'))
 	@touch $@
 
 run: $(INSTALLED)  ## train on all of MNIST, publish, serve, and predict one test image
@@ -137,10 +141,11 @@ format: $(INSTALLED)  ## fix formatting, and whatever else ruff can fix
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-proto: $(INSTALLED)  ## generate service/stubs/ from proto/
+proto: $(INSTALLED)  ## generate service/stubs/ and the client's stubs from proto/
 	@# From a copy in the folders of our package, since protoc writes Python imports like those.
 	rm -rf build/proto && mkdir -p build/proto/service && cp -r proto build/proto/service/stubs
 	sed -i 's|^import "inference/|import "service/stubs/inference/|' build/proto/service/stubs/*/*.proto
 	$(BIN)/python -m grpc_tools.protoc -Ibuild/proto --python_out=. --grpc_python_out=. \
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=. \
 	  $$(cd build/proto && find . -name '*.proto' | sed 's|^\./||' | sort)
+	clients/python/generate_stubs.sh $(BIN)/python clients/python

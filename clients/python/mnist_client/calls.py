@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 
-from mnist_client.errors import ClientError, InvalidRequest, UnexpectedAnswer
+from mnist_client.errors import ClientError, UnexpectedAnswer
 from mnist_client.images import Payload
 from mnist_client.results import (
     Box,
@@ -125,7 +125,7 @@ class Predict(Call[list[Prediction]]):
         body = json.loads(answer.body)
         rows = body["predictions"]
         if rows and "digit" not in rows[0]:
-            raise InvalidRequest(
+            raise UnexpectedAnswer(
                 f"Model '{body['model_name']}' classifies something else than digits; its answer "
                 f"is {rows[0].get('label')}."
             )

@@ -114,11 +114,11 @@ def _result(
     status = response.status_code
     if status in call.statuses:
         answer = HttpAnswer(status, response.headers, body, seconds)
-        return result_of(call.from_http, answer, address.url)
+        return result_of(call.from_http, answer, address.target)
     try:
         message = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):  # of a proxy
-        message = f"The server at {address.url} answers with status {status}."
+        message = f"The server at {address.target} answers with status {status}."
     retry_after = _seconds_of(response.headers.get("retry-after", ""))
     raise of_status(status, message, retry_after, response.headers.get("x-request-id", ""))
 
@@ -134,7 +134,7 @@ def _seconds_of(retry_after: str) -> float | None:
 
 
 def _late(address: Address, timeout: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"No answer from {address.url} within {timeout:.3g} s.")
+    return DeadlineExceeded(f"No answer from {address.target} within {timeout:.3g} s.")
 
 
 def _error_of(error: Exception, address: Address, timeout: float) -> ClientError:
@@ -144,9 +144,9 @@ def _error_of(error: Exception, address: Address, timeout: float) -> ClientError
     if isinstance(error, httpx.TimeoutException):
         return _late(address, timeout)
     if not isinstance(error, httpx.TransportError):  # such as an encoding that is damaged
-        return UnexpectedAnswer(f"The answer from {address.url} cannot be read ({error}).")
+        return UnexpectedAnswer(f"The answer from {address.target} cannot be read ({error}).")
     reason = str(error) or type(error).__name__
-    unreachable = Unreachable(f"No HTTP answer from {address.url} ({reason}).")
+    unreachable = Unreachable(f"No HTTP answer from {address.target} ({reason}).")
     cause: BaseException | None = error
     while cause is not None:
         # A wrong certificate stays wrong; a connection that ends in the handshake may not.
