@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 def main() -> int:
     """Run every example; 0 if all passed, else 1."""
-    assert PROGRAMS.keys() == {path.name for path in EXAMPLES.iterdir()}
+    assert PROGRAMS.keys() == {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         pictures = draw(tree)
