@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := service training clients benchmarks tests deploy setup.py
-EXTRAS := cpu,train,dev
+SOURCES := service training clients benchmarks tests deploy docs/site setup.py
+EXTRAS := cpu,train,dev,docs
 # What pip downloads and what it occupies, with Python 3.11 and an empty cache, on 2026-11-26.
 ifeq ($(shell uname -sm),Linux x86_64)
 DOWNLOAD := about 3.2 GB to download and 6 GB on disk, most of it PyTorch with CUDA
@@ -16,7 +16,7 @@ endif
 # A virtual folder. protoc writes imports relative to it, so that the stubs are inside our package.
 PROTOC_PATH := -Iservice/stubs=proto
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -87,6 +87,12 @@ secrets:  ## create the missing secret files that docker-compose.yml names
 	@test -s deploy/secrets/grafana_admin_password || \
 	  $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(24), end="")' >deploy/secrets/grafana_admin_password
 	@chmod 444 deploy/secrets/grafana_admin_password
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(INSTALLED)  ## build the documentation site into build/site; ARGS=serve shows it on port 8080
+	$(BIN)/python -m docs.site.reference
+	$(BIN)/mkdocs $(if $(ARGS),$(ARGS) --dev-addr 127.0.0.1:8080,build --quiet) --config-file docs/site/mkdocs.yml
+	@$(if $(ARGS),,echo "The site is in build/site: python3 -m http.server --directory build/site 8080")
 
 bench: $(INSTALLED)  ## measure this server beside its rivals; ARGS="--quick" for a short run
 	$(BIN)/python -m benchmarks $(ARGS)
