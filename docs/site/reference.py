@@ -127,18 +127,22 @@ class _Caught(Exception):
         self.parser = parser
 
 
-def commands() -> str:
-    """Every command that the packages of this repository install, with its options."""
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command that the packages of this repository install."""
     found = [entry for package in _PACKAGES for entry in _entry_points(package)]
     found.sort(key=lambda entry: (entry.name != "mnist-serve", entry.name))
-    pages: dict[str, str] = {}  # options -> the first command that has them
+    return {entry.name: _parser_of(entry.load()) for entry in found}
+
+
+def commands() -> str:
+    """Every command with its options."""
+    sections: dict[str, str] = {}  # options -> the first command that has them
     parts = []
-    for entry in found:
-        parser = _parser_of(entry.load())
-        options = _options(parser, entry.name)
-        if (same := pages.setdefault(options, entry.name)) != entry.name:
+    for name, parser in parsers().items():
+        options = _options(parser, name)
+        if (same := sections.setdefault(options, name)) != name:
             options = f"\nIt takes the options of `{same}`.\n"
-        parts.append(_heading(parser, entry.name) + options)
+        parts.append(_heading(parser, name) + options)
     return "\n".join(parts)
 
 
