@@ -6,13 +6,14 @@ the server's own settings (flags, MNIST_* and file), and so finds the ports.
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
 import socket
 import sys
 from collections.abc import Sequence
 
-from service.settings import Settings, SettingsError, load
+from service.settings import Settings, SettingsError, add_flags, load
 
 _TIMEOUT_S = 2.0
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -21,7 +22,7 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Probe once. Returns 0 if the server is ready on both ports, 1 if not, 2 for bad settings."""
     try:
-        settings = load(arguments)
+        settings = load(arguments, command_line=parser())
     except SettingsError as error:
         print(f"mnist-probe: {error}", file=sys.stderr)
         return 2
@@ -32,6 +33,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason:
         print(f"mnist-probe: not ready: {' '.join(reason.split())}", file=sys.stderr)
     return int(bool(reason))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: all settings of the server, of which --help shows the relevant ones."""
+    command_line = argparse.ArgumentParser(
+        prog="mnist-probe",
+        usage="%(prog)s [--SETTING VALUE ...]",
+        description="Exit with 0 if the server is ready, 1 if it is not, 2 for bad settings.",
+        epilog="It takes all settings of mnist-serve, from the environment and the file too,\n"
+        "and uses those above.\n\n"
+        "example:\n"
+        "  mnist-probe --http-port 8080 && echo ready",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = command_line.add_argument_group("command").add_argument
+    add("path", nargs="?", metavar="PATH", help=argparse.SUPPRESS)
+    add("-h", "--help", action="help", help="show this text and exit")
+    add("--config", metavar="FILE", help="TOML file of settings [MNIST_CONFIG]")
+    add_flags(command_line, shown=("host", "http_port", "grpc_port", "health_port"))
+    return command_line
 
 
 def why_unready(settings: Settings) -> str:
