@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import inspect
 import json
 import re
 import signal
@@ -18,7 +17,7 @@ from typing import Any
 from prometheus_client.metrics import MetricWrapperBase
 
 from docs.site.hooks import DOCS, ROOT
-from service.http.routes import ROUTES, Route
+from service.http.routes import ROUTES
 from service.observe import metrics
 
 _PACKAGES = ("mnist-service", "mnist-client")
@@ -41,17 +40,21 @@ def current(name: str, text: str) -> str:
 
 
 def endpoints() -> str:
-    """HTTP routes, one row for a route with and without a version; then every gRPC method."""
-    rows: dict[tuple[str, str], str] = {}
+    """HTTP routes by group, one row for a route with and without a version; then gRPC methods."""
+    groups: dict[str, dict[str, str]] = {}
     for route in ROUTES:
-        path = route.path.replace("<", "{").replace(">", "}")
-        path = path.replace("/versions/{version}", "[/versions/{version}]")
-        if (short := (route.method, path.replace("[/versions/{version}]", ""))) in rows:
+        rows = groups.setdefault(route.contract.tag, {})
+        endpoint = f"`{route.method} {route.path.replace('<', '{').replace('>', '}')}`"
+        short = endpoint.replace("/versions/{version}", "")
+        if short != endpoint:
             del rows[short]
-        rows[route.method, path] = _summary(route)
-    ordered = sorted(rows.items(), key=lambda row: (row[0][1], row[0][0]))
-    http = ([f"`{method} {path}`", doc] for (method, path), doc in ordered)
-    parts = ["## HTTP\n\n", _table(["endpoint", "what it does"], http)]
+            endpoint = endpoint.replace("/versions/{version}", "[/versions/{version}]")
+        rows[endpoint] = route.contract.summary
+    parts = []
+    for tag in sorted(groups):
+        parts.append(f"\n## HTTP: {tag}\n\n")
+        parts.append(_table(["endpoint", "what it does"], groups[tag].items()))
+    parts[0] = parts[0].lstrip()
     for file in sorted((ROOT / "proto").rglob("*.proto")):
         text = file.read_text()
         methods = [
@@ -72,14 +75,6 @@ def endpoints() -> str:
             parts += [f"\n## gRPC: {package[1]}.{service[1]}\n\n", f"[{file.name}]({source})\n\n"]
             parts.append(_table(["method", "request", "answer", "what it does"], methods))
     return "".join(parts)
-
-
-def _summary(route: Route) -> str:
-    """What a route does, from its handler; else its operation."""
-    text = _sentence(
-        re.sub(r"^(GET|POST) [^\s,:;]+[,:;. ]*", "", inspect.getdoc(route.handler) or "")
-    )
-    return text or route.operation.replace("_", " ").capitalize() + "."
 
 
 def _sentence(text: str) -> str:

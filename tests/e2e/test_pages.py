@@ -6,10 +6,9 @@ NOT_RUN is the one list of what does not run in CI, with the reason.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,6 @@ GPU = "needs a GPU; make test-gpu serves and trains on one"
 CLUSTER = "needs a cluster; make test-kubernetes checks the manifests, in CI"
 DOCKER = "needs a Docker engine; tests.compose runs the stack, in CI"
 TRAINING = "takes minutes; the options are checked here, and tests/training runs each command"
-    "takes minutes or more; its options are checked here, and tests/training runs each command"
-)
 # Page -> the beginning of a block or command -> why it does not run in CI. "" is all of a page.
 NOT_RUN = {
     "CONTRIBUTING.md": {"": "these are the commands of CI itself, and of a release"},
