@@ -58,6 +58,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if origin is not None:
         page.meta["search"] = {"exclude": True}
         page.meta["hide"] = ["navigation"]
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation", "toc"]
     folder = (origin or DOCS / page.file.src_uri).parent
 
     def moved(link: str) -> str:

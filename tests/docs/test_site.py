@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -12,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from docs.site.hooks import DOCS, ROOT
+from tests.e2e.screenshot import MKDOCS
 
-MKDOCS = (sys.executable, "-m", "mkdocs", "build", "-q", "-f", "docs/site/mkdocs.yml")
 # Attributes that make a browser fetch something.
 FETCHED = {("img", "src"), ("script", "src"), ("iframe", "src"), ("source", "src")}
 
