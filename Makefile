@@ -6,8 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TOOLS := $(VENV)-tools
 INSTALLED := $(VENV)/.installed
-SOURCES := service training clients benchmarks tests deploy setup.py
-EXTRAS := cpu,train,dev
+SOURCES := service training clients benchmarks tests deploy docs/site setup.py
+EXTRAS := cpu,train,dev,docs
 # LOCKED=1: make setup installs the versions of this lock and checks their hashes.
 LOCKED ?=
 LOCK = deploy/locks/dev-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
@@ -18,7 +18,7 @@ else
 DOWNLOAD := some hundred MB to download, not measured on this system; 3.2 GB on Linux, with CUDA
 endif
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit dist
+.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit dist docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -128,6 +128,12 @@ audit: $(TOOLS)/.installed  ## look for known vulnerabilities of the locked pack
 
 licences: $(INSTALLED)  ## check the licences of all locked packages against deploy/supply/licences.toml
 	$(BIN)/python -m deploy.supply.licences
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(INSTALLED)  ## build the documentation site into build/site; ARGS=serve shows it on port 8080
+	$(BIN)/python -m docs.site.reference
+	$(BIN)/mkdocs $(if $(ARGS),$(ARGS) --dev-addr 127.0.0.1:8080,build --quiet) --config-file docs/site/mkdocs.yml
+	@$(if $(ARGS),,echo "The site is in build/site: python3 -m http.server --directory build/site 8080")
 
 bench: $(INSTALLED)  ## measure this server beside its rivals; ARGS="--quick" for a short run
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -536,7 +536,7 @@ def add_flags(command_line: argparse.ArgumentParser, shown: Container[str] | Non
         doc = (
             f"{field.metadata['doc']} (default: {_text(field.default) or 'none'}) "
             f"[{ENV_PREFIX}{field.name.upper()}]"
-        )
+        ).replace("%", "%%")  # argparse formats it
         groups[field.metadata["group"]].add_argument(
             "--" + field.name.replace("_", "-"),
             action="append" if is_list else "store",
