@@ -8,6 +8,7 @@ TOOLS := $(VENV)-tools
 INSTALLED := $(VENV)/.installed
 SOURCES := service training clients benchmarks tests deploy docs/site setup.py
 EXTRAS := cpu,train,dev,docs
+CLIENT_EXTRAS := grpc,images
 # LOCKED=1: make setup installs the versions of this lock and checks their hashes.
 LOCKED ?=
 LOCK = deploy/locks/dev-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
@@ -46,7 +47,7 @@ $(INSTALLED): pyproject.toml clients/python/pyproject.toml
 	$(if $(LOCKED),$(call step,4/4,Install the client and mnist-predict,\
 	  $(BIN)/python -m pip install --no-deps --no-build-isolation --editable clients/python),\
 	$(call step,4/4,Install the client and mnist-predict,\
-	  $(BIN)/python -m pip install --editable 'clients/python[grpc,images]'))
+	  $(BIN)/python -m pip install --editable 'clients/python[$(CLIENT_EXTRAS)]'))
 	@touch $@
 
 run: $(INSTALLED)  ## train on all of MNIST, publish, serve, and predict one test image
