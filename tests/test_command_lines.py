@@ -12,6 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.compare import __main__ as compare
+from benchmarks.engine import __main__ as engine
+from benchmarks.growth import __main__ as growth
+from benchmarks.overload import __main__ as overload
+from benchmarks.pictures import __main__ as pictures
+from benchmarks.serving import command as benchmark
+from benchmarks.training import __main__ as training
 from service import probe, settings
 from tests.conftest import ROOT, SHIPPED_MODELS, Server
 from training.commands import evaluate, search, train
@@ -22,6 +29,13 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "mnist-train": train.parser,
     "mnist-search": search.parser,
     "mnist-evaluate": evaluate.parser,
+    "python -m benchmarks": benchmark.parser,
+    "python -m benchmarks.compare": compare.parser,
+    "python -m benchmarks.engine": engine.parser,
+    "python -m benchmarks.growth": growth.parser,
+    "python -m benchmarks.overload": overload.parser,
+    "python -m benchmarks.pictures": pictures.parser,
+    "python -m benchmarks.training": training.parser,
 }
 every_command = pytest.mark.parametrize("command", PARSERS)
 
@@ -97,3 +111,16 @@ def test_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for example in examples("mnist-evaluate"):
         assert evaluate.main(example) == 0
     assert (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("command", [each for each in PARSERS if "benchmarks" in each])
+def test_examples_of_benchmarks_are_accepted(command: str) -> None:
+    """tests/benchmarks runs them with less to do; one of these takes minutes."""
+    for example in examples(command):
+        PARSERS[command]().parse_args(example)
+
+
+def test_example_of_the_main_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = examples("python -m benchmarks")
+    assert benchmark.main(example) == 0
+    assert "contenders: " in capsys.readouterr().out
