@@ -100,7 +100,7 @@ def test_every_bad_setting_is_found_at_once(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("worker = 2\nmax_inflight_bytes = 2048\n")
     status, findings = check(
-        "--max-queu=3",
+        *("--max-queu", "3"),
         f"--config={file}",
         MNIST_WORKERZ="2",
         MNIST_LOG_LEVEL="loud",
@@ -117,6 +117,7 @@ def test_every_bad_setting_is_found_at_once(tmp_path: Path) -> None:
         "max_inflight_bytes is 2048, but must be at least max_request_bytes",
     ):
         assert words in findings["error settings"]
+    assert "no file or folder" not in findings["error settings"]
 
 
 def test_both_packages_of_onnx_runtime_are_found(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def test_the_requests_in_flight_may_hold_at_least_one_of_the_largest() -> None:
         (["--work", "3"], "Unknown argument '--work'; the nearest flag is --workers."),
         (["--max-queu=3"], "Unknown argument '--max-queu'; the nearest flag is --max-queue."),
         (["--hel"], "Unknown argument '--hel'; the nearest flag is --help."),
+        (["--chek"], "Unknown argument '--chek'; the nearest flag is --check."),
         (["workers"], "'workers' is no file or folder; the nearest flag is --workers."),
         (["a", "b"], "Unknown argument 'b'; the nearest flag is --"),
         (["/", "--models", "/"], "'/' and --models are both given; remove one of them."),
