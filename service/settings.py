@@ -334,7 +334,8 @@ class Settings:
     playground: bool = _setting(
         "network",
         True,
-        "whether browsers get the playground at /, a page to draw digits on; others get JSON",
+        "whether browsers get the playground at /, a page to draw digits on (others get JSON), and "
+        "the API's documentation at /docs",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
@@ -535,7 +536,7 @@ def add_flags(command_line: argparse.ArgumentParser, shown: Container[str] | Non
         doc = (
             f"{field.metadata['doc']} (default: {_text(field.default) or 'none'}) "
             f"[{ENV_PREFIX}{field.name.upper()}]"
-        )
+        ).replace("%", "%%")  # argparse formats it
         groups[field.metadata["group"]].add_argument(
             "--" + field.name.replace("_", "-"),
             action="append" if is_list else "store",

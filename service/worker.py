@@ -36,6 +36,7 @@ from service.http.connections import Connections
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.http.health_port import HealthPort
+from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.observe import metrics
 from service.observe.loop_lag import LagMonitor
@@ -159,6 +160,7 @@ class Service:
                 settings.max_request_bytes, settings.compress_min_bytes, self.budget
             ),
             playground=Playground(settings.model, enabled=settings.playground),
+            viewer=Viewer(enabled=settings.playground),
         )
 
     def _models_changed(self) -> None:
