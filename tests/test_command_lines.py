@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mnist_client.command import main as predict
+from PIL import Image
 
 from benchmarks.compare import __main__ as compare
 from benchmarks.engine import __main__ as engine
@@ -26,6 +28,7 @@ from training.commands import evaluate, search, train
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "mnist-serve": settings.parser,
     "mnist-probe": probe.parser,
+    "mnist-predict": predict.parser,
     "mnist-train": train.parser,
     "mnist-search": search.parser,
     "mnist-evaluate": evaluate.parser,
@@ -98,6 +101,25 @@ def test_examples_of_the_server_and_its_probe_run(
         monkeypatch.delenv("MNIST_HTTP_PORT")
         monkeypatch.delenv("MNIST_GRPC_PORT")
         assert server.stop() == 0
+
+
+def test_examples_of_the_client_run(server: Server, tmp_path: Path) -> None:
+    pictures = ROOT / "service/http/playground/static"
+    for folder, name in (("docs", "seven.png"), ("scans", "mnist-3.png"), ("more/a", "b.png")):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(pictures / "mnist-7.png", tmp_path / folder / name)
+    Image.open(pictures / "mnist-number.png").convert("RGB").save(tmp_path / "page.jpg")
+    _, _, lines = (predict.parser().epilog or "").partition("examples:\n")
+    assert lines
+    for line in lines.splitlines():
+        address = server.grpc if "--grpc" in line else server.http
+        client = f"{sys.executable} -m mnist_client.command.main --address {address}"
+        command = line.replace("mnist-predict", client)
+        done = subprocess.run(
+            ["bash", "-c", command], check=True, capture_output=True, timeout=120, cwd=tmp_path
+        )
+        assert done.stdout, line
+    assert (tmp_path / "boxes.png").exists()
 
 
 def test_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
