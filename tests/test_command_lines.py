@@ -125,7 +125,7 @@ def test_examples_of_the_client_run(server: Server, tmp_path: Path) -> None:
 def test_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(SHIPPED_MODELS, tmp_path / "models")
-    little = ["--train-limit=1000", "--validation-size=200", "--epochs=2", "--threads=1"]
+    little = ["--train-limit=400", "--validation-size=100", "--epochs=1", "--threads=1"]
     for example in examples("mnist-train"):
         assert train.main([*example, *little]) == 0
     for example in examples("mnist-search"):
