@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHIPPED_MODELS, Server, free_ports
+from tests.conftest import ROOT, SHIPPED_MODELS, Server, free_ports
 
 # A namespace of its own needs no privilege where users may have one, as root does.
 UNSHARE = ("unshare", *(() if os.getuid() == 0 else ("--map-root-user",)))
@@ -207,6 +207,32 @@ def test_folders_that_this_user_cannot_use_are_found(models: Path) -> None:
     assert "cannot share a lock" in findings["error /dev/shm"]
     assert "Permission denied" in findings["warning model mnist"]
     assert "would not be ready" in findings["error models"]
+
+
+def test_a_machine_without_a_temporary_folder_is_found_and_is_one_sentence_at_the_start() -> None:
+    script = " && ".join(
+        f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+        for folder in ("/tmp", "/var/tmp")
+    )
+    prefix = with_mounts(f"{script} && cd /proc")
+    status, findings = check(prefix=prefix, PYTHONPATH=ROOT)
+    assert status == 2
+    assert "mount a tmpfs at /tmp" in findings["error TMPDIR"]
+    http_port, grpc_port = free_ports(2)
+    ports = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", f"--models={SHIPPED_MODELS}"]
+    start = [*prefix, sys.executable, "-m", "service.cli", *ports]
+    done = subprocess.run(
+        start,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("mnist-serve: The server cannot write into a temporary folder")
 
 
 def test_missing_and_empty_repositories_are_found(tmp_path: Path, models: Path) -> None:
