@@ -62,9 +62,9 @@ def record(description: str, optional: str = "", /, **fields: Schema) -> Schema:
 
 
 def request_record(description: str, required: str = "", /, **fields: Schema) -> Schema:
-    """An object of a request: the fields with a meaning, of which those in `required` are needed.
+    """An object of a request; `required` names the fields that it needs, as words.
 
-    Others are ignored, as the protocol demands.
+    Other fields are ignored, as the protocol demands.
     """
     schema: Schema = {"type": "object", "description": description, "properties": fields}
     return schema | ({"required": required.split()} if required else {})
