@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
+from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
 from service.core.callers import Callers
@@ -425,6 +426,13 @@ class Worker:
                 settings.models.resolve(),
                 where,
             )
+        shared = self._lifecycle
+        is_last = is_for_people(settings) and not shared.starting.acquire(block=False)
+        if is_last and shared.host.acquire(block=False):
+            newest = {model.name: model for model in reversed(self._service.repository.loaded)}
+            models = sorted(newest.values(), key=lambda model: model.name != settings.model)
+            for line in banner(settings, models, width()):
+                log.info("%s", line, extra={"is_bare": True})
 
     def _give_up(self, reason: str) -> NoReturn:
         """Stop the whole server: a respawned worker would fail in the same way.

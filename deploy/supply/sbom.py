@@ -42,21 +42,24 @@ class SbomError(Exception):
 
 def inventory() -> dict[str, Any]:
     """What is installed beside the running Python: name, version, licences, requirements."""
-    # An environment without pip, and the Python below it: the base image may have packages too.
-    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    paths.add(sysconfig.get_path("purelib", vars={"base": sys.base_prefix}))
+    own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    below = sysconfig.get_path("purelib", vars={"base": sys.base_prefix})
     packages = []
-    for installed in importlib.metadata.distributions(path=sorted(paths)):
-        metadata = installed.metadata
-        packages.append(
-            {
-                "name": metadata["Name"],
-                "version": installed.version,
-                "licences": [metadata[k] for k in ("License-Expression", "License") if metadata[k]],
-                "classifiers": metadata.get_all("Classifier", []),
-                "requires": installed.requires or [],
-            }
-        )
+    for path in sorted({*own, below}):
+        for installed in importlib.metadata.distributions(path=[path]):
+            metadata = installed.metadata
+            licences = [metadata[k] for k in ("License-Expression", "License") if metadata[k]]
+            packages.append(
+                {
+                    "name": metadata["Name"],
+                    "version": installed.version,
+                    "licences": licences,
+                    "classifiers": metadata.get_all("Classifier", []),
+                    "requires": installed.requires or [],
+                    # Of the Python below an environment, as the pip of a base image.
+                    "below": path not in own,
+                }
+            )
     debian, system = [], {}
     if _DPKG.exists():
         lines = _OS_RELEASE.read_text().splitlines()
@@ -77,14 +80,17 @@ def bom(
 ) -> dict[str, Any]:
     """The CycloneDX document of an inventory.
 
-    `subject` is the component that is described; if it is our package, only what it requires is
-    listed. `policy` is licences.toml. The same arguments and SOURCE_DATE_EPOCH make the same text.
+    `subject` is the component that is described; if it is our package, only what it requires and
+    its environment has is listed. `policy` is licences.toml. The same arguments and
+    SOURCE_DATE_EPOCH make the same text.
     """
     components: dict[str, dict[str, Any]] = {}
     edges: dict[str, set[str]] = {}
-    _add_python_packages(found["packages"], policy, components, edges)
     ours = subject["bom-ref"]
-    if ours in components:
+    is_package = ours.startswith("pkg:pypi/")
+    packages = [one for one in found["packages"] if not (is_package and one["below"])]
+    _add_python_packages(packages, policy, components, edges)
+    if is_package:
         kept = _reachable(ours, edges)
         del components[ours]
         components = {ref: part for ref, part in components.items() if ref in kept}
@@ -231,12 +237,12 @@ def of_wheel(wheel: Path, python: Path, policy: Mapping[str, Any]) -> dict[str, 
     return bom(found, subject, policy=policy)
 
 
-def of_image(image: str, policy: Mapping[str, Any]) -> dict[str, Any]:
+def of_image(image: str, policy: Mapping[str, Any], client: str = "docker") -> dict[str, Any]:
     """The document of an image that the engine has."""
-    described = json.loads(_run(["docker", "image", "inspect", image]))[0]
+    described = json.loads(_run([client, "image", "inspect", image]))[0]
     version = (described["Config"].get("Labels") or {}).get("org.opencontainers.image.version", "")
     algorithm, _, digest = described["Id"].partition(":")
-    command = ["docker", "run", "--rm", "--interactive", "--read-only", "--network", "none"]
+    command = [client, "run", "--rm", "--interactive", "--read-only", "--network", "none"]
     command += ["--entrypoint", "python", image, "-", "inventory"]
     found = json.loads(_run(command, text=Path(__file__).read_text()))
     name = re.sub(r"[:@].*", "", image.rpartition("/")[2])

@@ -24,19 +24,27 @@ WHEEL = {"type": "application", "bom-ref": "pkg:pypi/mnist-service@1.0", "name":
 
 
 def package(name: str, *requires: str, **more: Any) -> dict[str, Any]:
-    fields = {"name": name, "version": "1.0", "licences": ["MIT"], "classifiers": []}
+    fields = {
+        "name": name,
+        "version": "1.0",
+        "licences": ["MIT"],
+        "classifiers": [],
+        "below": False,
+    }
     return {**fields, "requires": list(requires), **more}
 
 
+EXTRAS = 'onnx; extra == "cpu"', 'pip; extra == "dev"'
 FOUND = {
     "python": "3.11.7",
     "packages": [
-        package("mnist-service", "Left_Pad[fast]>=1; python_version > '3'", 'onnx; extra == "cpu"'),
+        package("mnist-service", "Left_Pad[fast]>=1; os_name > 'a'", *EXTRAS),
         package("left.pad", 'speed; extra == "fast"', 'doc; extra == "doc"', licences=["", "X\nY"]),
         package("speed", licences=["Some words of a licence"]),
         package("onnx", licences=[], classifiers=["License :: OSI Approved :: MIT License"]),
         package("doc"),
         package("unrelated"),
+        package("pip", below=True),
     ],
     "debian": [
         {
@@ -71,13 +79,13 @@ def test_an_image_has_its_python_and_all_packages_of_both_kinds() -> None:
     document = sbom.bom(FOUND, IMAGE, policy=POLICY)
     assert_valid(document)
     assert names(document) == {
-        "python", "mnist-service", "left.pad", "speed", "onnx", "doc", "unrelated", "libstdc++6",
-        "libc6",
+        "python", "mnist-service", "left.pad", "speed", "onnx", "doc", "unrelated", "pip",
+        "libstdc++6", "libc6",
     }  # fmt: skip
     edges = {edge["ref"]: edge["dependsOn"] for edge in document["dependencies"]}
     cxx = "pkg:deb/debian/libstdc%2B%2B6@12.2.0-14%2Bdeb12u1?arch=amd64&distro=debian-12"
     assert edges[cxx] == ["pkg:deb/debian/libc6@2%3A2.36?arch=amd64&distro=debian-12"]
-    assert len(edges[IMAGE["bom-ref"]]) == 9
+    assert len(edges[IMAGE["bom-ref"]]) == 10
 
 
 def test_a_wheel_has_what_it_requires_with_extras_and_nothing_else() -> None:
@@ -107,8 +115,8 @@ def test_this_environment_makes_a_valid_document_with_every_package() -> None:
     document = sbom.bom(found, IMAGE, policy=POLICY)
     assert_valid(document)
     versions = {part["name"]: part["version"] for part in document["components"]}
-    for name in ("mnist-service", "cyclonedx-python-lib"):
-        assert versions[name] == importlib.metadata.version(name)
+    name = "cyclonedx-python-lib"
+    assert versions[name] == importlib.metadata.version(name)
     assert versions["python"] == platform.python_version()
 
 
