@@ -174,7 +174,7 @@ def test_one_client_behind_a_proxy_does_not_hurt_another(
             while (calls < CALLS or rounds < ROUNDS) and other.is_alive():
                 calls += 1
                 try:
-                    assert stub.ModelInfer(request(mnist), timeout=30).model_name == "mnist"
+                    assert stub.ModelInfer(request(mnist), timeout=120).model_name == "mnist"
                 except grpc.RpcError as error:
                     failures.append(str(error))
     finally:

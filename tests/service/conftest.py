@@ -30,7 +30,7 @@ _NEED_OUR_MESSAGES = (
     _FOLDER / "repository" / "test_versions.py",
     _FOLDER / "test_worker.py",
 )
-_SECONDS = 300
+_SECONDS = 1800
 
 
 @pytest.fixture
