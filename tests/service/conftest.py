@@ -26,9 +26,11 @@ settings.load_profile("no time limit")
 _FOLDER = Path(__file__).parent
 # Modules, and folders without their subfolders.
 _NEED_OUR_MESSAGES = (
+    _FOLDER / "check",
     _FOLDER / "grpc",
     _FOLDER / "repository" / "test_triton_config.py",
     _FOLDER / "repository" / "test_versions.py",
+    _FOLDER / "test_banner.py",
     _FOLDER / "test_worker.py",
 )
 _SECONDS = 1800
