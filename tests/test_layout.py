@@ -18,7 +18,6 @@ OTHER_TESTS = {
     "service/grpc/http2/interleavings.py": "random interleavings of the calls of a connection",
     "service/runtime/never_wrong.py": "random graphs through batcher and session together",
     "service/request_path.py": "the path of one request through all modules of service/",
-    "training/full_fast.py": "the recipe `fast` from the command to the published version",
 }
 # Compiled from proto/; tests/proto compares it with tritonclient's.
 GENERATED = "service/stubs"

@@ -93,13 +93,13 @@ def serving(folder: Path, *command: object, **environ: str) -> Iterator[Addresse
         yield Addresses(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
     finally:
         server.terminate()
-        assert server.wait(timeout=30) == 0
+        assert server.wait(timeout=120) == 0
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     while server.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=1):
+            with urllib.request.urlopen(url, timeout=30):
                 return
         except OSError:
             time.sleep(0.05)
