@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, repeat
 from math import inf, log2, prod
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -129,12 +130,10 @@ class DigitLayout(NamedTuple):
             for row, values, judgement in zip(
                 probabilities, probabilities.tolist(), judgements, strict=False
             ):
-                entropy = 0.0
-                for p in values:
-                    if p > 0.0:
-                        entropy -= p * log2(p)
-                    elif p:
-                        entropy += p - p  # NaN for NaN and -inf
+                try:
+                    entropy = 0.0 - sum(map(mul, values, map(log2, values)))
+                except ValueError:  # of log2; NaN follows from NaN and -inf
+                    entropy = 0.0 - sum(p * log2(p) if p > 0.0 else p - p for p in values)
                 if not entropy > -inf:
                     raise ModelFault.not_finite(self.model)
                 predictions.append(Prediction(values.index(max(values)), row, entropy, *judgement))

@@ -203,6 +203,11 @@ class Repository:
             {printable(str(self._root)): self._root_error} if self._root_error else {}
         )
 
+    @property
+    def unservable(self) -> Mapping[tuple[str, str], str]:
+        """What was in the repository at the last refresh but cannot be a model, as in `OnDisk`."""
+        return self._unservable
+
     async def index(self) -> list[IndexEntry]:
         """Every version on disk, by model, newest first, and what is there but cannot be served.
 

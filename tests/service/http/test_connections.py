@@ -170,7 +170,7 @@ class Arriving:
     """Bodies of these clients arrive slowly."""
 
     def __init__(self, clients: list[socket.socket]) -> None:
-        self.clients = {"127.0.0.1:%d" % client.getsockname()[1] for client in clients}
+        self.clients = {f"127.0.0.1:{client.getsockname()[1]}" for client in clients}
         self.refused: list[int] = []
 
     def slow_clients(self, seconds: float) -> set[str]:
