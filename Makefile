@@ -66,7 +66,7 @@ test-swarm: $(INSTALLED)  ## test the same stack on a swarm of one node (needs r
 	$(BIN)/python -m tests.compose.swarm $(ARGS)
 
 test-kubernetes: $(INSTALLED)  ## build the Kubernetes overlays and validate them against schemas
-	$(BIN)/python -m pip install --quiet --editable '.[kubernetes]'
+	$(if $(LOCKED),,$(BIN)/python -m pip install --quiet --editable '.[kubernetes]')
 	$(BIN)/python -m tests.kubernetes
 
 test-triton: $(INSTALLED)  ## run Triton's perf_analyzer and the KServe SDK against a server (two minutes)
