@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: all settings of the server, of which --help shows the relevant ones."""
+    """The command line. It takes all settings of the server; --help shows the relevant ones."""
     command_line = argparse.ArgumentParser(
         prog="mnist-probe",
         usage="%(prog)s [--SETTING VALUE ...]",
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="It takes all settings of mnist-serve, from the environment and the file too,\n"
         "and uses those above.\n\n"
         "example:\n"
-        "  mnist-probe --http-port 8080 && echo ready",
+        "  mnist-probe        # where the server's settings are in the environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,

@@ -39,7 +39,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing import connection
-from multiprocessing.synchronize import Event, Lock
+from multiprocessing.synchronize import Event, Lock, Semaphore
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +116,8 @@ class Lifecycle(NamedTuple):
     # True before the supervisor sends SIGTERM. Without a lock, which a killed worker might hold.
     stopping: ctypes.c_bool
     speaker: Lock  # taken, for good, by the worker that logs what holds for the whole server
+    starting: Semaphore  # one for each worker but the last to be ready, which shows the banner
+    host: Lock  # taken, for good, by the worker that has shown the banner
     replaced: Replacements  # written by the supervisor
 
 
@@ -265,6 +267,8 @@ class Supervisor(MPServer):
             startup_failed=multiprocessing.Event(),
             stopping=multiprocessing.RawValue(ctypes.c_bool, False),
             speaker=multiprocessing.Lock(),
+            starting=multiprocessing.Semaphore(settings.workers - 1),
+            host=multiprocessing.Lock(),
             replaced=multiprocessing.RawValue(Replacements),
         )
         self._retired: list[WatchedProcess] = []

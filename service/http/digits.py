@@ -50,7 +50,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
     query: dict[str, str] = {}
-    explain = False
+    explain, top = False, classification.DEFAULT_TOP
     model, version = digits.default_model, ""
     if request.query:
         query = query_of(request)
@@ -60,6 +60,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
                 f"explain: is '{excerpt(query['explain'])}'; it is true or false."
             )
         explain = _FLAGS[word]
+        top = classification.top_of(query.get("top", str(top)))
         model, version = query.get("model") or model, query.get("version", "")
     try:
         served = digits.repository.get(model, version)
@@ -68,7 +69,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
         served = None  # without a default model, what is wrong with the body is reported first
     if served is not None and served.layout is None:
-        return await classification.predict(digits, served, request, query, explain)
+        return await classification.predict(digits, served, request, top, explain)
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = None
     pixels: bytes | None = None
