@@ -102,7 +102,8 @@ def declared(name: str) -> list[Requirement]:
         groups = [PROJECT["optional-dependencies"][extra] for extra in EXTRAS[name]]
         lines += [*PROJECT["dependencies"], *(line for group in groups for line in group)]
     if name.startswith("dev-"):  # the client is installed beside the service
-        lines += CLIENT["dependencies"] + sum(CLIENT["optional-dependencies"].values(), [])
+        extras = CLIENT["optional-dependencies"].values()
+        lines += [*CLIENT["dependencies"], *(line for group in extras for line in group)]
     left_out = NOT_LOCKED.get(name, set())
     return [r for r in map(Requirement, lines) if r.name not in left_out]
 
