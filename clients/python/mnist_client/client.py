@@ -117,7 +117,7 @@ class Client:
         retries: Retries = _RETRIES,
         bearer_key: str | None = None,
         tls: TLS | None = None,
-        connections: int = 100,
+        connections: int = 16,
     ) -> None:
         self._defaults = Defaults(
             address,

@@ -89,7 +89,7 @@ def payload_of(image: Image, *, as_picture: bool = False) -> Payload:
 
         return _of_array(np.asarray(image), as_picture)
     raise InvalidImage(
-        f"image: is a {type(image).__name__}; give an array, a PIL image, a path or bytes."
+        f"image: has type '{type(image).__name__}'; give an array, a PIL image, a path or bytes."
     )
 
 
@@ -109,6 +109,8 @@ def _of_bytes(data: bytes, as_picture: bool) -> Payload:
 def _of_pil(image: PilImage) -> bytes:
     from PIL import ImageOps
 
+    if image.mode == "F":
+        raise InvalidImage("image: a PIL image of mode F has no known range; convert it to mode L.")
     file = io.BytesIO()
     try:
         # A PNG from a photo keeps no EXIF, so it is turned as EXIF says.
