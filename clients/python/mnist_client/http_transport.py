@@ -103,7 +103,7 @@ def _options(
     headers = {"user-agent": "mnist-client"}
     if key is not None:
         headers["authorization"] = f"Bearer {key}"
-    # Reading the authorities takes 20 ms. A context without any is safe: it trusts nobody.
+    # Reading the authorities takes 20 ms. A context without any is safe: it trusts no server.
     context = (tls or TLS()).context() if address.is_secure else _no_authorities()
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     return {"base_url": address.url, "headers": headers, "verify": context, "limits": limits}

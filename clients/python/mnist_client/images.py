@@ -56,7 +56,7 @@ def media_type_of(data: bytes) -> str:
         return "image/gif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    # "BM" can be two pixels as well; a BMP of 784 bytes says that it has so many.
+    # "BM" can be two pixels as well; a BMP states its size.
     if data[:2] == b"BM" and (len(data) != IMAGE_BYTES or data[2:6] == struct.pack("<I", 784)):
         return "image/bmp"
     return ""
