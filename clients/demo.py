@@ -32,7 +32,7 @@ class Steps:
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Run a module of this environment. It inherits an ignored SIGINT."""
-        process = self._running = subprocess.Popen(
+        process = self._running = subprocess.Popen(  # noqa: S603 (modules of ours, in this Python)
             [sys.executable, "-m", module, *arguments],
             # Safe: this process has no threads yet.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509

@@ -6,22 +6,23 @@ the server's own settings (flags, MNIST_* and file), and so finds the ports.
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
 import socket
 import sys
 from collections.abc import Sequence
 
-from service.settings import Settings, SettingsError, load
+from service.settings import Settings, SettingsError, add_flags, load
 
 _TIMEOUT_S = 2.0
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound to)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Probe once. Returns 0 if the server is ready on both ports, 1 if not, 2 for bad settings."""
     try:
-        settings = load(arguments)
+        settings = load(arguments, command_line=parser())
     except SettingsError as error:
         print(f"mnist-probe: {error}", file=sys.stderr)
         return 2
@@ -34,6 +35,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(reason))
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line. It takes all settings of the server; --help shows the relevant ones."""
+    command_line = argparse.ArgumentParser(
+        prog="mnist-probe",
+        usage="%(prog)s [--SETTING VALUE ...]",
+        description="Exit with 0 if the server is ready, 1 if it is not, 2 for bad settings.",
+        epilog="It takes all settings of mnist-serve, from the environment and the file too,\n"
+        "and uses those above.\n\n"
+        "example:\n"
+        "  mnist-probe        # where the server's settings are in the environment",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = command_line.add_argument_group("command").add_argument
+    add("path", nargs="?", metavar="PATH", help=argparse.SUPPRESS)
+    add("-h", "--help", action="help", help="show this text and exit")
+    add("--config", metavar="FILE", help="TOML file of settings [MNIST_CONFIG]")
+    add_flags(command_line, shown=("host", "http_port", "grpc_port", "health_port"))
+    return command_line
+
+
 def why_unready(settings: Settings) -> str:
     """The reason that the server gives, or empty if it is ready.
 
@@ -41,25 +64,37 @@ def why_unready(settings: Settings) -> str:
     if the port does not speak HTTP.
     """
     host = _ANY.get(settings.host, settings.host)
-    port = settings.health_port or settings.http_port
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        response = connection.getresponse()
-        body = response.read()
-    finally:
-        connection.close()
-    if response.status != 200:
+    status, body = _get(host, settings.health_port or settings.http_port, "/v2/health/ready")
+    if status != 200:
         try:
             reason = str(json.loads(body)["reason"])
         except (ValueError, KeyError, TypeError, RecursionError):  # not the server's JSON
             reason = ""
-        return reason or f"/v2/health/ready answers {response.status}"
+        return reason or f"/v2/health/ready answers {status}"
     if settings.health_port:  # it answers for all ports, and needs none of their connections
         return ""
     # One event loop serves both ports, so for the other port it is enough to be open.
     socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
     return ""
+
+
+def serves_here(settings: Settings) -> bool:
+    """Whether the HTTP port answers as a live server of the protocol does."""
+    host = _ANY.get(settings.host, settings.host)
+    try:
+        return _get(host, settings.http_port, "/v2/health/live")[0] == 200
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+
+
+def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
 
 
 if __name__ == "__main__":

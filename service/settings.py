@@ -1,9 +1,9 @@
 """Defines every setting of the server, once.
 
 Each setting is a field of `Settings`. The flag `--http-port`, the environment variable
-`MNIST_HTTP_PORT`, the key `http_port` of the TOML file given by `--config`, the text of `--help`
-and docs/settings.md all come from the field. A flag beats the environment, the environment beats
-the file, the file beats the default.
+`MNIST_HTTP_PORT`, the key `http_port` of the TOML file given by `--config`, its place and text in
+`--help` and in docs/settings.md all come from the field. A flag beats the environment, the
+environment beats the file, the file beats the default.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -43,15 +43,32 @@ _REPLACED = {
     "control": "model_control_mode: explicit (with load_model *) for on, poll for off",
 }
 
+# The headings of --help and docs/settings.md, in this order.
+Group = Literal[
+    "network", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
+]
+GROUPS: tuple[Group, ...] = get_args(Group)
+_METAVARS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
+
 T = TypeVar("T")
 
 
 class SettingsError(ValueError):
-    """A setting has a value that cannot be used; the message names the setting and its source."""
+    """A setting has a value that cannot be used; the message names the setting and its source.
+
+    `settings` names those that are out of range or contradict each other.
+    """
+
+    def __init__(self, message: str, *settings: str) -> None:
+        super().__init__(message)
+        self.settings = settings
 
 
-def _setting(default: T, doc: str, *, low: float | None = None, high: float | None = None) -> T:
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high})
+def _setting(
+    group: Group, default: T, doc: str, *, low: float | None = None, high: float | None = None
+) -> T:
+    metadata = {"group": group, "doc": doc, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,11 +76,12 @@ class Settings:
     """The configuration of one server. Every worker process gets a copy."""
 
     host: str = _setting(
-        "127.0.0.1", "address to listen on; 0.0.0.0 or :: listens on all interfaces"
+        "network", "127.0.0.1", "address to listen on; 0.0.0.0 or :: listens on all interfaces"
     )
-    http_port: int = _setting(8000, "port of the HTTP server", low=1, high=65535)
-    grpc_port: int = _setting(8001, "port of the gRPC server", low=1, high=65535)
+    http_port: int = _setting("network", 8000, "port of the HTTP server", low=1, high=65535)
+    grpc_port: int = _setting("network", 8001, "port of the gRPC server", low=1, high=65535)
     health_port: int = _setting(
+        "network",
         0,
         "port that answers /v2/health/live, /v2/health/ready and /metrics, also while clients hold "
         "all connections of the other ports; 0 opens none",
@@ -71,16 +89,18 @@ class Settings:
         high=65535,
     )
     workers: int = _setting(
-        1, "worker processes; more than one per core does not help", low=1, high=1024
+        "inference", 1, "worker processes; more than one per core does not help", low=1, high=1024
     )
 
     models: Path = _setting(
+        "models",
         Path("models"),
         "model repository: a folder that contains NAME/VERSION/model.onnx; if this is not set and "
         "there is no ./models, the model that comes with the package is served",
     )
-    model: str = _setting("mnist", "model for requests that do not name one")
+    model: str = _setting("models", "mnist", "model for requests that do not name one")
     versions: int = _setting(
+        "models",
         2,
         "how many of the newest versions of each model stay loaded, unless its config.pbtxt has a "
         "version_policy",
@@ -88,6 +108,7 @@ class Settings:
         high=1000,
     )
     model_control_mode: Literal["auto", "none", "poll", "explicit"] = _setting(
+        "models",
         "auto",
         "how models change while the server runs: none keeps those of its start, poll follows the "
         "repository, explicit loads load_model alone and lets clients load and unload models and "
@@ -95,26 +116,32 @@ class Settings:
         "this machine only",
     )
     load_model: tuple[str, ...] = _setting(
+        "models",
         (),
         "model to load at the start with model_control_mode explicit; several are separated by "
         "commas or by repeating the flag, * loads all",
     )
     poll_interval: float = _setting(
-        2.0, "seconds between checks for new versions", low=0.001, high=86_400
+        "models", 2.0, "seconds between checks for new versions", low=0.001, high=86_400
     )
     server_name: str = _setting(
-        SERVER_NAME, "name in the server's metadata; some of Triton's scripts expect triton"
+        "protocol",
+        SERVER_NAME,
+        "name in the server's metadata; some of Triton's scripts expect triton",
     )
     typed_answers: bool = _setting(
+        "protocol",
         False,
         "whether gRPC requests with typed contents get typed answers, as KServe's protocol says; "
         "false answers them raw, as Triton does",
     )
     triton_metrics: bool = _setting(
+        "protocol",
         False,
         "whether /metrics has the models' counters under Triton's names (nv_inference_...) too",
     )
     shared_memory_regions: int = _setting(
+        "protocol",
         0,
         "how many system shared memory regions clients may register; 0 disables shared memory",
         low=0,
@@ -122,15 +149,17 @@ class Settings:
     )
 
     provider: Literal["auto", "cpu", "cuda"] = _setting(
+        "inference",
         "auto",
         "ONNX Runtime execution provider; auto uses CUDA if it works and the CPU otherwise",
     )
-    intra_op_threads: int = _setting(1, "threads per inference", low=1, high=1024)
+    intra_op_threads: int = _setting("inference", 1, "threads per inference", low=1, high=1024)
     spinning: bool = _setting(
-        False, "whether idle inference threads spin: lower latency, but busy cores"
+        "inference", False, "whether idle inference threads spin: lower latency, but busy cores"
     )
 
     max_batch_size: int = _setting(
+        "batching",
         64,
         "largest batch formed from queued requests, in images; a larger request to a row-wise "
         "model is split into parts of this size, or of 64 if that is more",
@@ -138,15 +167,21 @@ class Settings:
         high=65_536,
     )
     max_queue_delay: float = _setting(
-        0.0, "milliseconds that a request may wait for others to join its batch", low=0, high=1000
+        "batching",
+        0.0,
+        "milliseconds that a request may wait for others to join its batch",
+        low=0,
+        high=1000,
     )
     max_queue: int = _setting(
+        "batching",
         4096,
         "images that may wait in the queue; further requests are refused",
         low=1,
         high=10_000_000,
     )
     max_queue_seconds: float = _setting(
+        "batching",
         2.0,
         "seconds that a request may wait until its run starts; one that would wait longer is "
         "refused at once, unless the next run has room for it",
@@ -154,6 +189,7 @@ class Settings:
         high=3600,
     )
     inline_budget: float = _setting(
+        "inference",
         1.0,
         "milliseconds; inference that is not known to be shorter runs in a thread instead of on "
         "the event loop",
@@ -161,6 +197,7 @@ class Settings:
         high=1000,
     )
     max_run_seconds: float = _setting(
+        "inference",
         60.0,
         "seconds after which a run of a model is ended; if it does not end, the worker is replaced",
         low=0.1,
@@ -168,9 +205,10 @@ class Settings:
     )
 
     max_request_bytes: int = _setting(
-        8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
+        "limits", 8 * 1024 * 1024, "largest request body, in bytes", low=1024, high=10**9
     )
     max_json_bytes: int = _setting(
+        "limits",
         MAX_JSON_BYTES,
         "largest JSON of a request, and largest part of a gRPC message that is not raw tensors, in "
         "bytes: such values are parsed one by one, which holds up other requests; send larger data "
@@ -179,35 +217,45 @@ class Settings:
         high=10**9,
     )
     max_inflight_bytes: int = _setting(
+        "limits",
         32 * 1024 * 1024,
         "bytes of requests and answers that each worker holds at a time; further requests are held "
         "back for up to 5 seconds, then refused; at least max_request_bytes",
         low=1024,
         high=10**11,
     )
-    max_image_pixels: int = _setting(16_000_000, "largest JPEG, in pixels", low=784, high=10**9)
+    max_image_pixels: int = _setting(
+        "limits", 16_000_000, "largest JPEG, in pixels", low=784, high=10**9
+    )
     max_decoded_pixels: int = _setting(
+        "limits",
         4_000_000,
         "largest picture other than a plain JPEG, in pixels: these are decoded as a whole",
         low=784,
         high=10**9,
     )
     max_decodings: int = _setting(
-        2, "large pictures that each worker decodes at a time; others wait", low=1, high=1024
+        "limits",
+        2,
+        "large pictures that each worker decodes at a time; others wait",
+        low=1,
+        high=1024,
     )
     max_read_digits: int = _setting(
-        256, "digits that /read finds on a picture, at most", low=1, high=10_000
+        "limits", 256, "digits that /read finds on a picture, at most", low=1, high=10_000
     )
     body_timeout: float = _setting(
-        30.0, "seconds within which a request body must arrive", low=0.1, high=3600
+        "timeouts", 30.0, "seconds within which a request body must arrive", low=0.1, high=3600
     )
     compress_min_bytes: int = _setting(
+        "network",
         1024,
         "smallest HTTP response to compress, in bytes, for clients that accept gzip or deflate",
         low=0,
         high=1024**4,
     )
     header_timeout: float = _setting(
+        "timeouts",
         10.0,
         "seconds within which the headers of a request must arrive, and the first bytes of a "
         "connection that say which protocol it speaks; an HTTP/1 connection may be idle for as "
@@ -216,24 +264,28 @@ class Settings:
         high=3600,
     )
     idle_timeout: float = _setting(
+        "timeouts",
         300.0,
         "seconds after which a connection without a request is closed",
         low=0.1,
         high=86_400,
     )
     keepalive_interval: float = _setting(
+        "timeouts",
         60.0,
         "seconds of silence after which an HTTP/2 client has to answer a PING; 0 sends none",
         low=0,
         high=86_400,
     )
     keepalive_timeout: float = _setting(
+        "timeouts",
         20.0,
         "seconds within which the PING must be answered; if it is not, the connection is closed",
         low=0.1,
         high=3600,
     )
     max_connection_age: float = _setting(
+        "timeouts",
         3600.0,
         "seconds after which a gRPC client is asked to open a new connection, so that it finds "
         "new servers, with 10 % added or taken off at random; 0 never asks",
@@ -241,26 +293,37 @@ class Settings:
         high=31_536_000,
     )
     max_connections: int = _setting(
+        "limits",
         1024,
         "connections that each worker serves at a time, HTTP and gRPC counted separately",
         low=1,
         high=1_000_000,
     )
     max_open_calls: int = _setting(
-        4096, "gRPC calls that each worker has open at a time", low=1, high=10_000_000
+        "limits", 4096, "gRPC calls that each worker has open at a time", low=1, high=10_000_000
     )
     trusted_proxies: str = _setting(
+        "network",
         "",
         "addresses and networks, comma-separated, of the proxies in front of the server; the "
         "caller of a request from one of them is the address that it adds to X-Forwarded-For",
     )
     max_stream_requests: int = _setting(
-        64, "requests of one gRPC stream that are processed at a time", low=1, high=1_000_000
+        "limits",
+        64,
+        "requests of one gRPC stream that are processed at a time",
+        low=1,
+        high=1_000_000,
     )
     stop_timeout: float = _setting(
-        30.0, "seconds that accepted requests may take to finish after SIGTERM", low=0, high=3600
+        "timeouts",
+        30.0,
+        "seconds that accepted requests may take to finish after SIGTERM",
+        low=0,
+        high=3600,
     )
     drain_seconds: float = _setting(
+        "timeouts",
         0.0,
         "seconds after SIGTERM during which the server still accepts requests but is not ready, so "
         "that load balancers leave it; 0 closes the ports at once",
@@ -269,24 +332,30 @@ class Settings:
     )
 
     playground: bool = _setting(
-        True, "whether browsers get the playground at /, a page to draw digits on; others get JSON"
+        "network",
+        True,
+        "whether browsers get the playground at /, a page to draw digits on (others get JSON), and "
+        "the API's documentation at /docs",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "least severe level that is logged"
+        "logs", "info", "least severe level that is logged"
     )
     log_format: Literal["auto", "json", "text"] = _setting(
-        "auto", "format of log lines: json, or text for people; auto uses text on a terminal"
+        "logs",
+        "auto",
+        "format of log lines: json, or text for people; auto uses text on a terminal",
     )
     log_requests: Literal["none", "errors", "all"] = _setting(
-        "errors", "requests to log: none, those that fail (errors), or all"
+        "logs", "errors", "requests to log: none, those that fail (errors), or all"
     )
     fast_lane: bool = _setting(
+        "network",
         True,
         "whether HTTP requests are answered ahead of Flask; false sends all of them through Flask",
     )
     fast_grpc: bool = _setting(
-        True, "whether the server's own HTTP/2 carries gRPC; false uses grpcio"
+        "network", True, "whether the server's own HTTP/2 carries gRPC; false uses grpcio"
     )
 
     def __post_init__(self) -> None:
@@ -296,34 +365,44 @@ class Settings:
             if field.name == "poll_interval" and value == 0:
                 raise SettingsError(
                     "poll_interval must not be 0; model_control_mode none (or explicit) disables "
-                    "the checks for new versions."
+                    "the checks for new versions.",
+                    field.name,
                 )
             # In this form NaN fails the check as well.
             if not ((low is None or value >= low) and (high is None or value <= high)):
                 bounds = f"at least {low}" + (f" and at most {high}" if high is not None else "")
-                raise SettingsError(f"{field.name} must be {bounds}, not {excerpt(value)}.")
+                raise SettingsError(
+                    f"{field.name} must be {bounds}, not {excerpt(value)}.", field.name
+                )
         if not self.host:
-            raise SettingsError("host must be an address, or a name that has one.")
+            raise SettingsError("host must be an address, or a name that has one.", "host")
         try:
             networks(self.trusted_proxies)
         except ValueError as error:
-            raise SettingsError(f"trusted_proxies: {excerpt(error)}.") from None
+            raise SettingsError(f"trusted_proxies: {excerpt(error)}.", "trusted_proxies") from None
         ports: dict[int, str] = {}
         for name in ("http_port", "grpc_port", "health_port"):
             port = getattr(self, name)
             if port in ports:
-                raise SettingsError(f"{ports[port]} and {name} are both {port}.")
+                raise SettingsError(
+                    f"{ports[port]} and {name} are both {port}; change one of them.",
+                    *ports.values(),
+                    name,
+                )
             if port:
                 ports[port] = name
         if self.load_model and self.model_control_mode != "explicit":
             raise SettingsError(
                 "load_model has an effect with model_control_mode explicit only, which is "
-                f"{self.model_control_mode}."
+                f"{self.model_control_mode}.",
+                "load_model",
             )
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
                 f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "
-                f"max_request_bytes, which is {self.max_request_bytes}."
+                f"max_request_bytes, which is {self.max_request_bytes}.",
+                "max_inflight_bytes",
+                "max_request_bytes",
             )
 
     @property
@@ -413,36 +492,57 @@ def parser() -> argparse.ArgumentParser:
     """The command line of mnist-serve, with a flag for each field of `Settings`."""
     command_line = argparse.ArgumentParser(
         prog="mnist-serve",
+        usage="%(prog)s [PATH] [--check] [--SETTING VALUE ...]",
         description="Serve the models of a repository over HTTP and gRPC.",
-        epilog="Each flag is also an environment variable (in brackets) and a key of the "
-        "--config file. A flag beats the environment, which beats the file.",
+        epilog="Each setting is also an environment variable (in brackets) and a key of the\n"
+        "--config file. A flag beats the environment, which beats the file.\n\n"
+        "examples:\n"
+        "  mnist-serve                            # ./models, or the model of the package\n"
+        "  mnist-serve model.onnx --workers 2     # a file of your own\n"
+        "  mnist-serve --check --workers 2        # what would keep this from working?",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
-    command_line.add_argument(
+    add = command_line.add_argument_group("command").add_argument
+    add(
         "path",
         nargs="?",
         metavar="PATH",
         help="what to serve, in place of --models: an ONNX file, a folder of such files, the "
         "folder of a model, or a repository; if it holds one model, --model defaults to that",
     )
-    command_line.add_argument(
-        "--config", metavar="FILE", help="TOML file of settings [MNIST_CONFIG]"
+    add("-h", "--help", action="help", help="show this text and exit")
+    add(
+        "--check",
+        action="store_true",
+        help="examine the installation with these settings and exit: with 0 if all is well, 1 if "
+        "something would work badly, 2 if the server would not start or not be ready",
     )
+    add("--config", metavar="FILE", help="TOML file of settings [MNIST_CONFIG]")
+    add_flags(command_line)
+    return command_line
+
+
+def add_flags(command_line: argparse.ArgumentParser, shown: Container[str] | None = None) -> None:
+    """Add a flag for each setting, by groups; --help has those that are `shown`, or all."""
     hints = get_type_hints(Settings)
+    groups = {title: command_line.add_argument_group(title) for title in GROUPS}
     for field in dataclasses.fields(Settings):
         kind = hints[field.name]
         choices = get_args(kind) if get_origin(kind) is Literal else None
         is_list = get_origin(kind) is tuple
-        name = "NAME" if is_list else kind.__name__ if choices is None else ""
-        metavar = "|".join(choices) if choices else "true|false" if kind is bool else name
-        command_line.add_argument(
+        metavar = "|".join(choices) if choices else "NAME" if is_list else _METAVARS[kind]
+        doc = (
+            f"{field.metadata['doc']} (default: {_text(field.default) or 'none'}) "
+            f"[{ENV_PREFIX}{field.name.upper()}]"
+        ).replace("%", "%%")  # argparse formats it
+        groups[field.metadata["group"]].add_argument(
             "--" + field.name.replace("_", "-"),
             action="append" if is_list else "store",
-            metavar=metavar.upper() if kind in (int, float, str, Path) else metavar,
-            help=f"{field.metadata['doc']} (default: {_text(field.default)}) "
-            f"[{ENV_PREFIX}{field.name.upper()}]",
+            metavar=metavar,
+            help=doc if shown is None or field.name in shown else argparse.SUPPRESS,
         )
-    return command_line
 
 
 def _text(value: object) -> str:
@@ -452,60 +552,100 @@ def _text(value: object) -> str:
 
 
 def load(
-    arguments: Sequence[str] | None = None, environ: Mapping[str, str] | None = None
+    arguments: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    command_line: argparse.ArgumentParser | None = None,
+    problems: list[str] | None = None,
 ) -> Settings:
     """Read the settings from flags (by default those of this process), environment and file.
 
-    Raises SettingsError for a value that cannot be used, and for an unknown flag, variable or key.
-    argparse exits after --help, and if the value of a flag is missing.
+    Raises SettingsError for a value that cannot be used, and for an unknown flag, variable or key;
+    with `problems`, adds the messages of all such errors to it instead, and leaves these values
+    out. argparse exits after --help, and if the value of a flag is missing.
     """
+
+    def refuse(error: SettingsError) -> None:
+        if problems is None:
+            raise error from None
+        problems.append(str(error))
+
     environ = os.environ if environ is None else environ
-    namespace, unknown_flags = parser().parse_known_args(arguments)
+    namespace, unknown_flags = (command_line or parser()).parse_known_args(arguments)
     flags = vars(namespace)
+    flags.pop("check", None)
     hints = get_type_hints(Settings)
     variables = {
         name: value
         for name, value in environ.items()
         if name.startswith(ENV_PREFIX) and not _is_service_link(name, value)
     }
-    if unknown_flags:
-        flag = unknown_flags[0].partition("=")[0]
-        _check_replaced(flag, flag.removeprefix("--").replace("-", "_"))
-        nearest = _nearest(flag, ["--" + name.replace("_", "-") for name in ("help", *flags)])
-        raise SettingsError(f"Unknown argument {flag!r}; the nearest flag is {nearest}.")
-    known = [*_OTHER_VARIABLES, *(ENV_PREFIX + name.upper() for name in hints)]
-    if unknown := sorted(set(variables) - set(known)):
-        _check_replaced(unknown[0], unknown[0].removeprefix(ENV_PREFIX).lower())
-        nearest = _nearest(unknown[0], known)
-        raise SettingsError(
-            f"Unknown environment variable {unknown[0]!r}; the nearest is {nearest}. Names with "
-            f"{ENV_PREFIX} are reserved for settings; see mnist-serve --help."
+    known_flags = ["--" + name.replace("_", "-") for name in ("help", *flags)]
+    for flag in (each.partition("=")[0] for each in unknown_flags):
+        nearest = _nearest(flag, known_flags)
+        refuse(
+            _replaced(flag, flag.removeprefix("--").replace("-", "_"))
+            or SettingsError(f"Unknown argument {flag!r}; the nearest flag is {nearest}.")
         )
-    served = _served_path(flags)
+    known = [*_OTHER_VARIABLES, *(ENV_PREFIX + name.upper() for name in hints)]
+    for name in sorted(set(variables) - set(known)):
+        refuse(
+            _replaced(name, name.removeprefix(ENV_PREFIX).lower())
+            or SettingsError(
+                f"Unknown environment variable {name!r}; the nearest is {_nearest(name, known)}. "
+                f"Names with {ENV_PREFIX} are reserved for settings; see mnist-serve --help."
+            )
+        )
+    served = None
+    file_values: dict[str, Any] = {}
     path = flags.pop("config") or variables.get(ENV_PREFIX + "CONFIG")
-    file_values = _read_file(Path(path)) if path else {}
-    if unknown := sorted(set(file_values) - set(hints)):
-        _check_replaced(f"{unknown[0]} in {path}", unknown[0])
-        nearest = _nearest(unknown[0], list(hints))
-        raise SettingsError(f"Unknown setting {unknown[0]!r} in {path}; the nearest is {nearest}.")
+    try:
+        served = _served_path(flags)
+        file_values = _read_file(Path(path)) if path else {}
+    except SettingsError as error:
+        refuse(error)
+    for name in sorted(set(file_values) - set(hints)):
+        nearest = _nearest(name, list(hints))
+        refuse(
+            _replaced(f"{name} in {path}", name)
+            or SettingsError(f"Unknown setting {name!r} in {path}; the nearest is {nearest}.")
+        )
 
     values: dict[str, Any] = {}
     for name, kind in hints.items():
         flag, variable = "--" + name.replace("_", "-"), ENV_PREFIX + name.upper()
-        if flags[name] is not None:
-            values[name] = _convert(name, kind, flags[name], flag)
-        elif variable in variables:
-            values[name] = _convert(name, kind, variables[variable], variable)
-        elif name in file_values:
-            values[name] = _convert(name, kind, file_values[name], str(path))
-    settings = Settings(**values)
+        try:
+            if flags[name] is not None:
+                values[name] = _convert(name, kind, flags[name], flag)
+            elif variable in variables:
+                values[name] = _convert(name, kind, variables[variable], variable)
+            elif name in file_values:
+                values[name] = _convert(name, kind, file_values[name], str(path))
+        except SettingsError as error:
+            refuse(error)
+    settings = None
+    while settings is None:
+        try:
+            settings = Settings(**values)
+        except SettingsError as error:
+            refuse(error)
+            values = {name: value for name, value in values.items() if name not in error.settings}
     settings = dataclasses.replace(settings, host=_address_of(settings.host))
-    if served is not None and "model" not in values:
+    return _with_models(
+        settings,
+        is_shipped="models" not in values,
+        is_only_model=served is not None and "model" not in values,
+    )
+
+
+def _with_models(settings: Settings, *, is_shipped: bool, is_only_model: bool) -> Settings:
+    """The settings with the shipped models, or the name of the only model, if they are due."""
+    if is_only_model:
         from service.repository.versions import only_model
 
         if name := only_model(settings.models):
             settings = dataclasses.replace(settings, model=name)
-    if "models" not in values and not settings.models.exists() and (shipped := shipped_models()):
+    if is_shipped and not settings.models.exists() and (shipped := shipped_models()):
         return dataclasses.replace(settings, models=shipped)
     return settings
 
@@ -530,10 +670,11 @@ def _is_service_link(name: str, value: str) -> bool:
     return name.endswith("_PORT") and bool(_SERVICE_LINK_URL.fullmatch(value))
 
 
-def _check_replaced(source: str, name: str) -> None:
-    """Raise SettingsError, naming the new setting, if a setting of this name was replaced."""
+def _replaced(source: str, name: str) -> SettingsError | None:
+    """The error that names the new setting, if a setting of this name was replaced."""
     if name in _REPLACED:
-        raise SettingsError(f"{source} has been replaced by {_REPLACED[name]}.")
+        return SettingsError(f"{source} has been replaced by {_REPLACED[name]}.")
+    return None
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -541,18 +682,25 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def markdown() -> str:
-    """The table of docs/settings.md; a test compares the two."""
-    header = [
-        "| file key | flag | environment | default | range | what it does |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = [
-        f"| `{field.name}` | `--{field.name.replace('_', '-')}` | "
-        f"`{ENV_PREFIX}{field.name.upper()}` | `{_text(field.default)}` | {_range(field)} | "
-        f"{field.metadata['doc']} |"
-        for field in dataclasses.fields(Settings)
-    ]
-    return "\n".join([*header, *rows]) + "\n"
+    """The tables of docs/settings.md; a test compares the two."""
+    lines = []
+    for group in GROUPS:
+        lines += [
+            f"## {group.capitalize()}",
+            "",
+            "| file key | flag | environment | default | range | what it does |",
+            "|---|---|---|---|---|---|",
+        ]
+        for field in dataclasses.fields(Settings):
+            if field.metadata["group"] == group:
+                default = f"`{text}`" if (text := _text(field.default)) else "none"
+                lines.append(
+                    f"| `{field.name}` | `--{field.name.replace('_', '-')}` | "
+                    f"`{ENV_PREFIX}{field.name.upper()}` | {default} | {_range(field)} | "
+                    f"{field.metadata['doc']} |"
+                )
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _range(field: dataclasses.Field[Any]) -> str:

@@ -8,7 +8,7 @@ sources=$(mktemp -d)
 trap 'rm -r "$sources"' EXIT
 for file in digits/v1/digits.proto inference/inference.proto inference/model_config.proto; do
   mkdir -p "$sources/mnist_client/stubs/$(dirname "$file")"
-  sed 's|import "service/stubs/|import "mnist_client/stubs/|' "$file" >"$sources/mnist_client/stubs/$file"
+  sed 's|^import "inference/|import "mnist_client/stubs/inference/|' "$file" >"$sources/mnist_client/stubs/$file"
 done
 cd "$sources"
 find . -name '*.proto' | sed 's|^\./||' | sort | xargs "$python" -m grpc_tools.protoc -I. \

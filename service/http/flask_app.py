@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 from service.core import errors
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import UNMATCHED
+from service.http.routes import OPTIONS, UNMATCHED
 
 
 def create_app(
@@ -53,8 +53,12 @@ def create_app(
         return _response(asyncio.run_coroutine_threadsafe(answer, loop).result())
 
     @app.before_request
-    def refuse_other_spellings() -> flask.Response | None:
-        """Werkzeug takes `post` for POST and `//v2` for /v2; a proxy's rules would not see them."""
+    def answer_before_flask() -> flask.Response | None:
+        """Refuse what Werkzeug takes for something else: `post` for POST and `//v2` for /v2.
+
+        A proxy's rules would not see them. Answer OPTIONS here, so that it is recorded and has a
+        request id, like any other request.
+        """
         method, path = flask.request.environ["REQUEST_METHOD"], flask.request.environ["PATH_INFO"]
         error: errors.ServiceError
         if path.startswith("//"):
@@ -63,6 +67,10 @@ def create_app(
             error = errors.Unimplemented(
                 f"There is no method {errors.excerpt(method)}; methods are in upper case."
             )
+        elif method == "OPTIONS" and flask.request.url_rule is not None:
+            methods = ", ".join(sorted(app.make_default_options_response().allow))
+            match = Match(OPTIONS, _options, {"methods": methods})
+            return _wait(http_app.answer(_request(b""), match))
         else:
             return None
         return _wait(http_app.refuse(_request(b""), error, UNMATCHED))
@@ -71,6 +79,11 @@ def create_app(
         add(match)
     app.register_error_handler(HTTPException, unmatched)
     return app
+
+
+async def _options(request: HttpRequest, methods: str) -> HttpResponse:
+    """OPTIONS of any path: the methods that it has."""
+    return HttpResponse(200, [("allow", methods)], b"")
 
 
 def _request(body: bytes) -> HttpRequest:
@@ -86,8 +99,12 @@ def _request(body: bytes) -> HttpRequest:
     )
 
 
+class _Response(flask.Response):
+    default_mimetype = None  # an answer without a body has no content type
+
+
 def _response(response: HttpResponse) -> flask.Response:
-    return flask.Response(response.body, response.status, response.headers)
+    return _Response(response.body, response.status, response.headers)
 
 
 def _cause_of(error: HTTPException) -> Exception:

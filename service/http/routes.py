@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from service import SERVER_NAME, __version__
@@ -10,9 +11,14 @@ from service.http import administration as admin
 from service.http import open_inference
 from service.http.administration import MemoryHandlers
 from service.http.digits import predict
-from service.http.message import Handler, HttpRequest, HttpResponse, json_response
+from service.http.message import JSON, Handler, HttpRequest, HttpResponse, json_response, to_json
+from service.http.openapi import contracts as about
+from service.http.openapi.contracts import Contract
+from service.http.openapi.document import document
+from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.http.reading import read
+from service.http.static_files import StaticFile, static_file
 from service.observe import metrics
 from service.operations.administration import Administration
 from service.operations.digits import Digits
@@ -22,9 +28,9 @@ from service.operations.inference import Inference
 class Route(NamedTuple):
     """An endpoint; `path` is in Flask's notation.
 
-    `handler` is called with the worker's object of the class `needs`. Answers are compressed, for
-    clients that accept it, on `compress` routes only: tritonclient's asyncio client accepts gzip
-    everywhere, but decompresses only answers to inference.
+    `handler` is called with the worker's object of the class `needs`; `contract` describes it.
+    Answers are compressed, for clients that accept it, on `compress` routes only: tritonclient's
+    asyncio client accepts gzip everywhere, but decompresses only answers to inference.
     """
 
     method: str
@@ -32,6 +38,7 @@ class Route(NamedTuple):
     operation: str
     needs: type
     handler: Handler
+    contract: Contract
     compress: bool = False
 
 
@@ -55,26 +62,44 @@ async def prometheus(administration: Administration, request: HttpRequest) -> Ht
     return HttpResponse(200, [("content-type", metrics.CONTENT_TYPE)], content)
 
 
+@cache
+def _document() -> StaticFile:
+    return static_file(to_json(document(ROUTES)), JSON)
+
+
+async def openapi(playground: Playground, request: HttpRequest) -> HttpResponse:
+    """GET /openapi.json: the document of these routes."""
+    return _document().answer(request)
+
+
 def _of_model(
-    method: str, end: str, operation: str, needs: type, handler: Handler, compress: bool = False
+    method: str,
+    end: str,
+    operation: str,
+    needs: type,
+    handler: Handler,
+    contract: Contract,
+    compress: bool = False,
 ) -> list[Route]:
     model = "/v2/models/<model>"
     return [
-        Route(method, model + path, operation, needs, handler, compress=compress)
+        Route(method, model + path, operation, needs, handler, contract, compress=compress)
         for path in (end, "/versions/<version>" + end)
     ]
 
 
-def _of_memory(kind: str, handlers: MemoryHandlers) -> list[Route]:
+def _of_memory(kind: str, handlers: MemoryHandlers, registration: Contract) -> list[Route]:
     every, one = f"/v2/{kind}sharedmemory", f"/v2/{kind}sharedmemory/region/<region>"
     operation = f"{kind}_shared_memory"
     status, register, unregister = (f"{operation}_{verb}" for verb in handlers._fields)
+    read, add, remove = handlers
+    control = Administration
     return [
-        Route("GET", every + "/status", status, Administration, handlers.status),
-        Route("GET", one + "/status", status, Administration, handlers.status),
-        Route("POST", one + "/register", register, Administration, handlers.register),
-        Route("POST", every + "/unregister", unregister, Administration, handlers.unregister),
-        Route("POST", one + "/unregister", unregister, Administration, handlers.unregister),
+        Route("GET", every + "/status", status, control, read, about.REGIONS),
+        Route("GET", one + "/status", status, control, read, about.REGION),
+        Route("POST", one + "/register", register, control, add, registration),
+        Route("POST", every + "/unregister", unregister, control, remove, about.UNREGISTER_ALL),
+        Route("POST", one + "/unregister", unregister, control, remove, about.UNREGISTER),
     ]
 
 
@@ -86,33 +111,107 @@ _MODEL_TRACE = "/v2/models/<model>/trace/setting"
 
 # Earlier routes are tried first.
 ROUTES = [
-    *_of_model("POST", "/infer", "infer", Inference, open_inference.infer, compress=True),
-    Route("GET", "/", "index", Playground, index, compress=True),
-    Route("GET", "/playground/<file>", "playground", Playground, Playground.file, compress=True),
-    Route("GET", "/metrics", "metrics", Administration, prometheus, compress=True),
-    Route("POST", "/predict", "predict", Digits, predict, compress=True),
-    Route("POST", "/read", "read", Digits, read, compress=True),
-    Route("GET", "/v2", "server_metadata", Inference, open_inference.server_metadata),
-    Route("GET", _HEALTH + "/live", "live", Inference, open_inference.live),
-    Route("GET", _HEALTH + "/ready", "ready", Inference, open_inference.ready),
-    *_of_model("GET", "", "model_metadata", Inference, open_inference.model_metadata),
-    *_of_model("GET", "/ready", "model_ready", Inference, open_inference.model_ready),
-    *_of_model("GET", "/config", "model_config", Administration, admin.model_config),
-    *_of_model("GET", "/card", "model_card", Administration, admin.model_card, compress=True),
-    Route("GET", "/v2/models/stats", "statistics", Administration, admin.statistics),
-    *_of_model("GET", "/stats", "statistics", Administration, admin.statistics),
-    Route("POST", "/v2/repository/index", "repository_index", Administration, admin.index),
-    Route("POST", _LOAD + "/load", "load", Administration, admin.load),
-    Route("POST", _LOAD + "/unload", "unload", Administration, admin.unload),
-    Route("GET", _LOG, "log_settings", Administration, admin.log_settings),
-    Route("POST", _LOG, "change_log_settings", Administration, admin.change_log_settings),
-    Route("GET", _TRACE, "trace_settings", Administration, admin.trace_settings),
-    Route("POST", _TRACE, "trace_settings", Administration, admin.change_trace_settings),
-    Route("GET", _MODEL_TRACE, "trace_settings", Administration, admin.trace_settings),
-    Route("POST", _MODEL_TRACE, "trace_settings", Administration, admin.change_trace_settings),
-    *_of_memory("system", admin.SYSTEM_MEMORY),
-    *_of_memory("cuda", admin.CUDA_MEMORY),
+    *_of_model(
+        "POST", "/infer", "infer", Inference, open_inference.infer, about.INFER, compress=True
+    ),
+    Route("GET", "/", "index", Playground, index, about.INDEX, compress=True),
+    Route(
+        "GET",
+        "/playground/<file>",
+        "playground",
+        Playground,
+        Playground.file,
+        about.FILES,
+        compress=True,
+    ),
+    Route("GET", "/openapi.json", "openapi", Playground, openapi, about.DOCUMENT, compress=True),
+    Route("GET", "/docs", "docs", Viewer, Viewer.page, about.VIEWER, compress=True),
+    Route("GET", "/docs/<file>", "docs", Viewer, Viewer.file, about.FILES, compress=True),
+    Route("GET", "/metrics", "metrics", Administration, prometheus, about.METRICS, compress=True),
+    Route("POST", "/predict", "predict", Digits, predict, about.PREDICT, compress=True),
+    Route("POST", "/read", "read", Digits, read, about.READ, compress=True),
+    Route(
+        "GET",
+        "/v2",
+        "server_metadata",
+        Inference,
+        open_inference.server_metadata,
+        about.SERVER_METADATA,
+    ),
+    Route("GET", _HEALTH + "/live", "live", Inference, open_inference.live, about.LIVE),
+    Route("GET", _HEALTH + "/ready", "ready", Inference, open_inference.ready, about.READY),
+    *_of_model(
+        "GET", "", "model_metadata", Inference, open_inference.model_metadata, about.MODEL_METADATA
+    ),
+    *_of_model(
+        "GET", "/ready", "model_ready", Inference, open_inference.model_ready, about.MODEL_READY
+    ),
+    *_of_model(
+        "GET", "/config", "model_config", Administration, admin.model_config, about.MODEL_CONFIG
+    ),
+    *_of_model(
+        "GET",
+        "/card",
+        "model_card",
+        Administration,
+        admin.model_card,
+        about.MODEL_CARD,
+        compress=True,
+    ),
+    Route(
+        "GET", "/v2/models/stats", "statistics", Administration, admin.statistics, about.STATISTICS
+    ),
+    *_of_model("GET", "/stats", "statistics", Administration, admin.statistics, about.STATISTICS),
+    Route(
+        "POST",
+        "/v2/repository/index",
+        "repository_index",
+        Administration,
+        admin.index,
+        about.REPOSITORY_INDEX,
+    ),
+    Route("POST", _LOAD + "/load", "load", Administration, admin.load, about.LOAD),
+    Route("POST", _LOAD + "/unload", "unload", Administration, admin.unload, about.UNLOAD),
+    Route("GET", _LOG, "log_settings", Administration, admin.log_settings, about.LOG_SETTINGS),
+    Route(
+        "POST",
+        _LOG,
+        "change_log_settings",
+        Administration,
+        admin.change_log_settings,
+        about.CHANGE_LOG_SETTINGS,
+    ),
+    Route(
+        "GET", _TRACE, "trace_settings", Administration, admin.trace_settings, about.TRACE_SETTINGS
+    ),
+    Route(
+        "POST",
+        _TRACE,
+        "trace_settings",
+        Administration,
+        admin.change_trace_settings,
+        about.CHANGE_TRACE_SETTINGS,
+    ),
+    Route(
+        "GET",
+        _MODEL_TRACE,
+        "trace_settings",
+        Administration,
+        admin.trace_settings,
+        about.MODEL_TRACE_SETTINGS,
+    ),
+    Route(
+        "POST",
+        _MODEL_TRACE,
+        "trace_settings",
+        Administration,
+        admin.change_trace_settings,
+        about.CHANGE_MODEL_TRACE_SETTINGS,
+    ),
+    *_of_memory("system", admin.SYSTEM_MEMORY, about.REGISTER),
+    *_of_memory("cuda", admin.CUDA_MEMORY, about.REGISTER_CUDA),
 ]
 
-# The route that is recorded for requests that matched none.
-UNMATCHED = Route("*", "*", "unmatched", Playground, index)
+# What is recorded for requests that Flask answers: those that match no route, and OPTIONS.
+UNMATCHED = Route("*", "*", "unmatched", Playground, index, about.INDEX)
+OPTIONS = Route("OPTIONS", "*", "options", Playground, index, about.OPTIONS)

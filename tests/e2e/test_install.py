@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import urllib.request
 import venv
 import zipfile
@@ -20,9 +21,12 @@ from typing import NamedTuple
 
 import pytest
 
+from deploy.supply import sbom
+from service.http.openapi.viewer import STATIC as VIEWER
 from service.http.playground.pages import STATIC
 from service.settings import markdown
 from tests.conftest import ROOT, SHIPPED_MODELS, Server, free_ports
+from tests.supply.test_sbom import assert_valid
 
 SEVEN = ROOT / "docs" / "seven.png"
 # Of the text at apache.org/licenses/LICENSE-2.0.txt.
@@ -123,6 +127,24 @@ def test_a_serving_installation_has_no_torch_and_serves(installed: Path, tmp_pat
         assert "comes with the package" not in addresses.log.read_text()
 
 
+def test_the_bill_of_materials_of_the_wheel_is_what_its_installation_has(
+    release: Release, installed: Path
+) -> None:
+    policy = tomllib.loads((ROOT / "deploy" / "supply" / "licences.toml").read_text())
+    document = sbom.of_wheel(release.wheel, installed / "python", policy)
+    assert_valid(document)
+    subject = document["metadata"]["component"]
+    digest = hashlib.sha256(release.wheel.read_bytes()).hexdigest()
+    assert subject["hashes"] == [{"alg": "SHA-256", "content": digest}]
+    freeze = run(installed / "python", "-m", "pip", "list", "--format=freeze").lower().split()
+    described = {f"{part['name']}=={part['version']}".lower() for part in document["components"]}
+    ours_and_tools = {line for line in set(freeze) - described if "==" in line}
+    tools = {line.partition("==")[0] for line in ours_and_tools}
+    assert tools <= {"mnist-service", "pip", "setuptools", "wheel"}
+    assert described <= set(freeze)
+    assert all(part["licenses"] for part in document["components"])
+
+
 def test_without_a_repository_the_packaged_model_is_served_until_there_is_one(
     installed: Path, tmp_path: Path
 ) -> None:
@@ -201,8 +223,9 @@ def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Re
     assert len([name for name in names if name.startswith("service/shipped_models/")]) == 2
     assert "training/data/bundled/train-images-idx3-ubyte.gz" in names
     assert "service/py.typed" in names
-    packaged = {name for name in names if name.startswith("service/http/playground/static/")}
-    assert packaged == {path.relative_to(ROOT).as_posix() for path in STATIC.iterdir()}
+    packaged = {name for name in names if "/static/" in name}
+    files = [*STATIC.iterdir(), *VIEWER.iterdir()]
+    assert packaged == {path.relative_to(ROOT).as_posix() for path in files}
     # Tests and benchmarks are not installed.
     packages = {name.split("/")[0] for name in names if not name.startswith("mnist_service-")}
     assert packages == {"service", "training"}

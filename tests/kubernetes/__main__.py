@@ -111,10 +111,10 @@ def _flags(container: Manifest) -> Iterator[str]:
     image = container["image"].partition(":")[0]
     try:
         if command[:1] == ["mnist-search"]:
-            search._parser().parse_args(arguments)
+            search.parser().parse_args(arguments)
         elif image == "mnist-train":
             assert not command or command[-2:] == ["-m", "training.commands.train"], command
-            cli._parser().parse_args(arguments)
+            cli.parser().parse_args(arguments)
         elif image.startswith("mnist-serve"):
             settings.load(arguments, {})
         else:

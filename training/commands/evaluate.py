@@ -23,7 +23,7 @@ from training.run.folder import RunFolder
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the metrics of a model. Returns 0, 1 on failure, 2 on misuse."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         _run(options)
     except TrainingError as error:
@@ -114,21 +114,34 @@ def _write_report(options: argparse.Namespace, data: DataSet, evaluation: Evalua
     print(f"Report: {options.report / 'report.html'}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mnist-evaluate", description="Measure a model on a test set, with ONNX Runtime."
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command_line = argparse.ArgumentParser(
+        prog="mnist-evaluate",
+        usage="%(prog)s MODEL [--data DATA] [--json FILE] [--report FOLDER]",
+        description="Measure a model on a test set, with ONNX Runtime.",
+        epilog="example:\n  mnist-evaluate models/mnist/2/model.onnx --json metrics.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    add = parser.add_argument
-    add("model", type=Path, help="model.onnx, or a checkpoint.safetensors of mnist-train")
+    add = command_line.add_argument_group("what is measured").add_argument
+    add(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="model.onnx, or a checkpoint.safetensors of mnist-train",
+    )
     add(
         "--data",
         default="mnist",
         help="mnist, fashion, or a folder of images or of IDX files (default: mnist)",
     )
     add("--all", action="store_true", help="also measure on the training images")
+    add = command_line.add_argument_group("output").add_argument
+    add("-h", "--help", action="help", help="show this text and exit")
     add("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
     add("--report", type=Path, metavar="FOLDER", help="also write report.html into this folder")
-    return parser
+    return command_line
 
 
 if __name__ == "__main__":

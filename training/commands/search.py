@@ -32,7 +32,7 @@ _VALIDATION_SIZE = 5000  # for recipes without validation images
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search. Returns 0, 1 on failure, 2 on misuse, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         search = _read_options(options)
         study = SharedStudy(search)
@@ -109,12 +109,22 @@ def _work(
     run_trials(search, study, choose_device(options.device), sampler_seed)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command_line = argparse.ArgumentParser(
         prog="mnist-search",
+        usage="%(prog)s [--vary KNOB=VALUES ...] [--study FOLDER] [--KNOB VALUE ...]",
         description="Search for values of a recipe's knobs, judged on held-out images.",
+        epilog="Flags of network, optimisation and images override the recipe in all trials.\n\n"
+        "example:\n"
+        "  mnist-search --vary lr=0.001,0.01 --vary hidden=64,30+30 --epochs 5",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    add = parser.add_argument
+    titles = ("search", "run", "network", "optimisation", "images")
+    groups = {title: command_line.add_argument_group(title) for title in titles}
+    add = groups["search"].add_argument
+    add("-h", "--help", action="help", help="show this text and exit")
     add(
         "--vary",
         action="append",
@@ -123,21 +133,36 @@ def _parser() -> argparse.ArgumentParser:
         f"numbers as hidden=30+30,256 (default: {' and '.join(_GRID_OF_THE_NOTES)})",
     )
     add("--sampler", choices=("grid", "tpe"), default="grid", help="default: grid")
-    add("--trials", type=int, default=20, help="number of trials for tpe (default: 20)")
+    add(
+        "--trials", type=int, default=20, metavar="N", help="number of trials for tpe (default: 20)"
+    )
     add(
         "--study",
         type=Path,
         metavar="FOLDER",
         help="folder of the study, created or resumed (default: searches/RECIPE)",
     )
-    add("--workers", type=int, default=1, help="processes to run on this machine (default: 1)")
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes to run on this machine (default: 1)",
+    )
     add("--no-prune", action="store_true", help="do not stop unpromising trials early")
-    add("--seed", type=int, default=0, help="seed of every trial's training (default: 0)")
+    add_data_flags(groups["images"])
+    add_recipe_flags(groups, default=_DEFAULT)
+    add = groups["run"].add_argument
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of every trial's training (default: 0)",
+    )
     add("--device", choices=DEVICES, default="auto", help="default: auto, CUDA if available")
-    add("--threads", type=int, default=0, help="CPU threads per worker")
-    add_data_flags(parser)
-    add_recipe_flags(parser, default=_DEFAULT)
-    return parser
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads per worker")
+    return command_line
 
 
 if __name__ == "__main__":

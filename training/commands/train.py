@@ -34,7 +34,7 @@ _DEFAULT = "fast"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, evaluate, publish. Returns 0, 1 on failure, 2 on misuse, 128 + the signal's number."""
     try:
-        _run(_parser().parse_args(arguments))
+        _run(parser().parse_args(arguments))
     except InterruptedRunError as error:
         say(f"mnist-train: {error}")
         return 128 + error.signal_number
@@ -181,15 +181,60 @@ def _train(
     return state.result()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mnist-train", description="Train a classifier of small images and publish it as ONNX."
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command_line = argparse.ArgumentParser(
+        prog="mnist-train",
+        usage="%(prog)s [--recipe RECIPE] [--resume FOLDER] [--KNOB VALUE ...]",
+        description="Train a classifier of small images and publish it as ONNX.",
+        epilog="Flags of network, optimisation and images override the recipe.\n\n"
+        "example:\n"
+        "  mnist-train --recipe book --lr 0.01 --epochs 10 --no-publish",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    add = parser.add_argument
-    add("--seed", type=int, help="the same seed gives the same weights (default: 0)")
-    add("--models", type=Path, default=Path("models"), help="model repository (default: models)")
-    add("--model-name", help="name to publish under (default: the name of the data set)")
-    add("--runs", type=Path, default=Path("runs"), help="parent of run folders (default: runs)")
+    titles = ("run", "publishing", "network", "optimisation", "images")
+    groups = {title: command_line.add_argument_group(title) for title in titles}
+    add = groups["run"].add_argument
+    add("-h", "--help", action="help", help="show this text and exit")
+    add_data_flags(groups["images"])
+    add_recipe_flags(groups, default=_DEFAULT)
+    add("--seed", type=int, metavar="N", help="the same seed gives the same weights (default: 0)")
+    add(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        metavar="FOLDER",
+        help="parent of run folders (default: runs)",
+    )
+    add(
+        "--from-checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="evaluate and publish a checkpoint; do not train",
+    )
+    add("--resume", type=Path, metavar="FOLDER", help="continue a run that was stopped")
+    add("--device", choices=DEVICES, help="default: auto, which is CUDA if available")
+    add(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads (default: PyTorch's choice)",
+    )
+    add = groups["publishing"].add_argument
+    add(
+        "--models",
+        type=Path,
+        default=Path("models"),
+        metavar="FOLDER",
+        help="model repository (default: models)",
+    )
+    add(
+        "--model-name",
+        metavar="NAME",
+        help="name to publish under (default: the name of the data set)",
+    )
     add("--no-publish", action="store_true", help="train and evaluate only")
     add(
         "--unless-published",
@@ -200,18 +245,13 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--also",
         nargs="+",
+        metavar="|".join(PRECISIONS),
         choices=PRECISIONS,
         default=(),
         help="also export in 16 or 8 bits, measure it, and publish it as NAME-fp16 or NAME-int8",
     )
     add("--force", action="store_true", help="publish those even if they lose accuracy")
-    add("--from-checkpoint", type=Path, help="evaluate and publish a checkpoint; do not train")
-    add("--resume", type=Path, metavar="RUN_FOLDER", help="continue a run that was stopped")
-    add("--device", choices=DEVICES, help="default: auto, which is CUDA if available")
-    add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
-    add_data_flags(parser)
-    add_recipe_flags(parser, default=_DEFAULT)
-    return parser
+    return command_line
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from training.data.dataset import DataSet
 from training.data.folder import load_image_folder
@@ -13,15 +14,21 @@ from training.errors import UsageError
 SOURCES = ("dataset", "data_dir", "image_folder")  # the options that choose the data
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `load_data` reads."""
-    add = parser.add_argument_group("data").add_argument
+def add_data_flags(group: Any) -> None:
+    """Add the flags that `load_data` reads to a group of a command line."""
+    add = group.add_argument
     add("--dataset", choices=("mnist", "fashion"), help="default: mnist")
-    add("--data-dir", type=Path, help="folder with IDX files (default: the bundled MNIST)")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with IDX files (default: the bundled MNIST)",
+    )
     add("--download", action="store_true", help="download MNIST from torchvision's mirrors first")
     add(
         "--image-folder",
         type=Path,
+        metavar="FOLDER",
         help="instead, a folder with img_0.png ... and labels.npy, or with a folder per class",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ from training.recipes.presets import RECIPES
 from training.recipes.recipe import Recipe, changed, flag_of, knobs
 
 _Knob = dataclasses.Field[Any]
+_METAVARS = {int: "N", float: "X", tuple: "N,N,..."}
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add --recipe, --config and a flag for each knob; all are None unless they are set."""
-    add = parser.add_argument
+def add_recipe_flags(groups: Mapping[str, Any], default: str) -> None:
+    """Add --recipe, --config and a flag for each knob; all are None unless they are set.
+
+    `groups` are those of the command line, by their titles: at least those of the knobs.
+    """
+    add = groups["run"].add_argument
     add("--recipe", choices=RECIPES, help=f"recipe to train (default: {default})")
     add("--config", type=Path, metavar="FILE", help="TOML file with a recipe and knobs")
-    group = parser.add_argument_group("knobs that override the recipe")
     for knob in knobs():
-        _add_knob(group, knob)
+        _add_knob(groups[knob.metadata["group"]], knob)
 
 
 def asked_knobs(options: argparse.Namespace) -> dict[str, Any]:
@@ -135,4 +139,7 @@ def _add_knob(group: Any, knob: _Knob) -> None:
 
     value.__name__ = type(knob.default).__name__  # argparse: invalid int value: 'half'
     choices = knob.metadata["choices"]
-    group.add_argument(flag, dest=knob.name, type=value, help=text, choices=choices)
+    metavar = None if choices else _METAVARS[type(knob.default)]
+    group.add_argument(
+        flag, dest=knob.name, type=value, help=text, choices=choices, metavar=metavar
+    )

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from training.errors import UsageError
 
@@ -18,10 +18,14 @@ _DEFAULT_POOL_AFTER = (2, 3)  # networks with fewer convolutions ignore the numb
 # By stride: from maps of 28x28 or 12x12 pixels down to one pixel.
 _MOST_POOLS = {1: 4, 2: 3}
 
+# Headings of --help.
+Group = Literal["run", "network", "optimisation", "images"]
+
 _T = TypeVar("_T")
 
 
 def _knob(
+    group: Group,
     default: _T,
     help: str,  # noqa: A002 - argparse's own word
     *,
@@ -33,10 +37,11 @@ def _knob(
 ) -> _T:
     """Return a dataclass field with the metadata of its flag: `low <= value <= high`.
 
+    `group` is the heading of the flag in --help.
     `words` are names for single values, such as `full` for a batch size.
     """
     metadata = {"help": help, "flag": flag, "choices": choices, "words": words or {}}
-    return field(default=default, metadata=metadata | {"low": low, "high": high})
+    return field(default=default, metadata=metadata | {"group": group, "low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +52,35 @@ class Recipe:
 
     # The network: convolutions, then hidden dense layers, then the dense layer of the logits.
     channels: tuple[int, ...] = _knob(
-        (), "output channels of each convolution, as 16,32; empty for a dense network", low=1
+        "network",
+        (),
+        "output channels of each convolution, as 16,32; empty for a dense network",
+        low=1,
     )
     pool_after: tuple[int, ...] = _knob(
-        _DEFAULT_POOL_AFTER, "convolutions, counted from 1, followed by 2x2 max pooling", low=1
+        "network",
+        _DEFAULT_POOL_AFTER,
+        "convolutions, counted from 1, followed by 2x2 max pooling",
+        low=1,
     )
     stride: int = _knob(
+        "network",
         2,
         "stride of the first convolution: 2 is 6x6 with maps of 12x12, 1 is 3x3 with maps of 28x28",
         low=1,
         high=2,
     )
     average_maps: bool = _knob(
-        False, "reduce each of the last maps to its mean (global average pooling)"
+        "network", False, "reduce each of the last maps to its mean (global average pooling)"
     )
     hidden: tuple[int, ...] = _knob(
-        (256,), "units of each hidden dense layer, as 30,30; empty for none", low=1
+        "network", (256,), "units of each hidden dense layer, as 30,30; empty for none", low=1
     )
     activation: str = _knob(
-        "relu", "activation after each hidden layer", choices=("relu", "sigmoid", "tanh")
+        "network", "relu", "activation after each hidden layer", choices=("relu", "sigmoid", "tanh")
     )
     dropout: float = _knob(
+        "network",
         0.0,
         "share of hidden units that each training step sets to zero; the others are divided by "
         "1 - dropout, so inference needs no scaling",
@@ -75,39 +88,58 @@ class Recipe:
         high=0.95,
     )
     standardise: bool = _knob(
-        False, "scale pixels to mean 0 and standard deviation 1, with MNIST's own statistics"
+        "network",
+        False,
+        "scale pixels to mean 0 and standard deviation 1, with MNIST's own statistics",
     )
 
     # The optimisation.
-    epochs: int = _knob(40, "passes over the training images", low=1)
+    epochs: int = _knob("optimisation", 40, "passes over the training images", low=1)
     batch_size: int = _knob(
+        "optimisation",
         64,
         "images per step: 1 is stochastic, full is batch, anything else is minibatch descent",
         words={"full": FULL_BATCH},
         low=FULL_BATCH,
     )
-    optimizer: str = _knob("sgd", "optimiser", choices=("sgd", "adamw"))
+    optimizer: str = _knob("optimisation", "sgd", "optimiser", choices=("sgd", "adamw"))
     learning_rate: float = _knob(
-        1e-3, "learning rate; with a schedule, its peak", flag="--lr", low=0
+        "optimisation", 1e-3, "learning rate; with a schedule, its peak", flag="--lr", low=0
     )
     schedule: str = _knob(
-        "constant", "schedule of the learning rate", choices=("constant", "one-cycle")
+        "optimisation",
+        "constant",
+        "schedule of the learning rate",
+        choices=("constant", "one-cycle"),
     )
-    momentum: float = _knob(0.0, "momentum (sgd only)", low=0, high=0.999)
-    weight_decay: float = _knob(0.0, "weight decay (decoupled from the loss for adamw)", low=0)
-    l1: float = _knob(0.0, "L1 penalty: adds this times the sum of |w| to the loss", low=0)
-    l2: float = _knob(0.0, "L2 penalty: adds this times the sum of w * w to the loss", low=0)
+    momentum: float = _knob("optimisation", 0.0, "momentum (sgd only)", low=0, high=0.999)
+    weight_decay: float = _knob(
+        "optimisation", 0.0, "weight decay (decoupled from the loss for adamw)", low=0
+    )
+    l1: float = _knob(
+        "optimisation", 0.0, "L1 penalty: adds this times the sum of |w| to the loss", low=0
+    )
+    l2: float = _knob(
+        "optimisation", 0.0, "L2 penalty: adds this times the sum of w * w to the loss", low=0
+    )
     max_norm: float = _knob(
-        0.0, "largest norm of a unit's vector of incoming weights; 0 for no limit", low=0
+        "optimisation",
+        0.0,
+        "largest norm of a unit's vector of incoming weights; 0 for no limit",
+        low=0,
     )
     patience: int = _knob(
+        "optimisation",
         0,
         "early stopping: stop after N epochs without a lower validation loss and keep the weights "
         "of the best epoch; 0 for never",
         low=0,
     )
-    label_smoothing: float = _knob(0.0, "label smoothing of the training loss", low=0, high=0.5)
+    label_smoothing: float = _knob(
+        "optimisation", 0.0, "label smoothing of the training loss", low=0, high=0.5
+    )
     sharpness: float = _knob(
+        "optimisation",
         0.0,
         "sharpness-aware minimisation (SAM): radius of the perturbation of the weights; doubles "
         "the training time",
@@ -115,12 +147,14 @@ class Recipe:
         low=0,
     )
     ema_decay: float = _knob(
+        "optimisation",
         0.0,
         "decay of the moving average (EMA) of the weights; 0 uses the last weights",
         low=0,
         high=0.9999,
     )
     self_distillation: float = _knob(
+        "optimisation",
         0.0,
         "share of the loss with the predictions of the EMA weights as targets in place of the "
         "labels, after the first quarter of the epochs",
@@ -128,14 +162,17 @@ class Recipe:
         high=1,
     )
     bf16: bool = _knob(
-        False, "convolve and multiply in bfloat16 on devices that have instructions for it"
+        "optimisation",
+        False,
+        "convolve and multiply in bfloat16 on devices that have instructions for it",
     )
 
     # The images of an epoch: most recipes leave out those that the network classifies easily.
     easy_below: float = _knob(
-        0.0, "an image is easy if its training loss was below this when last seen", low=0
+        "images", 0.0, "an image is easy if its training loss was below this when last seen", low=0
     )
     easy_share: float = _knob(
+        "images",
         1.0,
         "share of the easy images that each epoch trains on, drawn again for each; 1 for all",
         low=0.01,
@@ -143,26 +180,35 @@ class Recipe:
     )
 
     # Augmentation and the split.
-    shift: float = _knob(0.0, "random shifts of up to N pixels", low=0, high=14)
-    rotation: float = _knob(0.0, "random rotations of up to N degrees", low=0, high=180)
-    zoom: float = _knob(0.0, "random zoom of up to this share", low=0, high=0.9)
+    shift: float = _knob("images", 0.0, "random shifts of up to N pixels", low=0, high=14)
+    rotation: float = _knob("images", 0.0, "random rotations of up to N degrees", low=0, high=180)
+    zoom: float = _knob("images", 0.0, "random zoom of up to this share", low=0, high=0.9)
     elastic: float = _knob(
-        0.0, "random elastic deformation that moves points by up to N pixels", low=0, high=14
+        "images",
+        0.0,
+        "random elastic deformation that moves points by up to N pixels",
+        low=0,
+        high=14,
     )
-    shear: float = _knob(0.0, "random shear of up to this share of the height", low=0, high=1)
+    shear: float = _knob(
+        "images", 0.0, "random shear of up to this share of the height", low=0, high=1
+    )
     perspective: float = _knob(
+        "images",
         0.0,
         "random perspective: one edge is longer than the other by up to this share",
         low=0,
         high=1,
     )
     stroke: float = _knob(
+        "images",
         0.0,
         "random width of strokes: mixes up to this share of the image dilated or eroded by a pixel",
         low=0,
         high=1,
     )
     resample: int = _knob(
+        "images",
         0,
         "every other image is reduced to a random side of N to 28 pixels and enlarged again; 0 for "
         "never",
@@ -170,27 +216,40 @@ class Recipe:
         high=28,
     )
     faint: float = _knob(
-        0.0, "every other image loses up to this share of its ink's strength", low=0, high=0.95
+        "images",
+        0.0,
+        "every other image loses up to this share of its ink's strength",
+        low=0,
+        high=0.95,
     )
     frame: float = _knob(
-        0.0, "share of the images that get a line along one edge, as rest of a frame", low=0, high=1
+        "images",
+        0.0,
+        "share of the images that get a line along one edge, as rest of a frame",
+        low=0,
+        high=1,
     )
     plain_end: float = _knob(
-        0.0, "share of the epochs, at the end, that train without augmentation", low=0, high=1
+        "images",
+        0.0,
+        "share of the epochs, at the end, that train without augmentation",
+        low=0,
+        high=1,
     )
     validation_size: int = _knob(
-        5000, "number of training images, the last ones, held out for validation", low=0
+        "images", 5000, "number of training images, the last ones, held out for validation", low=0
     )
     outliers: float = _knob(
+        "images",
         0.0,
         "made-up letters, signs, noise and several digits to learn as two more classes, and "
         "printed digits: this many per training image; only for data sets of digits",
         low=0,
         high=10,
     )
-    train_limit: int = _knob(0, "train on the first N images only; 0 for all", low=0)
+    train_limit: int = _knob("images", 0, "train on the first N images only; 0 for all", low=0)
     # For reporting only: no weight, temperature or choice of an epoch depends on it.
-    report_test_each_epoch: bool = _knob(False, "also print test metrics after every epoch")
+    report_test_each_epoch: bool = _knob("run", False, "also print test metrics after every epoch")
 
     def __post_init__(self) -> None:
         for knob in knobs():

@@ -85,3 +85,11 @@ def test_unexpected_error_in_flask_is_an_internal_error(app: flask.Flask) -> Non
     response = app.test_client().get("/boom")
     assert response.status_code == 500
     assert response.headers["x-request-id"]
+
+
+def test_options_are_the_methods_of_the_path(app: flask.Flask) -> None:
+    response = app.test_client().options("/v2/logging", headers={"x-request-id": "mine"})
+    assert (response.status_code, response.data) == (200, b"")
+    assert response.headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    assert response.headers["x-request-id"] == "mine"
+    assert "content-type" not in response.headers

@@ -1,0 +1,99 @@
+"""--help of every command: named groups, a usage of one line, and examples that run."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service import probe, settings
+from tests.conftest import ROOT, SHIPPED_MODELS, Server
+from training.commands import evaluate, search, train
+
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "mnist-serve": settings.parser,
+    "mnist-probe": probe.parser,
+    "mnist-train": train.parser,
+    "mnist-search": search.parser,
+    "mnist-evaluate": evaluate.parser,
+}
+every_command = pytest.mark.parametrize("command", PARSERS)
+
+
+def examples(command: str) -> list[list[str]]:
+    """The arguments of each example in the help of a command."""
+    epilog = PARSERS[command]().epilog or ""
+    _, _, lines = epilog.partition("example")
+    found = [shlex.split(line, comments=True) for line in lines.splitlines()[1:]]
+    prefix = command.split()
+    assert found
+    assert all(words[: len(prefix)] == prefix for words in found)
+    return [words[len(prefix) :] for words in found]
+
+
+@every_command
+def test_every_flag_is_in_a_group_with_a_name(command: str) -> None:
+    parser = PARSERS[command]()
+    grouped = [action for group in parser._action_groups[2:] for action in group._group_actions]
+    assert [action.dest for action in parser._actions if action not in grouped] == []
+    titles = [group.title for group in parser._action_groups[2:]]
+    assert len(titles) > 1
+    assert all(titles)
+
+
+@every_command
+def test_usage_is_one_line(command: str) -> None:
+    usage = PARSERS[command]().format_usage()
+    assert usage.startswith(f"usage: {command} ")
+    assert usage.count("\n") == 1
+    assert len(usage) <= 81
+
+
+@every_command
+def test_help_fits_into_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for line in PARSERS[command]().format_help().splitlines() if len(line) > 80] == []
+
+
+def test_examples_of_the_server_and_its_probe_run(
+    start_server: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SHIPPED_MODELS, tmp_path / "models")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    newest = max((SHIPPED_MODELS / "mnist").iterdir(), key=lambda folder: int(folder.name))
+    for name in ("model.onnx", "model.json"):
+        shutil.copy(newest / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (of_probe,) = examples("mnist-probe")
+    for example in examples("mnist-serve"):
+        if "--check" in example:
+            command = [sys.executable, "-m", "service.cli", *example]
+            # With one core there is a warning; another test may hold the default ports.
+            assert subprocess.run(command, check=False, timeout=120).returncode in (0, 1, 2)
+            continue
+        server = start_server(Path("models"), arguments=example)
+        monkeypatch.setenv("MNIST_HTTP_PORT", str(server.http_port))
+        monkeypatch.setenv("MNIST_GRPC_PORT", str(server.grpc_port))
+        assert probe.main(of_probe) == 0
+        monkeypatch.delenv("MNIST_HTTP_PORT")
+        monkeypatch.delenv("MNIST_GRPC_PORT")
+        assert server.stop() == 0
+
+
+def test_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SHIPPED_MODELS, tmp_path / "models")
+    little = ["--train-limit=1000", "--validation-size=200", "--epochs=2", "--threads=1"]
+    for example in examples("mnist-train"):
+        assert train.main([*example, *little]) == 0
+    for example in examples("mnist-search"):
+        assert search.main([*example, *little]) == 0
+    for example in examples("mnist-evaluate"):
+        assert evaluate.main(example) == 0
+    assert (tmp_path / "metrics.json").exists()
