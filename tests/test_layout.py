@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-TESTED_TREES = ("service", "training")
+TESTED_TREES = ("service", "training", "clients/python")
 # Modules without a test module of their own, with the tests that cover them instead.
 TESTED_ELSEWHERE = {
     "service/check/finding.py": "it only declares",
     "training/errors.py": "it only declares: tests raise each error where it is caused",
+    "clients/python/mnist_client/results.py": "it only declares",
 }
 # Test modules without a module of their name, with what they test.
 OTHER_TESTS = {
@@ -20,7 +21,7 @@ OTHER_TESTS = {
     "service/request_path.py": "the path of one request through all modules of service/",
 }
 # Compiled from proto/; tests/proto compares it with tritonclient's.
-GENERATED = "service/stubs"
+GENERATED = ("service/stubs", "clients/python/mnist_client/stubs")
 
 
 def modules(tree: str) -> set[str]:
@@ -57,5 +58,5 @@ def test_every_test_module_is_named_after_a_module() -> None:
 def test_exceptions_are_modules_without_a_test_module() -> None:
     for module in TESTED_ELSEWHERE:
         assert (ROOT / module).is_file(), f"{module} does not exist"
-        tree = module.partition("/")[0]
+        (tree,) = (tree for tree in TESTED_TREES if module.startswith(f"{tree}/"))
         assert module not in with_tests(tree), f"{module} has a test module: remove the exception"
