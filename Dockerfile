@@ -21,7 +21,6 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
 COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
 COPY models/mnist/2 models/mnist/2
 COPY service service
-COPY clients clients
 COPY training training
 # The same sources, version and epoch make the same file.
 ARG VERSION=0+source

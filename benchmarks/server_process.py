@@ -85,7 +85,7 @@ class Server:
         self.started = time.monotonic()
         with self.log.open("wb") as log:
             try:
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # noqa: S603 (the command of a contender in this tree)
                     pinned(command, core),
                     cwd=contender.folder or tree,
                     env=_foreign(os.environ) | environment,

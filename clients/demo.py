@@ -32,7 +32,7 @@ class Steps:
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Run a module of this environment. It inherits an ignored SIGINT."""
-        process = self._running = subprocess.Popen(
+        process = self._running = subprocess.Popen(  # noqa: S603 (modules of ours, in this Python)
             [sys.executable, "-m", module, *arguments],
             # Safe: this process has no threads yet.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509
@@ -50,8 +50,9 @@ class Steps:
 def main() -> int:
     """Run all steps. Returns the exit status of the first one that fails, 0 after a stop."""
     steps = Steps()
-    # Imported here: gRPC takes a while, and a signal in the meantime finds the handler.
-    from clients import cli
+    # Imported here: they take a while, and a signal in the meantime finds the handler.
+    from mnist_client.command.main import main as predict
+
     from service.ports import check_free
     from service.settings import SettingsError, load
 
@@ -70,8 +71,8 @@ def main() -> int:
     if _becomes_ready(server, settings):
         _headline(f"A real test image, over HTTP and over gRPC (mnist-predict {_TEST_IMAGE})")
         host = settings.host
-        failed = cli.main([_TEST_IMAGE, "--address", f"{host}:{settings.http_port}"])
-        failed |= cli.main([_TEST_IMAGE, "--grpc", "--address", f"{host}:{settings.grpc_port}"])
+        failed = predict([_TEST_IMAGE, "--address", f"{host}:{settings.http_port}"])
+        failed |= predict([_TEST_IMAGE, "--grpc", "--address", f"{host}:{settings.grpc_port}"])
         if failed and not steps.signal_number:
             server.terminate()
             server.wait()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import sys
+from collections.abc import Sequence
 
 from service.settings import Settings, SettingsError
+
+NAMES = ("http_port", "grpc_port", "health_port")
 
 
 def check_free(settings: Settings) -> None:
@@ -15,7 +19,7 @@ def check_free(settings: Settings) -> None:
         reservation.close()
 
 
-def reserve(settings: Settings) -> list[socket.socket]:
+def reserve(settings: Settings, names: Sequence[str] = NAMES) -> list[socket.socket]:
     """Reserve all ports for the workers of this server, until the sockets are closed.
 
     Raises SettingsError if a port cannot be opened, or another process has opened or reserved it.
@@ -27,7 +31,7 @@ def reserve(settings: Settings) -> list[socket.socket]:
     # exclusive: SO_REUSEADDR, which lets a server start beside closed connections of an earlier
     # one, also lets two sockets bind a port on which none listens.
     reservations = []
-    for name in ("http_port", "grpc_port", "health_port"):
+    for name in names:
         port = getattr(settings, name)
         if port == 0:
             continue
@@ -50,8 +54,16 @@ def reserve(settings: Settings) -> list[socket.socket]:
             for reservation in reservations:
                 reservation.close()
             reason = error.strerror if isinstance(error, OSError) else error
+            remedy = f"Stop the program that uses it, or choose another {name}."
+            number = error.errno if isinstance(error, OSError) else None
+            if number in (errno.EACCES, errno.EPERM):
+                remedy = (
+                    f"Choose a {name} from 1024 up, or start the server with the capability "
+                    "CAP_NET_BIND_SERVICE."
+                )
+            elif number != errno.EADDRINUSE:
+                remedy = "Choose a host that is an address of this machine, or 0.0.0.0 for all."
             raise SettingsError(
-                f"Cannot listen on {settings.host} port {port}: {reason}. "
-                f"Stop the program that uses it, or choose another {name}."
+                f"Cannot listen on {settings.host} port {port}: {reason}. {remedy}", name
             ) from None
     return reservations

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from service.settings import Settings, SettingsError, add_flags, load
 
 _TIMEOUT_S = 2.0
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound to)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: all settings of the server, of which --help shows the relevant ones."""
+    """The command line. It takes all settings of the server; --help shows the relevant ones."""
     command_line = argparse.ArgumentParser(
         prog="mnist-probe",
         usage="%(prog)s [--SETTING VALUE ...]",
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="It takes all settings of mnist-serve, from the environment and the file too,\n"
         "and uses those above.\n\n"
         "example:\n"
-        "  mnist-probe --http-port 8080 && echo ready",
+        "  mnist-probe        # where the server's settings are in the environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
@@ -64,25 +64,37 @@ def why_unready(settings: Settings) -> str:
     if the port does not speak HTTP.
     """
     host = _ANY.get(settings.host, settings.host)
-    port = settings.health_port or settings.http_port
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        response = connection.getresponse()
-        body = response.read()
-    finally:
-        connection.close()
-    if response.status != 200:
+    status, body = _get(host, settings.health_port or settings.http_port, "/v2/health/ready")
+    if status != 200:
         try:
             reason = str(json.loads(body)["reason"])
         except (ValueError, KeyError, TypeError, RecursionError):  # not the server's JSON
             reason = ""
-        return reason or f"/v2/health/ready answers {response.status}"
+        return reason or f"/v2/health/ready answers {status}"
     if settings.health_port:  # it answers for all ports, and needs none of their connections
         return ""
     # One event loop serves both ports, so for the other port it is enough to be open.
     socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
     return ""
+
+
+def serves_here(settings: Settings) -> bool:
+    """Whether the HTTP port answers as a live server of the protocol does."""
+    host = _ANY.get(settings.host, settings.host)
+    try:
+        return _get(host, settings.http_port, "/v2/health/live")[0] == 200
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+
+
+def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
 
 
 if __name__ == "__main__":

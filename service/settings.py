@@ -56,7 +56,7 @@ T = TypeVar("T")
 class SettingsError(ValueError):
     """A setting has a value that cannot be used; the message names the setting and its source.
 
-    `settings` are the names of those that are out of range or contradict each other.
+    `settings` names those that are out of range or contradict each other.
     """
 
     def __init__(self, message: str, *settings: str) -> None:
@@ -334,7 +334,8 @@ class Settings:
     playground: bool = _setting(
         "network",
         True,
-        "whether browsers get the playground at /, a page to draw digits on; others get JSON",
+        "whether browsers get the playground at /, a page to draw digits on (others get JSON), and "
+        "the API's documentation at /docs",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting(

@@ -39,7 +39,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing import connection
-from multiprocessing.synchronize import Event, Lock
+from multiprocessing.synchronize import Event, Lock, Semaphore
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 
 # Linux limits the path of a Unix socket to 107 bytes; `operations.replication` names its own
 # after process ids.
-_LONGEST_SOCKET_FOLDER = 90
+LONGEST_SOCKET_FOLDER = 90
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
 _TICK_S = 0.5  # between two looks at the workers
@@ -81,7 +81,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # and what came with them; of HTTP/2 the headers, and the data of all calls that are not read yet.
 _CONNECTION_BYTES = 64 * 1024
 _CONNECTION_WINDOW = 128 * 1024
-_FOLDER_PREFIX = "mnist-serve-"
+FOLDER_PREFIX = "mnist-serve-"
 
 
 class Pulse(ctypes.Structure):
@@ -116,6 +116,8 @@ class Lifecycle(NamedTuple):
     # True before the supervisor sends SIGTERM. Without a lock, which a killed worker might hold.
     stopping: ctypes.c_bool
     speaker: Lock  # taken, for good, by the worker that logs what holds for the whole server
+    starting: Semaphore  # one for each worker but the last to be ready, which shows the banner
+    host: Lock  # taken, for good, by the worker that has shown the banner
     replaced: Replacements  # written by the supervisor
 
 
@@ -265,6 +267,8 @@ class Supervisor(MPServer):
             startup_failed=multiprocessing.Event(),
             stopping=multiprocessing.RawValue(ctypes.c_bool, False),
             speaker=multiprocessing.Lock(),
+            starting=multiprocessing.Semaphore(settings.workers - 1),
+            host=multiprocessing.Lock(),
             replaced=multiprocessing.RawValue(Replacements),
         )
         self._retired: list[WatchedProcess] = []
@@ -467,7 +471,7 @@ def supervise(settings: Settings) -> int:
     with _own_folder() as folder:
         # The workers share their metrics, and the state that operators set.
         metrics, state = Path(folder, "metrics"), Path(folder, "state")
-        if len(str(state)) > _LONGEST_SOCKET_FOLDER:
+        if len(str(state)) > LONGEST_SOCKET_FOLDER:
             raise SettingsError(
                 f"{state} is too long for the path of a Unix socket; set TMPDIR to a shorter "
                 "folder."
@@ -491,7 +495,7 @@ def _within_descriptors(settings: Settings) -> Settings:
         _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = max((limit - _OWN_DESCRIPTORS) // 2, 1)  # for each of HTTP and gRPC
+    room = connections_within(limit)
     if limit == resource.RLIM_INFINITY or settings.max_connections <= room:
         return settings
     log.warning(
@@ -503,6 +507,11 @@ def _within_descriptors(settings: Settings) -> Settings:
     return dataclasses.replace(settings, max_connections=room)
 
 
+def connections_within(limit: int) -> int:
+    """How many connections each of HTTP and gRPC can have, with this many file descriptors."""
+    return max((limit - _OWN_DESCRIPTORS) // 2, 1)
+
+
 @contextlib.contextmanager
 def _own_folder() -> Iterator[str]:
     """A temporary folder. Removes those of earlier servers that were killed.
@@ -510,7 +519,7 @@ def _own_folder() -> Iterator[str]:
     A lock in the folder shows that its server lives: the supervisor and its workers hold it, and
     the kernel releases it when the last of them has ended.
     """
-    for path in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue
@@ -518,7 +527,7 @@ def _own_folder() -> Iterator[str]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
                 log.info("Removed %s, which a killed server left behind.", path)
-    with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as folder:
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
         # By rename, so that no other server sees the file before it is locked.
         unlocked = Path(folder, "lock.new")
         with unlocked.open("w") as lock:
@@ -570,6 +579,14 @@ def _stat(of: str) -> MainThread | None:
 
 def _preflight(settings: Settings) -> list[socket.socket]:
     """Reserve the ports. Raises SettingsError for what would otherwise show later, or never."""
+    check_models(settings)
+    if conflict := conflicting_packages():
+        raise SettingsError(conflict)
+    return reserve(settings)
+
+
+def check_models(settings: Settings) -> None:
+    """Raise SettingsError if there is nothing that could be a model repository."""
     if settings.models.is_file() and settings.models.suffix != ".onnx":
         raise SettingsError(f"{settings.models.resolve()} is neither a folder nor FILE.onnx.")
     if not settings.models.exists():
@@ -577,6 +594,3 @@ def _preflight(settings: Settings) -> list[socket.socket]:
             f"The model repository {settings.models.resolve()} does not exist. "
             "Train a model with mnist-train, or choose another folder with --models."
         )
-    if conflict := conflicting_packages():
-        raise SettingsError(conflict)
-    return reserve(settings)

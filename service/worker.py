@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
+from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
 from service.core.callers import Callers
@@ -35,6 +36,7 @@ from service.http.connections import Connections
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.http.health_port import HealthPort
+from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.observe import metrics
 from service.observe.loop_lag import LagMonitor
@@ -158,6 +160,7 @@ class Service:
                 settings.max_request_bytes, settings.compress_min_bytes, self.budget
             ),
             playground=Playground(settings.model, enabled=settings.playground),
+            viewer=Viewer(enabled=settings.playground),
         )
 
     def _models_changed(self) -> None:
@@ -387,7 +390,7 @@ class Worker:
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_connections = loop.create_task(
-            Connections(settings, self._http.in_flight).watch()
+            Connections(settings, self._http.in_flight, self._http).watch()
         )
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -423,6 +426,13 @@ class Worker:
                 settings.models.resolve(),
                 where,
             )
+        shared = self._lifecycle
+        is_last = is_for_people(settings) and not shared.starting.acquire(block=False)
+        if is_last and shared.host.acquire(block=False):
+            newest = {model.name: model for model in reversed(self._service.repository.loaded)}
+            models = sorted(newest.values(), key=lambda model: model.name != settings.model)
+            for line in banner(settings, models, width()):
+                log.info("%s", line, extra={"is_bare": True})
 
     def _give_up(self, reason: str) -> NoReturn:
         """Stop the whole server: a respawned worker would fail in the same way.

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from service import probe, settings
+from tests.conftest import ROOT, SHIPPED_MODELS, Server
 from training.commands import evaluate, search, train
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
@@ -54,3 +59,41 @@ def test_usage_is_one_line(command: str) -> None:
 def test_help_fits_into_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert [line for line in PARSERS[command]().format_help().splitlines() if len(line) > 80] == []
+
+
+def test_examples_of_the_server_and_its_probe_run(
+    start_server: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SHIPPED_MODELS, tmp_path / "models")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    newest = max((SHIPPED_MODELS / "mnist").iterdir(), key=lambda folder: int(folder.name))
+    for name in ("model.onnx", "model.json"):
+        shutil.copy(newest / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (of_probe,) = examples("mnist-probe")
+    for example in examples("mnist-serve"):
+        if "--check" in example:
+            command = [sys.executable, "-m", "service.cli", *example]
+            # With one core there is a warning; another test may hold the default ports.
+            assert subprocess.run(command, check=False, timeout=120).returncode in (0, 1, 2)
+            continue
+        server = start_server(Path("models"), arguments=example)
+        monkeypatch.setenv("MNIST_HTTP_PORT", str(server.http_port))
+        monkeypatch.setenv("MNIST_GRPC_PORT", str(server.grpc_port))
+        assert probe.main(of_probe) == 0
+        monkeypatch.delenv("MNIST_HTTP_PORT")
+        monkeypatch.delenv("MNIST_GRPC_PORT")
+        assert server.stop() == 0
+
+
+def test_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SHIPPED_MODELS, tmp_path / "models")
+    little = ["--train-limit=1000", "--validation-size=200", "--epochs=2", "--threads=1"]
+    for example in examples("mnist-train"):
+        assert train.main([*example, *little]) == 0
+    for example in examples("mnist-search"):
+        assert search.main([*example, *little]) == 0
+    for example in examples("mnist-evaluate"):
+        assert evaluate.main(example) == 0
+    assert (tmp_path / "metrics.json").exists()

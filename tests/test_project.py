@@ -62,6 +62,41 @@ def test_ci_runs_the_script_of_the_repository_on_each_python_before_a_release() 
         assert job["timeout-minutes"] <= 60
 
 
+def test_actions_are_pinned_by_commit_and_named_by_version() -> None:
+    pattern = re.compile(r"- uses: [\w.-]+/[\w.-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+")
+    for path in (GITHUB / "workflows").glob("*.yml"):
+        lines = [line.strip() for line in path.read_text().splitlines() if "uses:" in line]
+        assert lines
+        assert [line for line in lines if not pattern.fullmatch(line)] == []
+
+
+def test_a_release_is_checked_then_built_then_signed_then_published() -> None:
+    job = WORKFLOW["jobs"]["release"]
+    writes = {"id-token": "write", "attestations": "write"}
+    assert job["permissions"] == {"contents": "read", **writes}
+    steps = [step.get("uses", step.get("run", "")) for step in job["steps"]]
+    order = [
+        "make digests ARGS=--check",
+        "make audit",
+        "make dist",
+        "make sbom",
+        "actions/attest-build-provenance@",
+        "actions/attest@",
+        "actions/upload-artifact@",
+    ]
+    places = [next(i for i, step in enumerate(steps) if text in step) for text in order]
+    assert places == sorted(places)
+    provenance, published = (job["steps"][places[i]]["with"] for i in (4, 6))
+    assert provenance == {"subject-path": "dist/*"}
+    assert published["path"] == "dist/"
+    # No other job may sign, and none that a pull request starts may write.
+    for path in (GITHUB / "workflows").glob("*.yml"):
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}
+        others = [job for name, job in workflow["jobs"].items() if name != "release"]
+        assert not any("permissions" in job for job in others)
+
+
 def test_dependabot_watches_every_kind_of_dependency() -> None:
     settings = yaml.safe_load((GITHUB / "dependabot.yml").read_text())
     assert settings["version"] == 2

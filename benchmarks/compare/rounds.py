@@ -74,7 +74,7 @@ def find_tree(path: Path) -> Tree:
     if not tree.python.exists():
         raise NotACheckout(f"{tree.python} is missing: install the checkout into its own .venv.")
     code = "import service; print(service.__file__)"
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 (the Python of a checkout that the user named)
         [str(tree.python), "-c", code],
         cwd=path,
         env=os.environ | {"PYTHONPATH": str(path)},
@@ -244,7 +244,7 @@ def _serving(
 
 
 def _describe(tree: Tree) -> Checkout:
-    output = subprocess.run(
+    output = subprocess.run(  # noqa: S603 (as above)
         [str(tree.python), "--version"], capture_output=True, text=True, check=True
     ).stdout
     return Checkout(

@@ -434,7 +434,7 @@ class Generator:
             raise GeneratorError("The server accepts no connection.")
         gc.freeze()
         gc.disable()
-        chance = random.Random(self.plan.seed)
+        chance = random.Random(self.plan.seed)  # noqa: S311 (repeatable load, not a secret)
         outcomes = [self._phase(phase, chance) for phase in self.plan.phases]
         end = perf_counter() + _GRACE_S
         while self._unanswered and perf_counter() < end:

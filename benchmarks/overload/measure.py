@@ -67,7 +67,8 @@ def with_timeout(body: Body, seconds: float) -> Body:
     (name, length) = next(header for header in body.headers if header[0].startswith("inference"))
     head = body.content[: int(length)]
     marker = b'"parameters":{"binary_data_output"'
-    assert head.count(marker) == 1
+    if head.count(marker) != 1:
+        raise ValueError(f"The request has {marker.decode()} {head.count(marker)} times, not once.")
     timeout = f'"parameters":{{"timeout":{round(seconds * 1e6)},"binary_data_output"'.encode()
     new = head.replace(marker, timeout)
     headers = tuple((key, str(len(new)) if key == name else value) for key, value in body.headers)

@@ -73,7 +73,7 @@ def versions(python: Path, names: Sequence[str]) -> dict[str, str]:
         "import sys, json, importlib.metadata as m\n"
         "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"
     )
-    output = subprocess.run(
+    output = subprocess.run(  # noqa: S603 (the Python of an environment made here)
         [str(python), "-c", code], capture_output=True, text=True, check=True
     ).stdout
     installed: dict[str, str] = json.loads(output)
@@ -82,7 +82,7 @@ def versions(python: Path, names: Sequence[str]) -> dict[str, str]:
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 (pip, with the packages of this tree)
             command, capture_output=True, text=True, timeout=_INSTALL_WITHIN_S, check=False
         )
     except subprocess.TimeoutExpired:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, repeat
-from math import log2, prod
+from math import inf, log2, prod
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from service.core.datatypes import Array
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, ModelFault
 from service.core.tensors import TensorSpec
 
 Pixels = npt.NDArray[np.uint8]
@@ -85,13 +86,14 @@ class DigitLayout(NamedTuple):
 
     `image_shape` is the shape of one image in an FP32 input, or None for an input of uint8 pixels.
     `judgement` has the indexes of the outputs `accepted`, `reason` and `prediction_set`; it is None
-    for a model without them.
+    for a model without them. `model` is the name, for errors.
     """
 
     output: int
     is_logits: bool
     image_shape: tuple[int, ...] | None
     judgement: tuple[int, int, int] | None = None
+    model: str = ""
 
     def inputs(self, pixels: Pixels) -> list[Array]:
         """The model's inputs for uint8 [N,28,28]; FP32 inputs get pixels scaled to 0..1."""
@@ -102,10 +104,17 @@ class DigitLayout(NamedTuple):
         return [images.astype(np.float32) / np.float32(255)]
 
     def predictions(self, outputs: Sequence[Array]) -> list[Prediction]:
-        """One prediction per row of the model's outputs; distributions sum to 1 within 1e-6."""
+        """One prediction per row of the model's outputs; distributions sum to 1 within 1e-6.
+
+        Raises ModelFault if the output has NaN or an infinite value. The logit of a digit that the
+        model excludes may be minus infinity.
+        """
         probabilities = outputs[self.output]
         if self.is_logits:
-            shifted = np.exp(probabilities - probabilities.max(axis=-1, keepdims=True))
+            largest = probabilities.max(axis=-1, keepdims=True)
+            if not np.isfinite(largest).all():
+                raise ModelFault.not_finite(self.model)
+            shifted = np.exp(probabilities - largest)
             probabilities = np.asarray(
                 shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32
             )
@@ -121,13 +130,17 @@ class DigitLayout(NamedTuple):
             for row, values, judgement in zip(
                 probabilities, probabilities.tolist(), judgements, strict=False
             ):
-                entropy = 0.0
-                for p in values:
-                    if p > 0.0:
-                        entropy -= p * log2(p)
+                try:
+                    entropy = 0.0 - sum(map(mul, values, map(log2, values)))
+                except ValueError:  # of log2; NaN follows from NaN and -inf
+                    entropy = 0.0 - sum(p * log2(p) if p > 0.0 else p - p for p in values)
+                if not entropy > -inf:
+                    raise ModelFault.not_finite(self.model)
                 predictions.append(Prediction(values.index(max(values)), row, entropy, *judgement))
             return predictions
         exact = probabilities.astype(np.float64)
+        if not np.isfinite(exact).all():
+            raise ModelFault.not_finite(self.model)
         terms = exact * np.log2(exact, where=exact > 0.0, out=np.zeros_like(exact))
         return [
             Prediction(digit, row, entropy, *judgement)
@@ -176,9 +189,12 @@ class Rows:
 
 
 def layout_of(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], kinds: Sequence[str]
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    kinds: Sequence[str],
+    model: str = "",
 ) -> DigitLayout:
-    """How a model with these tensors classifies digits.
+    """How the model of this name, with these tensors, classifies digits.
 
     `kinds` says of each output whether it holds probabilities or logits; empty if that is unknown.
     Raises NotDigits.
@@ -200,9 +216,9 @@ def layout_of(
     if len(inputs) == 1:
         datatype, shape = inputs[0].datatype, inputs[0].shape
         if datatype == "UINT8" and shape == (-1, SIDE, SIDE):
-            return DigitLayout(output, is_logits, None, judgement)
+            return DigitLayout(output, is_logits, None, judgement, model)
         if datatype == "FP32" and shape[:1] == (-1,) and prod(shape[1:]) == SIDE * SIDE:
-            return DigitLayout(output, is_logits, shape[1:], judgement)
+            return DigitLayout(output, is_logits, shape[1:], judgement, model)
     raise NotDigits("does not take images of 28x28; use the infer endpoint.")
 
 

@@ -52,6 +52,19 @@ class InternalError(ServiceError):
         return cls(f"Internal error; the server's log has it under request id {request_id}.")
 
 
+class ModelFault(ServiceError):
+    """The model answered with something that is no answer; whoever published it has to mend it."""
+
+    @classmethod
+    def not_finite(cls, model: str) -> ModelFault:
+        """The error for a classifier of digits whose output has NaN or an infinite value."""
+        return cls(
+            f"Model '{model}' is at fault: it answered this image with NaN or an infinite value, "
+            "so no digit is the most probable; publish a version that does not, or choose another "
+            "model."
+        )
+
+
 class InvalidArgument(ServiceError):
     """The request is wrong; sending it again will fail again."""
 
@@ -158,6 +171,14 @@ class Overloaded(ServiceError):
         error = cls(f"{reason}; the expected wait is {wait:.3g} seconds.")
         error.expected_wait = wait
         return error
+
+    @classmethod
+    def slow_body(cls) -> Overloaded:
+        """The error for a request whose body arrives while others wait for its connection."""
+        return cls(
+            "The body arrives too slowly while others wait for a connection (max_connections); try "
+            "again later."
+        )
 
     @property
     def retry_after_s(self) -> int:

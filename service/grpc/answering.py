@@ -133,7 +133,9 @@ class Calls:
             else:
                 request = self._parse(rpc, content)
             del content
-            answer = await method.handler(request, Call(deadline, caller))
+            answering = method.handler(request, Call(deadline, caller))
+            del request  # the handler lets go of it when it has what it needs
+            answer = await answering
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized
 
@@ -212,6 +214,7 @@ class Calls:
                         request = await self._parse_long(rpc, content)
                     else:
                         request = self._parse(rpc, content)
+                    del content
                     return await method.handler(request, call)
             except ServiceError as error:
                 if refuse is None:

@@ -16,7 +16,7 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
 
     async def predict(request: pb.PredictRequest, call: Call) -> pb.PredictResponse:
         form = request.WhichOneof("input")
-        answer = await digits.classify(
+        answering = digits.classify(
             picture=request.image if form == "image" else None,
             pixels=request.pixels if form == "pixels" else None,
             model=request.model_name,
@@ -25,18 +25,22 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
             caller=call.caller,
             explain=request.explain,
         )
+        del request  # it has its contents a second time
+        answer = await answering
         if len(answer.rows) > INLINE_ROWS:
             return await off_loop(_response, answer, size=784 * len(answer.rows))
         return _response(answer)
 
     async def read(request: pb.ReadRequest, call: Call) -> pb.ReadResponse:
-        answer = await digits.read(
+        answering = digits.read(
             request.image,
             model=request.model_name,
             version=request.model_version,
             deadline=call.deadline,
             caller=call.caller,
         )
+        del request
+        answer = await answering
         return pb.ReadResponse(
             model_name=answer.model,
             model_version=answer.version,

@@ -75,8 +75,10 @@ class OpenInference:
         )
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
-        answer = await self._inference.infer(decode(request, call.deadline, call.caller))
         typed = self._inference.typed_answers and is_typed(request)
+        answering = self._inference.infer(decode(request, call.deadline, call.caller))
+        del request  # it has its contents a second time
+        answer = await answering
         size = sum([output.array.nbytes for output in answer.outputs])
         if size > INLINE_BYTES:
             return await off_loop(encode, answer, typed, size=size)

@@ -10,6 +10,7 @@ from service.core.errors import Overloaded, ServiceError
 from service.http.compression import Compression
 from service.http.digits import model_of
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
+from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.http.routes import ROUTES, UNMATCHED, Route
 from service.observe.recorder import Attempt, RequestRecorder
@@ -36,6 +37,7 @@ class HttpApp:
         digits: Digits,
         administration: Administration,
         playground: Playground,
+        viewer: Viewer,
         recorder: RequestRecorder,
         compression: Compression,
     ) -> None:
@@ -48,6 +50,7 @@ class HttpApp:
             Digits: digits,
             Administration: administration,
             Playground: playground,
+            Viewer: viewer,
         }
         matches = [
             Match(route, partial(route.handler, needed[route.needs]), {}) for route in ROUTES
@@ -99,7 +102,7 @@ class HttpApp:
             return None
         if match.route.operation == "infer":
             model, version = match.parameters["model"], match.parameters.get("version", "")
-        elif match.route.operation == "predict":
+        elif match.route.operation in ("predict", "read"):
             model, version = model_of(request)
         else:
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -23,8 +22,8 @@ from service.operations.classification import Classifications, classify, usable
 from service.operations.digits import Digits, Picture
 from service.repository.models import ServedModel
 
+DEFAULT_TOP = 10
 _MOST_TOP = 1000
-_DEFAULT_TOP = "10"
 _INLINE_ANSWERS = 1024  # probabilities and predictions, which are encoded within a millisecond
 
 
@@ -32,10 +31,10 @@ async def predict(
     digits: Digits,
     served: ServedModel,
     request: HttpRequest,
-    query: Mapping[str, str],
+    top: int,
     explain: bool,
 ) -> HttpResponse:
-    """Classify the body with a model that has a card for it; `?top=` bounds the probabilities.
+    """Classify the body with a model that has a card for it; `top` bounds the probabilities.
 
     The body is a picture or raw pixels in the forms of `http.digits.predict`, or JSON: for a model
     of pictures its pixels, otherwise the model's inputs as fields. Raises InvalidArgument for a
@@ -46,9 +45,6 @@ async def predict(
         raise InvalidArgument(
             f"Model '{served.name}' {served.layout_problem} {usable(digits.repository)}"
         )
-    top = query.get("top", _DEFAULT_TOP)
-    if not (top.isascii() and top.isdigit() and len(top) < 5 and 0 < int(top) <= _MOST_TOP):
-        raise InvalidArgument(f"top: is '{excerpt(top)}'; it is a number from 1 to {_MOST_TOP}.")
     body, header = request.body, request.header("content-type") or ""
     content_type = header.partition(";")[0].strip().lower()
     picture: Picture | None = None
@@ -79,7 +75,7 @@ async def predict(
         picture=picture,
         pixels=pixels,
         values=values,
-        top=int(top),
+        top=top,
         caller=request.caller,
         explain=explain,
     )
@@ -87,6 +83,13 @@ async def predict(
     if size > _INLINE_ANSWERS:
         return await off_loop(_response, served, answer, explain, size=32 * size)
     return _response(served, answer, explain)
+
+
+def top_of(text: str) -> int:
+    """How many probabilities `?top=` asks for. Raises InvalidArgument."""
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and 0 < int(text) <= _MOST_TOP):
+        raise InvalidArgument(f"top: is '{excerpt(text)}'; it is a number from 1 to {_MOST_TOP}.")
+    return int(text)
 
 
 def _response(served: ServedModel, answer: Classifications, explain: bool) -> HttpResponse:

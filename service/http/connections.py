@@ -8,6 +8,10 @@ looks at the sockets themselves. The kernel knows when bytes of a connection las
 (TCP_INFO), and how many connections wait. After shutdown(), Granian sees the end of a connection as
 if the client had closed it. A connection with a request in flight is never closed.
 
+Requests whose bodies are still arriving are in flight, and a client that stops sending costs itself
+nothing. So at the limit, while others wait, slow bodies keep half of the places: beyond that, those
+that have been silent for longest are refused, and their connections end with the answer.
+
 Source: Linux, struct tcp_info in include/uapi/linux/tcp.h.
 """
 
@@ -21,7 +25,7 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from service.observe import metrics
 from service.settings import Settings
@@ -29,7 +33,8 @@ from service.settings import Settings
 _TICK_S = 0.1  # between two looks at the queue of newcomers
 _PAUSES = 9  # after a look at all connections, by its duration: a tenth of a core at most
 _LONGEST_SWEEP_S = 30.0  # between two looks at all connections
-# What a newcomer may replace: a request may be on its way to a connection that was just accepted.
+# What a newcomer may replace: a request may be on its way to a connection that was just accepted,
+# and the rest of a body that has just begun to arrive.
 _LEAST_IDLE_S = 1.0
 _ESTABLISHED, _CLOSE_WAIT, _LISTEN = 1, 8, 10
 _TCP_INFO = struct.Struct("=B23xI16xI4xI64xQ16xI")
@@ -63,19 +68,32 @@ class _Open(NamedTuple):
     )
 
 
+class Bodies(Protocol):
+    """What arrives at the moment; clients are ADDRESS:PORT. `HttpFront` has it."""
+
+    def slow_clients(self, seconds: float) -> set[str]:
+        """Those with a body that has been arriving for this long."""
+
+    def give_way(self, client: str) -> None:
+        """Refuse what this client is sending."""
+
+
 class Connections:
     """The HTTP connections of one worker; lives on its event loop.
 
     `in_flight` holds the client (ADDRESS:PORT) of every request that is not answered.
     """
 
-    def __init__(self, settings: Settings, in_flight: Mapping[Any, str]) -> None:
+    def __init__(
+        self, settings: Settings, in_flight: Mapping[Any, str], bodies: Bodies | None = None
+    ) -> None:
         self._port = settings.http_port
         self._max_connections = settings.max_connections
         self._header_timeout = settings.header_timeout
         self._idle_timeout = settings.idle_timeout
         self._body_timeout = settings.body_timeout
         self._in_flight = in_flight
+        self._bodies = bodies
         self._listener: int | None = None
         # Its own: under load, the threads of the default executor have much to do.
         self._thread = ThreadPoolExecutor(1, "connections")
@@ -118,6 +136,19 @@ class Connections:
             room -= 1
             if _close(connection):
                 metrics.http_connection_closed(reason)
+        if room > 0 and self._bodies is not None:
+            self._refuse_slow(self._bodies, room, {each.client_port: each for each in connections})
+
+    def _refuse_slow(self, bodies: Bodies, room: int, connections: Mapping[int, _Open]) -> None:
+        """Refuse bodies that are slow, beyond half of the places; at most `room` of them."""
+        slow = {
+            int(client.rpartition(":")[2] or 0): client
+            for client in bodies.slow_clients(_LEAST_IDLE_S)
+        }
+        silent = sorted(slow.keys() & connections.keys(), key=lambda port: connections[port].idle)
+        for port in silent[max(1, self._max_connections // 2, len(silent) - room) :]:
+            bodies.give_way(slow[port])
+            metrics.http_connection_closed("displaced")
 
     def _waiting(self) -> int:
         """How many connections wait to be accepted."""

@@ -49,11 +49,19 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     InvalidArgument for a body that does not match its content type. With
     `?explain=true`, the header Server-Timing has the milliseconds of the picture and of the model.
     """
-    query = query_of(request) if request.query else {}  # one call less on the request path
-    explain = _FLAGS.get(query.get("explain", "").lower())
-    if explain is None:
-        raise InvalidArgument(f"explain: is '{excerpt(query['explain'])}'; it is true or false.")
-    model, version = query.get("model") or digits.default_model, query.get("version", "")
+    query: dict[str, str] = {}
+    explain, top = False, classification.DEFAULT_TOP
+    model, version = digits.default_model, ""
+    if request.query:
+        query = query_of(request)
+        word = query.get("explain", "").lower()
+        if word not in _FLAGS:
+            raise InvalidArgument(
+                f"explain: is '{excerpt(query['explain'])}'; it is true or false."
+            )
+        explain = _FLAGS[word]
+        top = classification.top_of(query.get("top", str(top)))
+        model, version = query.get("model") or model, query.get("version", "")
     try:
         served = digits.repository.get(model, version)
     except ModelNotFound as error:
@@ -61,7 +69,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
         served = None  # without a default model, what is wrong with the body is reported first
     if served is not None and served.layout is None:
-        return await classification.predict(digits, served, request, query, explain)
+        return await classification.predict(digits, served, request, top, explain)
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = None
     pixels: bytes | None = None

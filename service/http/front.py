@@ -20,7 +20,13 @@ from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from service.core.budget import Budget, Claim
 from service.core.callers import Callers
-from service.core.errors import InvalidArgument, RequestTimeout, RequestTooLarge, ServiceError
+from service.core.errors import (
+    InvalidArgument,
+    Overloaded,
+    RequestTimeout,
+    RequestTooLarge,
+    ServiceError,
+)
 from service.http.answering import HttpApp
 from service.http.message import HttpRequest, HttpResponse
 
@@ -51,9 +57,9 @@ class HttpFront:
         # The client (ADDRESS:PORT) of each request that is not answered.
         self.in_flight: dict[HTTPProtocol, str] = {}
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
-        # When the body of each task began to arrive. The errors of tasks that are cancelled because
-        # their bodies take too long.
-        self._receiving: dict[asyncio.Task[None], float] = {}
+        # When the body of each task began to arrive, and for which request. The errors of tasks
+        # that are cancelled because their bodies take too long.
+        self._receiving: dict[asyncio.Task[None], tuple[float, HTTPProtocol]] = {}
         self._late: dict[asyncio.Task[None], ServiceError] = {}
 
     def start(self, app: HttpApp, wsgi_app: WsgiApp, budget: Budget) -> None:
@@ -142,7 +148,7 @@ class HttpFront:
             return b"", None
         task = asyncio.current_task()
         assert task is not None
-        self._receiving[task] = self._loop.time()
+        self._receiving[task] = self._loop.time(), protocol
         try:
             if 0 <= size <= _WHOLE_BYTES:
                 body = await protocol()
@@ -212,9 +218,24 @@ class HttpFront:
         """
         self._loop.call_later(self._body_timeout / 8, self._sweep)
         oldest = self._loop.time() - self._body_timeout
-        for task, began in self._receiving.items():
+        for task, (began, _) in self._receiving.items():
             if began < oldest:
                 self._give_up(task, RequestTimeout.of("body", self._body_timeout))
+
+    def slow_clients(self, seconds: float) -> set[str]:
+        """The clients (ADDRESS:PORT) with a body that has been arriving for this long."""
+        latest = self._loop.time() - seconds
+        return {
+            self.in_flight[protocol]
+            for began, protocol in self._receiving.values()
+            if began < latest
+        }
+
+    def give_way(self, client: str) -> None:
+        """End the requests of a client whose bodies are arriving, as others need its place."""
+        for task, (_, protocol) in self._receiving.items():
+            if self.in_flight[protocol] == client:
+                self._give_up(task, Overloaded.slow_body())
 
     def _give_up(self, task: asyncio.Task[None], error: ServiceError) -> None:
         """Cancel a task whose body is arriving; its request ends with `error`."""

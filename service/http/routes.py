@@ -15,8 +15,10 @@ from service.http.message import JSON, Handler, HttpRequest, HttpResponse, json_
 from service.http.openapi import contracts as about
 from service.http.openapi.contracts import Contract
 from service.http.openapi.document import document
+from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.http.reading import read
+from service.http.static_files import StaticFile, static_file
 from service.observe import metrics
 from service.operations.administration import Administration
 from service.operations.digits import Digits
@@ -61,13 +63,13 @@ async def prometheus(administration: Administration, request: HttpRequest) -> Ht
 
 
 @cache
-def _openapi() -> bytes:
-    return to_json(document(ROUTES))
+def _document() -> StaticFile:
+    return static_file(to_json(document(ROUTES)), JSON)
 
 
 async def openapi(playground: Playground, request: HttpRequest) -> HttpResponse:
     """GET /openapi.json: the document of these routes."""
-    return HttpResponse(200, [("content-type", JSON)], _openapi())
+    return _document().answer(request)
 
 
 def _of_model(
@@ -123,6 +125,8 @@ ROUTES = [
         compress=True,
     ),
     Route("GET", "/openapi.json", "openapi", Playground, openapi, about.DOCUMENT, compress=True),
+    Route("GET", "/docs", "docs", Viewer, Viewer.page, about.VIEWER, compress=True),
+    Route("GET", "/docs/<file>", "docs", Viewer, Viewer.file, about.FILES, compress=True),
     Route("GET", "/metrics", "metrics", Administration, prometheus, about.METRICS, compress=True),
     Route("POST", "/predict", "predict", Digits, predict, about.PREDICT, compress=True),
     Route("POST", "/read", "read", Digits, read, about.READ, compress=True),

@@ -33,6 +33,11 @@ def _printable(text: str, escape: Callable[[str], str]) -> str:
     return "".join([char if char.isprintable() else escape(char) for char in text])
 
 
+def printable(text: str) -> str:
+    """The text with an escape sequence for each character that could act on a terminal."""
+    return _printable(text, _escape_text)
+
+
 def _escape_json(char: str) -> str:
     return json.dumps(char)[1:-1]  # pure ASCII; beyond U+FFFF a surrogate pair
 
@@ -66,6 +71,8 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        if getattr(record, "is_bare", False):  # a line of the banner
+            return record.getMessage()
         fields = getattr(record, "fields", {})
         return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
 
@@ -125,9 +132,14 @@ def _log_unraisable(arguments: sys.UnraisableHookArgs) -> None:
     )
 
 
+def is_text(settings: Settings) -> bool:
+    """Whether log lines are text for people."""
+    return settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+
+
 def logging_config(settings: Settings) -> dict[str, Any]:
     """Configuration for logging.config.dictConfig, which covers Granian's loggers as well."""
-    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    text = is_text(settings)
     level = settings.log_level.upper()
     # At level info, Granian logs every step; this server logs those that matter.
     granian = "DEBUG" if level == "DEBUG" else "WARNING"

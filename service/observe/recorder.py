@@ -168,27 +168,31 @@ class Attempt:
     ) -> None:
         """Record how the request ended; raise InternalError for an unexpected exception."""
         seconds = perf_counter() - self._start
-        code, message = self.code, ""
-        failure: InternalError | None = None
+        code, message, is_unexpected = self.code, "", False
         if isinstance(error, asyncio.CancelledError):
             code = _CANCELLED[self._transport]
         elif isinstance(error, Exception):
-            answer = error if isinstance(error, ServiceError) else None
-            if answer is None:
-                answer = failure = InternalError.of(self._request_id)
+            answer: ServiceError | type[ServiceError] = InternalError
+            if isinstance(error, ServiceError):
+                answer, message = error, error.message
+            else:
+                is_unexpected, message = True, "The request failed."
             code = str(answer.http_status) if self._transport == "http" else answer.grpc_code
-            message = answer.message
         recorder, operation = self._recorder, self._operation
         recorder.metrics.request(self._transport, operation, code).observe(seconds)
-        if failure is not None or recorder.logs_all or (message and recorder.logs_errors):
+        if is_unexpected or recorder.logs_all or (message and recorder.logs_errors):
             recorder.log(
                 self._transport,
                 operation,
                 self._request_id,
                 code,
                 seconds,
-                message or "Answered." if failure is None else "The request failed.",
-                None if failure is None else error,
+                message or "Answered.",
+                error if is_unexpected else None,
             )
-        if failure is not None:
-            raise failure from error
+        if error is not None:
+            # A function that raised it may refer to it. Then its traceback, which refers to the
+            # function and its callers, would keep the body until the next garbage collection.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+        if is_unexpected:
+            raise InternalError.of(self._request_id) from error

@@ -45,7 +45,7 @@ class StderrHandler(logging.StreamHandler[TextIO]):
             super().emit(record)
             return
         try:
-            line = (self.format(record) + self.terminator).encode(errors="backslashreplace")
+            line = self._encoded(record)
         except Exception:
             self.handleError(record)
             return
@@ -57,6 +57,9 @@ class StderrHandler(logging.StreamHandler[TextIO]):
             self._waiting_bytes = self._lost = 0
             self._enqueue(rest)
             threading.Thread(target=self._write_waiting, name="log", daemon=True).start()
+
+    def _encoded(self, record: logging.LogRecord) -> bytes:
+        return (self.format(record) + self.terminator).encode(errors="backslashreplace")
 
     def _enqueue(self, line: bytes) -> None:
         if self._waiting_bytes + len(line) > _MOST_BYTES:
@@ -121,4 +124,4 @@ class StderrHandler(logging.StreamHandler[TextIO]):
     def _line_about(self, lost: int) -> bytes:
         message = "%d log lines were dropped: nothing read standard error."
         record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, (lost,), None)
-        return (self.format(record) + self.terminator).encode()
+        return self._encoded(record)

@@ -203,6 +203,11 @@ class Repository:
             {printable(str(self._root)): self._root_error} if self._root_error else {}
         )
 
+    @property
+    def unservable(self) -> Mapping[tuple[str, str], str]:
+        """What was in the repository at the last refresh but cannot be a model, as in `OnDisk`."""
+        return self._unservable
+
     async def index(self) -> list[IndexEntry]:
         """Every version on disk, by model, newest first, and what is there but cannot be served.
 
@@ -488,7 +493,7 @@ class Repository:
         tensors = session.inputs, session.outputs, kinds
         if card.picture is None and card.labels in ((), DIGIT_LABELS):
             try:
-                layout = layout_of(*tensors)
+                layout = layout_of(*tensors, version.name)
             except NotDigits as error:
                 problem = str(error)
         if layout is None:

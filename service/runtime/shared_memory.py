@@ -27,7 +27,7 @@ from service.core.errors import (
 from service.core.request import RegionSlice
 
 # The folder of glibc's shm_open (shm_overview(7)).
-_FOLDER = Path("/dev/shm")
+_FOLDER = Path("/dev/shm")  # noqa: S108 (where POSIX shared memory is)
 _KEY = re.compile(r"/?(?!\.{1,2}$)[\w.-]{1,255}", re.ASCII)
 
 

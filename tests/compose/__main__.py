@@ -24,6 +24,7 @@ from tests.compose.engine import (
     say,
 )
 from tests.compose.load import no_failures
+from tests.compose.registry import check_digests
 from tests.compose.stack import GRPC_PORT, HTTP_PORT, PROJECT, SETTINGS
 
 _HOSTILE_S = 15.0
@@ -52,10 +53,10 @@ def main() -> int:
 def _story(docker: Docker, options: argparse.Namespace) -> int:
     steps: list[Callable[[Docker], None]] = [_hostile, _scale, _kill, _stop_one]
     if options.short:
-        steps = [_check_images, _up_seeded, *steps]
+        steps = [_check_images, check_digests, _up_seeded, *steps]
     else:
         observe = partial(observability.check_prometheus, online=options.online)
-        steps = [_check_images, _up, _up_again, *steps, _new_model, _new_image]
+        steps = [_check_images, check_digests, _up, _up_again, *steps, _new_model, _new_image]
         steps += [observe, observability.check_tracing]
     passed = 0
     try:

@@ -11,15 +11,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tomllib
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from deploy.supply import digests, sbom
 from tests.compose.bridge import bridge_address
 from tests.compose.engine import ROOT, CommandFailed, Docker, EngineUnavailable, say
 from tests.compose.stack import NEXT
+from tests.supply.test_sbom import assert_valid
 
-PYTHON_IMAGE = "python:3.11-slim-bookworm"
+(_PYTHON,) = digests.images((ROOT / "Dockerfile").read_text())
 _CACHE = Path(os.environ.get("MNIST_ENGINE_CACHE", "/var/cache/mnist-engine"))
 _MOST_ABOVE_BASE_MB = 300
 
@@ -92,10 +98,12 @@ def build_all(docker: Docker, targets: list[str], *, online: bool) -> None:
     train = "train" in targets
     wheels: contextlib.AbstractContextManager[str | None]
     if online:
-        docker("pull", PYTHON_IMAGE)
+        docker.environ["PYTHON_IMAGE"] = "@".join(filter(None, _PYTHON))
+        docker("pull", docker.environ["PYTHON_IMAGE"])
         wheels = contextlib.nullcontext(None)
     else:
         make_base_images(docker, "python", "envoy")
+        use_tags(docker)
         wheels = wheels_for_builds(docker, "build", "serve", *["train-cpu"] * train)
     with wheels as pip_configuration:
         for target in targets:
@@ -108,17 +116,34 @@ def build_all(docker: Docker, targets: list[str], *, online: bool) -> None:
             docker.environ = environ
 
 
+def use_tags(docker: Docker) -> None:
+    """Let Compose and builds name the images of others by tag: substitutes have no digests."""
+    docker.environ["PYTHON_IMAGE"] = _PYTHON.tagged
+    services: dict[str, Any] = {}
+    for name, service in yaml.safe_load((ROOT / "docker-compose.yml").read_text())[
+        "services"
+    ].items():
+        if "build" in service:
+            services[name] = {"build": {"args": {"PYTHON_IMAGE": _PYTHON.tagged}}}
+        elif found := digests.images(f"    image: {service['image']}"):
+            services[name] = {"image": found[0].tagged}
+    override = _CACHE / "tags.yml"
+    override.write_text(json.dumps({"services": services}))  # JSON is YAML
+    docker.environ["COMPOSE_FILE"] = f"{ROOT / 'docker-compose.yml'}:{override}"
+
+
 def build(docker: Docker, target: str, pip_configuration: str | None) -> None:
     """Build one target with the build arguments of docker-compose.yml."""
     environ = docker.environ
     command = ["build", "--target", target, "--tag", f"mnist-{target}:{environ['TAG']}"]
     if pip_configuration:
         command += ["--secret", f"id=pip,src={pip_configuration}"]
-    for name in ("VERSION", "REVISION", "CREATED", "TRAIN_LOCK"):
+    for name in ("VERSION", "REVISION", "CREATED", "TRAIN_LOCK", "PYTHON_IMAGE"):
         command += ["--build-arg", f"{name}={environ[name]}"]
     docker(*command, ".")
-    above = (size(docker, f"mnist-{target}:{environ['TAG']}") - size(docker, PYTHON_IMAGE)) / 1e6
-    say(f"Built mnist-{target}:{environ['TAG']}, {above:.0f} MB above {PYTHON_IMAGE}.")
+    base = environ["PYTHON_IMAGE"]
+    above = (size(docker, f"mnist-{target}:{environ['TAG']}") - size(docker, base)) / 1e6
+    say(f"Built mnist-{target}:{environ['TAG']}, {above:.0f} MB above {base}.")
 
 
 def size(docker: Docker, image: str) -> int:
@@ -127,9 +152,9 @@ def size(docker: Docker, image: str) -> int:
 
 
 def check_serve(docker: Docker) -> None:
-    """Check size, user, health check, labels and packages of the serving image."""
+    """Check size, user, health check, labels, packages and SBOM of the serving image."""
     image = f"mnist-serve:{docker.environ['TAG']}"
-    above = (size(docker, image) - size(docker, PYTHON_IMAGE)) / 1e6
+    above = (size(docker, image) - size(docker, docker.environ["PYTHON_IMAGE"])) / 1e6
     assert above < _MOST_ABOVE_BASE_MB, f"{image} is {above:.0f} MB above its base image"
     config = json.loads(docker("image", "inspect", "--format", "{{json .Config}}", image))
     assert config["User"] == "10001:10001", config["User"]
@@ -142,3 +167,11 @@ def check_serve(docker: Docker) -> None:
     )  # fmt: skip
     # The base image has a pip; the environment that serves has none.
     assert contents == "[] 10001", contents
+    policy = tomllib.loads((ROOT / "deploy" / "supply" / "licences.toml").read_text())
+    document = sbom.of_image(image, policy, client=docker.client)
+    assert_valid(document)
+    versions = {part["name"].lower(): part["version"] for part in document["components"]}
+    locked = (ROOT / "deploy" / "locks" / "serve.txt").read_text()
+    assert f"\nonnxruntime=={versions['onnxruntime']} " in locked
+    assert versions["libc6"]
+    say(f"Its SBOM is valid and has {len(versions)} components.")

@@ -80,6 +80,8 @@ def _story(docker: Docker) -> int:
 def _deploy(docker: Docker) -> None:
     """Run the pipe of docs/deployment.md."""
     render = f"{sys.executable} deploy/swarm/stack.py --replicas {_REPLICAS}"
+    if "COMPOSE_FILE" in docker.environ:  # images.use_tags, for the program that reads one file
+        render += " | sed -E 's/@sha256:[0-9a-f]{64}//'"
     deploy = f"{docker.client} stack deploy --resolve-image never -c - {_STACK}"
     docker.run("bash", "-o", "pipefail", "-c", f"{render} | {deploy}", quiet=False)
 

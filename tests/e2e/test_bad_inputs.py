@@ -2,7 +2,8 @@
 
 The table is in tests/e2e/bad_inputs/. Each request is followed by a good one on the same
 connection, unless HTTP says that the connection ends: then it ends. After all of them the process
-is the same, ready and as large as before, and its log has no error of the server.
+is the same, ready and as large as before, and its log has no error of the server. The OpenAPI
+document has every answer over HTTP.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tests.conftest import SHIPPED_MODELS, Server
 from tests.e2e.bad_inputs import control, digits, grpc_framing, http_framing, inference, reading
 from tests.e2e.bad_inputs.case import INFERENCE, Frames, Grpc, Http, framed
 from tests.e2e.onnx_models import ELEMENT_TYPES, publish_identity, publish_scalar, publish_sum
+from tests.e2e.openapi.conformance import check
 
 CASES: list[Http | Grpc | Frames] = [
     *(*inference.CASES, *digits.CASES, *reading.CASES, *control.CASES, *http_framing.CASES),
@@ -148,6 +150,7 @@ class HttpConnection:
             self.socket.sendall(content)
         response = http.client.HTTPResponse(self.socket)
         response.begin()
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
         return response.status, response.headers.get("content-type", ""), response.read()
 
     def is_closed(self) -> bool:
@@ -162,6 +165,9 @@ def _http(server: Server, case: Http) -> tuple[int, str, bytes]:
     connection = HttpConnection(server)
     try:
         answer = connection.send(_key(case.content))
+        if case.words is not None:  # it is a request
+            method, target, _ = case.content.split(b" ", 2)
+            check(method.decode(), target.decode(), answer[0], connection.headers, answer[2])
         if case.closes:
             assert connection.is_closed()
         else:

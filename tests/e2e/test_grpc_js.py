@@ -20,18 +20,19 @@ OK, CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEM
     8,
     12,
 )
-PACKAGE = "@grpc/grpc-js@1.14"
 
 
 @pytest.fixture(scope="session")
 def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script beside the package that it uses."""
+    """The script beside the packages that the example for Node pins."""
     for program in ("node", "npm"):
         assert shutil.which(program), f"{program} is not installed; .ci/run installs it."
     folder = tmp_path_factory.mktemp("grpc-js")
     script = folder / "sequences.mjs"
     shutil.copy(ROOT / "tests" / "e2e" / "grpc_js" / "sequences.mjs", script)
-    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", PACKAGE]
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(ROOT / "clients" / "examples" / "node-grpc" / name, folder)
+    install = ["npm", "ci", "--silent", "--no-audit", "--no-fund"]
     subprocess.run(install, cwd=folder, check=True, timeout=300)
     return script
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import urllib.request
 import venv
 import zipfile
@@ -20,9 +21,12 @@ from typing import NamedTuple
 
 import pytest
 
+from deploy.supply import sbom
+from service.http.openapi.viewer import STATIC as VIEWER
 from service.http.playground.pages import STATIC
 from service.settings import markdown
 from tests.conftest import ROOT, SHIPPED_MODELS, free_ports
+from tests.supply.test_sbom import assert_valid
 
 SEVEN = ROOT / "docs" / "seven.png"
 # Of the text at apache.org/licenses/LICENSE-2.0.txt.
@@ -32,6 +36,7 @@ APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 class Release(NamedTuple):
     sdist: Path
     wheel: Path
+    client: Path  # the client's wheel
 
 
 def run(*command: object, cwd: Path = ROOT) -> str:
@@ -47,9 +52,11 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The sdist, and the wheel that is built from it, as in a release."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT / "clients" / "python")
     (sdist,) = folder.glob("mnist_service-*.tar.gz")
     (wheel,) = folder.glob("mnist_service-*.whl")
-    return Release(sdist, wheel)
+    (client,) = folder.glob("mnist_client-*.whl")
+    return Release(sdist, wheel, client)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,8 @@ def installed(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The bin/ folder of a fresh environment with the wheel and ONNX Runtime."""
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=True)
-    run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", f"{release.wheel}[cpu]")
+    wheels = f"{release.wheel}[cpu]", f"{release.client}[grpc]"
+    run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", *wheels)
     return folder / "bin"
 
 
@@ -119,6 +127,24 @@ def test_a_serving_installation_has_no_torch_and_serves(installed: Path, tmp_pat
         assert "comes with the package" not in addresses.log.read_text()
 
 
+def test_the_bill_of_materials_of_the_wheel_is_what_its_installation_has(
+    release: Release, installed: Path
+) -> None:
+    policy = tomllib.loads((ROOT / "deploy" / "supply" / "licences.toml").read_text())
+    document = sbom.of_wheel(release.wheel, installed / "python", policy)
+    assert_valid(document)
+    subject = document["metadata"]["component"]
+    digest = hashlib.sha256(release.wheel.read_bytes()).hexdigest()
+    assert subject["hashes"] == [{"alg": "SHA-256", "content": digest}]
+    freeze = run(installed / "python", "-m", "pip", "list", "--format=freeze").lower().split()
+    described = {f"{part['name']}=={part['version']}".lower() for part in document["components"]}
+    ours_and_tools = {line for line in set(freeze) - described if "==" in line}
+    tools = {line.partition("==")[0] for line in ours_and_tools}
+    assert tools <= {"mnist-service", "pip", "setuptools", "wheel"}
+    assert described <= set(freeze)
+    assert all(part["licenses"] for part in document["components"])
+
+
 def test_without_a_repository_the_packaged_model_is_served_until_there_is_one(
     installed: Path, tmp_path: Path
 ) -> None:
@@ -146,8 +172,9 @@ def test_pipx_starts_a_server_from_the_wheel_alone(
     cwd.mkdir()
     pipx = [tools / "pipx", "run", "--spec", f"{release.wheel}[cpu]"]
     run(*pipx, "mnist-serve", "--help", cwd=cwd)  # installs it
+    client = [tools / "pipx", "run", "--spec", f"{release.client}[grpc]", "mnist-predict"]
     with serving(cwd, *pipx, "mnist-serve") as addresses:
-        assert version_that_finds_the_seven(cwd, addresses, *pipx, "mnist-predict") == "2"
+        assert version_that_finds_the_seven(cwd, addresses, *client) == "2"
 
 
 def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Release) -> None:
@@ -167,11 +194,12 @@ def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Re
     assert len([name for name in names if name.startswith("service/shipped_models/")]) == 2
     assert "training/data/bundled/train-images-idx3-ubyte.gz" in names
     assert "service/py.typed" in names
-    packaged = {name for name in names if name.startswith("service/http/playground/static/")}
-    assert packaged == {path.relative_to(ROOT).as_posix() for path in STATIC.iterdir()}
+    packaged = {name for name in names if "/static/" in name}
+    files = [*STATIC.iterdir(), *VIEWER.iterdir()]
+    assert packaged == {path.relative_to(ROOT).as_posix() for path in files}
     # Tests and benchmarks are not installed.
     packages = {name.split("/")[0] for name in names if not name.startswith("mnist_service-")}
-    assert packages == {"service", "training", "clients"}
+    assert packages == {"service", "training"}
     with tarfile.open(release.sdist) as sdist:
         for name, text in licences.items():
             file = sdist.extractfile(f"mnist_service-{version}/{name}")
@@ -186,7 +214,7 @@ def loaded_by(module: str) -> set[str]:
 
 def test_service_imports_neither_torch_nor_training() -> None:
     assert not loaded_by("service.worker") & {"torch", "training"}
-    assert not loaded_by("clients.cli") & {"torch", "training"}
+    assert not loaded_by("clients.demo") & {"torch", "training"}
 
 
 def test_the_supervisor_imports_nothing_heavy() -> None:

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 import pytest
+from mnist_client.command.main import main
 from PIL import Image
 from torchvision.models import ResNet18_Weights
 
-from clients.cli import main
 from tests.conftest import ROOT, free_ports
 from tests.training.data.test_sources import write_idx
 from training.data.mnist import CLOTHES, FASHION_FOLDER

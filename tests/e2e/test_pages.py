@@ -121,10 +121,12 @@ def test_the_tutorial_leads_from_training_to_an_update(reader: Reader) -> None:
 
 
 def test_clients_in_three_languages_get_the_seven(tmp_path: Path, server: Server) -> None:
-    form, body, python, tensors, javascript = follow(Reader(tmp_path, server), "howto/clients.md")
+    printed = follow(Reader(tmp_path, server), "howto/clients.md")
+    form, body, package, plain, tensors, javascript = printed
     for answer in (form, body):
         assert json.loads(answer)["predictions"][0]["digit"] == 7
-    assert python.split() == ["7", "[7]", "True"]
+    assert package.splitlines() == ["7 (7,) True", "['blank', 'blank', 'blank']"]
+    assert plain.split() == ["7", "[7]", "True"]
     assert tensors.split() == ["[False", "False", "False]"]
     assert javascript.strip() == "7"
 

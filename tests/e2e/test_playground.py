@@ -390,7 +390,9 @@ def test_it_can_be_switched_off(start_server: Callable[..., Server]) -> None:
     status, body = server.request("GET", "/", headers=BROWSER)
     assert status == 200
     assert json.loads(body)["endpoints"]
-    assert server.get("/playground/main.js")[0] == 404
+    for path in ("/playground/main.js", "/docs", "/docs/main.js"):
+        assert server.get(path)[0] == 404
+    assert server.get("/openapi.json")[0] == 200
 
 
 def test_the_card_is_model_json(two_workers: Server) -> None:

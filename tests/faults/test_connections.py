@@ -86,6 +86,37 @@ def test_held_connections_make_room_for_newcomers(
     assert server.stop() == 0
 
 
+def test_half_sent_bodies_leave_half_of_the_places_to_others(
+    start_server: Callable[..., Server],
+) -> None:
+    """They would hold their places for 600 s; some trickle."""
+    server = start_server(max_connections=LIMIT, body_timeout=600)
+    begin = b"POST /predict HTTP/1.1\r\nHost: x\r\ncontent-type: application/octet-stream\r\n"
+    kinds = [
+        begin + b"content-length: 784\r\n\r\n" + bytes(500),  # read whole
+        begin + b"content-length: 784\r\nexpect: 100-continue\r\n\r\n",
+        begin + b"content-length: 78400\r\n\r\n" + bytes(500),
+        begin + b"transfer-encoding: chunked\r\n\r\n" + b"1f4\r\n" + bytes(250),
+    ]
+    with held(server.http_port, 2 * LIMIT, kinds) as connections:
+        for _ in range(20):
+            assert ask(server.http_port, "/v2/health/live") == 200
+            status, answer = server.post("/predict", bytes(784), "application/octet-stream")
+            assert (status, len(answer["predictions"])) == (200, 1)
+            for connection in connections[::2]:
+                with contextlib.suppress(OSError):
+                    connection.send(b"\0")
+        refused = 0
+        for connection in connections:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):
+                refused += b"503 Service Unavailable" in connection.recv(65536)
+        assert refused >= LIMIT // 2
+    assert "arrives too slowly while others wait" in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
+    assert server.stop() == 0
+
+
 def test_a_connection_that_sends_no_request_is_closed(start_server: Callable[..., Server]) -> None:
     server = start_server(header_timeout=0.5)
     with held(server.http_port, 8, [b"", b"GET /v2/health/live HT", PREFACE[:10]]) as connections:

@@ -49,7 +49,7 @@ def main() -> None:
     )
     options = arguments.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # sets would make two runs differ
-        os.execve(
+        os.execve(  # noqa: S606 (this module, in this Python)
             sys.executable,
             [sys.executable, "-m", "tests.fuzz", *sys.argv[1:]],
             os.environ | {"PYTHONHASHSEED": "0"},

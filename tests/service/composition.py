@@ -8,6 +8,7 @@ from service.core.batching import BatchLimits
 from service.core.budget import Budget
 from service.http.answering import HttpApp
 from service.http.compression import Compression
+from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.observe.metrics import Metrics
 from service.observe.recorder import RequestRecorder
@@ -48,4 +49,5 @@ def http_app_of(operations: Operations) -> HttpApp:
         recorder=RequestRecorder(Metrics(), "none"),
         compression=Compression(1 << 20, 1024, Budget(1 << 25)),
         playground=Playground(),
+        viewer=Viewer(),
     )

@@ -120,9 +120,7 @@ def parser() -> argparse.ArgumentParser:
         prog="mnist-evaluate",
         usage="%(prog)s MODEL [--data DATA] [--json FILE] [--report FOLDER]",
         description="Measure a model on a test set, with ONNX Runtime.",
-        epilog="examples:\n"
-        "  mnist-evaluate models/mnist/2/model.onnx\n"
-        "  mnist-evaluate models/mnist/2/model.onnx --json metrics.json --report report",
+        epilog="example:\n  mnist-evaluate models/mnist/2/model.onnx --json metrics.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )

@@ -116,9 +116,8 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s [--vary KNOB=VALUES ...] [--study FOLDER] [--KNOB VALUE ...]",
         description="Search for values of a recipe's knobs, judged on held-out images.",
         epilog="Flags of network, optimisation and images override the recipe in all trials.\n\n"
-        "examples:\n"
-        "  mnist-search --vary lr=0.001,0.01 --vary hidden=64,30+30 --epochs 5\n"
-        "  mnist-search --sampler tpe --trials 50 --vary lr=0.0001:0.1 --workers 2",
+        "example:\n"
+        "  mnist-search --vary lr=0.001,0.01 --vary hidden=64,30+30 --epochs 5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )

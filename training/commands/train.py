@@ -188,10 +188,8 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s [--recipe RECIPE] [--resume FOLDER] [--KNOB VALUE ...]",
         description="Train a classifier of small images and publish it as ONNX.",
         epilog="Flags of network, optimisation and images override the recipe.\n\n"
-        "examples:\n"
-        "  mnist-train                            # the recipe fast; publishes it\n"
-        "  mnist-train --recipe book --lr 0.01 --epochs 10 --no-publish\n"
-        "  mnist-train --image-folder shapes --model-name shapes",
+        "example:\n"
+        "  mnist-train --recipe book --lr 0.01 --epochs 10 --no-publish",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )

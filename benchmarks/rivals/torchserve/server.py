@@ -13,7 +13,7 @@ MANAGEMENT_PORT = int(os.environ["GRPC_PORT"])
 
 folder = Path(tempfile.mkdtemp(prefix="torchserve-"))
 tools = Path(sys.executable).parent
-subprocess.run(
+subprocess.run(  # noqa: S603 (tools of its own environment)
     [
         tools / "torch-model-archiver", "--model-name", "mnist", "--version", "1",
         "--handler", "handler.py", "--export-path", folder,
@@ -41,7 +41,7 @@ model = {
 os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"
 os.environ["LOG_LOCATION"] = os.environ["METRICS_LOCATION"] = str(folder)
 os.chdir(folder)
-os.execv(
+os.execv(  # noqa: S606 (without a shell, on purpose)
     tools / "torchserve",
     [
         "torchserve",

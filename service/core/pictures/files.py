@@ -1,7 +1,7 @@
 """Files of pictures: what may be opened, and how much of it is decoded.
 
-PNG, JPEG, WebP, BMP and GIF (its first frame). A picture takes some 5 bytes per pixel of what is
-decoded, and a JPEG in several scans, a WebP or a GIF up to 12 more.
+PNG, JPEG, WebP, BMP and GIF (its first frame). A picture takes up to 4 bytes per pixel of what is
+decoded, and while it is decoded, a JPEG in several scans or a WebP up to 8 more.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import io
 import threading
 from typing import Literal
 
-from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
-
-# Otherwise the first picture makes Pillow import all of its formats, for some 50 ms.
-from PIL import WebPImagePlugin as _  # noqa: F401
+# The formats are imported here; otherwise the first picture makes Pillow import all of its formats,
+# for some 50 ms.
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from service.core.errors import InvalidArgument, RequestTooLarge
 
@@ -24,12 +23,24 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow keeps the texts of a PNG; it allows 64 MB of them.
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 # Larger JPEGs in several scans and WebPs are decoded one at a time: libjpeg holds 6 or 8 bytes more
-# per pixel for the former, libwebp 12 for the latter.
+# per pixel for the former, libwebp 8 for the latter.
 _MANY_COEFFICIENTS = 512 * 1024
 _coefficients = threading.Lock()
 # What Pillow raises for damaged files. AssertionError: a PNG of colour type 3 without a palette.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, AssertionError)
 IS_DAMAGED = "image: the file is damaged or cut short; save it again."
+
+
+class _WebP(WebPImagePlugin.WebPImageFile):
+    """A WebP whose decoder is gone once the first frame is there.
+
+    Pillow keeps it, with 8 bytes per pixel, until the picture itself is gone.
+    """
+
+    def _get_next(self) -> tuple[bytes, int, int]:
+        frame = super()._get_next()
+        del self._decoder
+        return frame
 
 
 def open_picture(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image.Image:
@@ -47,8 +58,12 @@ def open_picture(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image
     elif body[:2] == b"BM" and body[30:31] in (b"\1", b"\2"):
         # Pillow expands these in Python, some 0.3 us per pixel.
         raise InvalidArgument("image: the BMP is run-length encoded; save it without compression.")
+    image: Image.Image
     try:
-        image = Image.open(io.BytesIO(body), formats=FORMATS)
+        if body[:4] == b"RIFF":
+            image = _WebP(io.BytesIO(body))
+        else:
+            image = Image.open(io.BytesIO(body), formats=FORMATS)
     except (UnidentifiedImageError, *DAMAGED):
         raise InvalidArgument("image: this is not a PNG, JPEG, WebP, BMP or GIF file.") from None
     pixels = image.width * image.height

@@ -89,7 +89,7 @@ class Http2Server:
     def _protocol(self) -> Http2Protocol:
         settings = self._settings
         # Connections that were opened at the same moment do not end at the same moment.
-        max_age = settings.max_connection_age * random.uniform(0.9, 1.1)
+        max_age = settings.max_connection_age * random.uniform(0.9, 1.1)  # noqa: S311 (spreads the load, is not a secret)
         return Http2Protocol(
             rpcs=self._rpcs,
             calls=self._calls,

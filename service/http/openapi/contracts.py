@@ -246,7 +246,16 @@ DOCUMENT = Contract(
     "This document",
     {JSON: {"type": "object"}},
     headers=_UNLESS,
-    answer_headers={"etag": STRING},
+    answer_headers=_CACHED,
     otherwise={304: {}},
+)
+VIEWER = Contract(
+    PAGES,
+    "The page that shows this document",
+    {HTML: STRING},
+    headers=_UNLESS,
+    answer_headers=_CACHED,
+    otherwise={304: {}},
+    errors=(NoSuchEndpoint,),
 )
 OPTIONS = Contract(PAGES, "The methods of the path", {}, answer_headers={"allow": STRING})

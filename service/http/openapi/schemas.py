@@ -175,10 +175,10 @@ SCHEMAS: dict[str, Schema] = {
         "pattern": f"^data:({'|'.join(PICTURES)});base64,",
         "description": "A picture in base64.",
     },
-    "Form": request_record("A picture as the only file of a form.", "image", image=BYTES),
+    "Form": record("A picture as the only file of a form.", image=BYTES),
     "PictureObject": request_record("A picture.", "image", image=reference("DataUrl")),
     "ImageObject": request_record(
-        "A picture, or pixels.", "image", image=any_of(reference("DataUrl"), reference("Pixels"))
+        "Pixels, or a picture.", "image", image=any_of(reference("Pixels"), reference("DataUrl"))
     ),
     "Rows": {
         **any_of(map_of(reference("Values")), list_of(reference("Values"))),

@@ -19,7 +19,7 @@ from service.core.digits import (
     pixels_from_bytes,
     pixels_from_values,
 )
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, ModelFault
 from service.core.tensors import TensorSpec
 
 PIXELS_IN = TensorSpec("pixels", "UINT8", (-1, 28, 28))
@@ -62,6 +62,24 @@ def test_certainty_has_an_entropy_of_zero() -> None:
     for rows in (certain[:1], certain):
         for prediction in layout.predictions([np.zeros((1, 1)), rows]):
             assert str(prediction.entropy_bits) == "0.0"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("is_logits", [True, False])
+def test_an_output_that_is_not_finite_is_the_fault_of_the_model(
+    value: float, rows: int, is_logits: bool
+) -> None:
+    layout = DigitLayout(output=0, is_logits=is_logits, image_shape=None, model="mine")
+    output = np.full((rows, 10), 0.1, np.float32)
+    output[-1, 3] = value
+    if is_logits and value == -np.inf:  # a digit that the model excludes
+        assert layout.predictions([output])[-1].probabilities[3] == 0
+        output[-1] = value
+    with pytest.raises(ModelFault, match=r"^Model 'mine' is at fault"):
+        layout.predictions([output])
+    with pytest.raises(ModelFault):
+        list(Rows(layout, [[output]]))
 
 
 @pytest.mark.parametrize("rows", [2, 20])

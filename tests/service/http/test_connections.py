@@ -164,3 +164,38 @@ def test_sockets_of_other_ports_are_not_looked_at() -> None:
             assert Connections(other.settings(), {})._scan() == []
 
     with_server(scenario)
+
+
+class Arriving:
+    """Bodies of these clients arrive slowly."""
+
+    def __init__(self, clients: list[socket.socket]) -> None:
+        self.clients = {f"127.0.0.1:{client.getsockname()[1]}" for client in clients}
+        self.refused: list[int] = []
+
+    def slow_clients(self, seconds: float) -> set[str]:
+        return self.clients
+
+    def give_way(self, client: str) -> None:
+        self.refused.append(int(client.rpartition(":")[2]))
+
+
+@pytest.mark.parametrize(("newcomers", "refused"), [(0, 0), (1, 1), (9, 3)])
+def test_slow_bodies_keep_half_of_the_places_those_that_moved_last(
+    newcomers: int, refused: int
+) -> None:
+    async def scenario(server: Server) -> None:
+        clients = []
+        for _ in range(5):
+            clients.append(server.exchange()[0])
+            await asyncio.sleep(0.02)  # the kernel's clock has milliseconds
+        bodies = Arriving(clients)
+        in_flight = dict(enumerate(bodies.clients))
+        tested = Connections(server.settings(max_connections=5), in_flight, bodies)
+        await tested.sweep(newcomers)
+        assert bodies.refused == [c.getsockname()[1] for c in clients[:refused]][::-1]
+        assert all(is_open(client) for client in clients)  # they end with their answers
+        await Connections(server.settings(max_connections=6), in_flight, bodies).sweep(newcomers)
+        assert len(bodies.refused) == refused
+
+    with_server(scenario)

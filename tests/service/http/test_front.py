@@ -154,6 +154,8 @@ def with_overloaded_front(root: Path, scenario: Callable[[Front], Awaitable[None
         ("/predict", ""),
         ("/predict", "model=linear"),
         ("/predict", "version=1"),
+        ("/read", ""),
+        ("/read", "model=linear&version=1"),
         ("/v2/models/linear/infer", ""),
         ("/v2/models/linear/versions/1/infer", ""),
     ],
@@ -302,6 +304,28 @@ def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path) -> None:
         assert "body_timeout" in protocol.body["error"]
 
     with_front(tmp_path, scenario, body_timeout=0.01)
+
+
+def test_a_slow_body_gives_way_when_its_place_is_needed(tmp_path: Path) -> None:
+    async def scenario(front: Any) -> None:
+        protocol = NeverArrives()
+        request = asyncio.ensure_future(front(predict(content_length="784"), protocol))
+        while not front.slow_clients(0):
+            await asyncio.sleep(0)
+        assert not front.slow_clients(3600)
+        front.give_way("127.0.0.1:9")  # another one
+        await asyncio.sleep(0)
+        assert not request.done()
+        for client in front.slow_clients(0):
+            front.give_way(client)
+            front.give_way(client)
+        await request
+        assert protocol.status == 503
+        assert "max_connections" in protocol.body["error"]
+        assert protocol.headers["connection"] == "close"
+        assert not front.slow_clients(0)
+
+    with_front(tmp_path, scenario)
 
 
 def test_a_body_that_is_cut_short_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -105,6 +108,40 @@ def test_an_unexpected_error_is_one_record_whatever_requests_are_logged(
     assert entry.exc_info is not None
     assert vars(entry)["fields"]["request_id"] == "the-id"
     assert vars(entry)["fields"]["code"] == "INTERNAL"
+
+
+class Body:
+    """What a request holds."""
+
+
+@pytest.mark.parametrize("kind", [Overloaded, ValueError, asyncio.CancelledError])
+def test_a_request_that_fails_leaves_nothing_for_the_garbage_collection(
+    kind: type[BaseException],
+) -> None:
+    bodies: list[weakref.ref[Body]] = []
+
+    async def work() -> None:
+        body = Body()
+        bodies.append(weakref.ref(body))
+        try:
+            raise KeyError
+        except KeyError:
+            error = kind("wrong")  # which refers to this function, by its traceback and its context
+            raise error from None
+
+    async def main() -> None:
+        with contextlib.suppress(Overloaded, InternalError, asyncio.CancelledError):
+            async with Attempt(RequestRecorder(Metrics(), "none"), "http", "cycle", "the-id"):
+                await work()
+        assert bodies[0]() is None
+
+    gc.disable()
+    logging.disable()  # caplog keeps records, and these keep the exception
+    try:
+        asyncio.run(main())
+    finally:
+        logging.disable(logging.NOTSET)
+        gc.enable()
 
 
 def test_a_known_error_passes_unchanged() -> None:

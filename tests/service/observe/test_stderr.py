@@ -75,6 +75,19 @@ def test_lines_that_find_no_room_at_all_are_dropped_and_counted(pipe: tuple[int,
     assert json.loads(os.read(pipe[0], 1 << 16))["message"] == "again"
 
 
+def test_text_that_utf_8_cannot_encode_is_escaped(pipe: tuple[int, int]) -> None:
+    handler = handler_of(pipe[1])
+    handler.setFormatter(logging.Formatter("\ud800 %(message)s"))
+    write(handler, "one")
+    assert os.read(pipe[0], 1 << 16) == b"\\ud800 one\n"
+    for number in range(5000):  # also in the line about those that were dropped
+        write(handler, f"{number} {'x' * 500}")
+    content = b""
+    while b"were dropped" not in content:
+        content += os.read(pipe[0], 1 << 16)
+    assert content.splitlines()[-1].startswith(b"\\ud800 ")
+
+
 def test_a_reader_that_has_gone_costs_only_the_lines(pipe: tuple[int, int]) -> None:
     handler = handler_of(pipe[1])
     os.close(pipe[0])

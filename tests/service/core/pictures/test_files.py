@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.core.errors import InvalidArgument, RequestTooLarge
+from service.core.pictures import files
 from service.core.pictures.digit import find_digit
 from service.core.pictures.files import open_picture
 from tests.conftest import Mnist
@@ -55,6 +56,21 @@ def test_drawings_of_every_form_come_back_as_mnist(mnist: Mnist) -> None:
     for form, closenesses in results.items():
         # One pixel of rounding matters for a thin stroke, so only the mean must be high.
         assert np.mean(closenesses) > 0.93, form
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_webp_is_decoded_as_pillow_does_and_its_decoder_goes(mode: str) -> None:
+    """The decoder has 8 bytes per pixel, for as long as it exists."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, len(mode)), np.uint8)
+    file = io.BytesIO()
+    frames = [Image.fromarray(pixels), Image.fromarray(pixels[::-1].copy())]
+    frames[0].save(file, "WEBP", lossless=True, exact=True, save_all=True, append_images=frames[1:])
+    opened = open_picture(file.getvalue(), 1_000_000, 1_000_000)
+    files.decode(opened)
+    assert opened.mode == mode
+    assert np.array_equal(np.asarray(opened), np.asarray(Image.open(file)))
+    assert not hasattr(opened, "_decoder")
+    files.decode(opened)
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])

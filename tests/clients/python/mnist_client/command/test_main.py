@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mnist_client.command.main import main
 from PIL import Image
 
-from clients.cli import Answer, bars, main
-from service.core.digits import REASONS
 from tests.conftest import ROOT, Server, free_ports
 
 SEVEN = str(ROOT / "docs" / "seven.png")
@@ -111,41 +110,15 @@ def test_a_server_that_does_not_answer_is_named_with_the_next_step(
 ) -> None:
     (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
-    assert main([SEVEN, "--address", address, "--timeout", "5", *transport]) == 1
+    assert main([SEVEN, "--address", address, "--timeout", "5", *transport]) == 3
     error = " ".join(capsys.readouterr().err.split())
     assert f"answer from {address}" in error
     assert "Start a server with mnist-serve, or name another with --address." in error
 
 
-def test_bars_are_as_long_as_their_probabilities() -> None:
-    answer = Answer(
-        model_name="m",
-        model_version="3",
-        digit=4,
-        probabilities=[0.0, 0.0, 0.0, 0.0, 0.75, 0.0, 0.0, 0.25, 0.0, 0.0],
-        entropy_bits=0.811,
-    )
-    lines = bars(answer).plain.splitlines()
-    assert [line.count("█") for line in lines[:10]] == [0, 0, 0, 0, 24, 0, 0, 8, 0, 0]
-    assert lines[4].endswith("75.000%")
-    assert lines[10] == "It is a 4, entropy 0.811 bits (m version 3)"
-
-
-@pytest.mark.parametrize("reason", REASONS[1:])
-def test_every_reason_has_plain_words(reason: str) -> None:
-    answer = Answer("m", "3", 4, [0.1] * 10, 3.32, [4, 7], False, reason, "Write it again.")
-    lines = bars(answer).plain.splitlines()
-    assert lines[10].startswith("Not accepted: ")
-    assert "_" not in lines[10]
-    assert lines[10].endswith(". Write it again.")
-    assert lines[11] == "The closest digit is 4, entropy 3.320 bits (m version 3)"
-
-
 def test_numbers_are_read_and_their_boxes_saved(
     address: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from PIL import Image
-
     seven = Image.open(SEVEN).convert("L").resize((112, 112))
     page = Image.new("L", (260, 120))
     page.paste(seven, (0, 4))
@@ -169,5 +142,5 @@ def test_numbers_are_read_and_their_boxes_saved(
 
 def test_out_needs_read_and_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     for options in (["--out", "x.png"], [SEVEN, "--read", "--out", "x.png"]):
-        assert main([SEVEN, *options]) == 1
+        assert main([SEVEN, *options]) == 2
         assert "--out needs --read and one file." in capsys.readouterr().err

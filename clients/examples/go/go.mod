@@ -1,0 +1,3 @@
+module example.com/mnist-predict
+
+go 1.19

@@ -1,0 +1,1 @@
+"""mnist-predict: pictures in, digits out."""

@@ -1,0 +1,158 @@
+"""HTTP, synchronous and asyncio, on httpx."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from email.utils import parsedate_to_datetime
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mnist_client.address import TLS, Address
+from mnist_client.calls import Call, HttpAnswer, HttpRequest, result_of
+from mnist_client.errors import (
+    ClientError,
+    DeadlineExceeded,
+    UnexpectedAnswer,
+    Unreachable,
+    of_status,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+
+class HttpTransport:
+    """Sends calls over HTTP; any number of threads may."""
+
+    def __init__(self, address: Address, tls: TLS | None, key: str | None, connections: int):
+        import httpx
+
+        self._httpx = httpx
+        self._address = address
+        self._client = httpx.Client(**_options(address, tls, key, connections))
+
+    def send(self, call: Call[T], timeout: float) -> T:
+        """Make one attempt of `timeout` seconds. Raises ClientError."""
+        began = monotonic()
+        content = bytearray()
+        try:
+            with self._client.stream(**_arguments(call.http_request(), timeout)) as response:
+                # httpx limits each wait; this limits them together.
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if monotonic() - began > timeout:
+                        raise self._httpx.ReadTimeout("The answer arrives too slowly.")
+        except (self._httpx.RequestError, self._httpx.InvalidURL) as error:
+            raise _error_of(error, self._address, timeout) from error
+        return _result(call, response, bytes(content), monotonic() - began, self._address)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+
+class AsyncHttpTransport:
+    """Sends calls over HTTP from one event loop."""
+
+    def __init__(self, address: Address, tls: TLS | None, key: str | None, connections: int):
+        import httpx
+
+        self._httpx = httpx
+        self._address = address
+        self._client = httpx.AsyncClient(**_options(address, tls, key, connections))
+
+    async def send(self, call: Call[T], timeout: float) -> T:
+        """Make one attempt of `timeout` seconds. Raises ClientError."""
+        began = monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                response = await self._client.request(**_arguments(call.http_request(), timeout))
+        except TimeoutError as error:
+            raise _late(self._address, timeout) from error
+        except (self._httpx.RequestError, self._httpx.InvalidURL) as error:
+            raise _error_of(error, self._address, timeout) from error
+        return _result(call, response, response.content, monotonic() - began, self._address)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+
+def _options(
+    address: Address, tls: TLS | None, key: str | None, connections: int
+) -> dict[str, Any]:
+    import httpx
+
+    headers = {"user-agent": "mnist-client"}
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    # Reading the authorities takes 20 ms. A context without any is safe: it trusts nobody.
+    context = (tls or TLS()).context() if address.is_secure else _no_authorities()
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    return {"base_url": address.url, "headers": headers, "verify": context, "limits": limits}
+
+
+def _no_authorities() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _arguments(request: HttpRequest, timeout: float) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"method": request.method, "url": request.path, "timeout": timeout}
+    if request.method == "POST":
+        arguments["content"] = request.content
+        arguments["headers"] = {"content-type": request.media_type}
+    return arguments
+
+
+def _result(
+    call: Call[T], response: httpx.Response, body: bytes, seconds: float, address: Address
+) -> T:
+    status = response.status_code
+    if status in call.statuses:
+        answer = HttpAnswer(status, response.headers, body, seconds)
+        return result_of(call.from_http, answer, address.target)
+    try:
+        message = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):  # of a proxy
+        message = f"The server at {address.target} answers with status {status}."
+    retry_after = _seconds_of(response.headers.get("retry-after", ""))
+    raise of_status(status, message, retry_after, response.headers.get("x-request-id", ""))
+
+
+def _seconds_of(retry_after: str) -> float | None:
+    """The header Retry-After in seconds from now (RFC 9110, 10.2.3), None without a valid one."""
+    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 10:
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time())
+    except ValueError:
+        return None
+
+
+def _late(address: Address, timeout: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"No answer from {address.target} within {timeout:.3g} s.")
+
+
+def _error_of(error: Exception, address: Address, timeout: float) -> ClientError:
+    """The client's error for one of httpx; an attempt has all the time that is left."""
+    import httpx
+
+    if isinstance(error, httpx.TimeoutException):
+        return _late(address, timeout)
+    if not isinstance(error, httpx.TransportError):  # such as an encoding that is damaged
+        return UnexpectedAnswer(f"The answer from {address.target} cannot be read ({error}).")
+    reason = str(error) or type(error).__name__
+    unreachable = Unreachable(f"No HTTP answer from {address.target} ({reason}).")
+    cause: BaseException | None = error
+    while cause is not None:
+        # A wrong certificate stays wrong; a connection that ends in the handshake may not.
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+            unreachable.retryable = False
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
+        unreachable.retryable = False
+    return unreachable
