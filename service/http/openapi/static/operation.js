@@ -24,9 +24,15 @@ export function operation(method, path, described) {
   return body;
 }
 
+// Content types of one schema stand together.
 function media(content) {
-  return Object.entries(content).map(([type, { schema }]) =>
-    element("div", {}, element("h4", {}, element("code", {}, type)), opened(schema)));
+  const types = new Map();
+  for (const [type, { schema }] of Object.entries(content)) {
+    const key = JSON.stringify(schema);
+    types.set(key, [...(types.get(key) ?? []), type]);
+  }
+  return [...types].map(([schema, names]) =>
+    element("div", {}, element("h4", {}, element("code", {}, names.join(", "))), opened(JSON.parse(schema))));
 }
 
 function answer([status, response]) {
