@@ -8,6 +8,7 @@ TOOLS := $(VENV)-tools
 INSTALLED := $(VENV)/.installed
 SOURCES := service training clients benchmarks tests deploy docs/site setup.py
 EXTRAS := cpu,train,dev,docs
+CLIENT_EXTRAS := grpc,images
 # LOCKED=1: make setup installs the versions of this lock and checks their hashes.
 LOCKED ?=
 LOCK = deploy/locks/dev-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
@@ -46,7 +47,7 @@ $(INSTALLED): pyproject.toml clients/python/pyproject.toml
 	$(if $(LOCKED),$(call step,4/4,Install the client and mnist-predict,\
 	  $(BIN)/python -m pip install --no-deps --no-build-isolation --editable clients/python),\
 	$(call step,4/4,Install the client and mnist-predict,\
-	  $(BIN)/python -m pip install --editable 'clients/python[grpc,images]'))
+	  $(BIN)/python -m pip install --editable 'clients/python[$(CLIENT_EXTRAS)]'))
 	@touch $@
 
 run: $(INSTALLED)  ## train on all of MNIST, publish, serve, and predict one test image
@@ -101,12 +102,6 @@ secrets:  ## create the missing secret files that docker-compose.yml names
 	  $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(24), end="")' >deploy/secrets/grafana_admin_password
 	@chmod 444 deploy/secrets/grafana_admin_password
 
-docs: export NO_MKDOCS_2_WARNING = 1
-docs: $(INSTALLED)  ## build the documentation site into build/site; ARGS=serve shows it on port 8080
-	$(BIN)/python -m docs.site.reference
-	$(BIN)/mkdocs $(if $(ARGS),$(ARGS) --dev-addr 127.0.0.1:8080,build --quiet) --config-file docs/site/mkdocs.yml
-	@$(if $(ARGS),,echo "The site is in build/site: python3 -m http.server --directory build/site 8080")
-
 # What checks and makes releases, in an environment of its own, with hashes.
 $(TOOLS)/.installed: deploy/locks/tools.txt
 	$(PYTHON) -m venv $(TOOLS)
@@ -134,6 +129,12 @@ audit: $(TOOLS)/.installed  ## look for known vulnerabilities of the locked pack
 
 licences: $(INSTALLED)  ## check the licences of all locked packages against deploy/supply/licences.toml
 	$(BIN)/python -m deploy.supply.licences
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(INSTALLED)  ## build the documentation site into build/site; ARGS=serve shows it on port 8080
+	$(BIN)/python -m docs.site.reference
+	$(BIN)/mkdocs $(if $(ARGS),$(ARGS) --dev-addr 127.0.0.1:8080,build --quiet) --config-file docs/site/mkdocs.yml
+	@$(if $(ARGS),,echo "The site is in build/site: python3 -m http.server --directory build/site 8080")
 
 bench: $(INSTALLED)  ## measure this server beside its rivals; ARGS="--quick" for a short run
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -107,8 +107,9 @@ def test_commands_that_do_not_run_here_have_options_that_exist() -> None:
 
 
 def test_the_tutorial_leads_from_training_to_an_update(reader: Reader) -> None:
-    trained, measured, _, shown, answer, blank, _, versions = follow(reader, "tutorial.md")
-    assert "models/mnist/3/model.onnx" in trained
+    _, measured, _, shown, answer, blank, _, versions = follow(reader, "tutorial.md")
+    assert (reader.folder / "models" / "mnist" / "3" / "model.onnx").exists()
+    assert (reader.folder / "report" / "report.html").exists()
     assert "accuracy" in measured
     assert "It is a" in shown
     assert len(json.loads(answer)["predictions"][0]["probabilities"]) == 10
