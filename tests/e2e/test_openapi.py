@@ -21,6 +21,7 @@ from tests.e2e.browser import AXE, running_browser
 from tests.e2e.openapi.conformance import DOCUMENT
 
 CONFIGURATION = Path(__file__).parent / "openapi" / "schemathesis.toml"
+OPERATIONS = sum(map(len, DOCUMENT["paths"].values()))
 LEAST_CASES = 5000
 MOST_BYTES = 20 * 1024
 
@@ -63,7 +64,8 @@ def test_schemathesis_finds_no_answer_that_is_not_in_the_document(
     assert found["failures"] == []
     assert found["complete"]
     assert found["test_cases"]["generated"] >= LEAST_CASES
-    assert found["operations"]["tested"] == sum(map(len, DOCUMENT["paths"].values()))
+    # All but GET /openapi.json, from where it has the document.
+    assert found["operations"]["tested"] == OPERATIONS - 1
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_the_page_lists_every_operation_and_finds_them(pages: Callable[..., Page
     ]
     assert shown.count() == len(routes)
     page.check("#minor")
-    assert shown.count() == sum(map(len, DOCUMENT["paths"].values()))
+    assert shown.count() == OPERATIONS
     page.uncheck("#minor")
     page.fill("#filter", "predict 503")
     assert shown.locator("code").all_inner_texts() == ["/predict"]
