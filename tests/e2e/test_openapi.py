@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,9 +27,11 @@ LEAST_CASES = 5000
 MOST_BYTES = 20 * 1024
 
 
-def test_the_server_returns_the_document(server: Server) -> None:
-    status, body = server.get("/openapi.json")
-    assert (status, json.loads(body)) == (200, json.loads(json.dumps(DOCUMENT)))
+def test_the_command_of_the_manual_returns_the_document(server: Server) -> None:
+    (command,) = re.findall(r"^curl .*openapi.json$", (ROOT / "docs/api.md").read_text(), re.M)
+    command = command.replace("127.0.0.1:8000", server.http)
+    document = json.loads(subprocess.check_output(["bash", "-c", command]))
+    assert document == json.loads(json.dumps(DOCUMENT))
 
 
 @pytest.fixture
