@@ -36,9 +36,11 @@ def markdown(results: Pictures) -> str:
         f"{machine.load_average_before[0]:g}. Models: {', '.join(results.models)}; figures are "
         f"their means. {plan.digits} digits of each kind, {plan.outliers} of each outlier, "
         f"{plan.numbers} numbers, seed {plan.seed}.",
-        f"{len(results.bars) - len(broken)} of {len(results.bars)} bars hold."
-        + "".join(f"\n- Does not hold: {bar.part}: {bar.name}." for bar in broken)
-        + "".join(f"\n- Not measured: {line}" for line in results.not_measured),
+        f"{len(results.bars) - len(broken)} of {len(results.bars)} bars hold.",
+        "\n".join(
+            [f"- Does not hold: {bar.part}: {bar.name}." for bar in broken]
+            + [f"- Not measured: {line}" for line in results.not_measured]
+        ),
         table(["", "bound", "measured", "each model", "holds"], map(_row, results.bars)),
         "### Pictures of digits",
         table(
@@ -72,7 +74,7 @@ def markdown(results: Pictures) -> str:
             ),
         ),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _row(bar: Bar) -> list[str]:

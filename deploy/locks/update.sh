@@ -34,6 +34,7 @@ fi
 # trains where they fit: without --upgrade, uv keeps what it finds in its output.
 for python in 3.11 3.14; do
   [ -z "$upgrade" ] || cp deploy/locks/train.txt "deploy/locks/dev-$python.txt"
-  lock "dev-$python" pyproject.toml deploy/locks/dev.in --extra cpu --extra train --extra dev \
-    --extra kubernetes --python-platform x86_64-manylinux_2_36
+  lock "dev-$python" pyproject.toml clients/python/pyproject.toml deploy/locks/dev.in \
+    --extra cpu --extra train --extra dev --extra docs --extra kubernetes --extra grpc --extra images \
+    --python-platform x86_64-manylinux_2_36
 done

@@ -23,10 +23,12 @@ ROOT = Path(__file__).parents[2]
 _FILES = ("Dockerfile", "docker-compose*.yml", "deploy/kubernetes/**/*.yaml")
 # `ARG PYTHON_IMAGE=python:3.11`, `FROM python:3.11 AS build`, `image: python:3.11`
 _REFERENCE = re.compile(
-    r"^(?P<before>ARG \w*IMAGE=|FROM (?=\S+[:@])|[ -]*image: )"
-    r"(?P<name>[\w./:-]+?)(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>\S+))?(?P<after>\s.*)?$",
+    r"^(?P<before>ARG \w*IMAGE=|FROM (?:--platform=\S+ )?|[ -]*image: *['\"]?)"
+    r"(?P<name>[\w./:-]+?)(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>[^\s'\"]+))?"
+    r"(?P<after>['\"]?(?:[ \t].*)?)$",
     re.M,
 )
+_STAGE = re.compile(r"^FROM \S.* AS (\S+)", re.M | re.I)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -52,19 +54,21 @@ def files(root: Path) -> list[Path]:
 
 def images(text: str) -> list[Image]:
     """The images of others that a file names."""
-    return [_image(match) for match in _REFERENCE.finditer(text) if _is_of_others(match)]
+    stages = _stages(text)
+    return [_image(match) for match in _REFERENCE.finditer(text) if _is_of_others(match, stages)]
 
 
 def pinned(text: str, digest_of: Callable[[str], str]) -> str:
     """The text with `name:tag@digest` for every image of others; '' removes a digest."""
+    stages = _stages(text)
 
     def reference(match: re.Match[str]) -> str:
-        if not _is_of_others(match):
+        if not _is_of_others(match, stages):
             return match[0]
         tagged = _image(match).tagged
         digest = digest_of(tagged)
-        after = match["after"] or ""
-        return f"{match['before']}{tagged}{'@' if digest else ''}{digest}{after}"
+        pin = f"@{digest}" if digest else ""
+        return f"{match['before']}{tagged}{pin}{match['after']}"
 
     return _REFERENCE.sub(reference, text)
 
@@ -73,8 +77,13 @@ def _image(match: re.Match[str]) -> Image:
     return Image(f"{match['name']}:{match['tag'] or 'latest'}", match["digest"] or "")
 
 
-def _is_of_others(match: re.Match[str]) -> bool:
-    return not match["name"].startswith("mnist-")
+def _stages(text: str) -> set[str]:
+    """The stages of a Dockerfile, which FROM may name as well; and `scratch`, which is nothing."""
+    return {*_STAGE.findall(text), "scratch"}
+
+
+def _is_of_others(match: re.Match[str], stages: set[str]) -> bool:
+    return match["name"] not in stages and not match["name"].startswith("mnist-")
 
 
 def pulled_digest(tagged: str) -> str:

@@ -179,13 +179,13 @@ def _licences(
     if name in policy["stated"]:
         return [{"expression": policy["stated"][name]}]
     spellings = policy["spellings"]
-    short = [text for text in package["licences"] if text.strip() and "\n" not in text.strip()]
+    unclear = ("", "UNKNOWN")
+    short = [text for text in package["licences"] if text not in unclear and "\n" not in text]
     if short:
         text = spellings.get(short[0], short[0])
-        is_spdx = re.fullmatch(r"[\w.+() -]+", text) and " " not in re.sub(
-            r" (AND|OR|WITH) ", "", text
-        )
-        return [{"expression": text}] if is_spdx else [{"license": {"name": text}}]
+        parts = {part.strip() for part in re.split(r" AND | OR |[()]", text)} - {""}
+        known = {*policy["permissive"], *policy["weak_copyleft"], *policy["only"]}
+        return [{"expression": text}] if parts <= known else [{"license": {"name": text}}]
     names = [line.rpartition(" :: ")[2] for line in package["classifiers"] if line[:7] == "License"]
     if len(names) == 1 and names[0] in spellings:
         return [{"expression": spellings[names[0]]}]

@@ -70,14 +70,17 @@ def test_every_metric_is_documented() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    documents = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "decisions").glob("*.md")]
-    assert len(documents) > 10
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert len(documents) > 40
     broken = []
     for document in documents:
         for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
             path, _, anchor = target.partition("#")
             linked = document.parent / path if path else document
-            if "://" in target or (linked.exists() and (not anchor or anchor in anchors(linked))):
+            # A code host serves the state of a workflow two levels above the file that it shows.
+            if "://" in target or target.startswith("../../actions/"):
+                continue
+            if linked.exists() and (not anchor or anchor in anchors(linked)):
                 continue
             broken.append(f"{document.name}: {target}")
     assert broken == []

@@ -45,5 +45,5 @@ def test_the_walk_in_the_manual_names_every_function(walk: Walk) -> None:
     """docs/architecture.md names exactly these functions, each in a numbered line."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     section = text.split("## The path of a picture")[1].split("\n## ")[0]
-    named = set(re.findall(r"^ *\d+\. `([\w.]+)`", section, re.MULTILINE))
+    named = set(re.findall(r"^ *- \d+: `([\w.]+)`", section, re.MULTILINE))
     assert named == set(walk.functions)

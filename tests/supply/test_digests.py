@@ -19,6 +19,8 @@ ARG TRAIN_LOCK=train
 FROM ${PYTHON_IMAGE} AS build
 FROM debian:12@%s AS other
 FROM build AS wheel
+FROM --platform=linux/amd64 untagged
+FROM scratch
 """
 COMPOSE = """services:
   serve:
@@ -26,7 +28,7 @@ COMPOSE = """services:
   envoy:
     image: some/envoy:v1
   other:
-    - image: "quoted is not ours"
+    - image: "quoted:2"
     image: 127.0.0.1:5000/thing:1.0@%s  # why
   untagged:
     image: grafana
@@ -35,7 +37,8 @@ COMPOSE = """services:
 
 def test_tags_stay_and_get_digests_old_ones_are_replaced() -> None:
     text = digests.pinned(DOCKERFILE % OLD, lambda tagged: NEW)
-    assert text == (DOCKERFILE % NEW).replace("3.11-slim", f"3.11-slim@{NEW}")
+    expected = (DOCKERFILE % NEW).replace("3.11-slim", f"3.11-slim@{NEW}")
+    assert text == expected.replace("untagged", f"untagged:latest@{NEW}")
     assert digests.pinned(text, lambda tagged: NEW) == text
 
 
@@ -43,12 +46,14 @@ def test_images_of_ours_are_left_alone_and_all_others_are_found() -> None:
     found = digests.images(COMPOSE % OLD)
     assert [image.tagged for image in found] == [
         "some/envoy:v1",
+        "quoted:2",
         "127.0.0.1:5000/thing:1.0",
         "grafana:latest",
     ]
-    assert [image.is_pinned for image in found] == [False, True, False]
+    assert [image.is_pinned for image in found] == [False, False, True, False]
     text = digests.pinned(COMPOSE % OLD, lambda tagged: NEW)
     assert f"    image: 127.0.0.1:5000/thing:1.0@{NEW}  # why\n" in text
+    assert f'    - image: "quoted:2@{NEW}"\n' in text
     assert "    image: mnist-serve:${TAG:-latest}\n" in text
     assert digests.pinned(text, lambda tagged: "").count("@") == 0
 
@@ -82,6 +87,13 @@ def test_every_image_of_others_in_this_checkout_is_found_and_all_or_none_are_pin
     }  # fmt: skip
     assert len({image.is_pinned for image in found}) == 1
     assert not any(image.tagged.endswith(":latest") for image in found)
+
+
+def test_the_dockerfile_copies_from_its_own_stages_only() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    sources = set(re.findall(r"\bfrom=([^,\s]+)", text))
+    assert sources
+    assert sources <= set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.M))
 
 
 def test_substitutes_without_a_registry_have_the_same_tags() -> None:

@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 
 LOCKS = ROOT / "deploy" / "locks"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CLIENT = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())["project"]
 PROJECT, BUILD = PYPROJECT["project"], PYPROJECT["build-system"]["requires"]
 # Lock -> the extras of our package in it.
 EXTRAS = {
@@ -26,8 +27,8 @@ EXTRAS = {
     "serve-gpu": ["gpu"],
     "train": ["cpu", "train"],
     "train-cpu": ["cpu", "train"],
-    "dev-3.11": ["cpu", "train", "dev", "kubernetes"],
-    "dev-3.14": ["cpu", "train", "dev", "kubernetes"],
+    "dev-3.11": ["cpu", "train", "dev", "docs", "kubernetes"],
+    "dev-3.14": ["cpu", "train", "dev", "docs", "kubernetes"],
 }
 # Locks for one Python, with its minor version; the others are for each that is supported.
 ONE_PYTHON = {"serve-gpu": 11, "train": 11, "train-cpu": 11, "dev-3.11": 11, "dev-3.14": 14}
@@ -100,6 +101,9 @@ def declared(name: str) -> list[Requirement]:
     if name in EXTRAS:
         groups = [PROJECT["optional-dependencies"][extra] for extra in EXTRAS[name]]
         lines += [*PROJECT["dependencies"], *(line for group in groups for line in group)]
+    if name.startswith("dev-"):  # the client is installed beside the service
+        extras = CLIENT["optional-dependencies"].values()
+        lines += [*CLIENT["dependencies"], *(line for group in extras for line in group)]
     left_out = NOT_LOCKED.get(name, set())
     return [r for r in map(Requirement, lines) if r.name not in left_out]
 

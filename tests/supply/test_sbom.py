@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from license_expression import get_spdx_licensing
 
 from deploy.supply import sbom
 from tests.conftest import ROOT
 
 POLICY = tomllib.loads((ROOT / "deploy" / "supply" / "licences.toml").read_text())
+SPDX = get_spdx_licensing()
 IMAGE = {"type": "container", "bom-ref": "pkg:oci/x@sha256%3A00", "name": "x", "version": "1"}
 WHEEL = {"type": "application", "bom-ref": "pkg:pypi/mnist-service@1.0", "name": "mnist-service"}
 
@@ -64,6 +66,10 @@ def assert_valid(document: dict[str, Any]) -> None:
     """Check a document against the official schema, and that its references resolve."""
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(document))
     assert error is None, error
+    licences = [one for part in document["components"] for one in part.get("licenses", [])]
+    for licence in licences:
+        if "expression" in licence:
+            assert SPDX.validate(licence["expression"]).errors == []
     refs = [part["bom-ref"] for part in document["components"]]
     refs.append(document["metadata"]["component"]["bom-ref"])
     assert len(set(refs)) == len(refs)

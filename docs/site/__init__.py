@@ -1,0 +1,1 @@
+"""The documentation site: mkdocs.yml, and what makes its pages of the code."""

@@ -1,0 +1,173 @@
+"""Every command and snippet of docs/ runs: here as a reader follows a page, or in another test.
+
+NOT_RUN is the one list of what does not run in CI, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from docs.site.reference import parsers
+from tests.conftest import ROOT, Server
+from tests.e2e.following import DOCS, Reader, blocks, commands
+
+GPU = "needs a GPU; make test-gpu serves and trains on one"
+CLUSTER = "needs a cluster; make test-kubernetes checks the manifests, in CI"
+DOCKER = "needs a Docker engine; tests.compose runs the stack, in CI"
+TRAINING = "takes minutes; the options are checked here, and tests/training runs each command"
+# Page -> the beginning of a block or command -> why it does not run in CI. "" is all of a page.
+NOT_RUN = {
+    "CONTRIBUTING.md": {"": "these are the commands of CI itself, and of a release"},
+    "deployment.md": {"": DOCKER},
+    "howto/from-fastapi.md": {
+        "import joblib": "the service to leave, on FastAPI, which is not installed",
+        "import httpx": "a service on FastAPI, which is not installed",
+    },
+    "howto/gpu.md": {"": GPU},
+    "howto/kubernetes.md": {"": CLUSTER},
+    "models.md": {"": "a line of model.json; tests/service/repository/test_models.py declares it"},
+    "performance.md": {"": "takes minutes to hours; tests/benchmarks runs the commands in short"},
+    "scaling.md": {"": CLUSTER},
+    "training.md": {"": TRAINING},
+    "tutorial.md": {
+        "make setup": "downloads 3 GB; this test's environment is what it makes",
+        "source ": "this test's environment is active",
+    },
+}
+# Page -> the test that runs its blocks.
+RUN_BY = {
+    "api.md": "test_docs.py",
+    "own-model.md": "test_own_model.py",
+    "pictures.md": "test_docs.py",
+    "protocol.md": "test_docs.py",
+}
+FOLLOWED = (
+    "tutorial.md",
+    "howto/clients.md",
+    "howto/from-fastapi.md",
+    "howto/from-torchserve.md",
+    "howto/from-triton.md",
+    "howto/tls.md",
+)
+LANGUAGES = {"sh", "python", "js", "yaml", "json"}
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    reader = Reader(tmp_path)
+    yield reader
+    reader.stop()
+
+
+def follow(reader: Reader, page: str) -> list[str]:
+    return reader.follow(page, tuple(NOT_RUN.get(page, {})))
+
+
+def test_every_page_with_commands_is_run_somewhere_or_listed_with_a_reason() -> None:
+    pages = {
+        path.relative_to(DOCS).as_posix()
+        for path in DOCS.rglob("*.md")
+        if any(block.language in LANGUAGES for block in blocks(path))
+    }
+    not_run = {page for page, parts in NOT_RUN.items() if "" in parts}
+    assert pages == not_run | RUN_BY.keys() | set(FOLLOWED)
+    for page, test in RUN_BY.items():
+        assert page in (ROOT / "tests" / "e2e" / test).read_text()
+
+
+def test_every_exception_is_on_its_page() -> None:
+    for page, parts in NOT_RUN.items():
+        texts = [block.text for block in blocks(DOCS / page)]
+        lines = [command for block in blocks(DOCS / page) for command in commands(block)]
+        for part, reason in parts.items():
+            assert reason
+            assert any(text.startswith(part) for text in texts + lines), (page, part)
+
+
+def test_commands_that_do_not_run_here_have_options_that_exist() -> None:
+    known = parsers()
+    checked = 0
+    for page in NOT_RUN:
+        for block in [each for each in blocks(DOCS / page) if each.language == "sh"]:
+            for command in commands(block):
+                name, *arguments = shlex.split(command, comments=True) or [""]
+                name = Path(name).name
+                if name in known:
+                    known[name].parse_args(arguments)  # exits with 2 if it does not know one
+                    checked += 1
+    assert checked > 12
+
+
+def test_the_tutorial_leads_from_training_to_an_update(reader: Reader) -> None:
+    _, measured, _, shown, answer, blank, _, versions = follow(reader, "tutorial.md")
+    assert (reader.folder / "models" / "mnist" / "3" / "model.onnx").exists()
+    assert (reader.folder / "report" / "report.html").exists()
+    assert "accuracy" in measured
+    assert "It is a" in shown
+    assert len(json.loads(answer)["predictions"][0]["probabilities"]) == 10
+    assert blank.startswith("False blank")
+    end = time.monotonic() + 180
+    while "4" not in json.loads(versions)["versions"]:
+        assert time.monotonic() < end, versions
+        time.sleep(0.1)
+        versions = reader.run(f"curl -s http://127.0.0.1:{reader.http}/v2/models/mnist")
+
+
+def test_clients_in_three_languages_get_the_seven(tmp_path: Path, server: Server) -> None:
+    printed = follow(Reader(tmp_path, server), "howto/clients.md")
+    form, body, package, plain, tensors, javascript = printed
+    for answer in (form, body):
+        assert json.loads(answer)["predictions"][0]["digit"] == 7
+    assert package.splitlines() == ["7 (7,) True", "['blank', 'blank', 'blank']"]
+    assert plain.split() == ["7", "[7]", "True"]
+    assert tensors.split() == ["[False", "False", "False]"]
+    assert javascript.strip() == "7"
+
+
+def test_a_repository_and_a_client_of_triton_work_as_they_are(reader: Reader) -> None:
+    *_, result = follow(reader, "howto/from-triton.md")
+    assert result.split()[:3] == ["[[", "0", "2"]
+
+
+def test_a_network_from_torchserve_answers_with_its_labels(reader: Reader) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(reader.folder / "photo.png")
+    *_, answer = follow(reader, "howto/from-torchserve.md")
+    assert set(json.loads(answer)["predictions"][0]["probabilities"]) == {"cat", "dog"}
+
+
+def test_a_pipeline_from_fastapi_answers_with_its_labels(reader: Reader) -> None:
+    *_, answer = follow(reader, "howto/from-fastapi.md")
+    (row,) = json.loads(answer)["predictions"]
+    assert row["label"] == "class_0"
+    refused = reader.run(
+        f"curl -s -H 'Content-Type: application/json' "
+        f"'http://127.0.0.1:{reader.http}/predict?model=wine' -d '{{\"alcohol\": 13.2}}'"
+    )
+    assert "malic_acid" in json.loads(refused)["error"]
+
+
+def test_envoy_adds_tls_and_a_key_to_both_transports(reader: Reader) -> None:
+    *_, http, grpc = follow(reader, "howto/tls.md")
+    assert json.loads(http)["predictions"][0]["digit"] == 7
+    assert grpc.strip() == "7"
+    status = reader.run(
+        "curl -s -o /dev/null -w '%{http_code}' --cacert cert.pem "
+        f"https://127.0.0.1:{reader.tls}/v2"
+    )
+    assert status == "401"
+
+
+def test_snippets_that_do_not_run_are_at_least_python() -> None:
+    for page in NOT_RUN:
+        for block in blocks(DOCS / page):
+            if block.language == "python":
+                compile(block.text, page, "exec")
