@@ -59,7 +59,7 @@ from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings, load
 
 if TYPE_CHECKING:
-    from service.supervisor import Lifecycle, Pulse
+    from service.pulse import Lifecycle, Pulse
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 TESTED_TREES = ("service", "training", "clients/python")
 # Modules without a test module of their own, with the tests that cover them instead.
 TESTED_ELSEWHERE = {
+    "service/grpc/http2/events.py": "it only declares: test_connection.py sees each event",
     "service/check/finding.py": "it only declares",
     "training/errors.py": "it only declares: tests raise each error where it is caused",
     "clients/python/mnist_client/results.py": "it only declares",

@@ -39,7 +39,7 @@ from service.core.digits import REASONS  # noqa: E402
 from service.core.statistics import BatchRun, ModelStatistics  # noqa: E402
 
 if TYPE_CHECKING:
-    from service.supervisor import Replacements
+    from service.pulse import Replacements
 
 __all__ = ["CONTENT_TYPE", "DIRECTORY", "Metrics", "ModelMetrics", "exposition", "share"]
 

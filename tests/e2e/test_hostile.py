@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2 as inference
 from tritonclient.grpc import service_pb2_grpc as inference_grpc
 from tritonclient.utils import InferenceServerException
 
-from service.supervisor import process_cpu_s
+from service.pulse import process_cpu_s
 from tests.conftest import SHIPPED_MODELS, Server
 from tests.e2e.onnx_models import publish_identity, publish_slow_model
 from tests.e2e.triton import Triton

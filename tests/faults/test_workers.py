@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from service import supervisor
-from service.supervisor import Pulse, WatchedProcess
+from service import pulse as pulses
+from service.pulse import Pulse, WatchedProcess
 from tests.conftest import SHIPPED_MODELS, Server
 from tests.stops.stop import live_processes
 
@@ -86,8 +86,8 @@ def test_a_loop_that_spins_hangs() -> None:
 def test_a_loop_that_gets_no_core_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     pulse = Pulse(beats=1)
     worker = watched(os.getpid(), pulse)
-    thread = supervisor.MainThread(is_runnable=True, cpu_s=7.0)
-    monkeypatch.setattr(supervisor, "main_thread", lambda pid: thread)
+    thread = pulses.MainThread(is_runnable=True, cpu_s=7.0)
+    monkeypatch.setattr(pulses, "main_thread", lambda pid: thread)
     assert not worker.hangs(now=0)
     assert not worker.hangs(now=60)
     thread = thread._replace(is_runnable=False)  # it waits for something else than a core
@@ -126,8 +126,8 @@ def test_a_worker_that_uses_no_cpu_time_before_its_first_beat_hangs() -> None:
 
 
 def wait_for_cpu_time(pid: int) -> None:
-    end, before = time.monotonic() + 120, supervisor.process_cpu_s(pid)
-    while supervisor.process_cpu_s(pid) == before:
+    end, before = time.monotonic() + 120, pulses.process_cpu_s(pid)
+    while pulses.process_cpu_s(pid) == before:
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -153,9 +153,7 @@ def test_a_loop_that_computes_has_10_s_of_cpu_time(
 ) -> None:
     worker = watched(os.getpid(), Pulse(beats=1))
     cpu_s = 0.0
-    monkeypatch.setattr(
-        supervisor, "main_thread", lambda pid: supervisor.MainThread(is_runnable, cpu_s)
-    )
+    monkeypatch.setattr(pulses, "main_thread", lambda pid: pulses.MainThread(is_runnable, cpu_s))
     assert not worker.hangs(now=0)
     for now in (5, may_take / 2, may_take - 0.5):
         cpu_s = now * share

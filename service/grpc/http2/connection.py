@@ -36,7 +36,6 @@ Sources: RFC 9113 (HTTP/2); gRPC over HTTP2 (PROTOCOL-HTTP2.md).
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -46,6 +45,15 @@ from service.core.budget import Claim
 from service.core.errors import InFlightLimit, RequestTimeout, excerpt
 from service.grpc.answering import Rpc
 from service.grpc.http2 import frames
+from service.grpc.http2.events import (
+    CallCancelled,
+    CallEnded,
+    CallStarted,
+    Event,
+    MessageReceived,
+    MessagesEnded,
+    OutputDrained,
+)
 from service.grpc.http2.frames import FrameReader, ProtocolError, StreamError
 from service.grpc.http2.headers import (
     MAX_HEADER_BLOCK,
@@ -55,6 +63,7 @@ from service.grpc.http2.headers import (
     Status,
     http_error,
 )
+from service.grpc.http2.limits import Allowance, Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
 
@@ -82,90 +91,12 @@ _KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
 _MAX_UNFINISHED = 1024
 
 
-class Limits(NamedTuple):
-    """Limits of one connection; times are in seconds, and 0 is never for those that say so."""
-
-    max_message: int  # bytes
-    max_streams: int  # open calls
-    body_timeout: float  # for the message of a unary call, and for an answer to be read
-    header_timeout: float = 10.0  # for the preface and for a header block
-    idle_timeout: float = 300.0  # without an open call
-    keepalive_interval: float = 60.0  # without a byte received, until a PING is sent; or 0
-    keepalive_timeout: float = 20.0  # for any byte after the PING
-    max_age: float = 3600.0  # or 0
-    grace: float = 30.0  # for the open calls of a connection that has reached max_age
-
-    @property
-    def tick(self) -> float:
-        """Seconds between two calls of `Connection.tick`."""
-        times = (self.body_timeout, self.header_timeout, self.idle_timeout, self.keepalive_timeout)
-        return min([*times, self.keepalive_interval or math.inf, self.max_age or math.inf]) / 2
-
-
-class Allowance:
-    """How often a peer may do what costs it nothing: `burst` times, and as often per second."""
-
-    __slots__ = ("_burst", "_used_at", "left")
-
-    def __init__(self, burst: int) -> None:
-        self.left = float(burst)
-        self._burst = burst
-        self._used_at = 0.0
-
-    def use(self, now: float) -> bool:
-        """Whether it may happen once more."""
-        self.left = min(self.left + (now - self._used_at) * self._burst, self._burst) - 1
-        self._used_at = now
-        return self.left >= 0
-
-
 class Leaving(NamedTuple):
     """Why and since when the peer is asked to connect again."""
 
     cause: str  # for the metric
     reason: str
     since: float
-
-
-class CallStarted(NamedTuple):
-    """The headers of a streaming call, or of one with a deadline, have arrived."""
-
-    stream: Stream
-
-
-class MessageReceived(NamedTuple):
-    """A message is complete, and so is the request if the call is unary."""
-
-    stream: Stream
-    flag: int  # 0 for an uncompressed message
-    content: bytes
-
-
-class MessagesEnded(NamedTuple):
-    """The peer sends no more messages on a streaming call."""
-
-    stream: Stream
-
-
-class OutputDrained(NamedTuple):
-    """All messages of a streaming call that waited for a window are sent."""
-
-    stream: Stream
-
-
-class CallEnded(NamedTuple):
-    """The answer of a finished call waited for a window and is sent; its deadline is over."""
-
-    stream: Stream
-
-
-class CallCancelled(NamedTuple):
-    """The peer gave up the call or broke its rules: stop working on it."""
-
-    stream: Stream
-
-
-Event = CallStarted | MessageReceived | MessagesEnded | OutputDrained | CallEnded | CallCancelled
 
 
 class Connection:

@@ -22,18 +22,18 @@ from service.core.errors import (
 )
 from service.core.inflation import inflate
 from service.grpc.answering import MESSAGE_SLACK, Call, Calls, Pipelined, Rpc
-from service.grpc.http2.connection import (
+from service.grpc.http2.connection import Connection
+from service.grpc.http2.events import (
     CallCancelled,
     CallEnded,
     CallStarted,
-    Connection,
     Event,
-    Limits,
     MessageReceived,
     MessagesEnded,
     OutputDrained,
 )
 from service.grpc.http2.headers import OK, RetryLater, Status
+from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import Stream
 from service.observe import metrics

@@ -16,16 +16,10 @@ from service.core.budget import Budget
 from service.core.errors import InvalidArgument
 from service.grpc.answering import Pipelined, Rpc, Unary
 from service.grpc.http2 import frames
-from service.grpc.http2.connection import (
-    CONNECTION_WINDOW,
-    CallCancelled,
-    CallStarted,
-    Connection,
-    Limits,
-    MessageReceived,
-    MessagesEnded,
-)
+from service.grpc.http2.connection import CONNECTION_WINDOW, Connection
+from service.grpc.http2.events import CallCancelled, CallStarted, MessageReceived, MessagesEnded
 from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW
 from tests.fuzz.fields import Fields

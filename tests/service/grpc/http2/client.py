@@ -13,7 +13,9 @@ import hpack
 from service.core.budget import Budget
 from service.grpc.answering import Pipelined, Rpc, Unary
 from service.grpc.http2 import frames
-from service.grpc.http2.connection import Connection, Event, Limits
+from service.grpc.http2.connection import Connection
+from service.grpc.http2.events import Event
+from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 
 UNARY = "/test.Service/Unary"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.grpc.http2 import frames as wire
-from service.grpc.http2.connection import CallCancelled, MessageReceived
+from service.grpc.http2.events import CallCancelled, MessageReceived
 from service.grpc.http2.headers import OK
 from tests.service.grpc.http2.client import (
     START,

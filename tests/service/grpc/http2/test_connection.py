@@ -19,15 +19,10 @@ from hypothesis import strategies as st
 
 from service.core.budget import Budget
 from service.grpc.http2 import frames
-from service.grpc.http2.connection import (
-    CONNECTION_WINDOW,
-    CallCancelled,
-    Connection,
-    Event,
-    Limits,
-    MessageReceived,
-)
+from service.grpc.http2.connection import CONNECTION_WINDOW, Connection
+from service.grpc.http2.events import CallCancelled, Event, MessageReceived
 from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW, State, Stream
 from tests.service.grpc.http2.client import (

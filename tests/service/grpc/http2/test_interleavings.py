@@ -14,17 +14,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from service.core.budget import Budget
 from service.grpc.http2 import frames
-from service.grpc.http2.connection import (
-    CONNECTION_WINDOW,
+from service.grpc.http2.connection import CONNECTION_WINDOW
+from service.grpc.http2.events import (
     CallCancelled,
     CallEnded,
     Event,
-    Limits,
     MessageReceived,
     MessagesEnded,
     OutputDrained,
 )
 from service.grpc.http2.headers import OK, Status
+from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW, State, Stream
 from tests.service.grpc.http2.client import (

@@ -11,7 +11,7 @@ import pytest
 from service.core.callers import Callers
 from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
 from service.grpc.http2 import frames
-from service.grpc.http2.connection import Limits
+from service.grpc.http2.limits import Limits
 from service.grpc.http2.listener import Http2Protocol, Http2Server
 from service.grpc.http2.pool import Pool
 from service.settings import Settings
