@@ -573,7 +573,6 @@ def load(
     environ = os.environ if environ is None else environ
     namespace, unknown_flags = (command_line or parser()).parse_known_args(arguments)
     flags = vars(namespace)
-    flags.pop("check", None)
     hints = get_type_hints(Settings)
     variables = {
         name: value
@@ -581,7 +580,9 @@ def load(
         if name.startswith(ENV_PREFIX) and not _is_service_link(name, value)
     }
     known_flags = ["--" + name.replace("_", "-") for name in ("help", *flags)]
+    flags.pop("check", None)
     for flag in (each.partition("=")[0] for each in unknown_flags):
+        flags["path"] = None  # it may be the value of this flag
         nearest = _nearest(flag, known_flags)
         refuse(
             _replaced(flag, flag.removeprefix("--").replace("-", "_"))

@@ -519,7 +519,14 @@ def _own_folder() -> Iterator[str]:
     A lock in the folder shows that its server lives: the supervisor and its workers hold it, and
     the kernel releases it when the last of them has ended.
     """
-    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+    try:
+        parent = tempfile.gettempdir()
+    except OSError as error:
+        raise SettingsError(
+            f"The server cannot write into a temporary folder: {error.strerror}. Set TMPDIR to a "
+            "folder that this user may write to."
+        ) from None
+    for path in Path(parent).glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue

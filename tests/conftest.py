@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -19,6 +20,12 @@ from typing import Any, NamedTuple
 import hypothesis
 import numpy as np
 import pytest
+
+# Tests and the processes that they start train small networks, which gain nothing from a second
+# thread. Threads that wait do not spin: beside other work, that takes up to 18 times as long. (Read
+# when torch is imported, by the tests.)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # An example may take any time: the machine may be busy.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -145,9 +152,18 @@ def mnist() -> Mnist:
     return read_mnist()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """A function that starts a server on a model repository; all servers stop at the end."""
+    """A function that starts a server on a model repository; it stops at the end of the module.
+
+    An idle server takes a hundredth of a core, and there would be some eighty at the end.
+    """
+    with starting(tmp_path_factory) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     started: list[Server] = []
 
     def start(models: Path = SHIPPED_MODELS, *, ready: bool = True, **settings: object) -> Server:
@@ -157,23 +173,29 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             server.wait_until(server.is_ready)
         return server
 
-    yield start
-    for server in started:
-        server.stop()
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.stop()
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Callable[..., Server]) -> Server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the shipped model and default settings, for tests that change nothing."""
-    return start_server(log_requests="all")
+    with starting(tmp_path_factory) as start:
+        yield start(log_requests="all")
 
 
 @pytest.fixture(scope="session", params=[True, False], ids=["own front", "grpcio"])
-def grpc_server(request: pytest.FixtureRequest, start_server: Callable[..., Server]) -> Server:
+def grpc_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """A server with the shipped model, once per gRPC front."""
-    server = start_server(log_requests="all", fast_grpc=request.param)
-    server.is_grpcio = not request.param
-    return server
+    with starting(tmp_path_factory) as start:
+        server = start(log_requests="all", fast_grpc=request.param)
+        server.is_grpcio = not request.param
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mnist_client.command import main as predict
+from PIL import Image
 
+from benchmarks.compare import __main__ as compare
+from benchmarks.engine import __main__ as engine
+from benchmarks.growth import __main__ as growth
+from benchmarks.overload import __main__ as overload
+from benchmarks.pictures import __main__ as pictures
+from benchmarks.serving import command as benchmark
+from benchmarks.training import __main__ as training
 from service import probe, settings
 from tests.conftest import ROOT, SHIPPED_MODELS, Server
 from training.commands import evaluate, search, train
@@ -19,9 +28,17 @@ from training.commands import evaluate, search, train
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "mnist-serve": settings.parser,
     "mnist-probe": probe.parser,
+    "mnist-predict": predict.parser,
     "mnist-train": train.parser,
     "mnist-search": search.parser,
     "mnist-evaluate": evaluate.parser,
+    "python -m benchmarks": benchmark.parser,
+    "python -m benchmarks.compare": compare.parser,
+    "python -m benchmarks.engine": engine.parser,
+    "python -m benchmarks.growth": growth.parser,
+    "python -m benchmarks.overload": overload.parser,
+    "python -m benchmarks.pictures": pictures.parser,
+    "python -m benchmarks.training": training.parser,
 }
 every_command = pytest.mark.parametrize("command", PARSERS)
 
@@ -86,10 +103,29 @@ def test_examples_of_the_server_and_its_probe_run(
         assert server.stop() == 0
 
 
+def test_examples_of_the_client_run(server: Server, tmp_path: Path) -> None:
+    pictures = ROOT / "service/http/playground/static"
+    for folder, name in (("docs", "seven.png"), ("scans", "mnist-3.png"), ("more/a", "b.png")):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(pictures / "mnist-7.png", tmp_path / folder / name)
+    Image.open(pictures / "mnist-number.png").convert("RGB").save(tmp_path / "page.jpg")
+    _, _, lines = (predict.parser().epilog or "").partition("examples:\n")
+    assert lines
+    for line in lines.splitlines():
+        address = server.grpc if "--grpc" in line else server.http
+        client = f"{sys.executable} -m mnist_client.command.main --address {address}"
+        command = line.replace("mnist-predict", client)
+        done = subprocess.run(
+            ["bash", "-c", command], check=True, capture_output=True, timeout=120, cwd=tmp_path
+        )
+        assert done.stdout, line
+    assert (tmp_path / "boxes.png").exists()
+
+
 def test_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(SHIPPED_MODELS, tmp_path / "models")
-    little = ["--train-limit=1000", "--validation-size=200", "--epochs=2", "--threads=1"]
+    little = ["--train-limit=400", "--validation-size=100", "--epochs=1", "--threads=1"]
     for example in examples("mnist-train"):
         assert train.main([*example, *little]) == 0
     for example in examples("mnist-search"):
@@ -97,3 +133,16 @@ def test_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for example in examples("mnist-evaluate"):
         assert evaluate.main(example) == 0
     assert (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("command", [each for each in PARSERS if "benchmarks" in each])
+def test_examples_of_benchmarks_are_accepted(command: str) -> None:
+    """tests/benchmarks runs them with less to do; one of these takes minutes."""
+    for example in examples(command):
+        PARSERS[command]().parse_args(example)
+
+
+def test_example_of_the_main_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = examples("python -m benchmarks")
+    assert benchmark.main(example) == 0
+    assert "contenders: " in capsys.readouterr().out

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-TESTED_TREES = ("service", "training")
+TESTED_TREES = ("service", "training", "clients/python")
 # Modules without a test module of their own, with the tests that cover them instead.
 TESTED_ELSEWHERE = {
     "service/check/finding.py": "it only declares",
     "training/errors.py": "it only declares: tests raise each error where it is caused",
+    "clients/python/mnist_client/results.py": "it only declares",
 }
 # Test modules without a module of their name, with what they test.
 OTHER_TESTS = {
@@ -18,10 +19,9 @@ OTHER_TESTS = {
     "service/grpc/http2/interleavings.py": "random interleavings of the calls of a connection",
     "service/runtime/never_wrong.py": "random graphs through batcher and session together",
     "service/request_path.py": "the path of one request through all modules of service/",
-    "training/full_fast.py": "the recipe `fast` from the command to the published version",
 }
 # Compiled from proto/; tests/proto compares it with tritonclient's.
-GENERATED = "service/stubs"
+GENERATED = ("service/stubs", "clients/python/mnist_client/stubs")
 
 
 def modules(tree: str) -> set[str]:
@@ -58,5 +58,5 @@ def test_every_test_module_is_named_after_a_module() -> None:
 def test_exceptions_are_modules_without_a_test_module() -> None:
     for module in TESTED_ELSEWHERE:
         assert (ROOT / module).is_file(), f"{module} does not exist"
-        tree = module.partition("/")[0]
+        (tree,) = (tree for tree in TESTED_TREES if module.startswith(f"{tree}/"))
         assert module not in with_tests(tree), f"{module} has a test module: remove the exception"

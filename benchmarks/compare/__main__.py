@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.check import WrongAnswer
+from benchmarks.command_line import command_line
 from benchmarks.compare.report import write_report
 from benchmarks.compare.results import judge, read
 from benchmarks.compare.rounds import comparable, find_tree, run
@@ -24,7 +25,7 @@ from benchmarks.serving.scenarios import matching
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, 1 if a scenario is below its bound or cannot be measured, 2 for wrong options."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     patterns = tuple(options.scenarios.split(",")) if options.scenarios else ()
     scenarios = comparable(patterns)
     try:
@@ -57,24 +58,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(verdict.holds for verdict in judge(read(path))) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options, add, add_output = command_line(
+        "benchmarks.compare",
+        "--before DIR [--after DIR] [--rounds N]",
+        __doc__,
+        "--before . --rounds 2 --scenarios '*single*'",
     )
-    add = parser.add_argument
     add("--before", type=Path, required=True, metavar="DIR", help="a checkout with its own .venv")
     add("--after", type=Path, default=ROOT, metavar="DIR", help="default: this checkout")
-    add("--rounds", type=int, default=10, help="default: %(default)s")
-    add("--seconds", type=int, default=2, help="length of a sample (default: %(default)s)")
+    add("--rounds", type=int, metavar="N", default=10, help="default: %(default)s")
+    add(
+        "--seconds",
+        type=int,
+        metavar="N",
+        default=2,
+        help="length of a sample (default: %(default)s)",
+    )
     add(
         "--scenarios",
         metavar="A,B",
         help="names or shell patterns (default: all with one image per request)",
     )
-    add("--results", type=Path, default=RESULTS, help="folder of the results file")
-    return parser
+    add_output(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results file"
+    )
+    return options
 
 
 if __name__ == "__main__":

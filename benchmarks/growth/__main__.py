@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.command_line import command_line
 from benchmarks.growth.curves import CURVES, measure
 from benchmarks.growth.report import write_report
 from benchmarks.growth.results import Plan
@@ -21,13 +22,7 @@ from benchmarks.paths import RESULTS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the curves; write DATE-MACHINE-growth.json with its report and plot."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-    add = parser.add_argument
-    add("--curves", default=",".join(CURVES), metavar="A,B", help="default: %(default)s")
-    add("--seconds", type=int, default=Plan().seconds, help="seconds per point")
-    add("--requests", type=int, default=Plan().requests, help="requests of the last curve")
-    add("--results", type=Path, default=RESULTS, help="folder of the results file")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     names = options.curves.split(",")
     if unknown := set(names) - set(CURVES):
         print(f"growth: There is no curve '{min(unknown)}'.", file=sys.stderr)
@@ -38,6 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = Plan(seconds=options.seconds, requests=options.requests)
     print(write_report(measure(names, plan, options.results)))
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options, add, add_output = command_line(
+        "benchmarks.growth",
+        "[--curves A,B] [--seconds N] [--requests N]",
+        __doc__,
+        "--curves models --seconds 1",
+    )
+    add("--curves", default=",".join(CURVES), metavar="A,B", help="default: %(default)s")
+    add("--seconds", type=int, metavar="N", default=Plan().seconds, help="seconds per point")
+    add("--requests", type=int, metavar="N", default=Plan().requests, help="of the last curve")
+    add_output(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results file"
+    )
+    return options
 
 
 if __name__ == "__main__":

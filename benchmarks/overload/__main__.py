@@ -18,6 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmarks.check import WrongAnswer
+from benchmarks.command_line import command_line
 from benchmarks.host import describe, load_average, results_file
 from benchmarks.json_file import write_json
 from benchmarks.load.attacks import ATTACKS
@@ -36,22 +37,7 @@ _QUICK = Plan(peak_s=1.5, normal_s=3, overload_s=4, recovery_s=2.5, abuse_s=3, r
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, 1 if a bar fails or is not judged, 2 for wrong options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.overload",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--models", default=",".join(NAMES), metavar="A,B", help="default: %(default)s")
-    add("--wires", default=",".join(_WIRES), metavar="A,B", help="default: %(default)s")
-    add("--load", action="store_true", help="only the overload; default: everything")
-    add("--abuse", action="store_true", help="only the abuse and the deadlines")
-    add("--attacks", default="*", metavar="A,B", help="names or shell patterns (default: all)")
-    add("--quick", action="store_true", help="shorter phases")
-    add("--seconds", type=float, metavar="S", help="length of the overload")
-    add("--unpinned", action="store_true", help="let server and load share all cores")
-    add("--results", type=Path, default=RESULTS, help="folder of the results file")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     models, wires = _names(options.models), _names(options.wires)
     if unknown := (set(models) - set(NAMES)) | (set(wires) - set(_WIRES)):
         print(f"overload: There is no '{min(unknown)}'.", file=sys.stderr)
@@ -97,6 +83,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options, add, add_output = command_line(
+        "benchmarks.overload",
+        "[--quick] [--load | --abuse] [--models A,B]",
+        __doc__,
+        "--quick --load --models fast --wires http",
+    )
+    add("--models", default=",".join(NAMES), metavar="A,B", help="default: %(default)s")
+    add("--wires", default=",".join(_WIRES), metavar="A,B", help="default: %(default)s")
+    add("--load", action="store_true", help="only the overload; default: everything")
+    add("--abuse", action="store_true", help="only the abuse and the deadlines")
+    add("--attacks", default="*", metavar="A,B", help="names or shell patterns (default: all)")
+    add("--quick", action="store_true", help="shorter phases")
+    add("--seconds", type=float, metavar="S", help="length of the overload")
+    add("--unpinned", action="store_true", help="let server and load share all cores")
+    add_output(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results file"
+    )
+    return options
 
 
 if __name__ == "__main__":

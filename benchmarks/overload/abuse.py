@@ -20,7 +20,10 @@ import numpy as np
 
 from benchmarks.check import ask
 from benchmarks.load.arrivals import percentile
-from benchmarks.load.attacks import Calls, Target, attack, exchange, infer_body
+from benchmarks.load.attacks import attack
+from benchmarks.load.attacks.callers import Target, exchange
+from benchmarks.load.attacks.calls import Calls
+from benchmarks.load.attacks.long_runs import infer_body
 from benchmarks.load.prober import Prober
 from benchmarks.load.result import GeneratorError
 from benchmarks.overload.measure import OURS, core, start

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.command_line import command_line
 from benchmarks.paths import RESULTS, ROOT
 from benchmarks.pictures.results import QUICK, Plan
 
@@ -21,24 +22,7 @@ _SHIPPED = ROOT / "models" / "mnist"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; write DATE-MACHINE-pictures.json with its tables. Or draw the sheet of the docs."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
-    add = parser.add_argument
-    add(
-        "--models",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="a version with its model.onnx; repeat it for the mean over several "
-        "(default: the newest that ships)",
-    )
-    add("--quick", action="store_true", help="few of each, in about a minute")
-    add("--seed", type=int, default=Plan().seed, help="of the pictures; default: %(default)s")
-    add("--fashion", type=Path, metavar="DIR", help="Fashion-MNIST (default: Debian's package)")
-    add("--results", type=Path, default=RESULTS, help="folder of the results file")
-    add("--sheet", type=Path, metavar="FILE", help="draw an example of each kind and stop")
-    add("--docs", action="store_true", help="write the tables into docs/pictures.md as well")
-    add("--report", type=Path, metavar="FILE", help="report on a results file; measure nothing")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.sheet:
         from benchmarks.pictures.sheet import write_sheet
 
@@ -62,6 +46,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.docs:
         write_docs(path)
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options, add, add_output = command_line(
+        "benchmarks.pictures",
+        "[--models DIR] [--quick] [--report FILE]",
+        __doc__,
+        "--quick",
+    )
+    add(
+        "--models",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a version with its model.onnx; repeat it for the mean over several "
+        "(default: the newest that ships)",
+    )
+    add("--quick", action="store_true", help="few of each, in about a minute")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=Plan().seed,
+        help="of the pictures; default: %(default)s",
+    )
+    add("--fashion", type=Path, metavar="DIR", help="Fashion-MNIST (default: Debian's package)")
+    add_output(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results file"
+    )
+    add_output("--sheet", type=Path, metavar="FILE", help="draw an example of each kind and stop")
+    add_output("--docs", action="store_true", help="write the tables into docs/pictures.md as well")
+    add_output(
+        "--report", type=Path, metavar="FILE", help="report on a results file; measure nothing"
+    )
+    return options
 
 
 if __name__ == "__main__":

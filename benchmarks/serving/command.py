@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.command_line import command_line
 from benchmarks.contenders import CONTENDERS
 from benchmarks.load.result import missing_tools
 from benchmarks.serving import report
@@ -18,7 +19,7 @@ from benchmarks.serving.scenarios import SCENARIOS, matching
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 after a run, 2 for a wrong option or a missing tool."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.list:
         print("contenders:", *(contender.name for contender in CONTENDERS))
         print("scenarios: ", *(scenario.name for scenario in SCENARIOS))
@@ -55,29 +56,31 @@ def _plan(options: argparse.Namespace) -> Plan:
     return plan
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options, add, add_output = command_line(
+        "benchmarks",
+        "[--quick] [--contenders A,B] [--scenarios A,B]",
+        __doc__,
+        "--list",
+    )
     for option in ("contenders", "scenarios"):
-        parser.add_argument(
+        add(
             f"--{option}",
             type=lambda text: tuple(text.split(",")),
             metavar="A,B",
             help="names or shell patterns (default: all)",
         )
-    parser.add_argument(
-        "--rounds", type=int, help="samples per contender and scenario (default: 5)"
-    )
-    parser.add_argument("--seconds", type=int, help="length of a sample in seconds (default: 5)")
-    parser.add_argument("--quick", action="store_true", help="a few scenarios in one short round")
-    parser.add_argument("--results", type=Path, help="folder of the results file")
-    parser.add_argument(
+    add("--rounds", type=int, metavar="N", help="samples per contender and scenario (default: 5)")
+    add("--seconds", type=int, metavar="N", help="length of a sample in seconds (default: 5)")
+    add("--quick", action="store_true", help="a few scenarios in one short round")
+    add(
         "--no-install",
         dest="install",
         action="store_false",
         default=None,
         help="leave out rivals that are not installed",
     )
-    parser.add_argument(
-        "--list", action="store_true", help="print the names of contenders and scenarios"
-    )
-    return parser
+    add_output("--results", type=Path, metavar="FOLDER", help="folder of the results file")
+    add_output("--list", action="store_true", help="print the names of contenders and scenarios")
+    return options

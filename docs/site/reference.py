@@ -7,10 +7,11 @@ files with the code; `make docs` writes them before it builds the site.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import importlib
 import json
 import re
 import signal
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from docs.site.hooks import DOCS, ROOT
 from service.http.routes import ROUTES
 from service.observe import metrics
 
-_PACKAGES = ("mnist-service", "mnist-client")
+_PROJECTS = ("pyproject.toml", "clients/python/pyproject.toml")
 _GENERATED = "\n<!-- The rest is written by `python -m docs.site.reference`. -->\n\n"
 _METHOD = re.compile(
     r"((?:^ *//[^\n]*\n)*)^ *rpc (\w+)\(\s*(stream )?(\w+)\)\s*returns\s*\((stream )?(\w+)\)", re.M
@@ -124,9 +125,13 @@ class _Caught(Exception):
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of every command that the packages of this repository install."""
-    found = [entry for package in _PACKAGES for entry in _entry_points(package)]
-    found.sort(key=lambda entry: (entry.name != "mnist-serve", entry.name))
-    return {entry.name: _parser_of(entry.load()) for entry in found}
+    found = {}
+    for project in _PROJECTS:
+        scripts = tomllib.loads((ROOT / project).read_text())["project"]["scripts"]
+        for name, place in scripts.items():
+            module, function = place.split(":")
+            found[name] = _parser_of(getattr(importlib.import_module(module), function))
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "mnist-serve", item[0])))
 
 
 def commands() -> str:
@@ -141,14 +146,7 @@ def commands() -> str:
     return "\n".join(parts)
 
 
-def _entry_points(package: str) -> Iterable[importlib.metadata.EntryPoint]:
-    try:
-        return importlib.metadata.distribution(package).entry_points.select(group="console_scripts")
-    except importlib.metadata.PackageNotFoundError:
-        return ()
-
-
-def _parser_of(command: Callable[[Sequence[str]], int]) -> argparse.ArgumentParser:
+def _parser_of(command: Callable[[], object]) -> argparse.ArgumentParser:
     """The parser that a command makes: its main function is stopped when it wants to use it."""
 
     def catch(parser: argparse.ArgumentParser, *_: Any) -> Any:
@@ -159,7 +157,7 @@ def _parser_of(command: Callable[[Sequence[str]], int]) -> argparse.ArgumentPars
         handlers[number] = signal.getsignal(number)
     argparse.ArgumentParser.parse_known_args = catch  # type: ignore[method-assign,assignment]
     try:
-        command([])
+        command()
     except _Caught as caught:
         return caught.parser
     finally:
@@ -187,7 +185,7 @@ def _options(parser: argparse.ArgumentParser, name: str) -> str:
             parts.append(f"\n**{title}**\n\n" if parts or title != "Options" else "\n")
             parts.append(_table(["option", "what it does"], rows))
     if parser.epilog:
-        parts.append(f"\n```text\n{parser.epilog % {'prog': name}}\n```\n")
+        parts.append(f"\n```text\n{parser.epilog.rstrip() % {'prog': name}}\n```\n")
     return "".join(parts)
 
 

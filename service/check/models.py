@@ -79,10 +79,12 @@ def load_models(settings: Settings) -> Models:
 def provider(settings: Settings, models: Models) -> Finding:
     """Which execution provider runs the models, and why it is not CUDA."""
     if models.provider_error:
+        reason = models.provider_error.partition("; install")[0].rstrip(".")
         return error(
             "provider",
-            f"{models.provider_error.rstrip('.')}.",
-            "Correct this, or set provider to auto (CUDA if it works) or cpu.",
+            f"The setting provider is cuda, which does not work: {reason}.",
+            "Install the extra 'gpu' instead of 'cpu' on a machine with an NVIDIA driver, or set "
+            "provider to auto (CUDA if it works) or cpu.",
         )
     loaded = models.repository.loaded
     on_cuda = [model for model in loaded if model.session.provider == CUDA]
@@ -116,8 +118,8 @@ def repository(settings: Settings, models: Models) -> Iterator[Finding]:
         yield error(
             "models",
             f"The server would not be ready: {models.readiness.reason}",
-            f"Correct what is named below, publish one into {root.resolve()} (mnist-train does), "
-            "or set models or model.",
+            f"Correct what is not served, publish a version into {root.resolve()} (mnist-train "
+            "does), or set models or model.",
         )
     loaded = models.repository.loaded
     names = list(dict.fromkeys(model.name for model in loaded))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Any, Protocol
 
 from google.protobuf import descriptor_pb2, text_format
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from service.core.budget import Budget
 from service.core.errors import Overloaded
@@ -14,7 +16,6 @@ from service.grpc import digits as digits_service
 from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
 from service.grpc.answering import Call, Calls, Rpc, Streaming, rpcs
-from service.grpc.grpcio_server import GrpcioServer
 from service.grpc.health import Health
 from service.grpc.http2.listener import Http2Server
 from service.grpc.open_inference import OpenInference
@@ -61,7 +62,6 @@ class GrpcFront:
         self._health = Health()
         limits = settings.max_request_bytes, settings.max_stream_requests, settings.max_json_bytes
         self._calls = Calls(recorder, *limits, inference.overloaded)
-        server = Http2Server if settings.fast_grpc else GrpcioServer
         open_inference = OpenInference(inference).methods()
         open_inference |= AdministrationService(administration).methods()
         methods = {
@@ -70,7 +70,14 @@ class GrpcFront:
             **rpcs(health_service.DESCRIPTOR, self._health.methods()),
             **_reflection(),
         }
-        self._server: Server = server(methods, self._calls, settings, budget)
+        self._server: Server
+        if settings.fast_grpc:
+            self._server = Http2Server(methods, self._calls, settings, budget)
+        else:
+            # Not above: grpcio takes 8 MB of a worker that does not need it.
+            from service.grpc.grpcio_server import GrpcioServer
+
+            self._server = GrpcioServer(methods, self._calls, settings, budget)
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
         return self._inference.refusal(
@@ -105,10 +112,17 @@ class GrpcFront:
 def _reflection() -> dict[str, Rpc]:
     """The methods of reflection v1alpha and v1, whose messages are the same on the wire."""
     names = (*_SERVICES, health_service.DESCRIPTOR.full_name, _REFLECTION.full_name)
-    servicer = reflection.aio.ReflectionServicer((*names, _REFLECTION_V1))
 
-    def answer(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        return servicer.ServerReflectionInfo(requests, None)  # type: ignore[no-any-return]
+    @cache
+    def servicer() -> Any:
+        from grpc_reflection.v1alpha import reflection  # it needs grpcio, which takes 8 MB
+
+        return reflection.aio.ReflectionServicer((*names, _REFLECTION_V1))
+
+    async def answer(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        ready = await asyncio.to_thread(servicer)
+        async for response in ready.ServerReflectionInfo(requests, None):
+            yield response
 
     # Clients that ask for the description of v1 find it in the pool that the servicer reads.
     file = descriptor_pb2.FileDescriptorProto()

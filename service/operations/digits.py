@@ -23,7 +23,7 @@ from service.core.digits import (
 from service.core.errors import InvalidArgument, ServiceError
 from service.core.off_loop import MAX_JSON_BYTES, off_loop
 from service.core.pictures.digit import Found, find_digit
-from service.core.pictures.files import open_picture
+from service.core.pictures.files import Room, memory_of, open_picture
 from service.core.pictures.parts import check_parts
 from service.core.pictures.reading import ReadDigit, candidates_on, choose, further
 from service.repository.models import Repository, ServedModel
@@ -32,6 +32,9 @@ from service.repository.models import Repository, ServedModel
 # bytes: 4 KB of empty chunks take 0.8 ms.
 _INLINE_PICTURE_PIXELS = 64 * 64
 _INLINE_PICTURE_BYTES = 4096
+# For pictures that are decoded at the same time: a WebP or a progressive JPEG of 4 million pixels
+# takes 48 MB, and other pictures of that size 16.
+_PICTURES_BYTES = 52_000_000
 # Up to this many images, their pixels and predictions take less than a millisecond.
 INLINE_ROWS = 512
 
@@ -82,7 +85,8 @@ class ReadAnswer(NamedTuple):
 class Digits:
     """Classifies 28x28 images with the models of one repository. Lives on one event loop.
 
-    Up to `max_decodings` large pictures are decoded at a time, each in a thread; others wait.
+    Up to `max_decodings` large pictures are decoded at a time, each in a thread, and fewer if they
+    are large; others wait.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Digits:
         self._max_read_digits = max_read_digits
         self._max_pixels = max_image_pixels, max_decoded_pixels
         self._decoders = ThreadPoolExecutor(max_decodings, "decode")
+        self._room = Room(_PICTURES_BYTES)
 
     async def classify(
         self,
@@ -236,7 +241,12 @@ class Digits:
         try:
             file = picture if isinstance(picture, bytes) else picture()
             check_parts(file)
-            return work(open_picture(file, *self._max_pixels))
+            image = open_picture(file, *self._max_pixels)
+            with self._room.of(memory_of(image)):
+                try:
+                    return work(image)
+                finally:
+                    del image  # before the room is given back
         except ServiceError as error:
             # Its traceback would keep the decoded picture until the next garbage collection.
             raise error.with_traceback(None) from None

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.load.attacks import Target, attack
+from benchmarks.load.attacks import attack
+from benchmarks.load.attacks.callers import Target
 from tests.compose import images, observability, stack
 from tests.compose.engine import (
     CommandFailed,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import axe_playwright_python
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.e2e.strokes import Stroke
 
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 560, 420  # of the sheet, in its own units
 

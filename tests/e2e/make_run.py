@@ -32,8 +32,8 @@ class Foreground:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Threads that wait do not spin: beside other work, that takes several times as long.
-            env=os.environ | {"OMP_WAIT_POLICY": "passive"},
+            # With all cores, as for a newcomer. tests/conftest.py makes waiting threads not spin.
+            env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
             start_new_session=True,  # Ctrl-C reaches the whole group, as at a terminal
         )
         self.output = ""

@@ -36,7 +36,7 @@ class Connection:
     """One keep-alive connection; each request must leave it usable for the next one."""
 
     def __init__(self, server: Server) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", server.http_port), timeout=10)
+        self._socket = socket.create_connection(("127.0.0.1", server.http_port), timeout=120)
 
     def __enter__(self) -> Connection:
         return self

@@ -23,7 +23,7 @@ class Connection:
     """One HTTP/2 connection that sends any frames, correct or not."""
 
     def __init__(self, server: Server) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=10)
+        self._socket = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=120)
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         self._h2 = h2.connection.H2Connection(config)
         self._h2.initiate_connection()
@@ -160,7 +160,7 @@ def test_another_protocol_ends_only_its_own_connection(
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
         ):
-            with socket.create_connection(("127.0.0.1", grpc_server.grpc_port), timeout=10) as raw:
+            with socket.create_connection(("127.0.0.1", grpc_server.grpc_port), timeout=120) as raw:
                 raw.sendall(garbage)
                 while raw.recv(65536):
                     pass  # until the server closes it

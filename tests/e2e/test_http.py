@@ -137,7 +137,7 @@ def test_wrong_request_is_rejected_with_one_sentence_that_names_the_field(
 
 
 def test_rejected_request_leaves_the_connection_usable(server: Server, mnist: Mnist) -> None:
-    connection = http.client.HTTPConnection(server.http, timeout=10)
+    connection = http.client.HTTPConnection(server.http, timeout=120)
     for body, status in ((b"[1]", 400), (mnist.images[0].tobytes(), 200)):
         kind = JSON if status == 400 else RAW
         connection.request("POST", "/predict", body, {"content-type": kind})
@@ -194,7 +194,7 @@ def test_metrics_count_requests_and_name_the_provider(server: Server) -> None:
 
 
 def test_request_id_is_returned_and_logged(server: Server) -> None:
-    connection = http.client.HTTPConnection(server.http, timeout=10)
+    connection = http.client.HTTPConnection(server.http, timeout=120)
     headers = {"content-type": RAW, "x-request-id": "mine-42"}
     connection.request("POST", "/predict", bytes(784), headers)
     assert connection.getresponse().getheader("x-request-id") == "mine-42"
@@ -218,7 +218,7 @@ def test_body_over_the_limit_is_rejected_with_413(small_server: Server) -> None:
 
 def test_chunked_body_is_read_up_to_the_limit(small_server: Server) -> None:
     for count, status in ((2, 200), (50, 413)):
-        connection = http.client.HTTPConnection(small_server.http, timeout=10)
+        connection = http.client.HTTPConnection(small_server.http, timeout=120)
         chunks = (bytes(784) for _ in range(count))
         # The server may reject the body before the last chunk is sent.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -230,7 +230,7 @@ def test_chunked_body_is_read_up_to_the_limit(small_server: Server) -> None:
 
 
 def test_body_that_never_arrives_is_rejected_with_408(small_server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", small_server.http_port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", small_server.http_port), timeout=120) as client:
         client.sendall(
             b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
             b"content-length: 784\r\n\r\nabc"
@@ -295,7 +295,7 @@ def corpus(mnist: Mnist) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
 
 def answer_of(server: Server, request: tuple[str, str, bytes, dict[str, str]]) -> Any:
     method, path, body, headers = request
-    connection = http.client.HTTPConnection(server.http, timeout=10)
+    connection = http.client.HTTPConnection(server.http, timeout=120)
     # The server may reject the body by its length before it is sent.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.request(method, path, body, headers | {"x-request-id": "same"})

@@ -60,7 +60,7 @@ class Peer:
     """A socket to the gRPC port; `frames` yields (type, flags, stream id, payload)."""
 
     def __init__(self, server: Server, start: bytes = wire.PREFACE + NO_SETTINGS) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=20)
+        self.socket = socket.create_connection(("127.0.0.1", server.grpc_port), timeout=120)
         self._received = b""
         self.send(start)
 

@@ -27,7 +27,7 @@ from deploy.supply import sbom
 from service.http.openapi.viewer import STATIC as VIEWER
 from service.http.playground.pages import STATIC
 from service.settings import markdown
-from tests.conftest import ROOT, SHIPPED_MODELS, free_ports
+from tests.conftest import ROOT, SHIPPED_MODELS, Server, free_ports
 from tests.supply.test_sbom import assert_valid
 
 SEVEN = ROOT / "docs" / "seven.png"
@@ -95,13 +95,13 @@ def serving(folder: Path, *command: object, **environ: str) -> Iterator[Addresse
         yield Addresses(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
     finally:
         server.terminate()
-        assert server.wait(timeout=30) == 0
+        assert server.wait(timeout=120) == 0
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     while server.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=1):
+            with urllib.request.urlopen(url, timeout=30):
                 return
         except OSError:
             time.sleep(0.05)
@@ -182,6 +182,35 @@ def test_pipx_starts_a_server_from_the_wheel_alone(
         assert version_that_finds_the_seven(cwd, addresses, *client) == "2"
 
 
+def test_the_client_installs_and_works_without_the_server(
+    release: Release, server: Server, tmp_path: Path
+) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    bin_ = tmp_path / "venv" / "bin"
+    install = (bin_ / "python", "-m", "pip", "install", "--quiet")
+    run(*install, release.client)
+    packages = json.loads(run(bin_ / "python", "-m", "pip", "list", "--format=json"))
+    names = {package["name"].lower() for package in packages}
+    assert {"mnist-client", "httpx", "numpy"} <= names
+    assert not names & {"mnist-service", "grpcio", "protobuf", "pillow", "rich", "onnxruntime"}
+    code = """
+import sys
+import numpy as np
+from mnist_client import Client
+with Client(sys.argv[1]) as client:
+    assert client.predict(sys.argv[2]).digit == 7
+    assert client.predict(np.zeros((28, 28), np.uint8)).reason == "blank"
+    assert client.read(np.zeros((60, 60, 3), np.uint8)).text == ""
+assert not {"service", "grpc", "PIL"} & {name.split(".")[0] for name in sys.modules}
+"""
+    run(bin_ / "python", "-c", code, f"http://{server.http}", SEVEN, cwd=tmp_path)
+    shown = run(bin_ / "mnist-predict", SEVEN, "--address", server.http, cwd=tmp_path)
+    assert "It is a 7" in shown  # without Pillow, there is no thumbnail
+    run(*install, f"{release.client}[grpc]")
+    addresses = Addresses(server.http, server.grpc, server.log)
+    version_that_finds_the_seven(tmp_path, addresses, bin_ / "mnist-predict")
+
+
 def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Release) -> None:
     _, version, *_ = release.wheel.name.split("-")
     assert release.sdist.name == f"mnist_service-{version}.tar.gz"
@@ -212,6 +241,17 @@ def test_a_release_holds_its_licences_its_data_and_the_shipped_model(release: Re
             assert file.read() == text
 
 
+def test_the_clients_wheel_holds_its_licence_its_types_and_nothing_else(release: Release) -> None:
+    with zipfile.ZipFile(release.client) as wheel:
+        names = wheel.namelist()
+        (licence,) = (name for name in names if name.endswith("licenses/LICENSE"))
+        assert hashlib.sha256(wheel.read(licence)).hexdigest() == APACHE_2
+    assert "mnist_client/py.typed" in names
+    assert "mnist_client/stubs/digits/v1/digits_pb2.pyi" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"mnist_client"}
+    assert release.client.name.split("-")[1] == release.wheel.name.split("-")[1]
+
+
 def loaded_by(module: str) -> set[str]:
     code = f"import sys, {module}; print(' '.join(sys.modules))"
     return {name.split(".")[0] for name in run(sys.executable, "-c", code).split()}
@@ -224,6 +264,13 @@ def test_service_imports_neither_torch_nor_training() -> None:
 
 def test_the_supervisor_imports_nothing_heavy() -> None:
     assert not loaded_by("service.supervisor") & {"onnxruntime", "grpc", "flask", "numpy"}
+
+
+def test_the_client_imports_nothing_heavy_and_nothing_of_the_server() -> None:
+    heavy = {"asyncio", "httpx", "numpy", "grpc", "google", "PIL", "ssl"}
+    assert not loaded_by("mnist_client") & (heavy | {"service"})
+    # All modules together: only what the extras and the dependencies bring.
+    assert "service" not in loaded_by("mnist_client.command.main, mnist_client.aio")
 
 
 def test_training_imports_no_transport() -> None:
@@ -245,6 +292,16 @@ def test_the_stubs_are_generated_from_the_protos(tmp_path: Path) -> None:
     assert len(generated) == 2 * len(protos)
     for path in generated:
         assert path.read_text() == (ROOT / path.relative_to(tmp_path)).read_text(), path
+
+
+def test_the_clients_stubs_are_generated_from_the_protos(tmp_path: Path) -> None:
+    script = ROOT / "clients" / "python" / "generate_stubs.sh"
+    run(script, sys.executable, tmp_path)
+    generated = sorted(tmp_path.rglob("*_pb2.py*"))
+    assert len(generated) == 6
+    for path in generated:
+        kept = ROOT / "clients" / "python" / path.relative_to(tmp_path)
+        assert path.read_text() == kept.read_text(), path
 
 
 def test_messages_equal_those_of_the_public_protocol() -> None:

@@ -178,14 +178,14 @@ def test_flask_alone_serves_the_same_routes(tmp_path: Path) -> None:
         assert flask.stderr is not None
         while f":{port}" not in (line := flask.stderr.readline()):
             assert line, "flask has ended"
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         connection.request("POST", "/predict", BLANK, {"content-type": RAW})
         answer = json.load(connection.getresponse())
         assert len(answer["predictions"][0]["probabilities"]) == 10
         connection.close()
     finally:
         flask.terminate()
-        flask.communicate(timeout=10)
+        flask.communicate(timeout=120)
 
 
 def serve(*arguments: str) -> tuple[int, str]:

@@ -19,7 +19,7 @@ PIXELS = b"310\r\n" + bytes(784) + b"\r\n"  # a whole image, and a whole chunk
 
 @pytest.fixture
 def connection(server: Server) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", server.http_port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=120) as connection:
         yield connection
     # Neither the process nor another connection is harmed.
     assert server.get("/v2/health/ready")[0] == 200

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import numpy as np
 import onnx
 import pytest
@@ -24,11 +23,10 @@ from playwright.sync_api import Browser
 from service.http.playground.pages import STATIC
 from tests.conftest import Server
 from tests.e2e import screenshot
-from tests.e2e.browser import Playground, running_browser
+from tests.e2e.browser import AXE, Playground, running_browser
 from tests.e2e.strokes import DIGITS, Stroke, moved
 from tests.e2e.test_envoy import running_envoy
 
-AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 MOST_BYTES = 80 * 1024
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 TWO_DIGITS = [*moved(DIGITS[4], -120, 0.6), *moved(DIGITS[7], 120, 0.6)]

@@ -123,11 +123,11 @@ def test_a_model_of_ones_own_is_served_after_ten_lines(tree: Path) -> None:
     np.testing.assert_allclose(scores["data"], np.asarray(expected)[0], rtol=1e-5)
 
 
-def wait_until_ready(url: str, seconds: float = 30.0) -> None:
+def wait_until_ready(url: str, seconds: float = 180.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(url, timeout=30):
                 return
         except urllib.error.URLError:  # also: no server yet
             time.sleep(0.05)

@@ -52,7 +52,7 @@ def test_tritonclient_streams(grpc_server: Server, mnist: Mnist) -> None:
             client.async_stream_infer(
                 model, [tensor], request_id=str(index), enable_empty_final_response=True
             )
-        answers = [results.get(timeout=30) for _ in range(20)]
+        answers = [results.get(timeout=120) for _ in range(20)]
         client.stop_stream()
     assert "'none' is not found" in answers[5][1].message()
     for index, (result, error) in enumerate(answers):
@@ -189,14 +189,14 @@ def test_health_of_each_model_is_checked_and_watched(
         for name in ("", "inference.GRPCInferenceService", "mnist", "mnist/1", "other/1"):
             answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == states.SERVING
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service="other"), timeout=30)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="other"), timeout=120)
         assert next(watch).status == states.SERVING
         triton = Triton("grpc", server)
         triton.unload_model("other")
         assert next(watch).status == states.NOT_SERVING
         triton.load_model("other")
         assert next(watch).status == states.SERVING
-        unknown = stub.Watch(health_pb2.HealthCheckRequest(service="none"), timeout=30)
+        unknown = stub.Watch(health_pb2.HealthCheckRequest(service="none"), timeout=120)
         assert next(unknown).status == states.SERVICE_UNKNOWN
         triton.unload_model("mnist")
         # It is the default model, which digits need; the server still serves what it was asked to.

@@ -20,7 +20,8 @@ from pathlib import Path
 import grpc
 
 from benchmarks.load import attacks
-from benchmarks.load.attacks import Target, exchange, infer_body
+from benchmarks.load.attacks.callers import Target, exchange
+from benchmarks.load.attacks.long_runs import infer_body
 from tests.conftest import SHIPPED_MODELS
 from tests.faults.small_folder import ServerInSmallFolder, fill
 

@@ -96,7 +96,7 @@ def test_running_out_of_descriptors_is_logged_once_and_survived(
     with contextlib.ExitStack() as connections:
         for port in [server.http_port] * 40 + [server.grpc_port] * 40:
             address = ("127.0.0.1", port)
-            connections.enter_context(socket.create_connection(address, timeout=10))
+            connections.enter_context(socket.create_connection(address, timeout=120))
         server.wait_until(lambda: said in server.log.read_text())
     server.wait_until(server.is_ready)
     assert server.post("/predict", BLANK, RAW)[0] == 200

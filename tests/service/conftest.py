@@ -1,4 +1,4 @@
-"""Runs each module that needs service/stubs/inference in a process of its own.
+"""Runs the modules that need service/stubs/inference in a process of their own.
 
 Those messages and tritonclient's both define the protobuf package `inference`, and a process can
 hold only one of the two. Other tests import tritonclient. When pytest is asked for nothing but such
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,12 +26,14 @@ settings.load_profile("no time limit")
 _FOLDER = Path(__file__).parent
 # Modules, and folders without their subfolders.
 _NEED_OUR_MESSAGES = (
+    _FOLDER / "check",
     _FOLDER / "grpc",
     _FOLDER / "repository" / "test_triton_config.py",
     _FOLDER / "repository" / "test_versions.py",
+    _FOLDER / "test_banner.py",
     _FOLDER / "test_worker.py",
 )
-_SECONDS = 300
+_SECONDS = 1800
 
 
 @pytest.fixture
@@ -43,10 +46,14 @@ def root_level() -> Iterator[None]:
 
 
 class OwnProcess(pytest.Item):
-    """All tests of one module, as one test."""
+    """All tests of some modules, as one test."""
+
+    def __init__(self, **node: Any) -> None:
+        super().__init__(**node)
+        self.modules = [str(self.path)]
 
     def runtest(self) -> None:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(self.path)]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *self.modules]
         done = subprocess.run(
             command,
             cwd=self.config.rootpath,
@@ -73,6 +80,14 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     if not _needs_our_messages(module_path) or all(map(_needs_our_messages, asked)):
         return None  # pytest's own way
     return IsolatedModule.from_parent(parent, path=module_path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the modules share a process: to start one takes longer than the tests of most."""
+    isolated = [item for item in items if isinstance(item, OwnProcess)]
+    for other in isolated[1:]:
+        isolated[0].modules += other.modules
+        items.remove(other)
 
 
 def _needs_our_messages(path: Path) -> bool:

@@ -28,7 +28,7 @@ def start() -> Iterator[Start]:
             except OSError:  # the end of the test
                 return
             with closing(connection):
-                connection.settimeout(5)
+                connection.settimeout(60)
                 try:
                     connection.recv(65536)
                     connection.sendall(answer)

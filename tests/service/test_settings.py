@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from service.settings import Settings, SettingsError, is_loopback, load, parser
+from service.settings import GROUPS, Settings, SettingsError, is_loopback, load, parser
 from tests.conftest import ROOT
 
 
@@ -91,6 +91,26 @@ def test_help_has_every_setting_with_its_default_and_variable() -> None:
     for field in dataclasses.fields(Settings):
         assert f"--{field.name.replace('_', '-')}" in text
         assert f"[MNIST_{field.name.upper()}]" in text
+
+
+def test_all_problems_can_be_collected_and_the_rest_of_the_settings_holds(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("worker = 2\nversions = 5\n")
+    problems: list[str] = []
+    arguments = ["--config", str(file), "--unknown=1", "--http-port=0", "--grpc-port=9"]
+    settings = load(arguments, {"MNIST_SPINNING": "maybe", "MNIST_X": ""}, problems=problems)
+    assert settings == Settings(grpc_port=9, versions=5)
+    words = ("--unknown", "MNIST_X", "'worker'", "MNIST_SPINNING", "http_port must be at least 1")
+    assert len(problems) == len(words)
+    assert all(word in problem for word, problem in zip(words, problems, strict=True))
+    # Settings that contradict each other all have their defaults.
+    problems.clear()
+    assert load(["--http-port=9", "--grpc-port=9"], {}, problems=problems) == Settings()
+    assert problems == ["http_port and grpc_port are both 9; change one of them."]
+
+
+def test_every_setting_has_a_heading_and_every_heading_a_setting() -> None:
+    assert {field.metadata["group"] for field in dataclasses.fields(Settings)} == set(GROUPS)
 
 
 @pytest.mark.parametrize("flag", ["poll-interval", "body-timeout", "max-queue-delay"])
@@ -202,6 +222,7 @@ def test_the_requests_in_flight_may_hold_at_least_one_of_the_largest() -> None:
         (["--work", "3"], "Unknown argument '--work'; the nearest flag is --workers."),
         (["--max-queu=3"], "Unknown argument '--max-queu'; the nearest flag is --max-queue."),
         (["--hel"], "Unknown argument '--hel'; the nearest flag is --help."),
+        (["--chek"], "Unknown argument '--chek'; the nearest flag is --check."),
         (["workers"], "'workers' is no file or folder; the nearest flag is --workers."),
         (["a", "b"], "Unknown argument 'b'; the nearest flag is --"),
         (["/", "--models", "/"], "'/' and --models are both given; remove one of them."),

@@ -27,7 +27,7 @@ def test_the_worker_looks_for_versions_again_after_an_unexpected_error(
 
         monkeypatch.setattr(service.repository, "refresh", refresh)
         watching = asyncio.create_task(service.watch())
-        await asyncio.wait_for(again.wait(), 30)
+        await asyncio.wait_for(again.wait(), 120)
         watching.cancel()
         service.executor.shutdown()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from tests.training.runs import run
+from training.commands.train import main
 
 
-def test_missing_device_is_refused(tmp_path: Path) -> None:
+def test_missing_device_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         return
-    done = run(tmp_path, "--device", "cuda")
-    assert done.returncode == 2
-    assert "CUDA" in done.stderr
+    assert main(["--device", "cuda", "--runs", str(tmp_path)]) == 2
+    assert "CUDA" in capsys.readouterr().err

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.runs import epochs_of, evaluation_of, train
+from tests.conftest import free_ports
+from tests.training.runs import command, epochs_of, evaluation_of, train
 from training.data.dataset import split
 from training.data.mnist import load_mnist
 from training.errors import UsageError
@@ -34,6 +35,24 @@ def torchrun(root: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def two_processes(root: Path, *arguments: str) -> str:
+    """Run what `torchrun` would start, without its own import of torch; what both print."""
+    (port,) = free_ports(1)
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    jobs = [
+        subprocess.Popen(
+            command(root, "--device", "cpu", "--threads", "1", *arguments),
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | address | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    log = "".join(job.communicate()[1] for job in jobs)
+    assert [job.returncode for job in jobs] == [0, 0], log
+    return log
+
+
 @pytest.mark.parametrize("radius", ["0", "0.05"])  # with SAM each step has two passes
 def test_two_processes_with_half_a_batch_each_learn_the_weights_of_one(
     tmp_path: Path, radius: str
@@ -45,10 +64,7 @@ def test_two_processes_with_half_a_batch_each_learn_the_weights_of_one(
     # Each process records the losses of its own shard.
     arguments += ["--easy-below", "100", "--easy-share", "0.6"]
     one = train(tmp_path / "one", *arguments, "--no-publish")
-    with torchrun(tmp_path / "two", *arguments) as job:
-        assert job.stderr is not None
-        log = job.stderr.read()
-    assert job.returncode == 0, log
+    log = two_processes(tmp_path / "two", *arguments)
     (two,) = (tmp_path / "two" / "runs").iterdir()
     ours, theirs = (
         checkpoint.read(run / "checkpoint.safetensors").network.state_dict() for run in (one, two)
@@ -68,7 +84,7 @@ def test_two_processes_with_half_a_batch_each_learn_the_weights_of_one(
 
 def test_signal_stops_both_processes_and_both_resume(tmp_path: Path) -> None:
     arguments = ["--recipe", "fast", "--channels", "4,8", "--epochs", "6", "--batch-size", "20"]
-    arguments += ["--train-limit", "3000", "--no-publish", "--self-distillation", "0.5"]
+    arguments += ["--train-limit", "1500", "--no-publish", "--self-distillation", "0.5"]
     with torchrun(tmp_path, *arguments) as job:
         assert job.stderr is not None
         while "epoch  1/6" not in (line := job.stderr.readline()):
@@ -87,10 +103,7 @@ def test_signal_stops_both_processes_and_both_resume(tmp_path: Path) -> None:
     assert [metrics["epoch"] for metrics in epochs_of(run)] == list(range(1, 7))
 
     # Bit for bit as an uninterrupted run, although each process has its own batch statistics.
-    with torchrun(tmp_path / "whole", *arguments) as job:
-        assert job.stderr is not None
-        log = job.stderr.read()
-    assert job.returncode == 0, log
+    two_processes(tmp_path / "whole", *arguments)
     (whole,) = (tmp_path / "whole" / "runs").iterdir()
     ours, theirs = ((folder / "checkpoint.safetensors").read_bytes() for folder in (run, whole))
     assert ours == theirs

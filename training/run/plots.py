@@ -138,11 +138,12 @@ def mistakes(confident: Sequence[Mistake], images: Tensor, labels: Sequence[str]
     """Show the most confident mistakes among the images [N,28,28]; None if there is none."""
     if not confident:
         return None
-    figure, cells = _grid(len(confident), height=1.5)
-    for cell, mistake in zip(cells, confident, strict=False):
-        cell.imshow(images[mistake.image].numpy(), cmap="gray_r", vmin=0, vmax=255)
+    shown = [images[mistake.image].numpy() for mistake in confident]
+    figure, axes, corners = _grid(shown, gap=14, cmap="gray_r", limit=(0, 255))
+    for (x, y), mistake in zip(corners, confident, strict=True):
         true, predicted = labels[mistake.label], labels[mistake.predicted]
-        cell.set_title(f"{true} as {predicted}\n{mistake.confidence:.1%}", fontsize=8)
+        words = f"{true} as {predicted}\n{mistake.confidence:.1%}"
+        axes.text(x + 14, y - 1, words, ha="center", va="bottom", fontsize=8)
     return _png(figure)
 
 
@@ -153,10 +154,9 @@ def first_filters(network: nn.Sequential) -> bytes | None:
         return None
     weights = layer.weight.detach().cpu()[:_MOST_FILTERS]
     pictures = weights.reshape(len(weights), 28, 28) if weights.ndim == 2 else weights[:, 0]
-    figure, cells = _grid(len(pictures), height=1.0)
-    for cell, picture in zip(cells, pictures, strict=False):
-        highest = max(float(picture.abs().max()), 1e-12)
-        cell.imshow(picture.numpy(), cmap="RdBu_r", vmin=-highest, vmax=highest)
+    # Each with its own scale.
+    shown = [(picture / max(float(picture.abs().max()), 1e-12)).numpy() for picture in pictures]
+    figure, _, _ = _grid(shown, gap=max(1, shown[0].shape[0] // 10), cmap="RdBu_r", limit=(-1, 1))
     return _png(figure)
 
 
@@ -196,14 +196,27 @@ def _lines(axes: Axes, epochs: Sequence[EpochMetrics], names: Sequence[str]) -> 
     axes.legend()
 
 
-def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    rows = math.ceil(count / _COLUMNS)
-    figure, cells = plt.subplots(
-        rows, _COLUMNS, figsize=(_COLUMNS, rows * height), layout="constrained", squeeze=False
-    )
-    for cell in cells.flat:
-        cell.set_axis_off()
-    return figure, list(cells.flat)
+def _grid(
+    pictures: Sequence[np.ndarray], *, gap: int, cmap: str, limit: tuple[float, float]
+) -> tuple[Figure, Axes, list[tuple[int, int]]]:
+    """Show pictures [side,side], `gap` pixels apart, in rows; also returns their corners (x, y).
+
+    They are joined into one image: axes for each would take a second to draw.
+    """
+    step = len(pictures[0]) + gap
+    rows = math.ceil(len(pictures) / _COLUMNS)
+    joined = np.full((rows * step, _COLUMNS * step), np.nan)
+    corners = []
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, _COLUMNS)
+        x, y = column * step + gap // 2, row * step + gap
+        joined[y : y + len(picture), x : x + len(picture)] = picture
+        corners.append((x, y))
+    figure = plt.figure(figsize=(_COLUMNS, rows))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.imshow(joined, cmap=cmap, vmin=limit[0], vmax=limit[1], aspect="auto")
+    return figure, axes, corners
 
 
 def _png(figure: Figure) -> bytes:

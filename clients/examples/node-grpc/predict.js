@@ -5,7 +5,8 @@ import { loadSync } from "@grpc/proto-loader";
 
 const [address, picture] = process.argv.slice(2);
 // Fields with the value 0 are not sent; `defaults` restores them, such as the digit 0.
-const protos = loadSync("../../../proto/digits/v1/digits.proto", { defaults: true });
+const proto = new URL("../../../proto/digits/v1/digits.proto", import.meta.url).pathname;
+const protos = loadSync(proto, { defaults: true });
 const { DigitClassifier } = grpc.loadPackageDefinition(protos).digits.v1;
 const client = new DigitClassifier(address, grpc.credentials.createInsecure());
 client.Predict({ image: readFileSync(picture) }, { deadline: Date.now() + 10_000 }, (error, answer) => {

@@ -1,10 +1,12 @@
 """Client of mnist-service: digits over HTTP and gRPC, typed, synchronous and asyncio.
 
-httpx, numpy, grpcio and Pillow are imported when they are first needed, not with this module.
+asyncio, httpx, numpy, grpcio and Pillow are imported when they are first needed, not with this
+module.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from mnist_client.address import TLS
-from mnist_client.aio import AsyncClient
 from mnist_client.client import Client
 from mnist_client.errors import (
     AccessDenied,
@@ -33,6 +35,9 @@ from mnist_client.results import (
 )
 from mnist_client.retries import Retries
 
+if TYPE_CHECKING:
+    from mnist_client.aio import AsyncClient
+
 __all__ = [
     "TLS",
     "AccessDenied",
@@ -60,3 +65,11 @@ __all__ = [
     "UnexpectedAnswer",
     "Unreachable",
 ]
+
+
+def __getattr__(name: str) -> Any:  # PEP 562
+    if name != "AsyncClient":
+        raise AttributeError(f"module 'mnist_client' has no attribute '{name}'")
+    from mnist_client.aio import AsyncClient
+
+    return AsyncClient

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import ssl
 
 _SECURE = {"http": False, "https": True, "grpc": False, "grpcs": True}
 
@@ -29,6 +32,8 @@ class TLS:
 
     def context(self) -> ssl.SSLContext:
         """For HTTP. Raises OSError (ssl.SSLError is one) for a file that cannot be used."""
+        import ssl
+
         context = ssl.create_default_context(cafile=self.ca_file)
         if self.certificate_file:
             context.load_cert_chain(self.certificate_file, self.key_file)

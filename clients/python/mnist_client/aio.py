@@ -45,7 +45,7 @@ class AsyncClient:
         retries: Retries = _RETRIES,
         bearer_key: str | None = None,
         tls: TLS | None = None,
-        connections: int = 100,
+        connections: int = 16,
     ) -> None:
         self._defaults = Defaults(
             address,

@@ -12,8 +12,6 @@ from mnist_client.address import TLS, Address, parse
 from mnist_client.batching import Errors, Group, Grouper, check_concurrency, payload_or_error
 from mnist_client.calls import Call, DescribeModel, DescribeServer, Predict, Read, Ready
 from mnist_client.errors import ClientError, DeadlineExceeded, InvalidImage, Unreachable
-from mnist_client.grpc_transport import GrpcTransport
-from mnist_client.http_transport import HttpTransport
 from mnist_client.images import Image, Payload, payload_of
 from mnist_client.results import Health, ModelMetadata, Prediction, Reading, ServerMetadata
 from mnist_client.retries import Attempts, Retries
@@ -117,7 +115,7 @@ class Client:
         retries: Retries = _RETRIES,
         bearer_key: str | None = None,
         tls: TLS | None = None,
-        connections: int = 100,
+        connections: int = 16,
     ) -> None:
         self._defaults = Defaults(
             address,
@@ -130,11 +128,15 @@ class Client:
             connections=connections,
         )
         parsed = self._defaults.address
-        self._transport: _Transport = (
-            GrpcTransport(parsed, tls, bearer_key)
-            if parsed.is_grpc
-            else HttpTransport(parsed, tls, bearer_key, connections)
-        )
+        self._transport: _Transport
+        if parsed.is_grpc:
+            from mnist_client.grpc_transport import GrpcTransport
+
+            self._transport = GrpcTransport(parsed, tls, bearer_key)
+        else:
+            from mnist_client.http_transport import HttpTransport
+
+            self._transport = HttpTransport(parsed, tls, bearer_key, connections)
 
     def predict(
         self,
@@ -194,7 +196,7 @@ class Client:
         picture has its own. At most `concurrency` requests are under way, so no more than
         `concurrency` + 1 batches are held, however many images there are. `timeout` is that of each
         request. With errors="return", an error takes the place of each prediction that failed, and
-        the rest goes on.
+        the rest continues.
         """
         check_concurrency(concurrency)
         grouper = Grouper(batch_size)

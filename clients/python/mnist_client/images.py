@@ -56,7 +56,7 @@ def media_type_of(data: bytes) -> str:
         return "image/gif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    # "BM" can be two pixels as well; a BMP of 784 bytes says that it has so many.
+    # "BM" can be two pixels as well; a BMP states its size.
     if data[:2] == b"BM" and (len(data) != IMAGE_BYTES or data[2:6] == struct.pack("<I", 784)):
         return "image/bmp"
     return ""
@@ -89,7 +89,7 @@ def payload_of(image: Image, *, as_picture: bool = False) -> Payload:
 
         return _of_array(np.asarray(image), as_picture)
     raise InvalidImage(
-        f"image: is a {type(image).__name__}; give an array, a PIL image, a path or bytes."
+        f"image: has type '{type(image).__name__}'; give an array, a PIL image, a path or bytes."
     )
 
 
@@ -109,6 +109,8 @@ def _of_bytes(data: bytes, as_picture: bool) -> Payload:
 def _of_pil(image: PilImage) -> bytes:
     from PIL import ImageOps
 
+    if image.mode == "F":
+        raise InvalidImage("image: a PIL image of mode F has no known range; convert it to mode L.")
     file = io.BytesIO()
     try:
         # A PNG from a photo keeps no EXIF, so it is turned as EXIF says.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
+from collections.abc import Iterator
 from typing import Literal
 
 # The formats are imported here; otherwise the first picture makes Pillow import all of its formats,
@@ -22,13 +23,35 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 Image.MAX_IMAGE_PIXELS = None
 # Pillow keeps the texts of a PNG; it allows 64 MB of them.
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
-# Larger JPEGs in several scans and WebPs are decoded one at a time: libjpeg holds 6 or 8 bytes more
-# per pixel for the former, libwebp 8 for the latter.
-_MANY_COEFFICIENTS = 512 * 1024
-_coefficients = threading.Lock()
+# Bytes per pixel of a decoded picture, and while it is decoded: libjpeg has up to 8 more for a JPEG
+# in several scans, and libwebp 8 more.
+_DECODED_BYTES, _COSTLY_BYTES = 4, 12
 # What Pillow raises for damaged files. AssertionError: a PNG of colour type 3 without a palette.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, AssertionError)
 IS_DAMAGED = "image: the file is damaged or cut short; save it again."
+
+
+class Room:
+    """Memory for pictures, for several threads: `limit` bytes. One that needs more has it alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._first = threading.Lock()  # held by the thread that is the next to get room
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, size: int) -> Iterator[None]:
+        """Wait, in the order of arrival, until there is room; hold it during the block."""
+        with self._first, self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + size <= self._limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
 
 
 class _WebP(WebPImagePlugin.WebPImageFile):
@@ -75,19 +98,21 @@ def open_picture(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image
     return image
 
 
+def memory_of(image: Image.Image) -> int:
+    """The most bytes that an opened picture takes while it is decoded."""
+    is_costly = image.format == "WEBP" or (
+        isinstance(image, JpegImagePlugin.JpegImageFile) and not _can_be_reduced(image)
+    )
+    return image.width * image.height * (_COSTLY_BYTES if is_costly else _DECODED_BYTES)
+
+
 def decode(image: Image.Image) -> None:
     """Decode an opened picture in place.
 
     Raises InvalidArgument if the data is damaged.
     """
     try:
-        pixels = image.width * image.height
-        is_costly = image.format == "WEBP" or (
-            isinstance(image, JpegImagePlugin.JpegImageFile) and not _can_be_reduced(image)
-        )
-        one_at_a_time = pixels > _MANY_COEFFICIENTS and is_costly
-        with _coefficients if one_at_a_time else contextlib.nullcontext():
-            image.load()
+        image.load()
         if image.mode == "P" and not (image.palette and image.palette.palette):
             raise ValueError("no palette")
     except DAMAGED:

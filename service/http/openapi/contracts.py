@@ -153,7 +153,10 @@ INFER = Contract(
 SERVER_METADATA = Contract(PROTOCOL, "Name, version and extensions", _json("ServerMetadata"))
 LIVE = Contract(PROTOCOL, "Whether the process answers", _json("Live"))
 READY = Contract(
-    PROTOCOL, "Whether the server takes requests", _json("Ready"), otherwise={503: _json("Ready")}
+    PROTOCOL,
+    "Whether the server takes requests",
+    _json("Ready"),
+    otherwise={503: {JSON: any_of(reference("Ready"), reference("Error"))}},
 )
 MODEL_METADATA = Contract(
     PROTOCOL, "Inputs and outputs of a model", _json("ModelMetadata"), errors=(ModelNotFound,)

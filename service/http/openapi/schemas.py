@@ -62,9 +62,9 @@ def record(description: str, optional: str = "", /, **fields: Schema) -> Schema:
 
 
 def request_record(description: str, required: str = "", /, **fields: Schema) -> Schema:
-    """An object of a request: the fields with a meaning, of which those in `required` are needed.
+    """An object of a request; `required` names the fields that it needs, as words.
 
-    Others are ignored, as the protocol demands.
+    Other fields are ignored, as the protocol demands.
     """
     schema: Schema = {"type": "object", "description": description, "properties": fields}
     return schema | ({"required": required.split()} if required else {})
@@ -103,10 +103,6 @@ def _model_card() -> Schema:
     return schema
 
 
-def _described(schema: Schema, description: str) -> Schema:
-    return schema | {"description": description}
-
-
 _ROW = list_of(reference("Pixel"), minItems=28, maxItems=28)
 _SQUARE = list_of(_ROW, minItems=28, maxItems=28)
 _FLAT = list_of(reference("Pixel"), minItems=784, maxItems=784)
@@ -133,6 +129,9 @@ _DIGIT = {
     "hint": {**STRING, "description": "What is wrong with the image, and what would help."},
 }
 _MODEL = {"model_name": STRING, "model_version": VERSION}
+_BLANK = {
+    "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}]
+}
 _LOG = {
     "log_file": STRING,
     "log_error": BOOLEAN,
@@ -273,7 +272,8 @@ SCHEMAS: dict[str, Schema] = {
         parameters=_PARAMETERS,
         inputs=list_of(reference("InputTensor"), maxItems=1024),
         outputs=list_of(reference("RequestedOutput"), maxItems=1024),
-    ),
+    )
+    | {"examples": [_BLANK]},
     "InputTensor": request_record(
         "An input: its `data`, or `binary_data_size` or a region of shared memory in `parameters`.",
         "name datatype shape",

@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from service.check.finding import Severity
 from service.check.models import load_models, provider, repository
 from service.settings import Settings
@@ -22,6 +24,21 @@ def test_models_are_those_that_a_worker_loads() -> None:
     (finding,) = repository(SETTINGS, models)
     assert finding.severity is Severity.OK
     assert "the files are those of the card" in finding.text
+
+
+def test_a_gpu_that_is_not_used_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, provider="auto")
+    models = load_models(SETTINGS)
+    monkeypatch.setattr("service.check.models.cuda_is_built_in", lambda: False)
+    monkeypatch.setattr("service.check.models.cuda.missing_device", lambda: "no driver")
+    assert provider(settings, models).severity is Severity.OK
+    monkeypatch.setattr("service.check.models.cuda.missing_device", lambda: "")
+    finding = provider(settings, models)
+    assert finding.severity is Severity.WARNING
+    assert "Install the extra 'gpu'" in finding.remedy
+    monkeypatch.setattr("service.check.models.cuda_is_built_in", lambda: True)
+    models.repository.loaded[0].session.fallback = "a library is missing"
+    assert "although onnxruntime-gpu is installed: a library" in provider(settings, models).text
 
 
 def test_without_models_to_load_the_server_is_ready() -> None:

@@ -47,7 +47,7 @@ class Doubler:
         return Options()
 
     def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
-        assert self.may_run.wait(10)
+        assert self.may_run.wait(120)
         if 13 in inputs[0]:
             raise RuntimeError("unlucky")
         self.batches.append(inputs[0].tolist())
@@ -469,7 +469,7 @@ class Endless(Doubler):
         assert options is not None
         while self.obeys and not options.terminate and not self.stopped.is_set():
             pass
-        assert self.may_run.wait(10)
+        assert self.may_run.wait(120)
         self.ended.set()
         raise RuntimeError("ended")
 

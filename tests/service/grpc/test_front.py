@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 
 from service.core.budget import Budget
 from service.core.errors import RequestTooLarge
-from service.grpc import front
+from service.grpc import front, grpcio_server
 from service.grpc.answering import Calls, Rpc, Unary
 from service.grpc.front import GrpcFront
 from service.observe.metrics import Metrics
@@ -53,11 +53,11 @@ class FakeServer:
 @pytest.fixture(params=[True, False], ids=["own front", "grpcio"])
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings that choose either server; that one is replaced by FakeServer."""
-    chosen, other = "Http2Server", "GrpcioServer"
+    chosen, other = (front, "Http2Server"), (grpcio_server, "GrpcioServer")
     if not request.param:
         chosen, other = other, chosen
-    monkeypatch.setattr(front, chosen, FakeServer)
-    monkeypatch.setattr(front, other, None)  # calling it fails
+    monkeypatch.setattr(*chosen, FakeServer)
+    monkeypatch.setattr(*other, None)  # calling it fails
     return Settings(fast_grpc=request.param)
 
 

@@ -11,7 +11,7 @@ from service.http import connections
 from service.http.connections import Connections
 from service.settings import Settings
 
-SECONDS = 30  # within which everything here happens
+SECONDS = 120  # within which everything here happens
 
 
 class Server:

@@ -15,7 +15,7 @@ from tests.conftest import free_ports
 from tests.service.composition import Operations, http_app_of
 from tests.service.linear_model import publish_linear, run_with_operations
 
-SECONDS = 30  # within which everything here happens
+SECONDS = 120  # within which everything here happens
 
 
 class Answer(NamedTuple):

@@ -105,7 +105,7 @@ def run(root: Path, scenario: Scenario, **settings: Any) -> None:
         with ThreadPoolExecutor(2) as executor:
             worker = Worker(root, executor, None, **settings)
             await worker.start()
-            await asyncio.wait_for(scenario(worker), 30)
+            await asyncio.wait_for(scenario(worker), 120)
 
     asyncio.run(main())
 
@@ -127,7 +127,7 @@ def run_two(
                     patch.setattr(os, "getpid", lambda pid=pid: pid)
                     workers.append(Worker(root, executor, folder))
                 await workers[-1].start()
-            await asyncio.wait_for(scenario(*workers), 30)
+            await asyncio.wait_for(scenario(*workers), 120)
             for worker in workers:
                 worker.administration.shared_state.stop()
 

@@ -76,7 +76,7 @@ def loaded(*names: str) -> DesiredState:
 
 
 def run(scenario: Any) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 async def started(

@@ -116,7 +116,7 @@ class Fixture:
 
     def run(self, scenario: Callable[[Repository], Awaitable[None]], keep: int = 2) -> None:
         async def main() -> None:
-            await asyncio.wait_for(scenario(self.repository(keep)), 30)
+            await asyncio.wait_for(scenario(self.repository(keep)), 120)
 
         asyncio.run(main())
 

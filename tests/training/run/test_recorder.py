@@ -36,7 +36,7 @@ def test_killed_run_resumes_to_the_bytes_of_an_uninterrupted_run(tmp_path: Path)
 
 
 def test_terminated_run_names_the_command_that_resumes_it(tmp_path: Path) -> None:
-    arguments = ["--recipe", "book-30-30", "--epochs", "40", "--train-limit", "3000"]
+    arguments = ["--recipe", "book-30-30", "--epochs", "40", "--train-limit", "1500"]
     run, words = kill_in_epoch(tmp_path, 2, [*arguments, "--threads", "1"], signal.SIGTERM)
     assert f"mnist-train --resume {run}" in words
     saved = checkpoint.read_run(run / "state.safetensors")

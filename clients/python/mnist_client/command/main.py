@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         help="PNG, JPEG, WebP, BMP or GIF files, folders, patterns ('**' for any depth), or - for "
         "stdin; stdin and .raw files may hold raw pixels instead, 784 bytes per image",
     )
-    add("--names-from", metavar="FILE", help="also take names from FILE (- for stdin), one a line")
+    add("--names-from", metavar="FILE", help="file of more names, one per line (- for stdin)")
     add("--read", action="store_true", help="read all digits of each picture")
 
     add = command_line.add_argument_group("server").add_argument

@@ -24,9 +24,15 @@ export function operation(method, path, described) {
   return body;
 }
 
+// Content types of one schema stand together.
 function media(content) {
-  return Object.entries(content).map(([type, { schema }]) =>
-    element("div", {}, element("h4", {}, element("code", {}, type)), opened(schema)));
+  const types = new Map();
+  for (const [type, { schema }] of Object.entries(content)) {
+    const key = JSON.stringify(schema);
+    types.set(key, [...(types.get(key) ?? []), type]);
+  }
+  return [...types].map(([schema, names]) =>
+    element("div", {}, element("h4", {}, element("code", {}, names.join(", "))), opened(JSON.parse(schema))));
 }
 
 function answer([status, response]) {
@@ -45,7 +51,8 @@ const labelled = (name, input) => element("label", {}, name, input);
 const quoted = (value) => `'${value.replaceAll("'", `'\\''`)}'`;
 
 function form(method, path, parameters, content) {
-  const fields = parameters.map((each) => {
+  // A page may not set Accept-Encoding; the browser does.
+  const fields = parameters.filter(({ name }) => name !== "accept-encoding").map((each) => {
     const input = element("input", { required: each.required, autocomplete: "off" });
     if (each.name === "model" && each.in === "path") input.value = "mnist";
     return { ...each, input };
@@ -78,7 +85,7 @@ function form(method, path, parameters, content) {
     } else if (type.value && isText() ? typed.value : type.value) {
       headers["content-type"] = type.value;
       body = isText() ? typed.value : file.files[0];
-      words.push(isText() ? `-d ${quoted(body)}` : `--data-binary @${quoted(file.files[0]?.name ?? "FILE")}`);
+      words.push(isText() ? `--data-raw ${quoted(body)}` : `--data-binary @${quoted(file.files[0]?.name ?? "FILE")}`);
     }
     const named = Object.entries(headers).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`);
     const verb = method === "HEAD" ? "-I" : `-X ${method}`;

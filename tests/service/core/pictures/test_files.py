@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+import time
 import zlib
 
 import numpy as np
@@ -176,3 +178,48 @@ def test_a_png_of_palette_colours_without_a_palette_is_refused(depth: int) -> No
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     with pytest.raises(InvalidArgument, match="damaged"):
         decode(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def test_room_for_pictures_is_given_in_order_and_never_exceeded() -> None:
+    room = files.Room(10)
+    begun, held, most, lock = [], [], [], threading.Lock()
+    first = threading.Event()
+
+    def work(name: str, size: int) -> None:
+        with room.of(size):
+            with lock:
+                begun.append(name)
+                held.append(size)
+                most.append(sum(held))
+            if name == "first":
+                first.wait()
+            with lock:
+                held.remove(size)
+
+    threads = []
+    for name, size in [("first", 4), ("large", 8), *((f"small {i}", 3) for i in range(20))]:
+        threads.append(threading.Thread(target=work, args=(name, size)))
+        threads[-1].start()
+        while (name == "first" and not begun) or (name == "large" and not room._first.locked()):
+            time.sleep(0.001)
+    assert begun == ["first"]  # the small ones would fit, but the large one is the next
+    first.set()
+    for thread in threads:
+        thread.join()
+    assert begun[:2] == ["first", "large"]
+    assert len(begun) == 22
+    assert max(most) <= 10
+    with room.of(11):  # more than there is
+        pass
+
+
+def test_memory_of_a_picture_is_what_its_format_takes() -> None:
+    for body, expected in (
+        (hostile_png(100, depth=8, colour=6), 4),
+        (jpeg(100, "RGB"), 4),
+        (jpeg(100, "RGB", progressive=True), 12),
+        (jpeg_in_scans(96, 4), 12),
+        (png(Image.new("RGB", (100, 100)), "WEBP"), 12),
+    ):
+        image = open_picture(body, 1_000_000, 1_000_000)
+        assert files.memory_of(image) == image.width * image.height * expected

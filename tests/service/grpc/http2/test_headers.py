@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from urllib.parse import unquote
 
+import grpc
 import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.grpc.http2 import frames
+from service.grpc.http2 import frames, headers
 from service.grpc.http2.frames import ProtocolError
 from service.grpc.http2.headers import (
     MAX_HEADER_LIST,
@@ -141,6 +142,10 @@ def test_malformed_blocks_are_compression_errors() -> None:
 )
 def test_timeouts_are_read_in_all_units(text: str, seconds: float | None) -> None:
     assert read_timeout(text) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_status_codes_are_those_of_grpcio() -> None:
+    assert {code.name: code.value[0] for code in grpc.StatusCode} == headers._STATUS_CODES
 
 
 def test_response_headers_are_those_of_grpc() -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from mnist_client.command.main import main
+from mnist_client.command.main import main, parser
 from PIL import Image
 
-from tests.conftest import ROOT, Server, free_ports
+from tests.clients.python.scripted import Reply, http
+from tests.conftest import ROOT, Mnist, Server, free_ports
 
 SEVEN = str(ROOT / "docs" / "seven.png")
 
@@ -144,3 +153,171 @@ def test_out_needs_read_and_one_file(capsys: pytest.CaptureFixture[str]) -> None
     for options in (["--out", "x.png"], [SEVEN, "--read", "--out", "x.png"]):
         assert main([SEVEN, *options]) == 2
         assert "--out needs --read and one file." in capsys.readouterr().err
+
+
+def test_a_folder_is_shown_as_a_table(
+    address: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(3):
+        shutil.copy(SEVEN, tmp_path / f"{index}.png")
+    assert main([str(tmp_path), *address]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "file"
+    assert [line.split() for line in lines] == [
+        ["7", "99.998%", "yes", str(tmp_path / f"{index}.png")] for index in range(3)
+    ]
+
+
+def test_pixels_of_many_images_are_predicted(
+    address: list[str], mnist: Mnist, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test.raw").write_bytes(mnist.images[:100].tobytes())
+    assert main([str(tmp_path / "test.raw"), "--json", "--batch-size", "30", *address]) == 0
+    digits = [json.loads(line)["digit"] for line in capsys.readouterr().out.splitlines()]
+    assert (np.array(digits) == mnist.labels[:100]).sum() >= 98
+
+
+def test_names_come_from_a_list(
+    address: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names").write_text(f"{SEVEN}\nmissing.png\n{SEVEN}\n")
+    assert main(["--names-from", str(tmp_path / "names"), "--format", "csv", *address]) == 1
+    captured = capsys.readouterr()
+    assert [row["digit"] for row in csv.DictReader(captured.out.splitlines())] == ["7", "7"]
+    assert captured.err == "missing.png: cannot be read: No such file or directory.\n"
+
+
+def test_strict_makes_a_status_of_what_is_not_accepted(
+    address: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blank = str(tmp_path / "blank.png")
+    Image.new("L", (100, 100), 255).save(blank)
+    assert main([SEVEN, "--strict", *address]) == 0
+    assert main([SEVEN, blank, *address]) == 0
+    assert main([SEVEN, blank, "--strict", *address]) == 4
+    assert main([blank, "--strict", "--read", *address]) == 4
+    assert main([blank, "missing.png", "--strict", *address]) == 1
+    assert "no: blank" in capsys.readouterr().out
+
+
+def test_what_would_be_wrong_for_every_picture_is_said_once(
+    address: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([SEVEN] * 5 + ["--model", "letters", *address]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"{SEVEN}: The server says:")
+
+
+def test_a_server_that_is_gone_is_asked_about_one_picture(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (port,) = free_ports(1)
+    options = ["--address", f"127.0.0.1:{port}", "--attempts", "1"]
+    assert main([SEVEN] * 50 + options) == 3
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "name a picture, a folder, a pattern or - for stdin"),
+        ([SEVEN, "--address", "ftp://x:1"], "is not an address"),
+        ([SEVEN, "--grpc", "--address", "http://x:1"], "name two protocols"),
+        ([SEVEN, "--ca-file", "ca.pem"], "needs an https:// or grpcs:// address"),
+        ([SEVEN, "--address", "https://x", "--certificate-key", "k"], "needs --certificate"),
+        ([SEVEN, "--address", "https://x", "--ca-file", "missing.pem"], "cannot be used: No such"),
+        ([SEVEN, "--key-file", "missing"], "missing cannot be used: No such file"),
+        (["--names-from", "missing"], "missing cannot be read: No such file"),
+    ],
+)
+def test_wrong_usage_has_status_2_and_a_sentence(
+    arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mnist-predict: ")
+    assert problem in error
+
+
+@pytest.mark.parametrize(
+    "options", [["--timeout", "0"], ["--batch-size", "x"], ["--format", "xml"], ["--json5"]]
+)
+def test_values_that_make_no_sense_have_status_2(options: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([SEVEN, *options])
+    assert caught.value.code == 2
+
+
+def test_the_key_is_read_from_its_file_and_sent(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret\n")
+    with http(Reply()) as server:
+        assert main([SEVEN, "--address", server.address, "--key-file", str(tmp_path / "key")]) == 0
+    assert server.asked[0].headers["authorization"] == "Bearer secret"
+
+
+def command(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mnist_client.command.main", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_a_reader_that_leaves_ends_it_with_the_status_of_a_closed_pipe(server: Server) -> None:
+    process = command("-", "--json", "--address", server.http)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdin.write(bytes(784 * 50))
+    process.stdin.close()
+    assert process.wait() == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_ctrl_c_ends_it_at_once_whatever_it_waits_for() -> None:
+    with http(Reply(delay=30.0)) as server:
+        process = command(SEVEN, "--address", server.address, "--timeout", "60")
+        while not server.asked:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+
+
+def test_help_has_groups_a_usage_of_one_line_and_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = parser().format_help()
+    assert parser().format_usage() == "usage: mnist-predict [options] PICTURE [PICTURE ...]\n"
+    for group in ("pictures:", "server:", "output:", "limits:", "exit status:", "examples:"):
+        assert f"\n{group}\n" in shown
+    assert "options:\n" not in shown  # argparse's own, for what is in no group
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
+def test_the_examples_of_the_help_run(server: Server, tmp_path: Path) -> None:
+    examples = parser().format_help().partition("examples:\n")[2].splitlines()
+    assert len(examples) == 4
+    for folder in ("docs", "scans", "more/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(SEVEN, tmp_path / folder)
+    Image.open(SEVEN).save(tmp_path / "page.jpg")
+    for example in examples:
+        port = server.grpc if "--grpc" in example else server.http
+        line = example.replace("mnist-predict", f"mnist-predict --address {port}")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "7" in done.stdout
+    assert (tmp_path / "boxes.png").exists()

@@ -1,0 +1,169 @@
+"""The OpenAPI document of a real server: Schemathesis, and the page at /docs in a real browser."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from service.http.openapi.viewer import STATIC
+from tests.conftest import ROOT, SHIPPED_MODELS, Server
+from tests.e2e.browser import AXE, running_browser
+from tests.e2e.openapi.conformance import DOCUMENT
+
+CONFIGURATION = Path(__file__).parent / "openapi" / "schemathesis.toml"
+LEAST_CASES = 5000
+MOST_BYTES = 20 * 1024
+
+
+def test_the_server_returns_the_document(server: Server) -> None:
+    status, body = server.get("/openapi.json")
+    assert (status, json.loads(body)) == (200, json.loads(json.dumps(DOCUMENT)))
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A shared memory object of 1,000 bytes."""
+    path = Path("/dev/shm") / f"mnist-openapi-{os.getpid()}"
+    path.write_bytes(bytes(1000))
+    yield path
+    path.unlink()
+
+
+def test_schemathesis_finds_no_answer_that_is_not_in_the_document(
+    start_server: Callable[..., Server], tmp_path: Path, memory: Path
+) -> None:
+    models, report = tmp_path / "models", tmp_path / "report.json"
+    shutil.copytree(SHIPPED_MODELS / "mnist", models / "mnist")
+    # For unloading, which leaves the other model to the other operations.
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "2", models / "spare" / "2")
+    server = start_server(models, shared_memory_regions=3, workers=1)
+    program = [sys.executable, "-m", "schemathesis.cli", "--config-file", CONFIGURATION]
+    options = ["--no-color", "--report=json", f"--report-json-path={report}"]
+    result = subprocess.run(
+        [*program, "run", f"http://{server.http}/openapi.json", *options],
+        cwd=ROOT,
+        env=os.environ | {"MNIST_TEST_KEY": memory.name},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    found: dict[str, Any] = json.loads(report.read_text())
+    assert found["failures"] == []
+    assert found["complete"]
+    assert found["test_cases"]["generated"] >= LEAST_CASES
+    assert found["operations"]["tested"] == sum(map(len, DOCUMENT["paths"].values()))
+
+
+@pytest.fixture(scope="module")
+def pages(server: Server) -> Iterator[Callable[..., Page]]:
+    """A function that opens /docs; no page may complain, nor ask another host."""
+    complaints: list[str] = []
+    expected = "Failed to load resource: the server responded with a status of 404 (Not Found)"
+    with running_browser() as browser:
+
+        def opened(fragment: str = "", **options: Any) -> Page:
+            page = browser.new_context(**options).new_page()
+            page.set_default_timeout(60_000)
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on(
+                "request",
+                lambda request: server.http in request.url or complaints.append(request.url),
+            )
+            page.goto(f"http://{server.http}/docs{fragment}")
+            page.wait_for_selector("html[data-ready]")
+            return page
+
+        yield opened
+    assert set(complaints) <= {expected}
+
+
+def test_the_page_is_small() -> None:
+    assert sum(len(gzip.compress(path.read_bytes())) for path in STATIC.iterdir()) <= MOST_BYTES
+
+
+def test_the_page_lists_every_operation_and_finds_them(pages: Callable[..., Page]) -> None:
+    page = pages()
+    shown = page.locator(".operation:visible")
+    routes = [
+        (path, method)
+        for path, item in DOCUMENT["paths"].items()
+        for method in item
+        if method in ("get", "post")
+    ]
+    assert shown.count() == len(routes)
+    page.check("#minor")
+    assert shown.count() == sum(map(len, DOCUMENT["paths"].values()))
+    page.uncheck("#minor")
+    page.fill("#filter", "predict 503")
+    assert shown.locator("code").all_inner_texts() == ["/predict"]
+    page.fill("#filter", "nothing like this")
+    assert page.locator("#none").is_visible()
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("operation", "status"), [("predict", "200 OK"), ("infer", "200 OK"), ("unload", "404")]
+)
+def test_the_form_sends_what_the_operation_takes(
+    pages: Callable[..., Page], operation: str, status: str
+) -> None:
+    page = pages(f"#{operation}")
+    form = page.locator(f"#{operation} form")
+    if operation == "predict":
+        form.locator("select").select_option("application/json")
+    if operation == "unload":
+        form.locator("input").first.fill("none")
+    form.locator("button.main").click()
+    output = form.locator("output")
+    output.locator(".status").wait_for()
+    assert output.locator(".status").inner_text().startswith(status)
+    assert "x-request-id: " in output.inner_text()
+    page.context.close()
+
+
+def test_the_form_sends_a_file_and_shows_the_call(
+    pages: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = pages("#read")
+    form = page.locator("#read form")
+    form.locator("select").select_option("multipart/form-data")
+    form.locator("input[type=file]").set_input_files(ROOT / "docs" / "seven.png")
+    command = form.locator("pre").first.inner_text()
+    assert command.endswith("/read' -F image=@'seven.png'")
+    form.locator("button.main").click()
+    form.locator("output .status").wait_for()
+    assert '"text": "7"' in form.locator("output").inner_text()
+    answer = subprocess.check_output(["bash", "-c", f"{command} -s"], cwd=ROOT / "docs")
+    assert json.loads(answer)["text"] == "7"
+    page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_and_a_phone_needs_no_scrolling_sideways(
+    pages: Callable[..., Page], scheme: str
+) -> None:
+    size = {"width": 360, "height": 740}
+    page = pages("#infer_of_version", color_scheme=scheme, viewport=size)
+    # What is closed is opened, down to the fields of the outputs.
+    details = "[...document.querySelectorAll('#infer_of_version details')]"
+    for _ in range(3):
+        page.evaluate(f"{details}.forEach((each) => {{ each.open = true; }})")
+        page.wait_for_function(f"{details}.every((each) => !each.open || each.children[1])")
+    page.context.new_cdp_session(page).send("Runtime.evaluate", {"expression": AXE})
+    violations = page.evaluate("async () => (await axe.run()).violations")
+    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations] == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.context.close()
