@@ -5,6 +5,7 @@ Needs no network, so it cannot see newer versions: dependabot and `make locks AR
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from typing import NamedTuple
@@ -152,6 +153,17 @@ def test_every_package_has_hashes_and_no_address(name: str) -> None:
         assert entry.requirement.url is None
     # A lock does not decide from where packages come: that is pip's configuration.
     assert not re.search(r"://|^--?(index|extra|find)", (LOCKS / f"{name}.txt").read_text(), re.M)
+
+
+def test_every_node_package_has_a_lock_with_hashes_and_no_address() -> None:
+    packages = [p for p in ROOT.glob("*/**/package.json") if "node_modules" not in p.parts]
+    packages = [p for p in packages if not p.relative_to(ROOT).parts[0].startswith(".")]
+    assert packages
+    for package in packages:
+        lock = json.loads(package.with_name("package-lock.json").read_text())
+        for name, entry in lock["packages"].items():
+            assert not name or entry["integrity"].startswith("sha512-"), (package, name)
+            assert "resolved" not in entry, (package, name)
 
 
 def test_ci_can_install_from_a_lock_for_each_of_its_pythons() -> None:
