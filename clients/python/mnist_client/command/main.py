@@ -111,10 +111,34 @@ def parser() -> argparse.ArgumentParser:
     add("--strict", action="store_true", help="exit with 4 if a picture is not accepted")
 
     add = command_line.add_argument_group("limits").add_argument
-    add("--timeout", type=_seconds, default=10.0, help="seconds per request (default: 10)")
-    add("--attempts", type=_count, default=4, help="tries of a request, in its time (default: 4)")
-    add("--batch-size", type=_count, default=64, help="raw images per request (default: 64)")
-    add("--concurrency", type=_count, default=4, help="requests at the same time (default: 4)")
+    add(
+        "--timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="per request, with its retries (default: 10)",
+    )
+    add(
+        "--attempts",
+        metavar="N",
+        type=_count,
+        default=4,
+        help="tries of a request, in its time (default: 4)",
+    )
+    add(
+        "--batch-size",
+        metavar="N",
+        type=_count,
+        default=64,
+        help="raw images per request (default: 64)",
+    )
+    add(
+        "--concurrency",
+        metavar="N",
+        type=_count,
+        default=4,
+        help="requests at the same time (default: 4)",
+    )
 
     add = command_line.add_argument_group("command").add_argument
     add("-h", "--help", action="help", help="show this text and exit")
