@@ -26,7 +26,7 @@ from mnist_client.errors import (
     Unreachable,
 )
 from mnist_client.results import Prediction, Reading
-from mnist_client.retries import Retries
+from mnist_client.retries import LONGEST_S, Retries
 
 OK, FAILED, WRONG_USAGE, NO_ANSWER, NOT_ACCEPTED = range(5)
 INTERRUPTED, PIPE_CLOSED = 130, 141
@@ -329,8 +329,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+    if not 0 < seconds <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds from 0 to {LONGEST_S}")
     return seconds
 
 
