@@ -330,7 +330,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= LONGEST_S:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds from 0 to {LONGEST_S}")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds up to {LONGEST_S}")
     return seconds
 
 
