@@ -9,6 +9,8 @@ from time import monotonic
 
 from mnist_client.errors import ClientError, DeadlineExceeded
 
+LONGEST_S = 1_000_000  # eleven days; sockets take no infinite timeouts
+
 
 @dataclass(frozen=True, slots=True)
 class Retries:
@@ -39,8 +41,10 @@ class Attempts:
         clock: Callable[[], float] = monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout: is {timeout}; it must be more than 0 seconds.")
+        if not 0 < timeout <= LONGEST_S:
+            raise ValueError(
+                f"timeout: is {timeout}; it must be more than 0 seconds, and at most {LONGEST_S}."
+            )
         self._retries = retries
         self._timeout = timeout
         self._clock = clock

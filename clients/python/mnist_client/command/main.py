@@ -26,7 +26,7 @@ from mnist_client.errors import (
     Unreachable,
 )
 from mnist_client.results import Prediction, Reading
-from mnist_client.retries import Retries
+from mnist_client.retries import LONGEST_S, Retries
 
 OK, FAILED, WRONG_USAGE, NO_ANSWER, NOT_ACCEPTED = range(5)
 INTERRUPTED, PIPE_CLOSED = 130, 141
@@ -111,10 +111,34 @@ def parser() -> argparse.ArgumentParser:
     add("--strict", action="store_true", help="exit with 4 if a picture is not accepted")
 
     add = command_line.add_argument_group("limits").add_argument
-    add("--timeout", type=_seconds, default=10.0, help="seconds per request (default: 10)")
-    add("--attempts", type=_count, default=4, help="tries of a request, in its time (default: 4)")
-    add("--batch-size", type=_count, default=64, help="raw images per request (default: 64)")
-    add("--concurrency", type=_count, default=4, help="requests at the same time (default: 4)")
+    add(
+        "--timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="per request, with its retries (default: 10)",
+    )
+    add(
+        "--attempts",
+        metavar="N",
+        type=_count,
+        default=4,
+        help="tries of a request, in its time (default: 4)",
+    )
+    add(
+        "--batch-size",
+        metavar="N",
+        type=_count,
+        default=64,
+        help="raw images per request (default: 64)",
+    )
+    add(
+        "--concurrency",
+        metavar="N",
+        type=_count,
+        default=4,
+        help="requests at the same time (default: 4)",
+    )
 
     add = command_line.add_argument_group("command").add_argument
     add("-h", "--help", action="help", help="show this text and exit")
@@ -305,8 +329,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+    if not 0 < seconds <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds up to {LONGEST_S}")
     return seconds
 
 

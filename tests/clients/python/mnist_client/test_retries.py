@@ -75,8 +75,8 @@ def test_all_attempts_share_one_deadline() -> None:
         of_call.remaining()
 
 
-@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
-def test_a_timeout_is_above_zero(timeout: float) -> None:
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_is_finite_and_above_zero(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout: is"):
         attempts(Clock(), timeout=timeout)
 
