@@ -92,7 +92,8 @@ def _links(markdown: str) -> list[str]:
 
 def _uri(target: Path) -> str:
     """Where the page of a file or folder is in the source of the site."""
-    path = f"source/{os.path.relpath(target, ROOT)}"
+    # MkDocs leaves out files and folders whose name begins with a dot.
+    path = f"source/{os.path.relpath(target, ROOT)}".replace("/.", "/")
     return path if target.suffix in _AS_THEY_ARE | {".md"} else f"{path}.md"
 
 
