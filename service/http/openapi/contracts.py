@@ -109,7 +109,7 @@ PREDICT = Contract(
             "minimum": 1,
             "maximum": 1000,
             "default": 10,
-            "description": "How many probabilities; for models of anything but digits.",
+            "description": "How many probabilities to return, for models of anything but digits.",
         },
     },
     answer_headers=_TIMING,
