@@ -26,6 +26,10 @@ import pytest
 # when torch is imported, by the tests.)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A shell lets jobs in the background ignore Ctrl-C, and the programs that tests start would inherit
+# that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example may take any time: the machine may be busy.
 hypothesis.settings.register_profile("no deadline", deadline=None)
