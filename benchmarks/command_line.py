@@ -1,4 +1,4 @@
-"""The form that --help of every benchmark has."""
+"""The common form of every benchmark's --help."""
 
 from __future__ import annotations
 

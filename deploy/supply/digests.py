@@ -1,11 +1,11 @@
-"""Pins the images of others by digest, in Dockerfile, the compose files and the manifests.
+"""Pins third-party images by digest, in the Dockerfile, the compose files and the manifests.
 
     python -m deploy.supply.digests            # ask for the digest of each tag, and write it
     python -m deploy.supply.digests --check    # is each pinned?
 
 Docker pulls each tag from wherever it is configured to pull from, and says which digest that is:
 of the index, where an image is for several platforms. A tag that moves changes nothing until this
-runs again. Our own images (mnist-*) are built here, so that they are not pinned.
+runs again. Our own images (mnist-*) are built here, so they are not pinned.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class NoDigest(Exception):
 
 
 class Image(NamedTuple):
-    """A reference to an image of others: `name:tag`, and its digest ('' if it has none)."""
+    """A reference to a third-party image: `name:tag`, and its digest ('' if it has none)."""
 
     tagged: str
     digest: str
@@ -48,18 +48,18 @@ class Image(NamedTuple):
 
 
 def files(root: Path) -> list[Path]:
-    """The files that may name images of others."""
+    """The files that may name third-party images."""
     return sorted(path for pattern in _FILES for path in root.glob(pattern))
 
 
 def images(text: str) -> list[Image]:
-    """The images of others that a file names."""
+    """The third-party images that a file names."""
     stages = _stages(text)
     return [_image(match) for match in _REFERENCE.finditer(text) if _is_of_others(match, stages)]
 
 
 def pinned(text: str, digest_of: Callable[[str], str]) -> str:
-    """The text with `name:tag@digest` for every image of others; '' removes a digest."""
+    """The text with `name:tag@digest` for every third-party image; '' removes a digest."""
     stages = _stages(text)
 
     def reference(match: re.Match[str]) -> str:

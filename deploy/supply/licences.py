@@ -4,7 +4,7 @@
 
 A licence comes from the metadata of the installed package, or from licences.toml if that says
 nothing clear or the package is not installed here. Installed and locked versions may differ.
-Needs the package license-expression, which the extra `dev` brings.
+Needs the package license-expression, which the extra `dev` includes.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m deploy.supply.sbom images mnist-serve:latest
 
 How it works: this file needs Python's standard library only, and runs twice. In the environment
-that is described, an image say, `inventory` prints what is installed: Python packages, from their
-metadata, and Debian's, from dpkg's database. Outside, `bom` makes the document of that.
+to describe, such as an image, `inventory` prints what is installed: Python packages, from their
+metadata, and Debian's, from dpkg's database. Outside, `bom` makes the document from that.
 
 The wheel pins no versions. Its document has those of deploy/locks/serve.txt, which are installed
 into a temporary environment for this.

@@ -1,6 +1,6 @@
 """The limits that a container, or a unit of systemd, has from its control groups (cgroups).
 
-Source: cgroups(7). A limit of any ancestor holds too. Inside a container the hierarchy may begin
+Source: cgroups(7). The limits of ancestors apply too. Inside a container the hierarchy may begin
 with the container's own group, while /proc still shows the path of the host.
 """
 
@@ -16,7 +16,7 @@ GROUPS = Path("/proc/self/cgroup")
 def memory_limit() -> int | None:
     """Bytes; None if there is no limit."""
     texts = (*_read("memory", "memory.max"), *_read("memory", "memory.limit_in_bytes"))
-    # Version 1 writes the largest number of pages for no limit.
+    # Version 1 writes the largest number of pages if there is no limit.
     return min(
         (int(text) for text in texts if text.isdigit() and int(text) < 1 << 60), default=None
     )

@@ -25,7 +25,7 @@ SIDE = 28
 # The labels in the card of a model of digits, if it has any.
 DIGIT_LABELS = tuple("0123456789")
 OTHER_LABELS = (
-    "classifies something else than digits; send its pictures to POST /predict over HTTP."
+    "classifies something other than digits; send its pictures to POST /predict over HTTP."
 )
 # What the values of an output are, in the words of the model card.
 PROBABILITIES = "probabilities"

@@ -53,7 +53,7 @@ class InternalError(ServiceError):
 
 
 class ModelFault(ServiceError):
-    """The model answered with something that is no answer; whoever published it has to mend it."""
+    """The model's answer cannot be used; whoever published the model has to correct it."""
 
     @classmethod
     def not_finite(cls, model: str) -> ModelFault:

@@ -136,7 +136,7 @@ def test_the_command_for_digits_says_what_it_got(
     boot = str(page.folder / "boot.png")
     assert main([boot, "--model", "fashion", "--address", page.address]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "classifies something else than digits; its answer is" in said
+    assert "classifies something other than digits; its answer is" in said
     assert main([boot, "--model", "fashion", "--grpc", "--address", page.grpc]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "send its pictures to POST /predict" in said

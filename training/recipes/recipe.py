@@ -180,13 +180,15 @@ class Recipe:
     )
 
     # Augmentation and the split.
-    shift: float = _knob("images", 0.0, "random shifts of up to N pixels", low=0, high=14)
-    rotation: float = _knob("images", 0.0, "random rotations of up to N degrees", low=0, high=180)
+    shift: float = _knob("images", 0.0, "random shifts of up to this many pixels", low=0, high=14)
+    rotation: float = _knob(
+        "images", 0.0, "random rotations of up to this many degrees", low=0, high=180
+    )
     zoom: float = _knob("images", 0.0, "random zoom of up to this share", low=0, high=0.9)
     elastic: float = _knob(
         "images",
         0.0,
-        "random elastic deformation that moves points by up to N pixels",
+        "random elastic deformation that moves points by up to this many pixels",
         low=0,
         high=14,
     )
@@ -225,7 +227,7 @@ class Recipe:
     frame: float = _knob(
         "images",
         0.0,
-        "share of the images that get a line along one edge, as rest of a frame",
+        "share of the images that get a line along one edge, like what is left of a frame",
         low=0,
         high=1,
     )

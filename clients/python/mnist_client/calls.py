@@ -1,7 +1,7 @@
 """The calls that a client makes: each knows its request and its result on both transports.
 
 Strategy: no input or output here. A call gives an `HttpRequest` or a `GrpcRequest`; a transport
-sends it and hands back the answer, which the call makes a result of. So the four transports
+sends it and hands back the answer, from which the call makes a result. So the four transports
 (synchronous and asyncio, HTTP and gRPC) share everything but the sending.
 """
 
@@ -100,7 +100,7 @@ def result_of(convert: Callable[[Any], T], answer: HttpAnswer | GrpcAnswer, addr
         return convert(answer)
     except ClientError:
         raise
-    # Whatever a stranger sends: KeyError, ValueError, TypeError, protobuf's DecodeError, ...
+    # Whatever another server sends: KeyError, ValueError, TypeError, protobuf's DecodeError, ...
     except Exception as error:
         raise UnexpectedAnswer(
             f"The answer from {address} is not one of mnist-service ({error!r}); check the address."
@@ -126,7 +126,7 @@ class Predict(Call[list[Prediction]]):
         rows = body["predictions"]
         if rows and "digit" not in rows[0]:
             raise UnexpectedAnswer(
-                f"Model '{body['model_name']}' classifies something else than digits; its answer "
+                f"Model '{body['model_name']}' classifies something other than digits; its answer "
                 f"is {rows[0].get('label')}."
             )
         steps = tuple(

@@ -143,7 +143,7 @@ def _error_of(error: Any, address: Address, timeout: float) -> ClientError:
     pushback: float | None = None
     for name, value in trailers or ():
         if name == "grpc-retry-pushback-ms":
-            # What is not a number means: do not retry (gRFC A6).
+            # A value that is not a number means: do not retry (gRFC A6).
             pushback = int(value) / 1000 if str(value).isascii() and str(value).isdigit() else -1.0
     if request_id or pushback is not None:
         return of_code(code, details, pushback, request_id)

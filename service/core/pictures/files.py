@@ -55,7 +55,7 @@ class Room:
 
 
 class _WebP(WebPImagePlugin.WebPImageFile):
-    """A WebP whose decoder is gone once the first frame is there.
+    """A WebP whose decoder is freed once the first frame is decoded.
 
     Pillow keeps it, with 8 bytes per pixel, until the picture itself is gone.
     """

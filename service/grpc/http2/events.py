@@ -1,4 +1,4 @@
-"""What happens on a connection, as it tells its listener."""
+"""The events that a connection reports to its listener."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a peer may do on one connection: sizes, times, and how often what costs it nothing."""
+"""Limits of one connection: sizes, times, and how often a peer may do what costs it nothing."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ PREDICT = Contract(
             "minimum": 1,
             "maximum": 1000,
             "default": 10,
-            "description": "How many probabilities; for models of anything but digits.",
+            "description": "How many probabilities to return, for models of anything but digits.",
         },
     },
     answer_headers=_TIMING,
@@ -150,7 +150,9 @@ INFER = Contract(
     },
     errors=_RUNS,
 )
-SERVER_METADATA = Contract(PROTOCOL, "Name, version and extensions", _json("ServerMetadata"))
+SERVER_METADATA = Contract(
+    PROTOCOL, "Name, version and extensions of the server", _json("ServerMetadata")
+)
 LIVE = Contract(PROTOCOL, "Whether the process answers", _json("Live"))
 READY = Contract(
     PROTOCOL,
@@ -229,7 +231,7 @@ REGISTER_CUDA = Contract(
 METRICS = Contract(OPERATION, "The metrics of all workers", {TEXT: STRING}, errors=(Unavailable,))
 INDEX = Contract(
     PAGES,
-    "The playground for browsers; for others name, version and endpoints",
+    "The playground for browsers; name, version and endpoints for others",
     {**_json("Server"), HTML: STRING},
     headers=_UNLESS,
     answer_headers=_CACHED,
@@ -246,7 +248,7 @@ FILES = Contract(
 )
 DOCUMENT = Contract(
     PAGES,
-    "This document",
+    "The OpenAPI document",
     {JSON: {"type": "object"}},
     headers=_UNLESS,
     answer_headers=_CACHED,
@@ -254,7 +256,7 @@ DOCUMENT = Contract(
 )
 VIEWER = Contract(
     PAGES,
-    "The page that shows this document",
+    "The page that shows the OpenAPI document",
     {HTML: STRING},
     headers=_UNLESS,
     answer_headers=_CACHED,

@@ -31,11 +31,11 @@ _PATH_PARAMETER = re.compile(r"<(\w+)>")
 _PLACE: Schema = {"type": "string", "pattern": "^[^/]+$"}
 _PLACES = {"version": VERSION}
 _ABOUT = """\
-Handwritten digits, and whatever else the models of this server classify: pictures in, distributions
-over classes out; or tensors in and out, by the Open Inference Protocol (KServe V2).
+This server classifies handwritten digits, and whatever else its models know: it takes pictures and
+returns probabilities, or takes and returns tensors by the Open Inference Protocol (KServe V2).
 
-A request that fails is answered with `{"error": "one sentence"}`. A path that is not listed here is
-answered with 404, a method that its path does not have with 405 and the header `Allow`."""
+A request that fails gets `{"error": "one sentence"}`. A path that is not listed here gets 404; a
+method that its path does not have gets 405, with the header `Allow`."""
 _PARAMETERS = {
     "x-request-id": {
         "name": "x-request-id",

@@ -55,7 +55,7 @@ def any_of(*schemas: Schema) -> Schema:
 
 
 def record(description: str, optional: str = "", /, **fields: Schema) -> Schema:
-    """An object of an answer: all its fields; those in `optional`, a list of words, may lack."""
+    """An object of an answer: all fields; those in `optional` (words) may be missing."""
     required = [name for name in fields if name not in optional.split()]
     schema = request_record(description, " ".join(required), **fields)
     return schema | {"additionalProperties": False}

@@ -1,4 +1,4 @@
-"""The page at `/docs`, which shows the OpenAPI document and sends requests; its files below.
+"""The page at `/docs`, which shows the OpenAPI document and sends requests; and its files.
 
 It has the style and the elements of the playground's page.
 """

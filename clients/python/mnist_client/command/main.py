@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         "stdin; stdin and .raw files may hold raw pixels instead, 784 bytes per image",
     )
     add("--names-from", metavar="FILE", help="file of more names, one per line (- for stdin)")
-    add("--read", action="store_true", help="read all digits of each picture")
+    add("--read", action="store_true", help="read all digits in each picture")
 
     add = command_line.add_argument_group("server").add_argument
     add("--grpc", action="store_true", help="call over gRPC instead of HTTP")
@@ -95,8 +95,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--model", default="", help="model (default: the server's default model)")
     add("--version", default="", help="model version (default: the newest)")
-    add("--key-file", metavar="FILE", help="file with the bearer key that the server wants")
-    add("--ca-file", metavar="FILE", help="authorities to check the server against (PEM)")
+    add("--key-file", metavar="FILE", help="file with the bearer key that the server asks for")
+    add("--ca-file", metavar="FILE", help="CA certificates to verify the server with (PEM)")
     add("--certificate", metavar="FILE", help="this client's certificate (PEM)")
     add("--certificate-key", metavar="FILE", help="its key, if it is in another file")
 
@@ -104,9 +104,15 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--format",
         choices=FORMATS,
-        help="default: drawing for one picture, table for several; jsonl is an object per line",
+        help="default: drawing for one picture, table for several; jsonl has one object per line",
     )
-    add("--json", action="store_const", dest="format", const="jsonl", help="as --format jsonl")
+    add(
+        "--json",
+        action="store_const",
+        dest="format",
+        const="jsonl",
+        help="short for --format jsonl",
+    )
     add("--out", metavar="PNG", help="with --read: save the picture with boxes here")
     add("--strict", action="store_true", help="exit with 4 if a picture is not accepted")
 
@@ -116,14 +122,14 @@ def parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="per request, with its retries (default: 10)",
+        help="per request, retries included (default: 10)",
     )
     add(
         "--attempts",
         metavar="N",
         type=_count,
         default=4,
-        help="tries of a request, in its time (default: 4)",
+        help="attempts per request, within --timeout (default: 4)",
     )
     add(
         "--batch-size",
@@ -137,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_count,
         default=4,
-        help="requests at the same time (default: 4)",
+        help="requests under way at a time (default: 4)",
     )
 
     add = command_line.add_argument_group("command").add_argument

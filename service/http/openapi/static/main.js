@@ -1,4 +1,4 @@
-// Loads the document and lists its operations; what is in one is made when it is opened.
+// Loads the document and lists its operations; the contents of each are made when it is opened.
 
 import { byId, element } from "../playground/dom.js";
 import { operation } from "./operation.js";
@@ -7,15 +7,18 @@ import { text, use } from "./schema.js";
 const METHODS = ["get", "post", "head", "options"];
 const listed = []; // an operation's elements, and the words that find it
 
+// A path whose lines may break before each slash.
+const parts = (path) => path.split(/(?=\/)/).flatMap((part) => [element("wbr"), part]);
+
 function add(method, path, described, group) {
   const verb = method.toUpperCase();
   const id = described.operationId;
   const details = element("details", { class: "operation", id },
     element("summary", {},
-      element("span", { class: `method ${method}` }, verb), element("code", {}, path),
+      element("span", { class: `method ${method}` }, verb), element("code", {}, ...parts(path)),
       element("span", { class: "quiet" }, described.summary)));
   details.addEventListener("toggle", () => details.append(operation(verb, path, described)), { once: true });
-  const link = element("li", {}, element("a", { href: `#${id}` }, element("span", { class: "method" }, verb), path));
+  const link = element("li", {}, element("a", { href: `#${id}` }, element("span", { class: "method" }, verb), ...parts(path)));
   group.section.append(details);
   group.list.append(link);
   const words = [verb, path, id, described.summary, described.description, ...Object.keys(described.responses)];

@@ -1,4 +1,4 @@
-// Schemas as nested lists: what they are called is shown, what is in them when it is opened.
+// Schemas as nested lists: their names are shown at once, their contents when they are opened.
 
 import { element } from "../playground/dom.js";
 

@@ -90,5 +90,5 @@ def test_names_of_models_are_escaped() -> None:
 def test_the_answer_of_a_model_of_other_things_is_named() -> None:
     call = Predict((payload_of(bytes(784)),), "", "")
     body = b'{"model_name":"fashion","predictions":[{"label":"ankle boot"}]}'
-    with pytest.raises(UnexpectedAnswer, match="something else than digits; its answer is ankle b"):
+    with pytest.raises(UnexpectedAnswer, match="something other than digits; its answer is ankle"):
         result_of(call.from_http, HttpAnswer(200, {}, body, 0.0), "here")
