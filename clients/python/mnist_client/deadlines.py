@@ -1,6 +1,6 @@
 """Deadlines of whole requests for httpx, which limits each wait for the network alone.
 
-A server that sends the headers of its answer byte by byte could otherwise hold a call for ever.
+A server that sends the headers of its answer byte by byte could otherwise hold a call without end.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _GZIP = b"content-encoding: gzip\r\ncontent-length: 99999\r\n\r\n\x1f\x8b\x08\x0
 
 @contextmanager
 def trickling(first: bytes, again: bytes) -> Iterator[str]:
-    """A server that answers with `first`, and then with `again` for ever."""
+    """A server that answers with `first`, and then with `again`, over and over."""
     left = threading.Event()
 
     def answer() -> None:
