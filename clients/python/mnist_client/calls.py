@@ -184,7 +184,7 @@ class Read(Call[Reading]):
         names = str(body["model_name"]), str(body["model_version"])
         digits = [
             ReadDigit(
-                Box(*map(int, row["box"])),
+                _box(row["box"]),
                 int(row["line"]),
                 _prediction(row, *names, timings, request_id),
             )
@@ -361,6 +361,13 @@ def _prediction(
         request_id=request_id,
         steps=steps,
     )
+
+
+def _box(edges: list[Any]) -> Box:
+    left, top, right, bottom = map(int, edges)
+    if not (0 <= left < right < 2**31 and 0 <= top < bottom < 2**31):
+        raise ValueError("a box has no area, or is larger than any picture")
+    return Box(left, top, right, bottom)
 
 
 def _checked_digit(digit: int, probabilities: tuple[float, ...]) -> int:

@@ -131,3 +131,13 @@ def test_a_message_without_ten_digits_is_no_prediction(row: dict[str, Any]) -> N
     response = digits_pb2.PredictResponse(predictions=[digits_pb2.Prediction(**row)])
     with pytest.raises(UnexpectedAnswer, match="is not one of mnist-service"):
         result_of(call.from_grpc, GrpcAnswer(response.SerializeToString(), "", 0.0), "here")
+
+
+@pytest.mark.parametrize("box", [[9, 9, 1, 1], [0, 0, 10**30, 10**30], [0, 0, 1], "abcd", None])
+def test_a_box_that_cannot_be_drawn_is_no_reading(box: Any) -> None:
+    row = {"digit": 7, "probabilities": [0.1] * 10, "entropy_bits": 0, "prediction_set": None}
+    digits = [{**row, "accepted": None, "box": box, "line": 0}]
+    body = {"model_name": "m", "model_version": "1", "text": "7", "lines": ["7"], "digits": digits}
+    answer = HttpAnswer(200, {}, json.dumps(body).encode(), 0.0)
+    with pytest.raises(UnexpectedAnswer, match="is not one of mnist-service"):
+        result_of(Read(payload_of(bytes(784)), "", "").from_http, answer, "here")
