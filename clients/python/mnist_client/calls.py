@@ -365,8 +365,8 @@ def _prediction(
 
 def _box(edges: list[Any]) -> Box:
     left, top, right, bottom = map(int, edges)
-    if not (0 <= left < right < 2**31 and 0 <= top < bottom < 2**31):
-        raise ValueError("a box has no area, or is larger than any picture")
+    if not (0 <= left <= right < 2**31 and 0 <= top <= bottom < 2**31):
+        raise ValueError("a box is inside out, or larger than any picture")
     return Box(left, top, right, bottom)
 
 
