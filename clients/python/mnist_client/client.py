@@ -43,7 +43,7 @@ class Defaults:
     ) -> None:
         self.address: Address = parse(address)
         # httpx and grpcio would show the key in their errors.
-        if bearer_key is not None and not re.fullmatch("[!-~]+", bearer_key):
+        if bearer_key is not None and not re.fullmatch("[!-~]([ -~]*[!-~])?", bearer_key):
             raise ValueError("bearer_key: is empty, or has characters that a header cannot carry.")
         if tls is not None and not self.address.is_secure:
             raise ValueError(f"tls: needs an https:// or grpcs:// address, not '{address}'.")
