@@ -7,12 +7,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
+_STDERR = 2  # its file descriptor
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT. Returns 0 after a graceful stop, 2 for bad settings.
 
     With --check, examine the installation instead, and return what `check` does.
     """
+    _open_closed_streams()
     if "--check" in (sys.argv[1:] if arguments is None else arguments):
         for number in (signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)  # no traceback, and not the status 0
@@ -32,6 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"mnist-serve: {error}", file=sys.stderr)
         return 2
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that the shell has closed: a socket would get the number of stderr."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)  # the workers need it as well
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(_STDERR, "w", closefd=False)  # noqa: SIM115 (has no path; lasts)
 
 
 if __name__ == "__main__":

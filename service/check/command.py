@@ -30,7 +30,10 @@ def check(arguments: Sequence[str] | None = None) -> int:
         for problem in problems
     ]
     findings += _examine(settings)
-    print(report(findings, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    if sys.stdout is not None:  # the shell may have closed it; the status says enough then
+        text = report(findings, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        # Names of any script. A traceback would have the status of a warning.
+        print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding))
     return max(finding.severity for finding in findings)
 
 

@@ -45,9 +45,15 @@ class StaticFile(NamedTuple):
 
     def answer(self, request: HttpRequest) -> HttpResponse:
         """The file, or 304 if the client has it."""
-        if request.header("if-none-match") == self.etag:
+        if is_known(request.header("if-none-match") or "", self.etag):
             return HttpResponse(304, [("etag", self.etag), *_HEADERS], b"")
         return HttpResponse(200, list(self.headers), self.content)
+
+
+def is_known(if_none_match: str, etag: str) -> bool:
+    """Whether a client has what `etag` names (RFC 9110, 13.1.2: a list, compared weakly, or *)."""
+    known = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
+    return "*" in known or etag.removeprefix("W/") in known
 
 
 def read_files(folder: Path, replaced: Mapping[bytes, bytes]) -> dict[str, StaticFile]:

@@ -94,6 +94,14 @@ def test_a_good_installation_has_no_finding() -> None:
     assert check() == (0, {})
 
 
+def test_output_that_cannot_show_it_all_does_not_change_the_status() -> None:
+    # 1, the status of a traceback, would be that of a warning.
+    flags = "--models", "caf\u00e9"
+    status, findings = check(*flags, PYTHONIOENCODING="ascii")
+    assert (status, "caf\\xe9 does not exist" in findings["error models"]) == (2, True)
+    assert check(*flags, prefix=("sh", "-c", 'exec "$@" >&-', "sh")) == (2, {})
+
+
 def test_every_bad_setting_is_found_at_once(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("worker = 2\nmax_inflight_bytes = 2048\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,3 +113,19 @@ def test_conflicting_packages_are_refused(
     assert main(arguments) == 2
     assert capsys.readouterr().err == "mnist-serve: Both are installed.\n"
     assert served == []
+
+
+def test_streams_that_the_shell_has_closed_are_opened() -> None:
+    # Else the log would go to the first socket or file that is opened.
+    script = (
+        "from service import cli; import os, sys; cli._open_closed_streams(); "
+        "print('lost', file=sys.stderr); "
+        "print(os.path.samestat(os.fstat(2), os.stat('/dev/null')))"
+    )
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (closed.returncode, closed.stdout) == (0, "True\n")

@@ -183,11 +183,17 @@ class Read(Call[Reading]):
         request_id = answer.headers.get("x-request-id", "")
         names = str(body["model_name"]), str(body["model_version"])
         digits = [
-            ReadDigit(Box(*row["box"]), row["line"], _prediction(row, *names, timings, request_id))
+            ReadDigit(
+                _box(row["box"]),
+                int(row["line"]),
+                _prediction(row, *names, timings, request_id),
+            )
             for row in body["digits"]
         ]
-        lines, hint = tuple(body["lines"]), body.get("hint", "")
-        return Reading(body["text"], lines, tuple(digits), hint, *names, timings, request_id)
+        text, lines, hint = str(body["text"]), body["lines"], str(body.get("hint", ""))
+        return Reading(
+            text, tuple(map(str, lines)), tuple(digits), hint, *names, timings, request_id
+        )
 
     def grpc_request(self) -> GrpcRequest:
         from mnist_client.stubs.digits.v1 import digits_pb2
@@ -337,15 +343,18 @@ def _prediction(
     request_id: str,
     steps: tuple[Step, ...] = (),
 ) -> Prediction:
-    members = row["prediction_set"]
+    members, accepted = row["prediction_set"], row["accepted"]
+    if accepted not in (True, False, None):
+        raise ValueError(f"accepted is {accepted!r}")
+    digit, probabilities = int(row["digit"]), tuple(map(float, row["probabilities"]))
     return Prediction(
-        digit=row["digit"],
-        probabilities=tuple(row["probabilities"]),
-        entropy_bits=row["entropy_bits"],
-        prediction_set=None if members is None else tuple(members),
-        accepted=row["accepted"],
-        reason=row.get("reason", ""),
-        hint=row.get("hint", ""),
+        digit=_checked_digit(digit, probabilities),
+        probabilities=probabilities,
+        entropy_bits=float(row["entropy_bits"]),
+        prediction_set=None if members is None else tuple(map(int, members)),
+        accepted=accepted,
+        reason=str(row.get("reason", "")),
+        hint=str(row.get("hint", "")),
         model_name=model,
         model_version=version,
         timings=timings,
@@ -354,15 +363,32 @@ def _prediction(
     )
 
 
+def _box(edges: list[Any]) -> Box:
+    left, top, right, bottom = map(int, edges)
+    if not (0 <= left <= right < 2**31 and 0 <= top <= bottom < 2**31):
+        raise ValueError("a box is inside out, or larger than any picture")
+    return Box(left, top, right, bottom)
+
+
+def _checked_digit(digit: int, probabilities: tuple[float, ...]) -> int:
+    # A sum of float32 may be a little above 1; NaN is between no two numbers.
+    if len(probabilities) != 10 or not all(0 <= value < 1.001 for value in probabilities):
+        raise ValueError(f"probabilities are {probabilities}")
+    if not 0 <= digit < 10:
+        raise ValueError(f"digit is {digit}")
+    return digit
+
+
 def _of_message(
     row: digits_pb2.Prediction,
     response: digits_pb2.PredictResponse | digits_pb2.ReadResponse,
     answer: GrpcAnswer,
     steps: tuple[Step, ...] = (),
 ) -> Prediction:
+    probabilities = tuple(row.probabilities)
     return Prediction(
-        digit=row.digit,
-        probabilities=tuple(row.probabilities),
+        digit=_checked_digit(row.digit, probabilities),
+        probabilities=probabilities,
         entropy_bits=row.entropy_bits,
         prediction_set=tuple(row.prediction_set) or None,
         accepted=row.accepted if row.HasField("accepted") else None,

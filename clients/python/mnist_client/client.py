@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -41,8 +42,9 @@ class Defaults:
         connections: int,
     ) -> None:
         self.address: Address = parse(address)
-        if bearer_key is not None and not (bearer_key.isascii() and bearer_key.isprintable()):
-            raise ValueError("bearer_key: has characters that a header cannot carry.")
+        # httpx and grpcio would show the key in their errors.
+        if bearer_key is not None and not re.fullmatch("[!-~]([ -~]*[!-~])?", bearer_key):
+            raise ValueError("bearer_key: is empty, or has characters that a header cannot carry.")
         if tls is not None and not self.address.is_secure:
             raise ValueError(f"tls: needs an https:// or grpcs:// address, not '{address}'.")
         if connections < 1:

@@ -37,9 +37,12 @@ class HttpTransport:
     def __init__(self, address: Address, tls: TLS | None, key: str | None, connections: int):
         import httpx
 
+        from mnist_client.deadlines import limit
+
         self._httpx = httpx
         self._address = address
         self._client = httpx.Client(**_options(address, tls, key, connections))
+        self._deadline = limit(self._client)
         self._turns = threading.BoundedSemaphore(connections)
 
     def send(self, call: Call[T], timeout: float) -> T:
@@ -47,20 +50,15 @@ class HttpTransport:
         began = monotonic()
         if not self._turns.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
             raise _late(self._address, timeout)
-        content = bytearray()
+        self._deadline.end = began + timeout
         try:
             left = max(0.001, timeout - (monotonic() - began))
-            with self._client.stream(**_arguments(call.http_request(), left)) as response:
-                # httpx limits each wait; this limits them together.
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if monotonic() - began > timeout:
-                        raise self._httpx.ReadTimeout("The answer arrives too slowly.")
+            response = self._client.request(**_arguments(call.http_request(), left))
         except (self._httpx.RequestError, self._httpx.InvalidURL, OSError) as error:
             raise _error_of(error, self._address, timeout) from error
         finally:
             self._turns.release()
-        return _result(call, response, bytes(content), monotonic() - began, self._address)
+        return _result(call, response, monotonic() - began, self._address)
 
     def close(self) -> None:
         """Close all connections."""
@@ -88,7 +86,7 @@ class AsyncHttpTransport:
             raise _late(self._address, timeout) from error
         except (self._httpx.RequestError, self._httpx.InvalidURL, OSError) as error:
             raise _error_of(error, self._address, timeout) from error
-        return _result(call, response, response.content, monotonic() - began, self._address)
+        return _result(call, response, monotonic() - began, self._address)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -121,16 +119,14 @@ def _arguments(request: HttpRequest, timeout: float) -> dict[str, Any]:
     return arguments
 
 
-def _result(
-    call: Call[T], response: httpx.Response, body: bytes, seconds: float, address: Address
-) -> T:
-    status = response.status_code
+def _result(call: Call[T], response: httpx.Response, seconds: float, address: Address) -> T:
+    status, body = response.status_code, response.content
     if status in call.statuses:
         answer = HttpAnswer(status, response.headers, body, seconds)
         return result_of(call.from_http, answer, address.target)
     try:
         message = str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):  # of a proxy
+    except (ValueError, KeyError, TypeError, RecursionError):  # of a proxy
         message = f"The server at {address.target} answers with status {status}."
     retry_after = _seconds_of(response.headers.get("retry-after", ""))
     raise of_status(status, message, retry_after, response.headers.get("x-request-id", ""))
@@ -142,7 +138,7 @@ def _seconds_of(retry_after: str) -> float | None:
         return float(retry_after)
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

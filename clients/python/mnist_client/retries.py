@@ -68,7 +68,8 @@ class Attempts:
         self._done += 1
         if not error.retryable or self._done >= self._retries.attempts:
             raise error
-        wait = min(self._retries.longest_wait, self._retries.first_wait * 2.0 ** (self._done - 1))
+        doublings = min(self._done - 1, 99)  # a float has room for 1023
+        wait = min(self._retries.longest_wait, self._retries.first_wait * 2.0**doublings)
         wait *= 1 - self._draw() / 2
         if error.retry_after is not None:
             # Those that were refused together do not come back in the same instant.

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.http.message import HttpRequest
-from service.http.static_files import read_files, static_file
+from service.http.static_files import is_known, read_files, static_file
 
 
 def test_files_have_their_content_type_and_a_strict_policy(tmp_path: Path) -> None:
@@ -25,3 +25,11 @@ def test_a_client_that_has_the_file_gets_no_content() -> None:
     request = HttpRequest("GET", "/", {"if-none-match": file.etag}.get, b"")
     assert file.answer(request)[::2] == (304, b"")
     assert file.answer(request._replace(header={}.get))[::2] == (200, b"{}")
+
+
+def test_any_form_of_if_none_match_is_understood() -> None:
+    etag = static_file(b"{}", "application/json").etag
+    for header in (etag, etag.removeprefix("W/"), f'"other", {etag}', f'{etag} ,W/"b"', "*"):
+        assert is_known(header, etag), header
+    for header in ("", '"other"', etag.strip('W/"'), f"W/{etag}"):
+        assert not is_known(header, etag), header

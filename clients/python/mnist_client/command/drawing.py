@@ -25,6 +25,13 @@ REASONS = {
 _GREEN, _DIM, _BOLD, _YELLOW = "1;32", "2", "1", "1;33"
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: names and what servers say may have control characters, or no UTF-8."""
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )
+
+
 def styled(text: str, style: str, colour: bool) -> str:
     """The text in a style of ANSI terminals, if `colour` is on."""
     return f"\x1b[{style}m{text}\x1b[0m" if colour and text else text
@@ -50,11 +57,12 @@ def bars(prediction: Prediction, colour: bool = False) -> str:
         lines.append(styled(f"{digit} {bar} {probability:8.3%}", style, colour))
     ending = (
         f", entropy {prediction.entropy_bits:.3f} bits "
-        f"({prediction.model_name} version {prediction.model_version})"
+        f"({printable(prediction.model_name)} version {printable(prediction.model_version)})"
     )
     if prediction.accepted is False:
         reason = REASONS.get(prediction.reason, prediction.reason)
-        lines.append(styled(f"Not accepted: {reason}. {prediction.hint}", _YELLOW, colour))
+        sentences = printable(f"Not accepted: {reason}. {prediction.hint}")
+        lines.append(styled(sentences, _YELLOW, colour))
         lines.append(f"The closest digit is {prediction.digit}{ending}")
     else:
         lines.append(styled(f"It is a {prediction.digit}", _BOLD, colour) + ending)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -14,8 +16,8 @@ from typing import NamedTuple
 
 from mnist_client.address import TLS
 from mnist_client.client import Client
-from mnist_client.command.drawing import boxes_on
-from mnist_client.command.output import FORMATS, Progress, printable, writer
+from mnist_client.command.drawing import boxes_on, printable
+from mnist_client.command.output import FORMATS, Progress, writer
 from mnist_client.command.sources import Entry, entries, names, names_in
 from mnist_client.errors import (
     AccessDenied,
@@ -155,6 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Predict every picture. Returns the exit status, as --help lists them."""
     options = parser().parse_args(arguments)
     try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "stdout is closed")
         counts = _run(options)
         sys.stdout.flush()
     except UsageError as error:
@@ -176,6 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def console() -> None:
     """The entry point: `main`, and an end at once on Ctrl-C, whatever its threads wait for."""
+    with contextlib.ExitStack() as stack:
+        if sys.stderr is None:  # the shell has closed it
+            sys.stderr = stack.enter_context(Path(os.devnull).open("w"))
+        _console()
+
+
+def _console() -> None:
     try:
         status = main()
     except KeyboardInterrupt:
@@ -279,7 +290,7 @@ def _client(options: argparse.Namespace) -> Client:
         except ValueError:
             raise UsageError("--certificate-key needs --certificate.") from None
     try:
-        key = Path(options.key_file).read_text().strip() if options.key_file else None
+        key = _key(options.key_file) if options.key_file else None
         return Client(
             address,
             model=options.model,
@@ -296,14 +307,21 @@ def _client(options: argparse.Namespace) -> Client:
         raise UsageError(f"{file}cannot be used: {error.strerror or error}.") from None
 
 
+def _key(file: str) -> str:
+    try:
+        return Path(file).read_text().strip()
+    except UnicodeDecodeError:  # whose message has bytes of the key
+        raise UsageError(f"--key-file: {file} is not a text file.") from None
+
+
 def _save(entry: Entry, reading: Reading, out: str) -> int:
     """Save the picture with its boxes; 1 if that fails, after it has been reported."""
     try:
         boxes_on(entry.data, reading).save(out, "PNG")
     except ImportError:
         raise UsageError("--out needs Pillow: pip install 'mnist-client[images]'.") from None
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError, OverflowError) as error:  # boxes may be no boxes
+        reason = getattr(error, "strerror", None) or error
         _complain(None, entry.name, f"the boxes cannot be saved as {out}: {reason}.")
         return 1
     return 0
@@ -327,7 +345,7 @@ def _sentence(error: ClientError) -> str:
 def _complain(progress: Progress | None, name: str, problem: str) -> None:
     if progress is not None:
         progress.clear()
-    print(f"{printable(name)}: {problem}", file=sys.stderr)
+    print(f"{printable(name)}: {printable(problem)}", file=sys.stderr)
 
 
 def _seconds(text: str) -> float:

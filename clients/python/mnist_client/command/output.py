@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from mnist_client.command.drawing import boxes_on, drawing, in_characters, styled
+from mnist_client.command.drawing import boxes_on, drawing, in_characters, printable, styled
 from mnist_client.results import Prediction, Reading
 
 Answer = Prediction | Reading
@@ -19,13 +19,6 @@ Writer = Callable[[str, bytes, Answer], None]
 FORMATS = ("drawing", "table", "jsonl", "csv")
 _LONG_LIST = 20
 _REDRAW_S = 0.1
-
-
-def printable(text: str) -> str:
-    """Text for a terminal: a file may be named with control characters, or no valid UTF-8."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in text
-    )
 
 
 class Progress:
@@ -71,10 +64,11 @@ def writer(kind: str, *, reads: bool, transport: str, width: int, colour: bool) 
 
     def draw(name: str, data: bytes, answer: Answer) -> None:
         if isinstance(answer, Reading):
-            with contextlib.suppress(ImportError):  # without Pillow, the text alone
+            # Without Pillow, or for boxes that cannot be drawn, the text alone.
+            with contextlib.suppress(ImportError, OSError, ValueError, OverflowError):
                 if width:
                     sys.stdout.write(in_characters(boxes_on(data, answer), width, colour))
-            print(answer.text or answer.hint)
+            print("\n".join(map(printable, (answer.text or answer.hint).split("\n"))))
             if refused := _refused(answer):
                 print(styled(f"{refused} not accepted (red in the picture)", "33", colour))
         else:
@@ -134,8 +128,7 @@ def _csv(reads: bool) -> Writer:
         rows.writerow(("file", *judgement, *model, *(f"p{digit}" for digit in range(10))))
 
     def write(name: str, data: bytes, answer: Answer) -> None:
-        # A name that is not UTF-8 cannot be written as it is.
-        columns: list[Any] = [name.encode("utf-8", "backslashreplace").decode()]
+        columns: list[Any] = [name]
         if isinstance(answer, Reading):
             columns += answer.text, len(answer.digits), _refused(answer)
         else:
@@ -145,16 +138,23 @@ def _csv(reads: bool) -> Writer:
         columns += answer.model_name, answer.model_version
         if isinstance(answer, Prediction):
             columns += answer.probabilities
-        rows.writerow(columns)
+        # What is not UTF-8, such as a name, cannot be written as it is.
+        rows.writerow(
+            column.encode("utf-8", "backslashreplace").decode()
+            if isinstance(column, str)
+            else column
+            for column in columns
+        )
 
     return write
 
 
 def _table_row(name: str, data: bytes, answer: Answer) -> None:
     if isinstance(answer, Reading):
-        cell = answer.text.replace("\n", " / ") or "nothing found"
+        cell = printable(answer.text.replace("\n", " / ")) or "nothing found"
         accepted = f"{len(answer.digits) - _refused(answer)} of {len(answer.digits)}"
     else:
         cell = f"{answer.digit:>5}  {answer.probabilities[answer.digit]:11.3%}"
-        accepted = _WORDS[answer.accepted] + (f": {answer.reason}" if answer.reason else "")
+        reason = printable(answer.reason)
+        accepted = _WORDS[answer.accepted] + (f": {reason}" if reason else "")
     print(f"{cell:18}  {accepted:19}  {printable(name)}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from mnist_client import Prediction, Reading, UnexpectedAnswer
-from mnist_client.calls import HttpAnswer, Predict, result_of
+from mnist_client.calls import GrpcAnswer, HttpAnswer, Predict, Read, result_of
 from mnist_client.images import payload_of
 from mnist_client.results import Timings
+from mnist_client.stubs.digits.v1 import digits_pb2
 from PIL import Image
 
 from tests.clients.python.calling import Calling
@@ -92,3 +94,50 @@ def test_the_answer_of_a_model_of_other_things_is_named() -> None:
     body = b'{"model_name":"fashion","predictions":[{"label":"ankle boot"}]}'
     with pytest.raises(UnexpectedAnswer, match="something other than digits; its answer is ankle"):
         result_of(call.from_http, HttpAnswer(200, {}, body, 0.0), "here")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"digit": 99},
+        {"digit": "seven"},
+        {"probabilities": "abcdefghij"},
+        {"probabilities": [1.0]},
+        {"probabilities": [1e9] * 10},
+        {"probabilities": [float("nan")] * 10},
+        {"entropy_bits": "x"},
+        {"accepted": "no"},
+        {"prediction_set": ["a"]},
+    ],
+)
+def test_fields_of_wrong_types_are_no_prediction(wrong: dict[str, Any]) -> None:
+    image = payload_of(bytes(784))
+    row = {"digit": 7, "probabilities": [0.1] * 10, "entropy_bits": 0, "prediction_set": None}
+    body: dict[str, Any] = {"model_name": "m", "model_version": "1"}
+    body["predictions"] = [{**row, "accepted": None}]
+    right = HttpAnswer(200, {}, json.dumps(body).encode(), 0.0)
+    assert result_of(Predict((image,), "", "").from_http, right, "here")[0].digit == 7
+    row = {**body["predictions"][0], **wrong, "box": [0, 0, 1, 1], "line": 0}
+    body |= {"predictions": [row], "text": "7", "lines": ["7"], "digits": [row]}
+    answer = HttpAnswer(200, {}, json.dumps(body).encode(), 0.0)
+    for call in (Predict((image,), "", ""), Read(image, "", "")):
+        with pytest.raises(UnexpectedAnswer, match="is not one of mnist-service"):
+            result_of(call.from_http, answer, "here")
+
+
+@pytest.mark.parametrize("row", [{"digit": 99, "probabilities": [0.1] * 10}, {"digit": 7}])
+def test_a_message_without_ten_digits_is_no_prediction(row: dict[str, Any]) -> None:
+    call = Predict((payload_of(bytes(784)),), "", "")
+    response = digits_pb2.PredictResponse(predictions=[digits_pb2.Prediction(**row)])
+    with pytest.raises(UnexpectedAnswer, match="is not one of mnist-service"):
+        result_of(call.from_grpc, GrpcAnswer(response.SerializeToString(), "", 0.0), "here")
+
+
+@pytest.mark.parametrize("box", [[9, 9, 1, 1], [0, 0, 10**30, 10**30], [0, 0, 1], "abcd", None])
+def test_a_box_that_cannot_be_drawn_is_no_reading(box: Any) -> None:
+    row = {"digit": 7, "probabilities": [0.1] * 10, "entropy_bits": 0, "prediction_set": None}
+    digits = [{**row, "accepted": None, "box": box, "line": 0}]
+    body = {"model_name": "m", "model_version": "1", "text": "7", "lines": ["7"], "digits": digits}
+    answer = HttpAnswer(200, {}, json.dumps(body).encode(), 0.0)
+    with pytest.raises(UnexpectedAnswer, match="is not one of mnist-service"):
+        result_of(Read(payload_of(bytes(784)), "", "").from_http, answer, "here")

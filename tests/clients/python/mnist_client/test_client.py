@@ -116,6 +116,8 @@ def test_health_asks_once_and_says_why_not() -> None:
 def test_arguments_that_make_no_sense_are_refused() -> None:
     for options, problem in (
         ({"bearer_key": "two\nlines"}, "bearer_key"),
+        ({"bearer_key": "a space "}, "bearer_key"),
+        ({"bearer_key": ""}, "bearer_key"),
         ({"connections": 0}, "connections"),
         ({"timeout": 0.0}, "timeout"),
     ):

@@ -16,6 +16,7 @@ from mnist_client import (
     Client,
     ClientError,
     DeadlineExceeded,
+    InvalidRequest,
     Overloaded,
     Retries,
     ServerError,
@@ -74,7 +75,9 @@ def test_a_date_says_when_as_well(calling: Calling) -> None:
         assert calling(server.address, "predict", IMAGE, retries=FAST).digit == 7
 
 
-@pytest.mark.parametrize("nonsense", ["soon", "-1", "1e3", "Mon, 99 Foo 2026"])
+@pytest.mark.parametrize(
+    "nonsense", ["soon", "-1", "1e3", "Mon, 99 Foo 2026", f"Mon, 01 Jan 2030 00:00:00 +{'9' * 20}"]
+)
 def test_a_time_that_is_none_is_ignored(nonsense: str) -> None:
     with http(Reply(503, b"", (("retry-after", nonsense),)), Reply()) as server:
         assert Calling(False)(server.address, "predict", IMAGE, retries=FAST).digit == 7
@@ -215,3 +218,9 @@ def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     for file in ("empty.pem", "missing.pem"):
         with pytest.raises(OSError, match=r"X509|No such file"):
             Calling(False)("https://x", "health", tls=TLS(ca_file=tmp_path / file))
+
+
+def test_an_error_nested_beyond_reason_is_one_of_a_proxy(calling: Calling) -> None:
+    reply = Reply(400, b"[" * 200_000)
+    with http(reply) as server, pytest.raises(InvalidRequest, match="answers with status 400"):
+        calling(server.address, "predict", IMAGE)

@@ -34,6 +34,11 @@ def test_waits_double_up_to_the_longest() -> None:
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.5, 0.5])
 
 
+def test_there_can_be_any_number_of_attempts() -> None:
+    of_call = attempts(Clock(), Retries(attempts=10_000, longest_wait=0.5))
+    assert [of_call.wait_after(unreachable()) for _ in range(2_000)][-1] == 0.5
+
+
 def test_chance_shortens_a_wait_by_up_to_a_half() -> None:
     assert attempts(Clock(), draw=1.0).wait_after(unreachable()) == pytest.approx(0.05)
 

@@ -289,6 +289,32 @@ def test_ctrl_c_ends_it_at_once_whatever_it_waits_for() -> None:
     assert b"Traceback" not in errors
 
 
+def test_streams_that_the_shell_has_closed_are_no_traceback(server: Server) -> None:
+    command = f"{sys.executable} -m mnist_client.command.main --address {server.http} {SEVEN}"
+    options: dict[str, Any] = {"shell": True, "capture_output": True, "text": True}
+    ended = subprocess.run(f"{command} >&-", check=False, **options)
+    assert ended.returncode == 1
+    assert ended.stderr == "mnist-predict: the answers cannot be written: stdout is closed.\n"
+    ended = subprocess.run(f"{command} missing 2>&-", check=False, **options)
+    assert (ended.returncode, "seven.png" in ended.stdout) == (1, True)
+    assert "missing" not in ended.stdout
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with http(Reply(400, b'{"error":"\\u001b]0;title\\u0007 \\ud800"}')) as stranger:
+        assert main([SEVEN, "--address", stranger.address]) == 1
+    shown = capsys.readouterr().err
+    assert "\\x1b]0;title\\x07 \\ud800" in shown
+    assert "\x1b" not in shown
+    (tmp_path / "key").write_bytes(b"secret\xff")
+    assert main([SEVEN, "--key-file", str(tmp_path / "key")]) == 2
+    shown = capsys.readouterr().err
+    assert "is not a text file" in shown
+    assert "xff" not in shown
+
+
 def test_help_has_groups_a_usage_of_one_line_and_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = parser().format_help()

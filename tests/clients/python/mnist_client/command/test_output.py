@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 import pytest
-from mnist_client.command.output import FORMATS, Progress, printable, writer
+from mnist_client.command.drawing import printable
+from mnist_client.command.output import FORMATS, Progress, writer
 from mnist_client.results import Box, ReadDigit, Reading, Timings
 
 from tests.clients.python.mnist_client.command.test_drawing import SEVEN, prediction

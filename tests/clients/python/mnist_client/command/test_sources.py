@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,35 @@ def test_patterns_are_expanded_and_files_with_such_names_are_files() -> None:
     assert listed("a[1].png") == ["a[1].png"]
     assert listed("*.jpg") == ["no file matches."]
     assert listed("missing.png", "-") == ["missing.png", "-"]
+
+
+def test_links_in_a_loop_are_not_followed(folder: Path) -> None:
+    for name in ("again", "and_again"):  # two of them are 2 ** 40 paths
+        (folder / "scans" / name).symlink_to(".")
+    (folder / "scans" / ".hidden").mkdir()
+    shutil.copy(SEVEN, folder / "scans" / ".hidden" / "e.png")
+    expected = ["scans/a.PNG", "scans/b.png", "scans/deep/c.png"]
+    assert listed("scans") == expected
+    assert listed("**/[bc].png") == expected[1:]
+    assert {f"{folder}/{name}" for name in expected} < set(listed(f"{folder}/scans/**"))
+    assert listed("scans/.hidden/**/*.png") == ["scans/.hidden/e.png"]
+
+
+def test_pipes_in_a_folder_are_left_out(folder: Path) -> None:
+    os.mkfifo(folder / "scans" / "pipe.png")
+    assert listed("scans") == ["scans/a.PNG", "scans/b.png", "scans/deep/c.png"]
+
+
+def test_names_that_no_file_can_have_are_names() -> None:
+    assert listed("a" * 5000, "a*" * 5000, "") == ["a" * 5000, "no file matches.", ""]
+
+
+def test_a_closed_stdin_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    (entry,) = entries(["-"])
+    assert entry.problem == "cannot be read: stdin is closed."
+    with pytest.raises(OSError, match="stdin is closed"):
+        list(names_in("-"))
 
 
 @pytest.mark.usefixtures("folder")
