@@ -15,8 +15,6 @@ import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from prometheus_client.metrics import MetricWrapperBase
-
 from docs.site.hooks import DOCS, ROOT
 from service.http.routes import ROUTES
 from service.observe import metrics
@@ -86,6 +84,9 @@ def _sentence(text: str) -> str:
 
 def all_metrics() -> str:
     """Every metric of service/observe/metrics.py."""
+    # After service.observe.metrics, which decides the mode of prometheus_client before its import.
+    from prometheus_client.metrics import MetricWrapperBase
+
     values = [*vars(metrics).values(), *metrics._triton.values()]
     families = [value for value in values if isinstance(value, MetricWrapperBase)]
     rows: list[list[str]] = []
