@@ -11,6 +11,7 @@ from service.core.budget import Budget
 from service.http.answering import HttpApp
 from service.http.compression import Compression
 from service.http.message import HttpRequest
+from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from tests.fuzz.application import MEMORY, MODELS, Application
 from tests.fuzz.fields import Fields
@@ -25,6 +26,7 @@ _APP = HttpApp(
     recorder=_APPLICATION.recorder,
     compression=Compression(1 << 16, 64, Budget(1 << 25)),
     playground=Playground(),
+    viewer=Viewer(),
 )
 # Loading takes a hundred times as long as any other request, and /metrics ten times.
 _PATHS = [
