@@ -19,7 +19,7 @@ else
 DOWNLOAD := some hundred MB to download, not measured on this system; 3.2 GB on Linux, with CUDA
 endif
 
-.PHONY: help setup run test test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit dist docs
+.PHONY: help setup run test coverage test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit dist docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -60,9 +60,14 @@ serve: $(INSTALLED)  ## serve the newest model in models/, without training
 	$(BIN)/mnist-serve
 
 # Measuring the coverage of the service would make the tests of training 1.4 times as long.
-test: $(INSTALLED)  ## run every test and measure the coverage of the service
+# In two processes, since neither keeps two cores busy: real servers and clients, and all other tests.
+test: $(INSTALLED)  ## run every test
+	@mkdir -p build && $(BIN)/python -m pytest --ignore tests/e2e --ignore tests/triton >build/test.log 2>&1 & \
+	  others=$$!; status=0; $(BIN)/python -m pytest tests/e2e tests/triton || status=$$?; \
+	  wait $$others || status=$$?; cat build/test.log; exit $$status
+
+coverage: $(INSTALLED)  ## run the tests of the service, and measure how much of it they cover
 	$(BIN)/python -m pytest --ignore tests/training --cov --cov-report=term --cov-fail-under=90
-	$(BIN)/python -m pytest tests/training
 
 test-compose: $(INSTALLED)  ## test docker-compose.yml on a real Docker engine (needs root; five to ten minutes)
 	$(BIN)/python -m tests.compose $(ARGS)
