@@ -21,7 +21,7 @@ from license_expression import AND, OR, ExpressionError, get_spdx_licensing
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ROOT / "deploy" / "locks"
-# The locks whose packages are in an image, and so are distributed by whoever pushes it.
+# The locks whose packages are in an image: pushing the image distributes them.
 IMAGES = ("serve", "serve-gpu", "train", "train-cpu")
 _SPDX = get_spdx_licensing()
 
@@ -41,7 +41,7 @@ class Policy:
         return self._allows(package, _SPDX.parse(expression))
 
     def is_permissive(self, expression: str) -> bool:
-        """Whether nothing but notices is asked of whoever distributes the package."""
+        """Whether those who distribute the package only have to keep its notices."""
         return Policy(self.permissive, frozenset(), {}, {}, {}).allows("", expression)
 
     def _allows(self, package: str, node: object) -> bool:

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from service import SERVER_NAME, __version__
-from service.check.finding import Finding, Severity, error, ok
+from service.check.finding import Finding, Severity, count, error, ok
 from service.observe.logs import printable
 from service.runtime.packages import conflicting_packages, installed_packages
 from service.settings import Settings, SettingsError, load
@@ -116,7 +116,7 @@ def report(findings: Sequence[Finding], *, colours: bool) -> str:
         sum(finding.severity is severity for finding in findings)
         for severity in (Severity.ERROR, Severity.WARNING)
     )
-    found = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+    found = f"{count(errors, 'error')}, {count(warnings, 'warning')}"
     if errors:
         verdict = f"{found}: the server would not start, or not be ready."
     elif warnings:
@@ -124,7 +124,3 @@ def report(findings: Sequence[Finding], *, colours: bool) -> str:
     else:
         verdict = "Nothing to correct."
     return "\n".join([*lines, "", verdict])
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"

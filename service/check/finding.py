@@ -33,3 +33,8 @@ def warning(subject: str, text: str, remedy: str) -> Finding:
 
 def error(subject: str, text: str, remedy: str) -> Finding:
     return Finding(Severity.ERROR, subject, text, remedy)
+
+
+def count(number: int, thing: str) -> str:
+    """A number of things in words, as `1 worker` or `2 workers`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from service import probe
 from service.check import cgroup
-from service.check.finding import Finding, error, ok, warning
+from service.check.finding import Finding, count, error, ok, warning
 from service.ports import NAMES, reserve
 from service.settings import Settings, SettingsError, is_loopback
 from service.supervisor import FOLDER_PREFIX, LONGEST_SOCKET_FOLDER, connections_within
@@ -77,7 +77,7 @@ def cores(settings: Settings) -> Finding:
     available = len(os.sched_getaffinity(0))
     limit = cgroup.cpu_limit()
     usable = available if limit is None else min(available, max(1, math.ceil(limit)))
-    text = f"{_count(settings.workers, 'worker')} on {_count(usable, 'core')}"
+    text = f"{count(settings.workers, 'worker')} on {count(usable, 'core')}"
     if limit is not None and limit < available:
         text += f" (the container may use {limit:g} of {available})"
     if settings.workers > usable:
@@ -91,7 +91,7 @@ def cores(settings: Settings) -> Finding:
         return warning(
             "workers",
             f"{text}, with {settings.intra_op_threads} threads per inference: {threads} threads "
-            f"compete for {_count(usable, 'core')}.",
+            f"compete for {count(usable, 'core')}.",
             f"Set intra_op_threads to {max(1, usable // settings.workers)}.",
         )
     if settings.workers < usable:
@@ -109,7 +109,7 @@ def memory(settings: Settings, model_bytes: int) -> Finding:
     need = settings.workers * each + _SUPERVISOR_BYTES
     least = settings.workers * (_REST_BYTES + model_bytes) + _SUPERVISOR_BYTES
     text = (
-        f"{_count(settings.workers, 'worker')} may take up to {_megabytes(need)}, and the {whose} "
+        f"{count(settings.workers, 'worker')} may take up to {_megabytes(need)}, and the {whose} "
         f"{_megabytes(limit)}"
     )
     if limit >= need:
@@ -158,7 +158,7 @@ def tasks(settings: Settings) -> Iterator[Finding]:
         return
     yield error(
         "processes",
-        f"{text}, and {_count(settings.workers, 'worker')} may need {need}.",
+        f"{text}, and {count(settings.workers, 'worker')} may need {need}.",
         f"Raise the limit (--pids-limit of Docker, TasksMax of systemd) to {need}.",
     )
 
@@ -249,10 +249,6 @@ def clock(files: Sequence[Path]) -> Finding:
         "certificates will be wrong.",
         "Synchronise the clock (timedatectl set-ntp true); if the file's time is wrong, touch it.",
     )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _megabytes(size: int) -> str:

@@ -53,7 +53,7 @@ class InternalError(ServiceError):
 
 
 class ModelFault(ServiceError):
-    """The model's answer cannot be used; whoever published the model has to correct it."""
+    """The model's answer cannot be used; its publisher has to correct the model."""
 
     @classmethod
     def not_finite(cls, model: str) -> ModelFault:

@@ -134,7 +134,7 @@ class Calls:
                 request = self._parse(rpc, content)
             del content
             answering = method.handler(request, Call(deadline, caller))
-            del request  # the handler lets go of it when it has what it needs
+            del request  # so that the handler can free it once it is parsed
             answer = await answering
         serialized: bytes = rpc.response.SerializeToString(answer)
         return serialized

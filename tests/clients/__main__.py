@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def draw(folder: Path) -> list[Picture]:
-    """Three test images, a JPEG, a blank sheet, and a file that is no picture."""
+    """Three test images, a JPEG, a blank sheet, and a file that is not a picture."""
     images, labels = read_mnist()
     pictures = []
     for digit in (0, 4, 9):

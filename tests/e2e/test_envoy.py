@@ -27,7 +27,7 @@ from tests.conftest import ROOT, Mnist, Server, free_ports
 from tests.e2e.test_http2 import INFER, headers
 
 ENVOY = Path(sys.executable).parent / "envoy"
-CALLS, ROUNDS = 80, 3  # at least so many of the client that behaves, and of the other
+CALLS, ROUNDS = 80, 3  # the least: of the client that behaves, and of the other
 AT_ONCE = 8  # so that some are in flight whenever a connection ends
 
 

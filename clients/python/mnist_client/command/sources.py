@@ -136,7 +136,7 @@ def _below(folder: str) -> Iterator[Entry | str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             name = os.path.join(parent, file)  # noqa: PTH118  keeps the name as it was given
-            # A pipe that nobody writes to would hold us up.
+            # Reading a pipe waits until something writes to it.
             if file.lower().endswith(SUFFIXES) and not file.startswith(".") and not _is_pipe(name):
                 count += 1
                 yield name
