@@ -19,7 +19,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,17 +167,20 @@ class SharedState:
     async def change(self, change: Callable[[DesiredState], DesiredState]) -> None:
         """Replace the state in every worker by `change(state)`; one change at a time.
 
-        Raises what `follow` raises in this worker; then the state stays as it was. Raises
-        Unavailable if another worker does not answer; that worker catches up later. A change that
-        has begun is completed even if the caller is cancelled.
+        Raises what `follow` raises in this worker, and Unavailable if the state cannot be written;
+        then the state stays as it was. Raises Unavailable if another worker does not answer; that
+        worker catches up later. A change that has begun is completed even if the caller is
+        cancelled.
         """
 
         async def apply() -> None:
             async with self._locked():
                 state = change(self.state)
+                # Written first: on a full disk nothing has changed yet.
+                self._write(state)
                 await self._follow(state)
                 self._followed = state
-                self._save(state)
+                self._publish(state)
                 for answer in await self._ask_others(Follow()):
                     if isinstance(answer, errors.ServiceError):
                         raise answer
@@ -260,13 +263,30 @@ class SharedState:
                 self._state = DesiredState.from_json((self._folder / "state.json").read_text())
         return self._state
 
-    def _save(self, state: DesiredState) -> None:
+    def _write(self, state: DesiredState) -> None:
+        """Write `state` where no worker reads it yet. Raises Unavailable."""
+        if self._folder is not None:
+            with self._writing(self._folder):
+                (self._folder / "state.tmp").write_text(state.to_json())
+
+    def _publish(self, state: DesiredState) -> None:
+        """Make `state`, which `_write` has written, the one that all workers read."""
         self._state = state
         if self._folder is not None:
             # By rename, so that a worker that reads at this moment sees one state or the other.
-            temporary = self._folder / "state.tmp"
-            temporary.write_text(state.to_json())
-            temporary.rename(self._folder / "state.json")
+            (self._folder / "state.tmp").rename(self._folder / "state.json")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _writing(folder: Path) -> Iterator[None]:
+        """Report an OSError in the block as Unavailable, which names the folder."""
+        try:
+            yield
+        except OSError as error:
+            raise errors.Unavailable(
+                f"The change was not made: the workers' folder {folder} cannot be written "
+                f"({error.strerror}); free space there, then try again."
+            ) from error
 
     @contextlib.asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
@@ -275,7 +295,9 @@ class SharedState:
             if self._folder is None:
                 yield
                 return
-            with (self._folder / "lock").open("w") as lock:  # closing the file releases the lock
+            with self._writing(self._folder):
+                file = (self._folder / "lock").open("w")
+            with file as lock:  # closing the file releases the lock
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(None, fcntl.flock, lock, fcntl.LOCK_EX)
                 yield

@@ -142,6 +142,23 @@ def test_a_change_that_fails_in_the_first_worker_changes_no_worker(
     run(scenario)
 
 
+def test_a_change_whose_state_cannot_be_written_changes_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        first, second = await started(tmp_path, monkeypatch)
+        (tmp_path / "state.tmp").mkdir()  # as good as a full disk, for root too
+        with pytest.raises(Unavailable, match=str(tmp_path)):
+            await first.shared.change(adding("lost"))
+        assert first.followed == second.followed == []
+        assert first.shared.state == loaded()
+        (tmp_path / "state.tmp").rmdir()
+        await first.shared.change(adding("kept"))
+        assert first.followed == second.followed == [loaded("kept")]
+
+    run(scenario)
+
+
 def test_a_worker_that_cannot_follow_at_once_catches_up_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
