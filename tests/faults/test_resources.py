@@ -18,6 +18,12 @@ from tests.faults.small_folder import ServerInSmallFolder, fill
 
 RAW = "application/octet-stream"
 BLANK = bytes(784)
+# Paths and bodies of calls that change all workers.
+CHANGES = [
+    ("/v2/logging", b'{"log_verbose_level":1}'),
+    ("/v2/repository/models/mnist/unload", b""),
+    ("/v2/repository/models/mnist/load", b""),
+]
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def small() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_full_temporary_folder_costs_metrics_and_nothing_else(
+def test_a_full_temporary_folder_costs_metrics_and_changes_by_operators_and_nothing_else(
     tmp_path: Path, small: Path
 ) -> None:
     server = ServerInSmallFolder(tmp_path / "log", small)
@@ -51,7 +57,13 @@ def test_a_full_temporary_folder_costs_metrics_and_nothing_else(
         assert server.log.read_text().count("Metrics are incomplete until") == 1
         assert server.get("/metrics")[0] == 200
         assert "SIGBUS" not in server.log.read_text()
+        for change in CHANGES:  # refused whole, so that no worker differs from another
+            status, answer = server.post(*change, "application/json")
+            assert (status, "cannot be written" in answer["error"]) == (503, True), answer
+        assert server.post("/predict", BLANK, RAW)[0] == 200
         (server.small / "filler").unlink()
+        for change in CHANGES:
+            assert server.post(*change, "application/json")[0] == 200
         server.wait_until(lambda: replacement_counts(server))
     finally:
         status = server.stop()
