@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from service import SERVER_NAME
+from service.access.keys import SCOPES, Scope
 from service.core.callers import networks
 from service.core.errors import excerpt
 from service.core.off_loop import MAX_JSON_BYTES
@@ -45,7 +46,7 @@ _REPLACED = {
 
 # The headings of --help and docs/settings.md, in this order.
 Group = Literal[
-    "network", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
+    "network", "access", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 _METAVARS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -113,7 +114,7 @@ class Settings:
         "how models change while the server runs: none keeps those of its start, poll follows the "
         "repository, explicit loads load_model alone and lets clients load and unload models and "
         "change the log level; auto is poll, and lets clients do so too if the server listens on "
-        "this machine only",
+        "this machine only, or if they have a key for it",
     )
     load_model: tuple[str, ...] = _setting(
         "models",
@@ -331,6 +332,20 @@ class Settings:
         high=3600,
     )
 
+    keys_file: str = _setting(
+        "access",
+        "",
+        "file of the keys and client certificates that may call, which mnist-keys writes; with it, "
+        "every call needs one, but for health, the pages and /openapi.json",
+    )
+    anonymous_scopes: tuple[str, ...] = _setting(
+        "access",
+        ("auto",),
+        "what callers without a key may do: scopes (predict, read, admin, metrics), separated by "
+        "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
+        "admin if the server listens to others",
+    )
+
     playground: bool = _setting(
         "network",
         True,
@@ -397,6 +412,13 @@ class Settings:
                 f"{self.model_control_mode}.",
                 "load_model",
             )
+        scopes = self.anonymous_scopes
+        if scopes not in (("auto",), ("none",)) and (wrong := set(scopes) - {*SCOPES}):
+            raise SettingsError(
+                f"anonymous_scopes has {excerpt(repr(min(wrong)))}, but must be auto, none or some "
+                f"of {', '.join(SCOPES)}.",
+                "anonymous_scopes",
+            )
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
                 f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "
@@ -406,10 +428,29 @@ class Settings:
             )
 
     @property
+    def anonymous(self) -> frozenset[Scope]:
+        """What callers without a key may do."""
+        if self.anonymous_scopes != ("auto",):
+            return frozenset(scope for scope in SCOPES if scope in self.anonymous_scopes)
+        if self.keys_file:
+            return frozenset()
+        return frozenset(SCOPES) - (frozenset() if is_loopback(self.host) else {"admin"})
+
+    @property
+    def trusts_loopback(self) -> bool:
+        """Whether callers may do everything because only this machine reaches the server."""
+        return is_loopback(self.host) and not self.keys_file and self.anonymous_scopes == ("auto",)
+
+    @property
     def allows_control(self) -> bool:
-        """Whether clients may load and unload models and change the log level."""
+        """Whether clients may load and unload models and change the log level.
+
+        With `auto`, those may that may change the server at all: the gate knows them.
+        """
         mode = self.model_control_mode
-        return mode == "explicit" or (mode == "auto" and is_loopback(self.host))
+        return mode == "explicit" or (
+            mode == "auto" and (bool(self.keys_file) or "admin" in self.anonymous)
+        )
 
     @property
     def polls(self) -> bool:

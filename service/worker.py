@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
+from service.access.gate import KeysWatch, gate_of
+from service.access.keys import KeysError
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
@@ -85,6 +87,10 @@ class Service:
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
+        self.gate = gate_of(settings)
+        self.keys: KeysWatch | None = None
+        if self.gate is not None and settings.keys_file:
+            self.keys = KeysWatch(self.gate, Path(settings.keys_file))
         self.executor = ThreadPoolExecutor(thread_name_prefix="load")
         self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
@@ -355,6 +361,14 @@ class Worker:
         settings = self._settings
         service = self._service = Service(settings, self._state_folder)
         service.replace_me = self._ask_for_successor
+        if service.keys is not None:
+            try:
+                service.keys.load()
+            except KeysError as error:
+                if self._pulse.has_forerunner:
+                    raise RuntimeError(str(error).rstrip(".")) from None  # it has the old keys
+                # The supervisor has read the file before, and other workers still serve.
+                log.error("%s This worker accepts no key until it is corrected.", error)
         metrics.share(self._lifecycle.replaced)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
@@ -369,8 +383,9 @@ class Worker:
             raise RuntimeError(state.reason.rstrip("."))  # the old worker may serve
         self._http.start(
             service.http_app,
-            create_app(service.http_app, loop, settings.max_request_bytes),
+            create_app(service.http_app, loop, settings.max_request_bytes, service.gate),
             service.budget,
+            service.gate,
         )
         self._grpc = GrpcFront(
             inference=service.inference,
@@ -379,6 +394,7 @@ class Worker:
             recorder=service.recorder,
             settings=settings,
             budget=service.budget,
+            gate=service.gate,
         )
         self._accepts_requests = True
         await self._grpc.start()
@@ -386,6 +402,8 @@ class Worker:
             self._health = HealthPort(service.http_app, settings.host, settings.health_port)
             self._health.start()
         service.models_changed = self._grpc.publish_health
+        if service.keys is not None:
+            service.keys.following = loop.create_task(service.keys.follow())
         self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
@@ -458,8 +476,11 @@ def flask_app() -> flask.Flask:
 
     async def make() -> Service:
         service = Service(settings)
+        if service.keys is not None:
+            service.keys.load()
+            service.keys.following = asyncio.ensure_future(service.keys.follow())
         await service.repository.refresh()
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(service.http_app, loop, settings.max_request_bytes)
+    return create_app(service.http_app, loop, settings.max_request_bytes, service.gate)
