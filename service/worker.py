@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
+from service.access.tls import Tls
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
@@ -259,9 +260,15 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, lifecycle: Lifecycle, state_folder: Path, pulse: Pulse
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        state_folder: Path,
+        pulse: Pulse,
+        tls: Tls | None = None,
     ) -> None:
         self._settings = settings
+        self._tls = tls
         self._state_folder = state_folder
         self._lifecycle = lifecycle
         self._pulse = pulse
@@ -379,6 +386,7 @@ class Worker:
             recorder=service.recorder,
             settings=settings,
             budget=service.budget,
+            tls=self._tls,
         )
         self._accepts_requests = True
         await self._grpc.start()
@@ -402,6 +410,8 @@ class Worker:
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if settings.has_tls:
+            where = where.replace("HTTP", "HTTPS").replace("gRPC", "gRPC with TLS")
         if settings.health_port:
             where += f", health on port {settings.health_port}"
         if state.ready:

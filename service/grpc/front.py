@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from google.protobuf import descriptor_pb2, text_format
 from grpc_reflection.v1alpha import reflection_pb2
 
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.errors import Overloaded
 from service.grpc import digits as digits_service
@@ -57,6 +58,7 @@ class GrpcFront:
         recorder: RequestRecorder,
         settings: Settings,
         budget: Budget,
+        tls: Tls | None = None,
     ) -> None:
         self._inference = inference
         self._health = Health()
@@ -72,12 +74,12 @@ class GrpcFront:
         }
         self._server: Server
         if settings.fast_grpc:
-            self._server = Http2Server(methods, self._calls, settings, budget)
+            self._server = Http2Server(methods, self._calls, settings, budget, tls)
         else:
             # Not above: grpcio takes 8 MB of a worker that does not need it.
             from service.grpc.grpcio_server import GrpcioServer
 
-            self._server = GrpcioServer(methods, self._calls, settings, budget)
+            self._server = GrpcioServer(methods, self._calls, settings, budget, tls)
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
         return self._inference.refusal(

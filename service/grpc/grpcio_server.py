@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import grpc
 
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import Overloaded, ServiceError
@@ -25,7 +27,12 @@ class GrpcioServer:
     """A grpc.aio server on the worker's event loop."""
 
     def __init__(
-        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+        self,
+        rpcs: Mapping[str, Rpc],
+        calls: Calls,
+        settings: Settings,
+        budget: Budget,
+        tls: Tls | None = None,
     ) -> None:
         self._calls = calls
         self._budget = budget
@@ -47,7 +54,17 @@ class GrpcioServer:
         )
         self._server.add_generic_rpc_handlers((_Handlers(rpcs, self._unary, self._stream),))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        address = f"{host}:{settings.grpc_port}"
+        if tls is None:
+            self._server.add_insecure_port(address)
+        else:
+            pair = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
+            credentials = grpc.ssl_server_credentials(
+                [pair],
+                Path(tls.client_ca).read_bytes() if tls.client_ca else None,
+                require_client_auth=settings.tls_client_auth == "required",
+            )
+            self._server.add_secure_port(address, credentials)
 
     async def start(self) -> None:
         await self._server.start()
