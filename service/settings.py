@@ -46,7 +46,15 @@ _REPLACED = {
 
 # The headings of --help and docs/settings.md, in this order.
 Group = Literal[
-    "network", "access", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
+    "network",
+    "security",
+    "models",
+    "protocol",
+    "inference",
+    "batching",
+    "limits",
+    "timeouts",
+    "logs",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 _METAVARS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -88,6 +96,29 @@ class Settings:
         "all connections of the other ports; 0 opens none",
         low=0,
         high=65535,
+    )
+    tls_certificate: str = _setting(
+        "security",
+        "",
+        "file of the server's certificate, with its chain (PEM): HTTP and gRPC then speak TLS "
+        "alone; the health port stays plain",
+    )
+    tls_key: str = _setting(
+        "security", "", "file of the certificate's private key (PEM, without a passphrase)"
+    )
+    tls_client_auth: Literal["none", "optional", "required"] = _setting(
+        "security",
+        "none",
+        "whether clients are asked for a certificate: required ends connections without one",
+    )
+    tls_client_ca: str = _setting(
+        "security",
+        "",
+        "file of the authorities (PEM) whose client certificates are accepted; this authority may "
+        "let anybody in whom it gives one",
+    )
+    tls_min_version: Literal["1.2", "1.3"] = _setting(
+        "security", "1.2", "oldest version of TLS that clients may use"
     )
     workers: int = _setting(
         "inference", 1, "worker processes; more than one per core does not help", low=1, high=1024
@@ -333,13 +364,13 @@ class Settings:
     )
 
     keys_file: str = _setting(
-        "access",
+        "security",
         "",
         "file of the keys and client certificates that may call, which mnist-keys writes; with it, "
         "every call needs one, but for health, the pages and /openapi.json",
     )
     anonymous_scopes: tuple[str, ...] = _setting(
-        "access",
+        "security",
         ("auto",),
         "what callers without a key may do: scopes (predict, read, admin, metrics), separated by "
         "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
@@ -406,6 +437,7 @@ class Settings:
                 )
             if port:
                 ports[port] = name
+        self._check_tls()
         if self.load_model and self.model_control_mode != "explicit":
             raise SettingsError(
                 "load_model has an effect with model_control_mode explicit only, which is "
@@ -426,6 +458,48 @@ class Settings:
                 "max_inflight_bytes",
                 "max_request_bytes",
             )
+
+    def _check_tls(self) -> None:
+        """Raise SettingsError if the settings of TLS do not go together; files are not read."""
+        pair = ("tls_certificate", "tls_key")
+        for name, other in (pair, pair[::-1]):
+            if getattr(self, name) and not getattr(self, other):
+                raise SettingsError(f"{name} is set, but {other} is not; set both.", *pair)
+        if self.tls_client_auth != "none" and not self.tls_client_ca:
+            raise SettingsError(
+                f"tls_client_auth is {self.tls_client_auth}, but tls_client_ca, whose certificates "
+                "are accepted, is not set.",
+                "tls_client_auth",
+            )
+        if self.tls_client_ca and self.tls_client_auth == "none":
+            raise SettingsError(
+                "tls_client_ca has an effect with tls_client_auth optional or required only.",
+                "tls_client_ca",
+            )
+        if self.tls_client_ca and not self.has_tls:
+            raise SettingsError(
+                "tls_client_ca has an effect with tls_certificate and tls_key only.",
+                "tls_client_ca",
+                "tls_client_auth",
+            )
+        if self.has_tls and not self.fast_grpc:
+            # grpcio's Python API has neither.
+            if self.tls_client_auth == "optional":
+                raise SettingsError(
+                    "tls_client_auth optional needs fast_grpc; grpcio knows none and required.",
+                    "tls_client_auth",
+                    "tls_client_ca",
+                )
+            if self.tls_min_version != "1.2":
+                raise SettingsError(
+                    "tls_min_version 1.3 needs fast_grpc; grpcio always accepts TLS 1.2.",
+                    "tls_min_version",
+                )
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether HTTP and gRPC speak TLS."""
+        return bool(self.tls_certificate)
 
     @property
     def anonymous(self) -> frozenset[Scope]:
@@ -495,8 +569,8 @@ def _convert(name: str, kind: Any, raw: object, source: str) -> object:
     """Convert the text of a flag or variable, or a TOML value, to the type of the field."""
     if get_origin(kind) is Literal:
         allowed = f"one of {', '.join(get_args(kind))}"
-        if raw in get_args(kind):
-            return raw
+        if (text := str(raw)) in get_args(kind):  # TOML's 1.2 is a number
+            return text
     elif kind is bool:
         allowed = "true or false"
         if isinstance(raw, bool):

@@ -26,6 +26,7 @@ import flask
 
 from service.access.gate import KeysWatch, gate_of
 from service.access.keys import KeysError
+from service.access.tls import Tls
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
@@ -265,9 +266,15 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, lifecycle: Lifecycle, state_folder: Path, pulse: Pulse
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        state_folder: Path,
+        pulse: Pulse,
+        tls: Tls | None = None,
     ) -> None:
         self._settings = settings
+        self._tls = tls
         self._state_folder = state_folder
         self._lifecycle = lifecycle
         self._pulse = pulse
@@ -395,6 +402,7 @@ class Worker:
             settings=settings,
             budget=service.budget,
             gate=service.gate,
+            tls=self._tls,
         )
         self._accepts_requests = True
         await self._grpc.start()
@@ -420,6 +428,8 @@ class Worker:
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if settings.has_tls:
+            where = where.replace("HTTP", "HTTPS").replace("gRPC", "gRPC with TLS")
         if settings.health_port:
             where += f", health on port {settings.health_port}"
         if state.ready:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import grpc
 
 from service.access.gate import Gate, Identity
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import (
@@ -33,7 +35,12 @@ class GrpcioServer:
     """A grpc.aio server on the worker's event loop."""
 
     def __init__(
-        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+        self,
+        rpcs: Mapping[str, Rpc],
+        calls: Calls,
+        settings: Settings,
+        budget: Budget,
+        tls: Tls | None = None,
     ) -> None:
         self._calls = calls
         self._budget = budget
@@ -58,7 +65,17 @@ class GrpcioServer:
             handlers = _GatedHandlers(partial(self._gated, calls.gate), rpcs)
         self._server.add_generic_rpc_handlers((handlers,))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        address = f"{host}:{settings.grpc_port}"
+        if tls is None:
+            self._server.add_insecure_port(address)
+        else:
+            pair = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
+            credentials = grpc.ssl_server_credentials(
+                [pair],
+                Path(tls.client_ca).read_bytes() if tls.client_ca else None,
+                require_client_auth=settings.tls_client_auth == "required",
+            )
+            self._server.add_secure_port(address, credentials)
 
     async def start(self) -> None:
         await self._server.start()
