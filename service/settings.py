@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from service import SERVER_NAME
+from service.access.origins import check_host, check_origin
 from service.core.callers import networks
 from service.core.errors import excerpt
 from service.core.off_loop import MAX_JSON_BYTES
@@ -308,6 +309,20 @@ class Settings:
         "addresses and networks, comma-separated, of the proxies in front of the server; the "
         "caller of a request from one of them is the address that it adds to X-Forwarded-For",
     )
+    allowed_origins: tuple[str, ...] = _setting(
+        "network",
+        (),
+        "origin (https://example.org) of web pages that may call the server from a browser, beside "
+        "its own; several are separated by commas or by repeating the flag, * allows every page to "
+        "call what changes nothing",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "network",
+        (),
+        "name by which the server may be called (the header Host), beside localhost and addresses; "
+        "several are separated by commas or by repeating the flag, * allows all; without any, Host "
+        "is checked only where everyone may call because the server listens on this machine only",
+    )
     max_stream_requests: int = _setting(
         "limits",
         64,
@@ -376,10 +391,16 @@ class Settings:
                 )
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.", "host")
-        try:
-            networks(self.trusted_proxies)
-        except ValueError as error:
-            raise SettingsError(f"trusted_proxies: {excerpt(error)}.", "trusted_proxies") from None
+        for name, check, values in (
+            ("trusted_proxies", networks, (self.trusted_proxies,)),
+            ("allowed_origins", check_origin, self.allowed_origins),
+            ("allowed_hosts", check_host, self.allowed_hosts),
+        ):
+            try:
+                for value in values:
+                    check(value)
+            except ValueError as error:
+                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
         ports: dict[int, str] = {}
         for name in ("http_port", "grpc_port", "health_port"):
             port = getattr(self, name)
@@ -631,7 +652,12 @@ def load(
         except SettingsError as error:
             refuse(error)
             values = {name: value for name, value in values.items() if name not in error.settings}
-    settings = dataclasses.replace(settings, host=_address_of(settings.host))
+    address = _address_of(settings.host)
+    if is_loopback(address) and not is_loopback(settings.host):
+        # A name of this machine, as 127.0.1.1 has on Debian: clients call it by this name.
+        hosts = (*settings.allowed_hosts, settings.host.lower())
+        settings = dataclasses.replace(settings, allowed_hosts=hosts)
+    settings = dataclasses.replace(settings, host=address)
     return _with_models(
         settings,
         is_shipped="models" not in values,

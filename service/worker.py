@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
+from service.access.origins import Origins
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
@@ -56,7 +57,7 @@ from service.runtime.session import (
     cuda_is_built_in,
 )
 from service.runtime.shared_memory import SharedRegions
-from service.settings import Settings, load
+from service.settings import Settings, is_loopback, load
 
 if TYPE_CHECKING:
     from service.pulse import Lifecycle, Pulse
@@ -273,6 +274,7 @@ class Worker:
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
             callers=Callers(settings.trusted_proxies),
+            origins=origins_of(settings),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
@@ -450,6 +452,16 @@ class Worker:
         os._exit(1)
 
 
+def origins_of(settings: Settings) -> Origins:
+    """What the settings say of web pages and of the server's names.
+
+    Names are checked where everyone may call because only this machine can.
+    """
+    return Origins(
+        settings.allowed_origins, settings.allowed_hosts, checks_hosts=is_loopback(settings.host)
+    )
+
+
 def flask_app() -> flask.Flask:
     """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no RSGI front."""
     settings = load([])
@@ -462,4 +474,6 @@ def flask_app() -> flask.Flask:
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(service.http_app, loop, settings.max_request_bytes)
+    return create_app(
+        service.http_app, loop, settings.max_request_bytes, origins=origins_of(settings)
+    )

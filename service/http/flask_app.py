@@ -12,6 +12,7 @@ from typing import Any
 import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from service.access.origins import Origins
 from service.core import errors
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
@@ -19,9 +20,15 @@ from service.http.routes import OPTIONS, UNMATCHED
 
 
 def create_app(
-    http_app: HttpApp, loop: asyncio.AbstractEventLoop, max_request_bytes: int
+    http_app: HttpApp,
+    loop: asyncio.AbstractEventLoop,
+    max_request_bytes: int,
+    origins: Origins | None = None,
 ) -> flask.Flask:
-    """A Flask application that answers its requests on `loop`, which runs in another thread."""
+    """A Flask application that answers its requests on `loop`, which runs in another thread.
+
+    `origins` decides which web pages may call, where no `HttpFront` has.
+    """
     app = flask.Flask("service.http", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
     app.logger.disabled = True  # `HttpApp` logs what fails, under its request id
@@ -61,6 +68,12 @@ def create_app(
         """
         method, path = flask.request.environ["REQUEST_METHOD"], flask.request.environ["PATH_INFO"]
         error: errors.ServiceError
+        try:
+            if origins is not None:
+                header = flask.request.headers.get
+                origins.check(header("host"), flask.request.scheme, header, is_proxied=False)
+        except errors.Forbidden as refusal:
+            return _wait(http_app.refuse(_request(b""), refusal, UNMATCHED))
         if path.startswith("//"):
             error = errors.NoSuchEndpoint.of(path)
         elif method != method.upper():  # methods are case-sensitive (RFC 9110, 9.1)
