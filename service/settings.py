@@ -323,6 +323,38 @@ class Settings:
         "several are separated by commas or by repeating the flag, * allows all; without any, Host "
         "is checked only where everyone may call because the server listens on this machine only",
     )
+    max_requests_per_second: float = _setting(
+        "limits",
+        0.0,
+        "requests that each caller may send per second, over HTTP and gRPC together, and messages "
+        "of streams; a caller is a key or an address; workers share it; 0 is without limit",
+        low=0,
+        high=10_000_000,
+    )
+    request_burst: int = _setting(
+        "limits",
+        0,
+        "requests that a caller may send at once after a pause; workers share it; 0 is as many as "
+        "in one second",
+        low=0,
+        high=10_000_000,
+    )
+    max_images_per_second: float = _setting(
+        "limits",
+        0.0,
+        "images (rows of tensors, for other models) that each caller may send per second; workers "
+        "share it; 0 is without limit",
+        low=0,
+        high=1_000_000_000,
+    )
+    image_burst: int = _setting(
+        "limits",
+        0,
+        "images that a caller may send at once after a pause; a request with more than the share "
+        "of one worker is refused; 0 is as many as in one second",
+        low=0,
+        high=1_000_000_000,
+    )
     max_stream_requests: int = _setting(
         "limits",
         64,

@@ -207,6 +207,13 @@ class InFlightLimit(Overloaded):
         )
 
 
+class TooManyRequests(Overloaded):
+    """The caller has used up what the limits allow it; try again after `expected_wait` seconds."""
+
+    http_status = 429
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
 class DeadlineExceeded(ServiceError):
     """The client's deadline or timeout, or the server's own limit, passed before the answer."""
 
