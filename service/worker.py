@@ -26,6 +26,7 @@ import flask
 
 from service.access.gate import KeysWatch, gate_of
 from service.access.keys import KeysError
+from service.access.origins import Origins
 from service.access.tls import Tls
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
@@ -59,7 +60,7 @@ from service.runtime.session import (
     cuda_is_built_in,
 )
 from service.runtime.shared_memory import SharedRegions
-from service.settings import Settings, load
+from service.settings import Settings, is_loopback, load
 
 if TYPE_CHECKING:
     from service.pulse import Lifecycle, Pulse
@@ -286,6 +287,7 @@ class Worker:
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
             callers=Callers(settings.trusted_proxies),
+            origins=origins_of(settings),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
@@ -478,6 +480,18 @@ class Worker:
         os._exit(1)
 
 
+def origins_of(settings: Settings) -> Origins:
+    """What the settings say of web pages and of the server's names.
+
+    Names are checked where callers need no key because only this machine can call.
+    """
+    return Origins(
+        settings.allowed_origins,
+        settings.allowed_hosts,
+        checks_hosts=is_loopback(settings.host) and bool(settings.anonymous),
+    )
+
+
 def flask_app() -> flask.Flask:
     """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no RSGI front."""
     settings = load([])
@@ -493,4 +507,6 @@ def flask_app() -> flask.Flask:
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(service.http_app, loop, settings.max_request_bytes, service.gate)
+    return create_app(
+        service.http_app, loop, settings.max_request_bytes, service.gate, origins_of(settings)
+    )

@@ -101,8 +101,14 @@ def read_scopes(text: str) -> frozenset[Scope]:
     """The scopes of a comma-separated list, at least one. Raises KeysError."""
     names = text.split(",")
     if unknown := [name for name in names if name not in SCOPES]:
-        raise KeysError(f"'{excerpt(unknown[0])}' is no scope; they are {', '.join(SCOPES)}.")
+        raise KeysError(f"'{excerpt(unknown[0])}' is no scope; they are {', '.join(SCOPES)}")
     return frozenset(scope for scope in SCOPES if scope in names)
+
+
+def check_anonymous(text: str) -> None:
+    """Raise KeysError for a value of the setting anonymous_scopes."""
+    if text not in ("auto", "none"):
+        read_scopes(text)
 
 
 def check_name(name: str) -> None:

@@ -19,9 +19,11 @@ from typing import Any
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from service.access.gate import Gate, Identity, Need
+from service.access.origins import Header, Origins
 from service.core.budget import Budget, Claim
 from service.core.callers import Callers
 from service.core.errors import (
+    Forbidden,
     InvalidArgument,
     Overloaded,
     RequestTimeout,
@@ -48,13 +50,21 @@ class HttpFront:
     """
 
     def __init__(
-        self, *, max_request_bytes: int, body_timeout: float, fast_lane: bool, callers: Callers
+        self,
+        *,
+        max_request_bytes: int,
+        body_timeout: float,
+        fast_lane: bool,
+        callers: Callers,
+        origins: Origins | None = None,
     ) -> None:
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
         self._fast_lane = fast_lane
         self._callers = callers
         self._known_callers = callers.known
+        self._origins = origins or Origins()
+        self._known_hosts = self._origins.known_hosts
         # The client (ADDRESS:PORT) of each request that is not answered.
         self.in_flight: dict[HTTPProtocol, str] = {}
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
@@ -78,28 +88,34 @@ class HttpFront:
         """Answer one request (RSGI's callable)."""
         client = self.in_flight[protocol] = scope.client
         try:
+            headers = scope.headers
             peer = client.rpartition(":")[0]
             caller = self._known_callers.get(peer)
             if caller is None:
-                caller = self._callers.of(peer, scope.headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
+                caller = self._callers.of(peer, headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
+            cors = self._origins.headers
+            # HTTP/2 has the name in its request line, in place of Host.
+            host = headers.get("host") or scope.authority
+            if host not in self._known_hosts or headers.get("origin") is not None:
+                cors, early_answer = await self._check_page(scope, host, peer, caller)
+                if early_answer is not None:
+                    await self._answer_unread(scope, protocol, early_answer)
+                    return
             identity, match = None, None
             if self._gate is not None:
                 try:
                     identity, match = self._admit(self._gate, scope, caller)
                 except ServiceError as error:
-                    has_body = scope.headers.get("content-length", "0") != "0"
-                    has_body |= "transfer-encoding" in scope.headers
+                    has_body = headers.get("content-length", "0") != "0"
+                    has_body |= "transfer-encoding" in headers
                     response = await self._refuse(scope, error, caller, has_body)
+                    response.headers.extend(cors)
                     protocol.response_bytes(response.status, response.headers, response.body)
                     return
                 caller = identity.caller
             if self._app.overloaded and (refusal := self._early_refusal(scope, caller)):
-                # A small body is read, so that the connection can be used again: hyper closes it
-                # unless all of the body has arrived.
-                if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
-                    with contextlib.suppress(ServiceError):
-                        self._give_back(*await self._body(scope, protocol))
-                protocol.response_bytes(refusal.status, refusal.headers, refusal.body)
+                refusal.headers.extend(cors)
+                await self._answer_unread(scope, protocol, refusal)
                 return
             try:
                 body, claim = await self._body(scope, protocol)
@@ -111,7 +127,7 @@ class HttpFront:
                     request = HttpRequest(
                         scope.method,
                         scope.path,
-                        scope.headers.get,
+                        headers.get,
                         body,
                         scope.query_string,
                         caller,
@@ -124,6 +140,8 @@ class HttpFront:
                     response = answer
                 finally:
                     self._give_back(body, claim)
+            if cors:
+                response.headers.extend(cors)
             protocol.response_bytes(response.status, response.headers, response.body)
         finally:
             del self.in_flight[protocol]
@@ -154,6 +172,36 @@ class HttpFront:
         if has_body and scope.http_version.startswith("1"):
             response.headers.append(("connection", "close"))
         return response
+
+    async def _check_page(
+        self, scope: Scope, host: str | None, peer: str, caller: str
+    ) -> tuple[tuple[Header, ...], HttpResponse | None]:
+        """The headers of CORS for the answer; and the answer, if it does not need the body."""
+        header = scope.headers.get
+        request = HttpRequest(scope.method, scope.path, header, b"", scope.query_string, caller)
+        is_proxied = self._callers.is_trusted(peer)
+        try:
+            cors = self._origins.check(host, scope.scheme, header, is_proxied)
+        except Forbidden as error:
+            return (), await self._app.refuse(request, error)
+        if request.method != "OPTIONS" or not header("access-control-request-method"):
+            return cors, None
+        answer = await self._app.preflight(request)
+        answer.headers.extend(cors)
+        return cors, answer
+
+    async def _answer_unread(
+        self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
+    ) -> None:
+        """Answer a request without its body.
+
+        A small body is read, so that the connection can be used again: hyper closes it unless all
+        of the body has arrived.
+        """
+        if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
+            with contextlib.suppress(ServiceError):
+                self._give_back(*await self._body(scope, protocol))
+        protocol.response_bytes(response.status, response.headers, response.body)
 
     def _give_back(self, body: bytes, claim: Claim | None) -> None:
         """Take the bytes of a request out of the budget."""
