@@ -89,7 +89,7 @@ class Service:
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
-        self.gate = gate_of(settings)
+        self.gate = gate_of(settings, metrics.access_refused)
         self.keys: KeysWatch | None = None
         if self.gate is not None and settings.keys_file:
             self.keys = KeysWatch(self.gate, Path(settings.keys_file))
@@ -409,7 +409,9 @@ class Worker:
         self._accepts_requests = True
         await self._grpc.start()
         if settings.health_port:
-            self._health = HealthPort(service.http_app, settings.host, settings.health_port)
+            self._health = HealthPort(
+                service.http_app, settings.host, settings.health_port, service.gate
+            )
             self._health.start()
         service.models_changed = self._grpc.publish_health
         if service.keys is not None:

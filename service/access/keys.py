@@ -101,14 +101,19 @@ def read_scopes(text: str) -> frozenset[Scope]:
     """The scopes of a comma-separated list, at least one. Raises KeysError."""
     names = text.split(",")
     if unknown := [name for name in names if name not in SCOPES]:
-        raise KeysError(f"'{excerpt(unknown[0])}' is no scope; they are {', '.join(SCOPES)}")
+        raise KeysError(f"'{excerpt(unknown[0])}' is no scope; they are {', '.join(SCOPES)}.")
     return frozenset(scope for scope in SCOPES if scope in names)
 
 
 def check_anonymous(text: str) -> None:
-    """Raise KeysError for a value of the setting anonymous_scopes."""
+    """Raise ValueError, without a full stop, for a value of the setting anonymous_scopes."""
     if text not in ("auto", "none"):
-        read_scopes(text)
+        try:
+            read_scopes(text)
+        except KeysError as error:
+            raise ValueError(
+                str(error).rstrip(".").replace("they are", "use auto, none or")
+            ) from None
 
 
 def check_name(name: str) -> None:

@@ -106,6 +106,7 @@ class GrpcioServer:
                 authorization=values("authorization"),
                 api_keys=values("x-api-key"),
                 caller=self._caller(context),
+                certificate=_client_name(context),
             )
             if rpc is None:
                 raise NoSuchEndpoint(f"There is no method {excerpt(path)}.")
@@ -253,6 +254,15 @@ class _GatedHandlers(grpc.GenericRpcHandler):
                 yield content
 
         return grpc.stream_stream_rpc_method_handler(answers)
+
+
+def _client_name(context: _Context) -> str:
+    """The name of the client's verified certificate, as `access.tls.client_name`; "" for none."""
+    properties = context.auth_context()
+    for kind in ("x509_uri", "x509_dns", "x509_email", "x509_common_name"):
+        for name in properties.get(kind, ()):
+            return bytes(name).decode("utf-8", "replace")
+    return ""
 
 
 def _metadata(context: _Context) -> dict[str, str]:
