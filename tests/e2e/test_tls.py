@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -21,12 +22,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from mnist_client import TLS, Client
+from mnist_client import TLS, AccessDenied, Client
 
 from tests.certificates import Authority, Files
 from tests.conftest import SHIPPED_MODELS, Mnist, Server, free_ports
 
 SEVEN = "docs/seven.png"
+KEY = "mnist_of_a_test"
 V1_1, V1_2, V1_3 = ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
 
@@ -130,9 +132,15 @@ def client_files(authority: Authority) -> Files:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["own front", "grpcio"])
 def mutual(request: pytest.FixtureRequest, start: Start, authority: Authority) -> SecureServer:
-    """A server that asks every client for a certificate."""
+    """A server that asks every client for a certificate, and gives scopes to one of them."""
     oldest = {"tls_min_version": "1.3"} if request.param else {}
     asks = {"tls_client_auth": "required", "tls_client_ca": authority.ca}
+    keys = authority.folder / "keys"
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys.write_text(
+        f"me predict never certificate:client.example\nkey predict never sha256:{digest}\n"
+    )
+    oldest["keys_file"] = str(keys)
     server = start(fast_grpc=request.param, **asks, **oldest)
     server.is_grpcio = not request.param
     return server
@@ -281,11 +289,34 @@ def test_a_required_client_certificate_must_be_of_the_authority(
     assert mutual.serves(client_files)
 
 
-def test_our_client_shows_its_certificate(mutual: SecureServer, client_files: Files) -> None:
-    tls = TLS(mutual.ca, *client_files)
-    for scheme, port in (("https", mutual.http_port), ("grpcs", mutual.grpc_port)):
-        with Client(f"{scheme}://localhost:{port}", tls=tls, timeout=60) as client:
-            assert client.predict(Path(SEVEN)).digit == 7
+def test_a_client_certificate_gives_scopes_over_grpc(
+    mutual: SecureServer, client_files: Files, authority: Authority
+) -> None:
+    address = f"grpcs://localhost:{mutual.grpc_port}"
+    with Client(address, tls=TLS(mutual.ca, *client_files), timeout=60) as client:
+        assert client.predict(Path(SEVEN)).digit == 7
+        with pytest.raises(AccessDenied):
+            client.server_metadata()
+    stranger = authority.issue("stranger", "stranger.example", common_name="client.example")
+    with (
+        Client(address, tls=TLS(mutual.ca, *stranger), timeout=60) as client,
+        pytest.raises(AccessDenied),
+    ):
+        client.predict(Path(SEVEN))
+
+
+def test_over_http_it_is_only_a_condition_to_connect(
+    mutual: SecureServer, client_files: Files
+) -> None:
+    address, tls = f"https://localhost:{mutual.http_port}", TLS(mutual.ca, *client_files)
+    with Client(address, tls=tls, bearer_key=KEY, timeout=60) as client:
+        assert client.predict(Path(SEVEN)).digit == 7
+    forged = {"x-forwarded-client-cert": "DNS=client.example"}
+    with httpx.Client(
+        verify=mutual.context(certificate=client_files), headers=forged, timeout=60
+    ) as plain:
+        refused = plain.post(f"{address}/predict", content=b"", headers=forged)
+    assert refused.status_code == 401
 
 
 def probe(server: SecureServer, **settings: object) -> subprocess.CompletedProcess[str]:
