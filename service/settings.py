@@ -118,6 +118,13 @@ class Settings:
         "file of the authorities (PEM) whose client certificates are accepted; this authority may "
         "let anybody in whom it gives one",
     )
+    forwarded_certificates: bool = _setting(
+        "security",
+        False,
+        "whether x-forwarded-client-cert names the client certificate of a request from one of "
+        "trusted_proxies; each of them must replace what clients send, as Envoy does with "
+        "SANITIZE_SET",
+    )
     tls_min_version: Literal["1.2", "1.3"] = _setting(
         "security", "1.2", "oldest version of TLS that clients may use"
     )
@@ -508,6 +515,12 @@ class Settings:
 
     def _check_tls(self) -> None:
         """Raise SettingsError if the settings of TLS do not go together; files are not read."""
+        if self.forwarded_certificates and not self.trusted_proxies:
+            raise SettingsError(
+                "forwarded_certificates is true, but trusted_proxies, whose header counts, is not "
+                "set.",
+                "forwarded_certificates",
+            )
         pair = ("tls_certificate", "tls_key")
         for name, other in (pair, pair[::-1]):
             if getattr(self, name) and not getattr(self, other):

@@ -286,7 +286,9 @@ class Worker:
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
-            callers=Callers(settings.trusted_proxies),
+            callers=Callers(
+                settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+            ),
             origins=origins_of(settings),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request

@@ -104,7 +104,7 @@ class HttpFront:
             identity, match = None, None
             if self._gate is not None:
                 try:
-                    identity, match = self._admit(self._gate, scope, caller)
+                    identity, match = self._admit(self._gate, scope, peer, caller)
                 except ServiceError as error:
                     has_body = headers.get("content-length", "0") != "0"
                     has_body |= "transfer-encoding" in headers
@@ -146,7 +146,9 @@ class HttpFront:
         finally:
             del self.in_flight[protocol]
 
-    def _admit(self, gate: Gate, scope: Scope, caller: str) -> tuple[Identity, Match | None]:
+    def _admit(
+        self, gate: Gate, scope: Scope, peer: str, caller: str
+    ) -> tuple[Identity, Match | None]:
         """Who makes a request, and its route. Raises what `Gate.admit` raises."""
         request = HttpRequest(scope.method, scope.path, scope.headers.get, b"")
         match = self._app.find(request)
@@ -156,8 +158,16 @@ class HttpFront:
         elif scope.method == "HEAD" and (get := self._app.find(request._replace(method="GET"))):
             need = get.route.scope
         headers: Any = scope.headers
+        # Granian does not say which certificate a client of its own TLS has.
+        certificate = self._callers.certificate_of(
+            peer, "", headers.get_all("x-forwarded-client-cert")
+        )
         identity = gate.admit(
-            need, headers.get_all("authorization"), headers.get_all("x-api-key"), caller
+            need,
+            headers.get_all("authorization"),
+            headers.get_all("x-api-key"),
+            caller,
+            certificate,
         )
         return identity, match
 
