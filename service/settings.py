@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from service import SERVER_NAME
+from service.access.keys import SCOPES, Scope
 from service.access.origins import check_host, check_origin
 from service.core.callers import networks
 from service.core.errors import excerpt
@@ -46,7 +47,7 @@ _REPLACED = {
 
 # The headings of --help and docs/settings.md, in this order.
 Group = Literal[
-    "network", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
+    "network", "access", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 _METAVARS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -114,7 +115,7 @@ class Settings:
         "how models change while the server runs: none keeps those of its start, poll follows the "
         "repository, explicit loads load_model alone and lets clients load and unload models and "
         "change the log level; auto is poll, and lets clients do so too if the server listens on "
-        "this machine only",
+        "this machine only, or if they have a key for it",
     )
     load_model: tuple[str, ...] = _setting(
         "models",
@@ -309,20 +310,6 @@ class Settings:
         "addresses and networks, comma-separated, of the proxies in front of the server; the "
         "caller of a request from one of them is the address that it adds to X-Forwarded-For",
     )
-    allowed_origins: tuple[str, ...] = _setting(
-        "network",
-        (),
-        "origin (https://example.org) of web pages that may call the server from a browser, beside "
-        "its own; several are separated by commas or by repeating the flag, * allows every page to "
-        "call what changes nothing",
-    )
-    allowed_hosts: tuple[str, ...] = _setting(
-        "network",
-        (),
-        "name by which the server may be called (the header Host), beside localhost and addresses; "
-        "several are separated by commas or by repeating the flag, * allows all; without any, Host "
-        "is checked only where everyone may call because the server listens on this machine only",
-    )
     max_requests_per_second: float = _setting(
         "limits",
         0.0,
@@ -378,6 +365,34 @@ class Settings:
         high=3600,
     )
 
+    keys_file: str = _setting(
+        "access",
+        "",
+        "file of the keys and client certificates that may call, which mnist-keys writes; with it, "
+        "every call needs one, but for health, the pages and /openapi.json",
+    )
+    anonymous_scopes: tuple[str, ...] = _setting(
+        "access",
+        ("auto",),
+        "what callers without a key may do: scopes (predict, read, admin, metrics), separated by "
+        "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
+        "admin if the server listens to others",
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        "access",
+        (),
+        "origin (https://example.org) of web pages that may call the server from a browser, beside "
+        "its own; several are separated by commas or by repeating the flag, * allows every page to "
+        "call what changes nothing",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "access",
+        (),
+        "name by which the server may be called (the header Host), beside localhost and addresses; "
+        "several are separated by commas or by repeating the flag, * allows all; without any, Host "
+        "is checked only where everyone may call because the server listens on this machine only",
+    )
+
     playground: bool = _setting(
         "network",
         True,
@@ -423,16 +438,7 @@ class Settings:
                 )
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.", "host")
-        for name, check, values in (
-            ("trusted_proxies", networks, (self.trusted_proxies,)),
-            ("allowed_origins", check_origin, self.allowed_origins),
-            ("allowed_hosts", check_host, self.allowed_hosts),
-        ):
-            try:
-                for value in values:
-                    check(value)
-            except ValueError as error:
-                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
+        self._check_texts()
         ports: dict[int, str] = {}
         for name in ("http_port", "grpc_port", "health_port"):
             port = getattr(self, name)
@@ -450,6 +456,13 @@ class Settings:
                 f"{self.model_control_mode}.",
                 "load_model",
             )
+        scopes = self.anonymous_scopes
+        if scopes not in (("auto",), ("none",)) and (wrong := set(scopes) - {*SCOPES}):
+            raise SettingsError(
+                f"anonymous_scopes has {excerpt(repr(min(wrong)))}, but must be auto, none or some "
+                f"of {', '.join(SCOPES)}.",
+                "anonymous_scopes",
+            )
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
                 f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "
@@ -458,11 +471,43 @@ class Settings:
                 "max_request_bytes",
             )
 
+    def _check_texts(self) -> None:
+        """Raise SettingsError for addresses, origins and names that are malformed."""
+        for name, check, values in (
+            ("trusted_proxies", networks, (self.trusted_proxies,)),
+            ("allowed_origins", check_origin, self.allowed_origins),
+            ("allowed_hosts", check_host, self.allowed_hosts),
+        ):
+            try:
+                for value in values:
+                    check(value)
+            except ValueError as error:
+                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
+
+    @property
+    def anonymous(self) -> frozenset[Scope]:
+        """What callers without a key may do."""
+        if self.anonymous_scopes != ("auto",):
+            return frozenset(scope for scope in SCOPES if scope in self.anonymous_scopes)
+        if self.keys_file:
+            return frozenset()
+        return frozenset(SCOPES) - (frozenset() if is_loopback(self.host) else {"admin"})
+
+    @property
+    def trusts_loopback(self) -> bool:
+        """Whether callers may do everything because only this machine reaches the server."""
+        return is_loopback(self.host) and not self.keys_file and self.anonymous_scopes == ("auto",)
+
     @property
     def allows_control(self) -> bool:
-        """Whether clients may load and unload models and change the log level."""
+        """Whether clients may load and unload models and change the log level.
+
+        With `auto`, those may that may change the server at all: the gate knows them.
+        """
         mode = self.model_control_mode
-        return mode == "explicit" or (mode == "auto" and is_loopback(self.host))
+        return mode == "explicit" or (
+            mode == "auto" and (bool(self.keys_file) or "admin" in self.anonymous)
+        )
 
     @property
     def polls(self) -> bool:

@@ -47,12 +47,13 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server import MPServer
 
+from service.access.keys import SCOPES, KeysError, KeysFile
 from service.observe.logs import logging_config
 from service.ports import reserve
 from service.pulse import Lifecycle, Pulse, Replacements, WatchedProcess
 from service.repository.shipped import shipped_models
 from service.runtime.packages import conflicting_packages
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -344,6 +345,7 @@ def supervise(settings: Settings) -> int:
             "There is no folder ./models: serving the model that comes with the package. "
             "mnist-train publishes into ./models; restart mnist-serve to serve from there."
         )
+    _warn_of_access(settings)
     supervisor = Supervisor(_within_descriptors(settings))
     # From here on a stop has something to clean up.
     supervisor.main_loop_interrupt.listen_to_signals()
@@ -368,6 +370,21 @@ def supervise(settings: Settings) -> int:
     for reservation in reserved:
         reservation.close()
     return status
+
+
+def _warn_of_access(settings: Settings) -> None:
+    """Log who may call that perhaps should not."""
+    if settings.keys_file:
+        if exposure := KeysFile(Path(settings.keys_file)).exposure:
+            log.warning("%s", exposure)
+    elif not is_loopback(settings.host):
+        log.warning(
+            "Everyone who reaches %s may call this server without a key (%s). Give out keys: "
+            "mnist-keys add NAME --file FILE, then start with --keys-file FILE; or listen on this "
+            "machine only (--host 127.0.0.1).",
+            settings.host,
+            ", ".join(scope for scope in SCOPES if scope in settings.anonymous) or "no scope",
+        )
 
 
 def _within_descriptors(settings: Settings) -> Settings:
@@ -440,6 +457,11 @@ def _load_worker(settings: Settings, lifecycle: Lifecycle, state_folder: Path, p
 def _preflight(settings: Settings) -> list[socket.socket]:
     """Reserve the ports. Raises SettingsError for what would otherwise show later, or never."""
     check_models(settings)
+    if settings.keys_file:
+        try:
+            KeysFile(Path(settings.keys_file)).read()
+        except KeysError as error:
+            raise SettingsError(str(error)) from None
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
     return reserve(settings)

@@ -7,6 +7,7 @@ needs no lock and no thread hand-off between its socket and its inference.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import gc
 import logging
@@ -24,6 +25,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
+from service.access.gate import KeysWatch, gate_of
+from service.access.keys import KeysError
+from service.access.limits import limits_of
 from service.access.origins import Origins
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
@@ -86,6 +90,11 @@ class Service:
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
+        self.limits = limits_of(settings, Metrics.limited)
+        self.gate = gate_of(settings, limits=self.limits)
+        self.keys: KeysWatch | None = None
+        if self.gate is not None and settings.keys_file:
+            self.keys = KeysWatch(self.gate, Path(settings.keys_file))
         self.executor = ThreadPoolExecutor(thread_name_prefix="load")
         self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
@@ -142,6 +151,7 @@ class Service:
             max_json_bytes=settings.max_json_bytes,
             server_name=settings.server_name,
             typed_answers=settings.typed_answers,
+            limits=self.limits,
         )
         self.digits = Digits(
             self.repository,
@@ -151,6 +161,7 @@ class Service:
             max_decodings=settings.max_decodings,
             max_json_bytes=settings.max_json_bytes,
             max_read_digits=settings.max_read_digits,
+            limits=self.limits,
         )
         self.http_app = HttpApp(
             inference=self.inference,
@@ -357,6 +368,14 @@ class Worker:
         settings = self._settings
         service = self._service = Service(settings, self._state_folder)
         service.replace_me = self._ask_for_successor
+        if service.keys is not None:
+            try:
+                service.keys.load()
+            except KeysError as error:
+                if self._pulse.has_forerunner:
+                    raise RuntimeError(str(error).rstrip(".")) from None  # it has the old keys
+                # The supervisor has read the file before, and other workers still serve.
+                log.error("%s This worker accepts no key until it is corrected.", error)
         metrics.share(self._lifecycle.replaced)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
@@ -371,8 +390,9 @@ class Worker:
             raise RuntimeError(state.reason.rstrip("."))  # the old worker may serve
         self._http.start(
             service.http_app,
-            create_app(service.http_app, loop, settings.max_request_bytes),
+            create_app(service.http_app, loop, settings.max_request_bytes, service.gate),
             service.budget,
+            service.gate,
         )
         self._grpc = GrpcFront(
             inference=service.inference,
@@ -381,6 +401,7 @@ class Worker:
             recorder=service.recorder,
             settings=settings,
             budget=service.budget,
+            gate=service.gate,
         )
         self._accepts_requests = True
         await self._grpc.start()
@@ -388,6 +409,8 @@ class Worker:
             self._health = HealthPort(service.http_app, settings.host, settings.health_port)
             self._health.start()
         service.models_changed = self._grpc.publish_health
+        if service.keys is not None:
+            service.keys.following = loop.create_task(service.keys.follow())
         self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
@@ -455,11 +478,10 @@ class Worker:
 def origins_of(settings: Settings) -> Origins:
     """What the settings say of web pages and of the server's names.
 
-    Names are checked where everyone may call because only this machine can.
+    Names are checked where anyone may call because only this machine can.
     """
-    return Origins(
-        settings.allowed_origins, settings.allowed_hosts, checks_hosts=is_loopback(settings.host)
-    )
+    checks_hosts = is_loopback(settings.host) and bool(settings.anonymous)
+    return Origins(settings.allowed_origins, settings.allowed_hosts, checks_hosts=checks_hosts)
 
 
 def flask_app() -> flask.Flask:
@@ -470,10 +492,18 @@ def flask_app() -> flask.Flask:
 
     async def make() -> Service:
         service = Service(settings)
+        if service.keys is not None:
+            service.keys.load()
+            service.keys.following = asyncio.ensure_future(service.keys.follow())
         await service.repository.refresh()
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
     return create_app(
-        service.http_app, loop, settings.max_request_bytes, origins=origins_of(settings)
+        service.http_app,
+        loop,
+        settings.max_request_bytes,
+        service.gate,
+        # Its answers have no headers of CORS: no other origin is of use.
+        origins_of(dataclasses.replace(settings, allowed_origins=())),
     )

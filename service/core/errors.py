@@ -134,6 +134,27 @@ class AlreadyExists(ServiceError):
         )
 
 
+class Unauthenticated(ServiceError):
+    """The caller shows no valid credential. `kind` says why, in the log and the metric alone."""
+
+    http_status = 401
+    grpc_code = "UNAUTHENTICATED"
+    kind = "missing"
+
+    @classmethod
+    def of(cls, kind: str) -> Unauthenticated:
+        """The error for a credential that is `missing`, `malformed`, `unknown` or `expired`.
+
+        It is one sentence for all of them, so that it does not tell what exists.
+        """
+        error = cls(
+            "A valid key is needed: send one key, in the header Authorization (Bearer KEY) or "
+            "x-api-key."
+        )
+        error.kind = kind
+        return error
+
+
 class Forbidden(ServiceError):
     """The settings of this server do not allow the request."""
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from service.access.origins import SAFE_HEADERS, Header, preflight
-from service.core.errors import Overloaded, ServiceError
+from service.core.errors import Overloaded, ServiceError, Unauthenticated
 from service.http.compression import Compression
 from service.http.digits import model_of
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
@@ -89,7 +89,7 @@ class HttpApp:
         request_id = self._recorder.request_id(request.header("x-request-id"))
         try:
             async with Attempt(self._recorder, "http", route.operation, request_id) as attempt:
-                if request.header("content-encoding"):
+                if request.body and request.header("content-encoding"):
                     request = await self._compression.decode(request)
                 response = await match.handler(request, **match.parameters)
                 if route.compress and len(response.body) >= self._compression.min_bytes:
@@ -175,4 +175,6 @@ def _error(error: ServiceError) -> HttpResponse:
     response = json_response({"error": error.message}, error.http_status)
     if isinstance(error, Overloaded):
         response.headers.append(("retry-after", str(error.retry_after_s)))
+    elif isinstance(error, Unauthenticated):
+        response.headers.append(("www-authenticate", "Bearer"))
     return response

@@ -283,7 +283,8 @@ class Administration:
         this machine as well: a proxy on it may pass on what others ask for.
         """
         if (
-            self._settings.model_control_mode == "auto"
+            self._settings.trusts_loopback
+            and self._settings.model_control_mode == "auto"
             and host
             and not is_loopback(host_name(host))
         ):
@@ -297,7 +298,8 @@ class Administration:
             mode = self._settings.model_control_mode
             raise Forbidden(
                 f"{change} is not allowed: this server accepts connections from other machines; "
-                "start it with --model-control-mode explicit to allow it."
+                "give out keys (keys_file), or start it with --model-control-mode explicit to "
+                "allow it."
                 if mode == "auto"
                 else f"{change} is not allowed (model_control_mode is {mode})."
             )

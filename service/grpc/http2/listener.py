@@ -159,7 +159,9 @@ class Http2Protocol(asyncio.Protocol):
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
-        self._connection = Connection(rpcs, limits, calls.request_id, pool, now)
+        self._connection = Connection(
+            rpcs, limits, calls.request_id, pool, now, self._admit if calls.gate else None
+        )
         self._connection.wake = self._flush_soon
         self._flush_scheduled = False
         self._hung_up = False
@@ -278,6 +280,29 @@ class Http2Protocol(asyncio.Protocol):
         self._inboxes.pop(stream_id, None)
         self._drained.pop(stream_id, None)
 
+    def _admit(self, stream: Stream) -> Status | None:
+        """Find out who makes a call. Returns the status of one that is refused."""
+        gate, headers = self._calls.gate, stream.headers
+        assert gate is not None
+        try:
+            stream.identity = self._calls.admit(
+                gate,
+                headers.rpc,
+                stream.request_id,
+                authorization=headers.authorization,
+                api_keys=headers.api_keys,
+                caller=self._callers.of(self._peer, headers.forwarded),
+            )
+        except ServiceError as error:
+            return _status_of(error, stream.request_id)
+        return None
+
+    def _caller(self, stream: Stream) -> str:
+        """Whom a call is from, for fairness."""
+        if stream.identity is not None:
+            return stream.identity.caller
+        return self._callers.of(self._peer, stream.headers.forwarded)
+
     # Calls, each in its task.
 
     async def _answer(self, stream: Stream, flag: int, content: bytes) -> None:
@@ -287,10 +312,14 @@ class Http2Protocol(asyncio.Protocol):
         try:
             if flag:
                 content = await self._decompressed(stream, flag, content)
-            caller = self._callers.known.get(self._peer)
+            identity = stream.identity
+            # Looked up here: `_caller` would be one more call per request.
+            caller = self._callers.known.get(self._peer) if identity is None else identity.caller
             if caller is None:
                 caller = self._callers.of(self._peer, stream.headers.forwarded)
-            answering = self._calls.answer(rpc, content, stream.deadline, stream.request_id, caller)
+            answering = self._calls.answer(
+                rpc, content, stream.deadline, stream.request_id, caller, identity
+            )
             del content  # so that it is freed when it is parsed
             answer = await answering
         except Exception as error:
@@ -304,10 +333,7 @@ class Http2Protocol(asyncio.Protocol):
         assert rpc is not None
         error = None
         if not message.flag:
-            caller = self._callers.known.get(self._peer)
-            if caller is None:
-                caller = self._callers.of(self._peer, stream.headers.forwarded)
-            call = Call(stream.deadline, caller)
+            call = Call(stream.deadline, self._caller(stream), stream.identity)
             error = self._calls.early_refusal(rpc, message.content, call, stream.request_id)
         if error is not None:
             self._finish(stream, _status_of(error, stream.request_id))
@@ -325,7 +351,8 @@ class Http2Protocol(asyncio.Protocol):
                 deadline=stream.deadline,
                 request_id=stream.request_id,
                 ends_with_error=stream.headers.ends_with_error,
-                caller=self._callers.of(self._peer, stream.headers.forwarded),
+                caller=self._caller(stream),
+                identity=stream.identity,
             ):
                 if is_pipelined:
                     self._connection.message_answered(stream)
