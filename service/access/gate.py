@@ -31,6 +31,7 @@ from service.access.keys import (
     Signature,
     digest_of,
 )
+from service.access.limits import Limits
 from service.core.errors import Forbidden, ServiceError, Unauthenticated
 from service.settings import Settings
 
@@ -69,6 +70,7 @@ class Gate:
 
     `anonymous` are the scopes of callers that show nothing. Without `keys`, credentials are not
     looked at. `count` is called with the kind of each refusal; `clock` returns seconds since 1970.
+    `limits` are those of requests; what is open to everyone is not limited.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Gate:
         keys: Keyring | None = None,
         count: Callable[[str], None] = lambda kind: None,
         clock: Callable[[], float] = time.time,
+        limits: Limits | None = None,
     ) -> None:
         self.keys = keys
+        self._limits = limits
         self._anonymous = anonymous
         self._count = count
         self._clock = clock
@@ -94,8 +98,22 @@ class Gate:
         """Who makes a request, by the values of its headers `authorization` and `x-api-key`.
 
         `caller` is the address, and `certificate` the verified name of the client's certificate.
-        Raises Unauthenticated, Forbidden.
+        Raises Unauthenticated, Forbidden, TooManyRequests.
         """
+        identity = self._identify(need, authorization, api_keys, caller, certificate)
+        if self._limits is not None and need is not None:
+            self._limits.request(identity.caller)
+        return identity
+
+    def _identify(
+        self,
+        need: Need,
+        authorization: Sequence[str],
+        api_keys: Sequence[str],
+        caller: str,
+        certificate: str,
+    ) -> Identity:
+        """Who makes a request. Raises Unauthenticated, Forbidden."""
         try:
             if need is None or self.keys is None:
                 identity = Identity(caller, self._anonymous)
@@ -116,6 +134,11 @@ class Gate:
         except ServiceError as error:
             self._count(error.kind if isinstance(error, Unauthenticated) else "scope")
             raise
+
+    def admit_message(self, identity: Identity) -> None:
+        """Count a message of a stream, after the first. Raises TooManyRequests."""
+        if self._limits is not None:
+            self._limits.request(identity.caller)
 
     def confirm(self, identity: Identity) -> None:
         """Raise Unauthenticated if the key of an admitted caller has expired or is revoked."""
@@ -155,12 +178,16 @@ class Gate:
         return key
 
 
-def gate_of(settings: Settings, count: Callable[[str], None] = lambda kind: None) -> Gate | None:
+def gate_of(
+    settings: Settings,
+    count: Callable[[str], None] = lambda kind: None,
+    limits: Limits | None = None,
+) -> Gate | None:
     """The gate that the settings ask for, without keys yet; None if all may do everything."""
     anonymous = settings.anonymous
-    if not settings.keys_file and anonymous == frozenset(SCOPES):
+    if not settings.keys_file and anonymous == frozenset(SCOPES) and limits is None:
         return None
-    return Gate(anonymous, Keyring() if settings.keys_file else None, count)
+    return Gate(anonymous, Keyring() if settings.keys_file else None, count, limits=limits)
 
 
 class KeysWatch:

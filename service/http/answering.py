@@ -89,7 +89,7 @@ class HttpApp:
         request_id = self._recorder.request_id(request.header("x-request-id"))
         try:
             async with Attempt(self._recorder, "http", route.operation, request_id) as attempt:
-                if request.header("content-encoding"):
+                if request.body and request.header("content-encoding"):
                     request = await self._compression.decode(request)
                 response = await match.handler(request, **match.parameters)
                 if route.compress and len(response.body) >= self._compression.min_bytes:

@@ -268,6 +268,11 @@ _inflight_refused = Counter(
     "Requests that were refused or given up because of max_inflight_bytes.",
     ["transport"],
 )
+_limited = Counter(
+    "mnist_limited_requests",
+    "Requests that were refused because their caller had used up a limit: requests or images.",
+    ["limit"],
+)
 
 
 class Judgements:
@@ -438,6 +443,11 @@ class Metrics:
     def inflight_refused(transport: str) -> None:
         """Count a request that `max_inflight_bytes` refused."""
         _inflight_refused.labels(transport).inc()
+
+    @staticmethod
+    def limited(limit: str) -> None:
+        """Count a request of a caller that has used up its `requests` or `images`."""
+        _limited.labels(limit).inc()
 
     def pending(self, requests: Mapping[tuple[str, str], int]) -> None:
         """Report how many requests wait for each (model, version), under Triton's name."""

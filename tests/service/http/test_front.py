@@ -573,3 +573,22 @@ def test_a_trusted_proxy_may_be_called_by_any_name(tmp_path: Path) -> None:
             assert protocol.status == expected
 
     with_front(tmp_path, scenario, origins=Origins(checks_hosts=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "by_star"),
+    [
+        ("/v2/repository/index", 200),
+        ("/v2/repository/models/linear/unload", 403),
+        ("/v2/repository/models/linear/unload/", 403),
+        ("/v2/logging", 403),
+    ],
+)
+def test_a_star_lets_pages_change_nothing(tmp_path: Path, path: str, by_star: int) -> None:
+    async def scenario(front: Front) -> None:
+        for origin, expected in (("http://evil.example", by_star), (LISTED, 200)):
+            protocol = Protocol()
+            await front(RequestScope("POST", path, origin=origin, content_length="0"), protocol)
+            assert protocol.status == expected, protocol.body
+
+    with_front(tmp_path, scenario, origins=Origins(["*", LISTED]))
