@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from service import SERVER_NAME
-from service.access.keys import SCOPES, Scope
+from service.access.keys import SCOPES, Scope, check_anonymous
 from service.access.origins import check_host, check_origin
 from service.core.callers import networks
 from service.core.errors import excerpt
@@ -47,7 +47,15 @@ _REPLACED = {
 
 # The headings of --help and docs/settings.md, in this order.
 Group = Literal[
-    "network", "access", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
+    "network",
+    "security",
+    "models",
+    "protocol",
+    "inference",
+    "batching",
+    "limits",
+    "timeouts",
+    "logs",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 _METAVARS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -89,6 +97,36 @@ class Settings:
         "all connections of the other ports; 0 opens none",
         low=0,
         high=65535,
+    )
+    tls_certificate: str = _setting(
+        "security",
+        "",
+        "file of the server's certificate, with its chain (PEM): HTTP and gRPC then speak TLS "
+        "alone; the health port stays plain",
+    )
+    tls_key: str = _setting(
+        "security", "", "file of the certificate's private key (PEM, without a passphrase)"
+    )
+    tls_client_auth: Literal["none", "optional", "required"] = _setting(
+        "security",
+        "none",
+        "whether clients are asked for a certificate: required ends connections without one",
+    )
+    tls_client_ca: str = _setting(
+        "security",
+        "",
+        "file of the authorities (PEM) whose client certificates are accepted; this authority may "
+        "let anybody in whom it gives one",
+    )
+    forwarded_certificates: bool = _setting(
+        "security",
+        False,
+        "whether x-forwarded-client-cert names the client certificate of a request from one of "
+        "trusted_proxies; each of them must replace what clients send, as Envoy does with "
+        "SANITIZE_SET",
+    )
+    tls_min_version: Literal["1.2", "1.3"] = _setting(
+        "security", "1.2", "oldest version of TLS that clients may use"
     )
     workers: int = _setting(
         "inference", 1, "worker processes; more than one per core does not help", low=1, high=1024
@@ -366,27 +404,27 @@ class Settings:
     )
 
     keys_file: str = _setting(
-        "access",
+        "security",
         "",
         "file of the keys and client certificates that may call, which mnist-keys writes; with it, "
         "every call needs one, but for health, the pages and /openapi.json",
     )
     anonymous_scopes: tuple[str, ...] = _setting(
-        "access",
+        "security",
         ("auto",),
         "what callers without a key may do: scopes (predict, read, admin, metrics), separated by "
         "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
         "admin if the server listens to others",
     )
     allowed_origins: tuple[str, ...] = _setting(
-        "access",
+        "security",
         (),
         "origin (https://example.org) of web pages that may call the server from a browser, beside "
         "its own; several are separated by commas or by repeating the flag, * allows every page to "
         "call what changes nothing",
     )
     allowed_hosts: tuple[str, ...] = _setting(
-        "access",
+        "security",
         (),
         "name by which the server may be called (the header Host), beside localhost and addresses; "
         "several are separated by commas or by repeating the flag, * allows all; without any, Host "
@@ -450,18 +488,12 @@ class Settings:
                 )
             if port:
                 ports[port] = name
+        self._check_tls()
         if self.load_model and self.model_control_mode != "explicit":
             raise SettingsError(
                 "load_model has an effect with model_control_mode explicit only, which is "
                 f"{self.model_control_mode}.",
                 "load_model",
-            )
-        scopes = self.anonymous_scopes
-        if scopes not in (("auto",), ("none",)) and (wrong := set(scopes) - {*SCOPES}):
-            raise SettingsError(
-                f"anonymous_scopes has {excerpt(repr(min(wrong)))}, but must be auto, none or some "
-                f"of {', '.join(SCOPES)}.",
-                "anonymous_scopes",
             )
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
@@ -472,17 +504,66 @@ class Settings:
             )
 
     def _check_texts(self) -> None:
-        """Raise SettingsError for addresses, origins and names that are malformed."""
+        """Raise SettingsError for addresses, origins, names and scopes that are malformed."""
         for name, check, values in (
             ("trusted_proxies", networks, (self.trusted_proxies,)),
             ("allowed_origins", check_origin, self.allowed_origins),
             ("allowed_hosts", check_host, self.allowed_hosts),
+            ("anonymous_scopes", check_anonymous, (",".join(self.anonymous_scopes),)),
         ):
             try:
                 for value in values:
                     check(value)
             except ValueError as error:
                 raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
+
+    def _check_tls(self) -> None:
+        """Raise SettingsError if the settings of TLS do not go together; files are not read."""
+        if self.forwarded_certificates and not self.trusted_proxies:
+            raise SettingsError(
+                "forwarded_certificates is true, but trusted_proxies, whose header counts, is not "
+                "set.",
+                "forwarded_certificates",
+            )
+        pair = ("tls_certificate", "tls_key")
+        for name, other in (pair, pair[::-1]):
+            if getattr(self, name) and not getattr(self, other):
+                raise SettingsError(f"{name} is set, but {other} is not; set both.", *pair)
+        if self.tls_client_auth != "none" and not self.tls_client_ca:
+            raise SettingsError(
+                f"tls_client_auth is {self.tls_client_auth}, but tls_client_ca, whose certificates "
+                "are accepted, is not set.",
+                "tls_client_auth",
+            )
+        if self.tls_client_ca and self.tls_client_auth == "none":
+            raise SettingsError(
+                "tls_client_ca has an effect with tls_client_auth optional or required only.",
+                "tls_client_ca",
+            )
+        if self.tls_client_ca and not self.has_tls:
+            raise SettingsError(
+                "tls_client_ca has an effect with tls_certificate and tls_key only.",
+                "tls_client_ca",
+                "tls_client_auth",
+            )
+        if self.has_tls and not self.fast_grpc:
+            # grpcio's Python API has neither.
+            if self.tls_client_auth == "optional":
+                raise SettingsError(
+                    "tls_client_auth optional needs fast_grpc; grpcio knows none and required.",
+                    "tls_client_auth",
+                    "tls_client_ca",
+                )
+            if self.tls_min_version != "1.2":
+                raise SettingsError(
+                    "tls_min_version 1.3 needs fast_grpc; grpcio always accepts TLS 1.2.",
+                    "tls_min_version",
+                )
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether HTTP and gRPC speak TLS."""
+        return bool(self.tls_certificate)
 
     @property
     def anonymous(self) -> frozenset[Scope]:
@@ -552,8 +633,8 @@ def _convert(name: str, kind: Any, raw: object, source: str) -> object:
     """Convert the text of a flag or variable, or a TOML value, to the type of the field."""
     if get_origin(kind) is Literal:
         allowed = f"one of {', '.join(get_args(kind))}"
-        if raw in get_args(kind):
-            return raw
+        if (text := str(raw)) in get_args(kind):  # TOML's 1.2 is a number
+            return text
     elif kind is bool:
         allowed = "true or false"
         if isinstance(raw, bool):

@@ -29,6 +29,7 @@ from service.access.gate import KeysWatch, gate_of
 from service.access.keys import KeysError
 from service.access.limits import limits_of
 from service.access.origins import Origins
+from service.access.tls import Tls
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
@@ -91,7 +92,7 @@ class Service:
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
         self.limits = limits_of(settings, Metrics.limited)
-        self.gate = gate_of(settings, limits=self.limits)
+        self.gate = gate_of(settings, metrics.access_refused, self.limits)
         self.keys: KeysWatch | None = None
         if self.gate is not None and settings.keys_file:
             self.keys = KeysWatch(self.gate, Path(settings.keys_file))
@@ -271,9 +272,15 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, lifecycle: Lifecycle, state_folder: Path, pulse: Pulse
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        state_folder: Path,
+        pulse: Pulse,
+        tls: Tls | None = None,
     ) -> None:
         self._settings = settings
+        self._tls = tls
         self._state_folder = state_folder
         self._lifecycle = lifecycle
         self._pulse = pulse
@@ -284,7 +291,9 @@ class Worker:
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
-            callers=Callers(settings.trusted_proxies),
+            callers=Callers(
+                settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+            ),
             origins=origins_of(settings),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
@@ -402,11 +411,14 @@ class Worker:
             settings=settings,
             budget=service.budget,
             gate=service.gate,
+            tls=self._tls,
         )
         self._accepts_requests = True
         await self._grpc.start()
         if settings.health_port:
-            self._health = HealthPort(service.http_app, settings.host, settings.health_port)
+            self._health = HealthPort(
+                service.http_app, settings.host, settings.health_port, service.gate
+            )
             self._health.start()
         service.models_changed = self._grpc.publish_health
         if service.keys is not None:
@@ -427,6 +439,8 @@ class Worker:
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if settings.has_tls:
+            where = where.replace("HTTP", "HTTPS").replace("gRPC", "gRPC with TLS")
         if settings.health_port:
             where += f", health on port {settings.health_port}"
         if state.ready:

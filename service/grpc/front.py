@@ -11,6 +11,7 @@ from google.protobuf import descriptor_pb2, text_format
 from grpc_reflection.v1alpha import reflection_pb2
 
 from service.access.gate import Gate
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.errors import Overloaded
 from service.grpc import digits as digits_service
@@ -59,6 +60,7 @@ class GrpcFront:
         settings: Settings,
         budget: Budget,
         gate: Gate | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._inference = inference
         self._health = Health()
@@ -74,12 +76,12 @@ class GrpcFront:
         }
         self._server: Server
         if settings.fast_grpc:
-            self._server = Http2Server(methods, self._calls, settings, budget)
+            self._server = Http2Server(methods, self._calls, settings, budget, tls)
         else:
             # Not above: grpcio takes 8 MB of a worker that does not need it.
             from service.grpc.grpcio_server import GrpcioServer
 
-            self._server = GrpcioServer(methods, self._calls, settings, budget)
+            self._server = GrpcioServer(methods, self._calls, settings, budget, tls)
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
         return self._inference.refusal(

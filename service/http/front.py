@@ -104,7 +104,7 @@ class HttpFront:
                 cors = page
             identity, match = None, None
             if self._gate is not None:
-                admitted = await self._admit(self._gate, scope, protocol, caller, cors)
+                admitted = await self._admit(self._gate, scope, protocol, peer, caller, cors)
                 if admitted is None:
                     return
                 identity, match = admitted
@@ -174,6 +174,7 @@ class HttpFront:
         gate: Gate,
         scope: Scope,
         protocol: HTTPProtocol,
+        peer: str,
         caller: str,
         cors: tuple[Header, ...],
     ) -> tuple[Identity, Match | None] | None:
@@ -186,9 +187,17 @@ class HttpFront:
             need = match.route.scope
         elif scope.method == "HEAD" and (get := self._app.find(request._replace(method="GET"))):
             need = get.route.scope
+        # Granian does not say which certificate a client of its own TLS has.
+        certificate = self._callers.certificate_of(
+            peer, "", headers.get_all("x-forwarded-client-cert")
+        )
         try:
             identity = gate.admit(
-                need, headers.get_all("authorization"), headers.get_all("x-api-key"), caller
+                need,
+                headers.get_all("authorization"),
+                headers.get_all("x-api-key"),
+                caller,
+                certificate,
             )
         except TooManyRequests as error:
             response = await self._app.refuse(request, error)

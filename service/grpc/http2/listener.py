@@ -6,10 +6,12 @@ import asyncio
 import logging
 import random
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import (
@@ -36,6 +38,7 @@ from service.grpc.http2.headers import OK, RetryLater, Status
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import Stream
+from service.grpc.http2.tls import TlsProtocol
 from service.observe import metrics
 from service.settings import Settings
 
@@ -58,7 +61,12 @@ class Http2Server:
     """Listens on a port that the workers share; lives on the worker's event loop."""
 
     def __init__(
-        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+        self,
+        rpcs: Mapping[str, Rpc],
+        calls: Calls,
+        settings: Settings,
+        budget: Budget,
+        tls: Tls | None = None,
     ) -> None:
         self._rpcs = rpcs
         self._calls = calls
@@ -66,7 +74,9 @@ class Http2Server:
         # `Calls` refuses a message above the limit and names the setting. A message above twice the
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
-        self._callers = Callers(settings.trusted_proxies)
+        self._callers = Callers(
+            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+        )
         self._connections: set[Http2Protocol] = set()
         self._pool = Pool(
             settings.max_connections,
@@ -74,12 +84,13 @@ class Http2Server:
             silence=settings.body_timeout,
             budget=budget,
         )
+        self._context = tls.context() if tls else None
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         settings = self._settings
         self._server = await asyncio.get_running_loop().create_server(
-            self._protocol,
+            self._protocol if self._context is None else partial(self._secure, self._context),
             settings.host,
             settings.grpc_port,
             reuse_port=True,  # every worker binds the port; the kernel spreads connections
@@ -109,6 +120,9 @@ class Http2Server:
             pool=self._pool,
             callers=self._callers,
         )
+
+    def _secure(self, context: ssl.SSLContext) -> TlsProtocol:
+        return TlsProtocol(context, self._protocol())
 
     async def stop(self, timeout: float) -> None:
         """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
@@ -156,6 +170,7 @@ class Http2Protocol(asyncio.Protocol):
         self._pool = pool
         self._callers = callers
         self._peer = ""  # the address, "" for a Unix socket
+        self.client_name = ""  # of its verified certificate, if it has one
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
@@ -200,6 +215,10 @@ class Http2Protocol(asyncio.Protocol):
             self._ticks.cancel()
         for stream_id in [*self._tasks, *self._timers]:
             self._cancel(stream_id)
+
+    def handshake_failed(self) -> None:
+        """The connection ends before it speaks HTTP/2."""
+        self._connection.reason = "handshake"
 
     def pause_writing(self) -> None:
         """Take no more work from a peer that does not read its answers."""
@@ -292,6 +311,9 @@ class Http2Protocol(asyncio.Protocol):
                 authorization=headers.authorization,
                 api_keys=headers.api_keys,
                 caller=self._callers.of(self._peer, headers.forwarded),
+                certificate=self._callers.certificate_of(
+                    self._peer, self.client_name, headers.certificates
+                ),
             )
         except ServiceError as error:
             return _status_of(error, stream.request_id)
