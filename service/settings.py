@@ -503,6 +503,20 @@ class Settings:
                 "max_request_bytes",
             )
 
+    def _check_texts(self) -> None:
+        """Raise SettingsError for addresses, origins, names and scopes that are malformed."""
+        for name, check, values in (
+            ("trusted_proxies", networks, (self.trusted_proxies,)),
+            ("allowed_origins", check_origin, self.allowed_origins),
+            ("allowed_hosts", check_host, self.allowed_hosts),
+            ("anonymous_scopes", check_anonymous, (",".join(self.anonymous_scopes),)),
+        ):
+            try:
+                for value in values:
+                    check(value)
+            except ValueError as error:
+                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
+
     def _check_tls(self) -> None:
         """Raise SettingsError if the settings of TLS do not go together; files are not read."""
         if self.forwarded_certificates and not self.trusted_proxies:
@@ -550,20 +564,6 @@ class Settings:
     def has_tls(self) -> bool:
         """Whether HTTP and gRPC speak TLS."""
         return bool(self.tls_certificate)
-
-    def _check_texts(self) -> None:
-        """Raise SettingsError for addresses, origins and names that are malformed."""
-        for name, check, values in (
-            ("trusted_proxies", networks, (self.trusted_proxies,)),
-            ("allowed_origins", check_origin, self.allowed_origins),
-            ("allowed_hosts", check_host, self.allowed_hosts),
-            ("anonymous_scopes", check_anonymous, (",".join(self.anonymous_scopes),)),
-        ):
-            try:
-                for value in values:
-                    check(value)
-            except ValueError as error:
-                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
 
     @property
     def anonymous(self) -> frozenset[Scope]:
