@@ -179,18 +179,19 @@ class HttpFront:
         cors: tuple[Header, ...],
     ) -> tuple[Identity, Match | None] | None:
         """Who makes a request, and its route; None if it is refused without its body."""
+        method, path = scope.method, scope.path
         headers: Any = scope.headers
-        request = HttpRequest(scope.method, scope.path, headers.get, b"", caller=caller)
-        match = self._app.find(request)
+        match = self._app.match(method, path)
         need: Need = "any"
         if match is not None:
             need = match.route.scope
-        elif scope.method == "HEAD" and (get := self._app.find(request._replace(method="GET"))):
+        elif method == "HEAD" and (get := self._app.match("GET", path)):
             need = get.route.scope
-        # Granian does not say which certificate a client of its own TLS has.
-        certificate = self._callers.certificate_of(
-            peer, "", headers.get_all("x-forwarded-client-cert")
-        )
+        certificate = ""
+        if self._callers.forwards_certificates:
+            # Granian does not say which certificate a client of its own TLS has.
+            forwarded = headers.get_all("x-forwarded-client-cert")
+            certificate = self._callers.certificate_of(peer, "", forwarded)
         try:
             identity = gate.admit(
                 need,
@@ -200,6 +201,7 @@ class HttpFront:
                 certificate,
             )
         except TooManyRequests as error:
+            request = HttpRequest(method, path, headers.get, b"", caller=caller)
             response = await self._app.refuse(request, error)
             response.headers.extend(cors)
             await self._answer_unread(scope, protocol, response)
