@@ -185,7 +185,10 @@ def model_runs_for_long(harm: Harm, chance: random.Random) -> None:
 def connections_reset(harm: Harm, chance: random.Random) -> None:
     """Requests, whole or not, whose connection is reset."""
     body = bytes(784)
-    request = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: %s\r\ncontent-length: 784\r\n\r\n"
+    request = (
+        b"POST /predict HTTP/1.1\r\nhost: localhost\r\n"
+        b"content-type: %s\r\ncontent-length: 784\r\n\r\n"
+    )
     whole = request % RAW.encode() + body
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     for _ in range(100):
