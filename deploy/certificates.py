@@ -6,7 +6,7 @@ Writes ca.pem, ca.key, server.pem, server.key, client.pem and client.key. The se
 is for localhost, 127.0.0.1, ::1 and the given names or addresses. An authority that is there is
 kept, so a second run renews the certificates, and a running server takes over its new one.
 
-Whoever can read ca.key can be anyone. It is for trying out; ask your own authority for production.
+It is for trying out: the file ca.key is enough to make a certificate for any name.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file at once, so that nobody reads half of it."""
+    """Write a file by a rename, so that no reader gets half of it."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     new.touch(mode=mode)

@@ -77,7 +77,7 @@ class TlsProtocol(asyncio.Protocol):
         except ssl.SSLZeroReturnError:
             is_end = True
         except ssl.SSLError as error:
-            # The reason is one of OpenSSL's own names, so nobody can write into the log by it.
+            # The reason is one of OpenSSL's own names: no text of the client gets into the log.
             log.debug("A connection ends by an error of TLS: %s.", error.reason)
             if not self._is_open:
                 self._inner.handshake_failed()
