@@ -69,9 +69,10 @@ class TlsProtocol(asyncio.Protocol):
             if not self._is_open:
                 self._tls.do_handshake()
                 self._open()
-            while record := self._tls.read(_RECORD):
+            while not is_end and (self._incoming.pending or self._tls.pending()):
+                record = self._tls.read(_RECORD)
                 records.append(record)
-            is_end = True  # close_notify
+                is_end = not record  # close_notify
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
@@ -84,7 +85,7 @@ class TlsProtocol(asyncio.Protocol):
             is_end = True
         self._send()  # also an alert
         if records and not self._is_shut:
-            self._inner.data_received(b"".join(records))
+            self._inner.data_received(records[0] if len(records) == 1 else b"".join(records))
         if is_end:
             self._is_shut = True
             self._transport.close()
