@@ -59,8 +59,8 @@ class Identity(NamedTuple):
                 f"This needs the scope {need}, which the key or certificate does not have."
             )
         raise Forbidden(
-            f"This needs the scope {need}, which callers without a key do not have here; the "
-            "operator can give out keys (keys_file) or allow it to all (anonymous_scopes)."
+            f"This is not allowed without a key that has the scope {need}; the operator can give "
+            "out keys (mnist-keys, keys_file), or allow it to everyone (anonymous_scopes)."
         )
 
 
