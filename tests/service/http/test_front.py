@@ -482,7 +482,13 @@ def test_a_page_of_another_server_is_refused_on_every_route_without_its_body(
 ) -> None:
     async def scenario(front: Front) -> None:
         for method in ("GET", "POST", "OPTIONS"):
-            scope = RequestScope(method, path, host="127.0.0.1", origin="http://evil.example")
+            scope = RequestScope(
+                method,
+                path,
+                host="127.0.0.1",
+                origin="http://evil.example",
+                content_encoding="no such",
+            )
             protocol = NotRead()
             await front(scope, protocol)
             assert protocol.status == 403
