@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,31 @@ import tritonclient.grpc
 import tritonclient.http
 from mnist_client import TLS, AccessDenied, Client
 
+from deploy.envoy import tls as tls_configuration
 from tests.certificates import Authority, Files
 from tests.conftest import SHIPPED_MODELS, Mnist, Server, free_ports
+from tests.e2e.test_envoy import running_envoy
 
 SEVEN = "docs/seven.png"
 KEY = "mnist_of_a_test"
 V1_1, V1_2, V1_3 = ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+
+
+def context_of(
+    ca: Path, *alpn: str, version: ssl.TLSVersion | None = None, certificate: Files | None = None
+) -> ssl.SSLContext:
+    """What a client has that trusts an authority."""
+    context = ssl.create_default_context(cafile=ca)
+    if version is not None:
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # allows TLS 1.1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = context.maximum_version = version
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    if certificate:
+        context.load_cert_chain(*certificate)
+    return context
 
 
 class SecureServer(Server):
@@ -51,22 +71,8 @@ class SecureServer(Server):
         except OSError:
             return False
 
-    def context(
-        self,
-        *alpn: str,
-        version: ssl.TLSVersion | None = None,
-        certificate: Files | None = None,
-    ) -> ssl.SSLContext:
-        """What a client has that trusts the authority of the server."""
-        context = ssl.create_default_context(cafile=self.ca)
-        if version is not None:
-            context.set_ciphers("DEFAULT:@SECLEVEL=0")  # allows TLS 1.1
-            context.minimum_version = context.maximum_version = version
-        if alpn:
-            context.set_alpn_protocols(alpn)
-        if certificate:
-            context.load_cert_chain(*certificate)
-        return context
+    def context(self, *alpn: str, **more: Any) -> ssl.SSLContext:
+        return context_of(self.ca, *alpn, **more)
 
     @contextlib.contextmanager
     def connect(self, port: int, *alpn: str, **more: Any) -> Iterator[ssl.SSLSocket]:
@@ -156,7 +162,6 @@ def test_versions_1_2_and_1_3_are_spoken_and_no_older_one(secure: SecureServer) 
                 assert cipher is not None
                 assert "GCM" in cipher[0] or "POLY1305" in cipher[0]
         with (
-            pytest.warns(DeprecationWarning, match="TLSv1_1"),
             pytest.raises(ssl.SSLError, match=r"PROTOCOL_VERSION|HANDSHAKE_FAILURE|EOF"),
             secure.connect(port, "h2", version=V1_1),
         ):
@@ -435,3 +440,88 @@ def test_a_server_with_a_bad_certificate_does_not_start(authority: Authority) ->
     assert done.stderr.startswith("mnist-serve: tls_certificate: clients would refuse ")
     assert "expired" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def behind_envoy(
+    start_server: Callable[..., Server], authority: Authority, tmp_path_factory: Any
+) -> Server:
+    """A server without TLS that trusts Envoy, also with the names of client certificates."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("me predict never certificate:client.example\n")
+    return start_server(trusted_proxies="127.0.0.1", forwarded_certificates="true", keys_file=keys)
+
+
+@pytest.fixture(scope="module")
+def envoys(
+    behind_envoy: Server, authority: Authority, tmp_path_factory: Any
+) -> Iterator[dict[str, str]]:
+    """The addresses of Envoys with TLS as docker-compose.tls.yml has it, by transport."""
+    files, text = authority.server("envoy"), tls_configuration.FILE.read_text()
+    for name, path in zip(("certificate", "key", "client_ca"), [*files, authority.ca], strict=True):
+        text = text.replace(f"/run/secrets/tls_{name}", str(path))
+    with contextlib.ExitStack() as running:
+        yield {
+            transport: running.enter_context(
+                running_envoy(behind_envoy, tmp_path_factory.mktemp("envoy"), transport, text)
+            )
+            for transport in ("http", "grpc")
+        }
+
+
+def test_the_file_of_envoy_with_tls_is_that_without_and_tls() -> None:
+    assert tls_configuration.FILE.read_text() == tls_configuration.content(), (
+        "Run: python -m deploy.envoy.tls"
+    )
+
+
+def test_envoy_ends_tls_and_names_client_certificates(
+    envoys: dict[str, str], authority: Authority, client_files: Files
+) -> None:
+    stranger = authority.issue("unknown", "unknown.example")
+    for scheme, transport in (("https", "http"), ("grpcs", "grpc")):
+        port = envoys[transport].rpartition(":")[2]
+        address = f"{scheme}://localhost:{port}"
+        with Client(address, tls=TLS(authority.ca, *client_files), timeout=60) as client:
+            assert client.predict(Path(SEVEN)).digit == 7
+        for tls in (TLS(authority.ca), TLS(authority.ca, *stranger)):
+            with Client(address, tls=tls, timeout=60) as client, pytest.raises(AccessDenied):
+                client.predict(Path(SEVEN))
+
+
+def test_envoy_removes_a_forged_name(
+    envoys: dict[str, str], behind_envoy: Server, authority: Authority
+) -> None:
+    forged = {"x-forwarded-client-cert": "DNS=client.example"}
+    context = ssl.create_default_context(cafile=authority.ca)
+    port = envoys["http"].rpartition(":")[2]
+    picture = Path(SEVEN).read_bytes()
+    headers = forged | {"content-type": "image/png"}
+    # Only Envoy may say it; this is what it would say.
+    direct, _ = behind_envoy.request("POST", "/predict", picture, headers)
+    assert direct == 200
+    for is_http2 in (False, True):
+        with httpx.Client(verify=context, http1=not is_http2, http2=is_http2, timeout=60) as client:
+            url = f"https://localhost:{port}/predict"
+            assert client.post(url, content=picture, headers=headers).status_code == 401
+    port = envoys["grpc"].rpartition(":")[2]
+    credentials = grpc.ssl_channel_credentials(authority.ca.read_bytes())
+    with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+        call = channel.unary_unary("/digits.v1.DigitClassifier/Predict")
+        with pytest.raises(grpc.RpcError) as raised:
+            call(b"", metadata=tuple(forged.items()), timeout=60)
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_envoy_speaks_the_same_versions(envoys: dict[str, str], authority: Authority) -> None:
+    for transport, alpn in (("http", "http/1.1"), ("http", "h2"), ("grpc", "h2")):
+        port = int(envoys[transport].rpartition(":")[2])
+        for version, name in ((V1_1, ""), (V1_2, "TLSv1.2"), (V1_3, "TLSv1.3")):
+            context = context_of(authority.ca, alpn, version=version)
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
+                if not name:
+                    with pytest.raises(ssl.SSLError):
+                        context.wrap_socket(plain, server_hostname="localhost")
+                    continue
+                with context.wrap_socket(plain, server_hostname="localhost") as secure:
+                    assert (secure.version(), secure.selected_alpn_protocol()) == (name, alpn)
