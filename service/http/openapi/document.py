@@ -28,11 +28,11 @@ _COMMON: tuple[type[ServiceError], ...] = (
     errors.UnsupportedMediaType,
     errors.InternalError,
     errors.InFlightLimit,
+    errors.Forbidden,  # a web page of another server, or another name of this one
 )
 # Of callers, before their body is read.
 _REFUSALS: tuple[type[ServiceError], ...] = (
     errors.Unauthenticated,
-    errors.Forbidden,
     errors.TooManyRequests,
 )
 _PATH_PARAMETER = re.compile(r"<(\w+)>")
@@ -47,7 +47,10 @@ method that its path does not have gets 405, with the header `Allow`.
 
 If the server has keys, a call needs one that has the scope of the operation: predict, read, admin
 or metrics. Without a valid one, all but the operations that need none answer the same 401, also for
-paths that do not exist."""
+paths that do not exist.
+
+Requests from web pages of other servers get 403 unless their origin is listed in allowed_origins;
+a caller that exceeds its limits gets 429."""
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of `mnist-keys add`."},
     "apiKey": {
