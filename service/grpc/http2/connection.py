@@ -80,6 +80,7 @@ _MAX_UNFINISHED = 1024
 # Why a connection ends, beside the rules of time.
 _STOPPING = End("stop", "the server is stopping")
 _DISPLACED = End("displaced", "the server has too many connections (max_connections)")
+_HALF_CLOSED = End("peer", "the client has closed its side")
 _TOO_MANY_RESETS = End("resets", "too many calls given up", frames.ENHANCE_YOUR_CALM)
 
 
@@ -285,6 +286,22 @@ class Connection:
             self.reason = end.cause
             self._output.append(frames.goaway(self._last_stream_id, frames.NO_ERROR, end.reason))
             self._close_if_done()
+
+    def end_of_input(self, now: float) -> list[Event]:
+        """Answer the calls that have arrived, within the grace: the peer sends nothing more.
+
+        The GOAWAY finds out whether it still reads: if it does not, its kernel resets the
+        connection.
+        """
+        if not self.closed:
+            for stream in list(self._streams.values()):
+                if stream.state == State.OPEN and stream.status is None:
+                    self._drop(stream)
+            if self._timeouts.leaving is None:
+                self._timeouts.leave(_HALF_CLOSED, now)
+            self.stop(_HALF_CLOSED)
+            self._close_if_done()
+        return self.events()
 
     def give_way(self) -> None:
         """Close in favour of another connection (`Pool`)."""

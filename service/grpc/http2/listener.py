@@ -216,6 +216,13 @@ class Http2Protocol(asyncio.Protocol):
             self._transport.pause_reading()
             self._read_on_soon()
 
+    def eof_received(self) -> bool:
+        """Keep our side open for the answers that are due. TLS has no sides that end alone."""
+        if not self._transport.can_write_eof():
+            return False
+        self._handle(self._connection.end_of_input(self._loop.time()))
+        return True
+
     def _read_on_soon(self) -> None:
         if not self._read_on_scheduled:
             self._read_on_scheduled = True
@@ -416,7 +423,15 @@ class Http2Protocol(asyncio.Protocol):
             self._hung_up = True
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            self._loop.call_later(_LINGER_S, self._transport.abort)
+            latest = self._loop.time() + self._limits.body_timeout
+            self._loop.call_later(_LINGER_S, self._linger, latest)
+
+    def _linger(self, latest: float) -> None:
+        """Close our other half, once the peer has taken what it was sent or has had its time."""
+        if self._transport.get_write_buffer_size() and self._loop.time() < latest:
+            self._loop.call_later(_LINGER_S, self._linger, latest)
+        else:
+            self._transport.abort()
 
 
 def keep_alive(connection: socket.socket | None, limits: Limits) -> None:

@@ -215,3 +215,13 @@ def test_a_socket_that_is_read_again_gets_what_has_waited() -> None:
     opened.send(stream, b"answer")
     assert described(opened.resume()) == [("OutputDrained", 1)]
     assert answer(opened.data_to_send(), 1)[1] == message(b"answer")
+
+
+def test_calls_of_a_peer_that_has_closed_its_side_end_after_the_grace() -> None:
+    opened = connection(LIMITS._replace(grace=30.0, keepalive_interval=0.0))
+    (event,) = opened.receive(call(1, b"one"), 0.0)
+    assert opened.end_of_input(1.0) == []
+    assert opened.tick(30.9) == []
+    assert opened.tick(31.0) == [CallCancelled(event.stream)]
+    assert answer(opened.data_to_send(), 1)[0]["grpc-status"] == "14"
+    assert (opened.closed, opened.reason) == (True, "peer")
