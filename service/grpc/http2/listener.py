@@ -7,7 +7,7 @@ import logging
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from service.core.budget import Budget
@@ -317,7 +317,7 @@ class Http2Protocol(asyncio.Protocol):
             call = Call(stream.deadline, caller)
             error = self._calls.early_refusal(rpc, message.content, call, stream.request_id)
         if error is not None:
-            self._finish(stream, _status_of(error, stream.request_id))
+            self._finish(stream, _refusal_status(error))
         return error is not None
 
     async def _stream(self, stream: Stream, inbox: _Inbox) -> None:
@@ -449,6 +449,12 @@ def keep_alive(connection: socket.socket | None, limits: Limits) -> None:
     ):
         if option := getattr(socket, name, None):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+@lru_cache(64)
+def _refusal_status(error: Overloaded) -> Status:
+    """The status of an error that many calls have in common, encoded for the first of them."""
+    return _status_of(error, "")
 
 
 def _status_of(error: Exception, request_id: str) -> Status:
