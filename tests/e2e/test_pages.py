@@ -158,9 +158,7 @@ def test_a_pipeline_from_fastapi_answers_with_its_labels(reader: Reader) -> None
 
 
 def test_keys_are_made_used_and_taken_back(reader: Reader) -> None:
-    _, _, listed, _, predicted, scraped, metadata, revoked, added = follow(
-        reader, "howto/keys.md"
-    )
+    _, _, listed, _, predicted, scraped, metadata, revoked, added = follow(reader, "howto/keys.md")
     assert "monitoring  read,metrics  2099-01-31T00:00:00Z" in listed
     assert json.loads(predicted)["predictions"][0]["digit"] == 7
     assert "mnist_request_seconds" in scraped
