@@ -402,7 +402,7 @@ def _warn_of_access(settings: Settings) -> None:
     if settings.keys_file:
         if exposure := KeysFile(Path(settings.keys_file)).exposure:
             log.warning("%s", exposure)
-    elif not is_loopback(settings.host):
+    elif not is_loopback(settings.host) and settings.tls_client_auth != "required":
         log.warning(
             "Everyone who reaches %s may call this server without a key (%s). Give out keys: "
             "mnist-keys add NAME --file FILE, then start with --keys-file FILE; or listen on this "

@@ -59,7 +59,7 @@ class Callers:
     """
 
     def __init__(self, trusted_proxies: str = "", *, forwards_certificates: bool = False) -> None:
-        self._forwards_certificates = forwards_certificates
+        self.forwards_certificates = forwards_certificates
         self._trusted = networks(trusted_proxies)
         self.known: dict[str, str] = {}
         self._hops: dict[str, tuple[str, bool] | None] = {}
@@ -102,7 +102,7 @@ class Callers:
         `own` is that of the peer itself, and `forwarded` are the lines of x-forwarded-client-cert,
         which count if the peer is a proxy that sets it.
         """
-        if self._forwards_certificates and forwarded and self.is_trusted(peer):
+        if self.forwards_certificates and forwarded and self.is_trusted(peer):
             return forwarded_name(forwarded)
         return own
 

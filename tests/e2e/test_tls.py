@@ -232,7 +232,7 @@ def hello(server_name: str) -> bytes:
 
 FORGED = b'{"level": "error", "message": "forged"}\n'
 HOSTILE = {
-    "HTTP": b"GET /" + FORGED + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+    "HTTP": b"GET /" + FORGED + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 100,
     "zeros": b"\x00" * 1000,
     "text": FORGED * 1000,
