@@ -93,6 +93,8 @@ class Gate:
         api_keys: Sequence[str],
         caller: str,
         certificate: str = "",
+        *,
+        is_limited: bool = True,
     ) -> Identity:
         """Who makes a request, by the values of its headers `authorization` and `x-api-key`.
 
@@ -114,7 +116,7 @@ class Gate:
         except ServiceError as error:
             self._count(error.kind if isinstance(error, Unauthenticated) else "scope")
             raise
-        if self._limits is not None and need is not None:
+        if self._limits is not None and need is not None and is_limited:
             self._limits.request(identity.caller)
         return identity
 
