@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command != "add" and any(
         value is not None for value in (options.scopes, options.expires, options.certificate)
     ):
-        command_line.error("--scopes, --expires and --certificate are for add; revoke and add anew")
+        command_line.error(
+            "--scopes, --expires and --certificate are for add; revoke the entry first"
+        )
     try:
         run = {"add": _add, "list": _list, "revoke": _revoke}[options.command]
         run(KeysFile(Path(options.file)), options)

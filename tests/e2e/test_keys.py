@@ -1,4 +1,4 @@
-"""Keys on a real server: who is let in, over both transports, and how changes of the file count."""
+"""Keys on a real server, over both transports: which are accepted, and when changes count."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_a_broken_file_changes_nothing_and_an_empty_one_lets_nobody_in(keyed: Ke
     keyed.file.path.unlink()
     keyed.own.wait_until(lambda: "cannot be read" in keyed.own.log.read_text())
     assert keyed.statuses(read) == {200}
-    keyed.file.path.write_text("# nobody\n")
+    keyed.file.path.write_text("# no entry\n")
     keyed.wait_for(read, 401)
     assert keyed.own.request("POST", "/predict", b"")[0] == 401
     keyed.file.path.write_text(before)

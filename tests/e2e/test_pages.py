@@ -56,6 +56,7 @@ FOLLOWED = (
     "howto/from-fastapi.md",
     "howto/from-torchserve.md",
     "howto/from-triton.md",
+    "howto/keys.md",
     "howto/tls.md",
 )
 LANGUAGES = {"sh", "python", "js", "yaml", "json"}
