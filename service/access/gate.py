@@ -94,6 +94,8 @@ class Gate:
         api_keys: Sequence[str],
         caller: str,
         certificate: str = "",
+        *,
+        is_limited: bool = True,
     ) -> Identity:
         """Who makes a request, by the values of its headers `authorization` and `x-api-key`.
 
@@ -115,7 +117,7 @@ class Gate:
         except ServiceError as error:
             self._count(error.kind if isinstance(error, Unauthenticated) else "scope")
             raise
-        if self._limits is not None and need is not None:
+        if self._limits is not None and need is not None and is_limited:
             self._limits.request(identity.caller)
         return identity
 
