@@ -34,14 +34,15 @@ _PIXELS = bytes(784)
 _MESSAGE = PredictRequest(pixels=_PIXELS).SerializeToString()
 _RAW = {"content-type": "application/octet-stream"}
 _REQUESTS, _CONNECTIONS = 1500, 150  # per round
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Cost(NamedTuple):
-    """CPU time of the worker, in microseconds."""
+    """CPU time of the worker in microseconds: medians, the last two of the rounds' differences."""
 
-    request: float
-    connection: float  # that is opened, used for one request and closed
+    plain: float  # of a request without TLS
+    secure: float  # of one with TLS
+    more: float
+    handshake: float
 
 
 class Server:
@@ -77,9 +78,9 @@ class Server:
             connection.close()
 
     def cpu_us(self) -> float:
-        """CPU time of the worker until now, to 10,000 us."""
-        fields = Path(f"/proc/{self._worker}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS * 1e6
+        """CPU time of the worker's threads until now (proc(5), schedstat)."""
+        threads = Path(f"/proc/{self._worker}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
 
     def stop(self) -> None:
         self._process.terminate()
@@ -121,22 +122,30 @@ def grpc_requests(server: Server, count: int) -> None:
 
 
 def measure(
-    servers: list[Server], work: Callable[[Server, int], None], scale: float, rounds: int
-) -> list[Cost]:
-    """What requests and connections cost each server; the servers take turns."""
+    plain: Server,
+    secure: Server,
+    work: Callable[[Server, int], None],
+    scale: float,
+    rounds: int,
+) -> Cost:
+    """What TLS costs; the two servers take turns."""
     requests, connections = (max(int(each * scale), 2) for each in (_REQUESTS, _CONNECTIONS))
-    samples: list[tuple[list[float], list[float]]] = [([], []) for _ in servers]
-    for number in range(rounds + 1):
-        for server, (of_requests, of_connections) in zip(servers, samples, strict=True):
+    samples: list[Cost] = []
+    for _ in range(rounds + 1):
+        of_servers = []
+        for server in (plain, secure):
             began = server.cpu_us()
             work(server, requests)
             between = server.cpu_us()
             for _ in range(connections):
                 work(server, 1)
-            if number:  # the first round warms up
-                of_requests.append((between - began) / requests)
-                of_connections.append((server.cpu_us() - between) / connections)
-    return [Cost(statistics.median(one), statistics.median(other)) for one, other in samples]
+            per_request = (between - began) / requests
+            of_servers.append((per_request, (server.cpu_us() - between) / connections))
+        (request, connection), (secure_request, secure_connection) = of_servers
+        more = secure_request - request
+        handshake = secure_connection - connection - more
+        samples.append(Cost(request, secure_request, more, handshake))
+    return Cost(*map(statistics.median, zip(*samples[1:], strict=True)))  # the first warms up
 
 
 def rows(scale: float, rounds: int) -> Iterator[str]:
@@ -149,17 +158,15 @@ def rows(scale: float, rounds: int) -> Iterator[str]:
             ("gRPC, own front", grpc_requests, "true"),
             ("gRPC, grpcio", grpc_requests, "false"),
         ):
-            servers = [Server(each, f"--fast-grpc={flag}") for each in (None, Path(folder))]
+            plain, secure = (Server(each, f"--fast-grpc={flag}") for each in (None, Path(folder)))
             try:
-                plain, secure = measure(servers, work, scale, rounds)
+                cost = measure(plain, secure, work, scale, rounds)
             finally:
-                for server in servers:
-                    server.stop()
-            more = secure.request - plain.request
-            handshake = secure.connection - plain.connection - more
+                plain.stop()
+                secure.stop()
             yield (
-                f"| {name} | {plain.request:.0f} | {secure.request:.0f} | {more:+.0f} | "
-                f"{handshake:.0f} |"
+                f"| {name} | {cost.plain:.0f} | {cost.secure:.0f} | {cost.more:+.0f} | "
+                f"{cost.handshake:.0f} |"
             )
 
 

@@ -63,7 +63,8 @@ def with_tls(configuration: dict[str, Any]) -> dict[str, Any]:
 def content() -> str:
     """What the file should hold."""
     plain = yaml.safe_load((FOLDER / "envoy.yaml").read_text())
-    return _HEADER + yaml.safe_dump(with_tls(plain), sort_keys=False, width=100)
+    text: str = yaml.safe_dump(with_tls(plain), sort_keys=False, width=100)
+    return _HEADER + text
 
 
 if __name__ == "__main__":

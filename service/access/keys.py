@@ -8,8 +8,8 @@ can carry it:
 
 SCOPES are separated by commas. EXPIRES is a time in UTC (2027-01-31T00:00:00Z) or `never`. Empty
 lines and lines that begin with # do not count. A key is 256 random bits, and only its SHA-256 is
-kept: nobody finds a preimage of that, so neither a salt nor a slow hash would add anything, and a
-request costs one SHA-256 (docs/decisions/keys.md).
+kept. There is no way back from that to such a key, so neither a salt nor a slow hash would add
+anything, and a request costs one SHA-256 (docs/decisions/keys.md).
 """
 
 from __future__ import annotations

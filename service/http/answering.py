@@ -90,7 +90,7 @@ class HttpApp:
         request_id = self._recorder.request_id(request.header("x-request-id"))
         try:
             async with Attempt(self._recorder, "http", route.operation, request_id) as attempt:
-                if request.body and request.header("content-encoding"):
+                if request.header("content-encoding"):
                     request = await self._compression.decode(request)
                 response = await match.handler(request, **match.parameters)
                 if route.compress and len(response.body) >= self._compression.min_bytes:
@@ -145,7 +145,12 @@ class HttpApp:
         async def raise_error(request: HttpRequest) -> HttpResponse:
             raise error
 
-        response = await self.answer(request, Match(route, raise_error, {}))
+        def header(name: str) -> str | None:
+            # There is no body to decompress.
+            return None if name == "content-encoding" else request.header(name)
+
+        without_body = request._replace(header=header)
+        response = await self.answer(without_body, Match(route, raise_error, {}))
         assert response is not None
         return response
 

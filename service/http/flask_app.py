@@ -72,7 +72,7 @@ def create_app(
         """
         method, path = flask.request.environ["REQUEST_METHOD"], flask.request.environ["PATH_INFO"]
         error: errors.ServiceError
-        route = routes.get(flask.request.endpoint or "")
+        route = None if method == "OPTIONS" else routes.get(flask.request.endpoint or "")
         try:
             _admit(gate, origins, route.scope if route else "any", loop)
         except errors.ServiceError as refusal:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
+from granian.rsgi import Headers, HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from service.access.gate import Gate, Identity, Need
 from service.access.origins import ANY_ORIGIN, Header, Origins
@@ -114,7 +114,7 @@ class HttpFront:
                 await self._answer_unread(scope, protocol, refusal)
                 return
             try:
-                body, claim = await self._body(scope, protocol)
+                body, claim = await self._body(scope, protocol, headers)
             except ServiceError as error:
                 response = await self._refuse(scope, error, caller)
             else:
@@ -223,9 +223,10 @@ class HttpFront:
         A small body is read, so that the connection can be used again: hyper closes it unless all
         of the body has arrived.
         """
-        if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
+        headers = scope.headers
+        if int(headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
             with contextlib.suppress(ServiceError):
-                self._give_back(*await self._body(scope, protocol))
+                self._give_back(*await self._body(scope, protocol, headers))
         protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _refuse(
@@ -254,13 +255,15 @@ class HttpFront:
             )
         )
 
-    async def _body(self, scope: Scope, protocol: HTTPProtocol) -> tuple[bytes, Claim | None]:
+    async def _body(
+        self, scope: Scope, protocol: HTTPProtocol, headers: Headers
+    ) -> tuple[bytes, Claim | None]:
         """The whole body, and its claim unless it is small and only counted.
 
         Raises RequestTooLarge before reading past the limit, RequestTimeout if the body is late,
         InvalidArgument if it is cut short, InFlightLimit if there is no room for it.
         """
-        length = scope.headers.get("content-length")
+        length = headers.get("content-length")
         size = -1 if length is None else int(length)
         if size > self._max_request_bytes:
             raise RequestTooLarge.of("body", self._max_request_bytes)
