@@ -60,6 +60,10 @@ Refusal = Callable[[str, str, Call], Overloaded | None]
 MESSAGE_SLACK = 64 * 1024
 
 
+# The most that the names of a model and its version take at the start of a message.
+_NAMES_BYTES = 2 * (2 + 127)
+
+
 class Unary(NamedTuple):
     """A method with one answer per call; `operation` is its name in metrics and logs.
 
@@ -362,18 +366,22 @@ def _model_of(content: bytes) -> tuple[str, str] | None:
     Both messages that run a model have them as fields 1 and 2, and serializers write fields in the
     order of their numbers. None if they are not written so.
     """
-    names = []
-    position = 0
-    for tag in (0x0A, 0x12):  # fields 1 and 2, length-delimited
-        name = b""
-        if content[position : position + 1] == bytes((tag,)):
-            size = content[position + 1] if position + 1 < len(content) else 128
-            if size > 127:  # more than a byte: no model has such a name
+    start = content[:_NAMES_BYTES]
+    model = version = ""
+    try:
+        # A size above 127 takes more than a byte: no model has such a name.
+        if start.startswith(b"\x0a"):  # field 1, length-delimited
+            if (size := start[1]) > 127:
                 return None
-            name = content[position + 2 : position + 2 + size]
-            position += 2 + size
-        names.append(name.decode("latin-1"))
-    return names[0], names[1]
+            model = start[2 : 2 + size].decode("latin-1")
+            start = start[2 + size :]
+        if start.startswith(b"\x12"):  # field 2
+            if (size := start[1]) > 127:
+                return None
+            version = start[2 : 2 + size].decode("latin-1")
+    except IndexError:
+        return None
+    return model, version
 
 
 def _raise_failure(reading: asyncio.Task[None]) -> None:
