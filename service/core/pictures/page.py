@@ -174,7 +174,7 @@ def fine_ink_of(picture: Image.Image) -> Ink:
     if _ink_is_bright(np.ascontiguousarray(grey[::2, ::2])):
         grey, small = 255 - grey, 255 - small
     paper = closed(small[None], max(3, max(small.shape) // 6 | 1))[0]
-    # In 16 bits: no pixel counts as more than a tenth brighter than its paper.
+    # Fixed-point arithmetic in 16 bits: a pixel counts as at most a tenth brighter than its paper.
     height, width = grey.shape
     lit = paper.astype(np.uint16) + 8
     brightest = np.minimum(lit * 11 // 10 - 8, 255).astype(np.uint8)
@@ -223,10 +223,7 @@ def _ink_of_level(histogram: list[int]) -> list[int]:
 
 
 def _dark_planes(picture: Image.Image) -> tuple[Ink, npt.NDArray[np.bool_]]:
-    """A picture in L or RGB as planes [C,H,W] on which ink is dark.
-
-    The second, [C,1,1], says on which of them it was bright.
-    """
+    """A picture in L or RGB as planes [C,H,W] with dark ink; bool [C,1,1]: it was bright."""
     values = np.asarray(picture)
     if values.ndim == 2:
         values = values[:, :, None]
