@@ -11,7 +11,7 @@ shapes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import log
 from typing import NamedTuple
@@ -37,7 +37,7 @@ _SPECK = 0.12  # smaller than this in both directions: dirt
 _TALL = 0.45  # pieces at least this high can be a digit on their own
 _WIDEST = 1.6  # of a candidate
 _WIDEST_GAP = 0.2  # between the pieces of one digit
-_WIDE_PIECE = 1.25  # a piece of this width may be several digits although it is accepted
+_WIDE_PIECE = 1.1  # a piece of this width may be several digits although it is accepted
 _NARROWEST_CUT = 0.45  # no narrower piece is cut
 _SMALL = 0.6  # a lower piece is a part of a digit rather than one
 _BROKEN = 0.12  # the largest gap between the parts of a digit that lie above each other
@@ -47,17 +47,35 @@ _LOWEST = 0.5  # of a candidate that is cut out of a piece
 _MOST_PIECES = 14  # of one candidate
 
 # Costs, in units of -log(probability); chosen with benchmarks/pictures/strings.py.
-_REFUSED = {"several_digits": 20.0, "not_a_digit": 15.0, "unsure": 8.0, "blank": 20.0}
+_REFUSED = {"several_digits": 6.0, "not_a_digit": 3.0, "unsure": 1.3, "blank": 20.0}
 _SURE = 0.95  # of a model that does not judge, a lower probability leaves doubt
 # In a number, a mark that looks like no digit is one from this probability on.
 _LIKELY = 0.7
 _NO_DIGIT = ("not_a_digit", "several_digits")
-_PER_DIGIT = 0.1
-_PER_CUT = 0.05
-_PER_STROKE = 0.1  # for each stroke's width of ink that a cut crosses
-_SHORT = 4.0  # for each height by which a candidate is lower than its line
-_USUAL = 0.72  # width of a digit
-_WIDE = 0.9  # for each height by which it is wider than _USUAL heights
+_PER_DIGIT = 0.14
+_PER_CUT = 0.18
+_PER_STROKE = 1.7  # for each stroke's width of ink that a cut crosses
+_SHORT = 8.0  # for each height by which a candidate is lower than _LOW heights
+_LOW = 0.8
+_WIDE = 3.0  # for each height by which it is wider than _USUAL heights
+_USUAL = 0.7
+# The width of each digit in heights, and the standard deviation of its logarithm: those of single
+# digits that strings.py draws. What is off by more costs _TOO_WIDE or _TOO_NARROW times the square
+# of the deviations beyond the first. (A narrow part may lack a stroke that was cut off.)
+_WIDTHS = (
+    (0.87, 0.21),
+    (0.38, 0.53),
+    (0.90, 0.18),
+    (0.79, 0.21),
+    (0.79, 0.22),
+    (0.87, 0.22),
+    (0.70, 0.22),
+    (0.75, 0.22),
+    (0.74, 0.22),
+    (0.67, 0.22),
+)
+_TOO_WIDE, _TOO_NARROW = 0.22, 0.11
+_MOST_DEVIATIONS = 5.0
 
 
 class Box(NamedTuple):
@@ -72,13 +90,15 @@ class Box(NamedTuple):
 class Candidate(NamedTuple):
     """A stretch of a line as one digit: from `first` to `last`, in pieces and parts of them.
 
-    `cost` is that of its shape; `row` is its index in the pixels of all candidates.
+    `cost` is that of its shape, whatever digit it is; `width` is in heights of the line's digits.
+    `row` is its index in the pixels of all candidates.
     """
 
     first: float
     last: float
     box: Box
     cost: float
+    width: float
     row: int
 
 
@@ -200,6 +220,7 @@ def further(candidates: Candidates, predictions: Sequence[Prediction], most: int
         for chosen in _cheapest(known, predictions):
             first, last = int(chosen.first), int(chosen.last)
             wide = (chosen.box.right - chosen.box.left) / height
+            cost = chosen.cost + _cost(predictions[chosen.row], chosen.width)
             if not _is_doubtful(predictions[chosen.row]) and wide < _WIDE_PIECE:
                 continue
             for begin, end in ((first - 1, last), (first, last + 1), (first - 1, last + 1)):
@@ -219,19 +240,13 @@ def further(candidates: Candidates, predictions: Sequence[Prediction], most: int
             count += len(parts)
             if count > 4 * most:
                 raise _too_many(most)
-            for end in range(1, len(parts) + 1):
-                for begin in range(end - 1, max(-1, end - 1 - _MOST_PIECES), -1):
-                    group = parts[begin:end]
-                    box = _around([piece.box for piece in group])
-                    if end - begin == len(parts) or box.right - box.left > _WIDEST * height:
-                        break
-                    area = sum(part.area for part in group)
-                    if box.bottom - box.top < _LOWEST * height or area < LEAST_INK:
-                        continue
-                    cuts = group[-1].cut, parts[begin - 1].cut if begin else None
-                    left, right = (first + (last - first) * n / len(parts) for n in (begin, end))
-                    row = start + len(inks)
-                    found.append(_candidate(left, right, group, cuts, height, row))
+            for begin, end in _runs(parts, height):
+                group = parts[begin:end]
+                cuts = group[-1].cut, parts[begin - 1].cut if begin else None
+                left, right = (first + (last - first) * n / len(parts) for n in (begin, end))
+                candidate = _candidate(left, right, group, cuts, height, start + len(inks))
+                if candidate.cost < cost:  # otherwise the whole piece is cheaper
+                    found.append(candidate)
                     inks.append(_together(group))
         lines.append(found)
     return candidates._replace(lines=lines, pixels=fit_digits(inks))
@@ -258,7 +273,7 @@ def _cheapest(line: list[Candidate], predictions: Sequence[Prediction]) -> list[
         before = costs.get(candidate.first)
         if before is None:
             continue
-        cost = before + candidate.cost + _cost(predictions[candidate.row])
+        cost = before + candidate.cost + _cost(predictions[candidate.row], candidate.width)
         if cost < costs.get(candidate.last, float("inf")):
             costs[candidate.last], chosen[candidate.last] = cost, candidate
     way = []
@@ -282,9 +297,15 @@ def _is_doubtful(prediction: Prediction) -> bool:
     return not prediction.accepted
 
 
-def _cost(prediction: Prediction) -> float:
+def _cost(prediction: Prediction, width: float) -> float:
+    """What it costs to read a candidate of this width as the digit that the model says."""
     refused = 0.0 if prediction.accepted is not False else _REFUSED.get(prediction.reason, 8.0)
-    return refused + _PER_DIGIT - log(max(float(prediction.probabilities[prediction.digit]), 1e-6))
+    usual, spread = _WIDTHS[prediction.digit]
+    deviations = log(max(width, 0.03) / usual) / spread
+    odd = min(max(abs(deviations) - 1, 0), _MOST_DEVIATIONS) ** 2
+    odd *= _TOO_WIDE if deviations > 0 else _TOO_NARROW
+    likely = float(prediction.probabilities[prediction.digit])
+    return refused + odd + _PER_DIGIT - log(max(likely, 1e-6))
 
 
 def _text(line: list[ReadDigit]) -> str:
@@ -463,7 +484,7 @@ def _is_broken(group: list[_Piece], height: float) -> bool:
 
 def _parts(ink: Ink, box: Box, height: float) -> list[_Piece]:
     """The parts of a piece between all promising cuts, from left to right."""
-    cuts, total = cuts_through(ink, height, max(6, round(6 * (box.right - box.left) / height)))
+    cuts, total = cuts_through(ink, height, max(4, round(4 * (box.right - box.left) / height)))
     part_of = np.zeros(ink.shape, np.uint8)
     across = np.arange(ink.shape[1])
     for cut in cuts:
@@ -485,6 +506,19 @@ def _parts(ink: Ink, box: Box, height: float) -> list[_Piece]:
     return parts
 
 
+def _runs(parts: list[_Piece], height: float) -> Iterator[tuple[int, int]]:
+    """The first and the last, excluded, of neighbouring parts, but not all, that may be a digit."""
+    for end in range(1, len(parts) + 1):
+        for begin in range(end - 1, max(-1, end - 1 - _MOST_PIECES), -1):
+            group = parts[begin:end]
+            box = _around([part.box for part in group])
+            if end - begin == len(parts) or box.right - box.left > _WIDEST * height:
+                break
+            area = sum(part.area for part in group)
+            if box.bottom - box.top >= _LOWEST * height and area >= LEAST_INK:
+                yield begin, end
+
+
 def _candidate(
     first: float,
     last: float,
@@ -496,9 +530,9 @@ def _candidate(
     """A group of pieces or parts as one digit, with the strokes that the cuts beside it cross."""
     box = _around([piece.box for piece in group])
     high, wide = (box.bottom - box.top) / height, (box.right - box.left) / height
-    cost = _SHORT * max(0.0, 0.7 - high) + _WIDE * max(0.0, wide / max(high, 1.0) - _USUAL)
+    cost = _SHORT * max(0.0, _LOW - high) + _WIDE * max(0.0, wide / max(high, 1.0) - _USUAL)
     cost += sum((_PER_CUT + _PER_STROKE * crossed) / 2 for crossed in cuts if crossed is not None)
-    return Candidate(first, last, box, cost, row)
+    return Candidate(first, last, box, cost, wide, row)
 
 
 def _together(group: list[_Piece]) -> Ink:

@@ -162,7 +162,7 @@ def test_parts_of_a_broken_digit_are_also_seen_together() -> None:
 
 def line_of(*spans: tuple[int, int]) -> list[Candidate]:
     return [
-        Candidate(first, last, Box(first, 0, last, 1), 0.0, row)
+        Candidate(first, last, Box(first, 0, last, 1), 0.0, 0.75, row)
         for row, (first, last) in enumerate(spans)
     ]
 
