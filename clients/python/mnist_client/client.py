@@ -22,6 +22,7 @@ T = TypeVar("T")
 _Job: TypeAlias = Callable[[], list[T | ClientError]]
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_MAX_ANSWER_BYTES = 64 * 2**20
 NO_RETRIES = Retries(attempts=1)
 _RETRIES = Retries()
 
@@ -40,6 +41,7 @@ class Defaults:
         bearer_key: str | None,
         tls: TLS | None,
         connections: int,
+        max_answer_bytes: int,
     ) -> None:
         self.address: Address = parse(address)
         # httpx and grpcio would show the key in their errors.
@@ -49,6 +51,10 @@ class Defaults:
             raise ValueError(f"tls: needs an https:// or grpcs:// address, not '{address}'.")
         if connections < 1:
             raise ValueError(f"connections: is {connections}; it must be at least 1.")
+        if not 0 < max_answer_bytes < 2**31:
+            raise ValueError(
+                f"max_answer_bytes: is {max_answer_bytes}; it must be from 1 to {2**31 - 1}."
+            )
         self.model, self.version = model, version
         self._timeout, self._retries = timeout, retries
         self.attempts(None)  # checks the timeout
@@ -101,7 +107,8 @@ class Client:
     which `tls` configures. `model` and `version` are those of all calls that name none, by default
     the newest version of the server's default model. `timeout` is the most seconds that a call may
     take, with its retries. `bearer_key` is sent as "authorization: Bearer KEY", so use TLS with it.
-    `connections` bounds those of HTTP; gRPC has one.
+    `connections` bounds those of HTTP; gRPC has one. `max_answer_bytes` bounds each answer, also
+    once it is decompressed.
 
     Raises ValueError for an argument that is wrong, OSError for a file of `tls` that cannot be
     used, and ImportError for gRPC without the extra `grpc`. All methods raise ClientError.
@@ -118,6 +125,7 @@ class Client:
         bearer_key: str | None = None,
         tls: TLS | None = None,
         connections: int = 16,
+        max_answer_bytes: int = DEFAULT_MAX_ANSWER_BYTES,
     ) -> None:
         self._defaults = Defaults(
             address,
@@ -128,17 +136,18 @@ class Client:
             bearer_key=bearer_key,
             tls=tls,
             connections=connections,
+            max_answer_bytes=max_answer_bytes,
         )
         parsed = self._defaults.address
         self._transport: _Transport
         if parsed.is_grpc:
             from mnist_client.grpc_transport import GrpcTransport
 
-            self._transport = GrpcTransport(parsed, tls, bearer_key)
+            self._transport = GrpcTransport(parsed, tls, bearer_key, max_answer_bytes)
         else:
             from mnist_client.http_transport import HttpTransport
 
-            self._transport = HttpTransport(parsed, tls, bearer_key, connections)
+            self._transport = HttpTransport(parsed, tls, bearer_key, connections, max_answer_bytes)
 
     def predict(
         self,
