@@ -11,13 +11,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_wine
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from docs.site.reference import parsers
-from tests.conftest import ROOT, Server
+from tests.conftest import ROOT, Server, free_ports
 from tests.e2e.following import DOCS, Reader, blocks, commands
+from tests.service.classifiers import publish_mixing
+from tests.service.composition import Operations
+from tests.service.linear_model import run_with_operations
 
 GPU = "needs a GPU; make test-gpu serves and trains on one"
 CLUSTER = "needs a cluster; make test-kubernetes checks the manifests, in CI"
@@ -27,13 +35,8 @@ TRAINING = "takes minutes; the options are checked here, and tests/training runs
 NOT_RUN = {
     "CONTRIBUTING.md": {"": "these are the commands of CI itself, and of a release"},
     "deployment.md": {"": DOCKER},
-    "howto/from-fastapi.md": {
-        "import joblib": "the service to leave, on FastAPI, which is not installed",
-        "import httpx": "a service on FastAPI, which is not installed",
-    },
     "howto/gpu.md": {"": GPU},
     "howto/kubernetes.md": {"": CLUSTER},
-    "models.md": {"": "a line of model.json; tests/service/repository/test_models.py declares it"},
     "performance.md": {"": "takes minutes to hours; tests/benchmarks runs the commands in short"},
     "scaling.md": {"": CLUSTER},
     "training.md": {"": TRAINING},
@@ -45,6 +48,7 @@ NOT_RUN = {
 # Page -> the test that runs its blocks.
 RUN_BY = {
     "api.md": "test_docs.py",
+    "models.md": "test_pages.py",
     "own-model.md": "test_own_model.py",
     "pictures.md": "test_docs.py",
     "protocol.md": "test_docs.py",
@@ -144,15 +148,29 @@ def test_a_network_from_torchserve_answers_with_its_labels(reader: Reader) -> No
     assert set(json.loads(answer)["predictions"][0]["probabilities"]) == {"cat", "dog"}
 
 
-def test_a_pipeline_from_fastapi_answers_with_its_labels(reader: Reader) -> None:
-    *_, answer = follow(reader, "howto/from-fastapi.md")
-    (row,) = json.loads(answer)["predictions"]
+def test_a_service_on_fastapi_its_move_and_fastapi_in_front(reader: Reader) -> None:
+    *_, moved, _, in_front = follow(reader, "howto/from-fastapi.md")
+    (row,) = json.loads(moved)["predictions"]
     assert row["label"] == "class_0"
-    refused = reader.run(
-        f"curl -s -H 'Content-Type: application/json' "
-        f"'http://127.0.0.1:{reader.http}/predict?model=wine' -d '{{\"alcohol\": 13.2}}'"
-    )
+    assert json.loads(in_front) == row
+    lacking = "-d '{\"alcohol\": 13.2}' -s -H 'Content-Type: application/json'"
+    refused = reader.run(f"curl {lacking} 'http://127.0.0.1:{reader.http}/predict?model=wine'")
     assert "malic_acid" in json.loads(refused)["error"]
+    refused = reader.run(f"curl {lacking} http://127.0.0.1:{reader.tls}/wines")
+    assert "malic_acid" in json.loads(refused)["detail"]
+    # The service of the section "Before" gave the same probabilities.
+    wine = load_wine()
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    joblib.dump(pipeline.fit(wine.data[:, :3], wine.target), reader.folder / "wine.joblib")
+    (reader.tls,) = free_ports(1)
+    reader.run(f"uvicorn app:app --port {reader.tls}")
+    before = reader.run(
+        f"curl -s -H 'Content-Type: application/json' http://127.0.0.1:{reader.tls}/predict "
+        """-d '{"alcohol": 13.2, "malic_acid": 1.78, "ash": 2.14}'"""
+    )
+    assert json.loads(before)["label"] == "class_0"
+    probabilities = sorted(row["probabilities"].values())
+    assert sorted(json.loads(before)["probabilities"]) == pytest.approx(probabilities, abs=1e-5)
 
 
 def test_envoy_adds_tls_and_a_key_to_both_transports(reader: Reader) -> None:
@@ -164,6 +182,16 @@ def test_envoy_adds_tls_and_a_key_to_both_transports(reader: Reader) -> None:
         f"https://127.0.0.1:{reader.tls}/v2"
     )
     assert status == "401"
+
+
+def test_the_declaration_of_batching_in_models_md_is_obeyed(tmp_path: Path) -> None:
+    (declaration,) = [each.text for each in blocks(DOCS / "models.md") if each.language == "json"]
+    publish_mixing(tmp_path, **json.loads(declaration))
+
+    async def scenario(operations: Operations) -> None:
+        assert operations.inference.repository.get("mixing", "").session.batchable
+
+    run_with_operations(tmp_path, scenario)
 
 
 def test_snippets_that_do_not_run_are_at_least_python() -> None:
