@@ -77,6 +77,11 @@ class Callers:
                 break
         return name
 
+    def is_trusted(self, peer: str) -> bool:
+        """Whether a peer is a trusted proxy."""
+        hop = self._hop(peer)
+        return hop is not None and hop[1]
+
     def _hop(self, address: str) -> tuple[str, bool] | None:
         """The name of an address and whether it is a trusted proxy; None if it is no address."""
         if len(address) > _LONGEST_ADDRESS:

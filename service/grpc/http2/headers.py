@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import hpack
@@ -110,6 +110,8 @@ class RequestHeaders(NamedTuple):
     is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
     are_trailers: bool  # well-formed trailers by the same sections
     forwarded: tuple[str, ...]  # the values of x-forwarded-for, in order
+    authorization: tuple[str, ...]  # the values of authorization
+    api_keys: tuple[str, ...]  # the values of x-api-key
 
 
 class HeaderDecoder:
@@ -193,15 +195,20 @@ class HeaderDecoder:
             content_length=content_length,
             is_malformed=not is_request,
             are_trailers=is_well_formed and not pseudo_headers,
-            forwarded=tuple(
-                value.decode("latin-1") for name, value in decoded if name == b"x-forwarded-for"
-            ),
+            forwarded=_values(decoded, b"x-forwarded-for"),
+            authorization=_values(decoded, b"authorization") if b"authorization" in fields else (),
+            api_keys=_values(decoded, b"x-api-key") if b"x-api-key" in fields else (),
         )
         if self._table.changed:
             self._cache.clear()
         elif len(self._cache) < _MAX_CACHED_BLOCKS and len(block) <= _MAX_CACHED_BLOCK:
             self._cache[block] = headers
         return headers
+
+
+def _values(fields: list[Any], name: bytes) -> tuple[str, ...]:
+    """The values of a header that may come several times, in order."""
+    return tuple(value.decode("latin-1") for each, value in fields if each == name)
 
 
 class _HeaderTable(HeaderTable):
