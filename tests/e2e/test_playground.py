@@ -23,7 +23,7 @@ from playwright.sync_api import Browser
 from service.http.playground.pages import STATIC
 from tests.conftest import Server
 from tests.e2e import screenshot
-from tests.e2e.browser import AXE, Playground, running_browser
+from tests.e2e.browser import Playground, running_browser, violations
 from tests.e2e.strokes import DIGITS, Stroke, moved
 from tests.e2e.test_envoy import running_envoy
 
@@ -117,15 +117,6 @@ def hand_over(playground: Playground, event: str, content: bytes) -> None:
         }""",
         [event, b64encode(content).decode()],
     )
-
-
-def violations(playground: Playground) -> list[str]:
-    """What axe-core finds, with the elements."""
-    # As the browser's own console: the page's policy does not let scripts be added to it.
-    session = playground.context.new_cdp_session(playground.page)
-    session.send("Runtime.evaluate", {"expression": AXE})
-    found = playground.page.evaluate("async () => (await axe.run()).violations")
-    return [f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in found]
 
 
 def test_the_page_is_small_and_strict(two_workers: Server) -> None:
@@ -332,13 +323,13 @@ def test_axe_finds_nothing(browser: Browser, two_workers: Server, scheme: str) -
     playground.wait_for("accepted", "2")
     playground.page.click("#heat")
     playground.page.wait_for_selector("#legend:not([hidden])")
-    assert violations(playground) == []
+    assert violations(playground.page) == []
     playground.page.click("#examples button:last-child")
     playground.wait_for("accepted", "1492")
-    assert violations(playground) == []
+    assert violations(playground.page) == []
     playground.page.click("#examples button:nth-child(11)")
     playground.wait_for("refused", "4")
-    assert violations(playground) == []
+    assert violations(playground.page) == []
     playground.close()
 
 

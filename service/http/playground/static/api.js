@@ -1,22 +1,30 @@
 // The public endpoints that this page uses. Paths are relative, so a proxy may add a prefix.
 
+import { fetchWithKey } from "./key.js";
+
 const SIDE = 28;
 const PATCH = 6; // pixels; the patches that are hidden overlap
 const STEP = 2;
 const LEAST = 1e-7; // probabilities below it count as this one
 
-export class Refused extends Error {}
+export class Refused extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.isForbidden = status === 401 || status === 403;
+  }
+}
 
 async function call(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetchWithKey(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused("The server does not answer.");
   }
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Refused(body.error ?? `The server answered with ${response.status}.`);
+  if (response.status === 401) throw new Refused("The server asks for a key: enter it at the top.", 401);
+  if (!response.ok) throw new Refused(body.error ?? `The server answered with ${response.status}.`, response.status);
   return [body, response];
 }
 

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { cardOf } from "./card.js";
 import { byId, element } from "./dom.js";
+import * as key from "./key.js";
 import { Pad } from "./pad.js";
 import { copy, snippets } from "./snippets.js";
 import * as view from "./view.js";
@@ -211,7 +212,7 @@ function selectTab(tab) {
 async function showSnippet() {
   const request = sent;
   byId("copied").textContent = "";
-  const made = request && (await snippets(request));
+  const made = request && (await snippets(request, key.isUsed()));
   if (request !== sent) return;
   sources = made;
   showSource();
@@ -274,7 +275,8 @@ async function start() {
   try {
     versions = await api.models();
   } catch (error) {
-    view.showError(error.message);
+    // Without a list there is the default model, which may still answer.
+    if (!error.isForbidden) view.showError(error.message);
   }
   const names = [...new Set([defaultModel, ...versions.keys()])];
   byId("model").replaceChildren(...names.map((name) => element("option", { value: name }, name)));
@@ -283,4 +285,8 @@ async function start() {
   document.documentElement.dataset.ready = "true";
 }
 
+key.mount(() => {
+  start();
+  again();
+});
 start();
