@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
@@ -18,6 +19,7 @@ from tests.e2e.strokes import DIGITS
 
 KEYS: dict[tuple[Scope, ...], str] = {("predict", "read"): new_key(), ("predict",): new_key()}
 KEY = KEYS["predict", "read"]
+MNIST_PREDICT = (sys.executable, "-m", "mnist_client.command.main")
 RUN = {"curl": ["bash"], "python": [sys.executable], "javascript": ["node", "--input-type=module"]}
 # What the browser itself reports of an answer.
 EXPECTED = {
@@ -183,3 +185,29 @@ def test_docs_sends_the_key_and_shows_a_placeholder(browser: Browser, keyed: Ser
     )
     assert json.loads(answer)["predictions"][0]["digit"] == 7
     page.context.close()
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_mnist_predict_takes_the_key_from_the_environment_or_a_file(
+    keyed: Server, tmp_path: Path, transport: str
+) -> None:
+    def predict(key: str, *options: str) -> subprocess.CompletedProcess[str]:
+        address = f"{transport}://{keyed.http if transport == 'http' else keyed.grpc}"
+        picture = ROOT / "docs" / "seven.png"
+        return subprocess.run(
+            [*MNIST_PREDICT, "--address", address, "--json", picture, *options],
+            env=os.environ | {"MNIST_KEY": key},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    for done in (predict(KEY), predict("another", "--key-file", str(file))):
+        assert json.loads(done.stdout)["digit"] == 7, done.stderr
+    for key in ("", f"{KEY}x"):
+        refused = predict(key)
+        assert refused.returncode == 1
+        assert "Use --key-file, or set MNIST_KEY." in refused.stderr
+        assert KEY not in refused.stderr

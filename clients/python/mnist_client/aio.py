@@ -66,11 +66,11 @@ class AsyncClient:
             connections=connections,
             max_answer_bytes=max_answer_bytes,
         )
-        parsed = self._defaults.address
+        parsed, key = self._defaults.address, self._defaults.bearer_key
         self._transport: _Transport = (
-            AsyncGrpcTransport(parsed, tls, bearer_key, max_answer_bytes)
+            AsyncGrpcTransport(parsed, tls, key, max_answer_bytes)
             if parsed.is_grpc
-            else AsyncHttpTransport(parsed, tls, bearer_key, connections, max_answer_bytes)
+            else AsyncHttpTransport(parsed, tls, key, connections, max_answer_bytes)
         )
 
     async def predict(

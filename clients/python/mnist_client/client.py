@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import deque
@@ -23,6 +24,7 @@ _Job: TypeAlias = Callable[[], list[T | ClientError]]
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_ANSWER_BYTES = 64 * 2**20
+KEY_VARIABLE = "MNIST_KEY"
 NO_RETRIES = Retries(attempts=1)
 _RETRIES = Retries()
 
@@ -44,9 +46,13 @@ class Defaults:
         max_answer_bytes: int,
     ) -> None:
         self.address: Address = parse(address)
+        source = "bearer_key"
+        if bearer_key is None and (bearer_key := os.environ.get(KEY_VARIABLE) or None):
+            source = KEY_VARIABLE
         # httpx and grpcio would show the key in their errors.
         if bearer_key is not None and not re.fullmatch("[!-~]([ -~]*[!-~])?", bearer_key):
-            raise ValueError("bearer_key: is empty, or has characters that a header cannot carry.")
+            raise ValueError(f"{source}: is empty, or has characters that a header cannot carry.")
+        self.bearer_key = bearer_key
         if tls is not None and not self.address.is_secure:
             raise ValueError(f"tls: needs an https:// or grpcs:// address, not '{address}'.")
         if connections < 1:
@@ -106,7 +112,8 @@ class Client:
     `address` is http://, https://, grpc:// or grpcs:// HOST:PORT; the schemes with an s use TLS,
     which `tls` configures. `model` and `version` are those of all calls that name none, by default
     the newest version of the server's default model. `timeout` is the most seconds that a call may
-    take, with its retries. `bearer_key` is sent as "authorization: Bearer KEY", so use TLS with it.
+    take, with its retries. `bearer_key`, by default the environment variable MNIST_KEY, is sent as
+    "authorization: Bearer KEY", so use TLS with it.
     `connections` bounds those of HTTP; gRPC has one. `max_answer_bytes` bounds each answer, also
     once it is decompressed.
 
@@ -138,16 +145,16 @@ class Client:
             connections=connections,
             max_answer_bytes=max_answer_bytes,
         )
-        parsed = self._defaults.address
+        parsed, key = self._defaults.address, self._defaults.bearer_key
         self._transport: _Transport
         if parsed.is_grpc:
             from mnist_client.grpc_transport import GrpcTransport
 
-            self._transport = GrpcTransport(parsed, tls, bearer_key, max_answer_bytes)
+            self._transport = GrpcTransport(parsed, tls, key, max_answer_bytes)
         else:
             from mnist_client.http_transport import HttpTransport
 
-            self._transport = HttpTransport(parsed, tls, bearer_key, connections, max_answer_bytes)
+            self._transport = HttpTransport(parsed, tls, key, connections, max_answer_bytes)
 
     def predict(
         self,
