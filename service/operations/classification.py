@@ -121,7 +121,7 @@ async def classify(
         outputs = await served.batcher.submit(inputs, length, deadline, caller)
         run += monotonic() - submitted
         size = outputs[classifier.output].size
-        how = classifier.classifications, outputs, length, top
+        how = classifier.classifications, outputs, length, top, served.name
         answers += (
             await off_loop(*how, size=8 * size) if size > _INLINE_VALUES else how[0](*how[1:])
         )
