@@ -92,13 +92,12 @@ async function show(asked, request, mine, signal) {
     return;
   }
   view.showPrediction(answer);
-  const [{ digit }] = answer.predictions;
-  byId("heat").disabled = digit === undefined;
-  if (!heat || digit === undefined) return;
   const pixels = await view.pixelsOf(answer);
-  if (!pixels) return;
-  const values = await api.evidence(pixels, digit, chosen());
-  if (mine === turn) view.showEvidence(values);
+  if (mine !== turn) return;
+  byId("heat").disabled = !pixels;
+  if (!heat || !pixels) return;
+  const found = await api.evidence(pixels, answer.predictions[0], chosen(), answer.times.model, signal);
+  if (mine === turn) view.showEvidence(found);
 }
 
 function again() {
