@@ -157,6 +157,13 @@ class Settings:
     poll_interval: float = _setting(
         "models", 2.0, "seconds between checks for new versions", low=0.001, high=86_400
     )
+    check_seconds: float = _setting(
+        "models",
+        1.0,
+        "seconds that --check may take to load models; it names those that are not loaded by then",
+        low=0.001,
+        high=86_400,
+    )
     server_name: str = _setting(
         "protocol",
         SERVER_NAME,
