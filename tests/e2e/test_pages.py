@@ -5,15 +5,21 @@ NOT_RUN is the one list of what does not run in CI, with the reason.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
+import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from subprocess import DEVNULL
 
 import joblib
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from sklearn.datasets import load_wine
 from sklearn.linear_model import LogisticRegression
@@ -30,7 +36,10 @@ from tests.service.linear_model import run_with_operations
 GPU = "needs a GPU; make test-gpu serves and trains on one"
 CLUSTER = "needs a cluster; make test-kubernetes checks the manifests, in CI"
 DOCKER = "needs a Docker engine; tests.compose runs the stack, in CI"
-TRAINING = "takes minutes; the options are checked here, and tests/training runs each command"
+TRAINING = (
+    "half a minute of CPU time per command at the least; the options are checked here, and "
+    "tests/training runs each command on few images"
+)
 # Page -> the beginning of a block or command -> why it does not run in CI. "" is all of a page.
 NOT_RUN = {
     "CONTRIBUTING.md": {"": "these are the commands of CI itself, and of a release"},
@@ -96,18 +105,40 @@ def test_every_exception_is_on_its_page() -> None:
             assert any(text.startswith(part) for text in texts + lines), (page, part)
 
 
-def test_commands_that_do_not_run_here_have_options_that_exist() -> None:
+def test_what_does_not_run_here_names_what_exists() -> None:
+    """Options of our commands, targets, files, services, profiles and folders."""
     known = parsers()
-    checked = 0
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    profiles = {name for each in compose.values() for name in each.get("profiles", ())}
+    checked: Counter[str] = Counter()
     for page in NOT_RUN:
         for block in [each for each in blocks(DOCS / page) if each.language == "sh"]:
             for command in commands(block):
-                name, *arguments = shlex.split(command, comments=True) or [""]
-                name = Path(name).name
+                words = shlex.split(command, comments=True) or [""]
+                name = Path(words[0]).name
+                checked[name] += 1
                 if name in known:
-                    known[name].parse_args(arguments)  # exits with 2 if it does not know one
-                    checked += 1
-    assert checked > 12
+                    known[name].parse_args(words[1:])  # exits with 2 if it does not know one
+                elif name == "make":
+                    subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, stdout=DEVNULL)
+                elif name == "python" and words[2].startswith("benchmarks"):
+                    is_package = (ROOT / words[2].replace(".", "/")).is_dir()
+                    module = importlib.import_module(words[2] + ".__main__" * is_package)
+                    if hasattr(module, "parser"):
+                        module.parser().parse_args(words[3:])
+                elif words[:2] == ["docker", "compose"]:
+                    for option, value in pairwise(words):
+                        assert option != "-f" or (ROOT / value).is_file(), command
+                        assert option != "--profile" or value in profiles, command
+                        assert option != "--scale" or value.partition("=")[0] in compose, command
+                    if "run" in words:
+                        service, *arguments = words[words.index("--rm") + 1 :]
+                        assert service in compose
+                        known["mnist-train"].parse_args(arguments)
+                elif words[:3] == ["kubectl", "apply", "-k"]:
+                    assert (ROOT / words[3] / "kustomization.yaml").is_file(), command
+    assert checked["docker"] > 5
+    assert min(checked["mnist-train"], checked["kubectl"], checked["make"]) > 4
 
 
 def test_the_tutorial_leads_from_training_to_an_update(reader: Reader) -> None:
