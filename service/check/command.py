@@ -58,6 +58,7 @@ def _examine(settings: Settings, late: list[str]) -> Iterator[Finding]:
         return
     yield from machine.network(settings)
     yield from machine.tls(settings)
+    yield from machine.access(settings)
     yield machine.cores(settings)
     yield machine.descriptors(settings)
     yield from machine.tasks(settings)

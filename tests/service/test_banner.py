@@ -51,6 +51,15 @@ def test_addresses_can_be_opened_as_they_stand(models: list[ServedModel]) -> Non
     assert rows(replace(SETTINGS, host="::1"), models)["Playground"] == "http://[::1]:8000/"
 
 
+def test_with_tls_it_says_so(models: list[ServedModel]) -> None:
+    secure = replace(SETTINGS, tls_certificate="c", tls_key="k", health_port=8002)
+    shown = rows(secure, models)
+    assert shown["Playground"] == "https://127.0.0.1:8000/"
+    assert shown["gRPC"] == "127.0.0.1:8001 with TLS"
+    assert shown["Metrics"] == "https://127.0.0.1:8000/metrics"
+    assert shown["Health"].startswith("http://")
+
+
 def test_without_a_model_it_says_where_one_is_expected() -> None:
     assert any("none yet" in line for line in banner(SETTINGS, [], 80))
 

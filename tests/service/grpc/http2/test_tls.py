@@ -40,7 +40,7 @@ class Ours(Transport):
 
 
 class Secure:
-    """A server's connection with its client, who has not said anything yet."""
+    """A server's connection with a client that has not said anything yet."""
 
     authority: Authority
     files: Files
