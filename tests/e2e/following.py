@@ -124,7 +124,7 @@ class Reader:
                 stderr=file,
             )
         self._running[name] = process
-        is_up = partial(self._is_listening, self.tls if name == "envoy" else self.http)
+        is_up = partial(self._is_listening, self.http if name == "mnist-serve" else self.tls)
         if name == "mnist-serve" and "--tls-" not in command:
             is_up = self._is_ready
         end = time.monotonic() + 180
