@@ -30,9 +30,9 @@ from service.core.off_loop import MAX_JSON_BYTES
 from service.repository.shipped import shipped_models
 
 ENV_PREFIX = "MNIST_"
-# Variables with the prefix that are not settings: the settings file, and what benchmarks/ and
-# deploy/engine/ pass to their own processes.
-_OTHER_VARIABLES = ("MNIST_CONFIG", "MNIST_BENCHMARK_RUN", "MNIST_ENGINE_CACHE")
+# Variables with the prefix that are not settings: the settings file, what benchmarks/ and
+# deploy/engine/ pass to their own processes, and the key of clients.
+_OTHER_VARIABLES = ("MNIST_CONFIG", "MNIST_BENCHMARK_RUN", "MNIST_ENGINE_CACHE", "MNIST_KEY")
 # Kubernetes describes each Service of the namespace to every pod: the Service `mnist` or `mnist-x`
 # as MNIST_SERVICE_HOST, MNIST_X_PORT and so on. `mnist-grpc` even sets MNIST_GRPC_PORT, to a URL.
 _SERVICE_LINK = re.compile(
@@ -163,6 +163,13 @@ class Settings:
     )
     poll_interval: float = _setting(
         "models", 2.0, "seconds between checks for new versions", low=0.001, high=86_400
+    )
+    check_seconds: float = _setting(
+        "models",
+        1.0,
+        "seconds that --check may take to load models; it names those that are not loaded by then",
+        low=0.001,
+        high=86_400,
     )
     server_name: str = _setting(
         "protocol",

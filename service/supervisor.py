@@ -47,9 +47,10 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server import MPServer
 
+from service import SERVER_NAME, __version__
 from service.access.keys import SCOPES, KeysError, KeysFile
 from service.access.tls import SOON_DAYS, Tls
-from service.observe.logs import logging_config
+from service.observe.logs import is_for_people, logging_config
 from service.ports import reserve
 from service.pulse import Lifecycle, Pulse, Replacements, WatchedProcess
 from service.repository.shipped import shipped_models
@@ -153,6 +154,7 @@ class Supervisor(MPServer):
             speaker=multiprocessing.Lock(),
             starting=multiprocessing.Semaphore(settings.workers - 1),
             host=multiprocessing.Lock(),
+            has_greeted=multiprocessing.RawValue(ctypes.c_bool, False),
             replaced=multiprocessing.RawValue(Replacements),
         )
         self._retired: list[WatchedProcess] = []
@@ -371,6 +373,9 @@ def supervise(settings: Settings) -> int:
     _warn_of_access(settings)
     if tls:
         say_certificate(tls)
+    if is_for_people(settings):  # the rest of the banner follows when the models are loaded
+        title = f"  {SERVER_NAME} {__version__} loads the models in {settings.models}"
+        log.info("%s", title, extra={"is_bare": True})
     supervisor = Supervisor(_within_descriptors(settings), tls)
     # From here on a stop has something to clean up.
     supervisor.main_loop_interrupt.listen_to_signals()

@@ -7,6 +7,7 @@ needs no lock and no thread hand-off between its socket and its inference.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import gc
@@ -30,7 +31,7 @@ from service.access.keys import KeysError
 from service.access.limits import limits_of
 from service.access.origins import Origins
 from service.access.tls import Tls
-from service.banner import banner, is_for_people, width
+from service.banner import banner, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
 from service.core.callers import Callers
@@ -45,6 +46,7 @@ from service.http.health_port import HealthPort
 from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.observe import metrics
+from service.observe.logs import is_for_people, only_problems
 from service.observe.loop_lag import LagMonitor
 from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
 from service.observe.recorder import RequestRecorder
@@ -312,7 +314,9 @@ class Worker:
         if self._lifecycle.stopping.value:  # its SIGTERM may have gone to Granian's handler
             os._exit(0)
         try:
-            loop.run_until_complete(self._start(loop))
+            greets = is_for_people(self._settings) and not self._lifecycle.has_greeted.value
+            with only_problems(self._settings) if greets else contextlib.nullcontext():
+                loop.run_until_complete(self._start(loop))
         except (ProviderUnavailable, RuntimeError, OSError) as error:
             self._give_up(str(error))
 
@@ -476,6 +480,7 @@ class Worker:
             models = sorted(newest.values(), key=lambda model: model.name != settings.model)
             for line in banner(settings, models, width()):
                 log.info("%s", line, extra={"is_bare": True})
+            shared.has_greeted.value = True
 
     def _give_up(self, reason: str) -> NoReturn:
         """Stop the whole server: a respawned worker would fail in the same way.

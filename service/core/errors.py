@@ -61,12 +61,12 @@ class ModelFault(ServiceError):
     """The model's answer cannot be used; its publisher has to correct the model."""
 
     @classmethod
-    def not_finite(cls, model: str) -> ModelFault:
-        """The error for a classifier of digits whose output has NaN or an infinite value."""
+    def not_finite(cls, model: str, thing: str = "image", answer: str = "digit") -> ModelFault:
+        """The error for a classifier whose output has NaN or an infinite value for a `thing`."""
         return cls(
-            f"Model '{model}' is at fault: it answered this image with NaN or an infinite value, "
-            "so no digit is the most probable; publish a version that does not, or choose another "
-            "model."
+            f"Model '{model}' is at fault: it answered this {thing} with NaN or an infinite value, "
+            f"so no {answer} is the most probable; publish a version that does not, or choose "
+            "another model."
         )
 
 

@@ -38,6 +38,8 @@ PAGE_HEADERS: tuple[Header, ...] = (
 )
 _NO_CACHE = ("cache-control", "no-cache")  # asked for again each time, and answered with 304
 
+_VARY = ("vary", "accept-encoding")  # as `compression` adds it to the file itself
+
 
 class StaticFile(NamedTuple):
     """A file with the headers of its answer."""
@@ -49,7 +51,7 @@ class StaticFile(NamedTuple):
     def answer(self, request: HttpRequest) -> HttpResponse:
         """The file, or 304 if the client has it."""
         if is_known(request.header("if-none-match") or "", self.etag):
-            return HttpResponse(304, [("etag", self.etag), _NO_CACHE], b"")
+            return HttpResponse(304, [("etag", self.etag), _NO_CACHE, _VARY], b"")
         return HttpResponse(200, list(self.headers), self.content)
 
 

@@ -35,6 +35,14 @@ def running_browser(*arguments: str) -> Iterator[Browser]:
         browser.close()
 
 
+def violations(page: Page) -> list[str]:
+    """What axe-core finds, with the elements."""
+    # As the browser's own console: the page's policy does not let scripts be added to it.
+    page.context.new_cdp_session(page).send("Runtime.evaluate", {"expression": AXE})
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in found]
+
+
 class Playground:
     """The open page. `complaints` has what the console said, and the requests to other hosts."""
 

@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 # Training is shown, not measured, here.
 SHORT = " --epochs 1 --train-limit 500 --validation-size 200"
 # Commands that run until they are stopped.
-SERVERS = ("mnist-serve", "envoy")
+SERVERS = ("mnist-serve", "envoy", "uvicorn")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`([\w-]+\.(?:py|yaml))`")
 
@@ -76,7 +76,7 @@ class Reader:
     def here(self, text: str) -> str:
         """A text with the ports of this reader."""
         for port, mine in ((8000, self.http), (8001, self.grpc), (8443, self.tls)):
-            text = re.sub(rf"(127\.0\.0\.1:|port_value: ){port}\b", rf"\g<1>{mine}", text)
+            text = re.sub(rf"(127\.0\.0\.1:|port_value: |--port ){port}\b", rf"\g<1>{mine}", text)
         return text.replace("mnist-predict ", f"mnist-predict --address 127.0.0.1:{self.http} ")
 
     def follow(self, page: str, left_out: tuple[str, ...] = ()) -> list[str]:
@@ -124,7 +124,7 @@ class Reader:
                 stderr=file,
             )
         self._running[name] = process
-        is_up = partial(self._is_listening, self.tls if name == "envoy" else self.http)
+        is_up = partial(self._is_listening, self.http if name == "mnist-serve" else self.tls)
         if name == "mnist-serve" and "--tls-" not in command:
             is_up = self._is_ready
         end = time.monotonic() + 180

@@ -19,7 +19,7 @@ from playwright.sync_api import Page
 from service.access.keys import SCOPES, Key, KeysFile, digest_of, new_key
 from service.http.openapi.viewer import STATIC
 from tests.conftest import ROOT, SHIPPED_MODELS, Server
-from tests.e2e.browser import AXE, running_browser
+from tests.e2e.browser import running_browser, violations
 from tests.e2e.openapi.conformance import DOCUMENT
 
 CONFIGURATION = Path(__file__).parent / "openapi" / "schemathesis.toml"
@@ -201,8 +201,6 @@ def test_axe_finds_nothing_and_a_phone_needs_no_scrolling_sideways(
     for _ in range(3):
         page.evaluate(f"{details}.forEach((each) => {{ each.open = true; }})")
         page.wait_for_function(f"{details}.every((each) => !each.open || each.children[1])")
-    page.context.new_cdp_session(page).send("Runtime.evaluate", {"expression": AXE})
-    violations = page.evaluate("async () => (await axe.run()).violations")
-    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations] == []
+    assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.context.close()

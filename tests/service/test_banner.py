@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.banner import banner, is_for_people
+from service.banner import banner
 from service.check.models import load_models
 from service.repository.models import ServedModel
 from service.settings import Settings
@@ -73,10 +73,3 @@ def test_a_model_without_a_card_has_no_accuracy(tmp_path: Path, models: list[Ser
 
 def test_many_models_are_cut(models: list[ServedModel]) -> None:
     assert any("and 2 more" in line for line in banner(SETTINGS, models * 6, 80))
-
-
-def test_only_text_on_a_terminal_is_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_for_people(Settings(log_format="text"))
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert is_for_people(Settings())
-    assert not is_for_people(Settings(log_format="json"))

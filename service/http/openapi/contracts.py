@@ -20,6 +20,7 @@ from service.core.errors import (
     Unavailable,
     Unimplemented,
 )
+from service.http.digits import LONGEST_TIMEOUT_S
 from service.http.message import JSON, OCTETS
 from service.http.openapi.schemas import (
     BYTES,
@@ -75,6 +76,14 @@ _WHICH: dict[str, Schema] = {
     "model": {**STRING, "description": "The model; by default that of the server."},
     "version": {**VERSION, "description": "The version; by default the newest."},
 }
+_TIMEOUT: dict[str, Schema] = {
+    "timeout": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": LONGEST_TIMEOUT_S,
+        "description": "Seconds within which the answer must be ready.",
+    }
+}
 _TIMING: dict[str, Schema] = {
     "server-timing": {**STRING, "description": "Milliseconds of the picture and of the model."}
 }
@@ -98,6 +107,7 @@ PREDICT = Contract(
     is_body_required=True,
     query={
         **_WHICH,
+        **_TIMEOUT,
         "explain": {
             "type": "string",
             "enum": ["true", "false", "1", "0", ""],
@@ -122,7 +132,7 @@ READ = Contract(
     _json("Reading"),
     {**_PICTURE, JSON: any_of(reference("PictureObject"), reference("DataUrl"))},
     is_body_required=True,
-    query=_WHICH,
+    query={**_WHICH, **_TIMEOUT},
     answer_headers=_TIMING,
     errors=_RUNS,
 )

@@ -27,6 +27,7 @@ def test_a_client_that_has_the_file_gets_no_content() -> None:
     file = static_file(b"{}", "application/json")
     request = HttpRequest("GET", "/", {"if-none-match": file.etag}.get, b"")
     assert file.answer(request)[::2] == (304, b"")
+    assert ("vary", "accept-encoding") in file.answer(request).headers
     assert file.answer(request._replace(header={}.get))[::2] == (200, b"{}")
 
 
