@@ -19,7 +19,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -266,8 +266,13 @@ class SharedState:
     def _write(self, state: DesiredState) -> None:
         """Write `state` where no worker reads it yet. Raises Unavailable."""
         if self._folder is not None:
-            with self._writing(self._folder):
+            try:
                 (self._folder / "state.tmp").write_text(state.to_json())
+            except OSError as error:
+                raise errors.Unavailable(
+                    f"The change was not made: the workers' folder {self._folder} cannot be "
+                    f"written ({error.strerror}); free space there, then try again."
+                ) from error
 
     def _publish(self, state: DesiredState) -> None:
         """Make `state`, which `_write` has written, the one that all workers read."""
@@ -276,18 +281,6 @@ class SharedState:
             # By rename, so that a worker that reads at this moment sees one state or the other.
             (self._folder / "state.tmp").rename(self._folder / "state.json")
 
-    @staticmethod
-    @contextlib.contextmanager
-    def _writing(folder: Path) -> Iterator[None]:
-        """Report an OSError in the block as Unavailable, which names the folder."""
-        try:
-            yield
-        except OSError as error:
-            raise errors.Unavailable(
-                f"The change was not made: the workers' folder {folder} cannot be written "
-                f"({error.strerror}); free space there, then try again."
-            ) from error
-
     @contextlib.asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
         """Hold the lock that all workers share."""
@@ -295,9 +288,7 @@ class SharedState:
             if self._folder is None:
                 yield
                 return
-            with self._writing(self._folder):
-                file = (self._folder / "lock").open("w")
-            with file as lock:  # closing the file releases the lock
+            with (self._folder / "lock").open("w") as lock:  # closing the file releases the lock
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(None, fcntl.flock, lock, fcntl.LOCK_EX)
                 yield

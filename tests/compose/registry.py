@@ -124,12 +124,12 @@ def check_digests(docker: Docker) -> None:
             docker("build", "--tag", "mnist-test-pinned", folder)
             assert _text(docker) == "new"
 
-            # A registry, or anyone on the way, that sends something else under the digest.
-            forged = server.push("forged")
-            server.content[new] = server.content[forged]
-            docker("image", "rm", "--force", server.image, f"{server.image}@{new}")
+            # A registry, or anyone on the way, that sends something else under a digest. The engine
+            # must never have seen that digest: it takes manifests that it has kept, and asks nobody.
+            unseen, forged = server.push("unseen"), server.push("forged")
+            server.content[unseen] = server.content[forged]
             try:
-                docker("pull", f"{server.image.rpartition(':')[0]}@{new}")
+                docker("pull", f"{server.image.rpartition(':')[0]}@{unseen}")
                 raise AssertionError("An image that does not match its digest was accepted.")
             except CommandFailed:
                 say("An image that does not match its digest is refused.")
