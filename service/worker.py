@@ -417,7 +417,11 @@ class Worker:
         await self._grpc.start()
         if settings.health_port:
             self._health = HealthPort(
-                service.http_app, settings.host, settings.health_port, service.gate
+                service.http_app,
+                settings.host,
+                settings.health_port,
+                service.gate,
+                origins_of(settings),
             )
             self._health.start()
         service.models_changed = self._grpc.publish_health

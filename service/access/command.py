@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -82,7 +83,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("name", nargs="?", metavar="NAME", help="whose entry: for add and revoke, and in logs")
     add("-h", "--help", action="help", help="show this text and exit")
-    add("--file", default="keys", metavar="FILE", help="the file of keys (default: ./keys)")
+    add(
+        "--file",
+        default=os.environ.get("MNIST_KEYS_FILE") or "keys",
+        metavar="FILE",
+        help="the file of keys (default: that of MNIST_KEYS_FILE, else ./keys)",
+    )
     add = command_line.add_argument_group("of a new entry").add_argument
     add(
         "--scopes",

@@ -18,6 +18,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -93,6 +94,8 @@ class Gate:
         api_keys: Sequence[str],
         caller: str,
         certificate: str = "",
+        *,
+        is_limited: bool = True,
     ) -> Identity:
         """Who makes a request, by the values of its headers `authorization` and `x-api-key`.
 
@@ -114,7 +117,7 @@ class Gate:
         except ServiceError as error:
             self._count(error.kind if isinstance(error, Unauthenticated) else "scope")
             raise
-        if self._limits is not None and need is not None:
+        if self._limits is not None and need is not None and is_limited:
             self._limits.request(identity.caller)
         return identity
 
@@ -211,19 +214,25 @@ class KeysWatch:
 
     def load(self) -> None:
         """Read the file, and take over its keys. Raises KeysError, and changes nothing."""
-        self._seen = self._file.signature()  # first: a later change shows as a difference
+        signature = self._file.signature()  # first: a later change shows as a difference
         self._gate.keys = Keyring(self._file.read())
+        self._seen = signature
 
     async def follow(self) -> None:
-        """Look for changes from now on. A file that cannot be used is logged, once."""
+        """Look for changes from now on. A file that cannot be used is logged once, and tried on."""
         loop = asyncio.get_running_loop()
+        thread = ThreadPoolExecutor(1, "keys")  # its own: requests may keep the others busy
+        problem = ""
         while True:
             await asyncio.sleep(_POLL_S)
-            if await loop.run_in_executor(None, self._file.signature) == self._seen:
+            if await loop.run_in_executor(thread, self._file.signature) == self._seen:
                 continue
             try:
-                await loop.run_in_executor(None, self.load)
+                await loop.run_in_executor(thread, self.load)
             except KeysError as error:
-                log.error("%s The keys from before stay in force.", error)
+                if problem != str(error):
+                    problem = str(error)
+                    log.error("%s The keys from before stay in force.", problem)
             else:
-                log.info("The file of keys has changed, and holds from now on.")
+                problem = ""
+                log.info("The file of keys has changed, and counts from now on.")

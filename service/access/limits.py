@@ -13,8 +13,8 @@ connections over workers, so a caller with fewer connections than workers gets l
 share of one worker.
 
 Memory is bounded by the number of buckets. A new caller takes the place of the one with the fullest
-bucket among the `_LOOKED_AT` that were used least recently: it loses next to nothing. So a flood of
-addresses pushes out its own buckets, of which each has given one token, and not an empty one.
+bucket among the `_LOOKED_AT` that were used least recently: it loses next to nothing. A flood of
+addresses thus pushes out its own buckets, which miss one token each. An empty bucket stays.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Buckets:
         return 0.0
 
     def _make_room(self) -> None:
-        """Forget the bucket that is the fullest of those that were not used for longest."""
+        """Forget the fullest of the buckets that were used least recently."""
         oldest = list(islice(self._full_at, _LOOKED_AT))
         fullest = min(oldest, key=self._full_at.__getitem__)
         for caller in oldest:

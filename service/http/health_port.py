@@ -18,6 +18,7 @@ import socket
 from http import HTTPStatus
 
 from service.access.gate import Gate
+from service.access.origins import SAFE_HEADERS, Origins
 from service.core.errors import (
     InvalidArgument,
     MethodNotAllowed,
@@ -48,9 +49,17 @@ _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/1\.[01]\r?\n")
 class HealthPort:
     """Answers GET and HEAD of `PATHS` on a port that all workers share, as `app` does."""
 
-    def __init__(self, app: HttpApp, host: str, port: int, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        app: HttpApp,
+        host: str,
+        port: int,
+        gate: Gate | None = None,
+        origins: Origins | None = None,
+    ) -> None:
         self._app = app
         self._gate = gate
+        self._origins = origins or Origins()
         self._address = (host, port)
         self._loop = asyncio.get_running_loop()
         self._reserve: list[int] = []
@@ -167,6 +176,7 @@ class HealthPort:
         try:
             if not line or len(request) > _MAX_REQUEST:
                 raise InvalidArgument(f"This is no HTTP/1 request of up to {_MAX_REQUEST} bytes.")
+            self._check_page(request)
             if path not in PATHS:
                 raise NoSuchEndpoint(f"Nothing is at {excerpt(path)}; GET {', '.join(PATHS)}.")
             if method not in ("GET", "HEAD"):
@@ -177,7 +187,7 @@ class HealthPort:
             if self._gate is not None and (need := match.route.scope) is not None:
                 try:
                     shown = _values(request, b"authorization"), _values(request, b"x-api-key")
-                    self._gate.admit(need, *shown, "")
+                    self._gate.admit(need, *shown, "", is_limited=False)
                 except ServiceError as refusal:
                     response = await self._app.refuse(get, refusal, match.route)
                     return _encode(response, with_body=method != "HEAD")
@@ -186,9 +196,19 @@ class HealthPort:
             response = answer
         except ServiceError as error:
             response = json_response({"error": error.message}, error.http_status)
+            response.headers.extend(SAFE_HEADERS)
             if isinstance(error, MethodNotAllowed):
                 response.headers.append(("allow", "GET, HEAD"))
         return _encode(response, with_body=method != "HEAD")
+
+    def _check_page(self, request: bytes) -> None:
+        """Raise Forbidden for the request of a web page of another server."""
+
+        def header(name: str) -> str | None:
+            values = _values(request, name.encode())
+            return values[0] if values else None
+
+        self._origins.check(header("host"), "http", header, is_proxied=False)
 
 
 def _values(request: bytes, name: bytes) -> list[str]:

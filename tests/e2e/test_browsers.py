@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page
 from tests.conftest import Server
 from tests.e2e.browser import running_browser
 
-# A name that the browser, and nobody else, resolves to this machine: what DNS rebinding does.
+# A name that this browser alone resolves to this machine, as after DNS rebinding.
 REBOUND = "rebound.example"
 LOAD = "/v2/repository/models/mnist/load"
 UNLOAD = "/v2/repository/models/mnist/unload"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +20,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
 from service.access.keys import SCOPES, Key, KeysFile, digest_of, new_key
-from tests.conftest import Server
+from tests.conftest import ROOT, Server
+from tests.e2e.test_envoy import running_envoy
 
 BURST, IMAGES = 6, 10
 SLOW = 0.001  # per second
@@ -107,6 +110,15 @@ def limited(
         image_burst=IMAGES,
     )
     return Limited(server, keys)
+
+
+def envoy_with_limits() -> str:
+    """deploy/envoy/envoy.yaml with its limits switched on, and filled up as slowly."""
+    shipped = (ROOT / "deploy" / "envoy" / "envoy.yaml").read_text()
+    text = re.sub(r"^( +)#  ", r"\1", shipped, flags=re.MULTILINE)
+    bucket = "max_tokens: 100, tokens_per_fill: 50, fill_interval: 1s"
+    assert bucket in text
+    return text.replace(bucket, f"max_tokens: {BURST}, tokens_per_fill: 1, fill_interval: 3600s")
 
 
 REFUSED_REQUESTS = [200] * BURST + [429] * 3
@@ -228,3 +240,50 @@ def test_refusals_are_counted(limited: Limited) -> None:
         return counted >= refused
 
     server.wait_until(shows)
+
+
+def get(address: str, path: str, source: str) -> tuple[int, str | None]:
+    """The status and Retry-After of a request from an address."""
+    connection = http.client.HTTPConnection(address, source_address=(source, 0), timeout=120)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status, response.getheader("retry-after")
+
+
+def answers(address: str) -> bool:
+    try:
+        return get(address, "/v2/health/ready", "127.0.0.1")[0] == 200
+    except OSError:
+        return False
+
+
+def test_envoy_limits_each_address_for_all_servers_together(server: Server, tmp_path: Path) -> None:
+    with running_envoy(server, tmp_path, "http", envoy_with_limits()) as address:
+        server.wait_until(lambda: answers(address))
+        flood = [get(address, "/v2/models/mnist", "127.0.0.2") for _ in range(BURST + 3)]
+        assert flood == [(200, None)] * BURST + [(429, "1")] * 3
+        other = [get(address, "/v2/models/mnist", "127.0.0.3") for _ in range(BURST)]
+        assert other == [(200, None)] * BURST
+        health = [get(address, "/v2/health/ready", "127.0.0.2") for _ in range(2 * BURST)]
+        assert health == [(200, None)] * (2 * BURST)
+
+
+def test_envoy_limits_grpc_as_well(server: Server, tmp_path: Path) -> None:
+    with (
+        running_envoy(server, tmp_path, "grpc", envoy_with_limits()) as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert check(b"", wait_for_ready=True, timeout=60) == b"\x08\x01"
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        codes = []
+        for _ in range(BURST + 3):
+            try:
+                stub.ModelInfer(message(), timeout=120)
+                codes.append("OK")
+            except grpc.RpcError as error:
+                codes.append(error.code().name)
+        assert codes == REFUSED_CALLS
+        assert [check(b"", timeout=60) for _ in range(2 * BURST)] == [b"\x08\x01"] * (2 * BURST)

@@ -157,6 +157,17 @@ def test_a_pipeline_from_fastapi_answers_with_its_labels(reader: Reader) -> None
     assert "malic_acid" in json.loads(refused)["error"]
 
 
+def test_keys_are_made_used_and_taken_back(reader: Reader) -> None:
+    _, _, listed, _, predicted, scraped, metadata, revoked, added = follow(reader, "howto/keys.md")
+    assert "monitoring  read,metrics  2099-01-31T00:00:00Z" in listed
+    assert json.loads(predicted)["predictions"][0]["digit"] == 7
+    assert "mnist_request_seconds" in scraped
+    assert "mnist-service" in metadata
+    assert revoked == added == ""
+    names = [line.split()[0] for line in (reader.folder / "keys").read_text().splitlines()]
+    assert names == ["#", "monitoring", "gateway"]
+
+
 def test_the_server_has_tls_keys_and_client_certificates(reader: Reader) -> None:
     made, _, http, package, command, again, _, _, _, by_certificate, by_key = follow(
         reader, "howto/tls.md"

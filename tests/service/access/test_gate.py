@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from service.access import gate as gate_module
 from service.access.gate import Gate, Identity, KeysWatch, Need, gate_of
 from service.access.keys import SCOPES, Key, Keyring, KeysError, KeysFile, Scope, digest_of
 from service.core.errors import Forbidden, ServiceError, Unauthenticated
@@ -209,3 +212,40 @@ def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeysError):
         watch.load()
     assert door.admit("admin", (), ("bob's",), "").caller == "key bob"
+
+
+def test_a_changed_file_is_followed_and_a_broken_one_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gate_module, "_POLL_S", 0.001)
+    path = tmp_path / "keys"
+    path.write_text("")
+    door = Gate(frozenset(), Keyring())
+    watch = KeysWatch(door, path)
+    watch.load()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    def has(names: set[str]) -> bool:
+        return door.keys is not None and {k.name for k in door.keys.by_digest.values()} == names
+
+    async def main() -> None:
+        following = asyncio.create_task(watch.follow())
+        file = KeysFile(path)
+        file.change(lambda keys: [Key("a", ALL, None, digest_of("a"))])
+        await until(lambda: has({"a"}))
+        path.write_text("broken")
+        await until(lambda: "stay in force" in caplog.text)
+        path.unlink()
+        await until(lambda: "cannot be read" in caplog.text)
+        await asyncio.sleep(0.05)
+        assert has({"a"})
+        path.write_text("")
+        await until(lambda: has(set()))
+        following.cancel()
+
+    asyncio.run(main())
+    assert caplog.text.count("stay in force") == 2

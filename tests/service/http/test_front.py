@@ -13,6 +13,8 @@ import PIL.Image
 import pytest
 from granian.rsgi import ProtocolClosed
 
+from service.access.gate import Gate
+from service.access.keys import Key, Keyring, digest_of
 from service.access.origins import Origins
 from service.core.batching import Batcher
 from service.core.budget import Budget
@@ -92,6 +94,7 @@ def with_front(
     body_timeout: float = 600,
     batcher: type[Batcher] = Batcher,
     origins: Origins | None = None,
+    gate: Gate | None = None,
 ) -> None:
     publish_linear(root, card={"output_kinds": {"scores": "logits"}})
 
@@ -106,7 +109,8 @@ def with_front(
                 origins=origins,
             )
             budget = Budget(BUDGET)
-            front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
+            flask = create_app(app, asyncio.get_running_loop(), LIMIT, gate)
+            front.start(app, flask, budget, gate)
             await scenario(front)
             assert budget.used == 0
             assert not front.in_flight
@@ -598,3 +602,41 @@ def test_a_star_lets_pages_change_nothing(tmp_path: Path, path: str, by_star: in
             assert protocol.status == expected, protocol.body
 
     with_front(tmp_path, scenario, origins=Origins(["*", LISTED]))
+
+
+def test_a_refused_caller_is_answered_without_its_body(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        cases: tuple[tuple[dict[str, str], bool], ...] = (
+            ({"content_length": "784"}, True),
+            ({"transfer_encoding": "chunked"}, True),
+            ({"content_length": "0"}, False),
+            ({}, False),
+            ({"content_length": "784", "authorization": "Bearer wrong"}, True),
+        )
+        for headers, closes in cases:
+            protocol = NotRead()
+            await front(predict(**headers), protocol)
+            assert protocol.status == 401
+            assert protocol.headers["www-authenticate"] == "Bearer"
+            assert ("connection" in protocol.headers) == closes
+
+    with_front(tmp_path, scenario, gate=Gate(frozenset(), Keyring()))
+
+
+def test_a_caller_counts_by_its_key(tmp_path: Path) -> None:
+    class Seen(Batcher):
+        def submit(self, *arguments: Any, **options: Any) -> Any:
+            callers.append(options.get("caller", arguments[-1]))
+            return super().submit(*arguments, **options)
+
+    callers: list[Any] = []
+    keys = Keyring([Key("alice", frozenset({"predict"}), None, digest_of("secret"))])
+
+    async def scenario(front: Front) -> None:
+        protocol = Protocol(PIXELS)
+        await front(predict(x_api_key="secret"), protocol)
+        assert protocol.status == 200, protocol.body
+
+    with_front(tmp_path, scenario, batcher=Seen, gate=Gate(frozenset(), keys))
+    assert callers == ["key alice"] * len(callers)
+    assert callers
