@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -461,12 +462,21 @@ def envoys(
     for name, path in zip(("certificate", "key", "client_ca"), [*files, authority.ca], strict=True):
         text = text.replace(f"/run/secrets/tls_{name}", str(path))
     with contextlib.ExitStack() as running:
-        yield {
+        addresses = {
             transport: running.enter_context(
                 running_envoy(behind_envoy, tmp_path_factory.mktemp("envoy"), transport, text)
             )
             for transport in ("http", "grpc")
         }
+        for address in addresses.values():
+            behind_envoy.wait_until(partial(listens, address))
+        yield addresses
+
+
+def listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
 
 
 def test_the_file_of_envoy_with_tls_is_that_without_and_tls() -> None:

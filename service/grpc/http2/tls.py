@@ -132,6 +132,9 @@ class TlsProtocol(asyncio.Protocol):
     def is_closing(self) -> bool:
         return bool(self._transport.is_closing())
 
+    def get_write_buffer_size(self) -> int:
+        return int(self._transport.get_write_buffer_size())
+
     def get_extra_info(self, name: str) -> Any:
         return self._transport.get_extra_info(name)
 
