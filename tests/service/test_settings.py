@@ -382,3 +382,33 @@ def test_models_to_load_come_from_repeated_flags_lists_and_commas(tmp_path: Path
 def test_control_modes(mode: Any, host: str, polls: bool, allows_control: bool) -> None:
     settings = Settings(model_control_mode=mode, host=host)
     assert (settings.polls, settings.allows_control) == (polls, allows_control)
+
+
+def test_the_settings_in_the_manual_on_security_are_accepted(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"```toml\n(.*?)```", (ROOT / "docs" / "security.md").read_text(), re.DOTALL
+    )
+    assert len(blocks) >= 2
+    for block in blocks:
+        file = tmp_path / "settings.toml"
+        file.write_text(block)
+        load(["--config", str(file)], {})
+
+
+def test_a_name_of_this_machine_is_a_host_that_it_may_be_called_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [entry])
+    settings = load(["--host", "Box", "--allowed-hosts", "other"], {})
+    assert (settings.host, settings.allowed_hosts) == ("127.0.1.1", ("other", "box"))
+    assert load(["--host", "127.0.0.1"], {}).allowed_hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("allowed_origins", "app.example"), ("allowed_hosts", "https://app.example")],
+)
+def test_a_malformed_origin_or_host_names_its_setting(setting: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{setting}: '{value}' must be"):
+        load([f"--{setting.replace('_', '-')}", value], {})
