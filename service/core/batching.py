@@ -320,7 +320,7 @@ class Batcher:
         if waiting and waiting + rows > self._limits.max_queue:
             return "queue", f"The queue is full with {waiting} images waiting (max_queue)", wait
         if queue.requests >= self._limits.max_queue_requests:
-            full = f"The queue is full with {queue.requests} requests waiting (max_queue_size)"
+            full = f"Exceeds maximum queue size: {queue.requests} requests wait (max_queue_size)"
             return "queue", full, wait
         if ahead >= self._batch_rows:  # not in the next run
             bound = admission.bound(now, queue.requests)

@@ -118,7 +118,9 @@ def test_a_queue_that_is_limited_in_requests_refuses_the_next_one() -> None:
 
     async def scenario(batcher: Batcher) -> None:
         waiting = [batcher.submit(rows(1, 2), 2), batcher.submit(rows(3), 1)]
-        with pytest.raises(Overloaded, match=r"2 requests waiting \(max_queue_size\)"):
+        with pytest.raises(
+            Overloaded, match=r"Exceeds maximum queue size: 2 requests wait \(max_queue_size\)"
+        ):
             batcher.submit(rows(4), 1)
         await asyncio.gather(*waiting)
         await batcher.submit(rows(4), 1)
