@@ -2,10 +2,11 @@
 
 Strategy: the first request schedules a turn for the next iteration of the event loop, and whatever
 has been queued by then forms the batch, up to `max_batch_size` rows. Nothing waits longer unless
-`max_delay_s` is set, so an idle server adds no delay. Runs that are known to be short happen on
-the loop itself, without a thread hand-off (`core.placement`). Others would hold up the loop, so
-they run in a thread (ONNX Runtime releases the GIL), and the queue fills meanwhile. If a batch
-fails, each of its requests runs again alone, because one bad request must not fail the others.
+`max_delay_s` is set, so an idle server adds no delay; that wait ends when the batch is full or has
+one of the `preferred_rows`. Runs that are known to be short happen on the loop itself, without a
+thread hand-off (`core.placement`). Others would hold up the loop, so they run in a thread (ONNX
+Runtime releases the GIL), and the queue fills meanwhile. If a batch fails, each of its requests
+runs again alone, because one bad request must not fail the others.
 
 A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
 requests get their error at once, and none of them runs again. On a machine that is too busy for the
@@ -78,10 +79,12 @@ class QueueLimits(NamedTuple):
     """What a model's own configuration says of its queue; None leaves it to the settings.
 
     A request that no run has taken after `timeout_s` fails. Unless the queue `obeys_timeouts`, the
-    timeouts that requests set for themselves have no effect.
+    timeouts that requests set for themselves have no effect. A queue of exactly one of the
+    `preferred_rows` is not delayed any longer.
     """
 
     max_delay_s: float | None = None
+    preferred_rows: tuple[int, ...] = ()
     max_requests: int | None = None
     timeout_s: float | None = None
     obeys_timeouts: bool = True
@@ -120,6 +123,7 @@ class BatchLimits(NamedTuple):
     max_batch_size: int = 64
     max_queue: int = 4096
     max_delay_s: float = 0.0
+    preferred_rows: tuple[int, ...] = ()
     inline_budget_s: float = 0.001
     max_queue_s: float = 2.0
     part_rows: int = 64
@@ -133,6 +137,7 @@ class BatchLimits(NamedTuple):
         return self._replace(
             max_batch_size=min(self.max_batch_size, batching.max_rows),
             max_delay_s=self.max_delay_s if queue.max_delay_s is None else queue.max_delay_s,
+            preferred_rows=queue.preferred_rows,
             max_queue_requests=queue.max_requests or self.max_queue_requests,
             max_queue_s=min(self.max_queue_s, queue.timeout_s or self.max_queue_s),
             queue_timeout_s=queue.timeout_s or self.queue_timeout_s,
@@ -223,6 +228,7 @@ class Batcher:
         self._next_run_rows = min(self._batch_rows, limits.max_queue, limits.max_queue_requests)
         self._queue_timeout_s = limits.queue_timeout_s
         self._turn_scheduled = False
+        self._delay: asyncio.TimerHandle | None = None
         self._in_thread = False
         self._dropped_at = -_DROP_S
         # The latest early refusal of each caller: until when it stands, its reason and its error.
@@ -278,13 +284,26 @@ class Batcher:
         queue.requests += 1
         if not self._turn_scheduled and not self._in_thread:
             self._turn_scheduled = True
-            if self._limits.max_delay_s:
-                loop.call_later(self._limits.max_delay_s, self._turn)
+            if self._limits.max_delay_s and not self._is_enough():
+                self._delay = loop.call_later(self._limits.max_delay_s, self._delayed_turn)
             else:
                 loop.call_soon(self._turn)
         elif self._hangs:
             self._refuse_queued()
+        elif self._delay is not None and self._is_enough():
+            self._delay.cancel()
+            self._delay = None
+            loop.call_soon(self._turn)
         return outputs
+
+    def _is_enough(self) -> bool:
+        """Whether a batch of what is queued need not wait for more."""
+        rows = self._queue.rows
+        return rows >= self._batch_rows or rows in self._limits.preferred_rows
+
+    def _delayed_turn(self) -> None:
+        self._delay = None
+        self._turn()
 
     def early_refusal(self, deadline: float | None, caller: str) -> Overloaded | None:
         """The error for a request that has not been read, if the queue is kept short now.
@@ -343,7 +362,7 @@ class Batcher:
         if waiting and waiting + rows > self._limits.max_queue:
             return "queue", f"The queue is full with {waiting} images waiting (max_queue)", wait
         if queue.requests >= self._limits.max_queue_requests:
-            full = f"The queue is full with {queue.requests} requests waiting (max_queue_size)"
+            full = f"Exceeds maximum queue size: {queue.requests} requests wait (max_queue_size)"
             return "queue", full, wait
         if ahead >= self._batch_rows:  # not in the next run
             bound = admission.bound(now, queue.requests)

@@ -254,7 +254,7 @@ class DeadlineExceeded(ServiceError):
     @classmethod
     def of(cls, limit: str = "deadline") -> DeadlineExceeded:
         """The error for a `deadline` of the call or a `timeout` in its parameters."""
-        return cls(f"The {limit} passed before the answer was ready.")
+        return cls(f"Request timeout expired: the {limit} passed before the answer was ready.")
 
     @classmethod
     def of_run(cls, seconds: float) -> DeadlineExceeded:

@@ -138,7 +138,7 @@ class Inference:
         # it has too few outputs, and its requests then run alone.
         rows = (arrays[0].shape[0] or 1) if served.session.has_rows else 1
         if len(arrays) > 1 and served.session.batchable and len({len(a) for a in arrays}) > 1:
-            raise InvalidArgument("The inputs have different batch sizes.")
+            raise _different_rows(served, arrays)
         if self._limits is not None:
             self._limits.images(request.caller, rows)
         if timeout is None:
@@ -181,8 +181,9 @@ class Inference:
         served = self.repository.get(model, version)
         if len(served.session.inputs) != 1:
             raise InvalidArgument(
-                f"Model '{served.name}' takes {len(served.session.inputs)} inputs; name them in "
-                "a JSON header before the binary data."
+                "Raw request must only have 1 input (found 1) to be deduced but got "
+                f"{len(served.session.inputs)} inputs in '{served.name}' model configuration; name "
+                "them in a JSON header before the binary data."
             )
         spec = served.session.inputs[0]
         if not raw and spec.datatype != BYTES:
@@ -297,10 +298,10 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     session = served.session
     specs = session.inputs
     if len(specs) == len(tensors) == 1 and tensors[0].name == specs[0].name:
-        return [_array(specs[0], tensors[0])]
+        return [_array(specs[0], tensors[0], served.name)]
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) != len(tensors):
-        raise InvalidArgument("An input is given twice.")
+        raise _twice("input", [tensor.name for tensor in tensors])
     if session.defaults and any(spec.name in by_name for spec in session.defaults):
         if session.batchable:
             raise InvalidArgument(
@@ -319,7 +320,10 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     for spec in specs:
         if spec.name not in by_name and not spec.is_optional:
             raise _missing(served, specs, by_name.keys())
-    return [_array(spec, by_name[spec.name]) if spec.name in by_name else MISSING for spec in specs]
+    return [
+        _array(spec, by_name[spec.name], served.name) if spec.name in by_name else MISSING
+        for spec in specs
+    ]
 
 
 def _missing(
@@ -339,10 +343,27 @@ def _missing(
     )
 
 
-def _array(spec: TensorSpec, tensor: InputTensor) -> Array:
+def _different_rows(served: ServedModel, arrays: Sequence[Array]) -> InvalidArgument:
+    """The error for inputs of a batched model that have different numbers of rows."""
+    counts = [len(array) for array in arrays]
+    other = next(i for i, count in enumerate(counts) if count != counts[0])
+    names = [spec.name for spec in served.session.inputs]
+    return InvalidArgument(
+        f"input '{names[other]}' batch size does not match other inputs for '{served.name}': it "
+        f"has {counts[other]} rows, and '{names[0]}' has {counts[0]}."
+    )
+
+
+def _twice(kind: str, names: Sequence[str]) -> InvalidArgument:
+    """The error for a request that names an input or output twice."""
+    twice = next(name for i, name in enumerate(names) if name in names[:i])
+    return InvalidArgument(f"{kind} '{excerpt(twice)}' already exists in request.")
+
+
+def _array(spec: TensorSpec, tensor: InputTensor, model: str) -> Array:
     if tensor.raw is not None:
-        return from_bytes(spec, tensor.datatype, tensor.shape, tensor.raw)
-    return from_values(spec, tensor.datatype, tensor.shape, tensor.values)
+        return from_bytes(spec, tensor.datatype, tensor.shape, tensor.raw, model)
+    return from_values(spec, tensor.datatype, tensor.shape, tensor.values, model)
 
 
 def _requested(
@@ -357,5 +378,5 @@ def _requested(
                 f"'{served.name}', which gives: {', '.join(names)}."
             )
     if len({output.name for output in outputs}) != len(outputs):
-        raise InvalidArgument("An output is asked for twice.")
+        raise _twice("output", [output.name for output in outputs])
     return [(names.index(output.name), output) for output in outputs]

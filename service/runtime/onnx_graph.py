@@ -8,7 +8,7 @@ Source: onnx.proto of ONNX (field numbers), protobuf's "Encoding".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from service.core.datatypes import Buffer
@@ -21,7 +21,7 @@ _NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 _ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = 22, 23
 _VALUE_NAME, _VALUE_TYPE, _WEIGHT_NAME = 1, 2, 8
-_TYPE_TENSOR, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TENSOR_SHAPE = 1, 9, 1, 2
+_TYPE_TENSOR, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TENSOR_TYPE, _TENSOR_SHAPE = 1, 9, 1, 1, 2
 _SHAPE_DIMENSION, _DIMENSION_NAME = 1, 2
 _SPARSE_VALUES, _SPARSE_INDICES = 1, 2
 _WEIGHT_EXTERNAL, _ENTRY_KEY, _ENTRY_VALUE = 13, 1, 2
@@ -179,6 +179,47 @@ def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
     return model + _field(_MODEL_GRAPH, outputs)
 
 
+def with_free_values(model: bytes, types: Mapping[str, int], outputs: Iterable[str]) -> bytes:
+    """The model whose nodes take these values of its graph from inputs named by `free_name`.
+
+    The nodes that make a value still do so, under its own name. `types` are the element types of
+    the values, as numbers of TensorProto.DataType; `outputs` are further outputs.
+    """
+    inputs = [
+        _field(
+            _GRAPH_INPUT,
+            _field(_VALUE_NAME, free_name(name).encode())
+            + _field(_VALUE_TYPE, _field(_TYPE_TENSOR, _number_field(_TENSOR_TYPE, kind))),
+        )
+        for name, kind in types.items()
+    ]
+    parts: list[Buffer] = []
+    for number, value, whole in _whole_fields(memoryview(model)):
+        if number != _MODEL_GRAPH:
+            parts.append(whole)
+            continue
+        graph = [
+            _field(inner, _with_free_inputs(part, types)) if inner == _GRAPH_NODE else field
+            for inner, part, field in _whole_fields(value)
+        ]
+        parts += (_header(number, sum(map(len, graph))), *graph)
+    added = _field(_MODEL_GRAPH, b"".join(inputs))
+    return b"".join([*parts, added, with_outputs(b"", outputs)])
+
+
+def free_name(name: str) -> str:
+    """The name of the input that `with_free_values` makes for a value."""
+    return f"{name} (free)"
+
+
+def _with_free_inputs(node: memoryview, names: Container[str]) -> bytes:
+    parts: list[Buffer] = []
+    for number, value, whole in _whole_fields(node):
+        is_freed = number == _NODE_INPUT and str(value, "utf-8") in names
+        parts.append(_field(number, free_name(str(value, "utf-8")).encode()) if is_freed else whole)
+    return b"".join(parts)
+
+
 def _node(message: memoryview) -> Node:
     op, inputs, outputs, has_body = "", [], [], False
     for field, value in _fields(message):
@@ -196,8 +237,16 @@ def _node(message: memoryview) -> Node:
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """The number and contents of each field that has a length; fields of numbers are skipped."""
+    for number, contents, whole in _whole_fields(message):
+        if whole[0] & 7 == _BYTES:
+            yield number, contents
+
+
+def _whole_fields(message: memoryview) -> Iterator[tuple[int, memoryview, Buffer]]:
+    """The number and contents of each field, and all of its bytes."""
     position = 0
     while position < len(message):
+        begin = start = position
         tag, position = _varint(message, position)
         kind = tag & 7
         if kind == _VARINT:
@@ -205,14 +254,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif kind == _BYTES:
             size, start = _varint(message, position)
             position = start + size
-            if position <= len(message):
-                yield tag >> 3, message[start:position]
         elif kind in (_FIXED64, _FIXED32):
             position += 8 if kind == _FIXED64 else 4
         else:
             raise ValueError(f"wire type {kind} in an ONNX file")
         if position > len(message):
             raise ValueError("an ONNX file ends inside a field")
+        yield tag >> 3, message[start:position], message[begin:position]
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
@@ -229,7 +277,15 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    return _as_varint(number << 3 | _BYTES) + _as_varint(len(content)) + content
+    return _header(number, len(content)) + content
+
+
+def _header(number: int, size: int) -> bytes:
+    return _as_varint(number << 3 | _BYTES) + _as_varint(size)
+
+
+def _number_field(number: int, value: int) -> bytes:
+    return _as_varint(number << 3 | _VARINT) + _as_varint(value)
 
 
 def _as_varint(number: int) -> bytes:

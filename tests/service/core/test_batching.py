@@ -118,7 +118,9 @@ def test_a_queue_that_is_limited_in_requests_refuses_the_next_one() -> None:
 
     async def scenario(batcher: Batcher) -> None:
         waiting = [batcher.submit(rows(1, 2), 2), batcher.submit(rows(3), 1)]
-        with pytest.raises(Overloaded, match=r"2 requests waiting \(max_queue_size\)"):
+        with pytest.raises(
+            Overloaded, match=r"Exceeds maximum queue size: 2 requests wait \(max_queue_size\)"
+        ):
             batcher.submit(rows(4), 1)
         await asyncio.gather(*waiting)
         await batcher.submit(rows(4), 1)
@@ -252,6 +254,38 @@ def test_a_delay_lets_later_requests_join() -> None:
 
     in_virtual_time(session, scenario, BatchLimits(max_delay_s=0.05))
     assert session.batches == [[1, 2], [3]]
+
+
+def test_a_full_batch_and_one_of_a_preferred_size_do_not_wait_for_the_end_of_the_delay() -> None:
+    session = Doubler()
+
+    async def scenario(batcher: Batcher) -> None:
+        start = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time
+        await asyncio.gather(*(batcher.submit(rows(n), 1) for n in (1, 2)))  # preferred
+        await asyncio.gather(*(batcher.submit(rows(n, n), 2) for n in (3, 4)))  # full
+        await batcher.submit(rows(5, 5, 5, 5, 5), 5)
+        assert now() == start
+        await batcher.submit(rows(6), 1)
+        assert now() == pytest.approx(start + 60)
+
+    limits = BatchLimits(
+        max_batch_size=4, max_delay_s=60, preferred_rows=(2,), max_queue_s=100, part_rows=4
+    )
+    in_virtual_time(session, scenario, limits)
+    assert session.batches == [[1, 2], [3, 3, 4, 4], [5, 5, 5, 5], [5], [6]]
+
+
+def test_a_model_that_is_not_batched_has_no_delay() -> None:
+    session = Doubler()
+    session.batchable = False
+
+    async def scenario(batcher: Batcher) -> None:
+        start = asyncio.get_running_loop().time()
+        await batcher.submit(rows(1), 1)
+        assert asyncio.get_running_loop().time() == start
+
+    in_virtual_time(session, scenario, BatchLimits(max_delay_s=60, max_queue_s=100))
 
 
 def test_a_deadline_that_passes_during_the_delay_costs_no_inference() -> None:
