@@ -118,6 +118,13 @@ class Settings:
         "file of the authorities (PEM) whose client certificates are accepted; this authority may "
         "let anybody in whom it gives one",
     )
+    forwarded_certificates: bool = _setting(
+        "security",
+        False,
+        "whether x-forwarded-client-cert names the client certificate of a request from one of "
+        "trusted_proxies; each of them must replace what clients send, as Envoy does with "
+        "SANITIZE_SET",
+    )
     tls_min_version: Literal["1.2", "1.3"] = _setting(
         "security", "1.2", "oldest version of TLS that clients may use"
     )
@@ -341,20 +348,6 @@ class Settings:
         "addresses and networks, comma-separated, of the proxies in front of the server; the "
         "caller of a request from one of them is the address that it adds to X-Forwarded-For",
     )
-    allowed_origins: tuple[str, ...] = _setting(
-        "network",
-        (),
-        "origin (https://example.org) of web pages that may call the server from a browser, beside "
-        "its own; several are separated by commas or by repeating the flag, * allows every page to "
-        "call what changes nothing",
-    )
-    allowed_hosts: tuple[str, ...] = _setting(
-        "network",
-        (),
-        "name by which the server may be called (the header Host), beside localhost and addresses; "
-        "several are separated by commas or by repeating the flag, * allows all; without any, Host "
-        "is checked only where everyone may call because the server listens on this machine only",
-    )
     max_requests_per_second: float = _setting(
         "limits",
         0.0,
@@ -423,6 +416,20 @@ class Settings:
         "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
         "admin if the server listens to others",
     )
+    allowed_origins: tuple[str, ...] = _setting(
+        "security",
+        (),
+        "origin (https://example.org) of web pages that may call the server from a browser, beside "
+        "its own; several are separated by commas or by repeating the flag, * allows every page to "
+        "call what changes nothing",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "security",
+        (),
+        "name by which the server may be called (the header Host), beside localhost and addresses; "
+        "several are separated by commas or by repeating the flag, * allows all; without any, Host "
+        "is checked only where everyone may call because the server listens on this machine only",
+    )
 
     playground: bool = _setting(
         "network",
@@ -469,17 +476,7 @@ class Settings:
                 )
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.", "host")
-        for name, check, values in (
-            ("trusted_proxies", networks, (self.trusted_proxies,)),
-            ("allowed_origins", check_origin, self.allowed_origins),
-            ("allowed_hosts", check_host, self.allowed_hosts),
-            ("anonymous_scopes", check_anonymous, (",".join(self.anonymous_scopes),)),
-        ):
-            try:
-                for value in values:
-                    check(value)
-            except ValueError as error:
-                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
+        self._check_texts()
         ports: dict[int, str] = {}
         for name in ("http_port", "grpc_port", "health_port"):
             port = getattr(self, name)
@@ -506,8 +503,28 @@ class Settings:
                 "max_request_bytes",
             )
 
+    def _check_texts(self) -> None:
+        """Raise SettingsError for addresses, origins, names and scopes that are malformed."""
+        for name, check, values in (
+            ("trusted_proxies", networks, (self.trusted_proxies,)),
+            ("allowed_origins", check_origin, self.allowed_origins),
+            ("allowed_hosts", check_host, self.allowed_hosts),
+            ("anonymous_scopes", check_anonymous, (",".join(self.anonymous_scopes),)),
+        ):
+            try:
+                for value in values:
+                    check(value)
+            except ValueError as error:
+                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
+
     def _check_tls(self) -> None:
         """Raise SettingsError if the settings of TLS do not go together; files are not read."""
+        if self.forwarded_certificates and not self.trusted_proxies:
+            raise SettingsError(
+                "forwarded_certificates is true, but trusted_proxies, whose header counts, is not "
+                "set.",
+                "forwarded_certificates",
+            )
         pair = ("tls_certificate", "tls_key")
         for name, other in (pair, pair[::-1]):
             if getattr(self, name) and not getattr(self, other):

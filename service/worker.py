@@ -7,6 +7,7 @@ needs no lock and no thread hand-off between its socket and its inference.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import gc
 import logging
@@ -26,6 +27,7 @@ import flask
 
 from service.access.gate import KeysWatch, gate_of
 from service.access.keys import KeysError
+from service.access.limits import limits_of
 from service.access.origins import Origins
 from service.access.tls import Tls
 from service.banner import banner, is_for_people, width
@@ -89,7 +91,8 @@ class Service:
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
         self.recorder = RequestRecorder(self.metrics, settings.log_requests)
-        self.gate = gate_of(settings)
+        self.limits = limits_of(settings, Metrics.limited)
+        self.gate = gate_of(settings, metrics.access_refused, self.limits)
         self.keys: KeysWatch | None = None
         if self.gate is not None and settings.keys_file:
             self.keys = KeysWatch(self.gate, Path(settings.keys_file))
@@ -149,6 +152,7 @@ class Service:
             max_json_bytes=settings.max_json_bytes,
             server_name=settings.server_name,
             typed_answers=settings.typed_answers,
+            limits=self.limits,
         )
         self.digits = Digits(
             self.repository,
@@ -158,6 +162,7 @@ class Service:
             max_decodings=settings.max_decodings,
             max_json_bytes=settings.max_json_bytes,
             max_read_digits=settings.max_read_digits,
+            limits=self.limits,
         )
         self.http_app = HttpApp(
             inference=self.inference,
@@ -286,7 +291,9 @@ class Worker:
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
-            callers=Callers(settings.trusted_proxies),
+            callers=Callers(
+                settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+            ),
             origins=origins_of(settings),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
@@ -409,7 +416,9 @@ class Worker:
         self._accepts_requests = True
         await self._grpc.start()
         if settings.health_port:
-            self._health = HealthPort(service.http_app, settings.host, settings.health_port)
+            self._health = HealthPort(
+                service.http_app, settings.host, settings.health_port, service.gate
+            )
             self._health.start()
         service.models_changed = self._grpc.publish_health
         if service.keys is not None:
@@ -483,13 +492,10 @@ class Worker:
 def origins_of(settings: Settings) -> Origins:
     """What the settings say of web pages and of the server's names.
 
-    Names are checked where callers need no key because only this machine can call.
+    Names are checked where anyone may call because only this machine can.
     """
-    return Origins(
-        settings.allowed_origins,
-        settings.allowed_hosts,
-        checks_hosts=is_loopback(settings.host) and bool(settings.anonymous),
-    )
+    checks_hosts = is_loopback(settings.host) and bool(settings.anonymous)
+    return Origins(settings.allowed_origins, settings.allowed_hosts, checks_hosts=checks_hosts)
 
 
 def flask_app() -> flask.Flask:
@@ -508,5 +514,10 @@ def flask_app() -> flask.Flask:
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
     return create_app(
-        service.http_app, loop, settings.max_request_bytes, service.gate, origins_of(settings)
+        service.http_app,
+        loop,
+        settings.max_request_bytes,
+        service.gate,
+        # Its answers have no headers of CORS: no other origin is of use.
+        origins_of(dataclasses.replace(settings, allowed_origins=())),
     )

@@ -8,8 +8,8 @@ can carry it:
 
 SCOPES are separated by commas. EXPIRES is a time in UTC (2027-01-31T00:00:00Z) or `never`. Empty
 lines and lines that begin with # do not count. A key is 256 random bits, and only its SHA-256 is
-kept: nobody finds a preimage of that, so neither a salt nor a slow hash would add anything, and a
-request costs one SHA-256 (docs/decisions/keys.md).
+kept. There is no way back from that to such a key, so neither a salt nor a slow hash would add
+anything, and a request costs one SHA-256 (docs/decisions/keys.md).
 """
 
 from __future__ import annotations
@@ -101,14 +101,19 @@ def read_scopes(text: str) -> frozenset[Scope]:
     """The scopes of a comma-separated list, at least one. Raises KeysError."""
     names = text.split(",")
     if unknown := [name for name in names if name not in SCOPES]:
-        raise KeysError(f"'{excerpt(unknown[0])}' is no scope; they are {', '.join(SCOPES)}")
+        raise KeysError(f"'{excerpt(unknown[0])}' is no scope; they are {', '.join(SCOPES)}.")
     return frozenset(scope for scope in SCOPES if scope in names)
 
 
 def check_anonymous(text: str) -> None:
-    """Raise KeysError for a value of the setting anonymous_scopes."""
+    """Raise ValueError, without a full stop, for a value of the setting anonymous_scopes."""
     if text not in ("auto", "none"):
-        read_scopes(text)
+        try:
+            read_scopes(text)
+        except KeysError as error:
+            raise ValueError(
+                str(error).rstrip(".").replace("they are", "use auto, none or")
+            ) from None
 
 
 def check_name(name: str) -> None:

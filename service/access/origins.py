@@ -42,6 +42,8 @@ SAFE_HEADERS: tuple[Header, ...] = (
 )
 
 _ANY = "*"
+# In the answer to a page that only `*` allows to call.
+ANY_ORIGIN: Header = ("access-control-allow-origin", _ANY)
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _MAX_KNOWN = 1024
 # What a preflight may ask for: names of headers.
@@ -106,13 +108,9 @@ class Origins:
             )
         return (
             *self.headers,
-            ("access-control-allow-origin", origin if origin in self._allowed else _ANY),
+            ("access-control-allow-origin", origin) if origin in self._allowed else ANY_ORIGIN,
             ("access-control-expose-headers", _EXPOSED),
         )
-
-    def is_listed(self, origin: str | None) -> bool:
-        """Whether pages of this origin are allowed by name, not by `*`."""
-        return origin in self._allowed and origin != _ANY
 
     def _check_host(self, host: str, is_proxied: bool) -> None:
         if self._checks_hosts:
@@ -121,8 +119,8 @@ class Origins:
                 if is_proxied and not self._hosts:
                     return
                 raise Forbidden(
-                    f"Host is '{excerpt(host)}', but the server listens on this machine only; list "
-                    "the name in allowed_hosts to allow it."
+                    f"Host is '{excerpt(host)}', which is no name of this server; list the name in "
+                    "allowed_hosts to allow it."
                 )
         if len(self.known_hosts) >= _MAX_KNOWN:
             self.known_hosts.clear()

@@ -221,7 +221,8 @@ class Calls:
         `ends_with_error` the stream ends. So it does if the caller's key is no longer valid.
         """
         if self.gate is not None and identity is not None:
-            contents = _while_valid(self.gate, identity, contents)
+            counts = isinstance(rpc.method, Streaming) and rpc.method.scope is not None
+            contents = _while_valid(self.gate, identity, contents, counts)
         method, serialize = rpc.method, rpc.response.SerializeToString
         if isinstance(method, Streaming):
             async with Attempt(self._recorder, "grpc", method.operation, request_id):
@@ -259,10 +260,13 @@ class Calls:
         method = rpc.method
         assert isinstance(method, Pipelined)
 
-        async def attempt(content: bytes) -> Any:
+        async def attempt(content: bytes, is_first: bool) -> Any:
             request = None
             try:
                 async with Attempt(self._recorder, "grpc", method.operation, request_id):
+                    # The first was counted when the stream was opened.
+                    if self.gate is not None and call.identity is not None and not is_first:
+                        self.gate.admit_message(call.identity)
                     if len(content) > SMALL_BYTES:
                         request = await self._parse_long(rpc, content)
                     else:
@@ -275,12 +279,14 @@ class Calls:
                 return refuse(request, error)
 
         async def read() -> None:
+            is_first = True
             async for content in contents:
                 # Large messages count as several, so that together they hold one request's limit.
                 share = len(content) * self._max_stream_requests // self._max_request_bytes
                 size = min(max(share, 1), self._max_stream_requests)
                 await budget.acquire(size)
-                answers.put_nowait((size, asyncio.ensure_future(attempt(content))))
+                answers.put_nowait((size, asyncio.ensure_future(attempt(content, is_first))))
+                is_first = False
 
         reading = self._start_reading(read(), answers)
         try:
@@ -403,9 +409,16 @@ class _Budget:
 
 
 async def _while_valid(
-    gate: Gate, identity: Identity, contents: AsyncIterator[bytes]
+    gate: Gate, identity: Identity, contents: AsyncIterator[bytes], counts: bool
 ) -> AsyncIterator[bytes]:
-    """The messages of a stream, as long as its caller may send them. Raises Unauthenticated."""
+    """The messages of a stream, as long as its caller may send them.
+
+    Raises Unauthenticated; with `counts` TooManyRequests, for messages after the first.
+    """
+    is_first = True
     async for content in contents:
         gate.confirm(identity)
+        if counts and not is_first:
+            gate.admit_message(identity)
+        is_first = False
         yield content

@@ -87,7 +87,8 @@ class HttpApp:
 
         Never raises: what a handler raises becomes a JSON body {"error": sentence}.
         """
-        match = match or self._exact.get((request.method, request.path)) or self._search(request)
+        method, path = request.method, request.path
+        match = match or self._exact.get((method, path)) or self._search(method, path)
         if match is None:
             return None
         route = match.route
@@ -156,7 +157,12 @@ class HttpApp:
         async def raise_error(request: HttpRequest) -> HttpResponse:
             raise error
 
-        response = await self.answer(request, Match(route, raise_error, {}))
+        def header(name: str) -> str | None:
+            # There is no body to decompress.
+            return None if name == "content-encoding" else request.header(name)
+
+        without_body = request._replace(header=header)
+        response = await self.answer(without_body, Match(route, raise_error, {}))
         assert response is not None
         return response
 
@@ -172,13 +178,15 @@ class HttpApp:
 
     def find(self, request: HttpRequest) -> Match | None:
         """The route of a request, with the parameters in its path; None if there is no route."""
-        return self._exact.get((request.method, request.path)) or self._search(request)
+        return self.match(request.method, request.path)
 
-    def _search(self, request: HttpRequest) -> Match | None:
+    def match(self, method: str, path: str) -> Match | None:
+        """The route of a method and a path, as `find`."""
+        return self._exact.get((method, path)) or self._search(method, path)
+
+    def _search(self, method: str, path: str) -> Match | None:
         for pattern, match in self._patterns:
-            if match.route.method == request.method and (
-                parameters := pattern.fullmatch(request.path)
-            ):
+            if match.route.method == method and (parameters := pattern.fullmatch(path)):
                 return Match(match.route, match.handler, parameters.groupdict(), match.headers)
         return None
 

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
+from granian.rsgi import Headers, HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from service.access.gate import Gate, Identity, Need
-from service.access.origins import Header, Origins
+from service.access.origins import ANY_ORIGIN, Header, Origins
 from service.core.budget import Budget, Claim
 from service.core.callers import Callers
 from service.core.errors import (
@@ -29,6 +29,7 @@ from service.core.errors import (
     RequestTimeout,
     RequestTooLarge,
     ServiceError,
+    TooManyRequests,
 )
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
@@ -97,28 +98,23 @@ class HttpFront:
             # HTTP/2 has the name in its request line, in place of Host.
             host = headers.get("host") or scope.authority
             if host not in self._known_hosts or headers.get("origin") is not None:
-                cors, early_answer = await self._check_page(scope, host, peer, caller)
-                if early_answer is not None:
-                    await self._answer_unread(scope, protocol, early_answer)
+                page = await self._check_page(scope, protocol, host, peer, caller)
+                if page is None:
                     return
+                cors = page
             identity, match = None, None
             if self._gate is not None:
-                try:
-                    identity, match = self._admit(self._gate, scope, caller)
-                except ServiceError as error:
-                    has_body = headers.get("content-length", "0") != "0"
-                    has_body |= "transfer-encoding" in headers
-                    response = await self._refuse(scope, error, caller, has_body)
-                    response.headers.extend(cors)
-                    protocol.response_bytes(response.status, response.headers, response.body)
+                admitted = await self._admit(self._gate, scope, protocol, peer, caller, cors)
+                if admitted is None:
                     return
+                identity, match = admitted
                 caller = identity.caller
             if self._app.overloaded and (refusal := self._early_refusal(scope, caller)):
                 refusal.headers.extend(cors)
                 await self._answer_unread(scope, protocol, refusal)
                 return
             try:
-                body, claim = await self._body(scope, protocol)
+                body, claim = await self._body(scope, protocol, headers)
             except ServiceError as error:
                 response = await self._refuse(scope, error, caller)
             else:
@@ -146,20 +142,92 @@ class HttpFront:
         finally:
             del self.in_flight[protocol]
 
-    def _admit(self, gate: Gate, scope: Scope, caller: str) -> tuple[Identity, Match | None]:
-        """Who makes a request, and its route. Raises what `Gate.admit` raises."""
-        request = HttpRequest(scope.method, scope.path, scope.headers.get, b"")
-        match = self._app.find(request)
+    async def _check_page(
+        self, scope: Scope, protocol: HTTPProtocol, host: str | None, peer: str, caller: str
+    ) -> tuple[Header, ...] | None:
+        """The headers of CORS for the answer; None if the request is answered without its body."""
+        header = scope.headers.get
+        request = HttpRequest(scope.method, scope.path, header, b"", scope.query_string, caller)
+        is_proxied = self._callers.is_trusted(peer)
+        try:
+            cors = self._origins.check(host, scope.scheme, header, is_proxied)
+            if ANY_ORIGIN in cors and request.method == "POST":
+                match = self._app.find(request)
+                # Flask finds more routes: those with a slash at the end.
+                if match is None or match.route.scope == "admin":
+                    raise Forbidden(
+                        "A web page may make changes only if allowed_origins has its origin by "
+                        "name, not if it has *."
+                    )
+        except Forbidden as error:
+            await self._answer_unread(scope, protocol, await self._app.refuse(request, error))
+            return None
+        if request.method == "OPTIONS" and header("access-control-request-method"):
+            answer = await self._app.preflight(request)
+            answer.headers.extend(cors)
+            await self._answer_unread(scope, protocol, answer)
+            return None
+        return cors
+
+    async def _admit(
+        self,
+        gate: Gate,
+        scope: Scope,
+        protocol: HTTPProtocol,
+        peer: str,
+        caller: str,
+        cors: tuple[Header, ...],
+    ) -> tuple[Identity, Match | None] | None:
+        """Who makes a request, and its route; None if it is refused without its body."""
+        method, path = scope.method, scope.path
+        headers: Any = scope.headers
+        match = self._app.match(method, path)
         need: Need = "any"
         if match is not None:
             need = match.route.scope
-        elif scope.method == "HEAD" and (get := self._app.find(request._replace(method="GET"))):
+        elif method == "HEAD" and (get := self._app.match("GET", path)):
             need = get.route.scope
-        headers: Any = scope.headers
-        identity = gate.admit(
-            need, headers.get_all("authorization"), headers.get_all("x-api-key"), caller
-        )
+        certificate = ""
+        if self._callers.forwards_certificates:
+            # Granian does not say which certificate a client of its own TLS has.
+            forwarded = headers.get_all("x-forwarded-client-cert")
+            certificate = self._callers.certificate_of(peer, "", forwarded)
+        try:
+            identity = gate.admit(
+                need,
+                headers.get_all("authorization"),
+                headers.get_all("x-api-key"),
+                caller,
+                certificate,
+            )
+        except TooManyRequests as error:
+            request = HttpRequest(method, path, headers.get, b"", caller=caller)
+            response = await self._app.refuse(request, error)
+            response.headers.extend(cors)
+            await self._answer_unread(scope, protocol, response)
+            return None
+        except ServiceError as error:
+            has_body = headers.get("content-length", "0") != "0"
+            has_body |= "transfer-encoding" in headers
+            response = await self._refuse(scope, error, caller, has_body)
+            response.headers.extend(cors)
+            protocol.response_bytes(response.status, response.headers, response.body)
+            return None
         return identity, match
+
+    async def _answer_unread(
+        self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
+    ) -> None:
+        """Answer a request without its body.
+
+        A small body is read, so that the connection can be used again: hyper closes it unless all
+        of the body has arrived.
+        """
+        headers = scope.headers
+        if int(headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
+            with contextlib.suppress(ServiceError):
+                self._give_back(*await self._body(scope, protocol, headers))
+        protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _refuse(
         self, scope: Scope, error: ServiceError, caller: str, has_body: bool = True
@@ -172,36 +240,6 @@ class HttpFront:
         if has_body and scope.http_version.startswith("1"):
             response.headers.append(("connection", "close"))
         return response
-
-    async def _check_page(
-        self, scope: Scope, host: str | None, peer: str, caller: str
-    ) -> tuple[tuple[Header, ...], HttpResponse | None]:
-        """The headers of CORS for the answer; and the answer, if it does not need the body."""
-        header = scope.headers.get
-        request = HttpRequest(scope.method, scope.path, header, b"", scope.query_string, caller)
-        is_proxied = self._callers.is_trusted(peer)
-        try:
-            cors = self._origins.check(host, scope.scheme, header, is_proxied)
-        except Forbidden as error:
-            return (), await self._app.refuse(request, error)
-        if request.method != "OPTIONS" or not header("access-control-request-method"):
-            return cors, None
-        answer = await self._app.preflight(request)
-        answer.headers.extend(cors)
-        return cors, answer
-
-    async def _answer_unread(
-        self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
-    ) -> None:
-        """Answer a request without its body.
-
-        A small body is read, so that the connection can be used again: hyper closes it unless all
-        of the body has arrived.
-        """
-        if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
-            with contextlib.suppress(ServiceError):
-                self._give_back(*await self._body(scope, protocol))
-        protocol.response_bytes(response.status, response.headers, response.body)
 
     def _give_back(self, body: bytes, claim: Claim | None) -> None:
         """Take the bytes of a request out of the budget."""
@@ -217,13 +255,15 @@ class HttpFront:
             )
         )
 
-    async def _body(self, scope: Scope, protocol: HTTPProtocol) -> tuple[bytes, Claim | None]:
+    async def _body(
+        self, scope: Scope, protocol: HTTPProtocol, headers: Headers
+    ) -> tuple[bytes, Claim | None]:
         """The whole body, and its claim unless it is small and only counted.
 
         Raises RequestTooLarge before reading past the limit, RequestTimeout if the body is late,
         InvalidArgument if it is cut short, InFlightLimit if there is no room for it.
         """
-        length = scope.headers.get("content-length")
+        length = headers.get("content-length")
         size = -1 if length is None else int(length)
         if size > self._max_request_bytes:
             raise RequestTooLarge.of("body", self._max_request_bytes)

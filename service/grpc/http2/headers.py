@@ -114,6 +114,7 @@ class RequestHeaders(NamedTuple):
     is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
     are_trailers: bool  # well-formed trailers by the same sections
     forwarded: tuple[str, ...]  # the values of x-forwarded-for, in order
+    certificates: tuple[str, ...]  # those of x-forwarded-client-cert
     authorization: tuple[str, ...]  # the values of authorization
     api_keys: tuple[str, ...]  # the values of x-api-key
 
@@ -200,6 +201,11 @@ class HeaderDecoder:
             is_malformed=not is_request,
             are_trailers=is_well_formed and not pseudo_headers,
             forwarded=_values(decoded, b"x-forwarded-for"),
+            certificates=(
+                _values(decoded, b"x-forwarded-client-cert")
+                if b"x-forwarded-client-cert" in fields
+                else ()
+            ),
             authorization=_values(decoded, b"authorization") if b"authorization" in fields else (),
             api_keys=_values(decoded, b"x-api-key") if b"x-api-key" in fields else (),
         )

@@ -74,7 +74,9 @@ class Http2Server:
         # `Calls` refuses a message above the limit and names the setting. A message above twice the
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
-        self._callers = Callers(settings.trusted_proxies)
+        self._callers = Callers(
+            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+        )
         self._connections: set[Http2Protocol] = set()
         self._pool = Pool(
             settings.max_connections,
@@ -316,7 +318,9 @@ class Http2Protocol(asyncio.Protocol):
                 authorization=headers.authorization,
                 api_keys=headers.api_keys,
                 caller=self._callers.of(self._peer, headers.forwarded),
-                certificate=self.client_name,
+                certificate=self._callers.certificate_of(
+                    self._peer, self.client_name, headers.certificates
+                ),
             )
         except ServiceError as error:
             return _status_of(error, stream.request_id)

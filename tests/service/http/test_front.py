@@ -482,7 +482,13 @@ def test_a_page_of_another_server_is_refused_on_every_route_without_its_body(
 ) -> None:
     async def scenario(front: Front) -> None:
         for method in ("GET", "POST", "OPTIONS"):
-            scope = RequestScope(method, path, host="127.0.0.1", origin="http://evil.example")
+            scope = RequestScope(
+                method,
+                path,
+                host="127.0.0.1",
+                origin="http://evil.example",
+                content_encoding="no such",
+            )
             protocol = NotRead()
             await front(scope, protocol)
             assert protocol.status == 403
@@ -573,3 +579,22 @@ def test_a_trusted_proxy_may_be_called_by_any_name(tmp_path: Path) -> None:
             assert protocol.status == expected
 
     with_front(tmp_path, scenario, origins=Origins(checks_hosts=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "by_star"),
+    [
+        ("/v2/repository/index", 200),
+        ("/v2/repository/models/linear/unload", 403),
+        ("/v2/repository/models/linear/unload/", 403),
+        ("/v2/logging", 403),
+    ],
+)
+def test_a_star_lets_pages_change_nothing(tmp_path: Path, path: str, by_star: int) -> None:
+    async def scenario(front: Front) -> None:
+        for origin, expected in (("http://evil.example", by_star), (LISTED, 200)):
+            protocol = Protocol()
+            await front(RequestScope("POST", path, origin=origin, content_length="0"), protocol)
+            assert protocol.status == expected, protocol.body
+
+    with_front(tmp_path, scenario, origins=Origins(["*", LISTED]))
