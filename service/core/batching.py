@@ -103,6 +103,11 @@ class Batching(NamedTuple):
     declared: bool = True
     queue: QueueLimits = QueueLimits()
 
+    @property
+    def is_split_at_any_size(self) -> bool:
+        """Whether no run has more than `max_rows` rows, however many a request has."""
+        return self.allowed and self.max_split == sys.maxsize
+
 
 class BatchLimits(NamedTuple):
     """The settings of a batcher; times in seconds, sizes in rows (images).
