@@ -43,7 +43,7 @@ from service.core.statistics import BatchRun, ModelStatistics
 
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
-_SAME_S = 0.005  # how long an early refusal stands for its caller's next requests
+_SAME_S = 0.02  # how long an early refusal stands for the next requests of its caller
 _MAX_REFUSALS = 1024  # early refusals that are kept
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
 _NOT_UTF8 = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from service.access.origins import SAFE_HEADERS, Header, preflight
@@ -21,6 +21,10 @@ from service.operations.digits import Digits
 from service.operations.inference import Inference
 
 _METHODS = ", ".join(sorted({route.method for route in ROUTES} | {"HEAD", "OPTIONS"}))
+
+
+# Request lines of up to this length whose model is remembered while it is overloaded.
+_KNOWN, _KNOWN_LENGTH = 256, 512
 
 
 class Match(NamedTuple):
@@ -49,6 +53,7 @@ class HttpApp:
         self._recorder = recorder
         self._inference = inference
         self.overloaded = inference.overloaded
+        self._known_run_by = lru_cache(_KNOWN)(self._run_by)
         self._compression = compression
         needed = {
             Inference: inference,
@@ -110,26 +115,33 @@ class HttpApp:
 
         Call it only while `overloaded` is not empty.
         """
-        match = self.find(request)
-        if match is None:
-            return None
-        if match.route.operation == "infer":
-            model, version = match.parameters["model"], match.parameters.get("version", "")
-        elif match.route.operation in ("predict", "read"):
-            model, version = model_of(request)
+        if len(request.path) + len(request.query) > _KNOWN_LENGTH:
+            target = self._run_by(request.method, request.path, request.query)
         else:
+            target = self._known_run_by(request.method, request.path, request.query)
+        if target is None:
             return None
-        error = self._inference.refusal(
-            model or self._inference.default_model, version, caller=request.caller
-        )
+        operation, model, version = target
+        error = self._inference.refusal(model, version, caller=request.caller)
         if error is None:
             return None
         request_id = self._recorder.request_id(request.header("x-request-id"))
-        self._recorder.refused("http", match.route.operation, request_id, error)
-        response = _error(error)
-        response.headers.append(("x-request-id", request_id))
-        response.headers.extend(SAFE_HEADERS)
-        return response
+        self._recorder.refused("http", operation, request_id, error)
+        status, headers, body = _refusal(error)
+        return HttpResponse(status, [*headers, ("x-request-id", request_id)], body)
+
+    def _run_by(self, method: str, path: str, query: str) -> tuple[str, str, str] | None:
+        """The operation, and name and version of the model, that a request line asks to run."""
+        request = HttpRequest(method, path, lambda name: None, b"", query)
+        match = self.find(request)
+        operation = match.route.operation if match else ""
+        if match and operation == "infer":
+            model, version = match.parameters["model"], match.parameters.get("version", "")
+        elif operation in ("predict", "read"):
+            model, version = model_of(request)
+        else:
+            return None
+        return operation, model or self._inference.default_model, version
 
     async def refuse(
         self, request: HttpRequest, error: Exception, route: Route | None = None
@@ -177,6 +189,14 @@ class HttpApp:
             if match.route.method == method and (parameters := pattern.fullmatch(path)):
                 return Match(match.route, match.handler, parameters.groupdict(), match.headers)
         return None
+
+
+@lru_cache(64)
+def _refusal(error: Overloaded) -> HttpResponse:
+    """The answer that many requests have in common, but for the id of the request."""
+    response = _error(error)
+    response.headers.extend(SAFE_HEADERS)
+    return response
 
 
 def _error(error: ServiceError) -> HttpResponse:

@@ -24,6 +24,7 @@ from service.core.errors import (
     Unavailable,
 )
 from service.core.placement import Timing
+from service.core.statistics import ModelStatistics
 
 
 class Options:
@@ -111,6 +112,47 @@ def test_a_full_queue_refuses_at_once() -> None:
         await batcher.submit(rows(4), 1)
 
     run(Doubler(), scenario, BatchLimits(max_queue=2))
+
+
+class Shed(ModelStatistics):
+    """Remembers why requests were refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[str] = []
+
+    def shed(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def test_an_early_refusal_stands_while_nothing_leaves_the_queue_and_each_is_counted() -> None:
+    times, overloaded, shed = [100.0], set[Batcher](), Shed()
+
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(
+                Doubler(),
+                BatchLimits(max_queue=2),
+                executor,
+                shed,
+                clock=lambda: times[0],
+                overloaded=overloaded,
+            )
+            first = batcher.submit(rows(1, 2, 3), 3)  # over the bound, but the queue is empty
+            assert batcher.early_refusal(None, "one") is None
+            overloaded.add(batcher)
+            refused = [batcher.early_refusal(None, caller) for caller in ("one", "one", "two")]
+            assert refused[0] is refused[1] is not refused[2] is not None
+            times[0] += 0.01
+            assert batcher.early_refusal(200.0, "one") is refused[0]  # a deadline changes nothing
+            times[0] += 1.0
+            assert batcher.early_refusal(None, "one") not in (None, refused[0])
+            assert shed.reasons == ["queue"] * 5
+            await first
+            assert batcher.early_refusal(None, "one") is None
+            assert shed.reasons == ["queue"] * 5
+
+    asyncio.run(scenario())
 
 
 def test_a_queue_that_is_limited_in_requests_refuses_the_next_one() -> None:
