@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import ipaddress
 import os
 import re
@@ -45,7 +46,15 @@ _REPLACED = {
 
 # The headings of --help and docs/settings.md, in this order.
 Group = Literal[
-    "network", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
+    "network",
+    "models",
+    "protocol",
+    "inference",
+    "batching",
+    "limits",
+    "timeouts",
+    "logs",
+    "traces",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 _METAVARS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -349,6 +358,28 @@ class Settings:
     log_requests: Literal["none", "errors", "all"] = _setting(
         "logs", "errors", "requests to log: none, those that fail (errors), or all"
     )
+    traces: bool = _setting(
+        "traces",
+        False,
+        "whether requests are traced with OpenTelemetry (needs the extra traces); its own "
+        "variables say where to, as OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    traces_sample: float = _setting(
+        "traces",
+        0.01,
+        "share of requests that are traced, of those whose caller has not decided that by the "
+        "header traceparent",
+        low=0,
+        high=1,
+    )
+    traces_per_second: int = _setting(
+        "traces",
+        100,
+        "requests, and messages of streams, that each worker traces per second because their "
+        "callers ask for it",
+        low=0,
+        high=1_000_000,
+    )
     fast_lane: bool = _setting(
         "network",
         True,
@@ -380,6 +411,12 @@ class Settings:
             networks(self.trusted_proxies)
         except ValueError as error:
             raise SettingsError(f"trusted_proxies: {excerpt(error)}.", "trusted_proxies") from None
+        if self.traces and not _has_opentelemetry():
+            raise SettingsError(
+                "traces is true, but OpenTelemetry is not installed; install the extra for it: "
+                "pip install 'mnist-service[traces]'.",
+                "traces",
+            )
         ports: dict[int, str] = {}
         for name in ("http_port", "grpc_port", "health_port"):
             port = getattr(self, name)
@@ -422,6 +459,14 @@ class Settings:
         if self.model_control_mode != "explicit" or "*" in self.load_model:
             return None
         return frozenset(self.load_model)
+
+
+def _has_opentelemetry() -> bool:
+    """Whether the extra `traces` is installed; it is imported by the workers only."""
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ImportError:  # of a package that should contain it
+        return False
 
 
 def is_loopback(host: str) -> bool:

@@ -42,6 +42,7 @@ from service.observe import metrics
 from service.observe.loop_lag import LagMonitor
 from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
 from service.observe.recorder import RequestRecorder
+from service.observe.traces import Traces
 from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
@@ -59,6 +60,7 @@ from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings, load
 
 if TYPE_CHECKING:
+    from service.observe.spans import SpanExporter
     from service.pulse import Lifecycle, Pulse
 
 log = logging.getLogger(__name__)
@@ -84,7 +86,10 @@ class Service:
         self.models_changed: Callable[[], None] = lambda: None
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
-        self.recorder = RequestRecorder(self.metrics, settings.log_requests)
+        traces = None
+        if settings.traces:
+            traces = Traces(share=settings.traces_sample, per_second=settings.traces_per_second)
+        self.recorder = RequestRecorder(self.metrics, settings.log_requests, traces=traces)
         self.executor = ThreadPoolExecutor(thread_name_prefix="load")
         self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
@@ -268,6 +273,8 @@ class Worker:
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
         self._health: HealthPort | None = None
+        self._spans: SpanExporter | None = None
+        self._stop_by = 0.0
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
@@ -321,6 +328,7 @@ class Worker:
             self._grpc.publish_health()
             await asyncio.sleep(settings.drain_seconds)
         self._service.administration.shared_state.stop()
+        self._stop_by = time.monotonic() + settings.stop_timeout
         loop.call_later(settings.stop_timeout + _SLACK_S, self._cut_off)
         signal.signal(signal.SIGINT, self._stop_granian)
         signal.raise_signal(signal.SIGINT)
@@ -348,6 +356,8 @@ class Worker:
     def _exit(self) -> NoReturn:
         # Python itself would first wait for the threads of executors, and a model load that one of
         # them has begun cannot be interrupted.
+        if self._spans is not None:
+            self._spans.stop(max(self._stop_by - time.monotonic(), 0.0))
         metrics.flush()
         os._exit(0)
 
@@ -356,6 +366,11 @@ class Worker:
         service = self._service = Service(settings, self._state_folder)
         service.replace_me = self._ask_for_successor
         metrics.share(self._lifecycle.replaced)
+        if service.recorder.traces is not None:
+            # It takes 12 MB, and its thread would not survive a fork.
+            from service.observe.spans import SpanExporter
+
+            self._spans = SpanExporter(service.recorder.traces)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
         if explains_cpu and self._lifecycle.speaker.acquire(block=False):

@@ -12,6 +12,7 @@ import grpc
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import Overloaded, ServiceError
+from service.core.trace import Trace
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
@@ -65,7 +66,12 @@ class GrpcioServer:
             if budget.used > budget.limit:
                 raise budget.refusal("grpc")
             return await self._calls.answer(
-                rpc, content, _deadline(context), request_id, self._caller(context)
+                rpc,
+                content,
+                _deadline(context),
+                request_id,
+                self._caller(context),
+                self._trace(context),
             )
         except ServiceError as error:
             await _abort(context, error)
@@ -84,6 +90,7 @@ class GrpcioServer:
             request_id=request_id,
             ends_with_error=ends_with_error,
             caller=self._caller(context),
+            trace=self._trace(context),
         )
         try:
             async for answer in answers:
@@ -99,6 +106,17 @@ class GrpcioServer:
         return self._callers.of(
             peer, [str(value) for key, value in metadata if key == "x-forwarded-for"]
         )
+
+    def _trace(self, context: _Context) -> Trace | None:
+        traces = self._calls.traces
+        if traces is None:
+            return None
+        metadata = context.invocation_metadata() or ()
+        parents, states = (
+            [str(value) for key, value in metadata if key == name]
+            for name in ("traceparent", "tracestate")
+        )
+        return traces.begin(parents, states)
 
     def _request_id(self, context: _Context) -> str:
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))

@@ -77,6 +77,7 @@ async def predict(
         values=values,
         top=top,
         caller=request.caller,
+        trace=request.trace,
         explain=explain,
     )
     size = len(answer.rows) * len(answer.rows[0].probabilities)

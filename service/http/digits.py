@@ -89,6 +89,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             version=version,
             served=served,
             caller=request.caller,
+            trace=request.trace,
             explain=explain,
         )
     except ModelNotFound as error:

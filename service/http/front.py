@@ -66,6 +66,7 @@ class HttpFront:
         """Answer requests with `app` from now on; `wsgi_app` answers those that match no route."""
         self._budget = budget
         self._app = app
+        self._traces = app.traces
         self._wsgi_app = wsgi_app
         self._loop = asyncio.get_running_loop()
         self._sweep()
@@ -78,6 +79,10 @@ class HttpFront:
             caller = self._known_callers.get(peer)
             if caller is None:
                 caller = self._callers.of(peer, scope.headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
+            trace = None
+            if self._traces is not None:
+                every = scope.headers.get_all  # type: ignore[attr-defined]
+                trace = self._traces.begin(every("traceparent"), every("tracestate"))
             if self._app.overloaded and (refusal := self._early_refusal(scope, caller)):
                 # A small body is read, so that the connection can be used again: hyper closes it
                 # unless all of the body has arrived.
@@ -90,7 +95,7 @@ class HttpFront:
                 body, claim = await self._body(scope, protocol)
             except ServiceError as error:
                 request = HttpRequest(
-                    scope.method, scope.path, scope.headers.get, b"", caller=caller
+                    scope.method, scope.path, scope.headers.get, b"", caller=caller, trace=trace
                 )
                 response = await self._app.refuse(request, error)
                 # The rest of the body is still arriving, so an HTTP/1 connection cannot be used
@@ -107,11 +112,12 @@ class HttpFront:
                         body,
                         scope.query_string,
                         caller,
+                        trace,
                     )
                     answer = await self._app.answer(request) if self._fast_lane else None
                     if answer is None:
                         answer = await self._loop.run_in_executor(
-                            self._flask_threads, self._through_flask, scope, body, caller
+                            self._flask_threads, self._through_flask, scope, request
                         )
                     response = answer
                 finally:
@@ -243,7 +249,7 @@ class HttpFront:
             self._late[task] = error
             task.cancel()
 
-    def _through_flask(self, scope: Scope, body: bytes, caller: str) -> HttpResponse:
+    def _through_flask(self, scope: Scope, request: HttpRequest) -> HttpResponse:
         """Call Flask through WSGI (PEP 3333). Runs in a thread: Flask waits for the loop."""
         status = 500
         headers: list[tuple[str, str]] = []
@@ -254,7 +260,7 @@ class HttpFront:
             # Granian counts the body itself, as it does without Flask.
             headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
-        chunks = self._wsgi_app(_environ(scope, body, caller), start_response)
+        chunks = self._wsgi_app(_environ(scope, request), start_response)
         try:
             content = b"".join(chunks)
         finally:
@@ -271,7 +277,7 @@ def _cut_short() -> InvalidArgument:
     return InvalidArgument("The body is damaged or cut short: its end did not arrive.")
 
 
-def _environ(scope: Scope, body: bytes, caller: str) -> dict[str, Any]:
+def _environ(scope: Scope, request: HttpRequest) -> dict[str, Any]:
     host, _, port = scope.server.rpartition(":")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
@@ -283,15 +289,16 @@ def _environ(scope: Scope, body: bytes, caller: str) -> dict[str, Any]:
         "SERVER_PORT": port,
         "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
         "REMOTE_ADDR": scope.client.rpartition(":")[0],
-        "CONTENT_LENGTH": str(len(body)),
+        "CONTENT_LENGTH": str(len(request.body)),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.scheme,
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": io.BytesIO(request.body),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
-        "mnist.caller": caller,
+        "mnist.caller": request.caller,
+        "mnist.trace": request.trace,
     }
     for name, value in scope.headers.items():
         key = name.upper().replace("-", "_")

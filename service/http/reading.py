@@ -28,7 +28,9 @@ async def read(digits: Digits, request: HttpRequest) -> HttpResponse:
         _, picture = await form_or_json(request, digits.max_json_bytes, (JSON, FORM))
     if picture is None:
         raise InvalidArgument("image: must be a picture as a data URL; numbers are for /predict.")
-    answer = await digits.read(picture, model=model, version=version, caller=request.caller)
+    answer = await digits.read(
+        picture, model=model, version=version, caller=request.caller, trace=request.trace
+    )
     if len(answer.digits) > INLINE_ROWS:
         return await off_loop(_response, answer, size=784 * len(answer.digits))
     return _response(answer)

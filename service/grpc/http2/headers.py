@@ -7,7 +7,7 @@ Sources: RFC 7541 (HPACK); RFC 9113 (HTTP/2), 8.1 to 8.3; gRPC over HTTP2 (PROTO
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -85,6 +85,7 @@ class RetryLater(Status):
 
 
 OK = Status("OK", "")
+_NO_TRACE: tuple[list[str], list[str]] = [], []
 _TOO_MUCH_METADATA = Status(
     "RESOURCE_EXHAUSTED", f"The metadata of the call is larger than {MAX_HEADER_LIST} bytes."
 )
@@ -110,6 +111,7 @@ class RequestHeaders(NamedTuple):
     is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
     are_trailers: bool  # well-formed trailers by the same sections
     forwarded: tuple[str, ...]  # the values of x-forwarded-for, in order
+    trace: tuple[list[str], list[str]]  # the values of traceparent, and of tracestate
 
 
 class HeaderDecoder:
@@ -196,6 +198,7 @@ class HeaderDecoder:
             forwarded=tuple(
                 value.decode("latin-1") for name, value in decoded if name == b"x-forwarded-for"
             ),
+            trace=_trace_of(decoded) if b"traceparent" in fields else _NO_TRACE,
         )
         if self._table.changed:
             self._cache.clear()
@@ -216,6 +219,14 @@ class _HeaderTable(HeaderTable):
     def _shrink(self) -> None:
         self.changed = True
         super()._shrink()
+
+
+def _trace_of(decoded: Sequence[tuple[bytes, bytes]]) -> tuple[list[str], list[str]]:
+    parents, states = (
+        [value.decode("latin-1") for field, value in decoded if field == name]
+        for name in (b"traceparent", b"tracestate")
+    )
+    return parents, states
 
 
 def read_timeout(text: str) -> float | None:

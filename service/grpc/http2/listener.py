@@ -290,7 +290,12 @@ class Http2Protocol(asyncio.Protocol):
             caller = self._callers.known.get(self._peer)
             if caller is None:
                 caller = self._callers.of(self._peer, stream.headers.forwarded)
-            answering = self._calls.answer(rpc, content, stream.deadline, stream.request_id, caller)
+            trace = None
+            if self._calls.traces is not None:
+                trace = self._calls.traces.begin(*stream.headers.trace)
+            answering = self._calls.answer(
+                rpc, content, stream.deadline, stream.request_id, caller, trace
+            )
             del content  # so that it is freed when it is parsed
             answer = await answering
         except Exception as error:
@@ -318,6 +323,9 @@ class Http2Protocol(asyncio.Protocol):
         rpc = stream.headers.rpc
         assert rpc is not None
         is_pipelined = isinstance(rpc.method, Pipelined)
+        trace = None
+        if self._calls.traces is not None:
+            trace = self._calls.traces.begin(*stream.headers.trace)
         try:
             async for answer in self._calls.stream(
                 rpc,
@@ -326,6 +334,7 @@ class Http2Protocol(asyncio.Protocol):
                 request_id=stream.request_id,
                 ends_with_error=stream.headers.ends_with_error,
                 caller=self._callers.of(self._peer, stream.headers.forwarded),
+                trace=trace,
             ):
                 if is_pipelined:
                     self._connection.message_answered(stream)

@@ -37,12 +37,19 @@ class Calls:
         self.deadlines: list[float | None] = []
         self.ends_with_error: list[bool] = []
         self.callers: list[str] = []
+        self.traces = None
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
 
     async def answer(
-        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str, caller: str
+        self,
+        rpc: Rpc,
+        content: bytes,
+        deadline: float | None,
+        request_id: str,
+        caller: str,
+        trace: object = None,
     ) -> bytes:
         self.callers.append(caller)
         self.deadlines.append(deadline)
@@ -58,6 +65,7 @@ class Calls:
         request_id: str,
         ends_with_error: bool,
         caller: str,
+        trace: object,
     ) -> AsyncIterator[bytes]:
         self.ends_with_error.append(ends_with_error)
         async for content in contents:

@@ -72,6 +72,7 @@ class Calls:
         self.ended: list[str] = []
         self.overloaded: set[object] = set()
         self.refusal: Overloaded | None = None
+        self.traces = None
         self.callers: list[object] = []
 
     def request_id(self, asked: str | None) -> str:
@@ -81,7 +82,7 @@ class Calls:
         return self.refusal
 
     async def answer(self, _rpc: object, content: bytes, *context: object) -> bytes:
-        self.callers.append(context[-1])
+        self.callers.append(context[2])
         try:
             return await self._reply(content)
         finally:
