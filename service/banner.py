@@ -38,11 +38,14 @@ def width() -> int:
 def banner(settings: Settings, models: Sequence[ServedModel], columns: int) -> list[str]:
     """The lines of the banner. `models` are the newest versions, the default model first."""
     host = _ANY.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
-    url = f"http://{host}:{settings.http_port}"
+    url = f"http{'s' if settings.has_tls else ''}://{host}:{settings.http_port}"
     rows = [("Playground" if settings.playground else "HTTP", f"{url}/")]
     if any(route.path == "/docs" for route in ROUTES):
         rows.append(("API", f"{url}/docs"))
-    rows += [("gRPC", f"{host}:{settings.grpc_port}"), ("Metrics", f"{url}/metrics")]
+    rows += [
+        ("gRPC", f"{host}:{settings.grpc_port}{' with TLS' if settings.has_tls else ''}"),
+        ("Metrics", f"{url}/metrics"),
+    ]
     if settings.health_port:
         rows.append(("Health", f"http://{host}:{settings.health_port}/v2/health/ready"))
     if settings.host in _ANY:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from service import SERVER_NAME
+from service.access.keys import SCOPES, Scope
 from service.core.callers import networks
 from service.core.errors import excerpt
 from service.core.off_loop import MAX_JSON_BYTES
@@ -47,6 +48,7 @@ _REPLACED = {
 # The headings of --help and docs/settings.md, in this order.
 Group = Literal[
     "network",
+    "security",
     "models",
     "protocol",
     "inference",
@@ -97,6 +99,29 @@ class Settings:
         low=0,
         high=65535,
     )
+    tls_certificate: str = _setting(
+        "security",
+        "",
+        "file of the server's certificate, with its chain (PEM): HTTP and gRPC then speak TLS "
+        "alone; the health port stays plain",
+    )
+    tls_key: str = _setting(
+        "security", "", "file of the certificate's private key (PEM, without a passphrase)"
+    )
+    tls_client_auth: Literal["none", "optional", "required"] = _setting(
+        "security",
+        "none",
+        "whether clients are asked for a certificate: required ends connections without one",
+    )
+    tls_client_ca: str = _setting(
+        "security",
+        "",
+        "file of the authorities (PEM) whose client certificates are accepted; this authority may "
+        "let anybody in whom it gives one",
+    )
+    tls_min_version: Literal["1.2", "1.3"] = _setting(
+        "security", "1.2", "oldest version of TLS that clients may use"
+    )
     workers: int = _setting(
         "inference", 1, "worker processes; more than one per core does not help", low=1, high=1024
     )
@@ -122,7 +147,7 @@ class Settings:
         "how models change while the server runs: none keeps those of its start, poll follows the "
         "repository, explicit loads load_model alone and lets clients load and unload models and "
         "change the log level; auto is poll, and lets clients do so too if the server listens on "
-        "this machine only",
+        "this machine only, or if they have a key for it",
     )
     load_model: tuple[str, ...] = _setting(
         "models",
@@ -340,6 +365,20 @@ class Settings:
         high=3600,
     )
 
+    keys_file: str = _setting(
+        "security",
+        "",
+        "file of the keys and client certificates that may call, which mnist-keys writes; with it, "
+        "every call needs one, but for health, the pages and /openapi.json",
+    )
+    anonymous_scopes: tuple[str, ...] = _setting(
+        "security",
+        ("auto",),
+        "what callers without a key may do: scopes (predict, read, admin, metrics), separated by "
+        "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
+        "admin if the server listens to others",
+    )
+
     playground: bool = _setting(
         "network",
         True,
@@ -428,11 +467,19 @@ class Settings:
                 )
             if port:
                 ports[port] = name
+        self._check_tls()
         if self.load_model and self.model_control_mode != "explicit":
             raise SettingsError(
                 "load_model has an effect with model_control_mode explicit only, which is "
                 f"{self.model_control_mode}.",
                 "load_model",
+            )
+        scopes = self.anonymous_scopes
+        if scopes not in (("auto",), ("none",)) and (wrong := set(scopes) - {*SCOPES}):
+            raise SettingsError(
+                f"anonymous_scopes has {excerpt(repr(min(wrong)))}, but must be auto, none or some "
+                f"of {', '.join(SCOPES)}.",
+                "anonymous_scopes",
             )
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
@@ -442,11 +489,72 @@ class Settings:
                 "max_request_bytes",
             )
 
+    def _check_tls(self) -> None:
+        """Raise SettingsError if the settings of TLS do not go together; files are not read."""
+        pair = ("tls_certificate", "tls_key")
+        for name, other in (pair, pair[::-1]):
+            if getattr(self, name) and not getattr(self, other):
+                raise SettingsError(f"{name} is set, but {other} is not; set both.", *pair)
+        if self.tls_client_auth != "none" and not self.tls_client_ca:
+            raise SettingsError(
+                f"tls_client_auth is {self.tls_client_auth}, but tls_client_ca, whose certificates "
+                "are accepted, is not set.",
+                "tls_client_auth",
+            )
+        if self.tls_client_ca and self.tls_client_auth == "none":
+            raise SettingsError(
+                "tls_client_ca has an effect with tls_client_auth optional or required only.",
+                "tls_client_ca",
+            )
+        if self.tls_client_ca and not self.has_tls:
+            raise SettingsError(
+                "tls_client_ca has an effect with tls_certificate and tls_key only.",
+                "tls_client_ca",
+                "tls_client_auth",
+            )
+        if self.has_tls and not self.fast_grpc:
+            # grpcio's Python API has neither.
+            if self.tls_client_auth == "optional":
+                raise SettingsError(
+                    "tls_client_auth optional needs fast_grpc; grpcio knows none and required.",
+                    "tls_client_auth",
+                    "tls_client_ca",
+                )
+            if self.tls_min_version != "1.2":
+                raise SettingsError(
+                    "tls_min_version 1.3 needs fast_grpc; grpcio always accepts TLS 1.2.",
+                    "tls_min_version",
+                )
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether HTTP and gRPC speak TLS."""
+        return bool(self.tls_certificate)
+
+    @property
+    def anonymous(self) -> frozenset[Scope]:
+        """What callers without a key may do."""
+        if self.anonymous_scopes != ("auto",):
+            return frozenset(scope for scope in SCOPES if scope in self.anonymous_scopes)
+        if self.keys_file:
+            return frozenset()
+        return frozenset(SCOPES) - (frozenset() if is_loopback(self.host) else {"admin"})
+
+    @property
+    def trusts_loopback(self) -> bool:
+        """Whether callers may do everything because only this machine reaches the server."""
+        return is_loopback(self.host) and not self.keys_file and self.anonymous_scopes == ("auto",)
+
     @property
     def allows_control(self) -> bool:
-        """Whether clients may load and unload models and change the log level."""
+        """Whether clients may load and unload models and change the log level.
+
+        With `auto`, those may that may change the server at all: the gate knows them.
+        """
         mode = self.model_control_mode
-        return mode == "explicit" or (mode == "auto" and is_loopback(self.host))
+        return mode == "explicit" or (
+            mode == "auto" and (bool(self.keys_file) or "admin" in self.anonymous)
+        )
 
     @property
     def polls(self) -> bool:
@@ -499,8 +607,8 @@ def _convert(name: str, kind: Any, raw: object, source: str) -> object:
     """Convert the text of a flag or variable, or a TOML value, to the type of the field."""
     if get_origin(kind) is Literal:
         allowed = f"one of {', '.join(get_args(kind))}"
-        if raw in get_args(kind):
-            return raw
+        if (text := str(raw)) in get_args(kind):  # TOML's 1.2 is a number
+            return text
     elif kind is bool:
         allowed = "true or false"
         if isinstance(raw, bool):

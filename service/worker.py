@@ -24,6 +24,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
+from service.access.gate import KeysWatch, gate_of
+from service.access.keys import KeysError
+from service.access.tls import Tls
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
@@ -90,6 +93,10 @@ class Service:
         if settings.traces:
             traces = Traces(share=settings.traces_sample, per_second=settings.traces_per_second)
         self.recorder = RequestRecorder(self.metrics, settings.log_requests, traces=traces)
+        self.gate = gate_of(settings)
+        self.keys: KeysWatch | None = None
+        if self.gate is not None and settings.keys_file:
+            self.keys = KeysWatch(self.gate, Path(settings.keys_file))
         self.executor = ThreadPoolExecutor(thread_name_prefix="load")
         self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
@@ -264,9 +271,15 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, lifecycle: Lifecycle, state_folder: Path, pulse: Pulse
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        state_folder: Path,
+        pulse: Pulse,
+        tls: Tls | None = None,
     ) -> None:
         self._settings = settings
+        self._tls = tls
         self._state_folder = state_folder
         self._lifecycle = lifecycle
         self._pulse = pulse
@@ -365,6 +378,14 @@ class Worker:
         settings = self._settings
         service = self._service = Service(settings, self._state_folder)
         service.replace_me = self._ask_for_successor
+        if service.keys is not None:
+            try:
+                service.keys.load()
+            except KeysError as error:
+                if self._pulse.has_forerunner:
+                    raise RuntimeError(str(error).rstrip(".")) from None  # it has the old keys
+                # The supervisor has read the file before, and other workers still serve.
+                log.error("%s This worker accepts no key until it is corrected.", error)
         metrics.share(self._lifecycle.replaced)
         if service.recorder.traces is not None:
             # It takes 12 MB, and its thread would not survive a fork.
@@ -384,8 +405,9 @@ class Worker:
             raise RuntimeError(state.reason.rstrip("."))  # the old worker may serve
         self._http.start(
             service.http_app,
-            create_app(service.http_app, loop, settings.max_request_bytes),
+            create_app(service.http_app, loop, settings.max_request_bytes, service.gate),
             service.budget,
+            service.gate,
         )
         self._grpc = GrpcFront(
             inference=service.inference,
@@ -394,6 +416,8 @@ class Worker:
             recorder=service.recorder,
             settings=settings,
             budget=service.budget,
+            gate=service.gate,
+            tls=self._tls,
         )
         self._accepts_requests = True
         await self._grpc.start()
@@ -401,6 +425,8 @@ class Worker:
             self._health = HealthPort(service.http_app, settings.host, settings.health_port)
             self._health.start()
         service.models_changed = self._grpc.publish_health
+        if service.keys is not None:
+            service.keys.following = loop.create_task(service.keys.follow())
         self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
@@ -417,6 +443,8 @@ class Worker:
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if settings.has_tls:
+            where = where.replace("HTTP", "HTTPS").replace("gRPC", "gRPC with TLS")
         if settings.health_port:
             where += f", health on port {settings.health_port}"
         if state.ready:
@@ -473,8 +501,11 @@ def flask_app() -> flask.Flask:
 
     async def make() -> Service:
         service = Service(settings)
+        if service.keys is not None:
+            service.keys.load()
+            service.keys.following = asyncio.ensure_future(service.keys.follow())
         await service.repository.refresh()
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(service.http_app, loop, settings.max_request_bytes)
+    return create_app(service.http_app, loop, settings.max_request_bytes, service.gate)

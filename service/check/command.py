@@ -51,6 +51,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
         yield _unusable(failed)
         return
     yield from machine.network(settings)
+    yield from machine.tls(settings)
     yield machine.cores(settings)
     yield machine.descriptors(settings)
     yield from machine.tasks(settings)

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from service import probe
+from service.access.tls import SOON_DAYS, Tls
 from service.check import cgroup
 from service.check.finding import Finding, count, error, ok, warning
 from service.ports import NAMES, reserve
@@ -48,6 +49,29 @@ def network(settings: Settings) -> Iterator[Finding]:
             f"The server listens on {settings.host} of its container, which only processes in the "
             "same container or pod can reach.",
             "Set host to 0.0.0.0.",
+        )
+
+
+def tls(settings: Settings) -> Iterator[Finding]:
+    """Whether clients could use the certificate; nothing if there is no TLS."""
+    if not settings.has_tls:
+        return
+    try:
+        files = Tls(settings)
+    except SettingsError as refused:
+        yield error("TLS", str(refused), "Correct the files, or the settings that name them.")
+        return
+    files.close()
+    text = f"The {files.described}."
+    if files.days_left < SOON_DAYS:
+        yield warning("TLS", text, "Renew it; the server reads it again when the files change.")
+    else:
+        yield ok("TLS", text)
+    if settings.tls_client_auth == "required" and not settings.health_port:
+        yield warning(
+            "health_port",
+            "Probes and Prometheus need a client certificate: no port answers without one.",
+            "Set health_port, which stays plain and asks for none.",
         )
 
 

@@ -134,6 +134,27 @@ class AlreadyExists(ServiceError):
         )
 
 
+class Unauthenticated(ServiceError):
+    """The caller shows no valid credential. `kind` says why, in the log and the metric alone."""
+
+    http_status = 401
+    grpc_code = "UNAUTHENTICATED"
+    kind = "missing"
+
+    @classmethod
+    def of(cls, kind: str) -> Unauthenticated:
+        """The error for a credential that is `missing`, `malformed`, `unknown` or `expired`.
+
+        It is one sentence for all of them, so that it does not tell what exists.
+        """
+        error = cls(
+            "A valid key is needed: send one key, in the header Authorization (Bearer KEY) or "
+            "x-api-key."
+        )
+        error.kind = kind
+        return error
+
+
 class Forbidden(ServiceError):
     """The settings of this server do not allow the request."""
 
@@ -205,6 +226,13 @@ class InFlightLimit(Overloaded):
             "The request arrives too slowly while others wait for room (max_inflight_bytes); try "
             "again later."
         )
+
+
+class TooManyRequests(Overloaded):
+    """The caller has used up what the limits allow it; try again after `expected_wait` seconds."""
+
+    http_status = 429
+    grpc_code = "RESOURCE_EXHAUSTED"
 
 
 class DeadlineExceeded(ServiceError):

@@ -9,13 +9,23 @@ internal one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Set
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+    Set,
+)
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from service.access.gate import Gate, Identity, Need
+from service.access.keys import Scope
 from service.core.batching import Batcher
 from service.core.errors import (
     InvalidArgument,
@@ -35,7 +45,13 @@ class Call(NamedTuple):
 
     deadline: float | None  # in loop time; None if the client set none
     caller: str = ""  # see core.callers
+    identity: Identity | None = None  # None if everyone may do everything
     trace: Trace | None = None  # None for a call, or a message of a stream, that is not traced
+
+    def require(self, scope: Scope) -> None:
+        """Raise Forbidden unless the caller may do what needs this scope."""
+        if self.identity is not None:
+            self.identity.require(scope)
 
 
 # Answers a message.
@@ -49,12 +65,14 @@ MESSAGE_SLACK = 64 * 1024
 class Unary(NamedTuple):
     """A method with one answer per call; `operation` is its name in metrics and logs.
 
-    `refusal` says whether a call need not be parsed because its model is overloaded.
+    `refusal` says whether a call need not be parsed because its model is overloaded. `scope` is
+    what a caller needs; None is open to everyone.
     """
 
     operation: str
     handler: Handler
     refusal: Refusal | None = None
+    scope: Scope | None = "admin"
 
 
 class Pipelined(NamedTuple):
@@ -66,6 +84,7 @@ class Pipelined(NamedTuple):
     operation: str
     handler: Handler
     refuse: Callable[[Any, ServiceError], Any]
+    scope: Scope | None = "admin"
 
 
 class Streaming(NamedTuple):
@@ -73,6 +92,7 @@ class Streaming(NamedTuple):
 
     operation: str
     handler: Callable[[AsyncIterator[Any]], AsyncIterator[Any]]
+    scope: Scope | None = "admin"
 
 
 Method = Unary | Pipelined | Streaming
@@ -110,7 +130,9 @@ class Calls:
         max_stream_requests: int,
         max_json_bytes: int = MAX_JSON_BYTES,
         overloaded: Set[Batcher] = frozenset(),
+        gate: Gate | None = None,
     ) -> None:
+        self.gate = gate
         self.overloaded = overloaded
         self.request_id = recorder.request_id
         self._recorder = recorder
@@ -121,6 +143,29 @@ class Calls:
         self._stopping = False
         self._reading: set[asyncio.Task[None]] = set()
 
+    def admit(
+        self,
+        gate: Gate,
+        rpc: Rpc | None,
+        request_id: str,
+        *,
+        authorization: Sequence[str],
+        api_keys: Sequence[str],
+        caller: str,
+        certificate: str = "",
+    ) -> Identity:
+        """Who makes a call, by its headers; `rpc` is None if no method has its path.
+
+        Raises and records what `Gate.admit` raises.
+        """
+        need: Need = "any" if rpc is None else rpc.method.scope
+        try:
+            return gate.admit(need, authorization, api_keys, caller, certificate)
+        except ServiceError as error:
+            operation = "unmatched" if rpc is None else rpc.method.operation
+            self._recorder.refused("grpc", operation, request_id, error)
+            raise
+
     async def answer(
         self,
         rpc: Rpc,
@@ -128,6 +173,7 @@ class Calls:
         deadline: float | None,
         request_id: str,
         caller: str = "",
+        identity: Identity | None = None,
         trace: Trace | None = None,
     ) -> bytes:
         """Answer a unary call. A ServiceError that it raises is the status of the call."""
@@ -141,7 +187,7 @@ class Calls:
             else:
                 request = self._parse(rpc, content)
             del content
-            answering = method.handler(request, Call(deadline, caller, trace))
+            answering = method.handler(request, Call(deadline, caller, identity, trace))
             del request  # so that the handler can free it once it is parsed
             answer = await answering
         serialized: bytes = rpc.response.SerializeToString(answer)
@@ -171,13 +217,16 @@ class Calls:
         request_id: str,
         ends_with_error: bool,
         caller: str = "",
+        identity: Identity | None = None,
         trace: Trace | None = None,
     ) -> AsyncIterator[bytes]:
         """Answer a stream. A ServiceError that it raises is the status of the call.
 
         If a message of a Pipelined method fails, its answer says so and the stream continues; with
-        `ends_with_error` the stream ends.
+        `ends_with_error` the stream ends. So it does if the caller's key is no longer valid.
         """
+        if self.gate is not None and identity is not None:
+            contents = _while_valid(self.gate, identity, contents)
         method, serialize = rpc.method, rpc.response.SerializeToString
         if trace is not None:
             trace.handle("", rpc.path[1:], request_id)
@@ -188,7 +237,7 @@ class Calls:
         else:
             assert isinstance(method, Pipelined)
             refuse = None if ends_with_error else method.refuse
-            call = Call(deadline, caller, trace)
+            call = Call(deadline, caller, identity, trace)
             code = "CANCELLED"
             try:
                 async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
@@ -368,3 +417,12 @@ class _Budget:
     def release(self, size: int) -> None:
         self._left += size
         self._released.set()
+
+
+async def _while_valid(
+    gate: Gate, identity: Identity, contents: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """The messages of a stream, as long as its caller may send them. Raises Unauthenticated."""
+    async for content in contents:
+        gate.confirm(identity)
+        yield content

@@ -60,8 +60,8 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
         )
 
     return {
-        "Predict": Unary("predict", predict, refusal),
-        "Read": Unary("read", read, refusal),
+        "Predict": Unary("predict", predict, refusal, scope="predict"),
+        "Read": Unary("read", read, refusal, scope="predict"),
     }
 
 

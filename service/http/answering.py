@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import NamedTuple
 
-from service.core.errors import Overloaded, ServiceError
+from service.core.errors import Overloaded, ServiceError, Unauthenticated
 from service.http.compression import Compression
 from service.http.digits import model_of
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
@@ -158,4 +158,6 @@ def _error(error: ServiceError) -> HttpResponse:
     response = json_response({"error": error.message}, error.http_status)
     if isinstance(error, Overloaded):
         response.headers.append(("retry-after", str(error.retry_after_s)))
+    elif isinstance(error, Unauthenticated):
+        response.headers.append(("www-authenticate", "Bearer"))
     return response

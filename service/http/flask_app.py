@@ -12,16 +12,21 @@ from typing import Any
 import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from service.access.gate import Gate, Identity, Need
 from service.core import errors
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import OPTIONS, UNMATCHED
+from service.http.routes import OPTIONS, UNMATCHED, Route
 
 
 def create_app(
-    http_app: HttpApp, loop: asyncio.AbstractEventLoop, max_request_bytes: int
+    http_app: HttpApp,
+    loop: asyncio.AbstractEventLoop,
+    max_request_bytes: int,
+    gate: Gate | None = None,
 ) -> flask.Flask:
     """A Flask application that answers its requests on `loop`, which runs in another thread."""
+    routes: dict[str, Route] = {}  # by their endpoints
     app = flask.Flask("service.http", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
     app.logger.disabled = True  # `HttpApp` logs what fails, under its request id
@@ -41,6 +46,7 @@ def create_app(
             return _wait(http_app.answer(request, match._replace(parameters=parameters)))
 
         endpoint = f"{route.method} {route.path}"
+        routes[endpoint] = route
         app.add_url_rule(route.path, endpoint, view, methods=[route.method])
 
     def unmatched(error: HTTPException) -> flask.Response:
@@ -52,6 +58,27 @@ def create_app(
     def _wait(answer: Any) -> flask.Response:
         return _response(asyncio.run_coroutine_threadsafe(answer, loop).result())
 
+    def admit(gate: Gate, need: Need) -> None:
+        """Raise what the gate raises, unless the front has let this request in.
+
+        The front may have taken it for another route: Flask ignores a slash at the end.
+        """
+        request = flask.request
+        identity: Identity | None = request.environ.get("mnist.identity")
+        if identity is not None:
+            identity.require(need)
+            return
+
+        async def ask() -> None:
+            gate.admit(
+                need,
+                request.headers.getlist("authorization"),
+                request.headers.getlist("x-api-key"),
+                request.remote_addr or "",
+            )
+
+        asyncio.run_coroutine_threadsafe(ask(), loop).result()
+
     @app.before_request
     def answer_before_flask() -> flask.Response | None:
         """Refuse what Werkzeug takes for something else: `post` for POST and `//v2` for /v2.
@@ -61,6 +88,12 @@ def create_app(
         """
         method, path = flask.request.environ["REQUEST_METHOD"], flask.request.environ["PATH_INFO"]
         error: errors.ServiceError
+        if gate is not None:
+            route = routes.get(flask.request.endpoint or "")
+            try:
+                admit(gate, route.scope if route else "any")
+            except errors.ServiceError as refusal:
+                return _wait(http_app.refuse(_request(b""), refusal, route or UNMATCHED))
         if path.startswith("//"):
             error = errors.NoSuchEndpoint.of(path)
         elif method != method.upper():  # methods are case-sensitive (RFC 9110, 9.1)

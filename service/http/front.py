@@ -18,6 +18,7 @@ from typing import Any
 
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
+from service.access.gate import Gate, Identity, Need
 from service.core.budget import Budget, Claim
 from service.core.callers import Callers
 from service.core.errors import (
@@ -27,7 +28,8 @@ from service.core.errors import (
     RequestTooLarge,
     ServiceError,
 )
-from service.http.answering import HttpApp
+from service.core.trace import Trace
+from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
@@ -62,8 +64,11 @@ class HttpFront:
         self._receiving: dict[asyncio.Task[None], tuple[float, HTTPProtocol]] = {}
         self._late: dict[asyncio.Task[None], ServiceError] = {}
 
-    def start(self, app: HttpApp, wsgi_app: WsgiApp, budget: Budget) -> None:
+    def start(
+        self, app: HttpApp, wsgi_app: WsgiApp, budget: Budget, gate: Gate | None = None
+    ) -> None:
         """Answer requests with `app` from now on; `wsgi_app` answers those that match no route."""
+        self._gate = gate
         self._budget = budget
         self._app = app
         self._traces = app.traces
@@ -79,10 +84,17 @@ class HttpFront:
             caller = self._known_callers.get(peer)
             if caller is None:
                 caller = self._callers.of(peer, scope.headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
-            trace = None
-            if self._traces is not None:
-                every = scope.headers.get_all  # type: ignore[attr-defined]
-                trace = self._traces.begin(every("traceparent"), every("tracestate"))
+            identity, match = None, None
+            if self._gate is not None:
+                try:
+                    identity, match = self._admit(self._gate, scope, caller)
+                except ServiceError as error:
+                    has_body = scope.headers.get("content-length", "0") != "0"
+                    has_body |= "transfer-encoding" in scope.headers
+                    response = await self._refuse(scope, error, caller, has_body)
+                    protocol.response_bytes(response.status, response.headers, response.body)
+                    return
+                caller = identity.caller
             if self._app.overloaded and (refusal := self._early_refusal(scope, caller)):
                 # A small body is read, so that the connection can be used again: hyper closes it
                 # unless all of the body has arrived.
@@ -91,17 +103,14 @@ class HttpFront:
                         self._give_back(*await self._body(scope, protocol))
                 protocol.response_bytes(refusal.status, refusal.headers, refusal.body)
                 return
+            trace = None
+            if self._traces is not None:
+                every = scope.headers.get_all  # type: ignore[attr-defined]
+                trace = self._traces.begin(every("traceparent"), every("tracestate"))
             try:
                 body, claim = await self._body(scope, protocol)
             except ServiceError as error:
-                request = HttpRequest(
-                    scope.method, scope.path, scope.headers.get, b"", caller=caller, trace=trace
-                )
-                response = await self._app.refuse(request, error)
-                # The rest of the body is still arriving, so an HTTP/1 connection cannot be used
-                # again. HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
-                if scope.http_version.startswith("1"):
-                    response.headers.append(("connection", "close"))
+                response = await self._refuse(scope, error, caller, trace=trace)
             else:
                 try:
                     # By position: keywords take 0.4 us more, for every request.
@@ -114,10 +123,10 @@ class HttpFront:
                         caller,
                         trace,
                     )
-                    answer = await self._app.answer(request) if self._fast_lane else None
+                    answer = await self._app.answer(request, match) if self._fast_lane else None
                     if answer is None:
                         answer = await self._loop.run_in_executor(
-                            self._flask_threads, self._through_flask, scope, request
+                            self._flask_threads, self._through_flask, scope, request, identity
                         )
                     response = answer
                 finally:
@@ -125,6 +134,40 @@ class HttpFront:
             protocol.response_bytes(response.status, response.headers, response.body)
         finally:
             del self.in_flight[protocol]
+
+    def _admit(self, gate: Gate, scope: Scope, caller: str) -> tuple[Identity, Match | None]:
+        """Who makes a request, and its route. Raises what `Gate.admit` raises."""
+        request = HttpRequest(scope.method, scope.path, scope.headers.get, b"")
+        match = self._app.find(request)
+        need: Need = "any"
+        if match is not None:
+            need = match.route.scope
+        elif scope.method == "HEAD" and (get := self._app.find(request._replace(method="GET"))):
+            need = get.route.scope
+        headers: Any = scope.headers
+        identity = gate.admit(
+            need, headers.get_all("authorization"), headers.get_all("x-api-key"), caller
+        )
+        return identity, match
+
+    async def _refuse(
+        self,
+        scope: Scope,
+        error: ServiceError,
+        caller: str,
+        has_body: bool = True,
+        trace: Trace | None = None,
+    ) -> HttpResponse:
+        """The answer to a request whose body is not read, or not to its end."""
+        request = HttpRequest(
+            scope.method, scope.path, scope.headers.get, b"", caller=caller, trace=trace
+        )
+        response = await self._app.refuse(request, error)
+        # The rest of the body is still arriving, so an HTTP/1 connection cannot be used again.
+        # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
+        if has_body and scope.http_version.startswith("1"):
+            response.headers.append(("connection", "close"))
+        return response
 
     def _give_back(self, body: bytes, claim: Claim | None) -> None:
         """Take the bytes of a request out of the budget."""
@@ -249,7 +292,9 @@ class HttpFront:
             self._late[task] = error
             task.cancel()
 
-    def _through_flask(self, scope: Scope, request: HttpRequest) -> HttpResponse:
+    def _through_flask(
+        self, scope: Scope, request: HttpRequest, identity: Identity | None
+    ) -> HttpResponse:
         """Call Flask through WSGI (PEP 3333). Runs in a thread: Flask waits for the loop."""
         status = 500
         headers: list[tuple[str, str]] = []
@@ -260,7 +305,7 @@ class HttpFront:
             # Granian counts the body itself, as it does without Flask.
             headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
-        chunks = self._wsgi_app(_environ(scope, request), start_response)
+        chunks = self._wsgi_app(_environ(scope, request, identity), start_response)
         try:
             content = b"".join(chunks)
         finally:
@@ -277,7 +322,7 @@ def _cut_short() -> InvalidArgument:
     return InvalidArgument("The body is damaged or cut short: its end did not arrive.")
 
 
-def _environ(scope: Scope, request: HttpRequest) -> dict[str, Any]:
+def _environ(scope: Scope, request: HttpRequest, identity: Identity | None) -> dict[str, Any]:
     host, _, port = scope.server.rpartition(":")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
@@ -298,6 +343,7 @@ def _environ(scope: Scope, request: HttpRequest) -> dict[str, Any]:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         "mnist.caller": request.caller,
+        "mnist.identity": identity,
         "mnist.trace": request.trace,
     }
     for name, value in scope.headers.items():

@@ -473,7 +473,7 @@ _http_closed = {reason: _http_connections_closed.labels(reason) for reason in _H
 _GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "resets", "error", "stop")
 _grpc_closed = {
     reason: _grpc_connections_closed.labels(reason)
-    for reason in (*_GRPC_REASONS, "displaced", "refused")
+    for reason in (*_GRPC_REASONS, "displaced", "refused", "handshake")
 }
 
 

@@ -289,7 +289,8 @@ class Administration:
                 f"Changes from web pages of other servers are refused ({excerpt(origin)})."
             )
         if (
-            self._settings.model_control_mode == "auto"
+            self._settings.trusts_loopback
+            and self._settings.model_control_mode == "auto"
             and host
             and not is_loopback(target.hostname or "")
         ):
@@ -303,7 +304,8 @@ class Administration:
             mode = self._settings.model_control_mode
             raise Forbidden(
                 f"{change} is not allowed: this server accepts connections from other machines; "
-                "start it with --model-control-mode explicit to allow it."
+                "give out keys (keys_file), or start it with --model-control-mode explicit to "
+                "allow it."
                 if mode == "auto"
                 else f"{change} is not allowed (model_control_mode is {mode})."
             )

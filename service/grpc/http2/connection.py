@@ -104,6 +104,8 @@ class Connection:
 
     `choose_request_id` returns the id of a call from its x-request-id header, or None. `pool` has
     all connections of the worker. `now` is always a time in seconds of the same monotonic clock.
+    `admit` sets the identity of a call by its headers, or returns the status that refuses it; it is
+    None if everyone may do everything.
     """
 
     def __init__(
@@ -113,7 +115,9 @@ class Connection:
         choose_request_id: Callable[[str | None], str],
         pool: Pool,
         now: float = 0.0,
+        admit: Callable[[Stream], Status | None] | None = None,
     ) -> None:
+        self._admit = admit
         self.closed = False  # nothing more is read or queued for sending
         self.reason = "peer"  # why it ended, for the metric
         # Called when something other than its bytes changes the connection: it may have output, be
@@ -466,13 +470,13 @@ class Connection:
             stream.receive(b"", 0, end_stream)
         self._streams[stream_id] = stream
         self._pool.open_calls += 1
-        if headers.refusal is not None:
-            self.finish(stream, headers.refusal)
-            return
-        if headers.rpc is None:
-            self.finish(
-                stream, Status("UNIMPLEMENTED", f"There is no method {excerpt(headers.path)}.")
-            )
+        refusal = headers.refusal
+        if refusal is None and self._admit is not None:
+            refusal = self._admit(stream)
+        if refusal is None and headers.rpc is None:
+            refusal = Status("UNIMPLEMENTED", f"There is no method {excerpt(headers.path)}.")
+        if refusal is not None:
+            self.finish(stream, refusal)
             return
         # A unary call without a deadline has nothing to start yet.
         if stream.deadline is not None or not headers.is_unary:

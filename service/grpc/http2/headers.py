@@ -7,8 +7,8 @@ Sources: RFC 7541 (HPACK); RFC 9113 (HTTP/2), 8.1 to 8.3; gRPC over HTTP2 (PROTO
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import hpack
@@ -85,7 +85,7 @@ class RetryLater(Status):
 
 
 OK = Status("OK", "")
-_NO_TRACE: tuple[list[str], list[str]] = [], []
+_NO_TRACE: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
 _TOO_MUCH_METADATA = Status(
     "RESOURCE_EXHAUSTED", f"The metadata of the call is larger than {MAX_HEADER_LIST} bytes."
 )
@@ -111,7 +111,9 @@ class RequestHeaders(NamedTuple):
     is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
     are_trailers: bool  # well-formed trailers by the same sections
     forwarded: tuple[str, ...]  # the values of x-forwarded-for, in order
-    trace: tuple[list[str], list[str]]  # the values of traceparent, and of tracestate
+    authorization: tuple[str, ...]  # the values of authorization
+    api_keys: tuple[str, ...]  # the values of x-api-key
+    trace: tuple[tuple[str, ...], tuple[str, ...]]  # the values of traceparent, and of tracestate
 
 
 class HeaderDecoder:
@@ -195,16 +197,23 @@ class HeaderDecoder:
             content_length=content_length,
             is_malformed=not is_request,
             are_trailers=is_well_formed and not pseudo_headers,
-            forwarded=tuple(
-                value.decode("latin-1") for name, value in decoded if name == b"x-forwarded-for"
-            ),
-            trace=_trace_of(decoded) if b"traceparent" in fields else _NO_TRACE,
+            forwarded=_values(decoded, b"x-forwarded-for"),
+            authorization=_values(decoded, b"authorization") if b"authorization" in fields else (),
+            api_keys=_values(decoded, b"x-api-key") if b"x-api-key" in fields else (),
+            trace=(_values(decoded, b"traceparent"), _values(decoded, b"tracestate"))
+            if b"traceparent" in fields
+            else _NO_TRACE,
         )
         if self._table.changed:
             self._cache.clear()
         elif len(self._cache) < _MAX_CACHED_BLOCKS and len(block) <= _MAX_CACHED_BLOCK:
             self._cache[block] = headers
         return headers
+
+
+def _values(fields: list[Any], name: bytes) -> tuple[str, ...]:
+    """The values of a header that may come several times, in order."""
+    return tuple(value.decode("latin-1") for each, value in fields if each == name)
 
 
 class _HeaderTable(HeaderTable):
@@ -219,14 +228,6 @@ class _HeaderTable(HeaderTable):
     def _shrink(self) -> None:
         self.changed = True
         super()._shrink()
-
-
-def _trace_of(decoded: Sequence[tuple[bytes, bytes]]) -> tuple[list[str], list[str]]:
-    parents, states = (
-        [value.decode("latin-1") for field, value in decoded if field == name]
-        for name in (b"traceparent", b"tracestate")
-    )
-    return parents, states
 
 
 def read_timeout(text: str) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from service.access.gate import Gate, Identity
 from service.core.errors import NotFound
 from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
 from service.grpc.grpcio_server import GrpcioServer
@@ -34,6 +35,7 @@ class Calls:
     """Answers b"fail" with NotFound and everything else with its request id and itself."""
 
     def __init__(self) -> None:
+        self.gate: Gate | None = None
         self.deadlines: list[float | None] = []
         self.ends_with_error: list[bool] = []
         self.callers: list[str] = []
@@ -49,6 +51,7 @@ class Calls:
         deadline: float | None,
         request_id: str,
         caller: str,
+        identity: Identity | None = None,
         trace: object = None,
     ) -> bytes:
         self.callers.append(caller)
@@ -65,7 +68,8 @@ class Calls:
         request_id: str,
         ends_with_error: bool,
         caller: str,
-        trace: object,
+        identity: Identity | None = None,
+        trace: object = None,
     ) -> AsyncIterator[bytes]:
         self.ends_with_error.append(ends_with_error)
         async for content in contents:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service.access.gate import Gate
 from service.core.callers import Callers
 from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
 from service.grpc.http2 import frames
@@ -69,6 +70,7 @@ class Calls:
 
     def __init__(self, reply: Callable[[bytes], Awaitable[bytes]]) -> None:
         self._reply = reply
+        self.gate: Gate | None = None
         self.ended: list[str] = []
         self.overloaded: set[object] = set()
         self.refusal: Overloaded | None = None

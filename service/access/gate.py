@@ -1,0 +1,192 @@
+"""The gate: the one decision about who may call, for HTTP and gRPC alike.
+
+Strategy: a front calls `Gate.admit` when the headers of a request are there, before it reads a
+body. A caller shows a key (`Authorization: Bearer KEY` or `x-api-key`), or a client certificate
+whose name the transport has verified, or nothing. The key's SHA-256 is looked up, so what a lookup
+takes says nothing about the keys of others, and a wrong key costs what a valid one does. Every
+refusal of a credential is the same sentence: it does not say whether the key, the route or the
+model exists. A request is admitted for the scope of its route; `confirm` asks again later, because
+a stream may last for longer than its key.
+
+With nothing configured and on loopback there is no gate, and the fronts test one attribute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from service.access.keys import (
+    SCOPES,
+    Key,
+    Keyring,
+    KeysError,
+    KeysFile,
+    Scope,
+    Signature,
+    digest_of,
+)
+from service.core.errors import Forbidden, ServiceError, Unauthenticated
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# What a request needs: a scope; `any` credential, where no route matches; or None, if it is open.
+Need = Scope | Literal["any"] | None
+_LONGEST = 512  # characters of a credential; a longer one is not hashed
+_BEARER = "bearer "
+_POLL_S = 1.0  # between two looks at the file of keys
+
+
+class Identity(NamedTuple):
+    """Who makes a request. `caller` is its name for fairness and limits (see core.callers)."""
+
+    caller: str
+    scopes: frozenset[Scope]
+    key: Key | None = None  # None for an anonymous caller
+
+    def require(self, need: Need) -> None:
+        """Raise Forbidden unless the caller may do what needs this scope."""
+        if need is None or need == "any" or need in self.scopes:
+            return
+        if self.key is not None:
+            raise Forbidden(
+                f"This needs the scope {need}, which the key or certificate does not have."
+            )
+        raise Forbidden(
+            f"This needs the scope {need}, which callers without a key do not have here; the "
+            "operator can give out keys (keys_file) or allow it to all (anonymous_scopes)."
+        )
+
+
+class Gate:
+    """Decides who may call, in one worker. Lives on its event loop.
+
+    `anonymous` are the scopes of callers that show nothing. Without `keys`, credentials are not
+    looked at. `count` is called with the kind of each refusal; `clock` returns seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        anonymous: frozenset[Scope],
+        keys: Keyring | None = None,
+        count: Callable[[str], None] = lambda kind: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.keys = keys
+        self._anonymous = anonymous
+        self._count = count
+        self._clock = clock
+
+    def admit(
+        self,
+        need: Need,
+        authorization: Sequence[str],
+        api_keys: Sequence[str],
+        caller: str,
+        certificate: str = "",
+    ) -> Identity:
+        """Who makes a request, by the values of its headers `authorization` and `x-api-key`.
+
+        `caller` is the address, and `certificate` the verified name of the client's certificate.
+        Raises Unauthenticated, Forbidden.
+        """
+        try:
+            if need is None or self.keys is None:
+                identity = Identity(caller, self._anonymous)
+                if need is not None:
+                    identity.require(need)
+                return identity
+            key = self._key(self.keys, authorization, api_keys, certificate)
+            if key is None:
+                if not (need in self._anonymous or (need == "any" and self._anonymous)):
+                    raise Unauthenticated.of("missing")
+                return Identity(caller, self._anonymous)
+            if key.expires is not None and key.expires <= self._clock():
+                raise Unauthenticated.of("expired")
+            if need in key.scopes or need == "any":
+                return Identity(f"key {key.name}", key.scopes, key)
+            Identity(caller, key.scopes, key).require(need)
+            raise AssertionError("not reached")
+        except ServiceError as error:
+            self._count(error.kind if isinstance(error, Unauthenticated) else "scope")
+            raise
+
+    def confirm(self, identity: Identity) -> None:
+        """Raise Unauthenticated if the key of an admitted caller has expired or is revoked."""
+        key = identity.key
+        if key is None or self.keys is None:
+            return
+        if not self.keys.has(key):
+            raise Unauthenticated.of("unknown")
+        if key.expires is not None and key.expires <= self._clock():
+            raise Unauthenticated.of("expired")
+
+    def _key(
+        self,
+        keys: Keyring,
+        authorization: Sequence[str],
+        api_keys: Sequence[str],
+        certificate: str,
+    ) -> Key | None:
+        """The entry of what the caller shows; None if that is nothing. Raises Unauthenticated."""
+        if not authorization and not api_keys:
+            return keys.by_certificate.get(certificate) if certificate else None
+        if len(authorization) + len(api_keys) > 1:  # which of them counts would be a guess
+            raise Unauthenticated.of("malformed")
+        if api_keys:
+            sent = api_keys[0]
+        else:
+            sent = authorization[0]
+            if sent[: len(_BEARER)].lower() != _BEARER:
+                raise Unauthenticated.of("malformed")
+            sent = sent[len(_BEARER) :].strip(" ")
+        if not sent or len(sent) > _LONGEST or not sent.isascii():
+            raise Unauthenticated.of("malformed")
+        digest = digest_of(sent)
+        key = keys.by_digest.get(digest)
+        if key is None or not hmac.compare_digest(key.digest, digest):
+            raise Unauthenticated.of("unknown")
+        return key
+
+
+def gate_of(settings: Settings, count: Callable[[str], None] = lambda kind: None) -> Gate | None:
+    """The gate that the settings ask for, without keys yet; None if all may do everything."""
+    anonymous = settings.anonymous
+    if not settings.keys_file and anonymous == frozenset(SCOPES):
+        return None
+    return Gate(anonymous, Keyring() if settings.keys_file else None, count)
+
+
+class KeysWatch:
+    """Keeps the keys of a gate as the file says."""
+
+    def __init__(self, gate: Gate, path: Path) -> None:
+        self._gate = gate
+        self._file = KeysFile(path)
+        self._seen: Signature | None = None
+        self.following: asyncio.Task[None] | None = None  # so that it is not collected
+
+    def load(self) -> None:
+        """Read the file, and take over its keys. Raises KeysError, and changes nothing."""
+        self._seen = self._file.signature()  # first: a later change shows as a difference
+        self._gate.keys = Keyring(self._file.read())
+
+    async def follow(self) -> None:
+        """Look for changes from now on. A file that cannot be used is logged, once."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_POLL_S)
+            if await loop.run_in_executor(None, self._file.signature) == self._seen:
+                continue
+            try:
+                await loop.run_in_executor(None, self.load)
+            except KeysError as error:
+                log.error("%s The keys from before stay in force.", error)
+            else:
+                log.info("The file of keys has changed, and holds from now on.")
