@@ -82,7 +82,8 @@ class Trace:
 
     def __init__(self, trace_id: int, parent_id: int, state: str = "") -> None:
         self.trace_id = trace_id
-        self.span_id = new_id(64)
+        # The ids of the spans below it follow, and fit into 64 bits as well.
+        self.span_id = new_id(63)
         self.parent_id = parent_id
         self.state = state
         self.is_message = False
@@ -114,7 +115,7 @@ class Trace:
 
     def step_id(self, number: int) -> int:
         """The id of the span of a step: ids have to differ within their trace only."""
-        return (self.span_id + number) & 0xFFFF_FFFF_FFFF_FFFF or 1
+        return self.span_id + number
 
     def message(self) -> Trace:
         """The trace of a message of this stream."""

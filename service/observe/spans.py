@@ -46,6 +46,7 @@ _BATCH = 64  # traces per export; encoding more would hold Python's global lock 
 _REMINDER_S = 60.0  # between two lines about a collector that takes no traces
 _FLUSH_S = 5.0
 _FAILING_FLUSH_S = 0.5  # while the collector takes no traces
+_LONGEST_PROBLEM = 300  # characters
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
 # The codes of gRPC that the conventions count as errors of the server.
@@ -114,7 +115,7 @@ class SpanExporter:
             spans = [span for trace in ended for span in self.spans(trace)]
             is_sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
         except Exception as error:  # whatever it is, the next traces may do better
-            is_sent, self._problem.text = False, f"{type(error).__name__}: {error}"
+            is_sent, self._problem.text = False, excerpt(f"{type(error).__name__}: {error}")
         if is_sent:
             metrics.traces_exported(len(ended))
             if self._is_failing:
@@ -131,7 +132,7 @@ class SpanExporter:
                 "Traces cannot be exported, and %d were dropped since the last such line; requests "
                 "are served as before: %s",
                 self._dropped,
-                excerpt(self._problem.text),
+                self._problem.text,
             )
             self._silent_until, self._dropped = now + _REMINDER_S, 0
 
@@ -303,7 +304,7 @@ class _LastMessage(logging.Handler):
         logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message; the one that an export was given up does not say why."""
+        """Keep why an export failed; the line that it was given up does not say it."""
         text = record.getMessage()
         if "due to timeout" not in text:
-            self.text = text
+            self.text = text.rpartition("(Caused by ")[2][:_LONGEST_PROBLEM]
