@@ -49,7 +49,7 @@ class Collector:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                body = self.body()
                 collector.headers = {name.lower(): text for name, text in self.headers.items()}
                 collector.requests += 1
                 collector.hold.wait()
@@ -59,6 +59,16 @@ class Collector:
                 self.send_header("content-length", str(len(collector.answer)))
                 self.end_headers()
                 self.wfile.write(collector.answer)
+
+            def body(self) -> bytes:
+                if length := self.headers["content-length"]:
+                    return self.rfile.read(int(length))
+                chunks = []  # Envoy's
+                while size := int(self.rfile.readline(), 16):
+                    chunks.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(chunks)
 
             def log_message(self, *_: object) -> None:
                 pass
