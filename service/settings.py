@@ -406,8 +406,8 @@ class Settings:
     traces_sample: float = _setting(
         "traces",
         0.01,
-        "share of requests that are traced, of those whose caller has not decided that by the "
-        "header traceparent",
+        "share of requests that are traced, unless their callers decide it by the header "
+        "traceparent",
         low=0,
         high=1,
     )

@@ -99,7 +99,7 @@ def parse(parents: Sequence[str]) -> tuple[int, int, bool] | None:
     if match is None:
         return None
     version, trace_id, parent_id, flags, rest = match.groups()
-    # Version 00 ends after the flags; later ones may go on.
+    # Version 00 ends after the flags; later ones may have more.
     if version == "ff" or (version == "00" and rest is not None):
         return None
     ids = int(trace_id, 16), int(parent_id, 16)

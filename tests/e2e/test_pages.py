@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from docs.site.reference import parsers
+from tests.collector import Collector
 from tests.conftest import ROOT, Server
 from tests.e2e.following import DOCS, Reader, blocks, commands
 
@@ -33,6 +34,11 @@ NOT_RUN = {
     },
     "howto/gpu.md": {"": GPU},
     "howto/kubernetes.md": {"": CLUSTER},
+    "howto/traces.md": {
+        "pip install": "this test's environment has both",
+        "docker run": "needs a Docker engine; the test has a collector of its own",
+        "py-spy": "test_traces.py runs it on a worker",
+    },
     "models.md": {"": "a line of model.json; tests/service/repository/test_models.py declares it"},
     "performance.md": {"": "takes minutes to hours; tests/benchmarks runs the commands in short"},
     "scaling.md": {"": CLUSTER},
@@ -56,6 +62,7 @@ FOLLOWED = (
     "howto/from-torchserve.md",
     "howto/from-triton.md",
     "howto/tls.md",
+    "howto/traces.md",
 )
 LANGUAGES = {"sh", "python", "js", "yaml", "json"}
 
@@ -164,6 +171,15 @@ def test_envoy_adds_tls_and_a_key_to_both_transports(reader: Reader) -> None:
         f"https://127.0.0.1:{reader.tls}/v2"
     )
     assert status == "401"
+
+
+def test_a_collector_gets_the_traces_of_the_manual(reader: Reader) -> None:
+    with Collector() as collector:
+        reader.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
+        for answer in follow(reader, "howto/traces.md")[1:]:
+            assert json.loads(answer)["predictions"][0]["digit"] == 7
+        collector.wait_for("POST /predict", "receive", "decode", "queue", "run", "batch", "encode")
+        collector.wait_for("run", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
 def test_snippets_that_do_not_run_are_at_least_python() -> None:

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from tritonclient.grpc import service_pb2_grpc as inference_grpc
 
 from tests.collector import Collector, Span
 from tests.conftest import ROOT, Mnist, Server, free_ports, starting
+from tests.e2e.following import DOCS, blocks, commands
 from tests.e2e.test_envoy import ENVOY, configuration, connect, request
 
 STEPS = ["receive", "decode", "queue", "run", "encode"]
@@ -322,3 +324,32 @@ def test_without_the_extra_the_server_says_what_to_install(tmp_path: Path) -> No
         "mnist-serve: traces is true, but OpenTelemetry is not installed; install the extra for "
         "it: pip install 'mnist-service[traces]'.\n"
     )
+
+
+PROFILES = [
+    command
+    for block in blocks(DOCS / "howto" / "traces.md")
+    for command in commands(block)
+    if command.startswith("py-spy") and " top " not in command  # which never ends
+]
+
+
+@pytest.mark.parametrize("command", PROFILES)
+def test_a_worker_can_be_profiled(server: Server, tmp_path: Path, command: str) -> None:
+    """The commands of the manual, for a shorter time."""
+    (file,) = (file for file in distribution("py-spy").files or () if file.name == "py-spy")
+    (worker,) = server.worker_pids()
+    words = command.replace("PID", str(worker)).replace("30", "1").split()[1:]
+    done = subprocess.run(
+        [Path(str(file.locate())).resolve(), *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if "--output" in words:
+        assert "<svg" in (tmp_path / "profile.svg").read_text()
+    else:
+        assert "Thread" in done.stdout
+    assert server.is_ready()
