@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from service import SERVER_NAME
-from service.access.keys import SCOPES, Scope
+from service.access.keys import SCOPES, Scope, check_anonymous
+from service.access.origins import check_host, check_origin
 from service.core.callers import networks
 from service.core.errors import excerpt
 from service.core.off_loop import MAX_JSON_BYTES
@@ -118,6 +119,13 @@ class Settings:
         "",
         "file of the authorities (PEM) whose client certificates are accepted; this authority may "
         "let anybody in whom it gives one",
+    )
+    forwarded_certificates: bool = _setting(
+        "security",
+        False,
+        "whether x-forwarded-client-cert names the client certificate of a request from one of "
+        "trusted_proxies; each of them must replace what clients send, as Envoy does with "
+        "SANITIZE_SET",
     )
     tls_min_version: Literal["1.2", "1.3"] = _setting(
         "security", "1.2", "oldest version of TLS that clients may use"
@@ -342,6 +350,38 @@ class Settings:
         "addresses and networks, comma-separated, of the proxies in front of the server; the "
         "caller of a request from one of them is the address that it adds to X-Forwarded-For",
     )
+    max_requests_per_second: float = _setting(
+        "limits",
+        0.0,
+        "requests that each caller may send per second, over HTTP and gRPC together, and messages "
+        "of streams; a caller is a key or an address; workers share it; 0 is without limit",
+        low=0,
+        high=10_000_000,
+    )
+    request_burst: int = _setting(
+        "limits",
+        0,
+        "requests that a caller may send at once after a pause; workers share it; 0 is as many as "
+        "in one second",
+        low=0,
+        high=10_000_000,
+    )
+    max_images_per_second: float = _setting(
+        "limits",
+        0.0,
+        "images (rows of tensors, for other models) that each caller may send per second; workers "
+        "share it; 0 is without limit",
+        low=0,
+        high=1_000_000_000,
+    )
+    image_burst: int = _setting(
+        "limits",
+        0,
+        "images that a caller may send at once after a pause; a request with more than the share "
+        "of one worker is refused; 0 is as many as in one second",
+        low=0,
+        high=1_000_000_000,
+    )
     max_stream_requests: int = _setting(
         "limits",
         64,
@@ -377,6 +417,20 @@ class Settings:
         "what callers without a key may do: scopes (predict, read, admin, metrics), separated by "
         "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
         "admin if the server listens to others",
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        "security",
+        (),
+        "origin (https://example.org) of web pages that may call the server from a browser, beside "
+        "its own; several are separated by commas or by repeating the flag, * allows every page to "
+        "call what changes nothing",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "security",
+        (),
+        "name by which the server may be called (the header Host), beside localhost and addresses; "
+        "several are separated by commas or by repeating the flag, * allows all; without any, Host "
+        "is checked only where everyone may call because the server listens on this machine only",
     )
 
     playground: bool = _setting(
@@ -446,10 +500,7 @@ class Settings:
                 )
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.", "host")
-        try:
-            networks(self.trusted_proxies)
-        except ValueError as error:
-            raise SettingsError(f"trusted_proxies: {excerpt(error)}.", "trusted_proxies") from None
+        self._check_texts()
         if self.traces and not _has_opentelemetry():
             raise SettingsError(
                 "traces is true, but OpenTelemetry is not installed; install the extra for it: "
@@ -474,13 +525,6 @@ class Settings:
                 f"{self.model_control_mode}.",
                 "load_model",
             )
-        scopes = self.anonymous_scopes
-        if scopes not in (("auto",), ("none",)) and (wrong := set(scopes) - {*SCOPES}):
-            raise SettingsError(
-                f"anonymous_scopes has {excerpt(repr(min(wrong)))}, but must be auto, none or some "
-                f"of {', '.join(SCOPES)}.",
-                "anonymous_scopes",
-            )
         if self.max_inflight_bytes < self.max_request_bytes:
             raise SettingsError(
                 f"max_inflight_bytes is {self.max_inflight_bytes}, but must be at least "
@@ -489,8 +533,28 @@ class Settings:
                 "max_request_bytes",
             )
 
+    def _check_texts(self) -> None:
+        """Raise SettingsError for addresses, origins, names and scopes that are malformed."""
+        for name, check, values in (
+            ("trusted_proxies", networks, (self.trusted_proxies,)),
+            ("allowed_origins", check_origin, self.allowed_origins),
+            ("allowed_hosts", check_host, self.allowed_hosts),
+            ("anonymous_scopes", check_anonymous, (",".join(self.anonymous_scopes),)),
+        ):
+            try:
+                for value in values:
+                    check(value)
+            except ValueError as error:
+                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
+
     def _check_tls(self) -> None:
         """Raise SettingsError if the settings of TLS do not go together; files are not read."""
+        if self.forwarded_certificates and not self.trusted_proxies:
+            raise SettingsError(
+                "forwarded_certificates is true, but trusted_proxies, whose header counts, is not "
+                "set.",
+                "forwarded_certificates",
+            )
         pair = ("tls_certificate", "tls_key")
         for name, other in (pair, pair[::-1]):
             if getattr(self, name) and not getattr(self, other):
@@ -784,7 +848,12 @@ def load(
         except SettingsError as error:
             refuse(error)
             values = {name: value for name, value in values.items() if name not in error.settings}
-    settings = dataclasses.replace(settings, host=_address_of(settings.host))
+    address = _address_of(settings.host)
+    if is_loopback(address) and not is_loopback(settings.host):
+        # A name of this machine, as 127.0.1.1 has on Debian: clients call it by this name.
+        hosts = (*settings.allowed_hosts, settings.host.lower())
+        settings = dataclasses.replace(settings, allowed_hosts=hosts)
+    settings = dataclasses.replace(settings, host=address)
     return _with_models(
         settings,
         is_shipped="models" not in values,

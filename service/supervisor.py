@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 # after process ids.
 LONGEST_SOCKET_FOLDER = 90
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_CERTIFICATE_S = 3.0  # between two looks at the files of TLS
+_CERTIFICATE_S = 1.0  # between two looks at the files of TLS
 _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
@@ -402,7 +402,7 @@ def _warn_of_access(settings: Settings) -> None:
     if settings.keys_file:
         if exposure := KeysFile(Path(settings.keys_file)).exposure:
             log.warning("%s", exposure)
-    elif not is_loopback(settings.host):
+    elif not is_loopback(settings.host) and settings.tls_client_auth != "required":
         log.warning(
             "Everyone who reaches %s may call this server without a key (%s). Give out keys: "
             "mnist-keys add NAME --file FILE, then start with --keys-file FILE; or listen on this "

@@ -7,6 +7,7 @@ needs no lock and no thread hand-off between its socket and its inference.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import gc
 import logging
@@ -26,6 +27,8 @@ import flask
 
 from service.access.gate import KeysWatch, gate_of
 from service.access.keys import KeysError
+from service.access.limits import limits_of
+from service.access.origins import Origins
 from service.access.tls import Tls
 from service.banner import banner, is_for_people, width
 from service.core.batching import Batcher, BatchLimits
@@ -60,7 +63,7 @@ from service.runtime.session import (
     cuda_is_built_in,
 )
 from service.runtime.shared_memory import SharedRegions
-from service.settings import Settings, load
+from service.settings import Settings, is_loopback, load
 
 if TYPE_CHECKING:
     from service.observe.spans import SpanExporter
@@ -93,7 +96,8 @@ class Service:
         if settings.traces:
             traces = Traces(share=settings.traces_sample, per_second=settings.traces_per_second)
         self.recorder = RequestRecorder(self.metrics, settings.log_requests, traces=traces)
-        self.gate = gate_of(settings)
+        self.limits = limits_of(settings, Metrics.limited)
+        self.gate = gate_of(settings, metrics.access_refused, self.limits)
         self.keys: KeysWatch | None = None
         if self.gate is not None and settings.keys_file:
             self.keys = KeysWatch(self.gate, Path(settings.keys_file))
@@ -153,6 +157,7 @@ class Service:
             max_json_bytes=settings.max_json_bytes,
             server_name=settings.server_name,
             typed_answers=settings.typed_answers,
+            limits=self.limits,
         )
         self.digits = Digits(
             self.repository,
@@ -162,6 +167,7 @@ class Service:
             max_decodings=settings.max_decodings,
             max_json_bytes=settings.max_json_bytes,
             max_read_digits=settings.max_read_digits,
+            limits=self.limits,
         )
         self.http_app = HttpApp(
             inference=self.inference,
@@ -292,7 +298,10 @@ class Worker:
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
-            callers=Callers(settings.trusted_proxies),
+            callers=Callers(
+                settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+            ),
+            origins=origins_of(settings),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
@@ -422,7 +431,9 @@ class Worker:
         self._accepts_requests = True
         await self._grpc.start()
         if settings.health_port:
-            self._health = HealthPort(service.http_app, settings.host, settings.health_port)
+            self._health = HealthPort(
+                service.http_app, settings.host, settings.health_port, service.gate
+            )
             self._health.start()
         service.models_changed = self._grpc.publish_health
         if service.keys is not None:
@@ -493,6 +504,15 @@ class Worker:
         os._exit(1)
 
 
+def origins_of(settings: Settings) -> Origins:
+    """What the settings say of web pages and of the server's names.
+
+    Names are checked where anyone may call because only this machine can.
+    """
+    checks_hosts = is_loopback(settings.host) and bool(settings.anonymous)
+    return Origins(settings.allowed_origins, settings.allowed_hosts, checks_hosts=checks_hosts)
+
+
 def flask_app() -> flask.Flask:
     """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no RSGI front."""
     settings = load([])
@@ -508,4 +528,11 @@ def flask_app() -> flask.Flask:
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(service.http_app, loop, settings.max_request_bytes, service.gate)
+    return create_app(
+        service.http_app,
+        loop,
+        settings.max_request_bytes,
+        service.gate,
+        # Its answers have no headers of CORS: no other origin is of use.
+        origins_of(dataclasses.replace(settings, allowed_origins=())),
+    )

@@ -27,8 +27,21 @@ _SHOWN_DIGITS = 12  # of a digest, to tell keys apart
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Change or show a file of keys. Returns 0; 1 if the file or the change cannot be used."""
-    options = parser().parse_args(arguments)
+    """Change or show a file of keys.
+
+    Returns 0; 1 if the file or the change cannot be used. argparse exits with 2 for a command line
+    that it does not know.
+    """
+    command_line = parser()
+    options = command_line.parse_args(arguments)
+    if options.command == "list" and options.name is not None:
+        command_line.error("list takes no NAME; it shows all entries")
+    if options.command != "list" and options.name is None:
+        command_line.error(f"{options.command} needs a NAME")
+    if options.command != "add" and any(
+        value is not None for value in (options.scopes, options.expires, options.certificate)
+    ):
+        command_line.error("--scopes, --expires and --certificate are for add; revoke and add anew")
     try:
         run = {"add": _add, "list": _list, "revoke": _revoke}[options.command]
         run(KeysFile(Path(options.file)), options)
@@ -42,61 +55,58 @@ def parser() -> argparse.ArgumentParser:
     """The command line of mnist-keys."""
     command_line = argparse.ArgumentParser(
         prog="mnist-keys",
-        description="Give out keys for mnist-serve, list them and take them back. A server\n"
-        "follows the file (its setting keys_file) within a few seconds.",
-        epilog="exit status: 0 if it was done, 1 if the file or the change cannot be used,\n"
+        usage="%(prog)s add|list|revoke [NAME] [--OPTION VALUE ...]",
+        description="Give out keys for mnist-serve, list them and take them back.",
+        epilog="A running server (keys_file) follows the file within a few seconds.\n\n"
+        "exit status: 0 if it was done, 1 if the file or the change cannot be used,\n"
         "2 for a wrong command line.\n\n"
         "examples:\n"
         "  mnist-keys add alice                   # prints the key, which shows only now\n"
-        "  mnist-keys add ci --scopes predict,read --expires 2027-01-31\n"
+        "  mnist-keys add ci --scopes predict,read --expires 2099-01-31\n"
         "  mnist-keys add gateway --certificate spiffe://example.org/gateway\n"
         "  mnist-keys list\n"
         "  mnist-keys revoke alice",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
-    commands = command_line.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, summary: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        added.add_argument(
-            "--file",
-            default="keys",
-            metavar="FILE",
-            help="the file of keys (default: ./keys)",
-        )
-        return added
-
-    add = command("add", "make a key, or let a client certificate in")
-    add.add_argument("name", metavar="NAME", help="who gets it; in logs, and for revoke")
-    what = add.add_argument_group("what it is for")
-    what.add_argument(
+    add = command_line.add_argument_group("command").add_argument
+    add(
+        "command",
+        choices=("add", "list", "revoke"),
+        metavar="add|list|revoke",
+        help="add makes a key and prints it, or lets a client certificate in; list shows names, "
+        "scopes, expiry and how each SHA-256 begins; revoke takes an entry back",
+    )
+    add("name", nargs="?", metavar="NAME", help="whose entry: for add and revoke, and in logs")
+    add("-h", "--help", action="help", help="show this text and exit")
+    add("--file", default="keys", metavar="FILE", help="the file of keys (default: ./keys)")
+    add = command_line.add_argument_group("of a new entry").add_argument
+    add(
         "--scopes",
-        default="predict",
         metavar="SCOPES",
-        help=f"some of {','.join(SCOPES)} (default: predict)",
+        help=f"what it is for: some of {','.join(SCOPES)} (default: predict)",
     )
-    what.add_argument(
+    add(
         "--expires",
-        default="never",
         metavar="TIME",
-        help="when it ends: 2027-01-31 or 2027-01-31T12:00:00Z, both UTC (default: never)",
+        help="when it ends: 2099-01-31 or 2099-01-31T12:00:00Z, both UTC (default: never)",
     )
-    what.add_argument(
+    add(
         "--certificate",
         metavar="NAME",
-        help="the name in a client certificate (its first URI or DNS name, else its common name); "
-        "then no key is made",
+        help="the name in a client certificate (its first URI, DNS name or e-mail address, else "
+        "its common name); no key is made",
     )
-    command("list", "show names, scopes, expiry, and how each SHA-256 begins")
-    revoke = command("revoke", "take back a key, or shut a client certificate out")
-    revoke.add_argument("name", metavar="NAME", help="whose")
     return command_line
 
 
 def _add(file: KeysFile, options: argparse.Namespace) -> None:
     check_name(options.name)
-    key = Key(options.name, read_scopes(options.scopes), read_time(options.expires))
+    scopes = read_scopes("predict" if options.scopes is None else options.scopes)
+    key = Key(
+        options.name, scopes, read_time("never" if options.expires is None else options.expires)
+    )
     if key.expires is not None and key.expires <= time.time():
         raise KeysError(f"--expires {options.expires} has passed; choose a later time.")
     secret = ""

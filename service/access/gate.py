@@ -18,6 +18,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -29,8 +30,8 @@ from service.access.keys import (
     KeysFile,
     Scope,
     Signature,
-    digest_of,
 )
+from service.access.limits import Limits
 from service.core.errors import Forbidden, ServiceError, Unauthenticated
 from service.settings import Settings
 
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 # What a request needs: a scope; `any` credential, where no route matches; or None, if it is open.
 Need = Scope | Literal["any"] | None
 _LONGEST = 512  # characters of a credential; a longer one is not hashed
-_BEARER = "bearer "
 _POLL_S = 1.0  # between two looks at the file of keys
 
 
@@ -69,6 +69,7 @@ class Gate:
 
     `anonymous` are the scopes of callers that show nothing. Without `keys`, credentials are not
     looked at. `count` is called with the kind of each refusal; `clock` returns seconds since 1970.
+    `limits` are those of requests; what is open to everyone is not limited.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Gate:
         keys: Keyring | None = None,
         count: Callable[[str], None] = lambda kind: None,
         clock: Callable[[], float] = time.time,
+        limits: Limits | None = None,
     ) -> None:
-        self.keys = keys
+        self.keys = keys  # by the setter
+        self._limits = limits
         self._anonymous = anonymous
         self._count = count
         self._clock = clock
@@ -94,73 +97,107 @@ class Gate:
         """Who makes a request, by the values of its headers `authorization` and `x-api-key`.
 
         `caller` is the address, and `certificate` the verified name of the client's certificate.
-        Raises Unauthenticated, Forbidden.
+        Raises Unauthenticated, Forbidden, TooManyRequests.
         """
         try:
-            if need is None or self.keys is None:
+            identity = None
+            if need is not None and self._keys is not None:
+                identity = self._identity(authorization, api_keys, certificate)
+            if identity is None:
                 identity = Identity(caller, self._anonymous)
-                if need is not None:
-                    identity.require(need)
-                return identity
-            key = self._key(self.keys, authorization, api_keys, certificate)
-            if key is None:
-                if not (need in self._anonymous or (need == "any" and self._anonymous)):
+                if self._keys is not None and not (
+                    need is None or need in self._anonymous or (need == "any" and self._anonymous)
+                ):
                     raise Unauthenticated.of("missing")
-                return Identity(caller, self._anonymous)
-            if key.expires is not None and key.expires <= self._clock():
-                raise Unauthenticated.of("expired")
-            if need in key.scopes or need == "any":
-                return Identity(f"key {key.name}", key.scopes, key)
-            Identity(caller, key.scopes, key).require(need)
-            raise AssertionError("not reached")
+            if need is not None and need not in identity.scopes:
+                identity.require(need)
         except ServiceError as error:
             self._count(error.kind if isinstance(error, Unauthenticated) else "scope")
             raise
+        if self._limits is not None and need is not None:
+            self._limits.request(identity.caller)
+        return identity
+
+    @property
+    def keys(self) -> Keyring | None:
+        """Whose keys are valid; None if keys are not looked at."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Keyring | None) -> None:
+        self._keys = keys
+        self._by_digest: dict[bytes, Identity] = {}
+        self._by_certificate: dict[str, Identity] = {}
+        if keys is not None:  # made once, not per request
+            self._by_digest = {d: _identity_of(key) for d, key in keys.by_digest.items()}
+            self._by_certificate = {n: _identity_of(k) for n, k in keys.by_certificate.items()}
+
+    def admit_message(self, identity: Identity) -> None:
+        """Count a message of a stream, after the first. Raises TooManyRequests."""
+        if self._limits is not None:
+            self._limits.request(identity.caller)
 
     def confirm(self, identity: Identity) -> None:
         """Raise Unauthenticated if the key of an admitted caller has expired or is revoked."""
         key = identity.key
-        if key is None or self.keys is None:
+        if key is None or self._keys is None:
             return
-        if not self.keys.has(key):
+        if not self._keys.has(key):
             raise Unauthenticated.of("unknown")
         if key.expires is not None and key.expires <= self._clock():
             raise Unauthenticated.of("expired")
 
-    def _key(
-        self,
-        keys: Keyring,
-        authorization: Sequence[str],
-        api_keys: Sequence[str],
-        certificate: str,
-    ) -> Key | None:
-        """The entry of what the caller shows; None if that is nothing. Raises Unauthenticated."""
+    def _identity(
+        self, authorization: Sequence[str], api_keys: Sequence[str], certificate: str
+    ) -> Identity | None:
+        """Whose key or certificate this is; None if none is shown. Raises Unauthenticated.
+
+        A certificate without an entry counts as none: only the key is a claim to be somebody.
+        """
+        digest = None
         if not authorization and not api_keys:
-            return keys.by_certificate.get(certificate) if certificate else None
-        if len(authorization) + len(api_keys) > 1:  # which of them counts would be a guess
-            raise Unauthenticated.of("malformed")
-        if api_keys:
-            sent = api_keys[0]
+            identity = self._by_certificate.get(certificate)
+            if identity is None:
+                return None
         else:
-            sent = authorization[0]
-            if sent[: len(_BEARER)].lower() != _BEARER:
+            if len(authorization) + len(api_keys) > 1:  # which of them counts would be a guess
                 raise Unauthenticated.of("malformed")
-            sent = sent[len(_BEARER) :].strip(" ")
-        if not sent or len(sent) > _LONGEST or not sent.isascii():
-            raise Unauthenticated.of("malformed")
-        digest = digest_of(sent)
-        key = keys.by_digest.get(digest)
-        if key is None or not hmac.compare_digest(key.digest, digest):
+            if api_keys:
+                sent = api_keys[0]
+            else:
+                scheme, _, sent = authorization[0].partition(" ")
+                if scheme.lower() != "bearer":
+                    raise Unauthenticated.of("malformed")
+                sent = sent.strip(" ")
+            if not sent or len(sent) > _LONGEST or not sent.isascii():
+                raise Unauthenticated.of("malformed")
+            digest = sha256(sent.encode()).digest()
+            identity = self._by_digest.get(digest)
+            if identity is None:
+                raise Unauthenticated.of("unknown")
+        key = identity.key
+        assert key is not None
+        if digest is not None and not hmac.compare_digest(key.digest, digest):
             raise Unauthenticated.of("unknown")
-        return key
+        if key.expires is not None and key.expires <= self._clock():
+            raise Unauthenticated.of("expired")
+        return identity
 
 
-def gate_of(settings: Settings, count: Callable[[str], None] = lambda kind: None) -> Gate | None:
+def _identity_of(key: Key) -> Identity:
+    return Identity(f"key {key.name}", key.scopes, key)
+
+
+def gate_of(
+    settings: Settings,
+    count: Callable[[str], None] = lambda kind: None,
+    limits: Limits | None = None,
+) -> Gate | None:
     """The gate that the settings ask for, without keys yet; None if all may do everything."""
     anonymous = settings.anonymous
-    if not settings.keys_file and anonymous == frozenset(SCOPES):
+    if not settings.keys_file and anonymous == frozenset(SCOPES) and limits is None:
         return None
-    return Gate(anonymous, Keyring() if settings.keys_file else None, count)
+    return Gate(anonymous, Keyring() if settings.keys_file else None, count, limits=limits)
 
 
 class KeysWatch:

@@ -105,6 +105,17 @@ def read_scopes(text: str) -> frozenset[Scope]:
     return frozenset(scope for scope in SCOPES if scope in names)
 
 
+def check_anonymous(text: str) -> None:
+    """Raise ValueError, without a full stop, for a value of the setting anonymous_scopes."""
+    if text not in ("auto", "none"):
+        try:
+            read_scopes(text)
+        except KeysError as error:
+            raise ValueError(
+                str(error).rstrip(".").replace("they are", "use auto, none or")
+            ) from None
+
+
 def check_name(name: str) -> None:
     """Raise KeysError for a name that an entry cannot have."""
     if not _NAME.fullmatch(name):

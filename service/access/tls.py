@@ -26,7 +26,7 @@ _FILES = ("tls_certificate", "tls_key", "tls_client_ca")
 # ciphers of its own.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # The kinds of a subject alternative name that can name a client, the most specific first.
-_KINDS = ("URI", "DNS", "email")
+_KINDS = ("URI", "DNS")
 
 
 class Tls:
@@ -233,8 +233,8 @@ def _words(reason: str | None) -> str:
 def client_name(certificate: Mapping[str, Any] | None) -> str:
     """The name of a verified client certificate, as `SSLObject.getpeercert` returns it.
 
-    It is the first URI, DNS name or e-mail address of its subject alternative names, else its
-    common name; empty if there is no certificate.
+    It is the first URI of its subject alternative names, else the first DNS name, else its common
+    name; empty if there is no certificate.
     """
     if not certificate:
         return ""

@@ -52,6 +52,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
         return
     yield from machine.network(settings)
     yield from machine.tls(settings)
+    yield from machine.access(settings)
     yield machine.cores(settings)
     yield machine.descriptors(settings)
     yield from machine.tasks(settings)

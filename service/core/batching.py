@@ -43,6 +43,8 @@ from service.core.trace import Batch, Trace
 
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
+_SAME_S = 0.005  # how long an early refusal stands for its caller's next requests
+_MAX_REFUSALS = 1024  # early refusals that are kept
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
 _NOT_UTF8 = (
     "The model's answer to this input has text that is not UTF-8, which ONNX Runtime does not "
@@ -101,6 +103,11 @@ class Batching(NamedTuple):
     max_split: int = sys.maxsize
     declared: bool = True
     queue: QueueLimits = QueueLimits()
+
+    @property
+    def is_split_at_any_size(self) -> bool:
+        """Whether no run has more than `max_rows` rows, however many a request has."""
+        return self.allowed and self.max_split == sys.maxsize
 
 
 class BatchLimits(NamedTuple):
@@ -220,6 +227,8 @@ class Batcher:
         self._in_thread = False
         self._has_traces = False  # whether any request was ever traced
         self._dropped_at = -_DROP_S
+        # The latest early refusal of each caller: until when it stands, its reason and its error.
+        self._refusals: dict[str, tuple[float, str, Overloaded]] = {}
         self._hangs = False
 
     @property
@@ -288,8 +297,18 @@ class Batcher:
         return outputs
 
     def early_refusal(self, deadline: float | None, caller: str) -> Overloaded | None:
-        """The error for a request that has not been read, if the queue is kept short now."""
-        return self.refusal(0, deadline, caller) if self in self._overloaded else None
+        """The error for a request that has not been read, if the queue is kept short now.
+
+        While no request leaves the queue, the next one of the same caller gets the same error.
+        """
+        if self not in self._overloaded:
+            return None
+        if (latest := self._refusals.get(caller)) is not None:
+            until, reason, error = latest
+            if self._clock() < until:
+                self.statistics.shed(reason)
+                return error
+        return self.refusal(0, deadline, caller)
 
     def refusal(self, rows: int, deadline: float | None, caller: str) -> Overloaded | None:
         """The error for a request that may not join the queue now, which is counted; or None."""
@@ -312,7 +331,11 @@ class Batcher:
                 self._overloaded.add(self)
                 self._relax()
         self.statistics.shed(reason)
-        return Overloaded.of(message, wait)
+        error = Overloaded.of(message, wait)
+        # A request of no rows has not been read. A deadline says nothing about the next one.
+        if not rows and reason != "deadline" and len(self._refusals) < _MAX_REFUSALS:
+            self._refusals[caller] = now + _SAME_S, reason, error
+        return error
 
     def _judge(
         self, rows: int, deadline: float | None, caller: str, now: float
@@ -371,6 +394,8 @@ class Batcher:
     def _turn(self) -> None:
         self._turn_scheduled = False
         batch = self._take()
+        if self._refusals:
+            self._refusals.clear()
         if not batch:
             return
         rows = sum([queued.rows for queued in batch])

@@ -33,6 +33,11 @@ class ServiceError(Exception):
         half = (_LONGEST_MESSAGE - len(_CUT)) // 2
         return text[:half] + _CUT + text[-half:]
 
+    @property
+    def log_message(self) -> str:
+        """The sentence for the log, which may say more than the client is told."""
+        return self.message
+
 
 def excerpt(value: object) -> str:
     """What an error quotes of a client's text: its first characters, EXCERPT of them with the dots.
@@ -153,6 +158,11 @@ class Unauthenticated(ServiceError):
         )
         error.kind = kind
         return error
+
+    @property
+    def log_message(self) -> str:
+        """The sentence, and why."""
+        return f"{self.message} ({self.kind})"
 
 
 class Forbidden(ServiceError):

@@ -62,6 +62,10 @@ Refusal = Callable[[str, str, Call], Overloaded | None]
 MESSAGE_SLACK = 64 * 1024
 
 
+# The most that the names of a model and its version take at the start of a message.
+_NAMES_BYTES = 2 * (2 + 127)
+
+
 class Unary(NamedTuple):
     """A method with one answer per call; `operation` is its name in metrics and logs.
 
@@ -226,7 +230,8 @@ class Calls:
         `ends_with_error` the stream ends. So it does if the caller's key is no longer valid.
         """
         if self.gate is not None and identity is not None:
-            contents = _while_valid(self.gate, identity, contents)
+            counts = isinstance(rpc.method, Streaming) and rpc.method.scope is not None
+            contents = _while_valid(self.gate, identity, contents, counts)
         method, serialize = rpc.method, rpc.response.SerializeToString
         if trace is not None:
             trace.handle("", rpc.path[1:], request_id)
@@ -275,7 +280,7 @@ class Calls:
         method = rpc.method
         assert isinstance(method, Pipelined)
 
-        async def attempt(content: bytes) -> Any:
+        async def attempt(content: bytes, is_first: bool) -> Any:
             request, trace, its_call = None, None, call
             if call.trace is not None and self.traces is not None:
                 trace = self.traces.message(call.trace)
@@ -284,6 +289,9 @@ class Calls:
                 its_call = call._replace(trace=trace)
             try:
                 async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
+                    # The first was counted when the stream was opened.
+                    if self.gate is not None and call.identity is not None and not is_first:
+                        self.gate.admit_message(call.identity)
                     if len(content) > SMALL_BYTES:
                         request = await self._parse_long(rpc, content)
                     else:
@@ -296,12 +304,14 @@ class Calls:
                 return refuse(request, error)
 
         async def read() -> None:
+            is_first = True
             async for content in contents:
                 # Large messages count as several, so that together they hold one request's limit.
                 share = len(content) * self._max_stream_requests // self._max_request_bytes
                 size = min(max(share, 1), self._max_stream_requests)
                 await budget.acquire(size)
-                answers.put_nowait((size, asyncio.ensure_future(attempt(content))))
+                answers.put_nowait((size, asyncio.ensure_future(attempt(content, is_first))))
+                is_first = False
 
         reading = self._start_reading(read(), answers)
         try:
@@ -381,18 +391,22 @@ def _model_of(content: bytes) -> tuple[str, str] | None:
     Both messages that run a model have them as fields 1 and 2, and serializers write fields in the
     order of their numbers. None if they are not written so.
     """
-    names = []
-    position = 0
-    for tag in (0x0A, 0x12):  # fields 1 and 2, length-delimited
-        name = b""
-        if content[position : position + 1] == bytes((tag,)):
-            size = content[position + 1] if position + 1 < len(content) else 128
-            if size > 127:  # more than a byte: no model has such a name
+    start = content[:_NAMES_BYTES]
+    model = version = ""
+    try:
+        # A size above 127 takes more than a byte: no model has such a name.
+        if start.startswith(b"\x0a"):  # field 1, length-delimited
+            if (size := start[1]) > 127:
                 return None
-            name = content[position + 2 : position + 2 + size]
-            position += 2 + size
-        names.append(name.decode("latin-1"))
-    return names[0], names[1]
+            model = start[2 : 2 + size].decode("latin-1")
+            start = start[2 + size :]
+        if start.startswith(b"\x12"):  # field 2
+            if (size := start[1]) > 127:
+                return None
+            version = start[2 : 2 + size].decode("latin-1")
+    except IndexError:
+        return None
+    return model, version
 
 
 def _raise_failure(reading: asyncio.Task[None]) -> None:
@@ -420,9 +434,16 @@ class _Budget:
 
 
 async def _while_valid(
-    gate: Gate, identity: Identity, contents: AsyncIterator[bytes]
+    gate: Gate, identity: Identity, contents: AsyncIterator[bytes], counts: bool
 ) -> AsyncIterator[bytes]:
-    """The messages of a stream, as long as its caller may send them. Raises Unauthenticated."""
+    """The messages of a stream, as long as its caller may send them.
+
+    Raises Unauthenticated; with `counts` TooManyRequests, for messages after the first.
+    """
+    is_first = True
     async for content in contents:
         gate.confirm(identity)
+        if counts and not is_first:
+            gate.admit_message(identity)
+        is_first = False
         yield content

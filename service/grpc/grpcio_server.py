@@ -45,7 +45,9 @@ class GrpcioServer:
     ) -> None:
         self._calls = calls
         self._budget = budget
-        self._callers = Callers(settings.trusted_proxies)
+        self._callers = Callers(
+            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+        )
         self._server = grpc.aio.server(
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.
@@ -107,6 +109,9 @@ class GrpcioServer:
                 authorization=values("authorization"),
                 api_keys=values("x-api-key"),
                 caller=self._caller(context),
+                certificate=self._callers.certificate_of(
+                    _peer(context), _client_name(context), values("x-forwarded-client-cert")
+                ),
             )
             if rpc is None:
                 raise NoSuchEndpoint(f"There is no method {excerpt(path)}.")
@@ -178,12 +183,9 @@ class GrpcioServer:
             await _abort(context, error)
 
     def _caller(self, context: _Context) -> str:
-        # ipv4:HOST:PORT, ipv6:%5BHOST%5D:PORT or unix:PATH
-        kind, _, address = unquote(context.peer()).partition(":")
-        peer = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
         metadata = context.invocation_metadata() or ()
         return self._callers.of(
-            peer, [str(value) for key, value in metadata if key == "x-forwarded-for"]
+            _peer(context), [str(value) for key, value in metadata if key == "x-forwarded-for"]
         )
 
     def _trace(self, context: _Context) -> Trace | None:
@@ -272,6 +274,22 @@ class _GatedHandlers(grpc.GenericRpcHandler):
                 yield content
 
         return grpc.stream_stream_rpc_method_handler(answers)
+
+
+def _peer(context: _Context) -> str:
+    """The address of a client; empty for a Unix socket."""
+    # ipv4:HOST:PORT, ipv6:%5BHOST%5D:PORT or unix:PATH
+    kind, _, address = unquote(context.peer()).partition(":")
+    return address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
+
+
+def _client_name(context: _Context) -> str:
+    """What `service.access.tls.client_name` returns, from grpcio's properties of a connection."""
+    properties = context.auth_context()
+    for kind in ("peer_uri", "peer_dns", "x509_common_name"):
+        for value in properties.get(kind, ()):
+            return bytes(value).decode("utf-8", "replace")
+    return ""
 
 
 def _metadata(context: _Context) -> dict[str, str]:

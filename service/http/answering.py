@@ -6,17 +6,21 @@ import re
 from functools import partial
 from typing import NamedTuple
 
+from service.access.origins import SAFE_HEADERS, Header, preflight
 from service.core.errors import Overloaded, ServiceError, Unauthenticated
 from service.http.compression import Compression
 from service.http.digits import model_of
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
 from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
-from service.http.routes import ROUTES, UNMATCHED, Route
+from service.http.routes import OPTIONS, ROUTES, UNMATCHED, Route
+from service.http.static_files import PAGE_HEADERS
 from service.observe.recorder import Attempt, RequestRecorder
 from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
+
+_METHODS = ", ".join(sorted({route.method for route in ROUTES} | {"HEAD", "OPTIONS"}))
 
 
 class Match(NamedTuple):
@@ -25,6 +29,7 @@ class Match(NamedTuple):
     route: Route
     handler: Handler
     parameters: dict[str, str]
+    headers: tuple[Header, ...] = SAFE_HEADERS  # of every answer
 
 
 class HttpApp:
@@ -54,7 +59,13 @@ class HttpApp:
             Viewer: viewer,
         }
         matches = [
-            Match(route, partial(route.handler, needed[route.needs]), {}) for route in ROUTES
+            Match(
+                route,
+                partial(route.handler, needed[route.needs]),
+                {},
+                PAGE_HEADERS if route.needs in (Playground, Viewer) else SAFE_HEADERS,
+            )
+            for route in ROUTES
         ]
         self.matches = matches
         self._exact = {
@@ -72,7 +83,8 @@ class HttpApp:
 
         Never raises: what a handler raises becomes a JSON body {"error": sentence}.
         """
-        match = match or self._exact.get((request.method, request.path)) or self._search(request)
+        method, path = request.method, request.path
+        match = match or self._exact.get((method, path)) or self._search(method, path)
         if match is None:
             return None
         route = match.route
@@ -84,7 +96,7 @@ class HttpApp:
             async with Attempt(
                 self._recorder, "http", route.operation, request_id, trace
             ) as attempt:
-                if request.header("content-encoding"):
+                if request.body and request.header("content-encoding"):
                     request = await self._compression.decode(request)
                 response = await match.handler(request, **match.parameters)
                 if route.compress and len(response.body) >= self._compression.min_bytes:
@@ -96,6 +108,7 @@ class HttpApp:
             if route.compress and len(response.body) >= self._compression.min_bytes:
                 response = await self._compression.encode(request, response)
         response.headers.append(("x-request-id", request_id))
+        response.headers.extend(match.headers)
         return response
 
     def early_refusal(self, request: HttpRequest) -> HttpResponse | None:
@@ -121,6 +134,7 @@ class HttpApp:
         self._recorder.refused("http", match.route.operation, request_id, error)
         response = _error(error)
         response.headers.append(("x-request-id", request_id))
+        response.headers.extend(SAFE_HEADERS)
         return response
 
     async def refuse(
@@ -141,16 +155,28 @@ class HttpApp:
         assert response is not None
         return response
 
+    async def preflight(self, request: HttpRequest) -> HttpResponse:
+        """Answer a browser that asks whether a page may send a request: it may, on every route."""
+
+        async def allow(request: HttpRequest) -> HttpResponse:
+            return HttpResponse(204, preflight(_METHODS, request.header), b"")
+
+        response = await self.answer(request, Match(OPTIONS, allow, {}))
+        assert response is not None
+        return response
+
     def find(self, request: HttpRequest) -> Match | None:
         """The route of a request, with the parameters in its path; None if there is no route."""
-        return self._exact.get((request.method, request.path)) or self._search(request)
+        return self.match(request.method, request.path)
 
-    def _search(self, request: HttpRequest) -> Match | None:
+    def match(self, method: str, path: str) -> Match | None:
+        """The route of a method and a path, as `find`."""
+        return self._exact.get((method, path)) or self._search(method, path)
+
+    def _search(self, method: str, path: str) -> Match | None:
         for pattern, match in self._patterns:
-            if match.route.method == request.method and (
-                parameters := pattern.fullmatch(request.path)
-            ):
-                return Match(match.route, match.handler, parameters.groupdict())
+            if match.route.method == method and (parameters := pattern.fullmatch(path)):
+                return Match(match.route, match.handler, parameters.groupdict(), match.headers)
         return None
 
 

@@ -13,6 +13,7 @@ import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from service.access.gate import Gate, Identity, Need
+from service.access.origins import Origins
 from service.core import errors
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
@@ -24,8 +25,12 @@ def create_app(
     loop: asyncio.AbstractEventLoop,
     max_request_bytes: int,
     gate: Gate | None = None,
+    origins: Origins | None = None,
 ) -> flask.Flask:
-    """A Flask application that answers its requests on `loop`, which runs in another thread."""
+    """A Flask application that answers its requests on `loop`, which runs in another thread.
+
+    `origins` decides which web pages may call, where no `HttpFront` has.
+    """
     routes: dict[str, Route] = {}  # by their endpoints
     app = flask.Flask("service.http", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
@@ -58,27 +63,6 @@ def create_app(
     def _wait(answer: Any) -> flask.Response:
         return _response(asyncio.run_coroutine_threadsafe(answer, loop).result())
 
-    def admit(gate: Gate, need: Need) -> None:
-        """Raise what the gate raises, unless the front has let this request in.
-
-        The front may have taken it for another route: Flask ignores a slash at the end.
-        """
-        request = flask.request
-        identity: Identity | None = request.environ.get("mnist.identity")
-        if identity is not None:
-            identity.require(need)
-            return
-
-        async def ask() -> None:
-            gate.admit(
-                need,
-                request.headers.getlist("authorization"),
-                request.headers.getlist("x-api-key"),
-                request.remote_addr or "",
-            )
-
-        asyncio.run_coroutine_threadsafe(ask(), loop).result()
-
     @app.before_request
     def answer_before_flask() -> flask.Response | None:
         """Refuse what Werkzeug takes for something else: `post` for POST and `//v2` for /v2.
@@ -88,12 +72,11 @@ def create_app(
         """
         method, path = flask.request.environ["REQUEST_METHOD"], flask.request.environ["PATH_INFO"]
         error: errors.ServiceError
-        if gate is not None:
-            route = routes.get(flask.request.endpoint or "")
-            try:
-                admit(gate, route.scope if route else "any")
-            except errors.ServiceError as refusal:
-                return _wait(http_app.refuse(_request(b""), refusal, route or UNMATCHED))
+        route = routes.get(flask.request.endpoint or "")
+        try:
+            _admit(gate, origins, route.scope if route else "any", loop)
+        except errors.ServiceError as refusal:
+            return _wait(http_app.refuse(_request(b""), refusal, route or UNMATCHED))
         if path.startswith("//"):
             error = errors.NoSuchEndpoint.of(path)
         elif method != method.upper():  # methods are case-sensitive (RFC 9110, 9.1)
@@ -112,6 +95,35 @@ def create_app(
         add(match)
     app.register_error_handler(HTTPException, unmatched)
     return app
+
+
+def _admit(
+    gate: Gate | None, origins: Origins | None, need: Need, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Raise what the gate and `origins` raise, unless the front has let this request in.
+
+    The front may have taken it for another route: Flask ignores a slash at the end.
+    """
+    request = flask.request
+    identity: Identity | None = request.environ.get("mnist.identity")
+    if origins is not None:
+        header = request.headers.get
+        origins.check(header("host"), request.scheme, header, is_proxied=False)
+    if gate is None:
+        return
+    if identity is not None:
+        identity.require(need)
+        return
+
+    async def ask() -> None:
+        gate.admit(
+            need,
+            request.headers.getlist("authorization"),
+            request.headers.getlist("x-api-key"),
+            request.remote_addr or "",
+        )
+
+    asyncio.run_coroutine_threadsafe(ask(), loop).result()
 
 
 async def _options(request: HttpRequest, methods: str) -> HttpResponse:

@@ -19,18 +19,22 @@ from typing import Any
 from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
 from service.access.gate import Gate, Identity, Need
+from service.access.origins import ANY_ORIGIN, Header, Origins
 from service.core.budget import Budget, Claim
 from service.core.callers import Callers
 from service.core.errors import (
+    Forbidden,
     InvalidArgument,
     Overloaded,
     RequestTimeout,
     RequestTooLarge,
     ServiceError,
+    TooManyRequests,
 )
 from service.core.trace import Trace
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
+from service.observe.traces import Traces
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
@@ -49,13 +53,21 @@ class HttpFront:
     """
 
     def __init__(
-        self, *, max_request_bytes: int, body_timeout: float, fast_lane: bool, callers: Callers
+        self,
+        *,
+        max_request_bytes: int,
+        body_timeout: float,
+        fast_lane: bool,
+        callers: Callers,
+        origins: Origins | None = None,
     ) -> None:
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
         self._fast_lane = fast_lane
         self._callers = callers
         self._known_callers = callers.known
+        self._origins = origins or Origins()
+        self._known_hosts = self._origins.known_hosts
         # The client (ADDRESS:PORT) of each request that is not answered.
         self.in_flight: dict[HTTPProtocol, str] = {}
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
@@ -80,33 +92,31 @@ class HttpFront:
         """Answer one request (RSGI's callable)."""
         client = self.in_flight[protocol] = scope.client
         try:
+            headers = scope.headers
             peer = client.rpartition(":")[0]
             caller = self._known_callers.get(peer)
             if caller is None:
-                caller = self._callers.of(peer, scope.headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
+                caller = self._callers.of(peer, headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
+            cors = self._origins.headers
+            # HTTP/2 has the name in its request line, in place of Host.
+            host = headers.get("host") or scope.authority
+            if host not in self._known_hosts or headers.get("origin") is not None:
+                page = await self._check_page(scope, protocol, host, peer, caller)
+                if page is None:
+                    return
+                cors = page
             identity, match = None, None
             if self._gate is not None:
-                try:
-                    identity, match = self._admit(self._gate, scope, caller)
-                except ServiceError as error:
-                    has_body = scope.headers.get("content-length", "0") != "0"
-                    has_body |= "transfer-encoding" in scope.headers
-                    response = await self._refuse(scope, error, caller, has_body)
-                    protocol.response_bytes(response.status, response.headers, response.body)
+                admitted = await self._admit(self._gate, scope, protocol, peer, caller, cors)
+                if admitted is None:
                     return
+                identity, match = admitted
                 caller = identity.caller
             if self._app.overloaded and (refusal := self._early_refusal(scope, caller)):
-                # A small body is read, so that the connection can be used again: hyper closes it
-                # unless all of the body has arrived.
-                if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
-                    with contextlib.suppress(ServiceError):
-                        self._give_back(*await self._body(scope, protocol))
-                protocol.response_bytes(refusal.status, refusal.headers, refusal.body)
+                refusal.headers.extend(cors)
+                await self._answer_unread(scope, protocol, refusal)
                 return
-            trace = None
-            if self._traces is not None:
-                every = scope.headers.get_all  # type: ignore[attr-defined]
-                trace = self._traces.begin(every("traceparent"), every("tracestate"))
+            trace = None if self._traces is None else _begin(self._traces, headers)
             try:
                 body, claim = await self._body(scope, protocol)
             except ServiceError as error:
@@ -117,7 +127,7 @@ class HttpFront:
                     request = HttpRequest(
                         scope.method,
                         scope.path,
-                        scope.headers.get,
+                        headers.get,
                         body,
                         scope.query_string,
                         caller,
@@ -131,24 +141,97 @@ class HttpFront:
                     response = answer
                 finally:
                     self._give_back(body, claim)
+            if cors:
+                response.headers.extend(cors)
             protocol.response_bytes(response.status, response.headers, response.body)
         finally:
             del self.in_flight[protocol]
 
-    def _admit(self, gate: Gate, scope: Scope, caller: str) -> tuple[Identity, Match | None]:
-        """Who makes a request, and its route. Raises what `Gate.admit` raises."""
-        request = HttpRequest(scope.method, scope.path, scope.headers.get, b"")
-        match = self._app.find(request)
+    async def _check_page(
+        self, scope: Scope, protocol: HTTPProtocol, host: str | None, peer: str, caller: str
+    ) -> tuple[Header, ...] | None:
+        """The headers of CORS for the answer; None if the request is answered without its body."""
+        header = scope.headers.get
+        request = HttpRequest(scope.method, scope.path, header, b"", scope.query_string, caller)
+        is_proxied = self._callers.is_trusted(peer)
+        try:
+            cors = self._origins.check(host, scope.scheme, header, is_proxied)
+            if ANY_ORIGIN in cors and request.method == "POST":
+                match = self._app.find(request)
+                # Flask finds more routes: those with a slash at the end.
+                if match is None or match.route.scope == "admin":
+                    raise Forbidden(
+                        "A web page may make changes only if allowed_origins has its origin by "
+                        "name, not if it has *."
+                    )
+        except Forbidden as error:
+            await self._answer_unread(scope, protocol, await self._app.refuse(request, error))
+            return None
+        if request.method == "OPTIONS" and header("access-control-request-method"):
+            answer = await self._app.preflight(request)
+            answer.headers.extend(cors)
+            await self._answer_unread(scope, protocol, answer)
+            return None
+        return cors
+
+    async def _admit(
+        self,
+        gate: Gate,
+        scope: Scope,
+        protocol: HTTPProtocol,
+        peer: str,
+        caller: str,
+        cors: tuple[Header, ...],
+    ) -> tuple[Identity, Match | None] | None:
+        """Who makes a request, and its route; None if it is refused without its body."""
+        method, path = scope.method, scope.path
+        headers: Any = scope.headers
+        match = self._app.match(method, path)
         need: Need = "any"
         if match is not None:
             need = match.route.scope
-        elif scope.method == "HEAD" and (get := self._app.find(request._replace(method="GET"))):
+        elif method == "HEAD" and (get := self._app.match("GET", path)):
             need = get.route.scope
-        headers: Any = scope.headers
-        identity = gate.admit(
-            need, headers.get_all("authorization"), headers.get_all("x-api-key"), caller
-        )
+        certificate = ""
+        if self._callers.forwards_certificates:
+            # Granian does not say which certificate a client of its own TLS has.
+            forwarded = headers.get_all("x-forwarded-client-cert")
+            certificate = self._callers.certificate_of(peer, "", forwarded)
+        try:
+            identity = gate.admit(
+                need,
+                headers.get_all("authorization"),
+                headers.get_all("x-api-key"),
+                caller,
+                certificate,
+            )
+        except TooManyRequests as error:
+            request = HttpRequest(method, path, headers.get, b"", caller=caller)
+            response = await self._app.refuse(request, error)
+            response.headers.extend(cors)
+            await self._answer_unread(scope, protocol, response)
+            return None
+        except ServiceError as error:
+            has_body = headers.get("content-length", "0") != "0"
+            has_body |= "transfer-encoding" in headers
+            response = await self._refuse(scope, error, caller, has_body)
+            response.headers.extend(cors)
+            protocol.response_bytes(response.status, response.headers, response.body)
+            return None
         return identity, match
+
+    async def _answer_unread(
+        self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
+    ) -> None:
+        """Answer a request without its body.
+
+        A small body is read, so that the connection can be used again: hyper closes it unless all
+        of the body has arrived.
+        """
+        if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
+            with contextlib.suppress(ServiceError):
+                self._give_back(*await self._body(scope, protocol))
+        protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _refuse(
         self,
@@ -311,6 +394,10 @@ class HttpFront:
         finally:
             getattr(chunks, "close", lambda: None)()
         return HttpResponse(status, headers, content)
+
+
+def _begin(traces: Traces, headers: Any) -> Trace | None:
+    return traces.begin(headers.get_all("traceparent"), headers.get_all("tracestate"))
 
 
 def _has_no_body(scope: Scope) -> bool:

@@ -3,7 +3,8 @@
 Strategy: it shares nothing with them that clients can use up. It has a listening socket of its own
 and file descriptors in reserve. Its connections are few; the oldest makes room for a newcomer. It
 runs on the event loop of its worker, so an answer also shows that the loop runs. A connection gets
-one answer and is closed. Only the request line is parsed: headers and bodies change nothing.
+one answer and is closed. Of the request, the request line counts, and for /metrics what the caller
+shows to the gate; other headers and bodies change nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import socket
 from http import HTTPStatus
 
+from service.access.gate import Gate
 from service.core.errors import (
     InvalidArgument,
     MethodNotAllowed,
@@ -39,14 +41,16 @@ _RESERVED_DESCRIPTORS = 8
 _PAUSE_S = 0.1  # before accepting is tried again without a free descriptor
 # RFC 9112, 2.2 and 3: a lone LF may end a line.
 _END = re.compile(rb"\r?\n\r?\n")
+_LINE = re.compile(rb"\r?\n")
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/1\.[01]\r?\n")
 
 
 class HealthPort:
     """Answers GET and HEAD of `PATHS` on a port that all workers share, as `app` does."""
 
-    def __init__(self, app: HttpApp, host: str, port: int) -> None:
+    def __init__(self, app: HttpApp, host: str, port: int, gate: Gate | None = None) -> None:
         self._app = app
+        self._gate = gate
         self._address = (host, port)
         self._loop = asyncio.get_running_loop()
         self._reserve: list[int] = []
@@ -167,7 +171,17 @@ class HealthPort:
                 raise NoSuchEndpoint(f"Nothing is at {excerpt(path)}; GET {', '.join(PATHS)}.")
             if method not in ("GET", "HEAD"):
                 raise MethodNotAllowed(f"{path} does not take {excerpt(method)}.")
-            answer = await self._app.answer(HttpRequest("GET", path, _no_header, b""))
+            get = HttpRequest("GET", path, _no_header, b"")
+            match = self._app.find(get)
+            assert match is not None
+            if self._gate is not None and (need := match.route.scope) is not None:
+                try:
+                    shown = _values(request, b"authorization"), _values(request, b"x-api-key")
+                    self._gate.admit(need, *shown, "")
+                except ServiceError as refusal:
+                    response = await self._app.refuse(get, refusal, match.route)
+                    return _encode(response, with_body=method != "HEAD")
+            answer = await self._app.answer(get, match)
             assert answer is not None
             response = answer
         except ServiceError as error:
@@ -175,6 +189,13 @@ class HealthPort:
             if isinstance(error, MethodNotAllowed):
                 response.headers.append(("allow", "GET, HEAD"))
         return _encode(response, with_body=method != "HEAD")
+
+
+def _values(request: bytes, name: bytes) -> list[str]:
+    """The values of a header, by its lower-case name."""
+    lines = _LINE.split(_END.split(request, maxsplit=1)[0])[1:]
+    fields = [line.partition(b":") for line in lines]
+    return [value.strip().decode("latin-1") for key, _, value in fields if key.lower() == name]
 
 
 def _no_header(name: str) -> None:

@@ -226,6 +226,13 @@ _shed = BufferedCounter(
     "for the deadline (deadline).",
     [*_PER_MODEL, "reason"],
 )
+_access_refused = BufferedCounter(
+    "mnist_access_refused",
+    "Requests refused because of what their callers show: no key (missing), something that is no "
+    "key (malformed), a key or certificate that is not in the file (unknown), one that has "
+    "expired, or one without the scope (scope).",
+    ["reason"],
+)
 _predictions = Counter(
     "mnist_predictions",
     "Digits predicted for people, by whether the input was accepted as a digit (unknown: the "
@@ -260,6 +267,11 @@ _inflight_refused = Counter(
     "mnist_inflight_refused",
     "Requests that were refused or given up because of max_inflight_bytes.",
     ["transport"],
+)
+_limited = Counter(
+    "mnist_limited_requests",
+    "Requests that were refused because their caller had used up a limit: requests or images.",
+    ["limit"],
 )
 
 
@@ -448,6 +460,11 @@ class Metrics:
         """Count a request that `max_inflight_bytes` refused."""
         _inflight_refused.labels(transport).inc()
 
+    @staticmethod
+    def limited(limit: str) -> None:
+        """Count a request of a caller that has used up its `requests` or `images`."""
+        _limited.labels(limit).inc()
+
     def pending(self, requests: Mapping[tuple[str, str], int]) -> None:
         """Report how many requests wait for each (model, version), under Triton's name."""
         for version in self._pending - requests.keys():
@@ -485,6 +502,11 @@ def http_connection_closed(reason: str) -> None:
 def grpc_connection_closed(reason: str) -> None:
     """Count a connection of the server's own gRPC front that ended."""
     _grpc_closed[reason].inc()
+
+
+def access_refused(reason: str) -> None:
+    """Count a request that the gate refused."""
+    _access_refused.labels(reason).inc()
 
 
 def exposition() -> bytes:

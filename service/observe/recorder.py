@@ -67,7 +67,7 @@ class RequestRecorder:
         code = str(error.http_status) if transport == "http" else error.grpc_code
         self.metrics.request(transport, operation, code).observe(0.0)
         if self.logs_errors:
-            self.log(transport, operation, request_id, code, 0.0, error.message)
+            self.log(transport, operation, request_id, code, 0.0, error.log_message)
 
     def log(
         self,
@@ -187,7 +187,7 @@ class Attempt:
         elif isinstance(error, Exception):
             answer: ServiceError | type[ServiceError] = InternalError
             if isinstance(error, ServiceError):
-                answer, message = error, error.message
+                answer, message = error, error.log_message
             else:
                 is_unexpected, message = True, "The request failed."
             code = str(answer.http_status) if self._transport == "http" else answer.grpc_code

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
 
+from service.access.origins import host_name
 from service.core.batching import BatchLimits
 from service.core.errors import (
     AlreadyExists,
@@ -281,23 +281,17 @@ class Administration:
             "shared memory."
         )
 
-    def check_origin(self, host: str | None, origin: str | None) -> None:
-        """Raise Forbidden for a change that a web page requests, judged by its headers.
+    def check_host(self, host: str | None) -> None:
+        """Raise Forbidden for a change that another machine may have requested, by its Host.
 
-        A browser adds an Origin to whatever a page requests of another server. Where changes are
-        allowed because only this machine can reach the server, the Host must be this machine as
-        well: a page can make its own host name resolve to this machine (DNS rebinding).
+        Where changes are allowed because only this machine can reach the server, its Host must be
+        this machine as well: a proxy on it may pass on what others ask for.
         """
-        target, page = _parsed("Host", host, f"//{host or ''}"), _parsed("Origin", origin, origin)
-        if origin is not None and page.netloc != target.netloc:
-            raise Forbidden(
-                f"Changes from web pages of other servers are refused ({excerpt(origin)})."
-            )
         if (
             self._settings.trusts_loopback
             and self._settings.model_control_mode == "auto"
             and host
-            and not is_loopback(target.hostname or "")
+            and not is_loopback(host_name(host))
         ):
             raise Forbidden(
                 f"Host is '{excerpt(host)}', but only this machine may make changes; start the "
@@ -314,13 +308,3 @@ class Administration:
                 if mode == "auto"
                 else f"{change} is not allowed (model_control_mode is {mode})."
             )
-
-
-def _parsed(header: str, value: str | None, url: str | None) -> SplitResult:
-    """The URL of a header. Raises Forbidden if its brackets or its port are malformed."""
-    try:
-        parsed = urlsplit(url or "")
-        _ = parsed.port
-    except ValueError:
-        raise Forbidden(f"{header} '{excerpt(value)}' is malformed.") from None
-    return parsed

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 from PIL import Image
 
+from service.access.limits import Limits
 from service.core.datatypes import Array
 from service.core.digits import (
     Pixels,
@@ -87,7 +88,7 @@ class Digits:
     """Classifies 28x28 images with the models of one repository. Lives on one event loop.
 
     Up to `max_decodings` large pictures are decoded at a time, each in a thread, and fewer if they
-    are large; others wait.
+    are large; others wait. `limits` are those of images.
     """
 
     def __init__(
@@ -100,7 +101,9 @@ class Digits:
         max_decodings: int = 2,
         max_json_bytes: int = MAX_JSON_BYTES,
         max_read_digits: int = 256,
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits
         self.max_json_bytes = max_json_bytes
         self.repository = repository
         self.default_model = default_model
@@ -132,7 +135,7 @@ class Digits:
         the steps of a picture and the times.
         Raises InvalidArgument for malformed input and for a model that does not classify 28x28
         images, RequestTooLarge for a picture over the limit, ModelNotFound, and what
-        `Batcher.submit` raises.
+        `Limits.images` and `Batcher.submit` raise.
         """
         began = monotonic() if explain else 0.0
         found: Found | None = None
@@ -159,9 +162,9 @@ class Digits:
         else:
             raise InvalidArgument("input: give either pixels or image.")
         served = served or self.repository.get(model or self.default_model, version)
-        layout = served.layout
-        if layout is None:
-            raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
+        layout = served.layout or _no_layout(served)
+        if self._limits is not None:
+            self._limits.images(caller, len(images))
         counts = served.batcher.statistics.judgements
         if len(images) <= INLINE_ROWS:
             inputs = [images] if layout.image_shape is None else layout.inputs(images)
@@ -204,9 +207,7 @@ class Digits:
         most = self._max_read_digits
         found = await self.decoded(picture, partial(candidates_on, most=most))
         served = self.repository.get(model or self.default_model, version)
-        layout = served.layout
-        if layout is None:
-            raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
+        layout = served.layout or _no_layout(served)
 
         async def predictions(pixels: Pixels) -> list[Prediction]:
             nonlocal in_model
@@ -219,6 +220,9 @@ class Digits:
         if not len(found.pixels):
             seconds = (monotonic() - began, 0.0)
             return ReadAnswer(served.name, served.version, [], [], NO_DIGITS, seconds)
+        # Not those of the second run, which looks at the same ink again.
+        if self._limits is not None:
+            self._limits.images(caller, len(found.pixels))
         seen = await predictions(found.pixels)
         size = found.pixels.nbytes
         more = await off_loop(further, found, seen, most, size=size)
@@ -253,6 +257,11 @@ class Digits:
         except ServiceError as error:
             # Its traceback would keep the decoded picture until the next garbage collection.
             raise error.with_traceback(None) from None
+
+
+def _no_layout(served: ServedModel) -> NoReturn:
+    """Raise InvalidArgument: the model does not classify 28x28 images."""
+    raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
 
 
 def _judged(row: Prediction, found: Found) -> Prediction:

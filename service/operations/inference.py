@@ -11,6 +11,7 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from service import SERVER_NAME
+from service.access.limits import Limits
 from service.core.batching import Batcher
 from service.core.datatypes import BF16, BYTES, MISSING, Array, one_element
 from service.core.errors import (
@@ -90,7 +91,8 @@ class Inference:
     """Inference, metadata and readiness of one repository's models. Lives on one event loop.
 
     `overloaded` holds the batchers that keep their queue short at the moment. `server_name` is for
-    the metadata; `typed_answers` says whether typed gRPC requests get typed answers.
+    the metadata; `typed_answers` says whether typed gRPC requests get typed answers. `limits` are
+    those of images, which are rows.
     """
 
     def __init__(
@@ -103,7 +105,9 @@ class Inference:
         *,
         server_name: str = SERVER_NAME,
         typed_answers: bool = False,
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits
         self.server_name = server_name
         self.typed_answers = typed_answers
         self.overloaded = overloaded
@@ -117,8 +121,8 @@ class Inference:
         """Run a model on the tensors of a request of the Open Inference Protocol.
 
         Raises ModelNotFound; InvalidArgument, naming the tensor or parameter that is missing,
-        unknown, repeated or not of the model's datatype and shape; and what `Batcher.submit`
-        raises.
+        unknown, repeated or not of the model's datatype and shape; and what `Limits.images` and
+        `Batcher.submit` raise.
         """
         served = self.repository.get(request.model, request.version)
         requested = _requested(served, request.outputs) if request.outputs else None
@@ -136,6 +140,8 @@ class Inference:
         rows = (arrays[0].shape[0] or 1) if served.session.has_rows else 1
         if len(arrays) > 1 and served.session.batchable and len({len(a) for a in arrays}) > 1:
             raise InvalidArgument("The inputs have different batch sizes.")
+        if self._limits is not None:
+            self._limits.images(request.caller, rows)
         if timeout is None:
             outputs = await served.batcher.submit(
                 arrays, rows, request.deadline, request.caller, trace

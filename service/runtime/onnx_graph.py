@@ -22,6 +22,7 @@ _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 
 _ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = 22, 23
 _VALUE_NAME, _VALUE_TYPE, _WEIGHT_NAME = 1, 2, 8
 _TYPE_TENSOR, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TENSOR_SHAPE = 1, 9, 1, 2
+_SHAPE_DIMENSION, _DIMENSION_NAME = 1, 2
 _SPARSE_VALUES, _SPARSE_INDICES = 1, 2
 _WEIGHT_EXTERNAL, _ENTRY_KEY, _ENTRY_VALUE = 13, 1, 2
 _FUNCTION_NODE = 7
@@ -44,7 +45,8 @@ class Graph(NamedTuple):
 
     `has_functions` says whether it defines functions of its own. `unranked` are the inputs and
     outputs whose type says nothing about their shape; `external` are the files that hold weights,
-    as paths from the folder of the model's file.
+    as paths from the folder of the model's file. `only_rows_are_open` says that each input has a
+    shape whose dimensions, but for the first, are numbers.
     """
 
     nodes: tuple[Node, ...]
@@ -53,6 +55,7 @@ class Graph(NamedTuple):
     has_functions: bool
     unranked: frozenset[str] = frozenset()
     external: tuple[str, ...] = ()
+    only_rows_are_open: bool = False
 
 
 def read(model: Buffer) -> Graph:
@@ -68,6 +71,7 @@ def _read(model: Buffer) -> Graph:
     names: dict[int, list[str]] = {_GRAPH_WEIGHT: [], _GRAPH_INPUT: [], _GRAPH_OUTPUT: []}
     has_functions = False
     unranked: set[str] = set()
+    only_rows_are_open = True
     external: dict[str, None] = {}
     for field, value in _fields(memoryview(model)):
         if field == _MODEL_FUNCTIONS:
@@ -87,6 +91,8 @@ def _read(model: Buffer) -> Graph:
                 names[number] += found
                 if number != _GRAPH_WEIGHT and not _has_rank(part):
                     unranked.update(found)
+                if number == _GRAPH_INPUT:
+                    only_rows_are_open &= _is_open_in_rows_alone(part)
     # Before version 4 of the format, weights were inputs as well.
     weights = set(names[_GRAPH_WEIGHT])
     return Graph(
@@ -96,21 +102,33 @@ def _read(model: Buffer) -> Graph:
         has_functions=has_functions,
         unranked=frozenset(unranked),
         external=tuple(external),
+        only_rows_are_open=only_rows_are_open,
     )
 
 
 def _has_rank(value: memoryview) -> bool:
     """Whether the type of an input or output has a shape."""
-    for path in (
-        (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE),
-        (_VALUE_TYPE, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE),
-    ):
-        parts = [value]
-        for field in path:
-            parts = [inner for part in parts for number, inner in _fields(part) if number == field]
-        if parts:
-            return True
+    return bool(
+        _at(value, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE)
+        or _at(value, _VALUE_TYPE, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE)
+    )
+
+
+def _is_open_in_rows_alone(value: memoryview) -> bool:
+    """Whether an input is a tensor whose dimensions, but for the first, are numbers."""
+    for shape in _at(value, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE):
+        others = _at(shape, _SHAPE_DIMENSION)[1:]
+        # A dimension without content is unknown; the field of a number is not listed.
+        return all(len(other) and not _at(other, _DIMENSION_NAME) for other in others)
     return False
+
+
+def _at(message: memoryview, *path: int) -> list[memoryview]:
+    """The values at a path of fields."""
+    parts = [message]
+    for field in path:
+        parts = [inner for part in parts for number, inner in _fields(part) if number == field]
+    return parts
 
 
 def _external_of_graph(graph: memoryview) -> Iterator[str]:

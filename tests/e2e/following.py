@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ class Reader:
             "MNIST_HTTP_PORT": str(self.http),
             "MNIST_GRPC_PORT": str(self.grpc),
         }
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
         (folder / "docs").mkdir()
         shutil.copy(DOCS / "seven.png", folder / "docs")
         shutil.copytree(SHIPPED_MODELS, folder / "models")
@@ -102,10 +103,18 @@ class Reader:
 
     def run(self, command: str) -> str:
         """Run one command, or start it if it is a server; what it printed."""
+        if command.startswith("make certificates"):
+            folder = self.folder / "deploy" / "secrets"
+            return self._output(
+                [sys.executable, "-m", "deploy.certificates", "--folder", str(folder)]
+            )
         if not command.startswith(SERVERS):
             short = command.startswith("mnist-train")
             return self._output(["bash", "-ec", command + SHORT * short])
-        log = self.folder / f"{command.split(maxsplit=1)[0]}.log"
+        name = command.split(maxsplit=1)[0]
+        if name in self._running:  # a page stops a server before it starts another
+            _stop(self._running.pop(name))
+        log = self.folder / f"{name}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec {command}"],
@@ -114,8 +123,10 @@ class Reader:
                 stdout=file,
                 stderr=file,
             )
-        self._running.append(process)
-        is_up = self._is_ready if command.startswith("mnist-serve") else self._is_listening
+        self._running[name] = process
+        is_up = partial(self._is_listening, self.tls if name == "envoy" else self.http)
+        if name == "mnist-serve" and "--tls-" not in command:
+            is_up = self._is_ready
         end = time.monotonic() + 180
         while not is_up():
             if process.poll() is not None or time.monotonic() > end:
@@ -125,9 +136,8 @@ class Reader:
 
     def stop(self) -> None:
         """Stop the servers, the last one first."""
-        for process in reversed(self._running):
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+        for process in reversed(self._running.values()):
+            _stop(process)
 
     def _is_ready(self) -> bool:
         try:
@@ -136,9 +146,9 @@ class Reader:
         except OSError:
             return False
 
-    def _is_listening(self) -> bool:
+    def _is_listening(self, port: int) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.tls)) == 0
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def _output(self, command: list[str]) -> str:
         done = subprocess.run(
@@ -151,3 +161,8 @@ class Reader:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)

@@ -164,11 +164,11 @@ def test_wrong_binary_body_is_rejected_by_name_and_the_connection_stays_usable(
 @pytest.mark.parametrize(
     "request_",
     [
-        b"POST /v2/models/mnist/infer HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
-        b"POST /v2/models/mnist/infer HTTP/1.1\r\nhost: x\r\ncontent-length: five\r\n\r\n",
-        b"POST /v2/models/mnist/infer HTTP/1.1\r\nhost: x\r\n"
+        b"POST /v2/models/mnist/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+        b"POST /v2/models/mnist/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: five\r\n\r\n",
+        b"POST /v2/models/mnist/infer HTTP/1.1\r\nhost: localhost\r\n"
         b"content-length: 1\r\ncontent-length: 2\r\n\r\nab",
-        b"POST /v2/models/mnist/infer HTTP/1.1\r\nhost: x\r\n"
+        b"POST /v2/models/mnist/infer HTTP/1.1\r\nhost: localhost\r\n"
         b"transfer-encoding: chunked\r\n\r\nzz\r\nab\r\n0\r\n\r\n",
         b"GET\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",

@@ -26,25 +26,12 @@ from service.core.errors import RequestTooLarge
 from service.core.pictures.components import may_have_lines, without_lines
 from service.core.pictures.cuts import LEAST_INK, cuts_through
 from service.core.pictures.digit import fit_digits
-from service.core.pictures.page import (
-    IS_INK,
-    LEAST_CONTRAST,
-    Ink,
-    closed,
-    has_colour,
-    ink_axis,
-    ink_is_bright,
-    upright,
-)
+from service.core.pictures.page import IS_INK, Ink, fine_ink_of, upright
 
 # A page is read at this number of pixels on its longer side, to twice that; at the second one if
 # strokes take fewer pixels than _THIN at the first.
 _SIDES = 320, 640
 _THIN = 4.0
-# Pixels per side of the copy on which the paper is estimated.
-_PAPER_SIDE = 128
-# Levels of the depth of ink: 255 are all light, and 0 is a little more than the paper's.
-_LEVELS, _ZERO = 220, 32
 # Lengths below are shares of the height of a line's digits.
 _SPECK = 0.12  # smaller than this in both directions: dirt
 _TALL = 0.45  # pieces at least this high can be a digit on their own
@@ -159,75 +146,13 @@ def candidates_on(image: Image.Image, most: int) -> Candidates:
     reduced, *_ = getattr(image, "decoderconfig", None) or (1,)
     for side in _SIDES:
         picture = upright(image, side)
-        ink = ink_on(picture)
+        ink = fine_ink_of(picture)
         if max(picture.size) == max(image.size) or _stroke(ink) >= _THIN:
             break
     scale = reduced * max(width, height) / max(picture.size)
     if may_have_lines(ink):
         ink = without_lines(ink)
     return find_digits(ink, most)._replace(scale=scale)
-
-
-def ink_on(picture: Image.Image) -> Ink:
-    """The ink on a picture in L or RGB, uint8 [H,W]: 0 is paper, 255 is full ink.
-
-    `page.ink_of` does the same for one digit. On a page only a few pixels in a hundred are ink. So
-    the paper is estimated on a small copy, and the level of ink from how much the paper varies.
-    """
-    factor = -(-max(picture.size) // _PAPER_SIDE)
-    if picture.mode != "L":
-        picture = _in_grey(picture, factor)
-    grey = np.asarray(picture)
-    small = np.asarray(picture.reduce(factor))
-    if ink_is_bright(grey[::2, ::2]):
-        grey, small = 255 - grey, 255 - small
-    paper = closed(small[None], max(3, max(small.shape) // 6 | 1))[0]
-    # Rows and columns of the last blocks that are not on the page are left out in the end.
-    height, width = grey.shape
-    rows, columns = small.shape
-    blocks = np.empty((rows, factor, columns, factor), np.uint8)
-    whole = blocks.reshape(rows * factor, columns * factor)
-    whole[:height, :width] = grey
-    whole[height:], whole[:, width:] = 255, 255
-    dark = np.float32(_LEVELS) / (paper.astype(np.float32) + 8)
-    light = blocks * dark[:, None, :, None]
-    np.subtract((_LEVELS + _ZERO - 8 * dark)[:, None, :, None], light, out=light)
-    np.maximum(light, 0, out=light)
-    depth = Image.fromarray(light.astype(np.uint8).reshape(whole.shape)[:height, :width])
-    return np.asarray(depth.point(_ink_of_depth(depth.histogram())))
-
-
-def _in_grey(picture: Image.Image, factor: int) -> Image.Image:
-    """A picture in RGB, in L along the axis of its ink; a small copy shows this axis."""
-    small = picture.reduce(factor)
-    if not has_colour(small):
-        return picture.convert("L")
-    planes = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
-    bright = np.reshape([ink_is_bright(plane) for plane in planes], (3, 1, 1))
-    planes = np.where(bright, 255 - planes, planes)
-    depth = closed(planes, max(3, max(planes.shape) // 6 | 1)) - planes
-    weights = ink_axis(depth.astype(np.float32)) * np.where(bright.ravel(), -1, 1)
-    red, green, blue = (weights / np.abs(weights).sum()).tolist()
-    offset = -255 * sum(weight for weight in (red, green, blue) if weight < 0)
-    return picture.convert("L", (red, green, blue, offset))
-
-
-def _ink_of_depth(histogram: list[int]) -> list[int]:
-    """The ink for each of 256 levels of depth; `histogram` counts the pixels of each."""
-    counts = np.array(histogram)
-    below = counts.cumsum()
-    levels = np.arange(256)
-    usual = int(np.searchsorted(below, below[-1] / 2))
-    away = np.abs(levels - usual)
-    nearest = np.argsort(away)
-    varies = 1.5 * away[nearest[np.searchsorted(counts[nearest].cumsum(), below[-1] / 2)]]
-    least = max(_ZERO + LEAST_CONTRAST * _LEVELS, usual + 5 * varies)
-    inked = np.where(levels > least, counts, 0).cumsum()
-    if not inked[-1]:
-        return [0] * 256
-    pen = int(np.searchsorted(inked, 0.75 * inked[-1]))
-    ink: list[int] = ((levels - usual) * (255 / (pen - usual))).clip(0, 255).astype(int).tolist()
-    return ink
 
 
 def _stroke(ink: Ink) -> float:
@@ -386,10 +311,8 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
     )
     if not count:
         return []
-    statistics = cc3d.statistics(labels, no_slice_conversion=True)
-    boxes = statistics["bounding_boxes"][1:].astype(np.intp)  # top, bottom, left, right, inclusive
-    areas = statistics["voxel_counts"][1:].astype(np.int64)
-    heights, widths = boxes[:, 1] - boxes[:, 0] + 1, boxes[:, 3] - boxes[:, 2] + 1
+    boxes, areas = _boxes(mask, labels, count)
+    heights, widths = boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0]
     typical = _typical(heights, areas)
     large = np.maximum(heights, widths) >= max(3, _SPECK * typical)
     flat = (heights < _TALL * typical) & (widths > typical)
@@ -399,11 +322,13 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
     bottom_of, right_of = ink.shape
     pieces = []
     for index in kept.tolist():
-        top, bottom, left, right = boxes[index].tolist()
-        box = Box(left, top, right + 1, bottom + 1)
+        box = Box(*boxes[index].tolist())
         # The edges of strokes are soft: one more pixel on every side belongs to them.
         edge = Box(
-            max(left - 1, 0), max(top - 1, 0), min(right + 2, right_of), min(bottom + 2, bottom_of)
+            max(box.left - 1, 0),
+            max(box.top - 1, 0),
+            min(box.right + 1, right_of),
+            min(box.bottom + 1, bottom_of),
         )
         region = np.s_[edge.top : edge.bottom, edge.left : edge.right]
         own, area = ink[region], int(areas[index])
@@ -413,6 +338,35 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
             own = np.where(near[:, :-2] | near[:, 1:-1] | near[:, 2:], own, np.uint8(0))
         pieces.append(_Piece(box, edge, own, area, None))
     return pieces
+
+
+def _boxes(
+    mask: npt.NDArray[np.bool_], labels: npt.NDArray[np.unsignedinteger], count: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Box [N,4], as in `Box`, and area [N] of each label of bool [H,W].
+
+    From the runs of ink in all rows: `cc3d.statistics` looks at every pixel, which takes longer.
+    """
+    height, width = mask.shape
+    padded = np.zeros((height, width + 1), bool)
+    padded[:, :-1] = mask
+    flat = padded.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat[0]:
+        edges = np.concatenate([[0], edges])
+    starts, ends = edges[::2], edges[1::2]
+    rows, lefts = np.divmod(starts, width + 1)
+    owners = labels[rows, lefts].astype(np.intp) - 1
+    boxes = np.empty((count, 4), np.intp)
+    boxes[:, :2], boxes[:, 2:] = max(height, width), 0
+    for column, values, of in (
+        (0, lefts, np.minimum),
+        (1, rows, np.minimum),
+        (2, lefts + ends - starts, np.maximum),
+        (3, rows + 1, np.maximum),
+    ):
+        of.at(boxes[:, column], owners, values)
+    return boxes, np.bincount(owners, ends - starts, count).astype(np.intp)
 
 
 def _typical(heights: npt.NDArray[np.intp], areas: npt.NDArray[np.int64]) -> int:

@@ -79,9 +79,13 @@ class Status(NamedTuple):
 
 
 class RetryLater(Status):
-    """A status that says after how many seconds a client should try again."""
+    """A status that says after how many seconds a client should try again.
+
+    Many calls may share it: `fields` has what `trailers` has encoded, without what is the call's.
+    """
 
     seconds: int
+    fields = b""
 
 
 OK = Status("OK", "")
@@ -111,6 +115,7 @@ class RequestHeaders(NamedTuple):
     is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
     are_trailers: bool  # well-formed trailers by the same sections
     forwarded: tuple[str, ...]  # the values of x-forwarded-for, in order
+    certificates: tuple[str, ...]  # those of x-forwarded-client-cert
     authorization: tuple[str, ...]  # the values of authorization
     api_keys: tuple[str, ...]  # the values of x-api-key
     trace: tuple[tuple[str, ...], tuple[str, ...]]  # the values of traceparent, and of tracestate
@@ -198,6 +203,11 @@ class HeaderDecoder:
             is_malformed=not is_request,
             are_trailers=is_well_formed and not pseudo_headers,
             forwarded=_values(decoded, b"x-forwarded-for"),
+            certificates=(
+                _values(decoded, b"x-forwarded-client-cert")
+                if b"x-forwarded-client-cert" in fields
+                else ()
+            ),
             authorization=_values(decoded, b"authorization") if b"authorization" in fields else (),
             api_keys=_values(decoded, b"x-api-key") if b"x-api-key" in fields else (),
             trace=(_values(decoded, b"traceparent"), _values(decoded, b"tracestate"))
@@ -286,11 +296,13 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
     block = _REQUEST_ID + _length(len(encoded)) + encoded
     if status.code == "OK":
         return _GRPC_STATUS["OK"] + block
-    block += _GRPC_STATUS[status.code]
     room = max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded)
+    fields = _GRPC_STATUS[status.code]
     if isinstance(status, RetryLater):
+        if status.fields and len(status.fields) + 2 * _FIELD_OVERHEAD <= room:
+            return block + status.fields
         milliseconds = b"%d" % (status.seconds * 1000)
-        block += _literal(_PUSHBACK, milliseconds)
+        fields += _literal(_PUSHBACK, milliseconds)
         room -= _FIELD_OVERHEAD + len(_PUSHBACK) + len(milliseconds)
     room = max(0, room)
     # No character takes less than a byte: what cannot fit is not encoded either.
@@ -298,7 +310,10 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
     if len(message) > room:
         # Remove half an escape sequence and half a character at the end.
         message = quote(unquote(_HALF_ESCAPE.sub("", message[:room]), errors="ignore"), _UNQUOTED)
-    return block + _literal(b"grpc-message", message.encode())
+    fields += _literal(b"grpc-message", message.encode())
+    if isinstance(status, RetryLater) and max_header_list == LARGEST_HEADER_LIST:
+        status.fields = fields
+    return block + fields
 
 
 def http_error(status: int) -> bytes:

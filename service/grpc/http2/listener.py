@@ -8,7 +8,7 @@ import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from service.access.tls import Tls
@@ -74,7 +74,9 @@ class Http2Server:
         # `Calls` refuses a message above the limit and names the setting. A message above twice the
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
-        self._callers = Callers(settings.trusted_proxies)
+        self._callers = Callers(
+            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+        )
         self._connections: set[Http2Protocol] = set()
         self._pool = Pool(
             settings.max_connections,
@@ -235,6 +237,13 @@ class Http2Protocol(asyncio.Protocol):
             self._transport.pause_reading()
             self._read_on_soon()
 
+    def eof_received(self) -> bool:
+        """Keep our side open for the answers that are due. TLS has no sides that end alone."""
+        if not self._transport.can_write_eof():
+            return False
+        self._handle(self._connection.end_of_input(self._loop.time()))
+        return True
+
     def _read_on_soon(self) -> None:
         if not self._read_on_scheduled:
             self._read_on_scheduled = True
@@ -309,7 +318,9 @@ class Http2Protocol(asyncio.Protocol):
                 authorization=headers.authorization,
                 api_keys=headers.api_keys,
                 caller=self._callers.of(self._peer, headers.forwarded),
-                certificate=self.client_name,
+                certificate=self._callers.certificate_of(
+                    self._peer, self.client_name, headers.certificates
+                ),
             )
         except ServiceError as error:
             return _status_of(error, stream.request_id)
@@ -357,7 +368,7 @@ class Http2Protocol(asyncio.Protocol):
             call = Call(stream.deadline, self._caller(stream), stream.identity)
             error = self._calls.early_refusal(rpc, message.content, call, stream.request_id)
         if error is not None:
-            self._finish(stream, _status_of(error, stream.request_id))
+            self._finish(stream, _refusal_status(error))
         return error is not None
 
     async def _stream(self, stream: Stream, inbox: _Inbox) -> None:
@@ -468,7 +479,15 @@ class Http2Protocol(asyncio.Protocol):
             self._hung_up = True
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            self._loop.call_later(_LINGER_S, self._transport.abort)
+            latest = self._loop.time() + self._limits.body_timeout
+            self._loop.call_later(_LINGER_S, self._linger, latest)
+
+    def _linger(self, latest: float) -> None:
+        """Close our other half, once the peer has taken what it was sent or has had its time."""
+        if self._transport.get_write_buffer_size() and self._loop.time() < latest:
+            self._loop.call_later(_LINGER_S, self._linger, latest)
+        else:
+            self._transport.abort()
 
 
 def keep_alive(connection: socket.socket | None, limits: Limits) -> None:
@@ -486,6 +505,12 @@ def keep_alive(connection: socket.socket | None, limits: Limits) -> None:
     ):
         if option := getattr(socket, name, None):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+@lru_cache(64)
+def _refusal_status(error: Overloaded) -> Status:
+    """The status of an error that many calls have in common, encoded for the first of them."""
+    return _status_of(error, "")
 
 
 def _status_of(error: Exception, request_id: str) -> Status:

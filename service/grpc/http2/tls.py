@@ -69,22 +69,23 @@ class TlsProtocol(asyncio.Protocol):
             if not self._is_open:
                 self._tls.do_handshake()
                 self._open()
-            while record := self._tls.read(_RECORD):
+            while not is_end and (self._incoming.pending or self._tls.pending()):
+                record = self._tls.read(_RECORD)
                 records.append(record)
-            is_end = True  # close_notify
+                is_end = not record  # close_notify
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
             is_end = True
         except ssl.SSLError as error:
-            # The reason is one of OpenSSL's own names, so nobody can write into the log by it.
+            # The reason is one of OpenSSL's own names: no text of the client gets into the log.
             log.debug("A connection ends by an error of TLS: %s.", error.reason)
             if not self._is_open:
                 self._inner.handshake_failed()
             is_end = True
         self._send()  # also an alert
         if records and not self._is_shut:
-            self._inner.data_received(b"".join(records))
+            self._inner.data_received(records[0] if len(records) == 1 else b"".join(records))
         if is_end:
             self._is_shut = True
             self._transport.close()

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from service.core.errors import (
     AlreadyExists,
     DeadlineExceeded,
-    Forbidden,
     ModelNotFound,
     NoSuchEndpoint,
     NotFound,
@@ -189,7 +188,7 @@ LOAD = Contract(
     "Load the newest versions of a model",
     _json("Nothing"),
     _json("LoadRequest"),
-    errors=(Forbidden, ModelNotFound, Unimplemented, Unavailable),
+    errors=(ModelNotFound, Unimplemented, Unavailable),
 )
 UNLOAD = LOAD._replace(summary="Unload a model")
 LOG_SETTINGS = Contract(CONTROL, "The settings of the log", _json("LogSettings"))
@@ -198,7 +197,7 @@ CHANGE_LOG_SETTINGS = Contract(
     "Change settings of the log",
     _json("LogSettings"),
     _json("LogChanges"),
-    errors=(Forbidden, Unimplemented, Unavailable),
+    errors=(Unimplemented, Unavailable),
 )
 TRACE_SETTINGS = Contract(CONTROL, "The settings of tracing", _json("TraceSettings"))
 CHANGE_TRACE_SETTINGS = Contract(
@@ -219,11 +218,9 @@ REGISTER = Contract(
     _json("Nothing"),
     _json("RegionRequest"),
     is_body_required=True,
-    errors=(Forbidden, AlreadyExists, Unavailable),
+    errors=(AlreadyExists, Unavailable),
 )
-UNREGISTER = Contract(
-    MEMORY, "Unregister a region", _json("Nothing"), errors=(Forbidden, Unavailable)
-)
+UNREGISTER = Contract(MEMORY, "Unregister a region", _json("Nothing"), errors=(Unavailable,))
 UNREGISTER_ALL = UNREGISTER._replace(summary="Unregister all regions")
 REGISTER_CUDA = Contract(
     MEMORY, "Refused: this server maps no CUDA memory", None, errors=(Unimplemented,)

@@ -76,7 +76,14 @@ def test_what_cannot_be_done_is_one_sentence(
 
 
 def test_a_wrong_command_line_has_the_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["give"], ["add"]):
+    for arguments in (
+        [],
+        ["give"],
+        ["add"],
+        ["revoke"],
+        ["list", "alice"],
+        ["revoke", "alice", "--scopes", "read"],
+    ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2

@@ -80,6 +80,29 @@ def test_inputs_and_outputs_without_a_shape_are_unranked() -> None:
     assert onnx_graph.read(content).unranked == {"any", "maybe", "out"}
 
 
+@pytest.mark.parametrize(
+    ("shape", "only_rows_are_open"),
+    [
+        (["batch", 28, 28], True),
+        ([None, 28, 28], True),
+        ([1, 0], True),
+        (["batch"], True),
+        ([], True),
+        (["batch", "length"], False),
+        (["batch", None, 28], False),
+        (None, False),
+    ],
+)
+def test_inputs_that_are_open_in_more_than_their_rows_are_noticed(
+    shape: list[int | str | None] | None, only_rows_are_open: bool
+) -> None:
+    fixed = helper.make_tensor_value_info("a", TensorProto.FLOAT, ["batch", 2])
+    other = helper.make_tensor_value_info("b", TensorProto.FLOAT, shape)
+    model = helper.make_model(helper.make_graph([], "g", [fixed, other], [fixed]))
+    graph = onnx_graph.read(model.SerializeToString())
+    assert graph.only_rows_are_open == only_rows_are_open
+
+
 def test_weights_in_other_files_are_found_wherever_they_are() -> None:
     def weight(place: str) -> TensorProto:
         tensor = TensorProto(name=place, data_type=1, data_location=TensorProto.EXTERNAL)
