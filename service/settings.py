@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import ipaddress
 import os
 import re
@@ -56,6 +57,7 @@ Group = Literal[
     "limits",
     "timeouts",
     "logs",
+    "traces",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 _METAVARS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -456,6 +458,28 @@ class Settings:
     log_requests: Literal["none", "errors", "all"] = _setting(
         "logs", "errors", "requests to log: none, those that fail (errors), or all"
     )
+    traces: bool = _setting(
+        "traces",
+        False,
+        "whether requests are traced with OpenTelemetry (needs the extra traces); its own "
+        "variables say where to, as OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    traces_sample: float = _setting(
+        "traces",
+        0.01,
+        "share of requests that are traced, unless their callers decide it by the header "
+        "traceparent",
+        low=0,
+        high=1,
+    )
+    traces_per_second: int = _setting(
+        "traces",
+        100,
+        "requests, and messages of streams, that each worker traces per second because their "
+        "callers ask for it",
+        low=0,
+        high=1_000_000,
+    )
     fast_lane: bool = _setting(
         "network",
         True,
@@ -484,6 +508,12 @@ class Settings:
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.", "host")
         self._check_texts()
+        if self.traces and not _has_opentelemetry():
+            raise SettingsError(
+                "traces is true, but OpenTelemetry is not installed; install the extra for it: "
+                "pip install 'mnist-service[traces]'.",
+                "traces",
+            )
         ports: dict[int, str] = {}
         for name in ("http_port", "grpc_port", "health_port"):
             port = getattr(self, name)
@@ -608,6 +638,14 @@ class Settings:
         if self.model_control_mode != "explicit" or "*" in self.load_model:
             return None
         return frozenset(self.load_model)
+
+
+def _has_opentelemetry() -> bool:
+    """Whether the extra `traces` is installed; it is imported by the workers only."""
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ImportError:  # of a package that should contain it
+        return False
 
 
 def is_loopback(host: str) -> bool:

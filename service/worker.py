@@ -50,6 +50,7 @@ from service.observe.logs import is_for_people, only_problems
 from service.observe.loop_lag import LagMonitor
 from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
 from service.observe.recorder import RequestRecorder
+from service.observe.traces import Traces
 from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
@@ -67,6 +68,7 @@ from service.runtime.shared_memory import SharedRegions
 from service.settings import Settings, is_loopback, load
 
 if TYPE_CHECKING:
+    from service.observe.spans import SpanExporter
     from service.pulse import Lifecycle, Pulse
 
 log = logging.getLogger(__name__)
@@ -92,7 +94,10 @@ class Service:
         self.models_changed: Callable[[], None] = lambda: None
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
-        self.recorder = RequestRecorder(self.metrics, settings.log_requests)
+        traces = None
+        if settings.traces:
+            traces = Traces(share=settings.traces_sample, per_second=settings.traces_per_second)
+        self.recorder = RequestRecorder(self.metrics, settings.log_requests, traces=traces)
         self.limits = limits_of(settings, Metrics.limited)
         self.gate = gate_of(settings, metrics.access_refused, self.limits)
         self.keys: KeysWatch | None = None
@@ -289,6 +294,8 @@ class Worker:
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
         self._health: HealthPort | None = None
+        self._spans: SpanExporter | None = None
+        self._stop_by = 0.0
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
@@ -347,6 +354,7 @@ class Worker:
             self._grpc.publish_health()
             await asyncio.sleep(settings.drain_seconds)
         self._service.administration.shared_state.stop()
+        self._stop_by = time.monotonic() + settings.stop_timeout
         loop.call_later(settings.stop_timeout + _SLACK_S, self._cut_off)
         signal.signal(signal.SIGINT, self._stop_granian)
         signal.raise_signal(signal.SIGINT)
@@ -374,6 +382,8 @@ class Worker:
     def _exit(self) -> NoReturn:
         # Python itself would first wait for the threads of executors, and a model load that one of
         # them has begun cannot be interrupted.
+        if self._spans is not None:
+            self._spans.stop(max(self._stop_by - time.monotonic(), 0.0))
         metrics.flush()
         os._exit(0)
 
@@ -390,6 +400,11 @@ class Worker:
                 # The supervisor has read the file before, and other workers still serve.
                 log.error("%s This worker accepts no key until it is corrected.", error)
         metrics.share(self._lifecycle.replaced)
+        if service.recorder.traces is not None:
+            # It takes 12 MB, and its thread would not survive a fork.
+            from service.observe.spans import SpanExporter
+
+            self._spans = SpanExporter(service.recorder.traces)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
         if explains_cpu and self._lifecycle.speaker.acquire(block=False):

@@ -14,6 +14,7 @@ import pytest
 from mnist_client.command import main as predict
 from PIL import Image
 
+from benchmarks import traces
 from benchmarks.compare import __main__ as compare
 from benchmarks.engine import __main__ as engine
 from benchmarks.growth import __main__ as growth
@@ -40,6 +41,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "python -m benchmarks.growth": growth.parser,
     "python -m benchmarks.overload": overload.parser,
     "python -m benchmarks.pictures": pictures.parser,
+    "python -m benchmarks.traces": traces.parser,
     "python -m benchmarks.training": training.parser,
 }
 every_command = pytest.mark.parametrize("command", PARSERS)

@@ -40,6 +40,7 @@ from service.core.errors import (
 from service.core.placement import Place, Placement, Timing
 from service.core.queueing import FairQueue, Progress, Queued
 from service.core.statistics import BatchRun, ModelStatistics
+from service.core.trace import Batch, Trace
 
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
@@ -230,6 +231,7 @@ class Batcher:
         self._turn_scheduled = False
         self._delay: asyncio.TimerHandle | None = None
         self._in_thread = False
+        self._has_traces = False  # whether any request was ever traced
         self._dropped_at = -_DROP_S
         # The latest early refusal of each caller: until when it stands, its reason and its error.
         self._refusals: dict[str, tuple[float, str, Overloaded]] = {}
@@ -246,7 +248,12 @@ class Batcher:
         return self._queue.requests
 
     def submit(
-        self, inputs: Sequence[Array], rows: int, deadline: float | None = None, caller: str = ""
+        self,
+        inputs: Sequence[Array],
+        rows: int,
+        deadline: float | None = None,
+        caller: str = "",
+        trace: Trace | None = None,
     ) -> asyncio.Future[list[Array]]:
         """Queue `rows` rows; await the future for the outputs, in the model's order.
 
@@ -274,11 +281,14 @@ class Batcher:
             if flow.caller != caller or flow.is_large:
                 flow = queue.flow(caller, is_large=False)
         now = self._clock()
+        if trace is not None:
+            trace.add(now)
+            self._has_traces = True
         if self._queue_timeout_s:
             start_by = now + self._queue_timeout_s
             deadline = start_by if deadline is None else min(deadline, start_by)
         # By position: this is made for every request.
-        flow.requests.append(Queued(inputs, rows, deadline, outputs, now, progress))
+        flow.requests.append(Queued(inputs, rows, deadline, outputs, now, progress, trace))
         flow.rows += rows
         queue.rows += rows
         queue.requests += 1
@@ -544,7 +554,8 @@ class Batcher:
         if not self._queue.requests_left:
             seconds = self._clock() - admission.began
             admission.latest[self._queue.taken_rows.bit_length()].append(seconds)
-        for batch, outputs_of_each, start, joined, inferred, split in results:
+        known = self._traced(results) if self._has_traces else results
+        for batch, outputs_of_each, start, joined, inferred, split in known:
             if isinstance(outputs_of_each, Exception):
                 is_part = batch[0].progress is not None and not batch[0].outputs.done()
                 if is_part and not isinstance(outputs_of_each, ServiceError):
@@ -590,6 +601,19 @@ class Batcher:
         if self._queue.requests and not self._turn_scheduled:
             self._turn_scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
+
+    def _traced(self, results: list[_RunResult]) -> list[_RunResult]:
+        """The same, once each run is added to the traces of its requests."""
+        for batch, outputs, *times in results:
+            traces = [queued.trace for queued in batch if queued.trace is not None]
+            if traces:
+                error = type(outputs).__name__ if isinstance(outputs, Exception) else ""
+                rows = sum([queued.rows for queued in batch])
+                run = Batch(self.statistics.model, len(batch), rows, error)
+                run.times(*times)
+                for trace in traces:
+                    trace.add(run)
+        return results
 
     def _is_complete(self, part: Queued, outputs: list[Array]) -> bool:
         """Whether a large request is answered, now that one more part of it is finished."""

@@ -35,6 +35,7 @@ from service.core.errors import (
     Unavailable,
 )
 from service.core.off_loop import INLINE_BYTES, MAX_JSON_BYTES, off_loop
+from service.core.trace import Trace
 from service.grpc.wire import SMALL_BYTES, check, shape_of
 from service.observe.recorder import Attempt, RequestRecorder
 
@@ -45,6 +46,7 @@ class Call(NamedTuple):
     deadline: float | None  # in loop time; None if the client set none
     caller: str = ""  # see core.callers
     identity: Identity | None = None  # None if everyone may do everything
+    trace: Trace | None = None  # None for a call, or a message of a stream, that is not traced
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the caller may do what needs this scope."""
@@ -106,6 +108,7 @@ class Rpc(NamedTuple):
     method: Method
     request: Any
     response: Any
+    path: str = ""  # /SERVICE/METHOD
 
 
 def rpcs(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> dict[str, Rpc]:
@@ -115,6 +118,7 @@ def rpcs(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> dict[s
             methods[method.name],
             GetMessageClass(method.input_type),
             GetMessageClass(method.output_type),
+            f"/{descriptor.full_name}/{method.name}",
         )
         for method in descriptor.methods
     }
@@ -136,6 +140,7 @@ class Calls:
         self.overloaded = overloaded
         self.request_id = recorder.request_id
         self._recorder = recorder
+        self.traces = recorder.traces
         self._max_request_bytes = max_request_bytes
         self._max_stream_requests = max_stream_requests
         self._max_json_bytes = max_json_bytes
@@ -173,17 +178,20 @@ class Calls:
         request_id: str,
         caller: str = "",
         identity: Identity | None = None,
+        trace: Trace | None = None,
     ) -> bytes:
         """Answer a unary call. A ServiceError that it raises is the status of the call."""
         method = rpc.method
         assert isinstance(method, Unary)
-        async with Attempt(self._recorder, "grpc", method.operation, request_id):
+        if trace is not None:
+            trace.handle("", rpc.path[1:], request_id)
+        async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
             if len(content) > SMALL_BYTES:
                 request = await self._parse_long(rpc, content)
             else:
                 request = self._parse(rpc, content)
             del content
-            answering = method.handler(request, Call(deadline, caller, identity))
+            answering = method.handler(request, Call(deadline, caller, identity, trace))
             del request  # so that the handler can free it once it is parsed
             answer = await answering
         serialized: bytes = rpc.response.SerializeToString(answer)
@@ -214,6 +222,7 @@ class Calls:
         ends_with_error: bool,
         caller: str = "",
         identity: Identity | None = None,
+        trace: Trace | None = None,
     ) -> AsyncIterator[bytes]:
         """Answer a stream. A ServiceError that it raises is the status of the call.
 
@@ -224,16 +233,27 @@ class Calls:
             counts = isinstance(rpc.method, Streaming) and rpc.method.scope is not None
             contents = _while_valid(self.gate, identity, contents, counts)
         method, serialize = rpc.method, rpc.response.SerializeToString
+        if trace is not None:
+            trace.handle("", rpc.path[1:], request_id)
         if isinstance(method, Streaming):
-            async with Attempt(self._recorder, "grpc", method.operation, request_id):
+            async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
                 async for answer in method.handler(self._whole(rpc, contents)):
                     yield serialize(answer)
         else:
             assert isinstance(method, Pipelined)
             refuse = None if ends_with_error else method.refuse
-            call = Call(deadline, caller, identity)
-            async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
-                yield serialize(answer)
+            call = Call(deadline, caller, identity, trace)
+            code = "CANCELLED"
+            try:
+                async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
+                    yield serialize(answer)
+                code = "OK"
+            except Exception as error:
+                code = error.grpc_code if isinstance(error, ServiceError) else "UNKNOWN"
+                raise
+            finally:
+                if trace is not None and self.traces is not None:
+                    self.traces.end(trace, code)
         if self._stopping:
             raise Unavailable("The server is stopping.")
 
@@ -261,9 +281,14 @@ class Calls:
         assert isinstance(method, Pipelined)
 
         async def attempt(content: bytes, is_first: bool) -> Any:
-            request = None
+            request, trace, its_call = None, None, call
+            if call.trace is not None and self.traces is not None:
+                trace = self.traces.message(call.trace)
+                if trace is not None:
+                    trace.handle("", rpc.path[1:], request_id)
+                its_call = call._replace(trace=trace)
             try:
-                async with Attempt(self._recorder, "grpc", method.operation, request_id):
+                async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
                     # The first was counted when the stream was opened.
                     if self.gate is not None and call.identity is not None and not is_first:
                         self.gate.admit_message(call.identity)
@@ -272,7 +297,7 @@ class Calls:
                     else:
                         request = self._parse(rpc, content)
                     del content
-                    return await method.handler(request, call)
+                    return await method.handler(request, its_call)
             except ServiceError as error:
                 if refuse is None:
                     raise

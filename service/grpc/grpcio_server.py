@@ -22,6 +22,7 @@ from service.core.errors import (
     ServiceError,
     excerpt,
 )
+from service.core.trace import Trace
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
@@ -143,7 +144,13 @@ class GrpcioServer:
                 raise budget.refusal("grpc")
             caller = self._caller(context) if identity is None else identity.caller
             return await self._calls.answer(
-                rpc, content, _deadline(context), request_id, caller, identity
+                rpc,
+                content,
+                _deadline(context),
+                request_id,
+                caller,
+                identity,
+                self._trace(context),
             )
         except ServiceError as error:
             await _abort(context, error)
@@ -167,6 +174,7 @@ class GrpcioServer:
             ends_with_error=ends_with_error,
             caller=self._caller(context) if identity is None else identity.caller,
             identity=identity,
+            trace=self._trace(context),
         )
         try:
             async for answer in answers:
@@ -179,6 +187,17 @@ class GrpcioServer:
         return self._callers.of(
             _peer(context), [str(value) for key, value in metadata if key == "x-forwarded-for"]
         )
+
+    def _trace(self, context: _Context) -> Trace | None:
+        traces = self._calls.traces
+        if traces is None:
+            return None
+        metadata = context.invocation_metadata() or ()
+        parents, states = (
+            [str(value) for key, value in metadata if key == name]
+            for name in ("traceparent", "tracestate")
+        )
+        return traces.begin(parents, states)
 
     def _request_id(self, context: _Context) -> str:
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))

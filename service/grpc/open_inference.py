@@ -78,7 +78,7 @@ class OpenInference:
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         typed = self._inference.typed_answers and is_typed(request)
-        answering = self._inference.infer(decode(request, call.deadline, call.caller))
+        answering = self._inference.infer(decode(request, call.deadline, call.caller), call.trace)
         del request  # it has its contents a second time
         answer = await answering
         size = sum([output.array.nbytes for output in answer.outputs])

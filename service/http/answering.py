@@ -51,6 +51,7 @@ class HttpApp:
         compression: Compression,
     ) -> None:
         self._recorder = recorder
+        self.traces = recorder.traces
         self._inference = inference
         self.overloaded = inference.overloaded
         self._known_run_by = lru_cache(_KNOWN)(self._run_by)
@@ -93,8 +94,13 @@ class HttpApp:
             return None
         route = match.route
         request_id = self._recorder.request_id(request.header("x-request-id"))
+        trace = request.trace
+        if trace is not None:
+            trace.handle(request.method, "" if route is UNMATCHED else route.path, request_id)
         try:
-            async with Attempt(self._recorder, "http", route.operation, request_id) as attempt:
+            async with Attempt(
+                self._recorder, "http", route.operation, request_id, trace
+            ) as attempt:
                 if request.header("content-encoding"):
                     request = await self._compression.decode(request)
                 response = await match.handler(request, **match.parameters)

@@ -79,6 +79,7 @@ async def predict(
         top=top,
         deadline=deadline,
         caller=request.caller,
+        trace=request.trace,
         explain=explain,
     )
     size = len(answer.rows) * len(answer.rows[0].probabilities)

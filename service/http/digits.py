@@ -100,6 +100,7 @@ async def predict(
             served=served,
             deadline=deadline,
             caller=request.caller,
+            trace=request.trace,
             explain=explain,
         )
     except ModelNotFound as error:

@@ -141,6 +141,7 @@ def _request(body: bytes) -> HttpRequest:
         body=body,
         query=query,
         caller=request.environ.get("mnist.caller", ""),
+        trace=request.environ.get("mnist.trace"),
     )
 
 

@@ -31,8 +31,10 @@ from service.core.errors import (
     ServiceError,
     TooManyRequests,
 )
+from service.core.trace import Trace
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
+from service.observe.traces import Traces
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
@@ -81,6 +83,7 @@ class HttpFront:
         self._gate = gate
         self._budget = budget
         self._app = app
+        self._traces = app.traces
         self._wsgi_app = wsgi_app
         self._loop = asyncio.get_running_loop()
         self._sweep()
@@ -113,10 +116,11 @@ class HttpFront:
                 refusal.headers.extend(cors)
                 await self._answer_unread(scope, protocol, refusal)
                 return
+            trace = None if self._traces is None else _begin(self._traces, headers)
             try:
                 body, claim = await self._body(scope, protocol, headers)
             except ServiceError as error:
-                response = await self._refuse(scope, error, caller)
+                response = await self._refuse(scope, error, caller, trace=trace)
             else:
                 try:
                     # By position: keywords take 0.4 us more, for every request.
@@ -127,11 +131,12 @@ class HttpFront:
                         body,
                         scope.query_string,
                         caller,
+                        trace,
                     )
                     answer = await self._app.answer(request, match) if self._fast_lane else None
                     if answer is None:
                         answer = await self._loop.run_in_executor(
-                            self._flask_threads, self._through_flask, scope, body, caller, identity
+                            self._flask_threads, self._through_flask, scope, request, identity
                         )
                     response = answer
                 finally:
@@ -230,10 +235,17 @@ class HttpFront:
         protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _refuse(
-        self, scope: Scope, error: ServiceError, caller: str, has_body: bool = True
+        self,
+        scope: Scope,
+        error: ServiceError,
+        caller: str,
+        has_body: bool = True,
+        trace: Trace | None = None,
     ) -> HttpResponse:
         """The answer to a request whose body is not read, or not to its end."""
-        request = HttpRequest(scope.method, scope.path, scope.headers.get, b"", caller=caller)
+        request = HttpRequest(
+            scope.method, scope.path, scope.headers.get, b"", caller=caller, trace=trace
+        )
         response = await self._app.refuse(request, error)
         # The rest of the body is still arriving, so an HTTP/1 connection cannot be used again.
         # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
@@ -367,7 +379,7 @@ class HttpFront:
             task.cancel()
 
     def _through_flask(
-        self, scope: Scope, body: bytes, caller: str, identity: Identity | None
+        self, scope: Scope, request: HttpRequest, identity: Identity | None
     ) -> HttpResponse:
         """Call Flask through WSGI (PEP 3333). Runs in a thread: Flask waits for the loop."""
         status = 500
@@ -379,12 +391,16 @@ class HttpFront:
             # Granian counts the body itself, as it does without Flask.
             headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
-        chunks = self._wsgi_app(_environ(scope, body, caller, identity), start_response)
+        chunks = self._wsgi_app(_environ(scope, request, identity), start_response)
         try:
             content = b"".join(chunks)
         finally:
             getattr(chunks, "close", lambda: None)()
         return HttpResponse(status, headers, content)
+
+
+def _begin(traces: Traces, headers: Any) -> Trace | None:
+    return traces.begin(headers.get_all("traceparent"), headers.get_all("tracestate"))
 
 
 def _has_no_body(scope: Scope) -> bool:
@@ -396,7 +412,7 @@ def _cut_short() -> InvalidArgument:
     return InvalidArgument("The body is damaged or cut short: its end did not arrive.")
 
 
-def _environ(scope: Scope, body: bytes, caller: str, identity: Identity | None) -> dict[str, Any]:
+def _environ(scope: Scope, request: HttpRequest, identity: Identity | None) -> dict[str, Any]:
     host, _, port = scope.server.rpartition(":")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
@@ -408,16 +424,17 @@ def _environ(scope: Scope, body: bytes, caller: str, identity: Identity | None) 
         "SERVER_PORT": port,
         "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
         "REMOTE_ADDR": scope.client.rpartition(":")[0],
-        "CONTENT_LENGTH": str(len(body)),
+        "CONTENT_LENGTH": str(len(request.body)),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.scheme,
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": io.BytesIO(request.body),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
-        "mnist.caller": caller,
+        "mnist.caller": request.caller,
         "mnist.identity": identity,
+        "mnist.trace": request.trace,
     }
     for name, value in scope.headers.items():
         key = name.upper().replace("-", "_")

@@ -33,7 +33,12 @@ async def read(digits: Digits, request: HttpRequest, deadline: float | None = No
     if picture is None:
         raise InvalidArgument("image: must be a picture as a data URL; numbers are for /predict.")
     answer = await digits.read(
-        picture, model=model, version=version, deadline=deadline, caller=request.caller
+        picture,
+        model=model,
+        version=version,
+        deadline=deadline,
+        caller=request.caller,
+        trace=request.trace,
     )
     if len(answer.digits) > INLINE_ROWS:
         return await off_loop(_response, answer, size=784 * len(answer.digits))

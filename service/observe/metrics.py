@@ -275,6 +275,21 @@ _limited = Counter(
 )
 
 
+_traces_exported = Counter("mnist_traces_exported", "Traces that were sent to the collector.")
+_traces_dropped = Counter(
+    "mnist_traces_dropped",
+    "Traces that were lost: the queue was full (queue), or the collector did not take them "
+    "(export).",
+    ["reason"],
+)
+traces_exported = _traces_exported.inc
+
+
+def traces_dropped(reason: str, count: int) -> None:
+    """Count traces that were not exported. May be called from any thread."""
+    _traces_dropped.labels(reason).inc(count)
+
+
 class Judgements:
     """Predictions of one version by `accepted` and reason, which go to Prometheus at a `flush`."""
 
@@ -372,6 +387,7 @@ class ModelMetrics(ModelStatistics):
 
     def __init__(self, model: str, version: str) -> None:
         super().__init__()
+        self.model = model, version
         self._name = f"Model {model} version {version}"
         self.judgements = _judgements(model, version).counts
         self._rows_of_runs = _batches.labels(model, version)

@@ -47,15 +47,18 @@ _LONGEST_FLUSH_S = 1.0  # how long a scrape waits for the other workers
 
 TraceSettings = dict[str, str | list[str]]
 
-# The protocol's trace settings, with the values that mean that nothing is traced.
-_TRACE_OFF: TraceSettings = {
-    "trace_level": ["OFF"],
-    "trace_rate": "0",
-    "trace_count": "0",
-    "log_frequency": "0",
-    "trace_file": "",
-    "trace_mode": "",
-}
+
+def _trace_settings(settings: Settings) -> TraceSettings:
+    """The protocol's trace settings, in Triton's words for none and for OpenTelemetry."""
+    is_on, share = settings.traces, settings.traces_sample
+    return {
+        "trace_level": ["TIMESTAMPS" if is_on else "OFF"],
+        "trace_rate": str(round(1 / share) if is_on and share else 0),  # one of this many
+        "trace_count": "-1" if is_on else "0",  # no limit
+        "log_frequency": "0",
+        "trace_file": "",
+        "trace_mode": "opentelemetry" if is_on else "",
+    }
 
 
 class Administration:
@@ -218,27 +221,29 @@ class Administration:
         return self.log_settings()
 
     def trace_settings(self, changes: Mapping[str, object], model: str = "") -> TraceSettings:
-        """The trace settings of the server or of a model: tracing is always off.
+        """The trace settings of the server or of a model, which follow from `traces`.
 
         Raises ModelNotFound, InvalidArgument for an unknown setting, and Unimplemented for a
         setting that would change.
         """
         if model:
             self._repository.get(model)
+        current = _trace_settings(self._settings)
         for name, value in changes.items():
-            if name not in _TRACE_OFF:
-                names = ", ".join(_TRACE_OFF)
+            if name not in current:
+                names = ", ".join(current)
                 raise InvalidArgument(
                     f"'{excerpt(name)}' is not a trace setting; they are {names}."
                 )
-            off = _TRACE_OFF[name]
+            unchanged = current[name]
             # None and [] reset a setting to its default. JSON may have numbers as such.
             values = value if isinstance(value, list) else [] if value is None else [value]
             # Lists may be long, and so may the text of one.
             given = [str(v) for v in values[:2] if not isinstance(v, list | dict)]
-            if values and given != (off if isinstance(off, list) else [off]):
-                raise Unimplemented(f"{name}: tracing is off in this server and stays off.")
-        return dict(_TRACE_OFF)
+            if values and given != (unchanged if isinstance(unchanged, list) else [unchanged]):
+                state = "on" if self._settings.traces else "off"
+                raise Unimplemented(f"{name}: tracing is {state} in this server and stays {state}.")
+        return current
 
     async def register_region(self, region: SharedRegion) -> None:
         """Register system shared memory. Raises what `SharedRegions.register` raises."""

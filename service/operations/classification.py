@@ -18,6 +18,7 @@ from service.core.digits import Pixels
 from service.core.errors import InvalidArgument, RequestTooLarge, excerpt
 from service.core.off_loop import off_loop
 from service.core.tensors import numbers
+from service.core.trace import Trace
 from service.operations.digits import Digits, Picture
 from service.repository.models import Repository, ServedModel
 
@@ -64,6 +65,7 @@ async def classify(
     top: int,
     deadline: float | None = None,
     caller: str = "",
+    trace: Trace | None = None,
     explain: bool = False,
 ) -> Classifications:
     """Classify one of: a picture, raw pixels, or parsed JSON (pixels or what `arrays_of` takes).
@@ -118,7 +120,7 @@ async def classify(
             part = [await off_loop(make, chosen, size=chosen.size) if is_long else make(chosen)]
         inputs = classifier.without_count(part)
         submitted = monotonic()
-        outputs = await served.batcher.submit(inputs, length, deadline, caller)
+        outputs = await served.batcher.submit(inputs, length, deadline, caller, trace)
         run += monotonic() - submitted
         size = outputs[classifier.output].size
         how = classifier.classifications, outputs, length, top, served.name

@@ -27,6 +27,7 @@ from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import Room, memory_of, open_picture
 from service.core.pictures.parts import check_parts
 from service.core.pictures.reading import ReadDigit, candidates_on, choose, further
+from service.core.trace import Trace
 from service.repository.models import Repository, ServedModel
 
 # Up to these sizes a picture takes at most a millisecond. Reading its header takes time for its
@@ -122,6 +123,7 @@ class Digits:
         served: ServedModel | None = None,
         deadline: float | None = None,
         caller: str = "",
+        trace: Trace | None = None,
         explain: bool = False,
     ) -> Predictions:
         """Classify one of: a picture, raw pixels (784 bytes per image), an uint8 array.
@@ -129,8 +131,8 @@ class Digits:
         Arrays are [28,28], [784], [N,28,28] or [N,784]. Pixels and arrays hold bright ink (255) on
         a dark background (0); pictures may have either. `served` is the model, if it is known;
         otherwise `model` and `version` name it. `deadline` is in the event loop's time, `caller` is
-        who asks (core.callers). With `explain`, the answer has the steps of a picture and the
-        times.
+        who asks (core.callers), `trace` that of a traced request. With `explain`, the answer has
+        the steps of a picture and the times.
         Raises InvalidArgument for malformed input and for a model that does not classify 28x28
         images, RequestTooLarge for a picture over the limit, ModelNotFound, and what
         `Limits.images` and `Batcher.submit` raise.
@@ -167,7 +169,7 @@ class Digits:
         if len(images) <= INLINE_ROWS:
             inputs = [images] if layout.image_shape is None else layout.inputs(images)
             submitted = monotonic() if explain else 0.0
-            outputs = await served.batcher.submit(inputs, len(images), deadline, caller)
+            outputs = await served.batcher.submit(inputs, len(images), deadline, caller, trace)
             seconds = (submitted - began, monotonic() - submitted) if explain else None
             rows = layout.predictions(outputs)
             if found is not None and (found.reason or found.hint):
@@ -181,7 +183,7 @@ class Digits:
         for start in range(0, len(images), step):
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
-            runs.append(await served.batcher.submit(inputs, len(part), deadline, caller))
+            runs.append(await served.batcher.submit(inputs, len(part), deadline, caller, trace))
         many = Rows(layout, runs)
         counts.update(await off_loop(many.judgements, size=images.nbytes))
         return Predictions(served.name, served.version, many, steps)
@@ -194,11 +196,12 @@ class Digits:
         version: str = "",
         deadline: float | None = None,
         caller: str = "",
+        trace: Trace | None = None,
     ) -> ReadAnswer:
         """Read all digits on a picture, with one run of the model, or two where it leaves doubt.
 
-        `deadline` and `caller` are those of `classify`. Raises what `classify` does for a picture,
-        and RequestTooLarge for one of more than `max_read_digits` digits.
+        `deadline`, `caller` and `trace` are those of `classify`. Raises what `classify` does for a
+        picture, and RequestTooLarge for one of more than `max_read_digits` digits.
         """
         began, in_model = monotonic(), 0.0
         most = self._max_read_digits
@@ -210,7 +213,7 @@ class Digits:
             nonlocal in_model
             inputs = await off_loop(layout.inputs, pixels, size=pixels.nbytes)
             submitted = monotonic()
-            outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller)
+            outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller, trace)
             in_model += monotonic() - submitted
             return await off_loop(layout.predictions, outputs, size=pixels.nbytes)
 

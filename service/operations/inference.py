@@ -39,6 +39,7 @@ from service.core.tensors import (
     to_bytes,
 )
 from service.core.top_classes import classes
+from service.core.trace import Trace
 from service.repository.models import Repository, ServedModel
 from service.repository.triton_config import PLATFORM
 from service.runtime.shared_memory import SharedRegions
@@ -116,7 +117,7 @@ class Inference:
         self._regions = regions
         self.stopping = False
 
-    async def infer(self, request: InferRequest) -> InferResponse:
+    async def infer(self, request: InferRequest, trace: Trace | None = None) -> InferResponse:
         """Run a model on the tensors of a request of the Open Inference Protocol.
 
         Raises ModelNotFound; InvalidArgument, naming the tensor or parameter that is missing,
@@ -142,9 +143,11 @@ class Inference:
         if self._limits is not None:
             self._limits.images(request.caller, rows)
         if timeout is None:
-            outputs = await served.batcher.submit(arrays, rows, request.deadline, request.caller)
+            outputs = await served.batcher.submit(
+                arrays, rows, request.deadline, request.caller, trace
+            )
         else:
-            outputs = await _within(timeout, served.batcher, arrays, rows, request)
+            outputs = await _within(timeout, served.batcher, arrays, rows, request, trace)
         specs = served.session.outputs
         if requested is None:
             tensors = [
@@ -269,7 +272,12 @@ class Inference:
 
 
 async def _within(
-    seconds: float, batcher: Batcher, inputs: Sequence[Array], rows: int, request: InferRequest
+    seconds: float,
+    batcher: Batcher,
+    inputs: Sequence[Array],
+    rows: int,
+    request: InferRequest,
+    trace: Trace | None,
 ) -> list[Array]:
     """The outputs, if inference ends within `seconds`. Raises DeadlineExceeded otherwise.
 
@@ -279,7 +287,7 @@ async def _within(
     try:
         async with asyncio.timeout_at(end):
             until = end if request.deadline is None else min(end, request.deadline)
-            return await batcher.submit(inputs, rows, until, request.caller)
+            return await batcher.submit(inputs, rows, until, request.caller, trace)
     except TimeoutError:
         raise DeadlineExceeded.of("timeout") from None
 

@@ -27,6 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from docs.site.reference import parsers
+from tests.collector import Collector
 from tests.conftest import ROOT, Server, free_ports
 from tests.e2e.following import DOCS, Reader, blocks, commands
 from tests.service.classifiers import publish_mixing
@@ -47,6 +48,11 @@ NOT_RUN = {
     "howto/gpu.md": {"": GPU},
     "howto/kubernetes.md": {"": CLUSTER},
     "howto/tls.md": {"docker compose": DOCKER},
+    "howto/traces.md": {
+        "pip install": "this test's environment has both",
+        "docker run": "needs a Docker engine; the test has a collector of its own",
+        "py-spy": "test_traces.py runs it on a worker",
+    },
     "performance.md": {"": "takes minutes to hours; tests/benchmarks runs the commands in short"},
     "scaling.md": {"": CLUSTER},
     "training.md": {"": TRAINING},
@@ -71,6 +77,7 @@ FOLLOWED = (
     "howto/from-triton.md",
     "howto/keys.md",
     "howto/tls.md",
+    "howto/traces.md",
 )
 LANGUAGES = {"sh", "python", "js", "yaml", "json"}
 
@@ -238,6 +245,15 @@ def test_the_declaration_of_batching_in_models_md_is_obeyed(tmp_path: Path) -> N
         assert operations.inference.repository.get("mixing", "").session.batchable
 
     run_with_operations(tmp_path, scenario)
+
+
+def test_a_collector_gets_the_traces_of_the_manual(reader: Reader) -> None:
+    with Collector() as collector:
+        reader.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
+        for answer in follow(reader, "howto/traces.md")[1:]:
+            assert json.loads(answer)["predictions"][0]["digit"] == 7
+        collector.wait_for("POST /predict", "receive", "decode", "queue", "run", "batch", "encode")
+        collector.wait_for("run", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
 def test_snippets_that_do_not_run_are_at_least_python() -> None:

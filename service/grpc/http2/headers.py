@@ -89,6 +89,7 @@ class RetryLater(Status):
 
 
 OK = Status("OK", "")
+_NO_TRACE: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
 _TOO_MUCH_METADATA = Status(
     "RESOURCE_EXHAUSTED", f"The metadata of the call is larger than {MAX_HEADER_LIST} bytes."
 )
@@ -117,6 +118,7 @@ class RequestHeaders(NamedTuple):
     certificates: tuple[str, ...]  # those of x-forwarded-client-cert
     authorization: tuple[str, ...]  # the values of authorization
     api_keys: tuple[str, ...]  # the values of x-api-key
+    trace: tuple[tuple[str, ...], tuple[str, ...]]  # the values of traceparent, and of tracestate
 
 
 class HeaderDecoder:
@@ -208,6 +210,9 @@ class HeaderDecoder:
             ),
             authorization=_values(decoded, b"authorization") if b"authorization" in fields else (),
             api_keys=_values(decoded, b"x-api-key") if b"x-api-key" in fields else (),
+            trace=(_values(decoded, b"traceparent"), _values(decoded, b"tracestate"))
+            if b"traceparent" in fields
+            else _NO_TRACE,
         )
         if self._table.changed:
             self._cache.clear()

@@ -346,8 +346,11 @@ class Http2Protocol(asyncio.Protocol):
             caller = self._callers.known.get(self._peer) if identity is None else identity.caller
             if caller is None:
                 caller = self._callers.of(self._peer, stream.headers.forwarded)
+            trace = None
+            if self._calls.traces is not None:
+                trace = self._calls.traces.begin(*stream.headers.trace)
             answering = self._calls.answer(
-                rpc, content, stream.deadline, stream.request_id, caller, identity
+                rpc, content, stream.deadline, stream.request_id, caller, identity, trace
             )
             del content  # so that it is freed when it is parsed
             answer = await answering
@@ -373,6 +376,9 @@ class Http2Protocol(asyncio.Protocol):
         rpc = stream.headers.rpc
         assert rpc is not None
         is_pipelined = isinstance(rpc.method, Pipelined)
+        trace = None
+        if self._calls.traces is not None:
+            trace = self._calls.traces.begin(*stream.headers.trace)
         try:
             async for answer in self._calls.stream(
                 rpc,
@@ -382,6 +388,7 @@ class Http2Protocol(asyncio.Protocol):
                 ends_with_error=stream.headers.ends_with_error,
                 caller=self._caller(stream),
                 identity=stream.identity,
+                trace=trace,
             ):
                 if is_pipelined:
                     self._connection.message_answered(stream)

@@ -25,6 +25,7 @@ from service.core.errors import (
 )
 from service.core.placement import Timing
 from service.core.statistics import ModelStatistics
+from service.core.trace import Batch, Trace
 
 
 class Options:
@@ -78,6 +79,31 @@ def test_requests_that_wait_together_run_together_and_get_their_own_rows() -> No
 
     run(session, scenario)
     assert session.batches == [[1, 2, 3, 4]]
+
+
+def test_a_run_is_a_step_of_each_traced_request_in_it() -> None:
+    one, other, alone = (Trace(number, 0) for number in (1, 2, 3))
+
+    async def scenario(batcher: Batcher) -> None:
+        await asyncio.gather(
+            batcher.submit(rows(1), 1, trace=one),
+            batcher.submit(rows(2), 1),
+            batcher.submit(rows(3, 4), 2, trace=other),
+        )
+        unlucky = batcher.submit(rows(13), 1, trace=alone)
+        with pytest.raises(InternalError):
+            await unlucky
+
+    run(Doubler(), scenario)
+    (queued, batch), (_, same), (_, failed) = one.steps, other.steps, alone.steps
+    assert batch is same
+    assert isinstance(batch, Batch)
+    assert isinstance(failed, Batch)
+    assert isinstance(queued, float)
+    assert (batch.requests, batch.rows, batch.error) == (3, 4, "")
+    assert batch.members == [(1, one.step_id(2)), (2, other.step_id(2))]
+    assert queued <= batch.start <= batch.joined <= batch.inferred <= batch.split
+    assert (failed.requests, failed.error) == (1, "RuntimeError")
 
 
 def test_batches_stop_at_their_limit_but_a_large_request_goes_alone() -> None:

@@ -39,6 +39,7 @@ class Calls:
         self.deadlines: list[float | None] = []
         self.ends_with_error: list[bool] = []
         self.callers: list[str] = []
+        self.traces = None
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
@@ -51,6 +52,7 @@ class Calls:
         request_id: str,
         caller: str,
         identity: Identity | None = None,
+        trace: object = None,
     ) -> bytes:
         self.callers.append(caller)
         self.deadlines.append(deadline)
@@ -67,6 +69,7 @@ class Calls:
         ends_with_error: bool,
         caller: str,
         identity: Identity | None = None,
+        trace: object = None,
     ) -> AsyncIterator[bytes]:
         self.ends_with_error.append(ends_with_error)
         async for content in contents:

@@ -381,6 +381,25 @@ def test_the_log_level_changes_and_resets_to_that_of_the_settings(root: Path) ->
     run(root, scenario, log_level="warning")
 
 
+@pytest.mark.parametrize(("share", "rate"), [(0.01, "100"), (0.3, "3"), (1.0, "1"), (0.0, "0")])
+def test_trace_settings_say_what_is_traced_and_stay(root: Path, share: float, rate: str) -> None:
+    async def scenario(worker: Worker) -> None:
+        ask = worker.administration.trace_settings
+        assert ask({}) == {
+            "trace_level": ["TIMESTAMPS"],
+            "trace_rate": rate,
+            "trace_count": "-1",
+            "log_frequency": "0",
+            "trace_file": "",
+            "trace_mode": "opentelemetry",
+        }
+        assert ask({"trace_rate": rate, "trace_level": ["TIMESTAMPS"]}, MODEL) == ask({})
+        with pytest.raises(Unimplemented, match="tracing is on in this server and stays on"):
+            ask({"trace_level": ["OFF"]})
+
+    run(root, scenario, traces=True, traces_sample=share)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

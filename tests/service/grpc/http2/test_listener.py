@@ -74,6 +74,7 @@ class Calls:
         self.ended: list[str] = []
         self.overloaded: set[object] = set()
         self.refusal: Overloaded | None = None
+        self.traces = None
         self.callers: list[object] = []
 
     def request_id(self, asked: str | None) -> str:
