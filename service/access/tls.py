@@ -220,7 +220,7 @@ def _examine(settings: Settings, certificate: str, key: str, client_ca: str) -> 
             f"tls_certificate: {shown} does not work with its key: {_words(error.reason)}.",
             "tls_certificate",
         ) from None
-    assert seen
+    assert seen is not None
     names = tuple(str(pair[1]) for pair in seen.get("subjectAltName", ()))
     return _Certificate(names, ssl.cert_time_to_seconds(str(seen["notAfter"])))
 
