@@ -273,8 +273,6 @@ _limited = Counter(
     "Requests that were refused because their caller had used up a limit: requests or images.",
     ["limit"],
 )
-
-
 _traces_exported = Counter("mnist_traces_exported", "Traces that were sent to the collector.")
 _traces_dropped = Counter(
     "mnist_traces_dropped",
