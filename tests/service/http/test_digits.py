@@ -27,6 +27,7 @@ from service.core.errors import (
     UnsupportedMediaType,
 )
 from service.core.off_loop import INLINE_BYTES
+from service.core.trace import Trace
 from service.http.digits import predict
 from service.http.message import JSON, OCTETS, HttpRequest
 from service.http.pictures import FORM, PICTURES
@@ -336,10 +337,11 @@ class Overdue(Batcher):
         rows: int,
         deadline: float | None = None,
         caller: str = "",
+        trace: Trace | None = None,
     ) -> asyncio.Future[list[Array]]:
         self.deadlines.append(deadline)
         if deadline is None or deadline > asyncio.get_running_loop().time() + 1:
-            return super().submit(inputs, rows, deadline, caller)
+            return super().submit(inputs, rows, deadline, caller, trace)
         return asyncio.get_running_loop().create_future()  # of a model that does not answer
 
 

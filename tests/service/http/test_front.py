@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -626,7 +627,8 @@ def test_a_refused_caller_is_answered_without_its_body(tmp_path: Path) -> None:
 def test_a_caller_counts_by_its_key(tmp_path: Path) -> None:
     class Seen(Batcher):
         def submit(self, *arguments: Any, **options: Any) -> Any:
-            callers.append(options.get("caller", arguments[-1]))
+            call = signature(Batcher.submit).bind(self, *arguments, **options)
+            callers.append(call.arguments["caller"])
             return super().submit(*arguments, **options)
 
     callers: list[Any] = []

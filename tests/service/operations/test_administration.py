@@ -122,7 +122,7 @@ def run_two(
         folder.mkdir()
         with ThreadPoolExecutor(2) as executor:
             workers = []
-            for pid in (1, os.getppid()):
+            for pid in (1, os.getpid()):
                 with monkeypatch.context() as patch:
                     patch.setattr(os, "getpid", lambda pid=pid: pid)
                     workers.append(Worker(root, executor, folder))
