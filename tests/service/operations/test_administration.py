@@ -8,6 +8,8 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -318,12 +320,18 @@ def test_metrics_are_exposed_although_a_worker_does_not_answer(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(one: Worker, other: Worker) -> None:
-        with socket.socket(socket.AF_UNIX) as closed:  # of a process that lives
-            closed.bind(str(root.parent / "state" / f"{os.getpid()}.sock"))
         Metrics().request("http", "observed-but-not-flushed", "200").observe(0.1)
+        living = [sys.executable, "-c", "input()"]
+        with (
+            subprocess.Popen(living, stdin=subprocess.PIPE) as process,
+            socket.socket(socket.AF_UNIX) as closed,
+        ):
+            closed.bind(str(root.parent / "state" / f"{process.pid}.sock"))
+            exposition = (await one.administration.exposition()).decode()
+            process.kill()
         (count,) = [
             line
-            for line in (await one.administration.exposition()).decode().splitlines()
+            for line in exposition.splitlines()
             if line.startswith("mnist_request_seconds_count") and "observed-but-not-flushed" in line
         ]
         assert count.endswith(" 1.0")
@@ -365,10 +373,10 @@ def test_a_scrape_that_is_cancelled_does_not_fail_the_others(root: Path) -> None
     run(root, scenario)
 
 
+@pytest.mark.usefixtures("root_level")
 def test_the_log_level_changes_and_resets_to_that_of_the_settings(root: Path) -> None:
     async def scenario(worker: Worker) -> None:
         change = worker.administration.change_log_settings
-        assert logging.getLogger().level == logging.WARNING
         assert (await change({"log_verbose_level": 1, "log_info": True}))["log_verbose_level"] == 1
         assert logging.getLogger().level == logging.DEBUG
         with pytest.raises(InvalidArgument, match="log_level"):
