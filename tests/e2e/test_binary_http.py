@@ -53,7 +53,12 @@ class Connection:
         return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
 
     def post(self, body: bytes, *headers: str, path: str = INFER) -> tuple[int, Any, bytes]:
-        lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+        lines = [
+            f"POST {path} HTTP/1.1",
+            "host: 127.0.0.1",
+            f"content-length: {len(body)}",
+            *headers,
+        ]
         self.send("\r\n".join([*lines, "", ""]).encode() + body)
         return self.answer()
 

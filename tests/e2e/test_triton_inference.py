@@ -230,7 +230,7 @@ def wrong_inputs(triton: Triton, mnist: Mnist) -> list[tuple[str, list[Any], dic
         ("mnist", [triton.input("image", EXAMPLES["BF16"], "BF16")], {}, "UINT8"),
         ("mnist", [triton.input("image", image.reshape(1, 784), "UINT8")], {}, "shape"),
         ("mnist", [triton.input("picture", image, "UINT8")], {}, "picture"),
-        ("mnist", [*right, *images(triton, mnist, 1)], {}, "twice"),
+        ("mnist", [*right, *images(triton, mnist, 1)], {}, "already exists"),
         ("mnist", right, {"outputs": [triton.output("digit")]}, "digit"),
         ("mnist", right, {"model_version": "one"}, "one"),
         (
