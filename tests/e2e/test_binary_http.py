@@ -142,7 +142,7 @@ WRONG_BODIES = [
             ),
             (
                 header_of(784, outputs=[{"name": "logits"}, {"name": "logits"}]),
-                "twice",
+                "already exists",
             ),
             (b"[]", "object"),
         )
