@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TOOLS := $(VENV)-tools
 INSTALLED := $(VENV)/.installed
 SOURCES := service training clients benchmarks tests deploy docs/site setup.py
-EXTRAS := cpu,train,dev,docs
+EXTRAS := cpu,traces,train,dev,docs
 CLIENT_EXTRAS := grpc,images
 # LOCKED=1: make setup installs the versions of this lock and checks their hashes.
 LOCKED ?=
@@ -19,7 +19,7 @@ else
 DOWNLOAD := some hundred MB to download, not measured on this system; 3.2 GB on Linux, with CUDA
 endif
 
-.PHONY: help setup run test coverage test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets locks licences digests sbom audit dist docs
+.PHONY: help setup run test coverage test-compose test-swarm test-kubernetes test-triton test-clients test-gpu test-stops test-faults fuzz train serve proto lint format bench images secrets certificates locks licences digests sbom audit dist docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -108,6 +108,9 @@ secrets:  ## create the missing secret files that docker-compose.yml names
 	@test -s deploy/secrets/grafana_admin_password || \
 	  $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(24), end="")' >deploy/secrets/grafana_admin_password
 	@chmod 444 deploy/secrets/grafana_admin_password
+
+certificates: $(INSTALLED)  ## make an authority and certificates to try TLS; ARGS="host.example 192.0.2.1"
+	$(BIN)/python -m deploy.certificates $(ARGS)
 
 # What checks and makes releases, in an environment of its own, with hashes.
 $(TOOLS)/.installed: deploy/locks/tools.txt

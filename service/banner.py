@@ -1,4 +1,7 @@
-"""What a person sees at a terminal when the server is ready: where to click, and what answers."""
+"""What a person sees at a terminal when the server is ready: where to click, and what answers.
+
+The supervisor has shown name and version before.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from service import SERVER_NAME, __version__
 from service.core.errors import excerpt
 from service.http.routes import ROUTES
-from service.observe.logs import is_text
 from service.repository.card import content
 from service.repository.models import ServedModel
 from service.runtime.session import BUILT_WITHOUT_CUDA, CUDA, cuda_is_built_in
@@ -20,11 +21,6 @@ from service.settings import Settings
 _LABEL = 12  # columns
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (compared with, not bound to)
 _MOST_MODELS = 4
-
-
-def is_for_people(settings: Settings) -> bool:
-    """Whether the log goes to a terminal, as text."""
-    return sys.stderr.isatty() and is_text(settings)
 
 
 def width() -> int:
@@ -38,11 +34,14 @@ def width() -> int:
 def banner(settings: Settings, models: Sequence[ServedModel], columns: int) -> list[str]:
     """The lines of the banner. `models` are the newest versions, the default model first."""
     host = _ANY.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
-    url = f"http://{host}:{settings.http_port}"
+    url = f"http{'s' if settings.has_tls else ''}://{host}:{settings.http_port}"
     rows = [("Playground" if settings.playground else "HTTP", f"{url}/")]
     if any(route.path == "/docs" for route in ROUTES):
         rows.append(("API", f"{url}/docs"))
-    rows += [("gRPC", f"{host}:{settings.grpc_port}"), ("Metrics", f"{url}/metrics")]
+    rows += [
+        ("gRPC", f"{host}:{settings.grpc_port}{' with TLS' if settings.has_tls else ''}"),
+        ("Metrics", f"{url}/metrics"),
+    ]
     if settings.health_port:
         rows.append(("Health", f"http://{host}:{settings.health_port}/v2/health/ready"))
     if settings.host in _ANY:
@@ -55,7 +54,7 @@ def banner(settings: Settings, models: Sequence[ServedModel], columns: int) -> l
     if models:
         rows.append(("Provider", _provider(settings, models[0])))
     rows.append(("Workers", str(settings.workers)))
-    lines = ["", f"  {SERVER_NAME} {__version__}", ""]
+    lines = [""]
     for label, text in rows:
         lines += textwrap.wrap(
             text,

@@ -10,6 +10,7 @@ import argparse
 import http.client
 import json
 import socket
+import ssl
 import sys
 from collections.abc import Sequence
 
@@ -63,8 +64,9 @@ def why_unready(settings: Settings) -> str:
     Raises OSError if no server listens, ValueError if the host is not a valid name, HTTPException
     if the port does not speak HTTP.
     """
-    host = _ANY.get(settings.host, settings.host)
-    status, body = _get(host, settings.health_port or settings.http_port, "/v2/health/ready")
+    if settings.tls_client_auth == "required" and not settings.health_port:
+        return "http_port asks for a client certificate; set health_port, which asks for none"
+    status, body = _get(settings, settings.health_port or settings.http_port, "/v2/health/ready")
     if status != 200:
         try:
             reason = str(json.loads(body)["reason"])
@@ -74,21 +76,28 @@ def why_unready(settings: Settings) -> str:
     if settings.health_port:  # it answers for all ports, and needs none of their connections
         return ""
     # One event loop serves both ports, so for the other port it is enough to be open.
+    host = _ANY.get(settings.host, settings.host)
     socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
     return ""
 
 
 def serves_here(settings: Settings) -> bool:
     """Whether the HTTP port answers as a live server of the protocol does."""
-    host = _ANY.get(settings.host, settings.host)
     try:
-        return _get(host, settings.http_port, "/v2/health/live")[0] == 200
+        return _get(settings, settings.http_port, "/v2/health/live")[0] == 200
     except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
-def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
+def _get(settings: Settings, port: int, path: str) -> tuple[int, bytes]:
+    host = _ANY.get(settings.host, settings.host)
     connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    if settings.has_tls and port == settings.http_port:
+        # Not verified: the certificate is for the names by which others know this machine, and
+        # nothing secret is sent.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

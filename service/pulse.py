@@ -66,7 +66,8 @@ class Lifecycle(NamedTuple):
     stopping: ctypes.c_bool
     speaker: Lock  # taken, for good, by the worker that logs what holds for the whole server
     starting: Semaphore  # one for each worker but the last to be ready, which shows the banner
-    host: Lock  # taken, for good, by the worker that has shown the banner
+    host: Lock  # taken, for good, by the worker that shows the banner
+    has_greeted: ctypes.c_bool  # that worker has
     replaced: Replacements  # written by the supervisor
 
 

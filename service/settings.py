@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import ipaddress
 import os
 import re
@@ -22,15 +23,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from service import SERVER_NAME
+from service.access.keys import SCOPES, Scope, check_anonymous
+from service.access.origins import check_host, check_origin
 from service.core.callers import networks
 from service.core.errors import excerpt
 from service.core.off_loop import MAX_JSON_BYTES
 from service.repository.shipped import shipped_models
 
 ENV_PREFIX = "MNIST_"
-# Variables with the prefix that are not settings: the settings file, and what benchmarks/ and
-# deploy/engine/ pass to their own processes.
-_OTHER_VARIABLES = ("MNIST_CONFIG", "MNIST_BENCHMARK_RUN", "MNIST_ENGINE_CACHE")
+# Variables with the prefix that are not settings: the settings file, what benchmarks/ and
+# deploy/engine/ pass to their own processes, and the key of clients.
+_OTHER_VARIABLES = ("MNIST_CONFIG", "MNIST_BENCHMARK_RUN", "MNIST_ENGINE_CACHE", "MNIST_KEY")
 # Kubernetes describes each Service of the namespace to every pod: the Service `mnist` or `mnist-x`
 # as MNIST_SERVICE_HOST, MNIST_X_PORT and so on. `mnist-grpc` even sets MNIST_GRPC_PORT, to a URL.
 _SERVICE_LINK = re.compile(
@@ -45,7 +48,16 @@ _REPLACED = {
 
 # The headings of --help and docs/settings.md, in this order.
 Group = Literal[
-    "network", "models", "protocol", "inference", "batching", "limits", "timeouts", "logs"
+    "network",
+    "security",
+    "models",
+    "protocol",
+    "inference",
+    "batching",
+    "limits",
+    "timeouts",
+    "logs",
+    "traces",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 _METAVARS = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -88,6 +100,36 @@ class Settings:
         low=0,
         high=65535,
     )
+    tls_certificate: str = _setting(
+        "security",
+        "",
+        "file of the server's certificate, with its chain (PEM): HTTP and gRPC then speak TLS "
+        "alone; the health port stays plain",
+    )
+    tls_key: str = _setting(
+        "security", "", "file of the certificate's private key (PEM, without a passphrase)"
+    )
+    tls_client_auth: Literal["none", "optional", "required"] = _setting(
+        "security",
+        "none",
+        "whether clients are asked for a certificate: required ends connections without one",
+    )
+    tls_client_ca: str = _setting(
+        "security",
+        "",
+        "file of the authorities (PEM) whose client certificates are accepted; this authority may "
+        "let anybody in whom it gives one",
+    )
+    forwarded_certificates: bool = _setting(
+        "security",
+        False,
+        "whether x-forwarded-client-cert names the client certificate of a request from one of "
+        "trusted_proxies; each of them must replace what clients send, as Envoy does with "
+        "SANITIZE_SET",
+    )
+    tls_min_version: Literal["1.2", "1.3"] = _setting(
+        "security", "1.2", "oldest version of TLS that clients may use"
+    )
     workers: int = _setting(
         "inference", 1, "worker processes; more than one per core does not help", low=1, high=1024
     )
@@ -113,7 +155,7 @@ class Settings:
         "how models change while the server runs: none keeps those of its start, poll follows the "
         "repository, explicit loads load_model alone and lets clients load and unload models and "
         "change the log level; auto is poll, and lets clients do so too if the server listens on "
-        "this machine only",
+        "this machine only, or if they have a key for it",
     )
     load_model: tuple[str, ...] = _setting(
         "models",
@@ -123,6 +165,13 @@ class Settings:
     )
     poll_interval: float = _setting(
         "models", 2.0, "seconds between checks for new versions", low=0.001, high=86_400
+    )
+    check_seconds: float = _setting(
+        "models",
+        1.0,
+        "seconds that --check may take to load models; it names those that are not loaded by then",
+        low=0.001,
+        high=86_400,
     )
     server_name: str = _setting(
         "protocol",
@@ -308,6 +357,38 @@ class Settings:
         "addresses and networks, comma-separated, of the proxies in front of the server; the "
         "caller of a request from one of them is the address that it adds to X-Forwarded-For",
     )
+    max_requests_per_second: float = _setting(
+        "limits",
+        0.0,
+        "requests that each caller may send per second, over HTTP and gRPC together, and messages "
+        "of streams; a caller is a key or an address; workers share it; 0 is without limit",
+        low=0,
+        high=10_000_000,
+    )
+    request_burst: int = _setting(
+        "limits",
+        0,
+        "requests that a caller may send at once after a pause; workers share it; 0 is as many as "
+        "in one second",
+        low=0,
+        high=10_000_000,
+    )
+    max_images_per_second: float = _setting(
+        "limits",
+        0.0,
+        "images (rows of tensors, for other models) that each caller may send per second; workers "
+        "share it; 0 is without limit",
+        low=0,
+        high=1_000_000_000,
+    )
+    image_burst: int = _setting(
+        "limits",
+        0,
+        "images that a caller may send at once after a pause; a request with more than the share "
+        "of one worker is refused; 0 is as many as in one second",
+        low=0,
+        high=1_000_000_000,
+    )
     max_stream_requests: int = _setting(
         "limits",
         64,
@@ -331,6 +412,34 @@ class Settings:
         high=3600,
     )
 
+    keys_file: str = _setting(
+        "security",
+        "",
+        "file of the keys and client certificates that may call, which mnist-keys writes; with it, "
+        "every call needs one, but for health, the pages and /openapi.json",
+    )
+    anonymous_scopes: tuple[str, ...] = _setting(
+        "security",
+        ("auto",),
+        "what callers without a key may do: scopes (predict, read, admin, metrics), separated by "
+        "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
+        "admin if the server listens to others",
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        "security",
+        (),
+        "origin (https://example.org) of web pages that may call the server from a browser, beside "
+        "its own; several are separated by commas or by repeating the flag, * allows every page to "
+        "call what changes nothing",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "security",
+        (),
+        "name by which the server may be called (the header Host), beside localhost and addresses; "
+        "several are separated by commas or by repeating the flag, * allows all; without any, Host "
+        "is checked only where everyone may call because the server listens on this machine only",
+    )
+
     playground: bool = _setting(
         "network",
         True,
@@ -348,6 +457,28 @@ class Settings:
     )
     log_requests: Literal["none", "errors", "all"] = _setting(
         "logs", "errors", "requests to log: none, those that fail (errors), or all"
+    )
+    traces: bool = _setting(
+        "traces",
+        False,
+        "whether requests are traced with OpenTelemetry (needs the extra traces); its own "
+        "variables say where to, as OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    traces_sample: float = _setting(
+        "traces",
+        0.01,
+        "share of requests that are traced, unless their callers decide it by the header "
+        "traceparent",
+        low=0,
+        high=1,
+    )
+    traces_per_second: int = _setting(
+        "traces",
+        100,
+        "requests, and messages of streams, that each worker traces per second because their "
+        "callers ask for it",
+        low=0,
+        high=1_000_000,
     )
     fast_lane: bool = _setting(
         "network",
@@ -376,10 +507,13 @@ class Settings:
                 )
         if not self.host:
             raise SettingsError("host must be an address, or a name that has one.", "host")
-        try:
-            networks(self.trusted_proxies)
-        except ValueError as error:
-            raise SettingsError(f"trusted_proxies: {excerpt(error)}.", "trusted_proxies") from None
+        self._check_texts()
+        if self.traces and not _has_opentelemetry():
+            raise SettingsError(
+                "traces is true, but OpenTelemetry is not installed; install the extra for it: "
+                "pip install 'mnist-service[traces]'.",
+                "traces",
+            )
         ports: dict[int, str] = {}
         for name in ("http_port", "grpc_port", "health_port"):
             port = getattr(self, name)
@@ -391,6 +525,7 @@ class Settings:
                 )
             if port:
                 ports[port] = name
+        self._check_tls()
         if self.load_model and self.model_control_mode != "explicit":
             raise SettingsError(
                 "load_model has an effect with model_control_mode explicit only, which is "
@@ -405,11 +540,92 @@ class Settings:
                 "max_request_bytes",
             )
 
+    def _check_texts(self) -> None:
+        """Raise SettingsError for addresses, origins, names and scopes that are malformed."""
+        for name, check, values in (
+            ("trusted_proxies", networks, (self.trusted_proxies,)),
+            ("allowed_origins", check_origin, self.allowed_origins),
+            ("allowed_hosts", check_host, self.allowed_hosts),
+            ("anonymous_scopes", check_anonymous, (",".join(self.anonymous_scopes),)),
+        ):
+            try:
+                for value in values:
+                    check(value)
+            except ValueError as error:
+                raise SettingsError(f"{name}: {excerpt(error)}.", name) from None
+
+    def _check_tls(self) -> None:
+        """Raise SettingsError if the settings of TLS do not go together; files are not read."""
+        if self.forwarded_certificates and not self.trusted_proxies:
+            raise SettingsError(
+                "forwarded_certificates is true, but trusted_proxies, whose header counts, is not "
+                "set.",
+                "forwarded_certificates",
+            )
+        pair = ("tls_certificate", "tls_key")
+        for name, other in (pair, pair[::-1]):
+            if getattr(self, name) and not getattr(self, other):
+                raise SettingsError(f"{name} is set, but {other} is not; set both.", *pair)
+        if self.tls_client_auth != "none" and not self.tls_client_ca:
+            raise SettingsError(
+                f"tls_client_auth is {self.tls_client_auth}, but tls_client_ca, whose certificates "
+                "are accepted, is not set.",
+                "tls_client_auth",
+            )
+        if self.tls_client_ca and self.tls_client_auth == "none":
+            raise SettingsError(
+                "tls_client_ca has an effect with tls_client_auth optional or required only.",
+                "tls_client_ca",
+            )
+        if self.tls_client_ca and not self.has_tls:
+            raise SettingsError(
+                "tls_client_ca has an effect with tls_certificate and tls_key only.",
+                "tls_client_ca",
+                "tls_client_auth",
+            )
+        if self.has_tls and not self.fast_grpc:
+            # grpcio's Python API has neither.
+            if self.tls_client_auth == "optional":
+                raise SettingsError(
+                    "tls_client_auth optional needs fast_grpc; grpcio knows none and required.",
+                    "tls_client_auth",
+                    "tls_client_ca",
+                )
+            if self.tls_min_version != "1.2":
+                raise SettingsError(
+                    "tls_min_version 1.3 needs fast_grpc; grpcio always accepts TLS 1.2.",
+                    "tls_min_version",
+                )
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether HTTP and gRPC speak TLS."""
+        return bool(self.tls_certificate)
+
+    @property
+    def anonymous(self) -> frozenset[Scope]:
+        """What callers without a key may do."""
+        if self.anonymous_scopes != ("auto",):
+            return frozenset(scope for scope in SCOPES if scope in self.anonymous_scopes)
+        if self.keys_file:
+            return frozenset()
+        return frozenset(SCOPES) - (frozenset() if is_loopback(self.host) else {"admin"})
+
+    @property
+    def trusts_loopback(self) -> bool:
+        """Whether callers may do everything because only this machine reaches the server."""
+        return is_loopback(self.host) and not self.keys_file and self.anonymous_scopes == ("auto",)
+
     @property
     def allows_control(self) -> bool:
-        """Whether clients may load and unload models and change the log level."""
+        """Whether clients may load and unload models and change the log level.
+
+        With `auto`, those may that may change the server at all: the gate knows them.
+        """
         mode = self.model_control_mode
-        return mode == "explicit" or (mode == "auto" and is_loopback(self.host))
+        return mode == "explicit" or (
+            mode == "auto" and (bool(self.keys_file) or "admin" in self.anonymous)
+        )
 
     @property
     def polls(self) -> bool:
@@ -422,6 +638,14 @@ class Settings:
         if self.model_control_mode != "explicit" or "*" in self.load_model:
             return None
         return frozenset(self.load_model)
+
+
+def _has_opentelemetry() -> bool:
+    """Whether the extra `traces` is installed; it is imported by the workers only."""
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ImportError:  # of a package that should contain it
+        return False
 
 
 def is_loopback(host: str) -> bool:
@@ -454,8 +678,8 @@ def _convert(name: str, kind: Any, raw: object, source: str) -> object:
     """Convert the text of a flag or variable, or a TOML value, to the type of the field."""
     if get_origin(kind) is Literal:
         allowed = f"one of {', '.join(get_args(kind))}"
-        if raw in get_args(kind):
-            return raw
+        if (text := str(raw)) in get_args(kind):  # TOML's 1.2 is a number
+            return text
     elif kind is bool:
         allowed = "true or false"
         if isinstance(raw, bool):
@@ -631,7 +855,12 @@ def load(
         except SettingsError as error:
             refuse(error)
             values = {name: value for name, value in values.items() if name not in error.settings}
-    settings = dataclasses.replace(settings, host=_address_of(settings.host))
+    address = _address_of(settings.host)
+    if is_loopback(address) and not is_loopback(settings.host):
+        # A name of this machine, as 127.0.1.1 has on Debian: clients call it by this name.
+        hosts = (*settings.allowed_hosts, settings.host.lower())
+        settings = dataclasses.replace(settings, allowed_hosts=hosts)
+    settings = dataclasses.replace(settings, host=address)
     return _with_models(
         settings,
         is_shipped="models" not in values,

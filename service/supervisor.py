@@ -47,12 +47,15 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server import MPServer
 
-from service.observe.logs import logging_config
+from service import SERVER_NAME, __version__
+from service.access.keys import SCOPES, KeysError, KeysFile
+from service.access.tls import SOON_DAYS, Tls
+from service.observe.logs import is_for_people, logging_config
 from service.ports import reserve
 from service.pulse import Lifecycle, Pulse, Replacements, WatchedProcess
 from service.repository.shipped import shipped_models
 from service.runtime.packages import conflicting_packages
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ log = logging.getLogger(__name__)
 # after process ids.
 LONGEST_SOCKET_FOLDER = 90
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_CERTIFICATE_S = 1.0  # between two looks at the files of TLS
 _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
@@ -109,7 +113,7 @@ class Supervisor(MPServer):
 
     wrks: list[WatchedProcess]  # type: ignore[assignment]
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tls: Tls | None = None) -> None:
         # Workers are forked, since a forked worker has the handler below from its first
         # instruction on; a spawned one would have none for as long as Python starts.
         if sys.platform == "linux":
@@ -150,10 +154,12 @@ class Supervisor(MPServer):
             speaker=multiprocessing.Lock(),
             starting=multiprocessing.Semaphore(settings.workers - 1),
             host=multiprocessing.Lock(),
+            has_greeted=multiprocessing.RawValue(ctypes.c_bool, False),
             replaced=multiprocessing.RawValue(Replacements),
         )
         self._retired: list[WatchedProcess] = []
         self.settings = settings
+        self._tls = tls
         self.main_loop_interrupt: Wakeup = Wakeup()
 
     def _init_shared_socket(self) -> None:
@@ -168,8 +174,11 @@ class Supervisor(MPServer):
 
     def run(self, state_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""
-        load_worker = partial(_load_worker, self.settings, self._lifecycle, state_folder)
+        load_worker = partial(_load_worker, self.settings, self._lifecycle, state_folder, self._tls)
         threading.Thread(target=self._watch_workers, name="watch", daemon=True).start()
+        if self._tls:
+            watch = partial(self._watch_certificate, self._tls)
+            threading.Thread(target=watch, name="certificate", daemon=True).start()
         try:
             if not self.interrupt_signal:
                 self.serve(target_loader=load_worker, wrap_loader=False)
@@ -190,6 +199,8 @@ class Supervisor(MPServer):
     def _spawn_worker(  # type: ignore[override]
         self, idx: int, target: Any, callback_loader: Any, *, replaces_ended: bool = False
     ) -> WatchedProcess:
+        if self._tls:
+            self.ssl_ctx = self._tls.for_granian()
         pulse = multiprocessing.RawValue(Pulse)
         worker = super()._spawn_worker(idx, target, partial(callback_loader, pulse))
         return WatchedProcess(worker, pulse, replaces_ended=replaces_ended)
@@ -209,7 +220,7 @@ class Supervisor(MPServer):
                     return
             if self.reload_signal and not ended:
                 self.reload_signal = False
-                log.info("SIGHUP: all workers are replaced, one after another.")
+                log.info("All workers are replaced, one after another.")
                 ended = list(self.wrks)
             for worker in self.wrks:
                 if worker.pulse.has_stuck_run and worker not in ended:
@@ -305,6 +316,20 @@ class Supervisor(MPServer):
                     )
                     worker.inner.kill()
 
+    def _watch_certificate(self, tls: Tls) -> None:
+        """Replace the workers when the files of TLS have changed. Runs in a thread."""
+        while True:
+            time.sleep(_CERTIFICATE_S)
+            if tls.has_changed():
+                try:
+                    tls.read()
+                except SettingsError as error:
+                    log.error("TLS continues with the certificate that it has: %s", error)
+                    continue
+                say_certificate(tls)
+                self.reload_signal = True
+                self.main_loop_interrupt.set()
+
     def _stop_workers(self) -> None:
         """Stop all workers; kill those that are too slow.
 
@@ -337,6 +362,7 @@ class Supervisor(MPServer):
 
 def supervise(settings: Settings) -> int:
     """Check the settings and serve. Returns the exit status; raises SettingsError."""
+    tls = Tls(settings) if settings.has_tls else None
     reserved = _preflight(settings)  # kept for the life of the server; workers inherit them
     logging.config.dictConfig(logging_config(settings))
     if settings.models == shipped_models() and not Path("models").exists():
@@ -344,7 +370,13 @@ def supervise(settings: Settings) -> int:
             "There is no folder ./models: serving the model that comes with the package. "
             "mnist-train publishes into ./models; restart mnist-serve to serve from there."
         )
-    supervisor = Supervisor(_within_descriptors(settings))
+    _warn_of_access(settings)
+    if tls:
+        say_certificate(tls)
+    if is_for_people(settings):  # the rest of the banner follows when the models are loaded
+        title = f"  {SERVER_NAME} {__version__} loads the models in {settings.models}"
+        log.info("%s", title, extra={"is_bare": True})
+    supervisor = Supervisor(_within_descriptors(settings), tls)
     # From here on a stop has something to clean up.
     supervisor.main_loop_interrupt.listen_to_signals()
     for number in _SIGNALS:
@@ -368,6 +400,29 @@ def supervise(settings: Settings) -> int:
     for reservation in reserved:
         reservation.close()
     return status
+
+
+def _warn_of_access(settings: Settings) -> None:
+    """Log who may call that perhaps should not."""
+    if settings.keys_file:
+        if exposure := KeysFile(Path(settings.keys_file)).exposure:
+            log.warning("%s", exposure)
+    elif not is_loopback(settings.host) and settings.tls_client_auth != "required":
+        log.warning(
+            "Everyone who reaches %s may call this server without a key (%s). Give out keys: "
+            "mnist-keys add NAME --file FILE, then start with --keys-file FILE; or listen on this "
+            "machine only (--host 127.0.0.1).",
+            settings.host,
+            ", ".join(scope for scope in SCOPES if scope in settings.anonymous) or "no scope",
+        )
+
+
+def say_certificate(tls: Tls) -> None:
+    """Log which certificate is served from now on."""
+    if tls.days_left < SOON_DAYS:
+        log.warning("TLS: %s: renew it.", tls.described)
+    else:
+        log.info("TLS: %s.", tls.described)
 
 
 def _within_descriptors(settings: Settings) -> Settings:
@@ -424,7 +479,9 @@ def _own_folder() -> Iterator[str]:
             yield folder
 
 
-def _load_worker(settings: Settings, lifecycle: Lifecycle, state_folder: Path, pulse: Pulse) -> Any:
+def _load_worker(
+    settings: Settings, lifecycle: Lifecycle, state_folder: Path, tls: Tls | None, pulse: Pulse
+) -> Any:
     """Called in the worker process, where the heavy imports happen."""
     if sys.platform == "linux":
         # The kernel kills this process when the thread that forked it ends: the main thread of
@@ -434,12 +491,17 @@ def _load_worker(settings: Settings, lifecycle: Lifecycle, state_folder: Path, p
             os._exit(1)
     from service.worker import Worker
 
-    return Worker(settings, lifecycle, state_folder, pulse)
+    return Worker(settings, lifecycle, state_folder, pulse, tls)
 
 
 def _preflight(settings: Settings) -> list[socket.socket]:
     """Reserve the ports. Raises SettingsError for what would otherwise show later, or never."""
     check_models(settings)
+    if settings.keys_file:
+        try:
+            KeysFile(Path(settings.keys_file)).read()
+        except KeysError as error:
+            raise SettingsError(str(error)) from None
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
     return reserve(settings)

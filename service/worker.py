@@ -7,6 +7,8 @@ needs no lock and no thread hand-off between its socket and its inference.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import errno
 import gc
 import logging
@@ -24,7 +26,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flask
 
-from service.banner import banner, is_for_people, width
+from service.access.gate import KeysWatch, gate_of
+from service.access.keys import KeysError
+from service.access.limits import limits_of
+from service.access.origins import Origins
+from service.access.tls import Tls
+from service.banner import banner, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
 from service.core.callers import Callers
@@ -39,9 +46,11 @@ from service.http.health_port import HealthPort
 from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.observe import metrics
+from service.observe.logs import is_for_people, only_problems
 from service.observe.loop_lag import LagMonitor
 from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
 from service.observe.recorder import RequestRecorder
+from service.observe.traces import Traces
 from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
@@ -56,9 +65,10 @@ from service.runtime.session import (
     cuda_is_built_in,
 )
 from service.runtime.shared_memory import SharedRegions
-from service.settings import Settings, load
+from service.settings import Settings, is_loopback, load
 
 if TYPE_CHECKING:
+    from service.observe.spans import SpanExporter
     from service.pulse import Lifecycle, Pulse
 
 log = logging.getLogger(__name__)
@@ -84,7 +94,15 @@ class Service:
         self.models_changed: Callable[[], None] = lambda: None
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
-        self.recorder = RequestRecorder(self.metrics, settings.log_requests)
+        traces = None
+        if settings.traces:
+            traces = Traces(share=settings.traces_sample, per_second=settings.traces_per_second)
+        self.recorder = RequestRecorder(self.metrics, settings.log_requests, traces=traces)
+        self.limits = limits_of(settings, Metrics.limited)
+        self.gate = gate_of(settings, metrics.access_refused, self.limits)
+        self.keys: KeysWatch | None = None
+        if self.gate is not None and settings.keys_file:
+            self.keys = KeysWatch(self.gate, Path(settings.keys_file))
         self.executor = ThreadPoolExecutor(thread_name_prefix="load")
         self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
@@ -141,6 +159,7 @@ class Service:
             max_json_bytes=settings.max_json_bytes,
             server_name=settings.server_name,
             typed_answers=settings.typed_answers,
+            limits=self.limits,
         )
         self.digits = Digits(
             self.repository,
@@ -150,6 +169,7 @@ class Service:
             max_decodings=settings.max_decodings,
             max_json_bytes=settings.max_json_bytes,
             max_read_digits=settings.max_read_digits,
+            limits=self.limits,
         )
         self.http_app = HttpApp(
             inference=self.inference,
@@ -259,20 +279,31 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, lifecycle: Lifecycle, state_folder: Path, pulse: Pulse
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        state_folder: Path,
+        pulse: Pulse,
+        tls: Tls | None = None,
     ) -> None:
         self._settings = settings
+        self._tls = tls
         self._state_folder = state_folder
         self._lifecycle = lifecycle
         self._pulse = pulse
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
         self._health: HealthPort | None = None
+        self._spans: SpanExporter | None = None
+        self._stop_by = 0.0
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
-            callers=Callers(settings.trusted_proxies),
+            callers=Callers(
+                settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+            ),
+            origins=origins_of(settings),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
@@ -290,7 +321,9 @@ class Worker:
         if self._lifecycle.stopping.value:  # its SIGTERM may have gone to Granian's handler
             os._exit(0)
         try:
-            loop.run_until_complete(self._start(loop))
+            greets = is_for_people(self._settings) and not self._lifecycle.has_greeted.value
+            with only_problems(self._settings) if greets else contextlib.nullcontext():
+                loop.run_until_complete(self._start(loop))
         except (ProviderUnavailable, RuntimeError, OSError) as error:
             self._give_up(str(error))
 
@@ -321,6 +354,7 @@ class Worker:
             self._grpc.publish_health()
             await asyncio.sleep(settings.drain_seconds)
         self._service.administration.shared_state.stop()
+        self._stop_by = time.monotonic() + settings.stop_timeout
         loop.call_later(settings.stop_timeout + _SLACK_S, self._cut_off)
         signal.signal(signal.SIGINT, self._stop_granian)
         signal.raise_signal(signal.SIGINT)
@@ -348,6 +382,8 @@ class Worker:
     def _exit(self) -> NoReturn:
         # Python itself would first wait for the threads of executors, and a model load that one of
         # them has begun cannot be interrupted.
+        if self._spans is not None:
+            self._spans.stop(max(self._stop_by - time.monotonic(), 0.0))
         metrics.flush()
         os._exit(0)
 
@@ -355,7 +391,20 @@ class Worker:
         settings = self._settings
         service = self._service = Service(settings, self._state_folder)
         service.replace_me = self._ask_for_successor
+        if service.keys is not None:
+            try:
+                service.keys.load()
+            except KeysError as error:
+                if self._pulse.has_forerunner:
+                    raise RuntimeError(str(error).rstrip(".")) from None  # it has the old keys
+                # The supervisor has read the file before, and other workers still serve.
+                log.error("%s This worker accepts no key until it is corrected.", error)
         metrics.share(self._lifecycle.replaced)
+        if service.recorder.traces is not None:
+            # It takes 12 MB, and its thread would not survive a fork.
+            from service.observe.spans import SpanExporter
+
+            self._spans = SpanExporter(service.recorder.traces)
         await service.administration.start()
         explains_cpu = settings.provider == "auto" and not cuda_is_built_in()
         if explains_cpu and self._lifecycle.speaker.acquire(block=False):
@@ -369,8 +418,9 @@ class Worker:
             raise RuntimeError(state.reason.rstrip("."))  # the old worker may serve
         self._http.start(
             service.http_app,
-            create_app(service.http_app, loop, settings.max_request_bytes),
+            create_app(service.http_app, loop, settings.max_request_bytes, service.gate),
             service.budget,
+            service.gate,
         )
         self._grpc = GrpcFront(
             inference=service.inference,
@@ -379,13 +429,23 @@ class Worker:
             recorder=service.recorder,
             settings=settings,
             budget=service.budget,
+            gate=service.gate,
+            tls=self._tls,
         )
         self._accepts_requests = True
         await self._grpc.start()
         if settings.health_port:
-            self._health = HealthPort(service.http_app, settings.host, settings.health_port)
+            self._health = HealthPort(
+                service.http_app,
+                settings.host,
+                settings.health_port,
+                service.gate,
+                origins_of(settings),
+            )
             self._health.start()
         service.models_changed = self._grpc.publish_health
+        if service.keys is not None:
+            service.keys.following = loop.create_task(service.keys.follow())
         self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
@@ -402,6 +462,8 @@ class Worker:
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()
         where = f"HTTP on port {settings.http_port}, gRPC on port {settings.grpc_port}"
+        if settings.has_tls:
+            where = where.replace("HTTP", "HTTPS").replace("gRPC", "gRPC with TLS")
         if settings.health_port:
             where += f", health on port {settings.health_port}"
         if state.ready:
@@ -433,6 +495,7 @@ class Worker:
             models = sorted(newest.values(), key=lambda model: model.name != settings.model)
             for line in banner(settings, models, width()):
                 log.info("%s", line, extra={"is_bare": True})
+            shared.has_greeted.value = True
 
     def _give_up(self, reason: str) -> NoReturn:
         """Stop the whole server: a respawned worker would fail in the same way.
@@ -450,6 +513,15 @@ class Worker:
         os._exit(1)
 
 
+def origins_of(settings: Settings) -> Origins:
+    """What the settings say of web pages and of the server's names.
+
+    Names are checked where anyone may call because only this machine can.
+    """
+    checks_hosts = is_loopback(settings.host) and bool(settings.anonymous)
+    return Origins(settings.allowed_origins, settings.allowed_hosts, checks_hosts=checks_hosts)
+
+
 def flask_app() -> flask.Flask:
     """Flask alone, for `flask --app service.worker:flask_app run`: no gRPC, no RSGI front."""
     settings = load([])
@@ -458,8 +530,18 @@ def flask_app() -> flask.Flask:
 
     async def make() -> Service:
         service = Service(settings)
+        if service.keys is not None:
+            service.keys.load()
+            service.keys.following = asyncio.ensure_future(service.keys.follow())
         await service.repository.refresh()
         return service
 
     service = asyncio.run_coroutine_threadsafe(make(), loop).result()
-    return create_app(service.http_app, loop, settings.max_request_bytes)
+    return create_app(
+        service.http_app,
+        loop,
+        settings.max_request_bytes,
+        service.gate,
+        # Its answers have no headers of CORS: no other origin is of use.
+        origins_of(dataclasses.replace(settings, allowed_origins=())),
+    )

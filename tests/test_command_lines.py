@@ -14,6 +14,7 @@ import pytest
 from mnist_client.command import main as predict
 from PIL import Image
 
+from benchmarks import traces
 from benchmarks.compare import __main__ as compare
 from benchmarks.engine import __main__ as engine
 from benchmarks.growth import __main__ as growth
@@ -22,12 +23,14 @@ from benchmarks.pictures import __main__ as pictures
 from benchmarks.serving import command as benchmark
 from benchmarks.training import __main__ as training
 from service import probe, settings
+from service.access import command as keys
 from tests.conftest import ROOT, SHIPPED_MODELS, Server
 from training.commands import evaluate, search, train
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "mnist-serve": settings.parser,
     "mnist-probe": probe.parser,
+    "mnist-keys": keys.parser,
     "mnist-predict": predict.parser,
     "mnist-train": train.parser,
     "mnist-search": search.parser,
@@ -38,6 +41,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "python -m benchmarks.growth": growth.parser,
     "python -m benchmarks.overload": overload.parser,
     "python -m benchmarks.pictures": pictures.parser,
+    "python -m benchmarks.traces": traces.parser,
     "python -m benchmarks.training": training.parser,
 }
 every_command = pytest.mark.parametrize("command", PARSERS)
@@ -120,6 +124,14 @@ def test_examples_of_the_client_run(server: Server, tmp_path: Path) -> None:
         )
         assert done.stdout, line
     assert (tmp_path / "boxes.png").exists()
+
+
+def test_examples_of_keys_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for example in examples("mnist-keys"):
+        assert keys.main(example) == 0
+    names = [line.split()[0] for line in Path("keys").read_text().splitlines()[1:]]
+    assert names == ["ci", "gateway"]
 
 
 def test_examples_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

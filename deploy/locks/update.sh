@@ -21,8 +21,8 @@ lock() {
 }
 lock build deploy/locks/build.in --universal $upgrade
 lock tools deploy/locks/tools.in --universal $upgrade
-lock serve pyproject.toml --extra cpu --universal $upgrade
-lock serve-gpu pyproject.toml --extra gpu $X86_64 $upgrade
+lock serve pyproject.toml --extra cpu --extra traces --universal $upgrade
+lock serve-gpu pyproject.toml --extra gpu --extra traces $X86_64 $upgrade
 lock train pyproject.toml --extra cpu --extra train $X86_64 $upgrade \
   ${CONSTRAINTS:+-c "$CONSTRAINTS"}
 if [ -n "${TORCH_WHEELS:-}" ]; then
@@ -35,6 +35,6 @@ fi
 for python in 3.11 3.14; do
   [ -z "$upgrade" ] || cp deploy/locks/train.txt "deploy/locks/dev-$python.txt"
   lock "dev-$python" pyproject.toml clients/python/pyproject.toml deploy/locks/dev.in \
-    --extra cpu --extra train --extra dev --extra docs --extra kubernetes --extra grpc --extra images \
+    --extra cpu --extra traces --extra train --extra dev --extra docs --extra kubernetes --extra grpc --extra images \
     --python-platform x86_64-manylinux_2_36
 done

@@ -29,16 +29,22 @@ def check(arguments: Sequence[str] | None = None) -> int:
         error("settings", problem, "Correct or remove it; mnist-serve --help lists all settings.")
         for problem in problems
     ]
-    findings += _examine(settings)
+    late: list[str] = []  # models that are still being loaded
+    findings += _examine(settings, late)
+    status = max(finding.severity for finding in findings)
     if sys.stdout is not None:  # the shell may have closed it; the status says enough then
         text = report(findings, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         # Names of any script. A traceback would have the status of a warning.
         print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding))
-    return max(finding.severity for finding in findings)
+        if late:  # Python would wait for their threads
+            sys.stdout.flush()
+    if late:
+        os._exit(status)
+    return status
 
 
-def _examine(settings: Settings) -> Iterator[Finding]:
-    """Everything but the settings themselves."""
+def _examine(settings: Settings, late: list[str]) -> Iterator[Finding]:
+    """Everything but the settings themselves. Models that take too long are added to `late`."""
     if conflict := conflicting_packages():
         problem, _, remedy = conflict.partition("; ")
         yield error("packages", f"{problem}.", f"{remedy[:1].upper()}{remedy[1:]}")
@@ -51,6 +57,8 @@ def _examine(settings: Settings) -> Iterator[Finding]:
         yield _unusable(failed)
         return
     yield from machine.network(settings)
+    yield from machine.tls(settings)
+    yield from machine.access(settings)
     yield machine.cores(settings)
     yield machine.descriptors(settings)
     yield from machine.tasks(settings)
@@ -71,7 +79,8 @@ def _examine(settings: Settings) -> Iterator[Finding]:
         yield _unusable(failed)
         return
     yield ok("packages", f"{', '.join(installed_packages())}.")
-    loaded = models.load_models(settings)
+    loaded = models.load_models(settings, settings.check_seconds)
+    late += loaded.late
     yield machine.memory(settings, loaded.total_bytes)
     yield models.provider(settings, loaded)
     yield from models.repository(settings, loaded)

@@ -13,6 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from service import probe
+from service.access.keys import KeysError, KeysFile
+from service.access.tls import SOON_DAYS, Tls
 from service.check import cgroup
 from service.check.finding import Finding, count, error, ok, warning
 from service.ports import NAMES, reserve
@@ -48,6 +50,56 @@ def network(settings: Settings) -> Iterator[Finding]:
             f"The server listens on {settings.host} of its container, which only processes in the "
             "same container or pod can reach.",
             "Set host to 0.0.0.0.",
+        )
+
+
+def access(settings: Settings) -> Iterator[Finding]:
+    """Who may call, and whether the file of keys can be used."""
+    if not settings.keys_file:
+        if not is_loopback(settings.host) and settings.tls_client_auth != "required":
+            yield warning(
+                "access",
+                f"Everyone who reaches {settings.host} may call without a key.",
+                "Give out keys: mnist-keys add NAME --file FILE, and set keys_file to FILE.",
+            )
+        return
+    file = KeysFile(Path(settings.keys_file))
+    try:
+        keys = file.read()
+    except KeysError as refused:
+        yield error("keys_file", str(refused), "Correct it, or make one with mnist-keys add.")
+        return
+    if exposure := file.exposure:
+        problem, _, remedy = exposure.partition("; ")
+        yield warning("keys_file", f"{problem}.", f"{remedy[:1].upper()}{remedy[1:]}")
+    elif keys:
+        yield ok("keys_file", f"{settings.keys_file} lets {count(len(keys), 'caller')} in.")
+    else:
+        yield warning(
+            "keys_file", f"{settings.keys_file} has no entry.", "Add one with mnist-keys add."
+        )
+
+
+def tls(settings: Settings) -> Iterator[Finding]:
+    """Whether clients could use the certificate; nothing if there is no TLS."""
+    if not settings.has_tls:
+        return
+    try:
+        files = Tls(settings)
+    except SettingsError as refused:
+        yield error("TLS", str(refused), "Correct the files, or the settings that name them.")
+        return
+    files.close()
+    text = f"The {files.described}."
+    if files.days_left < SOON_DAYS:
+        yield warning("TLS", text, "Renew it; the server reads it again when the files change.")
+    else:
+        yield ok("TLS", text)
+    if settings.tls_client_auth == "required" and not settings.health_port:
+        yield warning(
+            "health_port",
+            "Probes and Prometheus need a client certificate: no port answers without one.",
+            "Set health_port, which stays plain and asks for none.",
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.check.finding import Finding, error, ok, warning
-from service.core.errors import ProviderUnavailable
+from service.core.errors import ProviderUnavailable, Unavailable
 from service.operations.inference import Readiness
 from service.repository.models import Repository, ServedModel
 from service.repository.triton_config import CONFIG_FILE
@@ -28,12 +28,16 @@ _CARD_LOG = "service.repository.card"
 
 
 class Models(NamedTuple):
-    """What a worker would have after its start; `provider_error` is why it would not start."""
+    """What a worker would have after its start; `provider_error` is why it would not start.
+
+    `late` are the models, in this order, that were not loaded in the time for it.
+    """
 
     repository: Repository
     readiness: Readiness
     provider_error: str
     card_warnings: list[str]
+    late: list[str]
 
     @property
     def files(self) -> list[Path]:
@@ -56,24 +60,40 @@ class _Kept(logging.Handler):
             self.messages.append(record.getMessage())
 
 
-def load_models(settings: Settings) -> Models:
-    """Load all models that a worker would load."""
+def load_models(settings: Settings, seconds: float | None = None) -> Models:
+    """Load all models that a worker would load, or as many as it can in these seconds.
+
+    The load of a model cannot be interrupted: if some are late, only os._exit ends the process.
+    """
     kept = _Kept()
     logging.getLogger().addHandler(kept)
 
     async def refresh() -> Models:
-        service, provider_error = Service(settings), ""
+        service, provider_error, late = Service(settings), "", []
+        models = service.repository
         try:
-            await service.repository.refresh()
+            await asyncio.wait_for(models.refresh(), seconds)
         except ProviderUnavailable as unavailable:
             provider_error = str(unavailable)
-        readiness = service.inference.readiness()
-        return Models(service.repository, readiness, provider_error, kept.messages)
+        except TimeoutError:
+            late = await _unfinished(models, seconds) or [str(settings.models)]
+        return Models(models, service.inference.readiness(), provider_error, kept.messages, late)
 
     try:
         return asyncio.run(refresh())
     finally:
         logging.getLogger().removeHandler(kept)
+
+
+async def _unfinished(models: Repository, seconds: float | None) -> list[str]:
+    """The models that are neither loaded nor known to be broken; none if the disk is too slow."""
+    try:
+        entries = await asyncio.wait_for(models.index(), seconds)
+    except (TimeoutError, Unavailable):
+        return []
+    loaded = {model.name for model in models.loaded}
+    unknown = [each.name for each in entries if not each.ready and not each.reason]
+    return [name for name in dict.fromkeys(unknown) if name not in loaded]
 
 
 def provider(settings: Settings, models: Models) -> Finding:
@@ -114,7 +134,16 @@ def provider(settings: Settings, models: Models) -> Finding:
 def repository(settings: Settings, models: Models) -> Iterator[Finding]:
     """Each version that is not served as it is meant to be, then those that are."""
     root = settings.models
-    if not models.readiness.ready and not models.provider_error:
+    if models.late:
+        more = len(models.late) - _MOST_SHOWN
+        yield warning(
+            "models",
+            f"Not examined, since they did not load within {settings.check_seconds:g} s "
+            f"(check_seconds): {', '.join(models.late[:_MOST_SHOWN])}"
+            f"{f' and {more} more' if more > 0 else ''}.",
+            "Give it more time: --check-seconds 60.",
+        )
+    elif not models.readiness.ready and not models.provider_error:
         yield error(
             "models",
             f"The server would not be ready: {models.readiness.reason}",
@@ -123,7 +152,8 @@ def repository(settings: Settings, models: Models) -> Iterator[Finding]:
         )
     loaded = models.repository.loaded
     names = list(dict.fromkeys(model.name for model in loaded))
-    if names and settings.model not in names and settings.model != "mnist":
+    known = [*names, *models.late]
+    if names and settings.model not in known and settings.model != "mnist":
         yield warning(
             "models",
             f"The default model '{settings.model}' is not among those that load: "

@@ -2,10 +2,11 @@
 
 Strategy: the first request schedules a turn for the next iteration of the event loop, and whatever
 has been queued by then forms the batch, up to `max_batch_size` rows. Nothing waits longer unless
-`max_delay_s` is set, so an idle server adds no delay. Runs that are known to be short happen on
-the loop itself, without a thread hand-off (`core.placement`). Others would hold up the loop, so
-they run in a thread (ONNX Runtime releases the GIL), and the queue fills meanwhile. If a batch
-fails, each of its requests runs again alone, because one bad request must not fail the others.
+`max_delay_s` is set, so an idle server adds no delay; that wait ends when the batch is full or has
+one of the `preferred_rows`. Runs that are known to be short happen on the loop itself, without a
+thread hand-off (`core.placement`). Others would hold up the loop, so they run in a thread (ONNX
+Runtime releases the GIL), and the queue fills meanwhile. If a batch fails, each of its requests
+runs again alone, because one bad request must not fail the others.
 
 A run in a thread is ended when all of its requests are cancelled, and after `max_run_s`: then its
 requests get their error at once, and none of them runs again. On a machine that is too busy for the
@@ -39,9 +40,12 @@ from service.core.errors import (
 from service.core.placement import Place, Placement, Timing
 from service.core.queueing import FairQueue, Progress, Queued
 from service.core.statistics import BatchRun, ModelStatistics
+from service.core.trace import Batch, Trace
 
 _DROP_S = 0.01  # between two searches for cancelled requests in a full queue
 _RELAX_S = 0.1
+_SAME_S = 0.02  # how long an early refusal stands for the next requests of its caller
+_MAX_REFUSALS = 1024  # early refusals that are kept
 _TOO_LONG = "The queue became longer than requests may wait (max_queue_seconds)"
 _NOT_UTF8 = (
     "The model's answer to this input has text that is not UTF-8, which ONNX Runtime does not "
@@ -76,10 +80,12 @@ class QueueLimits(NamedTuple):
     """What a model's own configuration says of its queue; None leaves it to the settings.
 
     A request that no run has taken after `timeout_s` fails. Unless the queue `obeys_timeouts`, the
-    timeouts that requests set for themselves have no effect.
+    timeouts that requests set for themselves have no effect. A queue of exactly one of the
+    `preferred_rows` is not delayed any longer.
     """
 
     max_delay_s: float | None = None
+    preferred_rows: tuple[int, ...] = ()
     max_requests: int | None = None
     timeout_s: float | None = None
     obeys_timeouts: bool = True
@@ -101,6 +107,11 @@ class Batching(NamedTuple):
     declared: bool = True
     queue: QueueLimits = QueueLimits()
 
+    @property
+    def is_split_at_any_size(self) -> bool:
+        """Whether no run has more than `max_rows` rows, however many a request has."""
+        return self.allowed and self.max_split == sys.maxsize
+
 
 class BatchLimits(NamedTuple):
     """The settings of a batcher; times in seconds, sizes in rows (images).
@@ -113,6 +124,7 @@ class BatchLimits(NamedTuple):
     max_batch_size: int = 64
     max_queue: int = 4096
     max_delay_s: float = 0.0
+    preferred_rows: tuple[int, ...] = ()
     inline_budget_s: float = 0.001
     max_queue_s: float = 2.0
     part_rows: int = 64
@@ -126,6 +138,7 @@ class BatchLimits(NamedTuple):
         return self._replace(
             max_batch_size=min(self.max_batch_size, batching.max_rows),
             max_delay_s=self.max_delay_s if queue.max_delay_s is None else queue.max_delay_s,
+            preferred_rows=queue.preferred_rows,
             max_queue_requests=queue.max_requests or self.max_queue_requests,
             max_queue_s=min(self.max_queue_s, queue.timeout_s or self.max_queue_s),
             queue_timeout_s=queue.timeout_s or self.queue_timeout_s,
@@ -216,8 +229,12 @@ class Batcher:
         self._next_run_rows = min(self._batch_rows, limits.max_queue, limits.max_queue_requests)
         self._queue_timeout_s = limits.queue_timeout_s
         self._turn_scheduled = False
+        self._delay: asyncio.TimerHandle | None = None
         self._in_thread = False
+        self._has_traces = False  # whether any request was ever traced
         self._dropped_at = -_DROP_S
+        # The latest early refusal of each caller: until when it stands, its reason and its error.
+        self._refusals: dict[str, tuple[float, str, Overloaded]] = {}
         self._hangs = False
 
     @property
@@ -231,7 +248,12 @@ class Batcher:
         return self._queue.requests
 
     def submit(
-        self, inputs: Sequence[Array], rows: int, deadline: float | None = None, caller: str = ""
+        self,
+        inputs: Sequence[Array],
+        rows: int,
+        deadline: float | None = None,
+        caller: str = "",
+        trace: Trace | None = None,
     ) -> asyncio.Future[list[Array]]:
         """Queue `rows` rows; await the future for the outputs, in the model's order.
 
@@ -259,27 +281,53 @@ class Batcher:
             if flow.caller != caller or flow.is_large:
                 flow = queue.flow(caller, is_large=False)
         now = self._clock()
+        if trace is not None:
+            trace.add(now)
+            self._has_traces = True
         if self._queue_timeout_s:
             start_by = now + self._queue_timeout_s
             deadline = start_by if deadline is None else min(deadline, start_by)
         # By position: this is made for every request.
-        flow.requests.append(Queued(inputs, rows, deadline, outputs, now, progress))
+        flow.requests.append(Queued(inputs, rows, deadline, outputs, now, progress, trace))
         flow.rows += rows
         queue.rows += rows
         queue.requests += 1
         if not self._turn_scheduled and not self._in_thread:
             self._turn_scheduled = True
-            if self._limits.max_delay_s:
-                loop.call_later(self._limits.max_delay_s, self._turn)
+            if self._limits.max_delay_s and not self._is_enough():
+                self._delay = loop.call_later(self._limits.max_delay_s, self._delayed_turn)
             else:
                 loop.call_soon(self._turn)
         elif self._hangs:
             self._refuse_queued()
+        elif self._delay is not None and self._is_enough():
+            self._delay.cancel()
+            self._delay = None
+            loop.call_soon(self._turn)
         return outputs
 
+    def _is_enough(self) -> bool:
+        """Whether a batch of what is queued need not wait for more."""
+        rows = self._queue.rows
+        return rows >= self._batch_rows or rows in self._limits.preferred_rows
+
+    def _delayed_turn(self) -> None:
+        self._delay = None
+        self._turn()
+
     def early_refusal(self, deadline: float | None, caller: str) -> Overloaded | None:
-        """The error for a request that has not been read, if the queue is kept short now."""
-        return self.refusal(0, deadline, caller) if self in self._overloaded else None
+        """The error for a request that has not been read, if the queue is kept short now.
+
+        While no request leaves the queue, the next one of the same caller gets the same error.
+        """
+        if self not in self._overloaded:
+            return None
+        if (latest := self._refusals.get(caller)) is not None:
+            until, reason, error = latest
+            if self._clock() < until:
+                self.statistics.shed(reason)
+                return error
+        return self.refusal(0, deadline, caller)
 
     def refusal(self, rows: int, deadline: float | None, caller: str) -> Overloaded | None:
         """The error for a request that may not join the queue now, which is counted; or None."""
@@ -302,7 +350,11 @@ class Batcher:
                 self._overloaded.add(self)
                 self._relax()
         self.statistics.shed(reason)
-        return Overloaded.of(message, wait)
+        error = Overloaded.of(message, wait)
+        # A request of no rows has not been read. A deadline says nothing about the next one.
+        if not rows and reason != "deadline" and len(self._refusals) < _MAX_REFUSALS:
+            self._refusals[caller] = now + _SAME_S, reason, error
+        return error
 
     def _judge(
         self, rows: int, deadline: float | None, caller: str, now: float
@@ -320,7 +372,7 @@ class Batcher:
         if waiting and waiting + rows > self._limits.max_queue:
             return "queue", f"The queue is full with {waiting} images waiting (max_queue)", wait
         if queue.requests >= self._limits.max_queue_requests:
-            full = f"The queue is full with {queue.requests} requests waiting (max_queue_size)"
+            full = f"Exceeds maximum queue size: {queue.requests} requests wait (max_queue_size)"
             return "queue", full, wait
         if ahead >= self._batch_rows:  # not in the next run
             bound = admission.bound(now, queue.requests)
@@ -361,6 +413,8 @@ class Batcher:
     def _turn(self) -> None:
         self._turn_scheduled = False
         batch = self._take()
+        if self._refusals:
+            self._refusals.clear()
         if not batch:
             return
         rows = sum([queued.rows for queued in batch])
@@ -500,7 +554,8 @@ class Batcher:
         if not self._queue.requests_left:
             seconds = self._clock() - admission.began
             admission.latest[self._queue.taken_rows.bit_length()].append(seconds)
-        for batch, outputs_of_each, start, joined, inferred, split in results:
+        known = self._traced(results) if self._has_traces else results
+        for batch, outputs_of_each, start, joined, inferred, split in known:
             if isinstance(outputs_of_each, Exception):
                 is_part = batch[0].progress is not None and not batch[0].outputs.done()
                 if is_part and not isinstance(outputs_of_each, ServiceError):
@@ -546,6 +601,19 @@ class Batcher:
         if self._queue.requests and not self._turn_scheduled:
             self._turn_scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
+
+    def _traced(self, results: list[_RunResult]) -> list[_RunResult]:
+        """The same, once each run is added to the traces of its requests."""
+        for batch, outputs, *times in results:
+            traces = [queued.trace for queued in batch if queued.trace is not None]
+            if traces:
+                error = type(outputs).__name__ if isinstance(outputs, Exception) else ""
+                rows = sum([queued.rows for queued in batch])
+                run = Batch(self.statistics.model, len(batch), rows, error)
+                run.times(*times)
+                for trace in traces:
+                    trace.add(run)
+        return results
 
     def _is_complete(self, part: Queued, outputs: list[Array]) -> bool:
         """Whether a large request is answered, now that one more part of it is finished."""

@@ -11,11 +11,15 @@ Fairness and limits treat the requests of one caller as one. A caller is
 The port is no part of it: one program opens many connections. Behind a trusted proxy the address is
 the one that the proxy adds to X-Forwarded-For. RFC 7239's Forwarded is not read: a proxy that adds
 one of the two passes the other on as the client wrote it.
+
+Where it is said so, a trusted proxy also names the client certificate that it has verified, in
+Envoy's x-forwarded-client-cert.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -28,6 +32,13 @@ _LONGEST_CHAIN = 1024
 # The longest form is an IPv6 address in brackets with a port.
 _LONGEST_ADDRESS = 64
 _PUBLIC_PREFIX = 64
+# What is read of x-forwarded-client-cert: names are short, but it may hold a whole certificate.
+_LONGEST_CERTIFICATE = 16 * 1024
+# One KEY=VALUE of it, and what stands behind: `;`, or `,` before another certificate. A value with
+# one of these is in quotes.
+_PAIR = re.compile(r'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^",;]*)(?:;|$)')
+# One part of a subject (RFC 4514); commas in values are escaped.
+_SUBJECT_PART = re.compile(r"(?:[^,\\]|\\.)+")
 
 
 def networks(text: str) -> tuple[Network, ...]:
@@ -42,10 +53,13 @@ class Callers:
     `trusted_proxies` are the addresses and networks of the proxies whose X-Forwarded-For counts,
     comma-separated. Raises ValueError if one is malformed.
 
+    `forwards_certificates` says that all of these proxies set x-forwarded-client-cert themselves.
+
     `known` maps peers that are no trusted proxies to their names; look there before calling `of`.
     """
 
-    def __init__(self, trusted_proxies: str = "") -> None:
+    def __init__(self, trusted_proxies: str = "", *, forwards_certificates: bool = False) -> None:
+        self.forwards_certificates = forwards_certificates
         self._trusted = networks(trusted_proxies)
         self.known: dict[str, str] = {}
         self._hops: dict[str, tuple[str, bool] | None] = {}
@@ -77,6 +91,21 @@ class Callers:
                 break
         return name
 
+    def is_trusted(self, peer: str) -> bool:
+        """Whether a peer is a trusted proxy."""
+        hop = self._hop(peer)
+        return hop is not None and hop[1]
+
+    def certificate_of(self, peer: str, own: str, forwarded: Sequence[str]) -> str:
+        """The name of the verified client certificate behind a peer, or an empty string.
+
+        `own` is that of the peer itself, and `forwarded` are the lines of x-forwarded-client-cert,
+        which count if the peer is a proxy that sets it.
+        """
+        if self.forwards_certificates and forwarded and self.is_trusted(peer):
+            return forwarded_name(forwarded)
+        return own
+
     def _hop(self, address: str) -> tuple[str, bool] | None:
         """The name of an address and whether it is a trusted proxy; None if it is no address."""
         if len(address) > _LONGEST_ADDRESS:
@@ -94,6 +123,29 @@ class Callers:
             hop = (_name(parsed), is_trusted)
         self._hops[address] = hop
         return hop
+
+
+def forwarded_name(lines: Sequence[str]) -> str:
+    """The name in x-forwarded-client-cert: the first URI or DNS name, else the common name.
+
+    Empty if the header is not of exactly one certificate: a proxy that sets it sends no other.
+    """
+    if len(lines) != 1 or len(lines[0]) > _LONGEST_CERTIFICATE:
+        return ""
+    text, position = lines[0], 0
+    pairs: dict[str, str] = {}
+    while position < len(text):
+        pair = _PAIR.match(text, position)
+        if pair is None:
+            return ""
+        value = pair[2]
+        if value.startswith('"'):
+            value = re.sub(r"\\(.)", r"\1", value[1:-1])
+        pairs.setdefault(pair[1].lower(), value)
+        position = pair.end()
+    parts = _SUBJECT_PART.findall(pairs.get("subject", ""))
+    common = [re.sub(r"\\(.)", r"\1", part[3:]) for part in parts if part.startswith("CN=")]
+    return pairs.get("uri") or pairs.get("dns") or (common[-1] if common else "")
 
 
 def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -122,13 +122,21 @@ def split_bytes(field: str, raw: Buffer, count: int) -> list[bytes]:
     position, end = 0, len(raw)
     while position < end:
         if len(elements) == count:
-            raise InvalidArgument(f"{field} has more than the {count} elements of its shape.")
+            raise InvalidArgument(
+                f"unexpected number of string elements {count + 1} for {field}, expecting {count}."
+            )
         start = position + _LENGTH.size
         if start > end:
-            raise InvalidArgument(f"{field} ends inside the length of element {len(elements)}.")
+            raise InvalidArgument(
+                f"incomplete string length indicator for {field}, expecting {_LENGTH.size} bytes "
+                f"but only {end - position} bytes available."
+            )
         position = start + _LENGTH.unpack_from(raw, position)[0]
         if position > end:
-            raise InvalidArgument(f"{field} ends inside element {len(elements)}.")
+            raise InvalidArgument(
+                f"incomplete string data for {field}, whose element {len(elements)} has "
+                f"{position - start} bytes but only {end - start} bytes available."
+            )
         elements.append(bytes(raw[start:position]))
     return elements
 

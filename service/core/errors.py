@@ -33,6 +33,11 @@ class ServiceError(Exception):
         half = (_LONGEST_MESSAGE - len(_CUT)) // 2
         return text[:half] + _CUT + text[-half:]
 
+    @property
+    def log_message(self) -> str:
+        """The sentence for the log, which may say more than the client is told."""
+        return self.message
+
 
 def excerpt(value: object) -> str:
     """What an error quotes of a client's text: its first characters, EXCERPT of them with the dots.
@@ -56,12 +61,12 @@ class ModelFault(ServiceError):
     """The model's answer cannot be used; its publisher has to correct the model."""
 
     @classmethod
-    def not_finite(cls, model: str) -> ModelFault:
-        """The error for a classifier of digits whose output has NaN or an infinite value."""
+    def not_finite(cls, model: str, thing: str = "image", answer: str = "digit") -> ModelFault:
+        """The error for a classifier whose output has NaN or an infinite value for a `thing`."""
         return cls(
-            f"Model '{model}' is at fault: it answered this image with NaN or an infinite value, "
-            "so no digit is the most probable; publish a version that does not, or choose another "
-            "model."
+            f"Model '{model}' is at fault: it answered this {thing} with NaN or an infinite value, "
+            f"so no {answer} is the most probable; publish a version that does not, or choose "
+            "another model."
         )
 
 
@@ -132,6 +137,32 @@ class AlreadyExists(ServiceError):
         return cls(
             f"shared memory region '{excerpt(name)}' already in manager; unregister it first."
         )
+
+
+class Unauthenticated(ServiceError):
+    """The caller shows no valid credential. `kind` says why, in the log and the metric alone."""
+
+    http_status = 401
+    grpc_code = "UNAUTHENTICATED"
+    kind = "missing"
+
+    @classmethod
+    def of(cls, kind: str) -> Unauthenticated:
+        """The error for a credential that is `missing`, `malformed`, `unknown` or `expired`.
+
+        It is one sentence for all of them, so that it does not tell what exists.
+        """
+        error = cls(
+            "A valid key is needed: send one key, in the header Authorization (Bearer KEY) or "
+            "x-api-key."
+        )
+        error.kind = kind
+        return error
+
+    @property
+    def log_message(self) -> str:
+        """The sentence, and why."""
+        return f"{self.message} ({self.kind})"
 
 
 class Forbidden(ServiceError):
@@ -207,6 +238,13 @@ class InFlightLimit(Overloaded):
         )
 
 
+class TooManyRequests(Overloaded):
+    """The caller has used up what the limits allow it; try again after `expected_wait` seconds."""
+
+    http_status = 429
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
 class DeadlineExceeded(ServiceError):
     """The client's deadline or timeout, or the server's own limit, passed before the answer."""
 
@@ -216,7 +254,7 @@ class DeadlineExceeded(ServiceError):
     @classmethod
     def of(cls, limit: str = "deadline") -> DeadlineExceeded:
         """The error for a `deadline` of the call or a `timeout` in its parameters."""
-        return cls(f"The {limit} passed before the answer was ready.")
+        return cls(f"Request timeout expired: the {limit} passed before the answer was ready.")
 
     @classmethod
     def of_run(cls, seconds: float) -> DeadlineExceeded:

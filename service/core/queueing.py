@@ -20,6 +20,7 @@ import numpy as np
 
 from service.core.admission import Admission
 from service.core.datatypes import Array
+from service.core.trace import Trace
 
 
 class Queued(NamedTuple):
@@ -34,6 +35,7 @@ class Queued(NamedTuple):
     outputs: asyncio.Future[list[Array]]
     arrived: float
     progress: Progress | None = None
+    trace: Trace | None = None
 
 
 class Progress:

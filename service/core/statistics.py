@@ -80,6 +80,7 @@ class ModelStatistics:
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         # Predictions by `accepted` and reason (core.digits), counted by operations.digits.
         self.judgements: Counter[tuple[bool | None, str]] = Counter()
+        self.model = ("", "")  # name and version, for traces
         self._wall_clock = wall_clock
         self._uncounted: list[BatchRun] = []
         self._last_run = 0.0

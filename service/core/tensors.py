@@ -57,12 +57,13 @@ class Tensor(NamedTuple):
     array: Array
 
 
-def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None:
-    """Raise InvalidArgument unless the model's input takes this datatype and shape."""
+# The errors of the next functions begin with the words that Triton's clients look for.
+def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int], model: str = "") -> None:
+    """Raise InvalidArgument unless the input of `model` takes this datatype and shape."""
     if datatype != spec.datatype:
         raise InvalidArgument(
-            f"Input '{spec.name}' has datatype {excerpt(datatype or 'unset')}, "
-            f"but the model takes {spec.datatype}."
+            f"inference input '{spec.name}' data-type is '{excerpt(datatype or 'unset')}', but "
+            f"model '{model}' expects '{spec.datatype}'."
         )
     if len(shape) == len(spec.shape):
         for size, declared in zip(shape, spec.shape, strict=True):
@@ -70,23 +71,25 @@ def check_spec(spec: TensorSpec, datatype: str, shape: Sequence[int]) -> None:
                 break
         else:
             return
-    _check_rare(spec, shape)
+    _check_rare(spec, shape, model)
 
 
-def _check_rare(spec: TensorSpec, shape: Sequence[int]) -> None:
+def _check_rare(spec: TensorSpec, shape: Sequence[int], model: str) -> None:
     """Raise InvalidArgument unless the input takes a shape with zeros or of an open rank."""
     declared = spec.shape if spec.has_rank else (-1,) * len(shape)
     fits = len(shape) == len(declared) and len(shape) <= _MAX_DIMENSIONS
     if not fits or any(
         size < 0 or size != length != -1 for size, length in zip(shape, declared, strict=True)
     ):
-        takes = (
-            f"{list(spec.shape)}, where -1 stands for any size."
+        expected = (
+            _excerpt_of(spec.shape)
             if spec.has_rank
-            else f"any shape of up to {_MAX_DIMENSIONS} dimensions."
+            else f"any shape of up to {_MAX_DIMENSIONS} dimensions"
         )
+        any_size = "; -1 stands for any size" if spec.has_rank and -1 in spec.shape else ""
         raise InvalidArgument(
-            f"Input '{spec.name}' has shape {_excerpt_of(shape)}, but the model takes {takes}"
+            f"unexpected shape for input '{spec.name}'{_for(model)}. Expected {expected}, got "
+            f"{_excerpt_of(shape)}{any_size}."
         )
     # Nothing in the request is as large as the output that a model may make of [10**9, 0].
     if 0 in shape and prod(size for size in shape if size) > _MOST_WITHOUT_ELEMENTS:
@@ -109,29 +112,37 @@ def shape_of_raw(spec: TensorSpec, size: int) -> list[int]:
         shape[0] = 1
     if shape.count(-1) > 1:
         raise InvalidArgument(
-            f"Input '{spec.name}' is {list(spec.shape)}: its shape does not follow from its size; "
-            "state it in a JSON header."
+            f"The shape of the raw input '{spec.name}' can not be deduced because there are more "
+            f"than one variable-sized dimension in {_excerpt_of(spec.shape)}; state it in a JSON "
+            "header."
         )
     step = prod(length for length in shape if length >= 0) * DTYPES[spec.datatype].itemsize
     return [size // step if step and length < 0 else max(length, 0) for length in shape]
 
 
-def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffer) -> Array:
+def from_bytes(
+    spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffer, model: str = ""
+) -> Array:
     """View raw contents as a read-only array of `shape`, without a copy; BYTES are copied.
 
     Raises InvalidArgument if the datatype or shape does not match the model's, or if the number of
     bytes does not match the shape. Floats may be NaN or infinite.
     """
-    check_spec(spec, datatype, shape)
+    check_spec(spec, datatype, shape, model)
     if spec.datatype == BYTES:
-        field = f"Input '{spec.name}'"
-        return _shaped(spec, shape, strings(field, split_bytes(field, raw, prod(shape))))
+        field, count = f"inference input '{spec.name}'{_for(model)}", prod(shape)
+        elements = split_bytes(field, raw, count)
+        if len(elements) < count:
+            raise InvalidArgument(
+                f"expected {count} string elements for {field}, got {len(elements)}."
+            )
+        return strings(f"Input '{spec.name}'", elements).reshape(tuple(shape))
     dtype = DTYPES[spec.datatype]
     expected = prod(shape) * dtype.itemsize
     if len(raw) != expected:
         raise InvalidArgument(
-            f"Input '{spec.name}' has {len(raw)} bytes of raw contents, but shape {list(shape)} "
-            f"of {spec.datatype} is {expected} bytes."
+            f"input byte size mismatch for input '{spec.name}'{_for(model)}. Expected {expected}, "
+            f"got {len(raw)}; its shape is {_excerpt_of(shape)} of {spec.datatype}."
         )
     array = np.frombuffer(raw, dtype).reshape(tuple(shape))
     if spec.datatype == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
@@ -140,14 +151,16 @@ def from_bytes(spec: TensorSpec, datatype: str, shape: Sequence[int], raw: Buffe
     return array if array.flags.aligned else array.copy()
 
 
-def from_values(spec: TensorSpec, datatype: str, shape: Sequence[int], values: Any) -> Array:
+def from_values(
+    spec: TensorSpec, datatype: str, shape: Sequence[int], values: Any, model: str = ""
+) -> Array:
     """Convert values in row-major order, flat or nested in any regular way, to a `shape`d array.
 
     Raises InvalidArgument as `from_bytes` does, and for a value of another type or out of range:
     integers are never rounded or wrapped. Floats are rounded to the precision of the datatype; None
     is NaN, which JSON lacks.
     """
-    check_spec(spec, datatype, shape)
+    check_spec(spec, datatype, shape, model)
     field = f"Input '{spec.name}'"
     if spec.datatype == BYTES:
         return _shaped(spec, shape, strings(field, _flat(values)))
@@ -243,8 +256,8 @@ def _check_range(field: str, exact: Array, converted: Array) -> None:
 def _shaped(spec: TensorSpec, shape: Sequence[int], array: Array) -> Array:
     if array.size != prod(shape):  # nested otherwise is the same data, as for Triton
         raise InvalidArgument(
-            f"Input '{spec.name}' has data of shape {list(array.shape)} ({array.size} values), "
-            f"but its declared shape is {list(shape)} ({prod(shape)} values)."
+            f"Shape does not match true shape of 'data' field: input '{spec.name}' has "
+            f"{array.size} values, but its shape {_excerpt_of(shape)} has {prod(shape)}."
         )
     return array.reshape(tuple(shape))
 
@@ -295,6 +308,10 @@ def _octets(values: Sequence[Any], may_hold_booleans: bool) -> bytes | None:
     return None if may_hold_booleans and b"e" in orjson.dumps(values) else octets
 
 
+def _for(model: str) -> str:
+    return f" for model '{model}'" if model else ""
+
+
 def _excerpt_of(shape: Sequence[int]) -> str:
-    """What an error quotes of a client's shape, which may have a million dimensions."""
-    return excerpt(list(shape[:EXCERPT]))
+    """What an error quotes of a shape, as Triton writes it; it may have a million dimensions."""
+    return excerpt(f"[{','.join(map(str, shape[:EXCERPT]))}]")

@@ -24,7 +24,8 @@ def classes(tensor: Tensor, count: int, labels: Sequence[str], batchable: bool) 
     """
     if tensor.datatype in (BYTES, "BOOL"):
         raise InvalidArgument(
-            f"Output '{tensor.name}' is {tensor.datatype}: classification needs numbers."
+            "class result not available for output due to unsupported type "
+            f"'{tensor.datatype}': output '{tensor.name}' has no numbers."
         )
     values = from_bfloat16(tensor.array) if tensor.datatype == BF16 else tensor.array
     rows = values.reshape(values.shape[0] if batchable else 1, prod(values.shape[batchable:]))

@@ -25,22 +25,30 @@ class AdministrationService:
     def methods(self) -> dict[str, Method]:
         """The methods by their names in proto/inference/inference.proto."""
         return {
-            "ModelConfig": Unary("model_config", self._config),
-            "ModelStatistics": Unary("statistics", self._statistics),
-            "RepositoryIndex": Unary("repository_index", self._index),
-            "RepositoryModelLoad": Unary("load", self._load),
-            "RepositoryModelUnload": Unary("unload", self._unload),
-            "LogSettings": Unary("log_settings", self._log),
-            "TraceSetting": Unary("trace_settings", self._trace),
-            "SystemSharedMemoryStatus": Unary("system_shared_memory_status", self._status),
-            "SystemSharedMemoryRegister": Unary("system_shared_memory_register", self._register),
-            "SystemSharedMemoryUnregister": Unary(
-                "system_shared_memory_unregister", self._unregister
+            "ModelConfig": Unary("model_config", self._config, scope="read"),
+            "ModelStatistics": Unary("statistics", self._statistics, scope="read"),
+            "RepositoryIndex": Unary("repository_index", self._index, scope="read"),
+            "RepositoryModelLoad": Unary("load", self._load, scope="admin"),
+            "RepositoryModelUnload": Unary("unload", self._unload, scope="admin"),
+            "LogSettings": Unary("log_settings", self._log, scope="read"),
+            "TraceSetting": Unary("trace_settings", self._trace, scope="read"),
+            "SystemSharedMemoryStatus": Unary(
+                "system_shared_memory_status", self._status, scope="read"
             ),
-            "CudaSharedMemoryStatus": Unary("cuda_shared_memory_status", self._cuda_status),
-            "CudaSharedMemoryRegister": Unary("cuda_shared_memory_register", self._cuda_register),
+            "SystemSharedMemoryRegister": Unary(
+                "system_shared_memory_register", self._register, scope="admin"
+            ),
+            "SystemSharedMemoryUnregister": Unary(
+                "system_shared_memory_unregister", self._unregister, scope="admin"
+            ),
+            "CudaSharedMemoryStatus": Unary(
+                "cuda_shared_memory_status", self._cuda_status, scope="read"
+            ),
+            "CudaSharedMemoryRegister": Unary(
+                "cuda_shared_memory_register", self._cuda_register, scope="admin"
+            ),
             "CudaSharedMemoryUnregister": Unary(
-                "cuda_shared_memory_unregister", self._cuda_unregister
+                "cuda_shared_memory_unregister", self._cuda_unregister, scope="admin"
             ),
         }
 
@@ -92,6 +100,8 @@ class AdministrationService:
         for name, field in request.settings.items():
             choice = field.WhichOneof("parameter_choice")
             changes[name] = getattr(field, choice) if choice else None
+        if changes:
+            call.require("admin")
         response = pb.LogSettingsResponse()
         for name, value in (await self._administration.change_log_settings(changes)).items():
             setting = response.settings[name]
@@ -105,6 +115,8 @@ class AdministrationService:
 
     async def _trace(self, request: pb.TraceSettingRequest, call: Call) -> pb.TraceSettingResponse:
         changes = {name: list(setting.value) for name, setting in request.settings.items()}
+        if changes:
+            call.require("admin")
         response = pb.TraceSettingResponse()
         settings = self._administration.trace_settings(changes, request.model_name)
         for name, value in settings.items():

@@ -9,13 +9,23 @@ internal one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Set
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+    Set,
+)
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from service.access.gate import Gate, Identity, Need
+from service.access.keys import Scope
 from service.core.batching import Batcher
 from service.core.errors import (
     InvalidArgument,
@@ -25,6 +35,7 @@ from service.core.errors import (
     Unavailable,
 )
 from service.core.off_loop import INLINE_BYTES, MAX_JSON_BYTES, off_loop
+from service.core.trace import Trace
 from service.grpc.wire import SMALL_BYTES, check, shape_of
 from service.observe.recorder import Attempt, RequestRecorder
 
@@ -34,6 +45,13 @@ class Call(NamedTuple):
 
     deadline: float | None  # in loop time; None if the client set none
     caller: str = ""  # see core.callers
+    identity: Identity | None = None  # None if everyone may do everything
+    trace: Trace | None = None  # None for a call, or a message of a stream, that is not traced
+
+    def require(self, scope: Scope) -> None:
+        """Raise Forbidden unless the caller may do what needs this scope."""
+        if self.identity is not None:
+            self.identity.require(scope)
 
 
 # Answers a message.
@@ -44,15 +62,21 @@ Refusal = Callable[[str, str, Call], Overloaded | None]
 MESSAGE_SLACK = 64 * 1024
 
 
+# The most that the names of a model and its version take at the start of a message.
+_NAMES_BYTES = 2 * (2 + 127)
+
+
 class Unary(NamedTuple):
     """A method with one answer per call; `operation` is its name in metrics and logs.
 
-    `refusal` says whether a call need not be parsed because its model is overloaded.
+    `refusal` says whether a call need not be parsed because its model is overloaded. `scope` is
+    what a caller needs; None is open to everyone.
     """
 
     operation: str
     handler: Handler
     refusal: Refusal | None = None
+    scope: Scope | None = "admin"
 
 
 class Pipelined(NamedTuple):
@@ -64,6 +88,7 @@ class Pipelined(NamedTuple):
     operation: str
     handler: Handler
     refuse: Callable[[Any, ServiceError], Any]
+    scope: Scope | None = "admin"
 
 
 class Streaming(NamedTuple):
@@ -71,6 +96,7 @@ class Streaming(NamedTuple):
 
     operation: str
     handler: Callable[[AsyncIterator[Any]], AsyncIterator[Any]]
+    scope: Scope | None = "admin"
 
 
 Method = Unary | Pipelined | Streaming
@@ -82,6 +108,7 @@ class Rpc(NamedTuple):
     method: Method
     request: Any
     response: Any
+    path: str = ""  # /SERVICE/METHOD
 
 
 def rpcs(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> dict[str, Rpc]:
@@ -91,6 +118,7 @@ def rpcs(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> dict[s
             methods[method.name],
             GetMessageClass(method.input_type),
             GetMessageClass(method.output_type),
+            f"/{descriptor.full_name}/{method.name}",
         )
         for method in descriptor.methods
     }
@@ -106,15 +134,41 @@ class Calls:
         max_stream_requests: int,
         max_json_bytes: int = MAX_JSON_BYTES,
         overloaded: Set[Batcher] = frozenset(),
+        gate: Gate | None = None,
     ) -> None:
+        self.gate = gate
         self.overloaded = overloaded
         self.request_id = recorder.request_id
         self._recorder = recorder
+        self.traces = recorder.traces
         self._max_request_bytes = max_request_bytes
         self._max_stream_requests = max_stream_requests
         self._max_json_bytes = max_json_bytes
         self._stopping = False
         self._reading: set[asyncio.Task[None]] = set()
+
+    def admit(
+        self,
+        gate: Gate,
+        rpc: Rpc | None,
+        request_id: str,
+        *,
+        authorization: Sequence[str],
+        api_keys: Sequence[str],
+        caller: str,
+        certificate: str = "",
+    ) -> Identity:
+        """Who makes a call, by its headers; `rpc` is None if no method has its path.
+
+        Raises and records what `Gate.admit` raises.
+        """
+        need: Need = "any" if rpc is None else rpc.method.scope
+        try:
+            return gate.admit(need, authorization, api_keys, caller, certificate)
+        except ServiceError as error:
+            operation = "unmatched" if rpc is None else rpc.method.operation
+            self._recorder.refused("grpc", operation, request_id, error)
+            raise
 
     async def answer(
         self,
@@ -123,17 +177,21 @@ class Calls:
         deadline: float | None,
         request_id: str,
         caller: str = "",
+        identity: Identity | None = None,
+        trace: Trace | None = None,
     ) -> bytes:
         """Answer a unary call. A ServiceError that it raises is the status of the call."""
         method = rpc.method
         assert isinstance(method, Unary)
-        async with Attempt(self._recorder, "grpc", method.operation, request_id):
+        if trace is not None:
+            trace.handle("", rpc.path[1:], request_id)
+        async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
             if len(content) > SMALL_BYTES:
                 request = await self._parse_long(rpc, content)
             else:
                 request = self._parse(rpc, content)
             del content
-            answering = method.handler(request, Call(deadline, caller))
+            answering = method.handler(request, Call(deadline, caller, identity, trace))
             del request  # so that the handler can free it once it is parsed
             answer = await answering
         serialized: bytes = rpc.response.SerializeToString(answer)
@@ -163,23 +221,39 @@ class Calls:
         request_id: str,
         ends_with_error: bool,
         caller: str = "",
+        identity: Identity | None = None,
+        trace: Trace | None = None,
     ) -> AsyncIterator[bytes]:
         """Answer a stream. A ServiceError that it raises is the status of the call.
 
         If a message of a Pipelined method fails, its answer says so and the stream continues; with
-        `ends_with_error` the stream ends.
+        `ends_with_error` the stream ends. So it does if the caller's key is no longer valid.
         """
+        if self.gate is not None and identity is not None:
+            counts = isinstance(rpc.method, Streaming) and rpc.method.scope is not None
+            contents = _while_valid(self.gate, identity, contents, counts)
         method, serialize = rpc.method, rpc.response.SerializeToString
+        if trace is not None:
+            trace.handle("", rpc.path[1:], request_id)
         if isinstance(method, Streaming):
-            async with Attempt(self._recorder, "grpc", method.operation, request_id):
+            async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
                 async for answer in method.handler(self._whole(rpc, contents)):
                     yield serialize(answer)
         else:
             assert isinstance(method, Pipelined)
             refuse = None if ends_with_error else method.refuse
-            call = Call(deadline, caller)
-            async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
-                yield serialize(answer)
+            call = Call(deadline, caller, identity, trace)
+            code = "CANCELLED"
+            try:
+                async for answer in self._pipeline(rpc, contents, call, request_id, refuse):
+                    yield serialize(answer)
+                code = "OK"
+            except Exception as error:
+                code = error.grpc_code if isinstance(error, ServiceError) else "UNKNOWN"
+                raise
+            finally:
+                if trace is not None and self.traces is not None:
+                    self.traces.end(trace, code)
         if self._stopping:
             raise Unavailable("The server is stopping.")
 
@@ -206,28 +280,38 @@ class Calls:
         method = rpc.method
         assert isinstance(method, Pipelined)
 
-        async def attempt(content: bytes) -> Any:
-            request = None
+        async def attempt(content: bytes, is_first: bool) -> Any:
+            request, trace, its_call = None, None, call
+            if call.trace is not None and self.traces is not None:
+                trace = self.traces.message(call.trace)
+                if trace is not None:
+                    trace.handle("", rpc.path[1:], request_id)
+                its_call = call._replace(trace=trace)
             try:
-                async with Attempt(self._recorder, "grpc", method.operation, request_id):
+                async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
+                    # The first was counted when the stream was opened.
+                    if self.gate is not None and call.identity is not None and not is_first:
+                        self.gate.admit_message(call.identity)
                     if len(content) > SMALL_BYTES:
                         request = await self._parse_long(rpc, content)
                     else:
                         request = self._parse(rpc, content)
                     del content
-                    return await method.handler(request, call)
+                    return await method.handler(request, its_call)
             except ServiceError as error:
                 if refuse is None:
                     raise
                 return refuse(request, error)
 
         async def read() -> None:
+            is_first = True
             async for content in contents:
                 # Large messages count as several, so that together they hold one request's limit.
                 share = len(content) * self._max_stream_requests // self._max_request_bytes
                 size = min(max(share, 1), self._max_stream_requests)
                 await budget.acquire(size)
-                answers.put_nowait((size, asyncio.ensure_future(attempt(content))))
+                answers.put_nowait((size, asyncio.ensure_future(attempt(content, is_first))))
+                is_first = False
 
         reading = self._start_reading(read(), answers)
         try:
@@ -307,18 +391,22 @@ def _model_of(content: bytes) -> tuple[str, str] | None:
     Both messages that run a model have them as fields 1 and 2, and serializers write fields in the
     order of their numbers. None if they are not written so.
     """
-    names = []
-    position = 0
-    for tag in (0x0A, 0x12):  # fields 1 and 2, length-delimited
-        name = b""
-        if content[position : position + 1] == bytes((tag,)):
-            size = content[position + 1] if position + 1 < len(content) else 128
-            if size > 127:  # more than a byte: no model has such a name
+    start = content[:_NAMES_BYTES]
+    model = version = ""
+    try:
+        # A size above 127 takes more than a byte: no model has such a name.
+        if start.startswith(b"\x0a"):  # field 1, length-delimited
+            if (size := start[1]) > 127:
                 return None
-            name = content[position + 2 : position + 2 + size]
-            position += 2 + size
-        names.append(name.decode("latin-1"))
-    return names[0], names[1]
+            model = start[2 : 2 + size].decode("latin-1")
+            start = start[2 + size :]
+        if start.startswith(b"\x12"):  # field 2
+            if (size := start[1]) > 127:
+                return None
+            version = start[2 : 2 + size].decode("latin-1")
+    except IndexError:
+        return None
+    return model, version
 
 
 def _raise_failure(reading: asyncio.Task[None]) -> None:
@@ -343,3 +431,19 @@ class _Budget:
     def release(self, size: int) -> None:
         self._left += size
         self._released.set()
+
+
+async def _while_valid(
+    gate: Gate, identity: Identity, contents: AsyncIterator[bytes], counts: bool
+) -> AsyncIterator[bytes]:
+    """The messages of a stream, as long as its caller may send them.
+
+    Raises Unauthenticated; with `counts` TooManyRequests, for messages after the first.
+    """
+    is_first = True
+    async for content in contents:
+        gate.confirm(identity)
+        if counts and not is_first:
+            gate.admit_message(identity)
+        is_first = False
+        yield content

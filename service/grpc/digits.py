@@ -23,6 +23,7 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
             version=request.model_version,
             deadline=call.deadline,
             caller=call.caller,
+            trace=call.trace,
             explain=request.explain,
         )
         del request  # it has its contents a second time
@@ -38,6 +39,7 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
             version=request.model_version,
             deadline=call.deadline,
             caller=call.caller,
+            trace=call.trace,
         )
         del request
         answer = await answering
@@ -58,8 +60,8 @@ def methods(digits: Digits, refusal: Refusal | None = None) -> dict[str, Method]
         )
 
     return {
-        "Predict": Unary("predict", predict, refusal),
-        "Read": Unary("read", read, refusal),
+        "Predict": Unary("predict", predict, refusal, scope="predict"),
+        "Read": Unary("read", read, refusal, scope="predict"),
     }
 
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from google.protobuf import descriptor_pb2, text_format
 from grpc_reflection.v1alpha import reflection_pb2
 
+from service.access.gate import Gate
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.errors import Overloaded
 from service.grpc import digits as digits_service
@@ -57,11 +59,13 @@ class GrpcFront:
         recorder: RequestRecorder,
         settings: Settings,
         budget: Budget,
+        gate: Gate | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._inference = inference
         self._health = Health()
         limits = settings.max_request_bytes, settings.max_stream_requests, settings.max_json_bytes
-        self._calls = Calls(recorder, *limits, inference.overloaded)
+        self._calls = Calls(recorder, *limits, inference.overloaded, gate)
         open_inference = OpenInference(inference).methods()
         open_inference |= AdministrationService(administration).methods()
         methods = {
@@ -72,12 +76,12 @@ class GrpcFront:
         }
         self._server: Server
         if settings.fast_grpc:
-            self._server = Http2Server(methods, self._calls, settings, budget)
+            self._server = Http2Server(methods, self._calls, settings, budget, tls)
         else:
             # Not above: grpcio takes 8 MB of a worker that does not need it.
             from service.grpc.grpcio_server import GrpcioServer
 
-            self._server = GrpcioServer(methods, self._calls, settings, budget)
+            self._server = GrpcioServer(methods, self._calls, settings, budget, tls)
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
         return self._inference.refusal(
@@ -131,10 +135,12 @@ def _reflection() -> dict[str, Rpc]:
     content = text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString()
     reflection_pb2.DESCRIPTOR.pool.AddSerializedFile(content)
 
-    methods = rpcs(_REFLECTION, {"ServerReflectionInfo": Streaming("reflection", answer)})
+    methods = rpcs(
+        _REFLECTION, {"ServerReflectionInfo": Streaming("reflection", answer, scope="read")}
+    )
     (rpc,) = methods.values()
     path = f"/{_REFLECTION_V1}/ServerReflectionInfo"
-    return methods | {path: rpc._replace(method=Streaming("reflection_v1", answer))}
+    return methods | {path: rpc._replace(method=Streaming("reflection_v1", answer, scope="read"))}
 
 
 def _names(model: ServedModel) -> tuple[str, str]:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import grpc
 
+from service.access.gate import Gate, Identity
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.callers import Callers
-from service.core.errors import Overloaded, ServiceError
+from service.core.errors import (
+    InternalError,
+    NoSuchEndpoint,
+    Overloaded,
+    ServiceError,
+    excerpt,
+)
+from service.core.trace import Trace
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
@@ -25,11 +36,18 @@ class GrpcioServer:
     """A grpc.aio server on the worker's event loop."""
 
     def __init__(
-        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+        self,
+        rpcs: Mapping[str, Rpc],
+        calls: Calls,
+        settings: Settings,
+        budget: Budget,
+        tls: Tls | None = None,
     ) -> None:
         self._calls = calls
         self._budget = budget
-        self._callers = Callers(settings.trusted_proxies)
+        self._callers = Callers(
+            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+        )
         self._server = grpc.aio.server(
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.
@@ -45,9 +63,22 @@ class GrpcioServer:
             ],
             maximum_concurrent_rpcs=settings.max_open_calls,
         )
-        self._server.add_generic_rpc_handlers((_Handlers(rpcs, self._unary, self._stream),))
+        handlers: grpc.GenericRpcHandler = _Handlers(rpcs, self._unary, self._stream)
+        if calls.gate is not None:
+            handlers = _GatedHandlers(partial(self._gated, calls.gate), rpcs)
+        self._server.add_generic_rpc_handlers((handlers,))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        address = f"{host}:{settings.grpc_port}"
+        if tls is None:
+            self._server.add_insecure_port(address)
+        else:
+            pair = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
+            credentials = grpc.ssl_server_credentials(
+                [pair],
+                Path(tls.client_ca).read_bytes() if tls.client_ca else None,
+                require_client_auth=settings.tls_client_auth == "required",
+            )
+            self._server.add_secure_port(address, credentials)
 
     async def start(self) -> None:
         await self._server.start()
@@ -56,7 +87,54 @@ class GrpcioServer:
         """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
         await self._server.stop(timeout)
 
-    async def _unary(self, rpc: Rpc, content: bytes, context: _Context) -> bytes:
+    async def _gated(
+        self,
+        gate: Gate,
+        rpc: Rpc | None,
+        path: str,
+        contents: AsyncIterator[bytes],
+        context: _Context,
+    ) -> AsyncIterator[bytes]:
+        """Answer a call of any kind whose caller may make it; `rpc` is None if there is no such."""
+        metadata = context.invocation_metadata() or ()
+
+        def values(name: str) -> list[str]:
+            return [str(value) for key, value in metadata if key == name]
+
+        try:
+            identity = self._calls.admit(
+                gate,
+                rpc,
+                self._request_id(context),
+                authorization=values("authorization"),
+                api_keys=values("x-api-key"),
+                caller=self._caller(context),
+                certificate=self._callers.certificate_of(
+                    _peer(context), _client_name(context), values("x-forwarded-client-cert")
+                ),
+            )
+            if rpc is None:
+                raise NoSuchEndpoint(f"There is no method {excerpt(path)}.")
+        except ServiceError as error:
+            await _abort(context, error)
+        if isinstance(rpc.method, Unary):
+            messages: list[bytes] = []
+            async for content in contents:
+                messages.append(content)
+                if len(messages) > 1:
+                    break
+            if len(messages) != 1:
+                await _abort(
+                    context, InternalError("The call ended without exactly one whole message.")
+                )
+            yield await self._unary(rpc, messages.pop(), context, identity)
+        else:
+            async for answer in self._stream(rpc, contents, context, identity):
+                yield answer
+
+    async def _unary(
+        self, rpc: Rpc, content: bytes, context: _Context, identity: Identity | None = None
+    ) -> bytes:
         request_id = self._request_id(context)
         budget = self._budget
         # grpcio has received the whole message before this: it can only be refused.
@@ -64,8 +142,15 @@ class GrpcioServer:
         try:
             if budget.used > budget.limit:
                 raise budget.refusal("grpc")
+            caller = self._caller(context) if identity is None else identity.caller
             return await self._calls.answer(
-                rpc, content, _deadline(context), request_id, self._caller(context)
+                rpc,
+                content,
+                _deadline(context),
+                request_id,
+                caller,
+                identity,
+                self._trace(context),
             )
         except ServiceError as error:
             await _abort(context, error)
@@ -73,7 +158,11 @@ class GrpcioServer:
             budget.used -= len(content)
 
     async def _stream(
-        self, rpc: Rpc, contents: AsyncIterator[bytes], context: _Context
+        self,
+        rpc: Rpc,
+        contents: AsyncIterator[bytes],
+        context: _Context,
+        identity: Identity | None = None,
     ) -> AsyncIterator[bytes]:
         request_id = self._request_id(context)
         ends_with_error = _metadata(context).get("triton_grpc_error") == "true"
@@ -83,7 +172,9 @@ class GrpcioServer:
             deadline=_deadline(context),
             request_id=request_id,
             ends_with_error=ends_with_error,
-            caller=self._caller(context),
+            caller=self._caller(context) if identity is None else identity.caller,
+            identity=identity,
+            trace=self._trace(context),
         )
         try:
             async for answer in answers:
@@ -92,13 +183,21 @@ class GrpcioServer:
             await _abort(context, error)
 
     def _caller(self, context: _Context) -> str:
-        # ipv4:HOST:PORT, ipv6:%5BHOST%5D:PORT or unix:PATH
-        kind, _, address = unquote(context.peer()).partition(":")
-        peer = address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
         metadata = context.invocation_metadata() or ()
         return self._callers.of(
-            peer, [str(value) for key, value in metadata if key == "x-forwarded-for"]
+            _peer(context), [str(value) for key, value in metadata if key == "x-forwarded-for"]
         )
+
+    def _trace(self, context: _Context) -> Trace | None:
+        traces = self._calls.traces
+        if traces is None:
+            return None
+        metadata = context.invocation_metadata() or ()
+        parents, states = (
+            [str(value) for key, value in metadata if key == name]
+            for name in ("traceparent", "tracestate")
+        )
+        return traces.begin(parents, states)
 
     def _request_id(self, context: _Context) -> str:
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))
@@ -154,6 +253,43 @@ class _Handlers(grpc.GenericRpcHandler):
                 yield content
 
         return grpc.stream_stream_rpc_method_handler(answers)
+
+
+class _GatedHandlers(grpc.GenericRpcHandler):
+    """Handlers that decide before they read a message: every call is carried as a stream."""
+
+    def __init__(self, answer: Any, rpcs: Mapping[str, Rpc]) -> None:
+        self._answer = answer
+        self._rpcs = rpcs
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        path = str(handler_call_details.method)
+        answer = partial(self._answer, self._rpcs.get(path), path)
+
+        # grpcio tells kinds of functions apart, which it cannot for a `partial`.
+        async def answers(contents: AsyncIterator[bytes], context: _Context) -> Any:
+            async for content in answer(contents, context):
+                yield content
+
+        return grpc.stream_stream_rpc_method_handler(answers)
+
+
+def _peer(context: _Context) -> str:
+    """The address of a client; empty for a Unix socket."""
+    # ipv4:HOST:PORT, ipv6:%5BHOST%5D:PORT or unix:PATH
+    kind, _, address = unquote(context.peer()).partition(":")
+    return address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
+
+
+def _client_name(context: _Context) -> str:
+    """What `service.access.tls.client_name` returns, from grpcio's properties of a connection."""
+    properties = context.auth_context()
+    for kind in ("peer_uri", "peer_dns", "x509_common_name"):
+        for value in properties.get(kind, ()):
+            return bytes(value).decode("utf-8", "replace")
+    return ""
 
 
 def _metadata(context: _Context) -> dict[str, str]:

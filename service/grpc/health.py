@@ -38,9 +38,11 @@ class Health:
     def methods(self) -> dict[str, Method]:
         """The methods by their names in health.proto."""
         return {
-            "Check": Unary("health_check", self._check),
-            "List": Unary("health_list", self._list),  # older releases of the proto lack it
-            "Watch": Streaming("health_watch", self._watch),
+            "Check": Unary("health_check", self._check, scope=None),
+            "List": Unary(
+                "health_list", self._list, scope=None
+            ),  # older releases of the proto lack it
+            "Watch": Streaming("health_watch", self._watch, scope=None),
         }
 
     async def _check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:

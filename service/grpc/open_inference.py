@@ -28,13 +28,15 @@ class OpenInference:
     def methods(self) -> dict[str, Method]:
         """The methods by their names in proto/inference/inference.proto."""
         return {
-            "ServerLive": Unary("live", self._live),
-            "ServerReady": Unary("ready", self._ready),
-            "ModelReady": Unary("model_ready", self._model_ready),
-            "ServerMetadata": Unary("server_metadata", self._server_metadata),
-            "ModelMetadata": Unary("model_metadata", self._model_metadata),
-            "ModelInfer": Unary("infer", self._infer, self._refusal),
-            "ModelStreamInfer": Pipelined("stream_infer", self._stream_infer, _refuse),
+            "ServerLive": Unary("live", self._live, scope=None),
+            "ServerReady": Unary("ready", self._ready, scope=None),
+            "ModelReady": Unary("model_ready", self._model_ready, scope="read"),
+            "ServerMetadata": Unary("server_metadata", self._server_metadata, scope="read"),
+            "ModelMetadata": Unary("model_metadata", self._model_metadata, scope="read"),
+            "ModelInfer": Unary("infer", self._infer, self._refusal, scope="predict"),
+            "ModelStreamInfer": Pipelined(
+                "stream_infer", self._stream_infer, _refuse, scope="predict"
+            ),
         }
 
     async def _live(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
@@ -76,7 +78,7 @@ class OpenInference:
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         typed = self._inference.typed_answers and is_typed(request)
-        answering = self._inference.infer(decode(request, call.deadline, call.caller))
+        answering = self._inference.infer(decode(request, call.deadline, call.caller), call.trace)
         del request  # it has its contents a second time
         answer = await answering
         size = sum([output.array.nbytes for output in answer.outputs])

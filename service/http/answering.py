@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
-from service.core.errors import Overloaded, ServiceError
+from service.access.origins import SAFE_HEADERS, Header, preflight
+from service.core.errors import Overloaded, ServiceError, Unauthenticated
 from service.http.compression import Compression
 from service.http.digits import model_of
 from service.http.message import Handler, HttpRequest, HttpResponse, json_response
 from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
-from service.http.routes import ROUTES, UNMATCHED, Route
+from service.http.routes import OPTIONS, ROUTES, UNMATCHED, Route
+from service.http.static_files import PAGE_HEADERS
 from service.observe.recorder import Attempt, RequestRecorder
 from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
+
+_METHODS = ", ".join(sorted({route.method for route in ROUTES} | {"HEAD", "OPTIONS"}))
+
+
+# Request lines of up to this length whose model is remembered while it is overloaded.
+_KNOWN, _KNOWN_LENGTH = 256, 512
 
 
 class Match(NamedTuple):
@@ -25,6 +33,7 @@ class Match(NamedTuple):
     route: Route
     handler: Handler
     parameters: dict[str, str]
+    headers: tuple[Header, ...] = SAFE_HEADERS  # of every answer
 
 
 class HttpApp:
@@ -42,8 +51,10 @@ class HttpApp:
         compression: Compression,
     ) -> None:
         self._recorder = recorder
+        self.traces = recorder.traces
         self._inference = inference
         self.overloaded = inference.overloaded
+        self._known_run_by = lru_cache(_KNOWN)(self._run_by)
         self._compression = compression
         needed = {
             Inference: inference,
@@ -53,7 +64,13 @@ class HttpApp:
             Viewer: viewer,
         }
         matches = [
-            Match(route, partial(route.handler, needed[route.needs]), {}) for route in ROUTES
+            Match(
+                route,
+                partial(route.handler, needed[route.needs]),
+                {},
+                PAGE_HEADERS if route.needs in (Playground, Viewer) else SAFE_HEADERS,
+            )
+            for route in ROUTES
         ]
         self.matches = matches
         self._exact = {
@@ -71,13 +88,19 @@ class HttpApp:
 
         Never raises: what a handler raises becomes a JSON body {"error": sentence}.
         """
-        match = match or self._exact.get((request.method, request.path)) or self._search(request)
+        method, path = request.method, request.path
+        match = match or self._exact.get((method, path)) or self._search(method, path)
         if match is None:
             return None
         route = match.route
         request_id = self._recorder.request_id(request.header("x-request-id"))
+        trace = request.trace
+        if trace is not None:
+            trace.handle(request.method, "" if route is UNMATCHED else route.path, request_id)
         try:
-            async with Attempt(self._recorder, "http", route.operation, request_id) as attempt:
+            async with Attempt(
+                self._recorder, "http", route.operation, request_id, trace
+            ) as attempt:
                 if request.header("content-encoding"):
                     request = await self._compression.decode(request)
                 response = await match.handler(request, **match.parameters)
@@ -90,6 +113,7 @@ class HttpApp:
             if route.compress and len(response.body) >= self._compression.min_bytes:
                 response = await self._compression.encode(request, response)
         response.headers.append(("x-request-id", request_id))
+        response.headers.extend(match.headers)
         return response
 
     def early_refusal(self, request: HttpRequest) -> HttpResponse | None:
@@ -97,25 +121,33 @@ class HttpApp:
 
         Call it only while `overloaded` is not empty.
         """
-        match = self.find(request)
-        if match is None:
-            return None
-        if match.route.operation == "infer":
-            model, version = match.parameters["model"], match.parameters.get("version", "")
-        elif match.route.operation in ("predict", "read"):
-            model, version = model_of(request)
+        if len(request.path) + len(request.query) > _KNOWN_LENGTH:
+            target = self._run_by(request.method, request.path, request.query)
         else:
+            target = self._known_run_by(request.method, request.path, request.query)
+        if target is None:
             return None
-        error = self._inference.refusal(
-            model or self._inference.default_model, version, caller=request.caller
-        )
+        operation, model, version = target
+        error = self._inference.refusal(model, version, caller=request.caller)
         if error is None:
             return None
         request_id = self._recorder.request_id(request.header("x-request-id"))
-        self._recorder.refused("http", match.route.operation, request_id, error)
-        response = _error(error)
-        response.headers.append(("x-request-id", request_id))
-        return response
+        self._recorder.refused("http", operation, request_id, error)
+        status, headers, body = _refusal(error)
+        return HttpResponse(status, [*headers, ("x-request-id", request_id)], body)
+
+    def _run_by(self, method: str, path: str, query: str) -> tuple[str, str, str] | None:
+        """The operation, and name and version of the model, that a request line asks to run."""
+        request = HttpRequest(method, path, lambda name: None, b"", query)
+        match = self.find(request)
+        operation = match.route.operation if match else ""
+        if match and operation == "infer":
+            model, version = match.parameters["model"], match.parameters.get("version", "")
+        elif operation in ("predict", "read"):
+            model, version = model_of(request)
+        else:
+            return None
+        return operation, model or self._inference.default_model, version
 
     async def refuse(
         self, request: HttpRequest, error: Exception, route: Route | None = None
@@ -131,25 +163,52 @@ class HttpApp:
         async def raise_error(request: HttpRequest) -> HttpResponse:
             raise error
 
-        response = await self.answer(request, Match(route, raise_error, {}))
+        def header(name: str) -> str | None:
+            # There is no body to decompress.
+            return None if name == "content-encoding" else request.header(name)
+
+        without_body = request._replace(header=header)
+        response = await self.answer(without_body, Match(route, raise_error, {}))
+        assert response is not None
+        return response
+
+    async def preflight(self, request: HttpRequest) -> HttpResponse:
+        """Answer a browser that asks whether a page may send a request: it may, on every route."""
+
+        async def allow(request: HttpRequest) -> HttpResponse:
+            return HttpResponse(204, preflight(_METHODS, request.header), b"")
+
+        response = await self.answer(request, Match(OPTIONS, allow, {}))
         assert response is not None
         return response
 
     def find(self, request: HttpRequest) -> Match | None:
         """The route of a request, with the parameters in its path; None if there is no route."""
-        return self._exact.get((request.method, request.path)) or self._search(request)
+        return self.match(request.method, request.path)
 
-    def _search(self, request: HttpRequest) -> Match | None:
+    def match(self, method: str, path: str) -> Match | None:
+        """The route of a method and a path, as `find`."""
+        return self._exact.get((method, path)) or self._search(method, path)
+
+    def _search(self, method: str, path: str) -> Match | None:
         for pattern, match in self._patterns:
-            if match.route.method == request.method and (
-                parameters := pattern.fullmatch(request.path)
-            ):
-                return Match(match.route, match.handler, parameters.groupdict())
+            if match.route.method == method and (parameters := pattern.fullmatch(path)):
+                return Match(match.route, match.handler, parameters.groupdict(), match.headers)
         return None
+
+
+@lru_cache(64)
+def _refusal(error: Overloaded) -> HttpResponse:
+    """The answer that many requests have in common, but for the id of the request."""
+    response = _error(error)
+    response.headers.extend(SAFE_HEADERS)
+    return response
 
 
 def _error(error: ServiceError) -> HttpResponse:
     response = json_response({"error": error.message}, error.http_status)
     if isinstance(error, Overloaded):
         response.headers.append(("retry-after", str(error.retry_after_s)))
+    elif isinstance(error, Unauthenticated):
+        response.headers.append(("www-authenticate", "Bearer"))
     return response

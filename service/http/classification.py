@@ -33,6 +33,7 @@ async def predict(
     request: HttpRequest,
     top: int,
     explain: bool,
+    deadline: float | None = None,
 ) -> HttpResponse:
     """Classify the body with a model that has a card for it; `top` bounds the probabilities.
 
@@ -76,7 +77,9 @@ async def predict(
         pixels=pixels,
         values=values,
         top=top,
+        deadline=deadline,
         caller=request.caller,
+        trace=request.trace,
         explain=explain,
     )
     size = len(answer.rows) * len(answer.rows[0].probabilities)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,7 +15,13 @@ import numpy as np
 
 from service.core.datatypes import Array
 from service.core.digits import Prediction, Rows
-from service.core.errors import InvalidArgument, ModelNotFound, UnsupportedMediaType, excerpt
+from service.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ModelNotFound,
+    UnsupportedMediaType,
+    excerpt,
+)
 from service.core.off_loop import INLINE_BYTES, off_loop
 from service.core.tensors import numbers
 from service.http import classification
@@ -34,14 +42,19 @@ from service.operations.digits import INLINE_ROWS, Digits, Picture
 
 # Parsing 64 KB of them, the most that a URL may have, takes 10 ms.
 _LONGEST_QUERY = 8192
+LONGEST_TIMEOUT_S = 86_400
+_SECONDS = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 _OBJECT = b'{"image":'
 _FLAGS = {"": False, "false": False, "0": False, "true": True, "1": True}
 _UINT8 = np.dtype(np.uint8)
 
 
-async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
+async def predict(
+    digits: Digits, request: HttpRequest, deadline: float | None = None
+) -> HttpResponse:
     """Classify the body; `?model=` and `?version=` choose the model, `?explain=true` shows steps.
 
+    `?timeout=` is the seconds within which the answer must be ready; `deadline` is its end.
     The body is one picture, as it is or in the field `image` of a form; raw pixels of 784 bytes per
     image as application/octet-stream; or JSON, bare or under "image": a picture as a data URL, or
     numbers (28x28, Nx28x28 or 784). Models of anything but digits answer as
@@ -54,12 +67,9 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
     model, version = digits.default_model, ""
     if request.query:
         query = query_of(request)
-        word = query.get("explain", "").lower()
-        if word not in _FLAGS:
-            raise InvalidArgument(
-                f"explain: is '{excerpt(query['explain'])}'; it is true or false."
-            )
-        explain = _FLAGS[word]
+        if deadline is None and "timeout" in query:
+            return await within(query["timeout"], partial(predict, digits, request))
+        explain = _flag("explain", query.get("explain", ""))
         top = classification.top_of(query.get("top", str(top)))
         model, version = query.get("model") or model, query.get("version", "")
     try:
@@ -69,7 +79,7 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
         served = None  # without a default model, what is wrong with the body is reported first
     if served is not None and served.layout is None:
-        return await classification.predict(digits, served, request, top, explain)
+        return await classification.predict(digits, served, request, top, explain, deadline)
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = None
     pixels: bytes | None = None
@@ -88,7 +98,9 @@ async def predict(digits: Digits, request: HttpRequest) -> HttpResponse:
             model=model,
             version=version,
             served=served,
+            deadline=deadline,
             caller=request.caller,
+            trace=request.trace,
             explain=explain,
         )
     except ModelNotFound as error:
@@ -124,6 +136,32 @@ def query_of(request: HttpRequest) -> dict[str, str]:
     if len(request.query) > _LONGEST_QUERY:
         raise InvalidArgument(f"The query has more than {_LONGEST_QUERY} characters.")
     return dict(parse_qsl(request.query))
+
+
+async def within(timeout: str, answer: Callable[[float], Awaitable[HttpResponse]]) -> HttpResponse:
+    """The answer by a deadline in the event loop's time, `timeout` seconds from now.
+
+    Raises InvalidArgument for a timeout that is not a number of seconds, or too long, and
+    DeadlineExceeded if the answer is not ready by then: work that still waits is not done.
+    """
+    seconds = float(timeout) if _SECONDS.fullmatch(timeout) else 0.0
+    if not 0 < seconds <= LONGEST_TIMEOUT_S:
+        raise InvalidArgument(
+            f"timeout: is '{excerpt(timeout)}'; it is a number of seconds above 0, and at most "
+            f"{LONGEST_TIMEOUT_S}."
+        )
+    end = asyncio.get_running_loop().time() + seconds
+    try:
+        async with asyncio.timeout_at(end):
+            return await answer(end)
+    except TimeoutError:
+        raise DeadlineExceeded.of("timeout") from None
+
+
+def _flag(name: str, text: str) -> bool:
+    if text.lower() not in _FLAGS:
+        raise InvalidArgument(f"{name}: is '{excerpt(text)}'; it is true or false.")
+    return _FLAGS[text.lower()]
 
 
 def model_of(request: HttpRequest) -> tuple[str, str]:

@@ -12,16 +12,26 @@ from typing import Any
 import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from service.access.gate import Gate, Identity, Need
+from service.access.origins import Origins
 from service.core import errors
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
-from service.http.routes import OPTIONS, UNMATCHED
+from service.http.routes import OPTIONS, UNMATCHED, Route
 
 
 def create_app(
-    http_app: HttpApp, loop: asyncio.AbstractEventLoop, max_request_bytes: int
+    http_app: HttpApp,
+    loop: asyncio.AbstractEventLoop,
+    max_request_bytes: int,
+    gate: Gate | None = None,
+    origins: Origins | None = None,
 ) -> flask.Flask:
-    """A Flask application that answers its requests on `loop`, which runs in another thread."""
+    """A Flask application that answers its requests on `loop`, which runs in another thread.
+
+    `origins` decides which web pages may call, where no `HttpFront` has.
+    """
+    routes: dict[str, Route] = {}  # by their endpoints
     app = flask.Flask("service.http", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
     app.logger.disabled = True  # `HttpApp` logs what fails, under its request id
@@ -41,6 +51,7 @@ def create_app(
             return _wait(http_app.answer(request, match._replace(parameters=parameters)))
 
         endpoint = f"{route.method} {route.path}"
+        routes[endpoint] = route
         app.add_url_rule(route.path, endpoint, view, methods=[route.method])
 
     def unmatched(error: HTTPException) -> flask.Response:
@@ -61,6 +72,11 @@ def create_app(
         """
         method, path = flask.request.environ["REQUEST_METHOD"], flask.request.environ["PATH_INFO"]
         error: errors.ServiceError
+        route = None if method == "OPTIONS" else routes.get(flask.request.endpoint or "")
+        try:
+            _admit(gate, origins, route.scope if route else "any", loop)
+        except errors.ServiceError as refusal:
+            return _wait(http_app.refuse(_request(b""), refusal, route or UNMATCHED))
         if path.startswith("//"):
             error = errors.NoSuchEndpoint.of(path)
         elif method != method.upper():  # methods are case-sensitive (RFC 9110, 9.1)
@@ -81,6 +97,35 @@ def create_app(
     return app
 
 
+def _admit(
+    gate: Gate | None, origins: Origins | None, need: Need, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Raise what the gate and `origins` raise, unless the front has let this request in.
+
+    The front may have taken it for another route: Flask ignores a slash at the end.
+    """
+    request = flask.request
+    identity: Identity | None = request.environ.get("mnist.identity")
+    if origins is not None:
+        header = request.headers.get
+        origins.check(header("host"), request.scheme, header, is_proxied=False)
+    if gate is None:
+        return
+    if identity is not None:
+        identity.require(need)
+        return
+
+    async def ask() -> None:
+        gate.admit(
+            need,
+            request.headers.getlist("authorization"),
+            request.headers.getlist("x-api-key"),
+            request.remote_addr or "",
+        )
+
+    asyncio.run_coroutine_threadsafe(ask(), loop).result()
+
+
 async def _options(request: HttpRequest, methods: str) -> HttpResponse:
     """OPTIONS of any path: the methods that it has."""
     return HttpResponse(200, [("allow", methods)], b"")
@@ -96,6 +141,7 @@ def _request(body: bytes) -> HttpRequest:
         body=body,
         query=query,
         caller=request.environ.get("mnist.caller", ""),
+        trace=request.environ.get("mnist.trace"),
     )
 
 

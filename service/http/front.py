@@ -16,19 +16,25 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from granian.rsgi import HTTPProtocol, ProtocolClosed, ProtocolError, Scope
+from granian.rsgi import Headers, HTTPProtocol, ProtocolClosed, ProtocolError, Scope
 
+from service.access.gate import Gate, Identity, Need
+from service.access.origins import ANY_ORIGIN, Header, Origins
 from service.core.budget import Budget, Claim
 from service.core.callers import Callers
 from service.core.errors import (
+    Forbidden,
     InvalidArgument,
     Overloaded,
     RequestTimeout,
     RequestTooLarge,
     ServiceError,
+    TooManyRequests,
 )
-from service.http.answering import HttpApp
+from service.core.trace import Trace
+from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
+from service.observe.traces import Traces
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
@@ -47,13 +53,21 @@ class HttpFront:
     """
 
     def __init__(
-        self, *, max_request_bytes: int, body_timeout: float, fast_lane: bool, callers: Callers
+        self,
+        *,
+        max_request_bytes: int,
+        body_timeout: float,
+        fast_lane: bool,
+        callers: Callers,
+        origins: Origins | None = None,
     ) -> None:
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
         self._fast_lane = fast_lane
         self._callers = callers
         self._known_callers = callers.known
+        self._origins = origins or Origins()
+        self._known_hosts = self._origins.known_hosts
         # The client (ADDRESS:PORT) of each request that is not answered.
         self.in_flight: dict[HTTPProtocol, str] = {}
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
@@ -62,10 +76,14 @@ class HttpFront:
         self._receiving: dict[asyncio.Task[None], tuple[float, HTTPProtocol]] = {}
         self._late: dict[asyncio.Task[None], ServiceError] = {}
 
-    def start(self, app: HttpApp, wsgi_app: WsgiApp, budget: Budget) -> None:
+    def start(
+        self, app: HttpApp, wsgi_app: WsgiApp, budget: Budget, gate: Gate | None = None
+    ) -> None:
         """Answer requests with `app` from now on; `wsgi_app` answers those that match no route."""
+        self._gate = gate
         self._budget = budget
         self._app = app
+        self._traces = app.traces
         self._wsgi_app = wsgi_app
         self._loop = asyncio.get_running_loop()
         self._sweep()
@@ -74,51 +92,166 @@ class HttpFront:
         """Answer one request (RSGI's callable)."""
         client = self.in_flight[protocol] = scope.client
         try:
+            headers = scope.headers
             peer = client.rpartition(":")[0]
             caller = self._known_callers.get(peer)
             if caller is None:
-                caller = self._callers.of(peer, scope.headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
+                caller = self._callers.of(peer, headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
+            cors = self._origins.headers
+            # HTTP/2 has the name in its request line, in place of Host.
+            host = headers.get("host") or scope.authority
+            if host not in self._known_hosts or headers.get("origin") is not None:
+                page = await self._check_page(scope, protocol, host, peer, caller)
+                if page is None:
+                    return
+                cors = page
+            identity, match = None, None
+            if self._gate is not None:
+                admitted = await self._admit(self._gate, scope, protocol, peer, caller, cors)
+                if admitted is None:
+                    return
+                identity, match = admitted
+                caller = identity.caller
             if self._app.overloaded and (refusal := self._early_refusal(scope, caller)):
-                # A small body is read, so that the connection can be used again: hyper closes it
-                # unless all of the body has arrived.
-                if int(scope.headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
-                    with contextlib.suppress(ServiceError):
-                        self._give_back(*await self._body(scope, protocol))
-                protocol.response_bytes(refusal.status, refusal.headers, refusal.body)
+                refusal.headers.extend(cors)
+                await self._answer_unread(scope, protocol, refusal)
                 return
+            trace = None if self._traces is None else _begin(self._traces, headers)
             try:
-                body, claim = await self._body(scope, protocol)
+                body, claim = await self._body(scope, protocol, headers)
             except ServiceError as error:
-                request = HttpRequest(
-                    scope.method, scope.path, scope.headers.get, b"", caller=caller
-                )
-                response = await self._app.refuse(request, error)
-                # The rest of the body is still arriving, so an HTTP/1 connection cannot be used
-                # again. HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
-                if scope.http_version.startswith("1"):
-                    response.headers.append(("connection", "close"))
+                response = await self._refuse(scope, error, caller, trace=trace)
             else:
                 try:
                     # By position: keywords take 0.4 us more, for every request.
                     request = HttpRequest(
                         scope.method,
                         scope.path,
-                        scope.headers.get,
+                        headers.get,
                         body,
                         scope.query_string,
                         caller,
+                        trace,
                     )
-                    answer = await self._app.answer(request) if self._fast_lane else None
+                    answer = await self._app.answer(request, match) if self._fast_lane else None
                     if answer is None:
                         answer = await self._loop.run_in_executor(
-                            self._flask_threads, self._through_flask, scope, body, caller
+                            self._flask_threads, self._through_flask, scope, request, identity
                         )
                     response = answer
                 finally:
                     self._give_back(body, claim)
+            if cors:
+                response.headers.extend(cors)
             protocol.response_bytes(response.status, response.headers, response.body)
         finally:
             del self.in_flight[protocol]
+
+    async def _check_page(
+        self, scope: Scope, protocol: HTTPProtocol, host: str | None, peer: str, caller: str
+    ) -> tuple[Header, ...] | None:
+        """The headers of CORS for the answer; None if the request is answered without its body."""
+        header = scope.headers.get
+        request = HttpRequest(scope.method, scope.path, header, b"", scope.query_string, caller)
+        is_proxied = self._callers.is_trusted(peer)
+        try:
+            cors = self._origins.check(host, scope.scheme, header, is_proxied)
+            if ANY_ORIGIN in cors and request.method == "POST":
+                match = self._app.find(request)
+                # Flask finds more routes: those with a slash at the end.
+                if match is None or match.route.scope == "admin":
+                    raise Forbidden(
+                        "A web page may make changes only if allowed_origins has its origin by "
+                        "name, not if it has *."
+                    )
+        except Forbidden as error:
+            await self._answer_unread(scope, protocol, await self._app.refuse(request, error))
+            return None
+        if request.method == "OPTIONS" and header("access-control-request-method"):
+            answer = await self._app.preflight(request)
+            answer.headers.extend(cors)
+            await self._answer_unread(scope, protocol, answer)
+            return None
+        return cors
+
+    async def _admit(
+        self,
+        gate: Gate,
+        scope: Scope,
+        protocol: HTTPProtocol,
+        peer: str,
+        caller: str,
+        cors: tuple[Header, ...],
+    ) -> tuple[Identity, Match | None] | None:
+        """Who makes a request, and its route; None if it is refused without its body."""
+        method, path = scope.method, scope.path
+        headers: Any = scope.headers
+        match = self._app.match(method, path)
+        need: Need = "any"
+        if match is not None:
+            need = match.route.scope
+        elif method == "HEAD" and (get := self._app.match("GET", path)):
+            need = get.route.scope
+        certificate = ""
+        if self._callers.forwards_certificates:
+            # Granian does not say which certificate a client of its own TLS has.
+            forwarded = headers.get_all("x-forwarded-client-cert")
+            certificate = self._callers.certificate_of(peer, "", forwarded)
+        try:
+            identity = gate.admit(
+                need,
+                headers.get_all("authorization"),
+                headers.get_all("x-api-key"),
+                caller,
+                certificate,
+            )
+        except TooManyRequests as error:
+            request = HttpRequest(method, path, headers.get, b"", caller=caller)
+            response = await self._app.refuse(request, error)
+            response.headers.extend(cors)
+            await self._answer_unread(scope, protocol, response)
+            return None
+        except ServiceError as error:
+            has_body = headers.get("content-length", "0") != "0"
+            has_body |= "transfer-encoding" in headers
+            response = await self._refuse(scope, error, caller, has_body)
+            response.headers.extend(cors)
+            protocol.response_bytes(response.status, response.headers, response.body)
+            return None
+        return identity, match
+
+    async def _answer_unread(
+        self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
+    ) -> None:
+        """Answer a request without its body.
+
+        A small body is read, so that the connection can be used again: hyper closes it unless all
+        of the body has arrived.
+        """
+        headers = scope.headers
+        if int(headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
+            with contextlib.suppress(ServiceError):
+                self._give_back(*await self._body(scope, protocol, headers))
+        protocol.response_bytes(response.status, response.headers, response.body)
+
+    async def _refuse(
+        self,
+        scope: Scope,
+        error: ServiceError,
+        caller: str,
+        has_body: bool = True,
+        trace: Trace | None = None,
+    ) -> HttpResponse:
+        """The answer to a request whose body is not read, or not to its end."""
+        request = HttpRequest(
+            scope.method, scope.path, scope.headers.get, b"", caller=caller, trace=trace
+        )
+        response = await self._app.refuse(request, error)
+        # The rest of the body is still arriving, so an HTTP/1 connection cannot be used again.
+        # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
+        if has_body and scope.http_version.startswith("1"):
+            response.headers.append(("connection", "close"))
+        return response
 
     def _give_back(self, body: bytes, claim: Claim | None) -> None:
         """Take the bytes of a request out of the budget."""
@@ -134,13 +267,15 @@ class HttpFront:
             )
         )
 
-    async def _body(self, scope: Scope, protocol: HTTPProtocol) -> tuple[bytes, Claim | None]:
+    async def _body(
+        self, scope: Scope, protocol: HTTPProtocol, headers: Headers
+    ) -> tuple[bytes, Claim | None]:
         """The whole body, and its claim unless it is small and only counted.
 
         Raises RequestTooLarge before reading past the limit, RequestTimeout if the body is late,
         InvalidArgument if it is cut short, InFlightLimit if there is no room for it.
         """
-        length = scope.headers.get("content-length")
+        length = headers.get("content-length")
         size = -1 if length is None else int(length)
         if size > self._max_request_bytes:
             raise RequestTooLarge.of("body", self._max_request_bytes)
@@ -243,7 +378,9 @@ class HttpFront:
             self._late[task] = error
             task.cancel()
 
-    def _through_flask(self, scope: Scope, body: bytes, caller: str) -> HttpResponse:
+    def _through_flask(
+        self, scope: Scope, request: HttpRequest, identity: Identity | None
+    ) -> HttpResponse:
         """Call Flask through WSGI (PEP 3333). Runs in a thread: Flask waits for the loop."""
         status = 500
         headers: list[tuple[str, str]] = []
@@ -254,12 +391,16 @@ class HttpFront:
             # Granian counts the body itself, as it does without Flask.
             headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
-        chunks = self._wsgi_app(_environ(scope, body, caller), start_response)
+        chunks = self._wsgi_app(_environ(scope, request, identity), start_response)
         try:
             content = b"".join(chunks)
         finally:
             getattr(chunks, "close", lambda: None)()
         return HttpResponse(status, headers, content)
+
+
+def _begin(traces: Traces, headers: Any) -> Trace | None:
+    return traces.begin(headers.get_all("traceparent"), headers.get_all("tracestate"))
 
 
 def _has_no_body(scope: Scope) -> bool:
@@ -271,7 +412,7 @@ def _cut_short() -> InvalidArgument:
     return InvalidArgument("The body is damaged or cut short: its end did not arrive.")
 
 
-def _environ(scope: Scope, body: bytes, caller: str) -> dict[str, Any]:
+def _environ(scope: Scope, request: HttpRequest, identity: Identity | None) -> dict[str, Any]:
     host, _, port = scope.server.rpartition(":")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
@@ -283,15 +424,17 @@ def _environ(scope: Scope, body: bytes, caller: str) -> dict[str, Any]:
         "SERVER_PORT": port,
         "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
         "REMOTE_ADDR": scope.client.rpartition(":")[0],
-        "CONTENT_LENGTH": str(len(body)),
+        "CONTENT_LENGTH": str(len(request.body)),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.scheme,
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": io.BytesIO(request.body),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
-        "mnist.caller": caller,
+        "mnist.caller": request.caller,
+        "mnist.identity": identity,
+        "mnist.trace": request.trace,
     }
     for name, value in scope.headers.items():
         key = name.upper().replace("-", "_")

@@ -3,7 +3,8 @@
 Strategy: it shares nothing with them that clients can use up. It has a listening socket of its own
 and file descriptors in reserve. Its connections are few; the oldest makes room for a newcomer. It
 runs on the event loop of its worker, so an answer also shows that the loop runs. A connection gets
-one answer and is closed. Only the request line is parsed: headers and bodies change nothing.
+one answer and is closed. Of the request, the request line counts, and for /metrics what the caller
+shows to the gate; other headers and bodies change nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import re
 import socket
 from http import HTTPStatus
 
+from service.access.gate import Gate
+from service.access.origins import SAFE_HEADERS, Origins
 from service.core.errors import (
     InvalidArgument,
     MethodNotAllowed,
@@ -39,14 +42,24 @@ _RESERVED_DESCRIPTORS = 8
 _PAUSE_S = 0.1  # before accepting is tried again without a free descriptor
 # RFC 9112, 2.2 and 3: a lone LF may end a line.
 _END = re.compile(rb"\r?\n\r?\n")
+_LINE = re.compile(rb"\r?\n")
 _REQUEST_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/1\.[01]\r?\n")
 
 
 class HealthPort:
     """Answers GET and HEAD of `PATHS` on a port that all workers share, as `app` does."""
 
-    def __init__(self, app: HttpApp, host: str, port: int) -> None:
+    def __init__(
+        self,
+        app: HttpApp,
+        host: str,
+        port: int,
+        gate: Gate | None = None,
+        origins: Origins | None = None,
+    ) -> None:
         self._app = app
+        self._gate = gate
+        self._origins = origins or Origins()
         self._address = (host, port)
         self._loop = asyncio.get_running_loop()
         self._reserve: list[int] = []
@@ -163,18 +176,46 @@ class HealthPort:
         try:
             if not line or len(request) > _MAX_REQUEST:
                 raise InvalidArgument(f"This is no HTTP/1 request of up to {_MAX_REQUEST} bytes.")
+            self._check_page(request)
             if path not in PATHS:
                 raise NoSuchEndpoint(f"Nothing is at {excerpt(path)}; GET {', '.join(PATHS)}.")
             if method not in ("GET", "HEAD"):
                 raise MethodNotAllowed(f"{path} does not take {excerpt(method)}.")
-            answer = await self._app.answer(HttpRequest("GET", path, _no_header, b""))
+            get = HttpRequest("GET", path, _no_header, b"")
+            match = self._app.find(get)
+            assert match is not None
+            if self._gate is not None and (need := match.route.scope) is not None:
+                try:
+                    shown = _values(request, b"authorization"), _values(request, b"x-api-key")
+                    self._gate.admit(need, *shown, "", is_limited=False)
+                except ServiceError as refusal:
+                    response = await self._app.refuse(get, refusal, match.route)
+                    return _encode(response, with_body=method != "HEAD")
+            answer = await self._app.answer(get, match)
             assert answer is not None
             response = answer
         except ServiceError as error:
             response = json_response({"error": error.message}, error.http_status)
+            response.headers.extend(SAFE_HEADERS)
             if isinstance(error, MethodNotAllowed):
                 response.headers.append(("allow", "GET, HEAD"))
         return _encode(response, with_body=method != "HEAD")
+
+    def _check_page(self, request: bytes) -> None:
+        """Raise Forbidden for the request of a web page of another server."""
+
+        def header(name: str) -> str | None:
+            values = _values(request, name.encode())
+            return values[0] if values else None
+
+        self._origins.check(header("host"), "http", header, is_proxied=False)
+
+
+def _values(request: bytes, name: bytes) -> list[str]:
+    """The values of a header, by its lower-case name."""
+    lines = _LINE.split(_END.split(request, maxsplit=1)[0])[1:]
+    fields = [line.partition(b":") for line in lines]
+    return [value.strip().decode("latin-1") for key, _, value in fields if key.lower() == name]
 
 
 def _no_header(name: str) -> None:

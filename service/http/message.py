@@ -9,6 +9,7 @@ import orjson
 
 from service.core.errors import InvalidArgument, RequestTooLarge
 from service.core.off_loop import INLINE_BYTES, off_loop
+from service.core.trace import Trace
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
@@ -28,6 +29,7 @@ class HttpRequest(NamedTuple):
     body: bytes
     query: str = ""
     caller: str = ""  # see core.callers
+    trace: Trace | None = None  # None for a request that is not traced
 
 
 class HttpResponse(NamedTuple):

@@ -22,7 +22,7 @@ async def infer(
     json_bytes = header_length(request)
     if json_bytes == 0:
         raw = inference.raw_request(model, version, request.body, request.caller)
-        return encode(await inference.infer(raw), ALL_BINARY)
+        return encode(await inference.infer(raw, request.trace), ALL_BINARY)
     size = len(request.body) if json_bytes is None else json_bytes
     limit = inference.max_json_bytes
     check_json_size(size, limit)
@@ -31,7 +31,7 @@ async def infer(
         decoded, binary = await decoding
     else:
         decoded, binary = decode(request, json_bytes, model, version, limit)
-    answer = await inference.infer(decoded)
+    answer = await inference.infer(decoded, request.trace)
     size = sum([output.array.nbytes for output in answer.outputs])
     if size > INLINE_BYTES:
         return await off_loop(encode, answer, binary, size=size)

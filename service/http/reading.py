@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from service.core.errors import InvalidArgument
 from service.core.off_loop import off_loop
-from service.http.digits import fields_of, form_or_json, query_of
+from service.http.digits import fields_of, form_or_json, query_of, within
 from service.http.message import JSON, HttpRequest, HttpResponse, json_response, server_timing
 from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS, Digits, Picture, ReadAnswer
 
 
-async def read(digits: Digits, request: HttpRequest) -> HttpResponse:
+async def read(digits: Digits, request: HttpRequest, deadline: float | None = None) -> HttpResponse:
     """Read the digits on a picture; `?model=` and `?version=` choose the model.
 
+    `?timeout=` and `deadline` are those of `predict`.
     The body is a picture in any form that `predict` takes: as it is, in the field `image` of a
     form, or as a data URL in JSON. Raises UnsupportedMediaType for another content type,
     InvalidArgument for a body that does not match its content type. The header Server-Timing is
     that of `predict`.
     """
     query = query_of(request)
+    if deadline is None and "timeout" in query:
+        return await within(query["timeout"], partial(read, digits, request))
     model, version = query.get("model", ""), query.get("version", "")
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = request.body
@@ -28,7 +32,14 @@ async def read(digits: Digits, request: HttpRequest) -> HttpResponse:
         _, picture = await form_or_json(request, digits.max_json_bytes, (JSON, FORM))
     if picture is None:
         raise InvalidArgument("image: must be a picture as a data URL; numbers are for /predict.")
-    answer = await digits.read(picture, model=model, version=version, caller=request.caller)
+    answer = await digits.read(
+        picture,
+        model=model,
+        version=version,
+        deadline=deadline,
+        caller=request.caller,
+        trace=request.trace,
+    )
     if len(answer.digits) > INLINE_ROWS:
         return await off_loop(_response, answer, size=784 * len(answer.digits))
     return _response(answer)

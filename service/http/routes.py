@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from service import SERVER_NAME, __version__
+from service.access.keys import Scope
 from service.core.errors import Unavailable
 from service.http import administration as admin
 from service.http import open_inference
@@ -29,6 +30,7 @@ class Route(NamedTuple):
     """An endpoint; `path` is in Flask's notation.
 
     `handler` is called with the worker's object of the class `needs`; `contract` describes it.
+    `scope` is what a caller needs; None is open to everyone.
     Answers are compressed, for clients that accept it, on `compress` routes only: tritonclient's
     asyncio client accepts gzip everywhere, but decompresses only answers to inference.
     """
@@ -39,6 +41,7 @@ class Route(NamedTuple):
     needs: type
     handler: Handler
     contract: Contract
+    scope: Scope | None
     compress: bool = False
 
 
@@ -79,11 +82,12 @@ def _of_model(
     needs: type,
     handler: Handler,
     contract: Contract,
+    scope: Scope,
     compress: bool = False,
 ) -> list[Route]:
     model = "/v2/models/<model>"
     return [
-        Route(method, model + path, operation, needs, handler, contract, compress=compress)
+        Route(method, model + path, operation, needs, handler, contract, scope, compress)
         for path in (end, "/versions/<version>" + end)
     ]
 
@@ -95,11 +99,19 @@ def _of_memory(kind: str, handlers: MemoryHandlers, registration: Contract) -> l
     read, add, remove = handlers
     control = Administration
     return [
-        Route("GET", every + "/status", status, control, read, about.REGIONS),
-        Route("GET", one + "/status", status, control, read, about.REGION),
-        Route("POST", one + "/register", register, control, add, registration),
-        Route("POST", every + "/unregister", unregister, control, remove, about.UNREGISTER_ALL),
-        Route("POST", one + "/unregister", unregister, control, remove, about.UNREGISTER),
+        Route("GET", every + "/status", status, control, read, about.REGIONS, "read"),
+        Route("GET", one + "/status", status, control, read, about.REGION, "read"),
+        Route("POST", one + "/register", register, control, add, registration, "admin"),
+        Route(
+            "POST",
+            every + "/unregister",
+            unregister,
+            control,
+            remove,
+            about.UNREGISTER_ALL,
+            "admin",
+        ),
+        Route("POST", one + "/unregister", unregister, control, remove, about.UNREGISTER, "admin"),
     ]
 
 
@@ -112,9 +124,16 @@ _MODEL_TRACE = "/v2/models/<model>/trace/setting"
 # Earlier routes are tried first.
 ROUTES = [
     *_of_model(
-        "POST", "/infer", "infer", Inference, open_inference.infer, about.INFER, compress=True
+        "POST",
+        "/infer",
+        "infer",
+        Inference,
+        open_inference.infer,
+        about.INFER,
+        "predict",
+        compress=True,
     ),
-    Route("GET", "/", "index", Playground, index, about.INDEX, compress=True),
+    Route("GET", "/", "index", Playground, index, about.INDEX, None, compress=True),
     Route(
         "GET",
         "/playground/<file>",
@@ -122,14 +141,26 @@ ROUTES = [
         Playground,
         Playground.file,
         about.FILES,
+        None,
         compress=True,
     ),
-    Route("GET", "/openapi.json", "openapi", Playground, openapi, about.DOCUMENT, compress=True),
-    Route("GET", "/docs", "docs", Viewer, Viewer.page, about.VIEWER, compress=True),
-    Route("GET", "/docs/<file>", "docs", Viewer, Viewer.file, about.FILES, compress=True),
-    Route("GET", "/metrics", "metrics", Administration, prometheus, about.METRICS, compress=True),
-    Route("POST", "/predict", "predict", Digits, predict, about.PREDICT, compress=True),
-    Route("POST", "/read", "read", Digits, read, about.READ, compress=True),
+    Route(
+        "GET", "/openapi.json", "openapi", Playground, openapi, about.DOCUMENT, None, compress=True
+    ),
+    Route("GET", "/docs", "docs", Viewer, Viewer.page, about.VIEWER, None, compress=True),
+    Route("GET", "/docs/<file>", "docs", Viewer, Viewer.file, about.FILES, None, compress=True),
+    Route(
+        "GET",
+        "/metrics",
+        "metrics",
+        Administration,
+        prometheus,
+        about.METRICS,
+        "metrics",
+        compress=True,
+    ),
+    Route("POST", "/predict", "predict", Digits, predict, about.PREDICT, "predict", compress=True),
+    Route("POST", "/read", "read", Digits, read, about.READ, "predict", compress=True),
     Route(
         "GET",
         "/v2",
@@ -137,17 +168,36 @@ ROUTES = [
         Inference,
         open_inference.server_metadata,
         about.SERVER_METADATA,
+        "read",
     ),
-    Route("GET", _HEALTH + "/live", "live", Inference, open_inference.live, about.LIVE),
-    Route("GET", _HEALTH + "/ready", "ready", Inference, open_inference.ready, about.READY),
+    Route("GET", _HEALTH + "/live", "live", Inference, open_inference.live, about.LIVE, None),
+    Route("GET", _HEALTH + "/ready", "ready", Inference, open_inference.ready, about.READY, None),
     *_of_model(
-        "GET", "", "model_metadata", Inference, open_inference.model_metadata, about.MODEL_METADATA
+        "GET",
+        "",
+        "model_metadata",
+        Inference,
+        open_inference.model_metadata,
+        about.MODEL_METADATA,
+        "read",
     ),
     *_of_model(
-        "GET", "/ready", "model_ready", Inference, open_inference.model_ready, about.MODEL_READY
+        "GET",
+        "/ready",
+        "model_ready",
+        Inference,
+        open_inference.model_ready,
+        about.MODEL_READY,
+        "read",
     ),
     *_of_model(
-        "GET", "/config", "model_config", Administration, admin.model_config, about.MODEL_CONFIG
+        "GET",
+        "/config",
+        "model_config",
+        Administration,
+        admin.model_config,
+        about.MODEL_CONFIG,
+        "read",
     ),
     *_of_model(
         "GET",
@@ -156,12 +206,21 @@ ROUTES = [
         Administration,
         admin.model_card,
         about.MODEL_CARD,
+        "read",
         compress=True,
     ),
     Route(
-        "GET", "/v2/models/stats", "statistics", Administration, admin.statistics, about.STATISTICS
+        "GET",
+        "/v2/models/stats",
+        "statistics",
+        Administration,
+        admin.statistics,
+        about.STATISTICS,
+        "read",
     ),
-    *_of_model("GET", "/stats", "statistics", Administration, admin.statistics, about.STATISTICS),
+    *_of_model(
+        "GET", "/stats", "statistics", Administration, admin.statistics, about.STATISTICS, "read"
+    ),
     Route(
         "POST",
         "/v2/repository/index",
@@ -169,10 +228,13 @@ ROUTES = [
         Administration,
         admin.index,
         about.REPOSITORY_INDEX,
+        "read",
     ),
-    Route("POST", _LOAD + "/load", "load", Administration, admin.load, about.LOAD),
-    Route("POST", _LOAD + "/unload", "unload", Administration, admin.unload, about.UNLOAD),
-    Route("GET", _LOG, "log_settings", Administration, admin.log_settings, about.LOG_SETTINGS),
+    Route("POST", _LOAD + "/load", "load", Administration, admin.load, about.LOAD, "admin"),
+    Route("POST", _LOAD + "/unload", "unload", Administration, admin.unload, about.UNLOAD, "admin"),
+    Route(
+        "GET", _LOG, "log_settings", Administration, admin.log_settings, about.LOG_SETTINGS, "read"
+    ),
     Route(
         "POST",
         _LOG,
@@ -180,9 +242,16 @@ ROUTES = [
         Administration,
         admin.change_log_settings,
         about.CHANGE_LOG_SETTINGS,
+        "admin",
     ),
     Route(
-        "GET", _TRACE, "trace_settings", Administration, admin.trace_settings, about.TRACE_SETTINGS
+        "GET",
+        _TRACE,
+        "trace_settings",
+        Administration,
+        admin.trace_settings,
+        about.TRACE_SETTINGS,
+        "read",
     ),
     Route(
         "POST",
@@ -191,6 +260,7 @@ ROUTES = [
         Administration,
         admin.change_trace_settings,
         about.CHANGE_TRACE_SETTINGS,
+        "admin",
     ),
     Route(
         "GET",
@@ -199,6 +269,7 @@ ROUTES = [
         Administration,
         admin.trace_settings,
         about.MODEL_TRACE_SETTINGS,
+        "read",
     ),
     Route(
         "POST",
@@ -207,11 +278,12 @@ ROUTES = [
         Administration,
         admin.change_trace_settings,
         about.CHANGE_MODEL_TRACE_SETTINGS,
+        "admin",
     ),
     *_of_memory("system", admin.SYSTEM_MEMORY, about.REGISTER),
     *_of_memory("cuda", admin.CUDA_MEMORY, about.REGISTER_CUDA),
 ]
 
 # What is recorded for requests that Flask answers: those that match no route, and OPTIONS.
-UNMATCHED = Route("*", "*", "unmatched", Playground, index, about.INDEX)
-OPTIONS = Route("OPTIONS", "*", "options", Playground, index, about.OPTIONS)
+UNMATCHED = Route("*", "*", "unmatched", Playground, index, about.INDEX, None)
+OPTIONS = Route("OPTIONS", "*", "options", Playground, index, about.OPTIONS, None)

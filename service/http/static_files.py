@@ -1,4 +1,4 @@
-"""Files of the pages for browsers, served from memory with a strict Content-Security-Policy.
+"""Files of the pages for browsers, served from memory, and the strict policy of the pages.
 
 A page needs no build step and nothing from other hosts, and its policy forbids both inline code and
 requests to other hosts.
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from service.access.origins import Header
 from service.http.message import HttpRequest, HttpResponse
 
 # Not those of `mimetypes`, which differ from system to system.
@@ -27,13 +28,17 @@ _POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'"
 )
-_HEADERS = (
-    ("cache-control", "no-cache"),  # asked for again each time, and answered with 304
+# In place of SAFE_HEADERS, on every answer of a route that has such files.
+PAGE_HEADERS: tuple[Header, ...] = (
     ("content-security-policy", _POLICY),
     ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
     ("referrer-policy", "no-referrer"),
     ("x-content-type-options", "nosniff"),
 )
+_NO_CACHE = ("cache-control", "no-cache")  # asked for again each time, and answered with 304
+
+_VARY = ("vary", "accept-encoding")  # as `compression` adds it to the file itself
 
 
 class StaticFile(NamedTuple):
@@ -46,7 +51,7 @@ class StaticFile(NamedTuple):
     def answer(self, request: HttpRequest) -> HttpResponse:
         """The file, or 304 if the client has it."""
         if is_known(request.header("if-none-match") or "", self.etag):
-            return HttpResponse(304, [("etag", self.etag), *_HEADERS], b"")
+            return HttpResponse(304, [("etag", self.etag), _NO_CACHE, _VARY], b"")
         return HttpResponse(200, list(self.headers), self.content)
 
 
@@ -72,4 +77,4 @@ def read_files(folder: Path, replaced: Mapping[bytes, bytes]) -> dict[str, Stati
 def static_file(content: bytes, content_type: str) -> StaticFile:
     """A file of these contents."""
     etag = f'W/"{hashlib.sha256(content).hexdigest()[:16]}"'
-    return StaticFile(content, (("content-type", content_type), ("etag", etag), *_HEADERS), etag)
+    return StaticFile(content, (("content-type", content_type), ("etag", etag), _NO_CACHE), etag)

@@ -8,6 +8,7 @@ marks that change the direction of the text. A traceback is part of its line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -135,6 +136,31 @@ def _log_unraisable(arguments: sys.UnraisableHookArgs) -> None:
 def is_text(settings: Settings) -> bool:
     """Whether log lines are text for people."""
     return settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+
+
+def is_for_people(settings: Settings) -> bool:
+    """Whether the log goes to a terminal, as text."""
+    return sys.stderr.isatty() and is_text(settings)
+
+
+@contextlib.contextmanager
+def only_problems(settings: Settings) -> Iterator[None]:
+    """Hold back what is neither a problem nor of the banner, which sums it up for all workers.
+
+    With log_level debug, nothing is held back.
+    """
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or getattr(record, "is_bare", False)
+
+    handlers = logging.getLogger().handlers if settings.log_level == "info" else []
+    for handler in handlers:
+        handler.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_shown)
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:

@@ -226,6 +226,13 @@ _shed = BufferedCounter(
     "for the deadline (deadline).",
     [*_PER_MODEL, "reason"],
 )
+_access_refused = BufferedCounter(
+    "mnist_access_refused",
+    "Requests refused because of what their callers show: no key (missing), something that is no "
+    "key (malformed), a key or certificate that is not in the file (unknown), one that has "
+    "expired, or one without the scope (scope).",
+    ["reason"],
+)
 _predictions = Counter(
     "mnist_predictions",
     "Digits predicted for people, by whether the input was accepted as a digit (unknown: the "
@@ -261,6 +268,24 @@ _inflight_refused = Counter(
     "Requests that were refused or given up because of max_inflight_bytes.",
     ["transport"],
 )
+_limited = Counter(
+    "mnist_limited_requests",
+    "Requests that were refused because their caller had used up a limit: requests or images.",
+    ["limit"],
+)
+_traces_exported = Counter("mnist_traces_exported", "Traces that were sent to the collector.")
+_traces_dropped = Counter(
+    "mnist_traces_dropped",
+    "Traces that were lost: the queue was full (queue), or the collector did not take them "
+    "(export).",
+    ["reason"],
+)
+traces_exported = _traces_exported.inc
+
+
+def traces_dropped(reason: str, count: int) -> None:
+    """Count traces that were not exported. May be called from any thread."""
+    _traces_dropped.labels(reason).inc(count)
 
 
 class Judgements:
@@ -360,6 +385,7 @@ class ModelMetrics(ModelStatistics):
 
     def __init__(self, model: str, version: str) -> None:
         super().__init__()
+        self.model = model, version
         self._name = f"Model {model} version {version}"
         self.judgements = _judgements(model, version).counts
         self._rows_of_runs = _batches.labels(model, version)
@@ -432,6 +458,11 @@ class Metrics:
         """Count a request that `max_inflight_bytes` refused."""
         _inflight_refused.labels(transport).inc()
 
+    @staticmethod
+    def limited(limit: str) -> None:
+        """Count a request of a caller that has used up its `requests` or `images`."""
+        _limited.labels(limit).inc()
+
     def pending(self, requests: Mapping[tuple[str, str], int]) -> None:
         """Report how many requests wait for each (model, version), under Triton's name."""
         for version in self._pending - requests.keys():
@@ -457,7 +488,7 @@ _http_closed = {reason: _http_connections_closed.labels(reason) for reason in _H
 _GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "resets", "error", "stop")
 _grpc_closed = {
     reason: _grpc_connections_closed.labels(reason)
-    for reason in (*_GRPC_REASONS, "displaced", "refused")
+    for reason in (*_GRPC_REASONS, "displaced", "refused", "handshake")
 }
 
 
@@ -469,6 +500,11 @@ def http_connection_closed(reason: str) -> None:
 def grpc_connection_closed(reason: str) -> None:
     """Count a connection of the server's own gRPC front that ended."""
     _grpc_closed[reason].inc()
+
+
+def access_refused(reason: str) -> None:
+    """Count a request that the gate refused."""
+    _access_refused.labels(reason).inc()
 
 
 def exposition() -> bytes:

@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Literal
 
 from service.core.errors import InternalError, ServiceError
+from service.core.trace import Trace
 from service.observe.logs import request_log
 from service.observe.metrics import Metrics
+from service.observe.traces import Traces
 
 # What a caller may choose as a request id: anything else could forge log lines or headers.
 _SAFE_ID = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
@@ -32,7 +34,7 @@ Transport = Literal["http", "grpc"]
 class RequestRecorder:
     """Gives requests their ids. `Attempt` records how each of them ended.
 
-    `clock` returns seconds, for the limit on log lines.
+    `clock` returns seconds, for the limit on log lines. `traces` is None if tracing is off.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class RequestRecorder:
         metrics: Metrics,
         log_requests: str = "errors",
         clock: Callable[[], float] = perf_counter,
+        traces: Traces | None = None,
     ) -> None:
         self._clock = clock
+        self.traces = traces
         self.metrics = metrics
         self.logs_all = log_requests == "all"
         self.logs_errors = log_requests != "none"
@@ -63,7 +67,7 @@ class RequestRecorder:
         code = str(error.http_status) if transport == "http" else error.grpc_code
         self.metrics.request(transport, operation, code).observe(0.0)
         if self.logs_errors:
-            self.log(transport, operation, request_id, code, 0.0, error.message)
+            self.log(transport, operation, request_id, code, 0.0, error.log_message)
 
     def log(
         self,
@@ -74,6 +78,7 @@ class RequestRecorder:
         seconds: float,
         message: str,
         failure: BaseException | None = None,
+        trace: Trace | None = None,
     ) -> None:
         """Write the log line of a request, unless there are too many of its kind.
 
@@ -93,8 +98,10 @@ class RequestRecorder:
                 flood.left_out += 1
                 return
             flood.lines += 1
-        fields = {
-            "request_id": request_id,
+        fields: dict[str, str | float] = {"request_id": request_id}
+        if trace is not None:
+            fields["trace_id"] = f"{trace.trace_id:032x}"
+        fields |= {
             "transport": transport,
             "operation": operation,
             "code": code,
@@ -140,19 +147,25 @@ class Attempt:
     Records the metric and, if the settings ask for it, the log line. Every exception leaves the
     block as a ServiceError or as CancelledError: anything unexpected becomes an InternalError that
     names the request id, and is always logged, with its traceback. `code` is the status to record
-    for a block that ends without an exception. A class with slots rather than a generator, because
-    one is made per request.
+    for a block that ends without an exception, `trace` is None for a request that is not traced.
+    A class with slots rather than a generator, because one is made per request.
     """
 
-    __slots__ = ("_operation", "_recorder", "_request_id", "_start", "_transport", "code")
+    __slots__ = ("_operation", "_recorder", "_request_id", "_start", "_trace", "_transport", "code")
 
     def __init__(
-        self, recorder: RequestRecorder, transport: Transport, operation: str, request_id: str
+        self,
+        recorder: RequestRecorder,
+        transport: Transport,
+        operation: str,
+        request_id: str,
+        trace: Trace | None = None,
     ) -> None:
         self._recorder = recorder
         self._transport: Transport = transport
         self._operation = operation
         self._request_id = request_id
+        self._trace = trace
         self.code = _SUCCESS[transport]
 
     async def __aenter__(self) -> Attempt:
@@ -174,7 +187,7 @@ class Attempt:
         elif isinstance(error, Exception):
             answer: ServiceError | type[ServiceError] = InternalError
             if isinstance(error, ServiceError):
-                answer, message = error, error.message
+                answer, message = error, error.log_message
             else:
                 is_unexpected, message = True, "The request failed."
             code = str(answer.http_status) if self._transport == "http" else answer.grpc_code
@@ -189,7 +202,10 @@ class Attempt:
                 seconds,
                 message or "Answered.",
                 error if is_unexpected else None,
+                self._trace,
             )
+        if self._trace is not None and recorder.traces is not None:
+            recorder.traces.end(self._trace, code)
         if error is not None:
             # A function that raised it may refer to it. Then its traceback, which refers to the
             # function and its callers, would keep the body until the next garbage collection.

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
 
+from service.access.origins import host_name
 from service.core.batching import BatchLimits
 from service.core.errors import (
     AlreadyExists,
@@ -47,15 +47,18 @@ _LONGEST_FLUSH_S = 1.0  # how long a scrape waits for the other workers
 
 TraceSettings = dict[str, str | list[str]]
 
-# The protocol's trace settings, with the values that mean that nothing is traced.
-_TRACE_OFF: TraceSettings = {
-    "trace_level": ["OFF"],
-    "trace_rate": "0",
-    "trace_count": "0",
-    "log_frequency": "0",
-    "trace_file": "",
-    "trace_mode": "",
-}
+
+def _trace_settings(settings: Settings) -> TraceSettings:
+    """The protocol's trace settings, in Triton's words for none and for OpenTelemetry."""
+    is_on, share = settings.traces, settings.traces_sample
+    return {
+        "trace_level": ["TIMESTAMPS" if is_on else "OFF"],
+        "trace_rate": str(round(1 / share) if is_on and share else 0),  # one of this many
+        "trace_count": "-1" if is_on else "0",  # no limit
+        "log_frequency": "0",
+        "trace_file": "",
+        "trace_mode": "opentelemetry" if is_on else "",
+    }
 
 
 class Administration:
@@ -218,27 +221,29 @@ class Administration:
         return self.log_settings()
 
     def trace_settings(self, changes: Mapping[str, object], model: str = "") -> TraceSettings:
-        """The trace settings of the server or of a model: tracing is always off.
+        """The trace settings of the server or of a model, which follow from `traces`.
 
         Raises ModelNotFound, InvalidArgument for an unknown setting, and Unimplemented for a
         setting that would change.
         """
         if model:
             self._repository.get(model)
+        current = _trace_settings(self._settings)
         for name, value in changes.items():
-            if name not in _TRACE_OFF:
-                names = ", ".join(_TRACE_OFF)
+            if name not in current:
+                names = ", ".join(current)
                 raise InvalidArgument(
                     f"'{excerpt(name)}' is not a trace setting; they are {names}."
                 )
-            off = _TRACE_OFF[name]
+            unchanged = current[name]
             # None and [] reset a setting to its default. JSON may have numbers as such.
             values = value if isinstance(value, list) else [] if value is None else [value]
             # Lists may be long, and so may the text of one.
             given = [str(v) for v in values[:2] if not isinstance(v, list | dict)]
-            if values and given != (off if isinstance(off, list) else [off]):
-                raise Unimplemented(f"{name}: tracing is off in this server and stays off.")
-        return dict(_TRACE_OFF)
+            if values and given != (unchanged if isinstance(unchanged, list) else [unchanged]):
+                state = "on" if self._settings.traces else "off"
+                raise Unimplemented(f"{name}: tracing is {state} in this server and stays {state}.")
+        return current
 
     async def register_region(self, region: SharedRegion) -> None:
         """Register system shared memory. Raises what `SharedRegions.register` raises."""
@@ -276,22 +281,17 @@ class Administration:
             "shared memory."
         )
 
-    def check_origin(self, host: str | None, origin: str | None) -> None:
-        """Raise Forbidden for a change that a web page requests, judged by its headers.
+    def check_host(self, host: str | None) -> None:
+        """Raise Forbidden for a change that another machine may have requested, by its Host.
 
-        A browser adds an Origin to whatever a page requests of another server. Where changes are
-        allowed because only this machine can reach the server, the Host must be this machine as
-        well: a page can make its own host name resolve to this machine (DNS rebinding).
+        Where changes are allowed because only this machine can reach the server, its Host must be
+        this machine as well: a proxy on it may pass on what others ask for.
         """
-        target, page = _parsed("Host", host, f"//{host or ''}"), _parsed("Origin", origin, origin)
-        if origin is not None and page.netloc != target.netloc:
-            raise Forbidden(
-                f"Changes from web pages of other servers are refused ({excerpt(origin)})."
-            )
         if (
-            self._settings.model_control_mode == "auto"
+            self._settings.trusts_loopback
+            and self._settings.model_control_mode == "auto"
             and host
-            and not is_loopback(target.hostname or "")
+            and not is_loopback(host_name(host))
         ):
             raise Forbidden(
                 f"Host is '{excerpt(host)}', but only this machine may make changes; start the "
@@ -303,17 +303,8 @@ class Administration:
             mode = self._settings.model_control_mode
             raise Forbidden(
                 f"{change} is not allowed: this server accepts connections from other machines; "
-                "start it with --model-control-mode explicit to allow it."
+                "give out keys (keys_file), or start it with --model-control-mode explicit to "
+                "allow it."
                 if mode == "auto"
                 else f"{change} is not allowed (model_control_mode is {mode})."
             )
-
-
-def _parsed(header: str, value: str | None, url: str | None) -> SplitResult:
-    """The URL of a header. Raises Forbidden if its brackets or its port are malformed."""
-    try:
-        parsed = urlsplit(url or "")
-        _ = parsed.port
-    except ValueError:
-        raise Forbidden(f"{header} '{excerpt(value)}' is malformed.") from None
-    return parsed

@@ -18,6 +18,7 @@ from service.core.digits import Pixels
 from service.core.errors import InvalidArgument, RequestTooLarge, excerpt
 from service.core.off_loop import off_loop
 from service.core.tensors import numbers
+from service.core.trace import Trace
 from service.operations.digits import Digits, Picture
 from service.repository.models import Repository, ServedModel
 
@@ -62,15 +63,17 @@ async def classify(
     pixels: bytes | None = None,
     values: Any = None,
     top: int,
+    deadline: float | None = None,
     caller: str = "",
+    trace: Trace | None = None,
     explain: bool = False,
 ) -> Classifications:
     """Classify one of: a picture, raw pixels, or parsed JSON (pixels or what `arrays_of` takes).
 
     Every row is classified by itself, also by a model that is not row-wise. `top` is the most
-    probabilities of a row. Raises InvalidArgument for input that the model does not take,
-    RequestTooLarge for a picture over the limits or an answer that would be too long, and what
-    `Batcher.submit` raises.
+    probabilities of a row, `deadline` is in the event loop's time. Raises InvalidArgument for input
+    that the model does not take, RequestTooLarge for a picture over the limits or an answer that
+    would be too long, and what `Batcher.submit` raises.
     """
     began = monotonic()
     form, seen = classifier.picture, b""
@@ -117,10 +120,10 @@ async def classify(
             part = [await off_loop(make, chosen, size=chosen.size) if is_long else make(chosen)]
         inputs = classifier.without_count(part)
         submitted = monotonic()
-        outputs = await served.batcher.submit(inputs, length, None, caller)
+        outputs = await served.batcher.submit(inputs, length, deadline, caller, trace)
         run += monotonic() - submitted
         size = outputs[classifier.output].size
-        how = classifier.classifications, outputs, length, top
+        how = classifier.classifications, outputs, length, top, served.name
         answers += (
             await off_loop(*how, size=8 * size) if size > _INLINE_VALUES else how[0](*how[1:])
         )

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 from PIL import Image
 
+from service.access.limits import Limits
 from service.core.datatypes import Array
 from service.core.digits import (
     Pixels,
@@ -26,6 +27,7 @@ from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import Room, memory_of, open_picture
 from service.core.pictures.parts import check_parts
 from service.core.pictures.reading import ReadDigit, candidates_on, choose, further
+from service.core.trace import Trace
 from service.repository.models import Repository, ServedModel
 
 # Up to these sizes a picture takes at most a millisecond. Reading its header takes time for its
@@ -86,7 +88,7 @@ class Digits:
     """Classifies 28x28 images with the models of one repository. Lives on one event loop.
 
     Up to `max_decodings` large pictures are decoded at a time, each in a thread, and fewer if they
-    are large; others wait.
+    are large; others wait. `limits` are those of images.
     """
 
     def __init__(
@@ -99,7 +101,9 @@ class Digits:
         max_decodings: int = 2,
         max_json_bytes: int = MAX_JSON_BYTES,
         max_read_digits: int = 256,
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits
         self.max_json_bytes = max_json_bytes
         self.repository = repository
         self.default_model = default_model
@@ -119,6 +123,7 @@ class Digits:
         served: ServedModel | None = None,
         deadline: float | None = None,
         caller: str = "",
+        trace: Trace | None = None,
         explain: bool = False,
     ) -> Predictions:
         """Classify one of: a picture, raw pixels (784 bytes per image), an uint8 array.
@@ -126,11 +131,11 @@ class Digits:
         Arrays are [28,28], [784], [N,28,28] or [N,784]. Pixels and arrays hold bright ink (255) on
         a dark background (0); pictures may have either. `served` is the model, if it is known;
         otherwise `model` and `version` name it. `deadline` is in the event loop's time, `caller` is
-        who asks (core.callers). With `explain`, the answer has the steps of a picture and the
-        times.
+        who asks (core.callers), `trace` that of a traced request. With `explain`, the answer has
+        the steps of a picture and the times.
         Raises InvalidArgument for malformed input and for a model that does not classify 28x28
         images, RequestTooLarge for a picture over the limit, ModelNotFound, and what
-        `Batcher.submit` raises.
+        `Limits.images` and `Batcher.submit` raise.
         """
         began = monotonic() if explain else 0.0
         found: Found | None = None
@@ -157,14 +162,14 @@ class Digits:
         else:
             raise InvalidArgument("input: give either pixels or image.")
         served = served or self.repository.get(model or self.default_model, version)
-        layout = served.layout
-        if layout is None:
-            raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
+        layout = served.layout or _no_layout(served)
+        if self._limits is not None:
+            self._limits.images(caller, len(images))
         counts = served.batcher.statistics.judgements
         if len(images) <= INLINE_ROWS:
             inputs = [images] if layout.image_shape is None else layout.inputs(images)
             submitted = monotonic() if explain else 0.0
-            outputs = await served.batcher.submit(inputs, len(images), deadline, caller)
+            outputs = await served.batcher.submit(inputs, len(images), deadline, caller, trace)
             seconds = (submitted - began, monotonic() - submitted) if explain else None
             rows = layout.predictions(outputs)
             if found is not None and (found.reason or found.hint):
@@ -178,7 +183,7 @@ class Digits:
         for start in range(0, len(images), step):
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
-            runs.append(await served.batcher.submit(inputs, len(part), deadline, caller))
+            runs.append(await served.batcher.submit(inputs, len(part), deadline, caller, trace))
         many = Rows(layout, runs)
         counts.update(await off_loop(many.judgements, size=images.nbytes))
         return Predictions(served.name, served.version, many, steps)
@@ -191,31 +196,33 @@ class Digits:
         version: str = "",
         deadline: float | None = None,
         caller: str = "",
+        trace: Trace | None = None,
     ) -> ReadAnswer:
         """Read all digits on a picture, with one run of the model, or two where it leaves doubt.
 
-        `deadline` and `caller` are those of `classify`. Raises what `classify` does for a picture,
-        and RequestTooLarge for one of more than `max_read_digits` digits.
+        `deadline`, `caller` and `trace` are those of `classify`. Raises what `classify` does for a
+        picture, and RequestTooLarge for one of more than `max_read_digits` digits.
         """
         began, in_model = monotonic(), 0.0
         most = self._max_read_digits
         found = await self.decoded(picture, partial(candidates_on, most=most))
         served = self.repository.get(model or self.default_model, version)
-        layout = served.layout
-        if layout is None:
-            raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
+        layout = served.layout or _no_layout(served)
 
         async def predictions(pixels: Pixels) -> list[Prediction]:
             nonlocal in_model
             inputs = await off_loop(layout.inputs, pixels, size=pixels.nbytes)
             submitted = monotonic()
-            outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller)
+            outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller, trace)
             in_model += monotonic() - submitted
             return await off_loop(layout.predictions, outputs, size=pixels.nbytes)
 
         if not len(found.pixels):
             seconds = (monotonic() - began, 0.0)
             return ReadAnswer(served.name, served.version, [], [], NO_DIGITS, seconds)
+        # Not those of the second run, which looks at the same ink again.
+        if self._limits is not None:
+            self._limits.images(caller, len(found.pixels))
         seen = await predictions(found.pixels)
         size = found.pixels.nbytes
         more = await off_loop(further, found, seen, most, size=size)
@@ -250,6 +257,11 @@ class Digits:
         except ServiceError as error:
             # Its traceback would keep the decoded picture until the next garbage collection.
             raise error.with_traceback(None) from None
+
+
+def _no_layout(served: ServedModel) -> NoReturn:
+    """Raise InvalidArgument: the model does not classify 28x28 images."""
+    raise InvalidArgument(f"Model '{served.name}' {served.layout_problem}")
 
 
 def _judged(row: Prediction, found: Found) -> Prediction:

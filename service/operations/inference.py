@@ -11,6 +11,7 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from service import SERVER_NAME
+from service.access.limits import Limits
 from service.core.batching import Batcher
 from service.core.datatypes import BF16, BYTES, MISSING, Array, one_element
 from service.core.errors import (
@@ -38,6 +39,7 @@ from service.core.tensors import (
     to_bytes,
 )
 from service.core.top_classes import classes
+from service.core.trace import Trace
 from service.repository.models import Repository, ServedModel
 from service.repository.triton_config import PLATFORM
 from service.runtime.shared_memory import SharedRegions
@@ -89,7 +91,8 @@ class Inference:
     """Inference, metadata and readiness of one repository's models. Lives on one event loop.
 
     `overloaded` holds the batchers that keep their queue short at the moment. `server_name` is for
-    the metadata; `typed_answers` says whether typed gRPC requests get typed answers.
+    the metadata; `typed_answers` says whether typed gRPC requests get typed answers. `limits` are
+    those of images, which are rows.
     """
 
     def __init__(
@@ -102,7 +105,9 @@ class Inference:
         *,
         server_name: str = SERVER_NAME,
         typed_answers: bool = False,
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits
         self.server_name = server_name
         self.typed_answers = typed_answers
         self.overloaded = overloaded
@@ -112,12 +117,12 @@ class Inference:
         self._regions = regions
         self.stopping = False
 
-    async def infer(self, request: InferRequest) -> InferResponse:
+    async def infer(self, request: InferRequest, trace: Trace | None = None) -> InferResponse:
         """Run a model on the tensors of a request of the Open Inference Protocol.
 
         Raises ModelNotFound; InvalidArgument, naming the tensor or parameter that is missing,
-        unknown, repeated or not of the model's datatype and shape; and what `Batcher.submit`
-        raises.
+        unknown, repeated or not of the model's datatype and shape; and what `Limits.images` and
+        `Batcher.submit` raise.
         """
         served = self.repository.get(request.model, request.version)
         requested = _requested(served, request.outputs) if request.outputs else None
@@ -134,11 +139,15 @@ class Inference:
         # it has too few outputs, and its requests then run alone.
         rows = (arrays[0].shape[0] or 1) if served.session.has_rows else 1
         if len(arrays) > 1 and served.session.batchable and len({len(a) for a in arrays}) > 1:
-            raise InvalidArgument("The inputs have different batch sizes.")
+            raise _different_rows(served, arrays)
+        if self._limits is not None:
+            self._limits.images(request.caller, rows)
         if timeout is None:
-            outputs = await served.batcher.submit(arrays, rows, request.deadline, request.caller)
+            outputs = await served.batcher.submit(
+                arrays, rows, request.deadline, request.caller, trace
+            )
         else:
-            outputs = await _within(timeout, served.batcher, arrays, rows, request)
+            outputs = await _within(timeout, served.batcher, arrays, rows, request, trace)
         specs = served.session.outputs
         if requested is None:
             tensors = [
@@ -175,8 +184,9 @@ class Inference:
         served = self.repository.get(model, version)
         if len(served.session.inputs) != 1:
             raise InvalidArgument(
-                f"Model '{served.name}' takes {len(served.session.inputs)} inputs; name them in "
-                "a JSON header before the binary data."
+                "Raw request must only have 1 input (found 1) to be deduced but got "
+                f"{len(served.session.inputs)} inputs in '{served.name}' model configuration; name "
+                "them in a JSON header before the binary data."
             )
         spec = served.session.inputs[0]
         if not raw and spec.datatype != BYTES:
@@ -262,7 +272,12 @@ class Inference:
 
 
 async def _within(
-    seconds: float, batcher: Batcher, inputs: Sequence[Array], rows: int, request: InferRequest
+    seconds: float,
+    batcher: Batcher,
+    inputs: Sequence[Array],
+    rows: int,
+    request: InferRequest,
+    trace: Trace | None,
 ) -> list[Array]:
     """The outputs, if inference ends within `seconds`. Raises DeadlineExceeded otherwise.
 
@@ -272,7 +287,7 @@ async def _within(
     try:
         async with asyncio.timeout_at(end):
             until = end if request.deadline is None else min(end, request.deadline)
-            return await batcher.submit(inputs, rows, until, request.caller)
+            return await batcher.submit(inputs, rows, until, request.caller, trace)
     except TimeoutError:
         raise DeadlineExceeded.of("timeout") from None
 
@@ -291,10 +306,10 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     session = served.session
     specs = session.inputs
     if len(specs) == len(tensors) == 1 and tensors[0].name == specs[0].name:
-        return [_array(specs[0], tensors[0])]
+        return [_array(specs[0], tensors[0], served.name)]
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) != len(tensors):
-        raise InvalidArgument("An input is given twice.")
+        raise _twice("input", [tensor.name for tensor in tensors])
     if session.defaults and any(spec.name in by_name for spec in session.defaults):
         if session.batchable:
             raise InvalidArgument(
@@ -313,7 +328,10 @@ def _arrays(served: ServedModel, tensors: Sequence[InputTensor]) -> list[Array]:
     for spec in specs:
         if spec.name not in by_name and not spec.is_optional:
             raise _missing(served, specs, by_name.keys())
-    return [_array(spec, by_name[spec.name]) if spec.name in by_name else MISSING for spec in specs]
+    return [
+        _array(spec, by_name[spec.name], served.name) if spec.name in by_name else MISSING
+        for spec in specs
+    ]
 
 
 def _missing(
@@ -333,10 +351,27 @@ def _missing(
     )
 
 
-def _array(spec: TensorSpec, tensor: InputTensor) -> Array:
+def _different_rows(served: ServedModel, arrays: Sequence[Array]) -> InvalidArgument:
+    """The error for inputs of a batched model that have different numbers of rows."""
+    counts = [len(array) for array in arrays]
+    other = next(i for i, count in enumerate(counts) if count != counts[0])
+    names = [spec.name for spec in served.session.inputs]
+    return InvalidArgument(
+        f"input '{names[other]}' batch size does not match other inputs for '{served.name}': it "
+        f"has {counts[other]} rows, and '{names[0]}' has {counts[0]}."
+    )
+
+
+def _twice(kind: str, names: Sequence[str]) -> InvalidArgument:
+    """The error for a request that names an input or output twice."""
+    twice = next(name for i, name in enumerate(names) if name in names[:i])
+    return InvalidArgument(f"{kind} '{excerpt(twice)}' already exists in request.")
+
+
+def _array(spec: TensorSpec, tensor: InputTensor, model: str) -> Array:
     if tensor.raw is not None:
-        return from_bytes(spec, tensor.datatype, tensor.shape, tensor.raw)
-    return from_values(spec, tensor.datatype, tensor.shape, tensor.values)
+        return from_bytes(spec, tensor.datatype, tensor.shape, tensor.raw, model)
+    return from_values(spec, tensor.datatype, tensor.shape, tensor.values, model)
 
 
 def _requested(
@@ -351,5 +386,5 @@ def _requested(
                 f"'{served.name}', which gives: {', '.join(names)}."
             )
     if len({output.name for output in outputs}) != len(outputs):
-        raise InvalidArgument("An output is asked for twice.")
+        raise _twice("output", [output.name for output in outputs])
     return [(names.index(output.name), output) for output in outputs]

@@ -114,6 +114,8 @@ def ignored_by(session: Session, config: TritonConfig) -> list[str]:
     if size and not session.batchable and size != fixed_rows_of(session):
         reason = session.batching.reason.removeprefix("off: ")
         ignored.append(f"max_batch_size ({reason})")
+    if config.queue.preferred_rows and not config.queue.max_delay_s:
+        ignored.append("dynamic_batching.preferred_batch_size (max_queue_delay_microseconds is 0)")
     optional = {tensor.name for tensor in config.inputs if tensor.optional}
     ignored += [
         f"optional of '{spec.name}' (the model needs it)"

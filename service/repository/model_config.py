@@ -193,7 +193,7 @@ def configuration(
     if session.batchable or queue != QueueLimits():
         # The settings bound the queue in rows; a config.pbtxt does so in requests, as Triton.
         config["dynamic_batching"] = {
-            "preferred_batch_size": [],
+            "preferred_batch_size": list(queue.preferred_rows),
             "max_queue_delay_microseconds": round(limits.max_delay_s * 1e6),
             "preserve_ordering": False,
             "priority_levels": 0,

@@ -31,7 +31,7 @@ CONFIG_FILE = "config.pbtxt"
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 NO_FORMAT = "FORMAT_NONE"
-_MAX_BYTES = 1 << 20  # the parser is slow, and Triton's files are small
+_MAX_BYTES = 1 << 18  # the parser takes a second for them, and Triton's files are small
 _MAX_DELAY_US = 10**9
 _MAX_NAME_BYTES = 255  # Linux's limit for the name of a file
 
@@ -44,7 +44,7 @@ _HONOURED: _Fields = {
     "output": {**_TENSOR, "label_filename": None},
     "default_model_filename": None,
     "dynamic_batching": {
-        "max_queue_delay_microseconds": None,
+        **dict.fromkeys(["max_queue_delay_microseconds", "preferred_batch_size"]),
         "default_queue_policy": dict.fromkeys(
             ["default_timeout_microseconds", "allow_timeout_override", "max_queue_size"]
         ),
@@ -178,22 +178,25 @@ def read(folder: Path) -> TritonConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"cannot read {path}: {error}") from error
     if len(content) > _MAX_BYTES:
-        raise ModelLoadError(f"{path} has more than {_MAX_BYTES} bytes")
+        raise ModelLoadError(f"{path} has more than {_MAX_BYTES} bytes, the most that is read")
     # Not at the top: tests hold tritonclient's messages, and a process has room for one definition
     # of them.
     from service.stubs.inference.model_config_pb2 import ModelConfig
 
-    # The field has no presence in proto3, so 0 may be what the file says or what it leaves out.
-    # Merging tells them apart: an absent field leaves the 1 as it is.
-    message, merged = ModelConfig(), ModelConfig(max_batch_size=1)
+    message, has_batch_size = ModelConfig(), False
     try:
         text_format.Parse(text, message)
-        text_format.Merge(text, merged)
+        if "max_batch_size" in text:
+            # The field has no presence in proto3, so 0 may be what the file says or what it leaves
+            # out. Merging tells them apart: an absent field leaves the 1 as it is.
+            merged = ModelConfig(max_batch_size=1)
+            text_format.Merge(text, merged)
+            has_batch_size = message.max_batch_size == merged.max_batch_size
     except text_format.ParseError as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelLoadError(f"{path} is not a valid model configuration: {reason}") from error
     try:
-        return _config_of(message, folder.name, message.max_batch_size == merged.max_batch_size)
+        return _config_of(message, folder.name, has_batch_size)
     except ValueError as error:
         raise ModelLoadError(f"{path}: {error}") from error
 
@@ -275,6 +278,8 @@ def _tensor(message: pb.ModelInput | pb.ModelOutput) -> TensorConfig:
     for field, sizes in (("dims", dims), ("reshape", reshape or ())):
         if any(size < -1 or size == 0 for size in sizes):
             raise ValueError(f"{field} of {name} must be sizes from 1 up, or -1 for any")
+    if reshape is not None and not dims:
+        raise ValueError(f"{name} has a reshape, so it must specify dims, the shape of requests")
     if reshape is not None and _elements(dims) != _elements(reshape):
         raise ValueError(
             f"reshape of {name} is {list(reshape)}, which does not hold the elements of its dims "
@@ -335,8 +340,16 @@ def _queue_limits(message: pb.ModelConfig) -> QueueLimits:
         raise ValueError(
             f"dynamic_batching.max_queue_delay_microseconds must be at most {_MAX_DELAY_US}"
         )
+    preferred = tuple(dynamic.preferred_batch_size)
+    most = message.max_batch_size or max(preferred, default=0)
+    if any(not 0 < size <= most for size in preferred):
+        raise ValueError(
+            "dynamic_batching.preferred_batch_size must be sizes from 1 to max_batch_size, not "
+            f"{excerpt(list(preferred))}"
+        )
     return QueueLimits(
         max_delay_s=delay / 1e6 if delay else None,
+        preferred_rows=preferred,
         max_requests=policy.max_queue_size or None,
         timeout_s=policy.default_timeout_microseconds / 1e6 or None,
         obeys_timeouts=policy.allow_timeout_override

@@ -8,7 +8,7 @@ Source: onnx.proto of ONNX (field numbers), protobuf's "Encoding".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from service.core.datatypes import Buffer
@@ -21,7 +21,8 @@ _NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 _ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = 22, 23
 _VALUE_NAME, _VALUE_TYPE, _WEIGHT_NAME = 1, 2, 8
-_TYPE_TENSOR, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TENSOR_SHAPE = 1, 9, 1, 2
+_TYPE_TENSOR, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TENSOR_TYPE, _TENSOR_SHAPE = 1, 9, 1, 1, 2
+_SHAPE_DIMENSION, _DIMENSION_NAME = 1, 2
 _SPARSE_VALUES, _SPARSE_INDICES = 1, 2
 _WEIGHT_EXTERNAL, _ENTRY_KEY, _ENTRY_VALUE = 13, 1, 2
 _FUNCTION_NODE = 7
@@ -44,7 +45,8 @@ class Graph(NamedTuple):
 
     `has_functions` says whether it defines functions of its own. `unranked` are the inputs and
     outputs whose type says nothing about their shape; `external` are the files that hold weights,
-    as paths from the folder of the model's file.
+    as paths from the folder of the model's file. `only_rows_are_open` says that each input has a
+    shape whose dimensions, but for the first, are numbers.
     """
 
     nodes: tuple[Node, ...]
@@ -53,6 +55,7 @@ class Graph(NamedTuple):
     has_functions: bool
     unranked: frozenset[str] = frozenset()
     external: tuple[str, ...] = ()
+    only_rows_are_open: bool = False
 
 
 def read(model: Buffer) -> Graph:
@@ -68,6 +71,7 @@ def _read(model: Buffer) -> Graph:
     names: dict[int, list[str]] = {_GRAPH_WEIGHT: [], _GRAPH_INPUT: [], _GRAPH_OUTPUT: []}
     has_functions = False
     unranked: set[str] = set()
+    only_rows_are_open = True
     external: dict[str, None] = {}
     for field, value in _fields(memoryview(model)):
         if field == _MODEL_FUNCTIONS:
@@ -87,6 +91,8 @@ def _read(model: Buffer) -> Graph:
                 names[number] += found
                 if number != _GRAPH_WEIGHT and not _has_rank(part):
                     unranked.update(found)
+                if number == _GRAPH_INPUT:
+                    only_rows_are_open &= _is_open_in_rows_alone(part)
     # Before version 4 of the format, weights were inputs as well.
     weights = set(names[_GRAPH_WEIGHT])
     return Graph(
@@ -96,21 +102,33 @@ def _read(model: Buffer) -> Graph:
         has_functions=has_functions,
         unranked=frozenset(unranked),
         external=tuple(external),
+        only_rows_are_open=only_rows_are_open,
     )
 
 
 def _has_rank(value: memoryview) -> bool:
     """Whether the type of an input or output has a shape."""
-    for path in (
-        (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE),
-        (_VALUE_TYPE, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE),
-    ):
-        parts = [value]
-        for field in path:
-            parts = [inner for part in parts for number, inner in _fields(part) if number == field]
-        if parts:
-            return True
+    return bool(
+        _at(value, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE)
+        or _at(value, _VALUE_TYPE, _TYPE_OPTIONAL, _OPTIONAL_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE)
+    )
+
+
+def _is_open_in_rows_alone(value: memoryview) -> bool:
+    """Whether an input is a tensor whose dimensions, but for the first, are numbers."""
+    for shape in _at(value, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE):
+        others = _at(shape, _SHAPE_DIMENSION)[1:]
+        # A dimension without content is unknown; the field of a number is not listed.
+        return all(len(other) and not _at(other, _DIMENSION_NAME) for other in others)
     return False
+
+
+def _at(message: memoryview, *path: int) -> list[memoryview]:
+    """The values at a path of fields."""
+    parts = [message]
+    for field in path:
+        parts = [inner for part in parts for number, inner in _fields(part) if number == field]
+    return parts
 
 
 def _external_of_graph(graph: memoryview) -> Iterator[str]:
@@ -161,6 +179,47 @@ def with_outputs(model: bytes, names: Iterable[str]) -> bytes:
     return model + _field(_MODEL_GRAPH, outputs)
 
 
+def with_free_values(model: bytes, types: Mapping[str, int], outputs: Iterable[str]) -> bytes:
+    """The model whose nodes take these values of its graph from inputs named by `free_name`.
+
+    The nodes that make a value still do so, under its own name. `types` are the element types of
+    the values, as numbers of TensorProto.DataType; `outputs` are further outputs.
+    """
+    inputs = [
+        _field(
+            _GRAPH_INPUT,
+            _field(_VALUE_NAME, free_name(name).encode())
+            + _field(_VALUE_TYPE, _field(_TYPE_TENSOR, _number_field(_TENSOR_TYPE, kind))),
+        )
+        for name, kind in types.items()
+    ]
+    parts: list[Buffer] = []
+    for number, value, whole in _whole_fields(memoryview(model)):
+        if number != _MODEL_GRAPH:
+            parts.append(whole)
+            continue
+        graph = [
+            _field(inner, _with_free_inputs(part, types)) if inner == _GRAPH_NODE else field
+            for inner, part, field in _whole_fields(value)
+        ]
+        parts += (_header(number, sum(map(len, graph))), *graph)
+    added = _field(_MODEL_GRAPH, b"".join(inputs))
+    return b"".join([*parts, added, with_outputs(b"", outputs)])
+
+
+def free_name(name: str) -> str:
+    """The name of the input that `with_free_values` makes for a value."""
+    return f"{name} (free)"
+
+
+def _with_free_inputs(node: memoryview, names: Container[str]) -> bytes:
+    parts: list[Buffer] = []
+    for number, value, whole in _whole_fields(node):
+        is_freed = number == _NODE_INPUT and str(value, "utf-8") in names
+        parts.append(_field(number, free_name(str(value, "utf-8")).encode()) if is_freed else whole)
+    return b"".join(parts)
+
+
 def _node(message: memoryview) -> Node:
     op, inputs, outputs, has_body = "", [], [], False
     for field, value in _fields(message):
@@ -178,8 +237,16 @@ def _node(message: memoryview) -> Node:
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """The number and contents of each field that has a length; fields of numbers are skipped."""
+    for number, contents, whole in _whole_fields(message):
+        if whole[0] & 7 == _BYTES:
+            yield number, contents
+
+
+def _whole_fields(message: memoryview) -> Iterator[tuple[int, memoryview, Buffer]]:
+    """The number and contents of each field, and all of its bytes."""
     position = 0
     while position < len(message):
+        begin = start = position
         tag, position = _varint(message, position)
         kind = tag & 7
         if kind == _VARINT:
@@ -187,14 +254,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif kind == _BYTES:
             size, start = _varint(message, position)
             position = start + size
-            if position <= len(message):
-                yield tag >> 3, message[start:position]
         elif kind in (_FIXED64, _FIXED32):
             position += 8 if kind == _FIXED64 else 4
         else:
             raise ValueError(f"wire type {kind} in an ONNX file")
         if position > len(message):
             raise ValueError("an ONNX file ends inside a field")
+        yield tag >> 3, message[start:position], message[begin:position]
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
@@ -211,7 +277,15 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    return _as_varint(number << 3 | _BYTES) + _as_varint(len(content)) + content
+    return _header(number, len(content)) + content
+
+
+def _header(number: int, size: int) -> bytes:
+    return _as_varint(number << 3 | _BYTES) + _as_varint(size)
+
+
+def _number_field(number: int, value: int) -> bytes:
+    return _as_varint(number << 3 | _VARINT) + _as_varint(value)
 
 
 def _as_varint(number: int) -> bytes:

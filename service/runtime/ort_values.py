@@ -28,8 +28,24 @@ _DATATYPES = {
         for size in (8, 16, 32, 64)
     },
 }
+# The protocol's datatype -> its number in onnx.TensorProto.DataType.
+ONNX_TYPES = {
+    "FP32": 1,
+    "UINT8": 2,
+    "INT8": 3,
+    "UINT16": 4,
+    "INT16": 5,
+    "INT32": 6,
+    "INT64": 7,
+    BYTES: 8,
+    "BOOL": 9,
+    "FP16": 10,
+    "FP64": 11,
+    "UINT32": 12,
+    "UINT64": 13,
+    BF16: 16,
+}
 _OPTIONAL = re.compile(r"optional\((.*)\)")
-_ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
 class RunsOrtValues(Protocol):
@@ -76,7 +92,7 @@ def run_ort_values(
 def _as_ort_value(spec: TensorSpec, array: Array) -> ort.OrtValue:
     if spec.datatype == BF16:
         bits = np.ascontiguousarray(array)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, ONNX_TYPES[BF16])
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 

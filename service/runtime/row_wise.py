@@ -12,18 +12,19 @@ of batching.
    row. In each value, the rows must lie along one dimension in one way, and a row must have the
    same contents in any company.
 3. A value that follows from the number of rows alone (the node Shape) may only be used for shapes.
-4. Nodes that run a graph of their own, local functions and random nodes are not examined: a model
+4. Then every node runs on random contents of its own, whatever the nodes before it make. So a sum
+   over the rows shows although it is one of flags that the random inputs never raise.
+5. Nodes that run a graph of their own, local functions and random nodes are not examined: a model
    that has one is not batched.
 
-What this cannot see is a node of row-wise shape that mixes rows only for particular contents which
-the random inputs lack. It also vouches for no more rows than it ran, so Session runs a larger
-request whole.
+What this cannot see is a single node that mixes rows only for particular contents of its own
+inputs. It also vouches for no more rows than it ran, so Session runs a larger request whole.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from threading import Timer
@@ -36,7 +37,7 @@ from service.core.batching import Batching
 from service.core.datatypes import BF16, BYTES, DTYPES, Array, from_bfloat16, to_bfloat16
 from service.core.tensors import TensorSpec
 from service.runtime import onnx_graph
-from service.runtime.ort_values import run_ort_values, spec_of
+from service.runtime.ort_values import ONNX_TYPES, run_ort_values, spec_of
 
 # Two floats agree if they differ by at most the tolerance times the larger of 1 and the largest
 # magnitude in their row: kernels differ in the order of their sums by the number of rows. Other
@@ -50,6 +51,7 @@ _VALUE_BYTES = 128 << 20  # of all values of the longest joined run
 # More than _ROWS rows are verified, and joined, where that takes no longer than this.
 _EXTRA_ROWS, _EXTRA_SECONDS = 1024, 2.0
 
+_BF16_NAN = 0x7FC0
 _FATAL = 4  # ONNX Runtime's log severity: random inputs may well fail
 
 _SMALL_SIZES = (2, 3, 7)
@@ -155,6 +157,17 @@ class _Traced(NamedTuple):
     size_uses: dict[str, list[tuple[onnx_graph.Node, int]]]
 
 
+class _Part(NamedTuple):
+    """A session, and its inputs by their names."""
+
+    session: ort.InferenceSession
+    inputs: Mapping[str, TensorSpec]
+
+    @classmethod
+    def of(cls, session: ort.InferenceSession) -> _Part:
+        return cls(session, {node.name: spec_of(node) for node in session.get_inputs()})
+
+
 class _Check:
     """One verification. The constructor loads the model; raises _Doubt."""
 
@@ -178,29 +191,19 @@ class _Check:
                 raise _Doubt(f"the node {node.op} {kind}")
         self._largest_int = 9 if any(node.op in _GROW for node in graph.nodes) else 1000
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL
-        options.enable_cpu_mem_arena = False  # gives the memory of these runs back
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # Prepacking copies the weights of each node, seconds and gigabytes for a large model.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(path.parent)
-        )
         self._traced = _trace(graph)
-        added = [name for name in self._traced.nodes if name not in graph.outputs]
-        self._session = ort.InferenceSession(
-            onnx_graph.with_outputs(content, added), options, providers=["CPUExecutionProvider"]
-        )
-        values = {node.name: spec_of(node) for node in self._session.get_outputs()}
-        self._inputs = [spec_of(node) for node in self._session.get_inputs()]
+        self._path = path
+        self._added = [name for name in self._traced.nodes if name not in graph.outputs]
+        session = _session(onnx_graph.with_outputs(content, self._added), path.parent)
+        values = {node.name: spec_of(node) for node in session.get_outputs()}
+        self._inputs = [spec_of(node) for node in session.get_inputs()]
+        self._model = _Part.of(session)
         self._outputs = [values[name] for name in graph.outputs]
         if not self._inputs or not self._outputs:
             raise _Doubt("it has no inputs or no outputs")
         if closed := fixed_rows(self._inputs, self._outputs):
             raise _FixedRows(closed)
-        shapes = [node.shape for node in self._session.get_inputs()]
+        shapes = [node.shape for node in session.get_inputs()]
         names = {shape[0] for shape in shapes if isinstance(shape[0], str)}
         if len(names) > 1:
             raise _Doubt(f"its inputs have different first dimensions: {', '.join(sorted(names))}")
@@ -209,12 +212,12 @@ class _Check:
         # In the order of the graph: the first value that mixes rows shows the node that does it.
         self._names = [*self._traced.nodes, *(set(graph.outputs) - self._traced.nodes.keys())]
         self._datatypes = {name: spec.datatype for name, spec in values.items()}
-        self._has_bf16 = BF16 in {
-            *self._datatypes.values(),
-            *(spec.datatype for spec in self._inputs),
-        }
+        self._datatypes |= {spec.name: spec.datatype for spec in self._inputs}
+        self._has_bf16 = BF16 in self._datatypes.values()
+        used = {name for node in graph.nodes for name in node.inputs}
+        self._freed = sorted(used & self._traced.contents)
         self._inner_sizes = self._accepted_inner_sizes()
-        self._layouts: dict[str, set[_Layout]] = {}
+        self._layouts: dict[str, set[_Layout]] = {spec.name: {(0, True)} for spec in self._inputs}
         # Value -> inner size and number of rows -> its contents, if only sizes decide on them.
         self._by_size: dict[str, dict[tuple[int, int], Array]] = {}
 
@@ -240,6 +243,7 @@ class _Check:
         for size in _SMALL_SIZES:
             self._trials(size, _KINDS)
         self._check_sizes()
+        self._check_nodes()
         # Larger sizes, by the outputs alone.
         self._names = [spec.name for spec in self._outputs]
         for size in (16, self._rows + 1):
@@ -273,22 +277,103 @@ class _Check:
             if all(self._run(_take(inputs, [row])) is not None for row in range(size)):
                 raise _Doubt(f"it fails on {size} rows that it accepts alone")
             return False
-        order = self._rng.permutation(size).tolist()
-        cut = int(self._rng.integers(1, size))
-        alone = range(size) if size <= 3 else self._rng.choice(size, 3, replace=False).tolist()
-        companies: list[Sequence[int]] = [range(size), order, range(cut), range(cut, size)]
-        companies += [[row] for row in alone]
-        for rows in companies:
+        for rows in self._companies(size):
             values = self._run(_take(inputs, rows))
             if values is None:
                 raise _Doubt(f"it fails on a part of {size} rows that it accepts")
             self._compare(joined, size, values, rows, inner)
         return True
 
+    def _companies(self, size: int) -> list[Sequence[int]]:
+        """Which of `size` rows run together: all, all in another order, two parts, and alone."""
+        order = self._rng.permutation(size).tolist()
+        cut = int(self._rng.integers(1, size))
+        alone = range(size) if size <= 3 else self._rng.choice(size, 3, replace=False).tolist()
+        return [range(size), order, range(cut), range(cut, size), *([row] for row in alone)]
+
+    def _check_nodes(self) -> None:
+        """Run each node on random contents of its own. Raises _Doubt.
+
+        They have the shapes that they have in a run of the model. Afterwards one row is NaN, which
+        shows a product of a row with 0.
+        """
+        types = {name: ONNX_TYPES[self._datatypes[name]] for name in self._freed}
+        model = onnx_graph.with_free_values(self._path.read_bytes(), types, self._added)
+        part, inner = _Part.of(_session(model, self._path.parent)), self._inner_sizes[-1]
+        del model
+        guessed: set[str] = set()
+        for size in _SMALL_SIZES[1:]:
+            values = None
+            for kind in _KINDS:
+                inputs = self._sample(size, kind, inner)
+                if (values := self._run(inputs)) is not None:
+                    break
+            if values is None:
+                raise _Doubt(f"it fails on {size} random rows")
+            seen = dict(zip(self._names, values, strict=True))
+            seen |= {spec.name: array for spec, array in zip(self._inputs, inputs, strict=True)}
+            names = [*(spec.name for spec in self._inputs), *self._freed]
+            rows_of = {name: self._layout(name, seen[name], size) for name in names}
+            layouts = [rows_of[name] for name in names]
+            # Any number may be an index. Those that the model makes are right, and if it makes but
+            # one, others are tried.
+            for name in names if size == _SMALL_SIZES[1] else ():
+                if self._datatypes[name] not in _FLOATS and _is_one(seen[name]):
+                    trial = [self._drawn(seen, each, {name}) for each in names]
+                    if self._run(trial, part) is not None:
+                        guessed.add(name)
+            for kind in ("unit", "alike", "nan"):
+                contents = [self._drawn(seen, name, guessed) for name in names]
+                one = int(self._rng.integers(size))
+                if kind != "unit":
+                    contents = [
+                        _with_row(array, size, layout, one, self._datatypes[name], kind)
+                        for name, array, layout in zip(names, contents, layouts, strict=True)
+                    ]
+                joined = self._run(contents, part)
+                if joined is None:
+                    raise _Doubt("its nodes fail on random contents")
+                for rows in self._companies(size):
+                    taken = [
+                        _from_rows(_split(array, size, layout)[list(rows)], layout)
+                        for array, layout in zip(contents, layouts, strict=True)
+                    ]
+                    values = self._run(taken, part)
+                    if values is None:
+                        raise _Doubt(f"it fails on a part of {size} rows that it accepts")
+                    self._compare(joined, size, values, rows, inner, one if kind == "nan" else -1)
+
+    def _layout(self, name: str, value: Array, size: int) -> _Layout:
+        """How the rows of a value lie. Raises _Doubt if its contents did not show it."""
+        layouts = self._layouts[name]
+        axis, together = max(layouts)
+        if len(layouts) > 1 and value.shape[axis] > size:
+            raise _Doubt(f"the node {self._op(name)} gives {name} in no certain order")
+        return axis, together
+
+    def _drawn(self, seen: Mapping[str, Array], name: str, guessed: Container[str]) -> Array:
+        """Random contents for a value that is as `seen` in a run."""
+        value, datatype = seen[name], self._datatypes[name]
+        if datatype in _FLOATS or datatype == "BOOL" or name in guessed:
+            spec = TensorSpec(name, datatype, value.shape)
+            return random_rows(self._rng, spec, len(value), "unit", 0, 1)
+        return self._rng.choice(value.ravel(), value.shape)
+
     def _compare(
-        self, joined: Values, size: int, values: Values, rows: Sequence[int], inner: int
+        self,
+        joined: Values,
+        size: int,
+        values: Values,
+        rows: Sequence[int],
+        inner: int,
+        but: int = -1,
     ) -> None:
-        """Check that values of these rows are those of the joined run of `size` rows."""
+        """Check that values of these rows are those of the joined run of `size` rows.
+
+        The row `but` is not looked at.
+        """
+        kept = [place for place, row in enumerate(rows) if row != but]
+        in_joined = [row for row in rows if row != but]
         for name, whole, part in zip(self._names, joined, values, strict=True):
             if not isinstance(whole, np.ndarray) or not isinstance(part, np.ndarray):
                 raise _Doubt("it has values that are no tensors")
@@ -308,7 +393,7 @@ class _Check:
                     ours is None
                     or theirs is None
                     or (is_output and len(whole) != size)
-                    or not agree(self._datatypes[name], ours[list(rows)], theirs)
+                    or not agree(self._datatypes[name], ours[in_joined], theirs[kept])
                 ):
                     layouts.discard(layout)
             if not layouts and (is_output or name in self._traced.contents):
@@ -333,16 +418,19 @@ class _Check:
         node = self._traced.nodes.get(name)
         return node.op if node else f"of the output '{name}'"
 
-    def _run(self, inputs: Values) -> Values | None:
-        """The values of a run, in the order of `_names`; None if it fails. Raises _Doubt."""
+    def _run(self, inputs: Values, part: _Part | None = None) -> Values | None:
+        """The values of a run, in the order of `_names`; None if it fails. Raises _Doubt.
+
+        Of the model, unless it is of `part`, whose inputs these are then.
+        """
+        session, specs = part or self._model
         if self._clock() >= self._end:
             raise _Doubt(f"it was not verified within {_SECONDS:.0f} s")
-        feed = {spec.name: array for spec, array in zip(self._inputs, inputs, strict=True)}
+        feed = dict(zip(specs, inputs, strict=True))
         try:
             if self._has_bf16:
-                specs = {spec.name: spec for spec in self._inputs}
-                return run_ort_values(self._session, specs, self._names, feed, self._options)
-            return list(self._session.run(self._names, feed, self._options))
+                return run_ort_values(session, specs, self._names, feed, self._options)
+            return list(session.run(self._names, feed, self._options))
         except Exception:  # ONNX Runtime's exceptions share no base class
             if self._options.terminate:
                 raise _Doubt(f"it was not verified within {_SECONDS:.0f} s") from None
@@ -440,14 +528,58 @@ def agree(datatype: str, a: Array, b: Array) -> bool:
 
 def _by_row(value: Array, rows: int, layout: _Layout) -> Array | None:
     """The value with its rows along dimension 0; None if its size does not allow this layout."""
-    axis, together = layout
+    axis, _ = layout
     if axis >= value.ndim or value.size == 0 or value.shape[axis] % rows:
         return None
+    return _split(value, rows, layout)
+
+
+def _session(model: bytes, folder: Path) -> ort.InferenceSession:
+    """A session of a serialized model, which runs every node as it is written."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    options.enable_cpu_mem_arena = False  # gives the memory of these runs back
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Prepacking copies the weights of each node, seconds and gigabytes for a large model.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _split(value: Array, rows: int, layout: _Layout) -> Array:
+    axis, together = layout
     moved = np.moveaxis(value, axis, 0)
     length = value.shape[axis] // rows
     if together:
         return moved.reshape(rows, length, *moved.shape[1:])
     return np.swapaxes(moved.reshape(length, rows, *moved.shape[1:]), 0, 1)
+
+
+def _from_rows(rows: Array, layout: _Layout) -> Array:
+    """The value that `_split` splits into these rows."""
+    axis, together = layout
+    moved = rows if together else np.swapaxes(rows, 0, 1)
+    return np.ascontiguousarray(np.moveaxis(moved.reshape(-1, *rows.shape[2:]), 0, axis))
+
+
+def _with_row(
+    value: Array, size: int, layout: _Layout, one: int, datatype: str, kind: str
+) -> Array:
+    """The value with equal rows but for `one` (`alike`), or with NaN in that row (`nan`)."""
+    rows = _split(value, size, layout).copy()
+    if kind == "alike":
+        rows[[row for row in range(size) if row != one]] = rows[one - 1]
+    elif datatype in _FLOATS:
+        rows[one] = _BF16_NAN if datatype == BF16 else np.nan
+    return _from_rows(rows, layout)
+
+
+def _is_one(value: Array) -> bool:
+    """Whether all elements are equal."""
+    return bool((value == value.ravel()[0]).all())
 
 
 def _take(inputs: Values, rows: Sequence[int]) -> Values:

@@ -116,8 +116,8 @@ class SharedRegions:
         descriptor, start = self._locate(field, part)
         if len(content) > part.byte_size:
             raise InvalidArgument(
-                f"{field}: its {len(content)} bytes do not fit into shared_memory_byte_size "
-                f"{part.byte_size}."
+                f"{field}: shared_memory_byte_size {part.byte_size} should be at least "
+                f"{len(content)} bytes to hold the results."
             )
         if os.fstat(descriptor).st_size < start + len(content):
             raise InvalidArgument(f"{field}: region '{excerpt(part.name)}' has been made smaller.")

@@ -125,7 +125,7 @@ def check_digests(docker: Docker) -> None:
             assert _text(docker) == "new"
 
             # A registry, or anyone on the way, that sends something else under a digest. The engine
-            # must never have seen that digest: it takes manifests that it has kept, and asks nobody.
+            # must never have seen it: it takes manifests that it has kept, and asks nobody.
             unseen, forged = server.push("unseen"), server.push("forged")
             server.content[unseen] = server.content[forged]
             try:

@@ -21,16 +21,26 @@ WIDTH, HEIGHT = 560, 420  # of the sheet, in its own units
 
 
 @contextlib.contextmanager
-def running_browser() -> Iterator[Browser]:
-    """Start the system's Chromium without a window."""
+def running_browser(*arguments: str) -> Iterator[Browser]:
+    """Start the system's Chromium without a window, with further arguments."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
         pytest.fail("Chromium is not installed; .ci/run installs it (Debian: chromium).")
     with sync_playwright() as playwright:
         # Chromium's sandbox does not run as root, nor in most containers.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", *arguments]
+        )
         yield browser
         browser.close()
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds, with the elements."""
+    # As the browser's own console: the page's policy does not let scripts be added to it.
+    page.context.new_cdp_session(page).send("Runtime.evaluate", {"expression": AXE})
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in found]
 
 
 class Playground:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ BIN = Path(sys.executable).parent
 # Training is shown, not measured, here.
 SHORT = " --epochs 1 --train-limit 500 --validation-size 200"
 # Commands that run until they are stopped.
-SERVERS = ("mnist-serve", "envoy")
+SERVERS = ("mnist-serve", "envoy", "uvicorn")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`([\w-]+\.(?:py|yaml))`")
 
@@ -67,7 +68,7 @@ class Reader:
             "MNIST_HTTP_PORT": str(self.http),
             "MNIST_GRPC_PORT": str(self.grpc),
         }
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
         (folder / "docs").mkdir()
         shutil.copy(DOCS / "seven.png", folder / "docs")
         shutil.copytree(SHIPPED_MODELS, folder / "models")
@@ -75,7 +76,7 @@ class Reader:
     def here(self, text: str) -> str:
         """A text with the ports of this reader."""
         for port, mine in ((8000, self.http), (8001, self.grpc), (8443, self.tls)):
-            text = re.sub(rf"(127\.0\.0\.1:|port_value: ){port}\b", rf"\g<1>{mine}", text)
+            text = re.sub(rf"(127\.0\.0\.1:|port_value: |--port ){port}\b", rf"\g<1>{mine}", text)
         return text.replace("mnist-predict ", f"mnist-predict --address 127.0.0.1:{self.http} ")
 
     def follow(self, page: str, left_out: tuple[str, ...] = ()) -> list[str]:
@@ -102,10 +103,18 @@ class Reader:
 
     def run(self, command: str) -> str:
         """Run one command, or start it if it is a server; what it printed."""
+        if command.startswith("make certificates"):
+            folder = self.folder / "deploy" / "secrets"
+            return self._output(
+                [sys.executable, "-m", "deploy.certificates", "--folder", str(folder)]
+            )
         if not command.startswith(SERVERS):
             short = command.startswith("mnist-train")
             return self._output(["bash", "-ec", command + SHORT * short])
-        log = self.folder / f"{command.split(maxsplit=1)[0]}.log"
+        name = command.split(maxsplit=1)[0]
+        if name in self._running:  # a page stops a server before it starts another
+            _stop(self._running.pop(name))
+        log = self.folder / f"{name}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec {command}"],
@@ -114,8 +123,10 @@ class Reader:
                 stdout=file,
                 stderr=file,
             )
-        self._running.append(process)
-        is_up = self._is_ready if command.startswith("mnist-serve") else self._is_listening
+        self._running[name] = process
+        is_up = partial(self._is_listening, self.http if name == "mnist-serve" else self.tls)
+        if name == "mnist-serve" and "--tls-" not in command:
+            is_up = self._is_ready
         end = time.monotonic() + 180
         while not is_up():
             if process.poll() is not None or time.monotonic() > end:
@@ -125,9 +136,8 @@ class Reader:
 
     def stop(self) -> None:
         """Stop the servers, the last one first."""
-        for process in reversed(self._running):
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+        for process in reversed(self._running.values()):
+            _stop(process)
 
     def _is_ready(self) -> bool:
         try:
@@ -136,9 +146,9 @@ class Reader:
         except OSError:
             return False
 
-    def _is_listening(self) -> bool:
+    def _is_listening(self, port: int) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.tls)) == 0
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def _output(self, command: list[str]) -> str:
         done = subprocess.run(
@@ -151,3 +161,8 @@ class Reader:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)

@@ -51,6 +51,7 @@ CODES = {
     "FAILED_PRECONDITION": 9,
     "UNIMPLEMENTED": 12,
     "INTERNAL": 13,
+    "UNAUTHENTICATED": 16,
 }
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _SECONDS = 30

@@ -33,6 +33,7 @@ def check(
         "MNIST_HTTP_PORT": str(http_port),
         "MNIST_GRPC_PORT": str(grpc_port),
         "MNIST_MAX_CONNECTIONS": "64",
+        "MNIST_CHECK_SECONDS": "100",  # on a busy machine
     }
     # With other mounts, coverage may not be able to write its file.
     ignored = ("MNIST_", "KUBERNETES_", *(["COV"] if prefix else []))
@@ -92,6 +93,13 @@ def taken() -> Iterator[int]:
 
 def test_a_good_installation_has_no_finding() -> None:
     assert check() == (0, {})
+
+
+def test_models_that_take_longer_than_the_check_may_are_named() -> None:
+    status, findings = check("--check-seconds=0.001")
+    assert status == 1
+    (text,) = findings.values()
+    assert text.startswith("Not examined, since they did not load within 0.001 s (check_seconds): ")
 
 
 def test_output_that_cannot_show_it_all_does_not_change_the_status() -> None:

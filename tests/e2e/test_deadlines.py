@@ -60,6 +60,19 @@ def test_timeout_ends_a_request_while_the_model_runs(triton: Triton, slow_server
     assert result.as_numpy("probabilities").shape == (1, 10)
 
 
+def test_timeout_of_predict_ends_a_request_while_the_model_runs(slow_server: Server) -> None:
+    octets = "application/octet-stream"
+    status, answer = slow_server.post("/predict?timeout=0.02", IMAGES.tobytes(), octets)
+    assert (status, answer["error"]) == (
+        504,
+        "Request timeout expired: the timeout passed before the answer was ready.",
+    )
+    status, answer = slow_server.post("/predict?timeout=soon", bytes(784), octets)
+    assert status == 400
+    assert answer["error"].startswith("timeout: is 'soon'; it is a number of seconds")
+    assert slow_server.post("/predict?timeout=600", bytes(784), octets)[0] == 200
+
+
 @pytest.fixture(scope="module")
 def endless_server(
     start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory

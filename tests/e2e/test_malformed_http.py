@@ -76,7 +76,7 @@ def test_a_chunked_body_is_answered_with_its_trailers_if_they_are_declared(
     assert response.status == 200
 
 
-@pytest.mark.parametrize("path", ["/v2/repository/models/mnist/load", "/v2/logging"])
+@pytest.mark.parametrize("path", ["/v2/repository/models/mnist/load", "/predict", "/nowhere"])
 @pytest.mark.parametrize(
     ("header", "named"),
     [
@@ -84,13 +84,14 @@ def test_a_chunked_body_is_answered_with_its_trailers_if_they_are_declared(
         (b"Host: ::1]", "Host '::1]' is malformed."),
         (b"Host: localhost:abc", "Host 'localhost:abc' is malformed."),
         (b"Host: localhost:99999", "Host 'localhost:99999' is malformed."),
-        (b"Host: [v9.x]", "only this machine may make changes"),
-        (b"Host: evil.example", "only this machine may make changes"),
+        (b"Host: [v9.x]", "list the name in allowed_hosts"),
+        (b"Host: evil.example", "list the name in allowed_hosts"),
+        (b"Host: a b", "list the name in allowed_hosts"),
         (b"Host: localhost\r\nOrigin: http://[::1", "Origin 'http://[::1' is malformed."),
         (b"Host: localhost\r\nOrigin: http://localhost:abc", "localhost:abc' is malformed."),
     ],
 )
-def test_a_change_with_a_malformed_host_or_origin_is_refused(
+def test_a_request_with_another_or_a_malformed_host_or_origin_is_refused(
     connection: socket.socket, path: str, header: bytes, named: str
 ) -> None:
     connection.sendall(
@@ -100,9 +101,9 @@ def test_a_change_with_a_malformed_host_or_origin_is_refused(
     assert (status, named in error) == (403, True), error
 
 
-@pytest.mark.parametrize("host", [b"[::1", b"localhost:abc", b"\xff", b"", b"a b"])
+@pytest.mark.parametrize("host", [b"\xff", b"", b"127.0.0.1", b"LOCALHOST:1", b"192.0.2.1:80"])
 @pytest.mark.parametrize("path", [b"/nowhere", b"/v2/models/none"])
-def test_a_host_matters_to_no_other_request(
+def test_a_host_that_no_web_page_can_choose_is_accepted(
     connection: socket.socket, host: bytes, path: bytes
 ) -> None:
     connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")

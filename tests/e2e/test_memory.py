@@ -224,7 +224,7 @@ def test_half_sent_bodies_hold_no_more_than_the_budget_and_shut_nobody_out(
             connection = socket.create_connection(("127.0.0.1", server.http_port))
             connections.append(on_exit.enter_context(connection))
             connection.sendall(
-                b"POST /predict HTTP/1.1\r\nhost: test\r\ncontent-length: 8000000\r\n"
+                b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8000000\r\n"
                 b"content-type: application/octet-stream\r\n\r\n"
             )
             connection.setblocking(False)
@@ -253,7 +253,7 @@ def test_a_client_that_does_not_read_its_answer_loses_its_connection(
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.http_port))
-        head = f"POST /predict HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n"
+        head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
         connection.sendall(f"{head}content-type: {OCTETS}\r\n\r\n".encode() + body)
         server.wait_until(lambda: is_reset(connection), seconds=120)
 

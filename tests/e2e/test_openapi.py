@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from service.access.keys import SCOPES, Key, KeysFile, digest_of, new_key
 from service.http.openapi.viewer import STATIC
 from tests.conftest import ROOT, SHIPPED_MODELS, Server
-from tests.e2e.browser import AXE, running_browser
+from tests.e2e.browser import running_browser, violations
 from tests.e2e.openapi.conformance import DOCUMENT
 
 CONFIGURATION = Path(__file__).parent / "openapi" / "schemathesis.toml"
@@ -69,6 +70,39 @@ def test_schemathesis_finds_no_answer_that_is_not_in_the_document(
     assert found["test_cases"]["generated"] >= LEAST_CASES
     # All but GET /openapi.json, from where it has the document.
     assert found["operations"]["tested"] == OPERATIONS - 1
+
+
+def test_schemathesis_finds_nothing_on_a_server_with_keys_either(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Few requests with a key of every scope, and as many with one that may read only."""
+    keys, report = tmp_path / "keys", tmp_path / "report.json"
+    all_of_it, read = new_key(), new_key()
+    entries = [
+        Key("all", frozenset(SCOPES), None, digest_of(all_of_it)),
+        Key("read", frozenset({"read"}), None, digest_of(read)),
+    ]
+    KeysFile(keys).change(lambda _: entries)
+    server = start_server(keys_file=keys, model_control_mode="none")
+    program = [sys.executable, "-m", "schemathesis.cli", "--config-file", CONFIGURATION]
+    # model_control_mode refuses its changes.
+    options = ["--exclude-operation-id=change_log_settings", "--phases=fuzzing", "--max-examples=2"]
+    options += ["--no-color", "--report=json", f"--report-json-path={report}"]
+    for key, place in ((all_of_it, "x-api-key: {}"), (read, "authorization: Bearer {}")):
+        header = f"--header={place.format(key)}"
+        result = subprocess.run(
+            [*program, "run", f"http://{server.http}/openapi.json", *options, header],
+            cwd=ROOT,
+            env=os.environ | {"MNIST_TEST_KEY": "none"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout
+        found: dict[str, Any] = json.loads(report.read_text())
+        assert found["failures"] == []
+        assert found["test_cases"]["generated"] > OPERATIONS
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +201,6 @@ def test_axe_finds_nothing_and_a_phone_needs_no_scrolling_sideways(
     for _ in range(3):
         page.evaluate(f"{details}.forEach((each) => {{ each.open = true; }})")
         page.wait_for_function(f"{details}.every((each) => !each.open || each.children[1])")
-    page.context.new_cdp_session(page).send("Runtime.evaluate", {"expression": AXE})
-    violations = page.evaluate("async () => (await axe.run()).violations")
-    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in violations] == []
+    assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.context.close()

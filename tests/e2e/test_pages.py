@@ -5,35 +5,54 @@ NOT_RUN is the one list of what does not run in CI, with the reason.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
+import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from subprocess import DEVNULL
 
+import joblib
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from sklearn.datasets import load_wine
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from docs.site.reference import parsers
-from tests.conftest import ROOT, Server
+from tests.collector import Collector
+from tests.conftest import ROOT, Server, free_ports
 from tests.e2e.following import DOCS, Reader, blocks, commands
+from tests.service.classifiers import publish_mixing
+from tests.service.composition import Operations
+from tests.service.linear_model import run_with_operations
 
 GPU = "needs a GPU; make test-gpu serves and trains on one"
 CLUSTER = "needs a cluster; make test-kubernetes checks the manifests, in CI"
 DOCKER = "needs a Docker engine; tests.compose runs the stack, in CI"
-TRAINING = "takes minutes; the options are checked here, and tests/training runs each command"
+TRAINING = (
+    "half a minute of CPU time per command at the least; the options are checked here, and "
+    "tests/training runs each command on few images"
+)
 # Page -> the beginning of a block or command -> why it does not run in CI. "" is all of a page.
 NOT_RUN = {
     "CONTRIBUTING.md": {"": "these are the commands of CI itself, and of a release"},
     "deployment.md": {"": DOCKER},
-    "howto/from-fastapi.md": {
-        "import joblib": "the service to leave, on FastAPI, which is not installed",
-        "import httpx": "a service on FastAPI, which is not installed",
-    },
     "howto/gpu.md": {"": GPU},
     "howto/kubernetes.md": {"": CLUSTER},
-    "models.md": {"": "a line of model.json; tests/service/repository/test_models.py declares it"},
+    "howto/tls.md": {"docker compose": DOCKER},
+    "howto/traces.md": {
+        "pip install": "this test's environment has both",
+        "docker run": "needs a Docker engine; the test has a collector of its own",
+        "py-spy": "test_traces.py runs it on a worker",
+    },
     "performance.md": {"": "takes minutes to hours; tests/benchmarks runs the commands in short"},
     "scaling.md": {"": CLUSTER},
     "training.md": {"": TRAINING},
@@ -45,6 +64,7 @@ NOT_RUN = {
 # Page -> the test that runs its blocks.
 RUN_BY = {
     "api.md": "test_docs.py",
+    "models.md": "test_pages.py",
     "own-model.md": "test_own_model.py",
     "pictures.md": "test_docs.py",
     "protocol.md": "test_docs.py",
@@ -55,7 +75,9 @@ FOLLOWED = (
     "howto/from-fastapi.md",
     "howto/from-torchserve.md",
     "howto/from-triton.md",
+    "howto/keys.md",
     "howto/tls.md",
+    "howto/traces.md",
 )
 LANGUAGES = {"sh", "python", "js", "yaml", "json"}
 
@@ -92,18 +114,41 @@ def test_every_exception_is_on_its_page() -> None:
             assert any(text.startswith(part) for text in texts + lines), (page, part)
 
 
-def test_commands_that_do_not_run_here_have_options_that_exist() -> None:
+def test_what_does_not_run_here_names_what_exists() -> None:
+    """Options of our commands, targets, files, services, profiles and folders."""
     known = parsers()
-    checked = 0
-    for page in NOT_RUN:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    profiles = {name for each in compose.values() for name in each.get("profiles", ())}
+    checked: Counter[str] = Counter()
+    for page, parts in NOT_RUN.items():
         for block in [each for each in blocks(DOCS / page) if each.language == "sh"]:
-            for command in commands(block):
-                name, *arguments = shlex.split(command, comments=True) or [""]
-                name = Path(name).name
+            chosen = [each for each in commands(block) if each.startswith(tuple(parts))]
+            for command in [one for each in chosen for one in each.split(" && ")]:
+                words = shlex.split(command, comments=True) or [""]
+                name = Path(words[0]).name
+                checked[name] += 1
                 if name in known:
-                    known[name].parse_args(arguments)  # exits with 2 if it does not know one
-                    checked += 1
-    assert checked > 12
+                    known[name].parse_args(words[1:])  # exits with 2 if it does not know one
+                elif name == "make":
+                    subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, stdout=DEVNULL)
+                elif name == "python" and words[2].startswith("benchmarks"):
+                    is_package = (ROOT / words[2].replace(".", "/")).is_dir()
+                    module = importlib.import_module(words[2] + ".__main__" * is_package)
+                    if hasattr(module, "parser"):
+                        module.parser().parse_args(words[3:])
+                elif words[:2] == ["docker", "compose"]:
+                    for option, value in pairwise(words):
+                        assert option != "-f" or (ROOT / value).is_file(), command
+                        assert option != "--profile" or value in profiles, command
+                        assert option != "--scale" or value.partition("=")[0] in compose, command
+                    if "run" in words:
+                        service, *arguments = words[words.index("--rm") + 1 :]
+                        assert service in compose
+                        known["mnist-train"].parse_args(arguments)
+                elif words[:3] == ["kubectl", "apply", "-k"]:
+                    assert (ROOT / words[3] / "kustomization.yaml").is_file(), command
+    assert checked["docker"] > 5
+    assert min(checked["mnist-train"], checked["kubectl"], checked["make"]) > 4
 
 
 def test_the_tutorial_leads_from_training_to_an_update(reader: Reader) -> None:
@@ -144,26 +189,71 @@ def test_a_network_from_torchserve_answers_with_its_labels(reader: Reader) -> No
     assert set(json.loads(answer)["predictions"][0]["probabilities"]) == {"cat", "dog"}
 
 
-def test_a_pipeline_from_fastapi_answers_with_its_labels(reader: Reader) -> None:
-    *_, answer = follow(reader, "howto/from-fastapi.md")
-    (row,) = json.loads(answer)["predictions"]
+def test_a_service_on_fastapi_its_move_and_fastapi_in_front(reader: Reader) -> None:
+    *_, moved, _, in_front = follow(reader, "howto/from-fastapi.md")
+    (row,) = json.loads(moved)["predictions"]
     assert row["label"] == "class_0"
-    refused = reader.run(
-        f"curl -s -H 'Content-Type: application/json' "
-        f"'http://127.0.0.1:{reader.http}/predict?model=wine' -d '{{\"alcohol\": 13.2}}'"
-    )
+    assert json.loads(in_front) == row
+    lacking = "-d '{\"alcohol\": 13.2}' -s -H 'Content-Type: application/json'"
+    refused = reader.run(f"curl {lacking} 'http://127.0.0.1:{reader.http}/predict?model=wine'")
     assert "malic_acid" in json.loads(refused)["error"]
-
-
-def test_envoy_adds_tls_and_a_key_to_both_transports(reader: Reader) -> None:
-    *_, http, grpc = follow(reader, "howto/tls.md")
-    assert json.loads(http)["predictions"][0]["digit"] == 7
-    assert grpc.strip() == "7"
-    status = reader.run(
-        "curl -s -o /dev/null -w '%{http_code}' --cacert cert.pem "
-        f"https://127.0.0.1:{reader.tls}/v2"
+    refused = reader.run(f"curl {lacking} http://127.0.0.1:{reader.tls}/wines")
+    assert "malic_acid" in json.loads(refused)["detail"]
+    # The service of the section "Before" gave the same probabilities.
+    wine = load_wine()
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    joblib.dump(pipeline.fit(wine.data[:, :3], wine.target), reader.folder / "wine.joblib")
+    (reader.tls,) = free_ports(1)
+    reader.run(f"uvicorn app:app --port {reader.tls}")
+    before = reader.run(
+        f"curl -s -H 'Content-Type: application/json' http://127.0.0.1:{reader.tls}/predict "
+        """-d '{"alcohol": 13.2, "malic_acid": 1.78, "ash": 2.14}'"""
     )
-    assert status == "401"
+    assert json.loads(before)["label"] == "class_0"
+    probabilities = sorted(row["probabilities"].values())
+    assert sorted(json.loads(before)["probabilities"]) == pytest.approx(probabilities, abs=1e-5)
+
+
+def test_keys_are_made_used_and_taken_back(reader: Reader) -> None:
+    _, _, listed, _, predicted, scraped, metadata, revoked, added = follow(reader, "howto/keys.md")
+    assert "monitoring  read,metrics  2099-01-31T00:00:00Z" in listed
+    assert json.loads(predicted)["predictions"][0]["digit"] == 7
+    assert "mnist_request_seconds" in scraped
+    assert "mnist-service" in metadata
+    assert revoked == added == ""
+    names = [line.split()[0] for line in (reader.folder / "keys").read_text().splitlines()]
+    assert names == ["#", "monitoring", "gateway"]
+
+
+def test_the_server_has_tls_keys_and_client_certificates(reader: Reader) -> None:
+    made, _, http, package, command, again, _, _, _, by_certificate, by_key = follow(
+        reader, "howto/tls.md"
+    )
+    assert made == again
+    assert json.loads(http)["predictions"][0]["digit"] == 7
+    assert package.split() == ["7", "7"]
+    assert "7" in command
+    assert "7" in by_key
+    assert by_certificate.strip() == "7"
+
+
+def test_the_declaration_of_batching_in_models_md_is_obeyed(tmp_path: Path) -> None:
+    (declaration,) = [each.text for each in blocks(DOCS / "models.md") if each.language == "json"]
+    publish_mixing(tmp_path, **json.loads(declaration))
+
+    async def scenario(operations: Operations) -> None:
+        assert operations.inference.repository.get("mixing", "").session.batchable
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_a_collector_gets_the_traces_of_the_manual(reader: Reader) -> None:
+    with Collector() as collector:
+        reader.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
+        for answer in follow(reader, "howto/traces.md")[1:]:
+            assert json.loads(answer)["predictions"][0]["digit"] == 7
+        collector.wait_for("POST /predict", "receive", "decode", "queue", "run", "batch", "encode")
+        collector.wait_for("run", trace_id="0af7651916cd43dd8448eb211c80319c")
 
 
 def test_snippets_that_do_not_run_are_at_least_python() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from playwright.sync_api import Browser
 from service.http.playground.pages import STATIC
 from tests.conftest import Server
 from tests.e2e import screenshot
-from tests.e2e.browser import AXE, Playground, running_browser
+from tests.e2e.browser import Playground, running_browser, violations
 from tests.e2e.strokes import DIGITS, Stroke, moved
 from tests.e2e.test_envoy import running_envoy
 
@@ -119,13 +120,14 @@ def hand_over(playground: Playground, event: str, content: bytes) -> None:
     )
 
 
-def violations(playground: Playground) -> list[str]:
-    """What axe-core finds, with the elements."""
-    # As the browser's own console: the page's policy does not let scripts be added to it.
-    session = playground.context.new_cdp_session(playground.page)
-    session.send("Runtime.evaluate", {"expression": AXE})
-    found = playground.page.evaluate("async () => (await axe.run()).violations")
-    return [f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in found]
+def evidence(playground: Playground, side: int) -> Any:
+    """What counted, as it is drawn over the pixels: [side,side,4], red, green, blue and opacity."""
+    values = playground.page.evaluate(
+        """side => [...document.getElementById("evidence").getContext("2d")
+            .getImageData(0, 0, side, side).data]""",
+        side,
+    )
+    return np.array(values).reshape(side, side, 4)
 
 
 def test_the_page_is_small_and_strict(two_workers: Server) -> None:
@@ -279,6 +281,19 @@ def test_a_model_of_other_classes_shows_its_labels(
     assert [label.split()[0] for label in labels] == ["green", "blue", "red"]
     assert playground.page.locator("#bars").is_hidden()
     assert playground.text("#time-model").endswith(" ms")
+    # What counted of a picture that is half green: its green half, at the size of this model.
+    half = Image.new("RGB", (320, 320), (60, 60, 60))
+    half.paste((30, 220, 60), (0, 0, 160, 320))
+    half.save(green := io.BytesIO(), "PNG")
+    upload(playground, "half.png", "image/png", green.getvalue())
+    playground.page.click("#heat")
+    playground.page.wait_for_selector("#legend:not([hidden])")
+    assert re.search(r"Each of \d+ copies hides one patch", playground.text("#legend"))
+    assert playground.posts[-1].url.endswith("top=1000")
+    red, _, blue, alpha = np.moveaxis(evidence(playground, 32), -1, 0)
+    assert (red > blue)[:, :8].all()  # for the answer
+    assert (blue > red)[:, 24:].all()  # against it
+    assert (alpha > 0).mean() > 0.9
     playground.close()
 
 
@@ -304,12 +319,11 @@ def test_what_counted_is_one_call_of_copies_with_a_hidden_patch(playground: Play
     playground.page.wait_for_selector("#legend:not([hidden])")
     body = playground.posts[-1].post_data_buffer
     assert len(body) == 784 * (1 + 14 * 14)
-    opacity = playground.page.evaluate(
-        "[...document.getElementById('evidence').getContext('2d').getImageData(0, 0, 28, 28).data]"
-    )[3::4]
+    assert "Each of 196 copies hides one patch; they are one call" in playground.text("#legend")
+    opacity = evidence(playground, 28)[..., 3]
     # Ink in the middle counts, the empty corner does not.
-    assert max(opacity) > 200
-    assert opacity[27] < 30
+    assert opacity.max() > 200
+    assert opacity[0, 27] < 30
 
 
 def test_drawing_needs_no_mouse(playground: Playground) -> None:
@@ -332,13 +346,13 @@ def test_axe_finds_nothing(browser: Browser, two_workers: Server, scheme: str) -
     playground.wait_for("accepted", "2")
     playground.page.click("#heat")
     playground.page.wait_for_selector("#legend:not([hidden])")
-    assert violations(playground) == []
+    assert violations(playground.page) == []
     playground.page.click("#examples button:last-child")
     playground.wait_for("accepted", "1492")
-    assert violations(playground) == []
+    assert violations(playground.page) == []
     playground.page.click("#examples button:nth-child(11)")
     playground.wait_for("refused", "4")
-    assert violations(playground) == []
+    assert violations(playground.page) == []
     playground.close()
 
 

@@ -126,11 +126,11 @@ def test_status_lists_the_regions(triton: Triton, memory: Any) -> None:
 
 def test_access_outside_a_region_is_rejected(triton: Triton, memory: Any) -> None:
     for inputs, outputs, word in (
-        ([in_memory(triton, size=10)], [], "bytes"),
+        ([in_memory(triton, size=10)], [], "byte size mismatch"),
         ([in_memory(triton, offset=SCORES + 101)], [], "outside"),
         ([in_memory(triton, region="none")], [], "'none' is not registered"),
         ([in_memory(triton, size=1 << 40)], [], "max_request_bytes"),
-        ([in_memory(triton)], [to_memory(triton, size=SCORES - 1)], "do not fit"),
+        ([in_memory(triton)], [to_memory(triton, size=SCORES - 1)], "to hold the results"),
         ([in_memory(triton)], [to_memory(triton, offset=IMAGES + 101)], "outside"),
     ):
         with pytest.raises(InferenceServerException, match=word) as caught:

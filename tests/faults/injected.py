@@ -186,7 +186,8 @@ def connections_reset(harm: Harm, chance: random.Random) -> None:
     """Requests, whole or not, whose connection is reset."""
     body = bytes(784)
     request = (
-        b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: %s\r\ncontent-length: 784\r\n\r\n"
+        b"POST /predict HTTP/1.1\r\nhost: localhost\r\n"
+        b"content-type: %s\r\ncontent-length: 784\r\n\r\n"
     )
     whole = request % RAW.encode() + body
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -203,7 +204,7 @@ def connections_reset(harm: Harm, chance: random.Random) -> None:
 def readers_are_slow(harm: Harm, chance: random.Random) -> None:
     """Answers of some 100 KB that are read byte by byte, or not at all."""
     body = bytes(784 * 1500)
-    head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: {RAW}\r\n"
+    head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: {RAW}\r\n"
     head += f"content-length: {len(body)}\r\n\r\n"
     connections = []
     for _ in range(8):

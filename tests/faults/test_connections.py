@@ -18,7 +18,7 @@ from tests.conftest import Server, free_ports
 LIMIT = 64
 PATHS = ("/v2/health/live", "/v2/health/ready", "/metrics")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
-REQUEST = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
+REQUEST = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CONNECTIONS = {
     "nothing": b"",
     "half a request line": b"GET /v2/health/live HT",
@@ -74,7 +74,7 @@ def test_held_connections_make_room_for_newcomers(
     server = start_server(max_connections=LIMIT)
     body = b"content-type: application/octet-stream\r\ncontent-length: 784\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=60) as slow:
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + body + bytes(783))
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n" + body + bytes(783))
         with held(server.http_port, 2 * LIMIT, [CONNECTIONS[held_by]]):
             for _ in range(10):
                 assert ask(server.http_port, "/v2/health/live") == 200
@@ -91,7 +91,9 @@ def test_half_sent_bodies_leave_half_of_the_places_to_others(
 ) -> None:
     """They would hold their places for 600 s; some trickle."""
     server = start_server(max_connections=LIMIT, body_timeout=600)
-    begin = b"POST /predict HTTP/1.1\r\nHost: x\r\ncontent-type: application/octet-stream\r\n"
+    begin = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/octet-stream\r\n"
+    )
     kinds = [
         begin + b"content-length: 784\r\n\r\n" + bytes(500),  # read whole
         begin + b"content-length: 784\r\nexpect: 100-continue\r\n\r\n",

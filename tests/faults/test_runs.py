@@ -100,7 +100,10 @@ def test_timeouts_and_deadlines_end_requests_whose_run_goes_on(
 ) -> None:
     server = start_server(models, stop_timeout=1)
     status, answer = loop(server, FOR_EVER, timeout=100_000)
-    assert (status, answer) == (504, {"error": "The timeout passed before the answer was ready."})
+    assert (status, answer) == (
+        504,
+        {"error": "Request timeout expired: the timeout passed before the answer was ready."},
+    )
     with grpc.insecure_channel(server.grpc) as channel:
         stub = inference_grpc.GRPCInferenceServiceStub(channel)
         request = inference.ModelInferRequest(model_name="loop")

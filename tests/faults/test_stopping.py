@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.conftest import Server
 
 HALF_SENT = (
-    b"POST /predict HTTP/1.1\r\nhost: test\r\ncontent-type: application/octet-stream\r\n"
+    b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/octet-stream\r\n"
     b"content-length: 784\r\n\r\n"
 ) + bytes(300)
 

@@ -27,7 +27,7 @@ from training.commands import train as cli
 
 ROOT = Path(__file__).parent.parent.parent / "deploy" / "kubernetes"
 KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "overlays/keda", "kserve", "training")
-FILES = ("training/search.yaml", "training/pytorchjob.yaml")
+FILES = ("components/gateway/gateway.yaml", "training/search.yaml", "training/pytorchjob.yaml")
 VERSION = "1.34"
 _NPM = ("@kubernetes-models/gateway-api@2.0.0", "@kubernetes-models/keda@2.0.0")
 _NPM_GROUPS = ("gateway.networking.k8s.io/", "keda.sh/")

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.core.batching import Batcher, BatchLimits
 from service.core.datatypes import Array
+from service.core.trace import Trace
 from service.repository.models import Repository
 from service.runtime.session import SessionOptions
 from tests.service.composition import Operations, operations_of
@@ -61,9 +62,10 @@ class CallersOf(Batcher):
         rows: int,
         deadline: float | None = None,
         caller: str = "",
+        trace: Trace | None = None,
     ) -> asyncio.Future[list[Array]]:
         self.callers.append(caller)
-        return super().submit(inputs, rows, deadline, caller)
+        return super().submit(inputs, rows, deadline, caller, trace)
 
 
 def run_with_operations(

@@ -38,7 +38,7 @@ class RequestScope:
     """What Granian says of a request: `POST /predict` with a PNG."""
 
     method, path, query_string, http_version = "POST", "/predict", "", "1.1"
-    client = "127.0.0.1:50000"
+    client, authority = "127.0.0.1:50000", ""
 
     def __init__(self, body: bytes) -> None:
         self.headers = Headers({"content-type": "image/png", "content-length": str(len(body))})

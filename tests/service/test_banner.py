@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.banner import banner, is_for_people
+from service.banner import banner
 from service.check.models import load_models
 from service.repository.models import ServedModel
 from service.settings import Settings
@@ -51,6 +51,15 @@ def test_addresses_can_be_opened_as_they_stand(models: list[ServedModel]) -> Non
     assert rows(replace(SETTINGS, host="::1"), models)["Playground"] == "http://[::1]:8000/"
 
 
+def test_with_tls_it_says_so(models: list[ServedModel]) -> None:
+    secure = replace(SETTINGS, tls_certificate="c", tls_key="k", health_port=8002)
+    shown = rows(secure, models)
+    assert shown["Playground"] == "https://127.0.0.1:8000/"
+    assert shown["gRPC"] == "127.0.0.1:8001 with TLS"
+    assert shown["Metrics"] == "https://127.0.0.1:8000/metrics"
+    assert shown["Health"].startswith("http://")
+
+
 def test_without_a_model_it_says_where_one_is_expected() -> None:
     assert any("none yet" in line for line in banner(SETTINGS, [], 80))
 
@@ -64,10 +73,3 @@ def test_a_model_without_a_card_has_no_accuracy(tmp_path: Path, models: list[Ser
 
 def test_many_models_are_cut(models: list[ServedModel]) -> None:
     assert any("and 2 more" in line for line in banner(SETTINGS, models * 6, 80))
-
-
-def test_only_text_on_a_terminal_is_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_for_people(Settings(log_format="text"))
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert is_for_people(Settings())
-    assert not is_for_people(Settings(log_format="json"))

@@ -11,6 +11,9 @@ import pytest
 from service.settings import GROUPS, Settings, SettingsError, is_loopback, load, parser
 from tests.conftest import ROOT
 
+TLS = ("--tls-certificate", "c", "--tls-key", "k")
+GRPCIO = {"MNIST_FAST_GRPC": "false"}
+
 
 def test_without_configuration_every_setting_has_its_default() -> None:
     assert load([], {}) == Settings()
@@ -33,6 +36,18 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
         (["--http-port", "70000"], {}, "http_port"),
         (["--trusted-proxies", "envoy"], {}, "trusted_proxies: 'envoy' does not"),
         (["--http-port", "8001"], {}, "both 8001"),
+        (["--tls-certificate", "c"], {}, "tls_certificate is set, but tls_key is not"),
+        (["--tls-key", "k"], {}, "tls_key is set, but tls_certificate is not"),
+        (["--tls-client-auth", "required"], {}, "tls_client_ca, whose certificates are accepted"),
+        (["--tls-client-ca", "a"], {}, "tls_client_auth optional or required only"),
+        (
+            ["--tls-client-ca", "a", "--tls-client-auth", "required"],
+            {},
+            "tls_client_ca has an effect with tls_certificate",
+        ),
+        ([*TLS, "--tls-client-auth", "optional", "--tls-client-ca", "a"], GRPCIO, "fast_grpc"),
+        ([*TLS, "--tls-min-version", "1.3"], GRPCIO, "fast_grpc"),
+        ([*TLS, "--tls-min-version", "1.1"], {}, "one of 1.2, 1.3"),
         ([], {"MNIST_WORKERS": "0.5"}, "MNIST_WORKERS"),
         ([], {"MNIST_SPINNING": "maybe"}, "MNIST_SPINNING"),
         ([], {"MNIST_PROVIDER": "tpu"}, "auto, cpu, cuda"),
@@ -111,6 +126,12 @@ def test_all_problems_can_be_collected_and_the_rest_of_the_settings_holds(tmp_pa
 
 def test_every_setting_has_a_heading_and_every_heading_a_setting() -> None:
     assert {field.metadata["group"] for field in dataclasses.fields(Settings)} == set(GROUPS)
+
+
+def test_a_version_may_be_a_number_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("tls_min_version = 1.3\n")
+    assert load(["--config", str(file)], {}).tls_min_version == "1.3"
 
 
 @pytest.mark.parametrize("flag", ["poll-interval", "body-timeout", "max-queue-delay"])
@@ -361,3 +382,33 @@ def test_models_to_load_come_from_repeated_flags_lists_and_commas(tmp_path: Path
 def test_control_modes(mode: Any, host: str, polls: bool, allows_control: bool) -> None:
     settings = Settings(model_control_mode=mode, host=host)
     assert (settings.polls, settings.allows_control) == (polls, allows_control)
+
+
+def test_the_settings_in_the_manual_on_security_are_accepted(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"```toml\n(.*?)```", (ROOT / "docs" / "security.md").read_text(), re.DOTALL
+    )
+    assert len(blocks) >= 2
+    for block in blocks:
+        file = tmp_path / "settings.toml"
+        file.write_text(block)
+        load(["--config", str(file)], {})
+
+
+def test_a_name_of_this_machine_is_a_host_that_it_may_be_called_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [entry])
+    settings = load(["--host", "Box", "--allowed-hosts", "other"], {})
+    assert (settings.host, settings.allowed_hosts) == ("127.0.1.1", ("other", "box"))
+    assert load(["--host", "127.0.0.1"], {}).allowed_hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("allowed_origins", "app.example"), ("allowed_hosts", "https://app.example")],
+)
+def test_a_malformed_origin_or_host_names_its_setting(setting: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{setting}: '{value}' must be"):
+        load([f"--{setting.replace('_', '-')}", value], {})

@@ -208,7 +208,9 @@ def _publish(model: Path) -> None:
 def _requests(http_port: int, grpc_port: int) -> Iterator[None]:
     """Clients that send requests over HTTP and gRPC until the server is gone."""
     done = threading.Event()
-    body = b"POST /predict HTTP/1.1\r\nhost: test\r\ncontent-type: application/octet-stream\r\n"
+    body = (
+        b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/octet-stream\r\n"
+    )
     body += b"content-length: 784\r\n\r\n" + _BLANK
 
     def over_http() -> None:

@@ -24,12 +24,12 @@ CLIENT = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_tex
 PROJECT, BUILD = PYPROJECT["project"], PYPROJECT["build-system"]["requires"]
 # Lock -> the extras of our package in it.
 EXTRAS = {
-    "serve": ["cpu"],
-    "serve-gpu": ["gpu"],
+    "serve": ["cpu", "traces"],
+    "serve-gpu": ["gpu", "traces"],
     "train": ["cpu", "train"],
     "train-cpu": ["cpu", "train"],
-    "dev-3.11": ["cpu", "train", "dev", "docs", "kubernetes"],
-    "dev-3.14": ["cpu", "train", "dev", "docs", "kubernetes"],
+    "dev-3.11": ["cpu", "traces", "train", "dev", "docs", "kubernetes"],
+    "dev-3.14": ["cpu", "traces", "train", "dev", "docs", "kubernetes"],
 }
 # Locks for one Python, with its minor version; the others are for each that is supported.
 ONE_PYTHON = {"serve-gpu": 11, "train": 11, "train-cpu": 11, "dev-3.11": 11, "dev-3.14": 14}

@@ -142,6 +142,59 @@ def test_errors_begin_with_the_words_that_the_examples_compare(triton: Triton) -
     )
 
 
+def refusal(triton: Triton, name: str, inputs: list[Any], **options: Any) -> str:
+    with pytest.raises(InferenceServerException) as caught:
+        triton.infer(name, inputs, **options)
+    assert triton.code(caught.value) == "INVALID_ARGUMENT"
+    return str(caught.value.message())
+
+
+def test_errors_of_datatypes_shapes_and_sizes_have_tritons_words(triton: Triton) -> None:
+    first, second = simple_inputs(triton)
+    floats = triton.input("INPUT1", B.astype(np.float32), "FP32")
+    assert refusal(triton, "simple", [first, floats]) == (
+        "inference input 'INPUT1' data-type is 'FP32', but model 'simple' expects 'INT32'."
+    )
+    short = triton.input("INPUT1", B[:, :4], "INT32")
+    assert refusal(triton, "simple", [first, short]) == (
+        "unexpected shape for input 'INPUT1' for model 'simple'. Expected [-1,16], got [1,4]; -1 "
+        "stands for any size."
+    )
+    pair = triton.input("INPUT1", np.concatenate([B, B]), "INT32")
+    assert refusal(triton, "simple", [first, pair]) == (
+        "input 'INPUT1' batch size does not match other inputs for 'simple': it has 2 rows, and "
+        "'INPUT0' has 1."
+    )
+    pair.set_shape([1, 16])
+    assert refusal(triton, "simple", [first, pair]) == (
+        "input byte size mismatch for input 'INPUT1' for model 'simple'. Expected 64, got 128; its "
+        "shape is [1,16] of INT32."
+    )
+    assert refusal(triton, "simple", [first, second, second]) == (
+        "input 'INPUT1' already exists in request."
+    )
+    twice = [triton.output("OUTPUT0"), triton.output("OUTPUT0")]
+    assert refusal(triton, "simple", [first, second], outputs=twice) == (
+        "output 'OUTPUT0' already exists in request."
+    )
+
+
+def test_errors_of_strings_have_tritons_words(triton: Triton) -> None:
+    first, second = simple_inputs(triton, "BYTES")
+    where = "string elements{} for inference input 'INPUT1' for model 'simple_string', "
+    for count, words in (
+        (17, f"unexpected number of {where.format(' 17')}expecting 16."),
+        (14, f"expected 16 {where.format('')}got 14."),
+    ):
+        other = triton.input("INPUT1", np.full((1, count), "1", object), "BYTES")
+        other.set_shape([1, 16])
+        assert refusal(triton, "simple_string", [first, other]) == words
+    classes = [triton.output("OUTPUT0", class_count=1)]
+    assert refusal(triton, "simple_string", [first, second], outputs=classes).startswith(
+        "class result not available for output due to unsupported type 'BYTES'"
+    )
+
+
 def test_models_are_listed_unloaded_and_loaded(triton: Triton) -> None:
     index = triton.get_model_repository_index()
     entries = index.models if triton.is_grpc else index
@@ -249,6 +302,9 @@ def test_tensors_are_passed_through_shared_memory(triton: Triton) -> None:
                 assert output.keys() == {"name", "datatype", "shape"}
         with pytest.raises(InferenceServerException, match="region 'data' already in manager"):
             triton.register_system_shared_memory("data", f"/{triton.kind}-examples", 256)
+        outputs[0].set_shared_memory("data", 60, offset=128)
+        with pytest.raises(InferenceServerException, match="at least 64 bytes to hold the results"):
+            triton.infer("simple", inputs, outputs=outputs)
         inputs[0].set_shared_memory("data", 64, offset=512)
         with pytest.raises(InferenceServerException, match="Invalid offset for shared memory"):
             triton.infer("simple", inputs)

@@ -8,8 +8,6 @@ import (
 	"log"
 	"net/http"
 	"os"
-	"strings"
-	"time"
 )
 
 // The fields of an answer that are shown here; docs/api.md lists all of them.
@@ -24,28 +22,22 @@ type answer struct {
 }
 
 func main() {
-	log.SetFlags(0)
-	url, picture := os.Args[1], os.Args[2]
-	body, err := os.ReadFile(picture)
-	if err != nil {
-		log.Fatal(err)
-	}
-	client := http.Client{Timeout: 10 * time.Second}
+	picture := must(os.ReadFile(os.Args[2]))
 	// Or another type of picture: the server looks at the bytes.
-	response, err := client.Post(url+"/predict", "image/png", bytes.NewReader(body))
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer response.Body.Close()
+	response := must(http.Post(os.Args[1]+"/predict?timeout=10", "image/png", bytes.NewReader(picture)))
 	var found answer
-	if err := json.NewDecoder(response.Body).Decode(&found); err != nil {
-		log.Fatalf("%s: %v", response.Status, err)
+	must(&found, json.NewDecoder(response.Body).Decode(&found))
+	for _, one := range found.Predictions {
+		fmt.Printf("digit %d, probability %.4f, accepted %t %s\n", one.Digit, one.Probabilities[one.Digit], one.Accepted, one.Hint)
 	}
-	if response.StatusCode != http.StatusOK {
+	if found.Error != "" {
 		log.Fatal(found.Error)
 	}
-	for _, one := range found.Predictions {
-		line := fmt.Sprintf("digit %d, probability %.4f, accepted %t %s", one.Digit, one.Probabilities[one.Digit], one.Accepted, one.Hint)
-		fmt.Println(strings.TrimSpace(line))
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		log.Fatal(err)
 	}
+	return value
 }

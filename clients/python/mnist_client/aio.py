@@ -10,7 +10,14 @@ from typing import Any, Literal, Protocol, Self, TypeAlias, TypeVar, overload
 from mnist_client.address import TLS
 from mnist_client.batching import Errors, Group, Grouper, check_concurrency, payload_or_error
 from mnist_client.calls import Call, DescribeServer, Ready
-from mnist_client.client import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, NO_RETRIES, Defaults, raised
+from mnist_client.client import (
+    DEFAULT_ADDRESS,
+    DEFAULT_MAX_ANSWER_BYTES,
+    DEFAULT_TIMEOUT_S,
+    NO_RETRIES,
+    Defaults,
+    raised,
+)
 from mnist_client.errors import ClientError, DeadlineExceeded, InvalidImage, Unreachable
 from mnist_client.grpc_transport import AsyncGrpcTransport
 from mnist_client.http_transport import AsyncHttpTransport
@@ -46,6 +53,7 @@ class AsyncClient:
         bearer_key: str | None = None,
         tls: TLS | None = None,
         connections: int = 16,
+        max_answer_bytes: int = DEFAULT_MAX_ANSWER_BYTES,
     ) -> None:
         self._defaults = Defaults(
             address,
@@ -56,12 +64,13 @@ class AsyncClient:
             bearer_key=bearer_key,
             tls=tls,
             connections=connections,
+            max_answer_bytes=max_answer_bytes,
         )
-        parsed = self._defaults.address
+        parsed, key = self._defaults.address, self._defaults.bearer_key
         self._transport: _Transport = (
-            AsyncGrpcTransport(parsed, tls, bearer_key)
+            AsyncGrpcTransport(parsed, tls, key, max_answer_bytes)
             if parsed.is_grpc
-            else AsyncHttpTransport(parsed, tls, bearer_key, connections)
+            else AsyncHttpTransport(parsed, tls, key, connections, max_answer_bytes)
         )
 
     async def predict(

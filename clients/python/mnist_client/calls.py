@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mnist_client.stubs.digits.v1 import digits_pb2
 
 T = TypeVar("T")
+_LONGEST_TIMEOUT_S = 86_400  # that the server accepts
 _DIGITS = "/digits.v1.DigitClassifier/"
 _INFERENCE = "/inference.GRPCInferenceService/"
 
@@ -78,8 +79,8 @@ class Call(ABC, Generic[T]):
     statuses: tuple[int, ...] = (200,)
 
     @abstractmethod
-    def http_request(self) -> HttpRequest:
-        """The request over HTTP."""
+    def http_request(self, timeout: float) -> HttpRequest:
+        """The request over HTTP; the server need not answer after `timeout` seconds."""
 
     @abstractmethod
     def from_http(self, answer: HttpAnswer) -> T:
@@ -116,8 +117,9 @@ class Predict(Call[list[Prediction]]):
     version: str
     explain: bool = False
 
-    def http_request(self) -> HttpRequest:
-        query = _query(model=self.model, version=self.version, explain=self.explain and "true")
+    def http_request(self, timeout: float) -> HttpRequest:
+        explain = self.explain and "true"
+        query = _query(timeout, model=self.model, version=self.version, explain=explain)
         content = b"".join(payload.data for payload in self.payloads)
         return HttpRequest("POST", f"predict{query}", content, self.payloads[0].media_type)
 
@@ -173,8 +175,8 @@ class Read(Call[Reading]):
     model: str
     version: str
 
-    def http_request(self) -> HttpRequest:
-        query = _query(model=self.model, version=self.version)
+    def http_request(self, timeout: float) -> HttpRequest:
+        query = _query(timeout, model=self.model, version=self.version)
         return HttpRequest("POST", f"read{query}", self.payload.data, self.payload.media_type)
 
     def from_http(self, answer: HttpAnswer) -> Reading:
@@ -232,7 +234,7 @@ class Ready(Call[Health]):
 
     statuses = (200, 503)
 
-    def http_request(self) -> HttpRequest:
+    def http_request(self, timeout: float) -> HttpRequest:
         return HttpRequest("GET", "v2/health/ready")
 
     def from_http(self, answer: HttpAnswer) -> Health:
@@ -253,7 +255,7 @@ class Ready(Call[Health]):
 class DescribeServer(Call[ServerMetadata]):
     """Name, version and extensions of the server."""
 
-    def http_request(self) -> HttpRequest:
+    def http_request(self, timeout: float) -> HttpRequest:
         return HttpRequest("GET", "v2")
 
     def from_http(self, answer: HttpAnswer) -> ServerMetadata:
@@ -277,7 +279,7 @@ class DescribeModel(Call[ModelMetadata]):
     model: str
     version: str
 
-    def http_request(self) -> HttpRequest:
+    def http_request(self, timeout: float) -> HttpRequest:
         version = f"/versions/{quote(self.version, safe='')}" if self.version else ""
         return HttpRequest("GET", f"v2/models/{quote(self.model, safe='')}{version}")
 
@@ -318,10 +320,11 @@ class DescribeModel(Call[ModelMetadata]):
         )
 
 
-def _query(**parameters: str | bool) -> str:
-    """The query with those parameters that are not empty."""
+def _query(timeout: float, **parameters: str | bool) -> str:
+    """The query with the seconds that are left, and with those parameters that are not empty."""
     given = {name: value for name, value in parameters.items() if value}
-    return f"?{urlencode(given)}" if given else ""
+    seconds = f"{min(max(timeout, 0.001), _LONGEST_TIMEOUT_S):.6g}"
+    return "?" + urlencode({**given, "timeout": seconds})
 
 
 def _timings(answer: HttpAnswer) -> Timings:

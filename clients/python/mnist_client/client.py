@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import deque
@@ -22,6 +23,8 @@ T = TypeVar("T")
 _Job: TypeAlias = Callable[[], list[T | ClientError]]
 DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_MAX_ANSWER_BYTES = 64 * 2**20
+KEY_VARIABLE = "MNIST_KEY"
 NO_RETRIES = Retries(attempts=1)
 _RETRIES = Retries()
 
@@ -40,15 +43,24 @@ class Defaults:
         bearer_key: str | None,
         tls: TLS | None,
         connections: int,
+        max_answer_bytes: int,
     ) -> None:
         self.address: Address = parse(address)
+        source = "bearer_key"
+        if bearer_key is None and (bearer_key := os.environ.get(KEY_VARIABLE) or None):
+            source = KEY_VARIABLE
         # httpx and grpcio would show the key in their errors.
         if bearer_key is not None and not re.fullmatch("[!-~]([ -~]*[!-~])?", bearer_key):
-            raise ValueError("bearer_key: is empty, or has characters that a header cannot carry.")
+            raise ValueError(f"{source}: is empty, or has characters that a header cannot carry.")
+        self.bearer_key = bearer_key
         if tls is not None and not self.address.is_secure:
             raise ValueError(f"tls: needs an https:// or grpcs:// address, not '{address}'.")
         if connections < 1:
             raise ValueError(f"connections: is {connections}; it must be at least 1.")
+        if not 0 < max_answer_bytes < 2**31:
+            raise ValueError(
+                f"max_answer_bytes: is {max_answer_bytes}; it must be from 1 to {2**31 - 1}."
+            )
         self.model, self.version = model, version
         self._timeout, self._retries = timeout, retries
         self.attempts(None)  # checks the timeout
@@ -100,8 +112,10 @@ class Client:
     `address` is http://, https://, grpc:// or grpcs:// HOST:PORT; the schemes with an s use TLS,
     which `tls` configures. `model` and `version` are those of all calls that name none, by default
     the newest version of the server's default model. `timeout` is the most seconds that a call may
-    take, with its retries. `bearer_key` is sent as "authorization: Bearer KEY", so use TLS with it.
-    `connections` bounds those of HTTP; gRPC has one.
+    take, with its retries. `bearer_key`, by default the environment variable MNIST_KEY, is sent as
+    "authorization: Bearer KEY", so use TLS with it.
+    `connections` bounds those of HTTP; gRPC has one. `max_answer_bytes` bounds each answer, also
+    once it is decompressed.
 
     Raises ValueError for an argument that is wrong, OSError for a file of `tls` that cannot be
     used, and ImportError for gRPC without the extra `grpc`. All methods raise ClientError.
@@ -118,6 +132,7 @@ class Client:
         bearer_key: str | None = None,
         tls: TLS | None = None,
         connections: int = 16,
+        max_answer_bytes: int = DEFAULT_MAX_ANSWER_BYTES,
     ) -> None:
         self._defaults = Defaults(
             address,
@@ -128,17 +143,18 @@ class Client:
             bearer_key=bearer_key,
             tls=tls,
             connections=connections,
+            max_answer_bytes=max_answer_bytes,
         )
-        parsed = self._defaults.address
+        parsed, key = self._defaults.address, self._defaults.bearer_key
         self._transport: _Transport
         if parsed.is_grpc:
             from mnist_client.grpc_transport import GrpcTransport
 
-            self._transport = GrpcTransport(parsed, tls, bearer_key)
+            self._transport = GrpcTransport(parsed, tls, key, max_answer_bytes)
         else:
             from mnist_client.http_transport import HttpTransport
 
-            self._transport = HttpTransport(parsed, tls, bearer_key, connections)
+            self._transport = HttpTransport(parsed, tls, key, connections, max_answer_bytes)
 
     def predict(
         self,

@@ -10,14 +10,18 @@ from typing import Any, TypeVar
 
 from mnist_client.address import TLS, Address
 from mnist_client.calls import Call, GrpcAnswer, result_of
-from mnist_client.errors import ClientError, DeadlineExceeded, Unreachable, of_code
+from mnist_client.errors import (
+    ClientError,
+    DeadlineExceeded,
+    UnexpectedAnswer,
+    Unreachable,
+    of_code,
+)
 
 T = TypeVar("T")
 Metadata = Sequence[tuple[str, str]]
 _OPTIONS = [
     ("grpc.primary_user_agent", "mnist-client"),
-    # The server limits what it answers; explained pictures can exceed the default of 4 MB.
-    ("grpc.max_receive_message_length", -1),
     # By default a failed connection is tried again after a second, while `Retries` calls earlier.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5000),
@@ -29,11 +33,11 @@ _OPTIONS = [
 class GrpcTransport:
     """Sends calls over one gRPC connection; any number of threads may."""
 
-    def __init__(self, address: Address, tls: TLS | None, key: str | None):
+    def __init__(self, address: Address, tls: TLS | None, key: str | None, max_answer_bytes: int):
         grpc = _grpcio()
         self._address = address
         self._metadata = _metadata(key)
-        self._channel = _channel(grpc, grpc, address, tls)
+        self._channel = _channel(grpc, grpc, address, tls, max_answer_bytes)
         self._rpc_error = grpc.RpcError
         self._methods: dict[str, Any] = {}
 
@@ -59,7 +63,7 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """Sends calls over one gRPC connection, from the event loop of the first call."""
 
-    def __init__(self, address: Address, tls: TLS | None, key: str | None):
+    def __init__(self, address: Address, tls: TLS | None, key: str | None, max_answer_bytes: int):
         grpc = _grpcio()
         self._address = address
         self._metadata = _metadata(key)
@@ -67,7 +71,9 @@ class AsyncGrpcTransport:
         self._methods: dict[str, Any] = {}
         self._channel: Any = None
         # grpc.aio takes the event loop in which a channel is made.
-        self._make_channel: Callable[[], Any] = lambda: _channel(grpc, grpc.aio, address, tls)
+        self._make_channel: Callable[[], Any] = lambda: _channel(
+            grpc, grpc.aio, address, tls, max_answer_bytes
+        )
 
     async def send(self, call: Call[T], timeout: float) -> T:
         """Make one attempt, whose deadline the server gets. Raises ClientError."""
@@ -109,10 +115,13 @@ def _metadata(key: str | None) -> Metadata:
     return () if key is None else (("authorization", f"Bearer {key}"),)
 
 
-def _channel(grpc: ModuleType, api: ModuleType, address: Address, tls: TLS | None) -> Any:
+def _channel(
+    grpc: ModuleType, api: ModuleType, address: Address, tls: TLS | None, max_answer_bytes: int
+) -> Any:
     """A channel of `api`, which is grpc or grpc.aio. Raises OSError for a file of `tls`."""
+    options = [*_OPTIONS, ("grpc.max_receive_message_length", max_answer_bytes)]
     if not address.is_secure:
-        return api.insecure_channel(address.target, options=_OPTIONS)
+        return api.insecure_channel(address.target, options=options)
     tls = tls or TLS()
     certificate = tls.certificate_file
     credentials = grpc.ssl_channel_credentials(
@@ -120,7 +129,7 @@ def _channel(grpc: ModuleType, api: ModuleType, address: Address, tls: TLS | Non
         Path(tls.key_file or certificate).read_bytes() if certificate else None,
         Path(certificate).read_bytes() if certificate else None,
     )
-    return api.secure_channel(address.target, credentials, options=_OPTIONS)
+    return api.secure_channel(address.target, credentials, options=options)
 
 
 def _method(methods: dict[str, Any], channel: Any, name: str) -> Any:
@@ -150,6 +159,8 @@ def _error_of(error: Any, address: Address, timeout: float) -> ClientError:
     # Without our server's id, the error is grpcio's own, or that of a proxy.
     if code == "DEADLINE_EXCEEDED":
         return DeadlineExceeded(f"No answer from {address.target} within {timeout:.3g} s.")
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
+        return UnexpectedAnswer(f"The answer is too large (max_answer_bytes): {details}.")
     if code == "UNAVAILABLE":
         unreachable = Unreachable(f"No gRPC answer from {address.target} ({details}).")
         unreachable.retryable = "CERTIFICATE_VERIFY_FAILED" not in details

@@ -16,6 +16,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mnist_client.address import TLS, Address
+from mnist_client.bodies import ACCEPT_ENCODING, Body
 from mnist_client.calls import Call, HttpAnswer, HttpRequest, result_of
 from mnist_client.errors import (
     ClientError,
@@ -29,18 +30,27 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
+_LONGEST_MESSAGE = 2000  # characters of another server's error
 
 
 class HttpTransport:
     """Sends calls over HTTP; any number of threads may."""
 
-    def __init__(self, address: Address, tls: TLS | None, key: str | None, connections: int):
+    def __init__(
+        self,
+        address: Address,
+        tls: TLS | None,
+        key: str | None,
+        connections: int,
+        max_answer_bytes: int,
+    ):
         import httpx
 
         from mnist_client.deadlines import limit
 
         self._httpx = httpx
         self._address = address
+        self._max_answer_bytes = max_answer_bytes
         self._client = httpx.Client(**_options(address, tls, key, connections))
         self._deadline = limit(self._client)
         self._turns = threading.BoundedSemaphore(connections)
@@ -53,12 +63,15 @@ class HttpTransport:
         self._deadline.end = began + timeout
         try:
             left = max(0.001, timeout - (monotonic() - began))
-            response = self._client.request(**_arguments(call.http_request(), left))
+            with self._client.stream(**_arguments(call.http_request(left), left)) as response:
+                body = Body(response.headers.get("content-encoding", ""), self._max_answer_bytes)
+                for chunk in response.iter_raw():
+                    body.add(chunk)
         except (self._httpx.RequestError, self._httpx.InvalidURL, OSError) as error:
             raise _error_of(error, self._address, timeout) from error
         finally:
             self._turns.release()
-        return _result(call, response, monotonic() - began, self._address)
+        return _result(call, response, body.content(), monotonic() - began, self._address)
 
     def close(self) -> None:
         """Close all connections."""
@@ -68,11 +81,19 @@ class HttpTransport:
 class AsyncHttpTransport:
     """Sends calls over HTTP from one event loop."""
 
-    def __init__(self, address: Address, tls: TLS | None, key: str | None, connections: int):
+    def __init__(
+        self,
+        address: Address,
+        tls: TLS | None,
+        key: str | None,
+        connections: int,
+        max_answer_bytes: int,
+    ):
         import httpx
 
         self._httpx = httpx
         self._address = address
+        self._max_answer_bytes = max_answer_bytes
         self._client = httpx.AsyncClient(**_options(address, tls, key, connections))
         self._turns = asyncio.BoundedSemaphore(connections)
 
@@ -81,12 +102,18 @@ class AsyncHttpTransport:
         began = monotonic()
         try:
             async with asyncio.timeout(timeout), self._turns:
-                response = await self._client.request(**_arguments(call.http_request(), timeout))
+                left = max(0.001, timeout - (monotonic() - began))
+                arguments = _arguments(call.http_request(left), left)
+                async with self._client.stream(**arguments) as response:
+                    encoding = response.headers.get("content-encoding", "")
+                    body = Body(encoding, self._max_answer_bytes)
+                    async for chunk in response.aiter_raw():
+                        body.add(chunk)
         except TimeoutError as error:
             raise _late(self._address, timeout) from error
         except (self._httpx.RequestError, self._httpx.InvalidURL, OSError) as error:
             raise _error_of(error, self._address, timeout) from error
-        return _result(call, response, monotonic() - began, self._address)
+        return _result(call, response, body.content(), monotonic() - began, self._address)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -98,7 +125,7 @@ def _options(
 ) -> dict[str, Any]:
     import httpx
 
-    headers = {"user-agent": "mnist-client"}
+    headers = {"user-agent": "mnist-client", "accept-encoding": ACCEPT_ENCODING}
     if key is not None:
         headers["authorization"] = f"Bearer {key}"
     # Reading the authorities takes 20 ms. A context without any is safe: it trusts no server.
@@ -119,13 +146,15 @@ def _arguments(request: HttpRequest, timeout: float) -> dict[str, Any]:
     return arguments
 
 
-def _result(call: Call[T], response: httpx.Response, seconds: float, address: Address) -> T:
-    status, body = response.status_code, response.content
+def _result(
+    call: Call[T], response: httpx.Response, body: bytes, seconds: float, address: Address
+) -> T:
+    status = response.status_code
     if status in call.statuses:
         answer = HttpAnswer(status, response.headers, body, seconds)
         return result_of(call.from_http, answer, address.target)
     try:
-        message = str(json.loads(body)["error"])
+        message = str(json.loads(body)["error"])[:_LONGEST_MESSAGE]
     except (ValueError, KeyError, TypeError, RecursionError):  # of a proxy
         message = f"The server at {address.target} answers with status {status}."
     retry_after = _seconds_of(response.headers.get("retry-after", ""))

@@ -18,7 +18,7 @@ from service.core.classification.fields import row_shape
 from service.core.classification.pictures import PictureInput, PictureRule, picture_input
 from service.core.datatypes import BF16, BYTES, Array, from_bfloat16
 from service.core.digits import LOGITS, PROBABILITIES
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, ModelFault
 from service.core.tensors import TensorSpec
 
 # Logits beyond these stand for infinite ones; their differences are still finite.
@@ -69,12 +69,13 @@ class Classifier(NamedTuple):
         ]
 
     def classifications(
-        self, outputs: Sequence[Array], count: int, top: int
+        self, outputs: Sequence[Array], count: int, top: int, model: str
     ) -> list[Classification]:
         """One classification for each of `count` rows, with at most `top` probabilities.
 
-        An infinite logit is the largest number, or the smallest. Raises InvalidArgument for NaN,
-        for an infinite probability, and for an output of another number of rows.
+        An infinite logit is the largest number, or the smallest. Raises ModelFault, which names the
+        `model`, for NaN and for an infinite probability: its input had neither. Raises
+        InvalidArgument for an output of another number of rows.
         """
         values = outputs[self.output]
         classes = prod(values.shape[-len(self.output_row) :]) if self.output_row else 1
@@ -90,10 +91,7 @@ class Classifier(NamedTuple):
             rows = np.clip(rows, -_LARGEST_LOGIT, _LARGEST_LOGIT)
         limit = _LARGEST_LOGIT if self.is_logits else _LARGEST_PROBABILITY
         if not (np.abs(rows) <= limit).all():  # NaN fails this form of the check as well
-            raise InvalidArgument(
-                f"The model's output '{self.output_name}' has NaN or an infinite probability for "
-                "this input, so no class is the most probable; the infer endpoint returns it."
-            )
+            raise ModelFault.not_finite(model, "input", "class")
         if rows.shape[1] == 1:  # the second of two classes
             rows = np.hstack([np.zeros_like(rows) if self.is_logits else 1 - rows, rows])
         if self.is_logits:

@@ -15,6 +15,7 @@ from PIL import Image
 from service.core.pictures.page import IS_INK, Ink
 
 Mask = npt.NDArray[np.bool_]
+_LEAST_SIDE = 24  # pixels of a page with lines
 _SLOPES = np.linspace(-0.08, 0.08, 17)  # tan of up to 4.6 degrees
 
 
@@ -57,9 +58,10 @@ def without_lines(ink: Ink) -> Ink:
 
 
 def may_have_lines(ink: Ink) -> bool:
-    """Whether `without_lines` may find any on a large page: a look at a copy of half its size."""
-    half = np.asarray(Image.fromarray(ink).reduce(2))
-    return any(_lines_on(half >= IS_INK // 2))
+    """Whether `without_lines` may find any on a large page: a look at a small copy of it."""
+    factor = 4 if min(ink.shape) >= 4 * _LEAST_SIDE else 2
+    small = np.asarray(Image.fromarray(ink).reduce(factor))
+    return any(_lines_on(small >= IS_INK // factor))
 
 
 class _Line(NamedTuple):
@@ -93,7 +95,7 @@ def _longest(lines: list[_Line]) -> list[_Line]:
 def _lines(mask: Mask) -> list[_Line]:
     """Thin lines that take at least 0.4 of the width."""
     height, width = mask.shape
-    if min(mask.shape) < 24:
+    if min(mask.shape) < _LEAST_SIDE:
         return []
     thin = _opened(mask, 9)
     thin &= ~_opened(np.ascontiguousarray(mask.T), 8).T

@@ -23,12 +23,20 @@ LEAST_INK = 0.5
 _PART = 0.1  # of a stroke of this height: the ink between two cuts, at least
 _MOST_STROKES = 3.5  # that a cut may cross, as a multiple of a stroke's width
 # Paths are looked for on pieces of about this many rows, and twice as many columns.
-_PATH_ROWS = 28
-# A path moves by up to this many columns from row to row. One costs as much as 0.3 pixels of ink.
+_PATH_ROWS = 40
+# A path moves by up to this many columns from row to row.
 _REACH = 4
-_SIDEWAYS = np.float32(0.3) * np.abs(np.arange(-_REACH, _REACH + 1, dtype=np.float32))
+# Costs are integers, _FULL for each column of full ink. A step to the side costs _SIDEWAYS.
+_FULL = 64
+_SIDEWAYS = 5
+# What pixels cost: where strokes only touch, their soft edges leave a valley of thinner ink.
+_COSTS = (_FULL * (np.arange(256) / 255) ** 3).astype(np.int32)
+# Costs are kept with the step that led to them in the lowest bits.
+_STEP_BITS = 4
+_NONE = np.int64(2**62)
 
 Floats = npt.NDArray[np.float32]
+Costs = npt.NDArray[np.int32]
 
 
 class Cut(NamedTuple):
@@ -52,30 +60,29 @@ def cuts_through(ink: Ink, height: float, most: int) -> tuple[list[Cut], float]:
     # Columns are finer than rows, as cuts go down.
     fine = max(1, round(height / _PATH_ROWS / 2))
     reduced = Image.fromarray(ink).reduce((fine, 2 * fine))
-    small = np.asarray(reduced, np.float32) * np.float32(2 / 255)
+    grey = np.asarray(reduced)
+    small = grey * np.float32(1 / 255)
     rows, width = small.shape
     stroke = _stroke(small)
     before = np.pad(small.cumsum(axis=1), ((0, 0), (1, 0)))[:, :-1]
+    costs = _COSTS[grey]
     (down, up), (left_above, left_below), (came, went) = _least_ink(
-        np.stack([small, small[::-1]]), np.stack([before, before[::-1]])
+        np.stack([costs, costs[::-1]]), np.stack([before, before[::-1]])
     )
-    through = (down + up[::-1] - small).ravel()
-    # Paths through all pixels, by the ink to their left: the best of each bin.
+    through = (down + up[::-1] - costs).ravel()
+    # Paths through all pixels, by the ink to their left: the best of each bin, and where it is.
     part = _PART * stroke * height / fine
     bins = ((left_above + left_below[::-1] - before) / part).astype(np.intp).ravel()
-    order = np.argsort(through)
-    found, firsts = np.unique(bins[order], return_index=True)
-    best = np.full(int(found[-1]) + 3, np.inf)
-    places = np.zeros(len(best), np.intp)
-    places[found + 1] = order[firsts]
-    best[found + 1] = through[order[firsts]]
+    keys = np.full(int(bins.max()) + 3, _NONE)
+    np.minimum.at(keys, bins + 1, through * through.size + np.arange(through.size))
+    best, places = keys // through.size, keys % through.size
     is_least = (best[1:-1] <= best[:-2]) & (best[1:-1] < best[2:])
-    is_least &= best[1:-1] < _MOST_STROKES * stroke
+    is_least &= best[1:-1] < _MOST_STROKES * stroke * _FULL
     end = round(LEAST_INK / _PART)
     is_least[:end] = False
     is_least[max(0, int(small.sum() / part) + 1 - end) :] = False
     chosen = np.flatnonzero(is_least) + 1
-    chosen = np.sort(chosen[np.argsort(best[chosen])][:most])
+    chosen = np.sort(chosen[np.argsort(best[chosen], kind="stable")][:most])
     row_of = np.minimum(np.arange(ink.shape[0]) // (2 * fine), rows - 1)
     cuts = []
     for number, place in zip(chosen.tolist(), places[chosen].tolist(), strict=True):
@@ -83,7 +90,7 @@ def cuts_through(ink: Ink, height: float, most: int) -> tuple[list[Cut], float]:
         above = _path(came, row, column)
         below = _path(went, rows - 1 - row, column)
         path = np.array([*above[::-1], *below[1:]], np.intp)
-        crossed = float(best[number]) / stroke
+        crossed = float(best[number]) / (stroke * _FULL)
         cuts.append(Cut(path[row_of] * fine, crossed, (number - 1) * _PART))
     return cuts, float(small.sum()) / part * _PART
 
@@ -93,40 +100,50 @@ def _stroke(ink: Floats) -> float:
 
     A row is as high as two columns are wide.
     """
-    mask = np.pad(ink > 0.8, 1)
+    mask = np.pad(ink > 0.4, 1)
     edges = int(np.diff(mask, axis=0).sum()) + 2 * int(np.diff(mask, axis=1).sum())
     width = 2.4 * float(ink.sum()) / (edges + 1)
     return max(width, 1.0)
 
 
-def _least_ink(ink: Floats, before: Floats) -> tuple[Floats, Floats, list[list[list[int]]]]:
-    """For each pixel [B,H,W] the least ink on a path from the first row to it.
+def _least_ink(costs: Costs, before: Floats) -> tuple[Costs, Floats, list[list[list[int]]]]:
+    """For each pixel [B,H,W] the least cost of a path from the first row to it.
 
     The second is the ink to the left of that path; `before` is that to the left of each pixel. The
     third is the column in the row above from which the path comes.
     """
-    total, left_of = np.empty_like(ink), np.empty_like(ink)
-    came = np.zeros(ink.shape, np.intp)
-    total[:, 0], left_of[:, 0] = ink[:, 0], before[:, 0]
-    pages, rows, width = ink.shape
-    padded = np.full((pages, width + 2 * _REACH), np.inf, np.float32)
-    near = np.lib.stride_tricks.sliding_window_view(padded, 2 * _REACH + 1, axis=1)
-    start = np.arange(width) - _REACH
-    page = np.arange(pages)[:, None]
+    pages, rows, width = costs.shape
+    steps = 2 * _REACH + 1
     # Of a walk along a row; a row is as high as two columns are wide.
-    along = np.pad(ink.cumsum(axis=2) / 2, ((0, 0), (0, 0), (_REACH, _REACH)))
-    windows = np.lib.stride_tricks.sliding_window_view(along, 2 * _REACH + 1, axis=2)
-    walks = np.abs(windows - windows[..., _REACH, None]) + _SIDEWAYS
+    along = np.pad(costs.cumsum(axis=2, dtype=np.int32), ((0, 0), (0, 0), (_REACH, _REACH)))
+    walks = np.empty((rows, steps, pages, width), np.int32)
+    for step in range(steps):
+        walk = np.abs(along[..., step : step + width] - along[..., _REACH : _REACH + width]) // 2
+        walk += _SIDEWAYS * abs(step - _REACH)
+        walk <<= _STEP_BITS
+        walk += step
+        walks[:, step] = walk.transpose(1, 0, 2)
+    shifted = costs << _STEP_BITS
+    padded = np.full((pages, width + 2 * _REACH), 2**30, np.int32)
+    inner = padded[:, _REACH:-_REACH]
+    inner[:] = shifted[:, 0]
+    near = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1).transpose(1, 0, 2)
+    least = np.empty((pages, rows, width), np.int32)
+    least[:, 0] = inner
     for row in range(1, rows):
-        padded[:, _REACH:-_REACH] = total[:, row - 1]
-        costs = near + walks[:, row]
-        at = costs.argmin(axis=2) + start
-        came[:, row] = at
-        total[:, row] = costs.min(axis=2) + ink[:, row]
-        left_of[:, row] = left_of[page, row - 1, at] + before[:, row]
-    # numpy's types do not say how deep the lists are.
-    columns: list[list[list[int]]] = came.tolist()  # type: ignore[assignment]
-    return total, left_of, columns
+        best = (near + walks[row]).min(axis=0)
+        least[:, row] = best
+        best &= -(1 << _STEP_BITS)
+        np.add(best, shifted[:, row], out=inner)
+    came = (least & (1 << _STEP_BITS) - 1) + (np.arange(width) - _REACH)
+    total = (least >> _STEP_BITS) + costs
+    total[:, 0] = costs[:, 0]
+    left_of = np.empty_like(before)
+    left_of[:, 0] = before[:, 0]
+    flat = came + (width * np.arange(pages))[:, None, None]
+    for row in range(1, rows):
+        left_of[:, row] = left_of[:, row - 1].ravel()[flat[:, row]] + before[:, row]
+    return total, left_of, came.tolist()
 
 
 def _path(came: list[list[int]], row: int, column: int) -> list[int]:

@@ -12,6 +12,10 @@ bands where it must be converted, so there is never a second copy of a large pic
 
 Dark and bright ink are both tried; the picture shows which of them is ink: strokes take little of
 a page, so the distribution of grey is skewed to their side.
+
+`ink_of` is for a page with one digit. `fine_ink_of` is for a page with many, of which only a few
+pixels in a hundred are ink: it needs more pixels, takes 1 and 3 from a small copy, and the level of
+ink from how much the paper varies rather than from two classes of similar size.
 """
 
 from __future__ import annotations
@@ -47,6 +51,11 @@ _THIN = 9
 _EVEN = 0.14
 # Grey levels added to both, so that noise in the dark is not taken for ink.
 _LEAST_LIGHT = 12
+_LOGS = np.log(np.arange(256) + 16)
+# Of a fine page: pixels per side of the copy on which the paper is estimated, and the levels of the
+# depth of ink. _LEVELS are all light, _ZERO is that of the paper.
+_PAPER_SIDE = 128
+_LEVELS, _ZERO = 220, 32
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -125,14 +134,9 @@ def ink_of(picture: Image.Image) -> Page:
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.BOX)
-    if picture.mode == "RGB" and not has_colour(picture):
+    if picture.mode == "RGB" and not _has_colour(picture):
         picture = picture.convert("L")
-    values = np.asarray(picture)
-    if values.ndim == 2:
-        values = values[:, :, None]
-    planes = np.ascontiguousarray(values.transpose(2, 0, 1))
-    bright = np.reshape([ink_is_bright(plane) for plane in planes], (-1, 1, 1))
-    planes = np.where(bright, 255 - planes, planes)
+    planes, bright = _dark_planes(picture)
     stroke = _stroke(planes.shape[1:])
     depth = _depth(planes, bright, stroke)
     ink = _ink(depth)
@@ -158,6 +162,74 @@ def ink_of(picture: Image.Image) -> Page:
         )
         return Page(np.zeros(planes.shape[1:], np.uint8), scale, hint, picture, 0.0)
     return Page(ink, scale, "", picture, float(depth[ink >= IS_INK].mean()))
+
+
+def fine_ink_of(picture: Image.Image) -> Ink:
+    """The ink on a picture in L or RGB, of its size: uint8 [H,W], 0 is paper and 255 full ink."""
+    factor = -(-max(picture.size) // _PAPER_SIDE)
+    if picture.mode != "L":
+        picture = _in_grey(picture, factor)
+    grey = np.asarray(picture)
+    small = np.asarray(picture.reduce(factor))
+    if _ink_is_bright(np.ascontiguousarray(grey[::2, ::2])):
+        grey, small = 255 - grey, 255 - small
+    paper = closed(small[None], max(3, max(small.shape) // 6 | 1))[0]
+    # Fixed-point arithmetic in 16 bits: a pixel counts as at most a tenth brighter than its paper.
+    height, width = grey.shape
+    lit = paper.astype(np.uint16) + 8
+    brightest = np.minimum(lit * 11 // 10 - 8, 255).astype(np.uint8)
+    brightest, scale = (
+        values.repeat(factor, 1)[:, :width].repeat(factor, 0)[:height]
+        for values in (brightest, _LEVELS * 256 // lit)
+    )
+    depth = np.minimum(grey, brightest).astype(np.uint16)
+    depth += 8
+    depth *= scale
+    depth >>= 8
+    np.subtract(_LEVELS + _ZERO, depth, out=depth)
+    levels = Image.fromarray(depth.astype(np.uint8))
+    return np.asarray(levels.point(_ink_of_level(levels.histogram())))
+
+
+def _in_grey(picture: Image.Image, factor: int) -> Image.Image:
+    """A picture in RGB, in L along the axis of its ink; a small copy shows this axis."""
+    small = picture.reduce(factor)
+    if not _has_colour(small):
+        return picture.convert("L")
+    planes, bright = _dark_planes(small)
+    depth = closed(planes, max(3, max(planes.shape) // 6 | 1)) - planes
+    weights = _ink_axis(depth.astype(np.float32)) * np.where(bright.ravel(), -1, 1)
+    red, green, blue = (weights / np.abs(weights).sum()).tolist()
+    offset = -255 * sum(weight for weight in (red, green, blue) if weight < 0)
+    return picture.convert("L", (red, green, blue, offset))
+
+
+def _ink_of_level(histogram: list[int]) -> list[int]:
+    """The ink for each of 256 levels of depth; `histogram` counts the pixels of each."""
+    counts = np.array(histogram)
+    below = counts.cumsum()
+    levels = np.arange(256)
+    usual = int(np.searchsorted(below, below[-1] / 2))
+    away = np.abs(levels - usual)
+    nearest = np.argsort(away)
+    varies = 1.5 * away[nearest[np.searchsorted(counts[nearest].cumsum(), below[-1] / 2)]]
+    least = max(_ZERO + LEAST_CONTRAST * _LEVELS, usual + 5 * varies)
+    inked = np.where(levels > least, counts, 0).cumsum()
+    if not inked[-1]:
+        return [0] * 256
+    pen = int(np.searchsorted(inked, 0.75 * inked[-1]))
+    ink: list[int] = ((levels - usual) * (255 / (pen - usual))).clip(0, 255).astype(int).tolist()
+    return ink
+
+
+def _dark_planes(picture: Image.Image) -> tuple[Ink, npt.NDArray[np.bool_]]:
+    """A picture in L or RGB as planes [C,H,W] with dark ink; bool [C,1,1]: it was bright."""
+    values = np.asarray(picture)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    planes = np.ascontiguousarray(values.transpose(2, 0, 1))
+    bright = np.reshape([_ink_is_bright(plane) for plane in planes], (-1, 1, 1))
+    return np.where(bright, 255 - planes, planes), bright
 
 
 def _depth(planes: Ink, bright: npt.NDArray[np.bool_], stroke: int) -> Floats:
@@ -227,15 +299,14 @@ def _stroke(shape: tuple[int, ...]) -> int:
     return max(3, max(shape) // 3 | 1)
 
 
-def ink_is_bright(grey: Ink) -> bool:
+def _ink_is_bright(grey: Ink) -> bool:
     """Whether the logarithm of grey is skewed to the bright side."""
-    logs = np.log(grey.astype(np.float32) + 16)
-    logs -= logs.mean()
-    squares = logs * logs
-    return float((squares * logs).mean()) > 0
+    counts = np.array(Image.fromarray(grey).histogram())
+    logs = _LOGS - counts @ _LOGS / grey.size
+    return float(counts @ logs**3) > 0
 
 
-def has_colour(picture: Image.Image) -> bool:
+def _has_colour(picture: Image.Image) -> bool:
     """Whether the channels of a picture in RGB differ by more than the noise of a camera."""
     values = np.asarray(picture).astype(np.int16)
     return bool(
@@ -246,11 +317,11 @@ def has_colour(picture: Image.Image) -> bool:
 
 def _joined(depth: Floats) -> Floats:
     """Planes [3,H,W] along the axis of their ink: [H,W]."""
-    joined: Floats = (ink_axis(depth) @ depth.reshape(3, -1)).reshape(depth.shape[1:])
+    joined: Floats = (_ink_axis(depth) @ depth.reshape(3, -1)).reshape(depth.shape[1:])
     return joined
 
 
-def ink_axis(depth: Floats) -> Floats:
+def _ink_axis(depth: Floats) -> Floats:
     """The axis [3] on which the second moment of planes [3,H,W] is largest, and ink positive."""
     flat = depth.reshape(3, -1)
     _, axes = np.linalg.eigh(flat @ flat.T)

@@ -11,7 +11,7 @@ shapes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import log
 from typing import NamedTuple
@@ -26,31 +26,18 @@ from service.core.errors import RequestTooLarge
 from service.core.pictures.components import may_have_lines, without_lines
 from service.core.pictures.cuts import LEAST_INK, cuts_through
 from service.core.pictures.digit import fit_digits
-from service.core.pictures.page import (
-    IS_INK,
-    LEAST_CONTRAST,
-    Ink,
-    closed,
-    has_colour,
-    ink_axis,
-    ink_is_bright,
-    upright,
-)
+from service.core.pictures.page import IS_INK, Ink, fine_ink_of, upright
 
 # A page is read at this number of pixels on its longer side, to twice that; at the second one if
 # strokes take fewer pixels than _THIN at the first.
 _SIDES = 320, 640
 _THIN = 4.0
-# Pixels per side of the copy on which the paper is estimated.
-_PAPER_SIDE = 128
-# Levels of the depth of ink: 255 are all light, and 0 is a little more than the paper's.
-_LEVELS, _ZERO = 220, 32
 # Lengths below are shares of the height of a line's digits.
 _SPECK = 0.12  # smaller than this in both directions: dirt
 _TALL = 0.45  # pieces at least this high can be a digit on their own
 _WIDEST = 1.6  # of a candidate
 _WIDEST_GAP = 0.2  # between the pieces of one digit
-_WIDE_PIECE = 1.25  # a piece of this width may be several digits although it is accepted
+_WIDE_PIECE = 1.1  # a piece of this width may be several digits although it is accepted
 _NARROWEST_CUT = 0.45  # no narrower piece is cut
 _SMALL = 0.6  # a lower piece is a part of a digit rather than one
 _BROKEN = 0.12  # the largest gap between the parts of a digit that lie above each other
@@ -60,17 +47,35 @@ _LOWEST = 0.5  # of a candidate that is cut out of a piece
 _MOST_PIECES = 14  # of one candidate
 
 # Costs, in units of -log(probability); chosen with benchmarks/pictures/strings.py.
-_REFUSED = {"several_digits": 20.0, "not_a_digit": 15.0, "unsure": 8.0, "blank": 20.0}
+_REFUSED = {"several_digits": 6.0, "not_a_digit": 3.0, "unsure": 1.3, "blank": 20.0}
 _SURE = 0.95  # of a model that does not judge, a lower probability leaves doubt
 # In a number, a mark that looks like no digit is one from this probability on.
 _LIKELY = 0.7
 _NO_DIGIT = ("not_a_digit", "several_digits")
-_PER_DIGIT = 0.1
-_PER_CUT = 0.05
-_PER_STROKE = 0.1  # for each stroke's width of ink that a cut crosses
-_SHORT = 4.0  # for each height by which a candidate is lower than its line
-_USUAL = 0.72  # width of a digit
-_WIDE = 0.9  # for each height by which it is wider than _USUAL heights
+_PER_DIGIT = 0.14
+_PER_CUT = 0.18
+_PER_STROKE = 1.7  # for each stroke's width of ink that a cut crosses
+_SHORT = 8.0  # for each height by which a candidate is lower than _LOW heights
+_LOW = 0.8
+_WIDE = 3.0  # for each height by which it is wider than _USUAL heights
+_USUAL = 0.7
+# The width of each digit in heights, and the standard deviation of its logarithm: those of single
+# digits that strings.py draws. What is off by more costs _TOO_WIDE or _TOO_NARROW times the square
+# of the deviations beyond the first. (A narrow part may lack a stroke that was cut off.)
+_WIDTHS = (
+    (0.87, 0.21),
+    (0.38, 0.53),
+    (0.90, 0.18),
+    (0.79, 0.21),
+    (0.79, 0.22),
+    (0.87, 0.22),
+    (0.70, 0.22),
+    (0.75, 0.22),
+    (0.74, 0.22),
+    (0.67, 0.22),
+)
+_TOO_WIDE, _TOO_NARROW = 0.22, 0.11
+_MOST_DEVIATIONS = 5.0
 
 
 class Box(NamedTuple):
@@ -85,13 +90,15 @@ class Box(NamedTuple):
 class Candidate(NamedTuple):
     """A stretch of a line as one digit: from `first` to `last`, in pieces and parts of them.
 
-    `cost` is that of its shape; `row` is its index in the pixels of all candidates.
+    `cost` is that of its shape, whatever digit it is; `width` is in heights of the line's digits.
+    `row` is its index in the pixels of all candidates.
     """
 
     first: float
     last: float
     box: Box
     cost: float
+    width: float
     row: int
 
 
@@ -159,75 +166,13 @@ def candidates_on(image: Image.Image, most: int) -> Candidates:
     reduced, *_ = getattr(image, "decoderconfig", None) or (1,)
     for side in _SIDES:
         picture = upright(image, side)
-        ink = ink_on(picture)
+        ink = fine_ink_of(picture)
         if max(picture.size) == max(image.size) or _stroke(ink) >= _THIN:
             break
     scale = reduced * max(width, height) / max(picture.size)
     if may_have_lines(ink):
         ink = without_lines(ink)
     return find_digits(ink, most)._replace(scale=scale)
-
-
-def ink_on(picture: Image.Image) -> Ink:
-    """The ink on a picture in L or RGB, uint8 [H,W]: 0 is paper, 255 is full ink.
-
-    `page.ink_of` does the same for one digit. On a page only a few pixels in a hundred are ink. So
-    the paper is estimated on a small copy, and the level of ink from how much the paper varies.
-    """
-    factor = -(-max(picture.size) // _PAPER_SIDE)
-    if picture.mode != "L":
-        picture = _in_grey(picture, factor)
-    grey = np.asarray(picture)
-    small = np.asarray(picture.reduce(factor))
-    if ink_is_bright(grey[::2, ::2]):
-        grey, small = 255 - grey, 255 - small
-    paper = closed(small[None], max(3, max(small.shape) // 6 | 1))[0]
-    # Rows and columns of the last blocks that are not on the page are left out in the end.
-    height, width = grey.shape
-    rows, columns = small.shape
-    blocks = np.empty((rows, factor, columns, factor), np.uint8)
-    whole = blocks.reshape(rows * factor, columns * factor)
-    whole[:height, :width] = grey
-    whole[height:], whole[:, width:] = 255, 255
-    dark = np.float32(_LEVELS) / (paper.astype(np.float32) + 8)
-    light = blocks * dark[:, None, :, None]
-    np.subtract((_LEVELS + _ZERO - 8 * dark)[:, None, :, None], light, out=light)
-    np.maximum(light, 0, out=light)
-    depth = Image.fromarray(light.astype(np.uint8).reshape(whole.shape)[:height, :width])
-    return np.asarray(depth.point(_ink_of_depth(depth.histogram())))
-
-
-def _in_grey(picture: Image.Image, factor: int) -> Image.Image:
-    """A picture in RGB, in L along the axis of its ink; a small copy shows this axis."""
-    small = picture.reduce(factor)
-    if not has_colour(small):
-        return picture.convert("L")
-    planes = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
-    bright = np.reshape([ink_is_bright(plane) for plane in planes], (3, 1, 1))
-    planes = np.where(bright, 255 - planes, planes)
-    depth = closed(planes, max(3, max(planes.shape) // 6 | 1)) - planes
-    weights = ink_axis(depth.astype(np.float32)) * np.where(bright.ravel(), -1, 1)
-    red, green, blue = (weights / np.abs(weights).sum()).tolist()
-    offset = -255 * sum(weight for weight in (red, green, blue) if weight < 0)
-    return picture.convert("L", (red, green, blue, offset))
-
-
-def _ink_of_depth(histogram: list[int]) -> list[int]:
-    """The ink for each of 256 levels of depth; `histogram` counts the pixels of each."""
-    counts = np.array(histogram)
-    below = counts.cumsum()
-    levels = np.arange(256)
-    usual = int(np.searchsorted(below, below[-1] / 2))
-    away = np.abs(levels - usual)
-    nearest = np.argsort(away)
-    varies = 1.5 * away[nearest[np.searchsorted(counts[nearest].cumsum(), below[-1] / 2)]]
-    least = max(_ZERO + LEAST_CONTRAST * _LEVELS, usual + 5 * varies)
-    inked = np.where(levels > least, counts, 0).cumsum()
-    if not inked[-1]:
-        return [0] * 256
-    pen = int(np.searchsorted(inked, 0.75 * inked[-1]))
-    ink: list[int] = ((levels - usual) * (255 / (pen - usual))).clip(0, 255).astype(int).tolist()
-    return ink
 
 
 def _stroke(ink: Ink) -> float:
@@ -275,6 +220,7 @@ def further(candidates: Candidates, predictions: Sequence[Prediction], most: int
         for chosen in _cheapest(known, predictions):
             first, last = int(chosen.first), int(chosen.last)
             wide = (chosen.box.right - chosen.box.left) / height
+            cost = chosen.cost + _cost(predictions[chosen.row], chosen.width)
             if not _is_doubtful(predictions[chosen.row]) and wide < _WIDE_PIECE:
                 continue
             for begin, end in ((first - 1, last), (first, last + 1), (first - 1, last + 1)):
@@ -294,19 +240,13 @@ def further(candidates: Candidates, predictions: Sequence[Prediction], most: int
             count += len(parts)
             if count > 4 * most:
                 raise _too_many(most)
-            for end in range(1, len(parts) + 1):
-                for begin in range(end - 1, max(-1, end - 1 - _MOST_PIECES), -1):
-                    group = parts[begin:end]
-                    box = _around([piece.box for piece in group])
-                    if end - begin == len(parts) or box.right - box.left > _WIDEST * height:
-                        break
-                    area = sum(part.area for part in group)
-                    if box.bottom - box.top < _LOWEST * height or area < LEAST_INK:
-                        continue
-                    cuts = group[-1].cut, parts[begin - 1].cut if begin else None
-                    left, right = (first + (last - first) * n / len(parts) for n in (begin, end))
-                    row = start + len(inks)
-                    found.append(_candidate(left, right, group, cuts, height, row))
+            for begin, end in _runs(parts, height):
+                group = parts[begin:end]
+                cuts = group[-1].cut, parts[begin - 1].cut if begin else None
+                left, right = (first + (last - first) * n / len(parts) for n in (begin, end))
+                candidate = _candidate(left, right, group, cuts, height, start + len(inks))
+                if candidate.cost < cost:  # otherwise the whole piece is cheaper
+                    found.append(candidate)
                     inks.append(_together(group))
         lines.append(found)
     return candidates._replace(lines=lines, pixels=fit_digits(inks))
@@ -333,7 +273,7 @@ def _cheapest(line: list[Candidate], predictions: Sequence[Prediction]) -> list[
         before = costs.get(candidate.first)
         if before is None:
             continue
-        cost = before + candidate.cost + _cost(predictions[candidate.row])
+        cost = before + candidate.cost + _cost(predictions[candidate.row], candidate.width)
         if cost < costs.get(candidate.last, float("inf")):
             costs[candidate.last], chosen[candidate.last] = cost, candidate
     way = []
@@ -357,9 +297,15 @@ def _is_doubtful(prediction: Prediction) -> bool:
     return not prediction.accepted
 
 
-def _cost(prediction: Prediction) -> float:
+def _cost(prediction: Prediction, width: float) -> float:
+    """What it costs to read a candidate of this width as the digit that the model says."""
     refused = 0.0 if prediction.accepted is not False else _REFUSED.get(prediction.reason, 8.0)
-    return refused + _PER_DIGIT - log(max(float(prediction.probabilities[prediction.digit]), 1e-6))
+    usual, spread = _WIDTHS[prediction.digit]
+    deviations = log(max(width, 0.03) / usual) / spread
+    odd = min(max(abs(deviations) - 1, 0), _MOST_DEVIATIONS) ** 2
+    odd *= _TOO_WIDE if deviations > 0 else _TOO_NARROW
+    likely = float(prediction.probabilities[prediction.digit])
+    return refused + odd + _PER_DIGIT - log(max(likely, 1e-6))
 
 
 def _text(line: list[ReadDigit]) -> str:
@@ -386,10 +332,8 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
     )
     if not count:
         return []
-    statistics = cc3d.statistics(labels, no_slice_conversion=True)
-    boxes = statistics["bounding_boxes"][1:].astype(np.intp)  # top, bottom, left, right, inclusive
-    areas = statistics["voxel_counts"][1:].astype(np.int64)
-    heights, widths = boxes[:, 1] - boxes[:, 0] + 1, boxes[:, 3] - boxes[:, 2] + 1
+    boxes, areas = _boxes(mask, labels, count)
+    heights, widths = boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0]
     typical = _typical(heights, areas)
     large = np.maximum(heights, widths) >= max(3, _SPECK * typical)
     flat = (heights < _TALL * typical) & (widths > typical)
@@ -399,11 +343,13 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
     bottom_of, right_of = ink.shape
     pieces = []
     for index in kept.tolist():
-        top, bottom, left, right = boxes[index].tolist()
-        box = Box(left, top, right + 1, bottom + 1)
+        box = Box(*boxes[index].tolist())
         # The edges of strokes are soft: one more pixel on every side belongs to them.
         edge = Box(
-            max(left - 1, 0), max(top - 1, 0), min(right + 2, right_of), min(bottom + 2, bottom_of)
+            max(box.left - 1, 0),
+            max(box.top - 1, 0),
+            min(box.right + 1, right_of),
+            min(box.bottom + 1, bottom_of),
         )
         region = np.s_[edge.top : edge.bottom, edge.left : edge.right]
         own, area = ink[region], int(areas[index])
@@ -413,6 +359,35 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
             own = np.where(near[:, :-2] | near[:, 1:-1] | near[:, 2:], own, np.uint8(0))
         pieces.append(_Piece(box, edge, own, area, None))
     return pieces
+
+
+def _boxes(
+    mask: npt.NDArray[np.bool_], labels: npt.NDArray[np.unsignedinteger], count: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Box [N,4], as in `Box`, and area [N] of each label of bool [H,W].
+
+    From the runs of ink in all rows: `cc3d.statistics` looks at every pixel, which takes longer.
+    """
+    height, width = mask.shape
+    padded = np.zeros((height, width + 1), bool)
+    padded[:, :-1] = mask
+    flat = padded.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat[0]:
+        edges = np.concatenate([[0], edges])
+    starts, ends = edges[::2], edges[1::2]
+    rows, lefts = np.divmod(starts, width + 1)
+    owners = labels[rows, lefts].astype(np.intp) - 1
+    boxes = np.empty((count, 4), np.intp)
+    boxes[:, :2], boxes[:, 2:] = max(height, width), 0
+    for column, values, of in (
+        (0, lefts, np.minimum),
+        (1, rows, np.minimum),
+        (2, lefts + ends - starts, np.maximum),
+        (3, rows + 1, np.maximum),
+    ):
+        of.at(boxes[:, column], owners, values)
+    return boxes, np.bincount(owners, ends - starts, count).astype(np.intp)
 
 
 def _typical(heights: npt.NDArray[np.intp], areas: npt.NDArray[np.int64]) -> int:
@@ -509,7 +484,7 @@ def _is_broken(group: list[_Piece], height: float) -> bool:
 
 def _parts(ink: Ink, box: Box, height: float) -> list[_Piece]:
     """The parts of a piece between all promising cuts, from left to right."""
-    cuts, total = cuts_through(ink, height, max(6, round(6 * (box.right - box.left) / height)))
+    cuts, total = cuts_through(ink, height, max(4, round(4 * (box.right - box.left) / height)))
     part_of = np.zeros(ink.shape, np.uint8)
     across = np.arange(ink.shape[1])
     for cut in cuts:
@@ -531,6 +506,19 @@ def _parts(ink: Ink, box: Box, height: float) -> list[_Piece]:
     return parts
 
 
+def _runs(parts: list[_Piece], height: float) -> Iterator[tuple[int, int]]:
+    """The first and the last, excluded, of neighbouring parts, but not all, that may be a digit."""
+    for end in range(1, len(parts) + 1):
+        for begin in range(end - 1, max(-1, end - 1 - _MOST_PIECES), -1):
+            group = parts[begin:end]
+            box = _around([part.box for part in group])
+            if end - begin == len(parts) or box.right - box.left > _WIDEST * height:
+                break
+            area = sum(part.area for part in group)
+            if box.bottom - box.top >= _LOWEST * height and area >= LEAST_INK:
+                yield begin, end
+
+
 def _candidate(
     first: float,
     last: float,
@@ -542,9 +530,9 @@ def _candidate(
     """A group of pieces or parts as one digit, with the strokes that the cuts beside it cross."""
     box = _around([piece.box for piece in group])
     high, wide = (box.bottom - box.top) / height, (box.right - box.left) / height
-    cost = _SHORT * max(0.0, 0.7 - high) + _WIDE * max(0.0, wide / max(high, 1.0) - _USUAL)
+    cost = _SHORT * max(0.0, _LOW - high) + _WIDE * max(0.0, wide / max(high, 1.0) - _USUAL)
     cost += sum((_PER_CUT + _PER_STROKE * crossed) / 2 for crossed in cuts if crossed is not None)
-    return Candidate(first, last, box, cost, row)
+    return Candidate(first, last, box, cost, wide, row)
 
 
 def _together(group: list[_Piece]) -> Ink:

@@ -26,10 +26,9 @@ for one call (`StreamError`) ends that call with RST_STREAM. An error in gRPC en
 status in trailers.
 
 Work is linear in the bytes of the peer. WINDOW_UPDATE of the connection and SETTINGS only change a
-number; the calls that wait for a window are looked at once per `receive`. A call that the peer
-opens and resets at once, or that ends by a stream error, costs the peer next to nothing, so such
-calls use up an allowance that grows with time and with answered calls. Without it, the peer is
-asked to connect again by a GOAWAY that ends no call; if many more come, its connection ends.
+number; the calls that wait for a window are looked at once per `receive`. What costs the peer
+nothing has an allowance (allowances.py), what takes time has its rules in timeouts.py, and what
+calls hold of the worker's memory is counted in accounts.py.
 
 Sources: RFC 9113 (HTTP/2); gRPC over HTTP2 (PROTOCOL-HTTP2.md).
 """
@@ -39,12 +38,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 from service.core.budget import Claim
-from service.core.errors import InFlightLimit, RequestTimeout, excerpt
+from service.core.errors import InFlightLimit, excerpt
 from service.grpc.answering import Rpc
-from service.grpc.http2 import frames
+from service.grpc.http2 import allowances, frames
+from service.grpc.http2.accounts import Accounts
 from service.grpc.http2.events import (
     CallCancelled,
     CallEnded,
@@ -63,40 +62,26 @@ from service.grpc.http2.headers import (
     Status,
     http_error,
 )
-from service.grpc.http2.limits import Allowance, Limits
+from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
+from service.grpc.http2.timeouts import End, Timeouts
 
 # Bytes that a peer may send on all streams of a connection before it must wait. This window is
 # given back as bytes arrive: what a message may hold is bounded by the window of its stream, and a
 # window that messages share would let one that does not continue hold up the others.
 CONNECTION_WINDOW = 4 << 20
 _MAX_FRAME = frames.DEFAULT_FRAME  # a connection keeps an unfinished frame, which is not counted
-# Rapid reset (CVE-2023-44487) opens and resets calls without waiting, so that max_streams does not
-# bound them. A call that was open for this many seconds did count towards max_streams.
-_QUICK_RESET_S = 0.05
-# Quick resets and stream errors that a peer may cause at once, and how many more per second. Each
-# costs some 20 us, so this rate takes 2 % of a core. Answered calls allow as many again.
-_FREE_RESETS = 1000
-# How many more, until a peer that is asked to connect again is cut off. What a proxy sent before it
-# read that lies in the sockets' buffers, some 95 bytes per call. On a busy machine with Linux's
-# usual limits (4 MB at the sender, 6 MB here) that was more than 10,000 calls.
-_LATE_RESETS = 100_000
-# The same of PINGs. gRPC-Go sends one per answer to measure the bandwidth.
-_FREE_PINGS = 1000
 # The last stream of a GOAWAY that only announces the end (RFC 9113, 6.8).
 _ALL_STREAMS = 2**31 - 1
 _KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
 # Calls that ended before their request did. Frames of theirs that arrive later are ignored.
 _MAX_UNFINISHED = 1024
-
-
-class Leaving(NamedTuple):
-    """Why and since when the peer is asked to connect again."""
-
-    cause: str  # for the metric
-    reason: str
-    since: float
+# Why a connection ends, beside the rules of time.
+_STOPPING = End("stop", "the server is stopping")
+_DISPLACED = End("displaced", "the server has too many connections (max_connections)")
+_HALF_CLOSED = End("peer", "the client has closed its side")
+_TOO_MANY_RESETS = End("resets", "too many calls given up", frames.ENHANCE_YOUR_CALM)
 
 
 class Connection:
@@ -104,6 +89,8 @@ class Connection:
 
     `choose_request_id` returns the id of a call from its x-request-id header, or None. `pool` has
     all connections of the worker. `now` is always a time in seconds of the same monotonic clock.
+    `admit` sets the identity of a call by its headers, or returns the status that refuses it; it is
+    None if everyone may do everything.
     """
 
     def __init__(
@@ -113,7 +100,9 @@ class Connection:
         choose_request_id: Callable[[str | None], str],
         pool: Pool,
         now: float = 0.0,
+        admit: Callable[[Stream], Status | None] | None = None,
     ) -> None:
+        self._admit = admit
         self.closed = False  # nothing more is read or queued for sending
         self.reason = "peer"  # why it ended, for the metric
         # Called when something other than its bytes changes the connection: it may have output, be
@@ -123,16 +112,9 @@ class Connection:
         self._stopping = False  # no new calls are accepted
         self._limits = limits
         self._pool = pool
-        self._budget = pool.budget
+        self._accounts = Accounts(pool.budget)
         self._paused = False  # the peer does not read its socket
-        self._paused_at: float | None = None  # when `tick` first saw it
-        self._stalled: dict[Claim, tuple[int, float]] = {}  # see `_end_unread_answers`
-        # Times of the rules of `tick`.
-        self._opened_at = now
-        self._idle_since = now
-        self._headers_since: tuple[int, float] | None = None  # the stream of an unfinished block
-        self._ping_sent_at: float | None = None
-        self._leaving: Leaving | None = None
+        self._timeouts = Timeouts(limits, now)
         self._choose_request_id = choose_request_id
         self._reader = FrameReader(_MAX_FRAME, MAX_HEADER_BLOCK)
         self._decoder = HeaderDecoder(rpcs)
@@ -147,8 +129,8 @@ class Connection:
         self._peer = PeerSettings()
         self._most_send_credit = 0  # no stream has more
         self._window_has_grown = False  # since output was last tried
-        self._resets = Allowance(_FREE_RESETS)
-        self._pings = Allowance(_FREE_PINGS)
+        self._resets = allowances.resets()
+        self._pings = allowances.pings()
         self._now = now  # when the peer's last bytes came
         self._events: list[Event] = []
         self._output = [
@@ -185,7 +167,7 @@ class Connection:
             if self._waiting and self._window_has_grown:
                 self._send_waiting()
         except ProtocolError as error:
-            self._fail(error.code, str(error))
+            self._fail(End("error", str(error), error.code))
         return self.events()
 
     @property
@@ -223,14 +205,14 @@ class Connection:
         """
         if stream.status is not None or stream.state == State.CLOSED:
             return
-        self._release(stream)
+        self._accounts.release(stream)
         stream.finish(status, content)
         self._send_frames(stream)
 
     def expire(self, stream: Stream, status: Status) -> None:
         """End a call whose deadline has passed, even if its answer waits for a window."""
         if stream.state != State.CLOSED:
-            self._release(stream)
+            self._accounts.release(stream)
             stream.expire(status)
             self._send_frames(stream)
 
@@ -241,28 +223,16 @@ class Connection:
 
     def message_answered(self, stream: Stream) -> None:
         """Give back what the oldest message of a streaming call held."""
-        if stream.holds:
-            self._give_back(stream, stream.holds.popleft())
-
-    def _give_back(self, stream: Stream, hold: Claim | int) -> None:
-        if isinstance(hold, int):
-            stream.counted -= hold
-            self._budget.used -= hold
-        else:
-            hold.close()
+        self._accounts.message_answered(stream)
 
     def message_inflated(self, stream: Stream, claim: Claim) -> None:
         """Keep the claim of a message that was decompressed, in place of what it held before."""
-        if stream.status is not None or stream.state == State.CLOSED:
-            claim.close()
-        elif stream.headers.is_unary:
-            stream.holds.append(claim)
-        else:
-            self._give_back(stream, stream.replace_hold(claim))
+        self._accounts.message_inflated(stream, claim)
 
     def pause(self) -> None:
         """Send no more messages: the peer does not read its socket."""
-        self._paused, self._paused_at = True, None
+        self._paused = True
+        self._timeouts.paused()
 
     def resume(self) -> list[Event]:
         """Send what has waited since `pause`."""
@@ -271,108 +241,75 @@ class Connection:
         return self.events()
 
     def tick(self, now: float) -> list[Event]:
-        """Apply the rules of time; call it every `Limits.tick` seconds."""
-        limits = self._limits
+        """Apply the rules of time (timeouts.py); call it every `Limits.tick` seconds."""
         if self.closed:
             return []
-        if self._streams:
-            self._idle_since = now
-            self._end_late_calls(now)
-            self._end_unread_answers(now)
-        elif now - max(self._idle_since, self.used_at) >= limits.idle_timeout:
-            self._leave("idle", f"no call for {limits.idle_timeout:g} seconds (idle_timeout)")
-        if not self._reader.preface_received:
-            if now - self._opened_at >= limits.header_timeout:
-                self._fail(frames.PROTOCOL_ERROR, "no preface came", "headers")
-        elif (stream_id := self._reader.unfinished_headers) is None:
-            self._headers_since = None
-        elif self._headers_since is None or self._headers_since[0] != stream_id:
-            self._headers_since = stream_id, now
-        elif now - self._headers_since[1] >= limits.header_timeout:
-            reason = f"headers did not end within {limits.header_timeout:g} seconds"
-            self._fail(frames.ENHANCE_YOUR_CALM, f"{reason} (header_timeout)", "headers")
-        if self._paused:
-            if self._paused_at is None:
-                self._paused_at = now
-            elif now - self._paused_at >= limits.body_timeout:
-                self._fail(frames.NO_ERROR, "answers are not read (body_timeout)", "unread")
-        self._keep_alive(now)
-        self._end_old_age(now)
+        timeouts = self._timeouts
+        open_calls = len(self._streams)
+        if open_calls:
+            calls, waiting = self._streams.values(), self._waiting.values()
+            for stream, status in timeouts.late_calls(calls, waiting, now):
+                self._events.append(CallCancelled(stream))
+                self.expire(stream, status)
+        if timeouts.leaving is not None and timeouts.grace_is_over(now):
+            self._leave(timeouts.leaving)
+        elif end := timeouts.end(
+            self._reader,
+            open_calls=open_calls,
+            is_paused=self._paused,
+            used_at=self.used_at,
+            received_at=self._now,
+            now=now,
+        ):
+            self._fail(end)
+        elif timeouts.needs_ping(self._now, now):
+            self._ping(_KEEPALIVE, now)
+        if old := timeouts.old_age(now):
+            self._retire(old, now)
         return self.events()
 
-    def _keep_alive(self, now: float) -> None:
-        """Send a PING after silence. Any byte is as good an answer as its ACK."""
-        interval = self._limits.keepalive_interval
-        if self._ping_sent_at is not None and self._now > self._ping_sent_at:
-            self._ping_sent_at = None
-        if self._ping_sent_at is not None:
-            if now - self._ping_sent_at >= self._limits.keepalive_timeout:
-                self._fail(frames.NO_ERROR, "no answer to a PING (keepalive_timeout)", "keepalive")
-        elif interval and now - self._now >= interval:
-            self._ping(_KEEPALIVE, now)
-
-    def _end_late_calls(self, now: float) -> None:
-        """End unary calls whose message is late."""
-        timeout = self._limits.body_timeout
-        error = RequestTimeout.of("message", timeout)
-        status = Status(error.grpc_code, error.message)
-        for stream in list(self._streams.values()):
-            is_waiting = stream.headers.is_unary and stream.state == State.OPEN
-            if is_waiting and stream.opened_at < now - timeout:
-                self._cancel(stream, status)
-
-    def _end_unread_answers(self, now: float) -> None:
-        """End calls of whose output nothing could be sent for body_timeout."""
-        timeout = self._limits.body_timeout
-        before, self._stalled = self._stalled, {}
-        for stream in list(self._waiting.values()):
-            if (answer := stream.answer) is None:
-                continue
-            sent, since = before.get(answer, (-1, now))
-            if sent != answer.moved:
-                since = now
-            if now - since < timeout:
-                self._stalled[answer] = answer.moved, since
-            else:
-                self._events.append(CallCancelled(stream))
-                reason = f"The answer was not read for {timeout:g} seconds (body_timeout)."
-                self.expire(stream, Status("RESOURCE_EXHAUSTED", reason))
-
-    def _end_old_age(self, now: float) -> None:
-        """Ask a peer of max_age to connect again; end a connection that did not do so in time."""
-        limits = self._limits
-        if self._leaving is not None:
-            if now - self._leaving.since >= limits.grace:
-                self._leave(self._leaving.cause, self._leaving.reason)
-        elif limits.max_age and now - self._opened_at >= limits.max_age:
-            self._retire("age", "the connection has reached max_connection_age", now)
-
-    def _retire(self, cause: str, reason: str, now: float) -> None:
+    def _retire(self, end: End, now: float) -> None:
         """End the connection in such a way that no call is lost (RFC 9113, 6.8).
 
         First an announcement, and a PING: calls that the peer opened before it answers are still
         accepted. Then the end of new calls, and at last, after the grace, that of open ones.
         """
-        if self._leaving is None and not self._stopping and not self.closed:
-            self._leaving = Leaving(cause, reason, now)
-            self._output.append(frames.goaway(_ALL_STREAMS, frames.NO_ERROR, reason))
+        if self._timeouts.leaving is None and not self._stopping and not self.closed:
+            self._timeouts.leave(end, now)
+            self._output.append(frames.goaway(_ALL_STREAMS, frames.NO_ERROR, end.reason))
             self._ping(_LEAVING, now)
 
     def _ping(self, content: bytes, now: float) -> None:
         self._output.append(frames.frame(frames.PING, 0, 0, content))
-        self._ping_sent_at = now
+        self._timeouts.ping_sent(now)
 
-    def stop(self, cause: str = "stop", reason: str = "the server is stopping") -> None:
+    def stop(self, end: End = _STOPPING) -> None:
         """Refuse new calls; close once the open ones are finished."""
         if not self._stopping and not self.closed:
             self._stopping = True
-            self.reason = cause
-            self._output.append(frames.goaway(self._last_stream_id, frames.NO_ERROR, reason))
+            self.reason = end.cause
+            self._output.append(frames.goaway(self._last_stream_id, frames.NO_ERROR, end.reason))
             self._close_if_done()
+
+    def end_of_input(self, now: float) -> list[Event]:
+        """Answer the calls that have arrived, within the grace: the peer sends nothing more.
+
+        The GOAWAY finds out whether it still reads: if it does not, its kernel resets the
+        connection.
+        """
+        if not self.closed:
+            for stream in list(self._streams.values()):
+                if stream.state == State.OPEN and stream.status is None:
+                    self._drop(stream)
+            if self._timeouts.leaving is None:
+                self._timeouts.leave(_HALF_CLOSED, now)
+            self.stop(_HALF_CLOSED)
+            self._close_if_done()
+        return self.events()
 
     def give_way(self) -> None:
         """Close in favour of another connection (`Pool`)."""
-        self._leave("displaced", "the server has too many connections (max_connections)")
+        self._leave(_DISPLACED)
         self.wake()
 
     @property
@@ -386,15 +323,15 @@ class Connection:
 
     def refuse(self, reason: str) -> None:
         """Close the connection before it was used."""
-        self._fail(frames.ENHANCE_YOUR_CALM, reason, "refused")
+        self._fail(End("refused", reason, frames.ENHANCE_YOUR_CALM))
 
     def lose(self) -> None:
         """Close the connection and its streams without a word: the peer is gone."""
         self.closed = True
         for stream in self._streams.values():
             stream.state = State.CLOSED
-            self._release(stream)
-            self._answer_sent(stream)
+            self._accounts.release(stream)
+            self._accounts.answer_sent(stream)
         self._pool.open_calls -= len(self._streams)
         self._streams.clear()
         self._waiting.clear()
@@ -466,13 +403,13 @@ class Connection:
             stream.receive(b"", 0, end_stream)
         self._streams[stream_id] = stream
         self._pool.open_calls += 1
-        if headers.refusal is not None:
-            self.finish(stream, headers.refusal)
-            return
-        if headers.rpc is None:
-            self.finish(
-                stream, Status("UNIMPLEMENTED", f"There is no method {excerpt(headers.path)}.")
-            )
+        refusal = headers.refusal
+        if refusal is None and self._admit is not None:
+            refusal = self._admit(stream)
+        if refusal is None and headers.rpc is None:
+            refusal = Status("UNIMPLEMENTED", f"There is no method {excerpt(headers.path)}.")
+        if refusal is not None:
+            self.finish(stream, refusal)
             return
         # A unary call without a deadline has nothing to start yet.
         if stream.deadline is not None or not headers.is_unary:
@@ -500,26 +437,13 @@ class Connection:
                 del self._unfinished[stream_id]
             return  # the call is answered already
         stream.receive(content, size, end_stream)
-        if stream.status is None and self._count(stream, len(content)):
+        if stream.status is not None:
+            return
+        if self._accounts.count(stream, len(content)):
             self._take_messages(stream, end_stream)
-
-    def _count(self, stream: Stream, size: int) -> bool:
-        """Count bytes that have arrived. Returns False if there is no room for them."""
-        claim = stream.claim
-        if claim is not None and claim.is_granted:
-            claim.moved += size
-            if claim.moved <= claim.size:
-                return True
-            size = claim.moved - claim.size  # of the next message
-            claim.moved = claim.size
-        budget = self._budget
-        stream.counted += size
-        budget.used += size
-        if budget.used <= budget.limit:
-            return True
-        error = budget.refusal("grpc")
-        self._cancel(stream, Status(error.grpc_code, error.message))
-        return False
+        else:
+            error = self._accounts.refusal()
+            self._cancel(stream, Status(error.grpc_code, error.message))
 
     def _take_messages(self, stream: Stream, end_stream: bool) -> None:
         """Report the messages that the latest frame of a stream has completed."""
@@ -547,23 +471,14 @@ class Connection:
     def _open_window(self, stream: Stream) -> None:
         """Let the peer send on, as far as there is room."""
         if stream.must_claim:
-            stream.claim = self._budget.claim(
-                stream.next_size,
-                "grpc",
-                granted=partial(self._claim_granted, stream),
-                refused=partial(self._claim_refused, stream),
-            )
-            if stream.claim.is_granted:
-                self._claim_granted(stream)
+            granted = partial(self._claim_granted, stream)
+            refused = partial(self._claim_refused, stream)
+            self._accounts.claim(stream, granted, refused)
         elif size := stream.grant():
             self._output.append(frames.window_update(stream.id, size))
 
     def _claim_granted(self, stream: Stream) -> None:
-        """There is room for the message that is arriving: what has arrived moves to its claim."""
-        assert stream.claim is not None
-        stream.claim.moved = stream.arrived
-        stream.counted -= stream.arrived
-        self._budget.used -= stream.arrived
+        """There is room for the message that is arriving."""
         if size := stream.grant():
             self._output.append(frames.window_update(stream.id, size))
         self.wake()
@@ -572,19 +487,6 @@ class Connection:
         self._cancel(stream, Status(error.grpc_code, error.message))
         self.wake()
 
-    def _release(self, stream: Stream) -> None:
-        """Give back what the request of a call held."""
-        self._budget.used -= stream.counted
-        stream.counted = 0
-        if stream.claim is not None:
-            stream.claim.close()
-            stream.claim = None
-        if stream.holds:
-            for hold in stream.holds:
-                if not isinstance(hold, int):
-                    hold.close()
-            stream.holds.clear()
-
     def _receive_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         frames.read_word(payload)
         if self._is_idle(stream_id):
@@ -592,7 +494,7 @@ class Connection:
         self._unfinished.pop(stream_id, None)
         if stream := self._streams.get(stream_id):
             self._drop(stream)
-            if self._now - stream.opened_at < _QUICK_RESET_S:
+            if self._now - stream.opened_at < allowances.QUICK_RESET_S:
                 self._use_allowance()
             self._close_if_done()
 
@@ -669,8 +571,8 @@ class Connection:
             if not self._pings.use(self._now):
                 raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too_many_pings")
             self._output.append(frames.frame(frames.PING, frames.ACK, 0, payload))
-        elif payload == _LEAVING and self._leaving is not None:
-            self.stop(self._leaving.cause, self._leaving.reason)
+        elif payload == _LEAVING and (leaving := self._timeouts.leaving) is not None:
+            self.stop(leaving)
 
     def _receive_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:
         raise ProtocolError(frames.PROTOCOL_ERROR, "a client cannot push")
@@ -707,11 +609,13 @@ class Connection:
             if used:
                 self._waiting.pop(stream.id, None)
             self._waiting[stream.id] = stream
-            self._answer_waits(stream)
+            refused = partial(self._answer_refused, stream)
+            if error := self._accounts.answer_waits(stream, len(self._waiting) == 1, refused):
+                self._answer_refused(stream, error)
             return
         if self._waiting:
             self._waiting.pop(stream.id, None)
-            self._answer_sent(stream)
+            self._accounts.answer_sent(stream)
         if stream.status is None:
             return
         if stream.state == State.HALF_CLOSED_LOCAL:
@@ -724,23 +628,6 @@ class Connection:
         del self._streams[stream.id]
         self._pool.open_calls -= 1
         self._close_if_done()
-
-    def _answer_waits(self, stream: Stream) -> None:
-        """Count output that the peer does not let out."""
-        size = len(stream.output)
-        if stream.answer is None or stream.answer.size != size:
-            self._answer_sent(stream)
-            budget = self._budget
-            if len(self._waiting) > 1 and budget.used + size > budget.limit:
-                self._answer_refused(stream, budget.refusal("grpc"))
-                return
-            stream.answer = budget.answer(size, "grpc", partial(self._answer_refused, stream))
-        stream.answer.moved = stream.sent
-
-    def _answer_sent(self, stream: Stream) -> None:
-        if stream.answer is not None:
-            stream.answer.close()
-            stream.answer = None
 
     def _answer_refused(self, stream: Stream, error: InFlightLimit) -> None:
         self._events.append(CallCancelled(stream))
@@ -771,9 +658,9 @@ class Connection:
         stream.state = State.CLOSED
         del self._streams[stream.id]
         self._pool.open_calls -= 1
-        self._release(stream)
+        self._accounts.release(stream)
         self._waiting.pop(stream.id, None)
-        self._answer_sent(stream)
+        self._accounts.answer_sent(stream)
         self._events.append(CallCancelled(stream))
 
     def _expect_more(self, stream_id: int) -> None:
@@ -787,13 +674,13 @@ class Connection:
 
         A peer without allowance is asked to connect again, which costs it more than we save by
         ending its connection, and loses no call of others behind the same proxy. One that does not
-        follow is cut off after `_LATE_RESETS`.
+        follow is cut off.
         """
         if self._resets.use(self._now):
             return
-        if self._resets.left < -_LATE_RESETS:
-            raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many calls given up")
-        self._retire("resets", "too many calls given up", self._now)
+        if self._resets.is_overdrawn:
+            raise ProtocolError(_TOO_MANY_RESETS.code, _TOO_MANY_RESETS.reason)
+        self._retire(_TOO_MANY_RESETS, self._now)
 
     def _is_idle(self, stream_id: int) -> bool:
         """Whether a stream was never opened. Only a client opens streams: odd ones (5.1.1)."""
@@ -803,18 +690,18 @@ class Connection:
         if self._stopping and not self._streams:
             self.closed = True
 
-    def _leave(self, cause: str, reason: str) -> None:
+    def _leave(self, end: End) -> None:
         """End the connection without a fault of the peer; open calls get a status."""
         for stream in list(self._streams.values()):
             self._events.append(CallCancelled(stream))
-            self.expire(stream, Status("UNAVAILABLE", f"Connect again: {reason}."))
-        self._fail(frames.NO_ERROR, reason, cause)
+            self.expire(stream, Status("UNAVAILABLE", f"Connect again: {end.reason}."))
+        self._fail(end)
 
-    def _fail(self, code: int, reason: str, cause: str = "error") -> None:
-        """End the connection; `cause` is for the metric."""
+    def _fail(self, end: End) -> None:
+        """End the connection."""
         if not self.closed:
-            self.reason = cause
-            self._output.append(frames.goaway(self._last_stream_id, code, reason))
+            self.reason = end.cause
+            self._output.append(frames.goaway(self._last_stream_id, end.code, end.reason))
             self._events += [CallCancelled(stream) for stream in self._streams.values()]
             self.lose()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import hpack
@@ -79,12 +79,17 @@ class Status(NamedTuple):
 
 
 class RetryLater(Status):
-    """A status that says after how many seconds a client should try again."""
+    """A status that says after how many seconds a client should try again.
+
+    Many calls may share it: `fields` has what `trailers` has encoded, without what is the call's.
+    """
 
     seconds: int
+    fields = b""
 
 
 OK = Status("OK", "")
+_NO_TRACE: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
 _TOO_MUCH_METADATA = Status(
     "RESOURCE_EXHAUSTED", f"The metadata of the call is larger than {MAX_HEADER_LIST} bytes."
 )
@@ -110,6 +115,10 @@ class RequestHeaders(NamedTuple):
     is_malformed: bool  # not a request by RFC 9113, 8.1 to 8.3
     are_trailers: bool  # well-formed trailers by the same sections
     forwarded: tuple[str, ...]  # the values of x-forwarded-for, in order
+    certificates: tuple[str, ...]  # those of x-forwarded-client-cert
+    authorization: tuple[str, ...]  # the values of authorization
+    api_keys: tuple[str, ...]  # the values of x-api-key
+    trace: tuple[tuple[str, ...], tuple[str, ...]]  # the values of traceparent, and of tracestate
 
 
 class HeaderDecoder:
@@ -193,15 +202,28 @@ class HeaderDecoder:
             content_length=content_length,
             is_malformed=not is_request,
             are_trailers=is_well_formed and not pseudo_headers,
-            forwarded=tuple(
-                value.decode("latin-1") for name, value in decoded if name == b"x-forwarded-for"
+            forwarded=_values(decoded, b"x-forwarded-for"),
+            certificates=(
+                _values(decoded, b"x-forwarded-client-cert")
+                if b"x-forwarded-client-cert" in fields
+                else ()
             ),
+            authorization=_values(decoded, b"authorization") if b"authorization" in fields else (),
+            api_keys=_values(decoded, b"x-api-key") if b"x-api-key" in fields else (),
+            trace=(_values(decoded, b"traceparent"), _values(decoded, b"tracestate"))
+            if b"traceparent" in fields
+            else _NO_TRACE,
         )
         if self._table.changed:
             self._cache.clear()
         elif len(self._cache) < _MAX_CACHED_BLOCKS and len(block) <= _MAX_CACHED_BLOCK:
             self._cache[block] = headers
         return headers
+
+
+def _values(fields: list[Any], name: bytes) -> tuple[str, ...]:
+    """The values of a header that may come several times, in order."""
+    return tuple(value.decode("latin-1") for each, value in fields if each == name)
 
 
 class _HeaderTable(HeaderTable):
@@ -274,11 +296,13 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
     block = _REQUEST_ID + _length(len(encoded)) + encoded
     if status.code == "OK":
         return _GRPC_STATUS["OK"] + block
-    block += _GRPC_STATUS[status.code]
     room = max_header_list - _SIZE_WITHOUT_MESSAGE - len(encoded)
+    fields = _GRPC_STATUS[status.code]
     if isinstance(status, RetryLater):
+        if status.fields and len(status.fields) + 2 * _FIELD_OVERHEAD <= room:
+            return block + status.fields
         milliseconds = b"%d" % (status.seconds * 1000)
-        block += _literal(_PUSHBACK, milliseconds)
+        fields += _literal(_PUSHBACK, milliseconds)
         room -= _FIELD_OVERHEAD + len(_PUSHBACK) + len(milliseconds)
     room = max(0, room)
     # No character takes less than a byte: what cannot fit is not encoded either.
@@ -286,7 +310,10 @@ def trailers(status: Status, request_id: str, max_header_list: int = LARGEST_HEA
     if len(message) > room:
         # Remove half an escape sequence and half a character at the end.
         message = quote(unquote(_HALF_ESCAPE.sub("", message[:room]), errors="ignore"), _UNQUOTED)
-    return block + _literal(b"grpc-message", message.encode())
+    fields += _literal(b"grpc-message", message.encode())
+    if isinstance(status, RetryLater) and max_header_list == LARGEST_HEADER_LIST:
+        status.fields = fields
+    return block + fields
 
 
 def http_error(status: int) -> bytes:

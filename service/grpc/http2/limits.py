@@ -1,4 +1,4 @@
-"""Limits of one connection: sizes, times, and how often a peer may do what costs it nothing."""
+"""Limits of one connection: sizes and times."""
 
 from __future__ import annotations
 
@@ -24,20 +24,3 @@ class Limits(NamedTuple):
         """Seconds between two calls of `Connection.tick`."""
         times = (self.body_timeout, self.header_timeout, self.idle_timeout, self.keepalive_timeout)
         return min([*times, self.keepalive_interval or math.inf, self.max_age or math.inf]) / 2
-
-
-class Allowance:
-    """How often a peer may do what costs it nothing: `burst` times, and as often per second."""
-
-    __slots__ = ("_burst", "_used_at", "left")
-
-    def __init__(self, burst: int) -> None:
-        self.left = float(burst)
-        self._burst = burst
-        self._used_at = 0.0
-
-    def use(self, now: float) -> bool:
-        """Whether it may happen once more."""
-        self.left = min(self.left + (now - self._used_at) * self._burst, self._burst) - 1
-        self._used_at = now
-        return self.left >= 0

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import random
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import (
@@ -36,6 +38,7 @@ from service.grpc.http2.headers import OK, RetryLater, Status
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import Stream
+from service.grpc.http2.tls import TlsProtocol
 from service.observe import metrics
 from service.settings import Settings
 
@@ -58,7 +61,12 @@ class Http2Server:
     """Listens on a port that the workers share; lives on the worker's event loop."""
 
     def __init__(
-        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+        self,
+        rpcs: Mapping[str, Rpc],
+        calls: Calls,
+        settings: Settings,
+        budget: Budget,
+        tls: Tls | None = None,
     ) -> None:
         self._rpcs = rpcs
         self._calls = calls
@@ -66,7 +74,9 @@ class Http2Server:
         # `Calls` refuses a message above the limit and names the setting. A message above twice the
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
-        self._callers = Callers(settings.trusted_proxies)
+        self._callers = Callers(
+            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+        )
         self._connections: set[Http2Protocol] = set()
         self._pool = Pool(
             settings.max_connections,
@@ -74,12 +84,13 @@ class Http2Server:
             silence=settings.body_timeout,
             budget=budget,
         )
+        self._context = tls.context() if tls else None
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         settings = self._settings
         self._server = await asyncio.get_running_loop().create_server(
-            self._protocol,
+            self._protocol if self._context is None else partial(self._secure, self._context),
             settings.host,
             settings.grpc_port,
             reuse_port=True,  # every worker binds the port; the kernel spreads connections
@@ -109,6 +120,9 @@ class Http2Server:
             pool=self._pool,
             callers=self._callers,
         )
+
+    def _secure(self, context: ssl.SSLContext) -> TlsProtocol:
+        return TlsProtocol(context, self._protocol())
 
     async def stop(self, timeout: float) -> None:
         """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
@@ -156,10 +170,13 @@ class Http2Protocol(asyncio.Protocol):
         self._pool = pool
         self._callers = callers
         self._peer = ""  # the address, "" for a Unix socket
+        self.client_name = ""  # of its verified certificate, if it has one
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
-        self._connection = Connection(rpcs, limits, calls.request_id, pool, now)
+        self._connection = Connection(
+            rpcs, limits, calls.request_id, pool, now, self._admit if calls.gate else None
+        )
         self._connection.wake = self._flush_soon
         self._flush_scheduled = False
         self._hung_up = False
@@ -199,6 +216,10 @@ class Http2Protocol(asyncio.Protocol):
         for stream_id in [*self._tasks, *self._timers]:
             self._cancel(stream_id)
 
+    def handshake_failed(self) -> None:
+        """The connection ends before it speaks HTTP/2."""
+        self._connection.reason = "handshake"
+
     def pause_writing(self) -> None:
         """Take no more work from a peer that does not read its answers."""
         self._is_write_paused = True
@@ -215,6 +236,13 @@ class Http2Protocol(asyncio.Protocol):
         if self._connection.has_unread:
             self._transport.pause_reading()
             self._read_on_soon()
+
+    def eof_received(self) -> bool:
+        """Keep our side open for the answers that are due. TLS has no sides that end alone."""
+        if not self._transport.can_write_eof():
+            return False
+        self._handle(self._connection.end_of_input(self._loop.time()))
+        return True
 
     def _read_on_soon(self) -> None:
         if not self._read_on_scheduled:
@@ -278,6 +306,32 @@ class Http2Protocol(asyncio.Protocol):
         self._inboxes.pop(stream_id, None)
         self._drained.pop(stream_id, None)
 
+    def _admit(self, stream: Stream) -> Status | None:
+        """Find out who makes a call. Returns the status of one that is refused."""
+        gate, headers = self._calls.gate, stream.headers
+        assert gate is not None
+        try:
+            stream.identity = self._calls.admit(
+                gate,
+                headers.rpc,
+                stream.request_id,
+                authorization=headers.authorization,
+                api_keys=headers.api_keys,
+                caller=self._callers.of(self._peer, headers.forwarded),
+                certificate=self._callers.certificate_of(
+                    self._peer, self.client_name, headers.certificates
+                ),
+            )
+        except ServiceError as error:
+            return _status_of(error, stream.request_id)
+        return None
+
+    def _caller(self, stream: Stream) -> str:
+        """Whom a call is from, for fairness."""
+        if stream.identity is not None:
+            return stream.identity.caller
+        return self._callers.of(self._peer, stream.headers.forwarded)
+
     # Calls, each in its task.
 
     async def _answer(self, stream: Stream, flag: int, content: bytes) -> None:
@@ -287,10 +341,17 @@ class Http2Protocol(asyncio.Protocol):
         try:
             if flag:
                 content = await self._decompressed(stream, flag, content)
-            caller = self._callers.known.get(self._peer)
+            identity = stream.identity
+            # Looked up here: `_caller` would be one more call per request.
+            caller = self._callers.known.get(self._peer) if identity is None else identity.caller
             if caller is None:
                 caller = self._callers.of(self._peer, stream.headers.forwarded)
-            answering = self._calls.answer(rpc, content, stream.deadline, stream.request_id, caller)
+            trace = None
+            if self._calls.traces is not None:
+                trace = self._calls.traces.begin(*stream.headers.trace)
+            answering = self._calls.answer(
+                rpc, content, stream.deadline, stream.request_id, caller, identity, trace
+            )
             del content  # so that it is freed when it is parsed
             answer = await answering
         except Exception as error:
@@ -304,13 +365,10 @@ class Http2Protocol(asyncio.Protocol):
         assert rpc is not None
         error = None
         if not message.flag:
-            caller = self._callers.known.get(self._peer)
-            if caller is None:
-                caller = self._callers.of(self._peer, stream.headers.forwarded)
-            call = Call(stream.deadline, caller)
+            call = Call(stream.deadline, self._caller(stream), stream.identity)
             error = self._calls.early_refusal(rpc, message.content, call, stream.request_id)
         if error is not None:
-            self._finish(stream, _status_of(error, stream.request_id))
+            self._finish(stream, _refusal_status(error))
         return error is not None
 
     async def _stream(self, stream: Stream, inbox: _Inbox) -> None:
@@ -318,6 +376,9 @@ class Http2Protocol(asyncio.Protocol):
         rpc = stream.headers.rpc
         assert rpc is not None
         is_pipelined = isinstance(rpc.method, Pipelined)
+        trace = None
+        if self._calls.traces is not None:
+            trace = self._calls.traces.begin(*stream.headers.trace)
         try:
             async for answer in self._calls.stream(
                 rpc,
@@ -325,7 +386,9 @@ class Http2Protocol(asyncio.Protocol):
                 deadline=stream.deadline,
                 request_id=stream.request_id,
                 ends_with_error=stream.headers.ends_with_error,
-                caller=self._callers.of(self._peer, stream.headers.forwarded),
+                caller=self._caller(stream),
+                identity=stream.identity,
+                trace=trace,
             ):
                 if is_pipelined:
                     self._connection.message_answered(stream)
@@ -416,7 +479,15 @@ class Http2Protocol(asyncio.Protocol):
             self._hung_up = True
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            self._loop.call_later(_LINGER_S, self._transport.abort)
+            latest = self._loop.time() + self._limits.body_timeout
+            self._loop.call_later(_LINGER_S, self._linger, latest)
+
+    def _linger(self, latest: float) -> None:
+        """Close our other half, once the peer has taken what it was sent or has had its time."""
+        if self._transport.get_write_buffer_size() and self._loop.time() < latest:
+            self._loop.call_later(_LINGER_S, self._linger, latest)
+        else:
+            self._transport.abort()
 
 
 def keep_alive(connection: socket.socket | None, limits: Limits) -> None:
@@ -434,6 +505,12 @@ def keep_alive(connection: socket.socket | None, limits: Limits) -> None:
     ):
         if option := getattr(socket, name, None):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+@lru_cache(64)
+def _refusal_status(error: Overloaded) -> Status:
+    """The status of an error that many calls have in common, encoded for the first of them."""
+    return _status_of(error, "")
 
 
 def _status_of(error: Exception, request_id: str) -> Status:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 
+from service.access.gate import Identity
 from service.core.budget import Claim
 from service.core.errors import RequestTooLarge
 from service.grpc.http2 import frames
@@ -81,6 +82,7 @@ class Stream:
         "headers",
         "holds",
         "id",
+        "identity",
         "opened_at",
         "output",
         "request_id",
@@ -101,6 +103,7 @@ class Stream:
         self.id = stream_id
         self.headers = headers
         self.request_id = request_id
+        self.identity: Identity | None = None  # None if everyone may do everything
         self.opened_at = opened_at
         self.deadline = None if headers.timeout is None else opened_at + headers.timeout
         self.state = State.OPEN

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from service.core.errors import (
     AlreadyExists,
     DeadlineExceeded,
-    Forbidden,
     ModelNotFound,
     NoSuchEndpoint,
     NotFound,
@@ -21,6 +20,7 @@ from service.core.errors import (
     Unavailable,
     Unimplemented,
 )
+from service.http.digits import LONGEST_TIMEOUT_S
 from service.http.message import JSON, OCTETS
 from service.http.openapi.schemas import (
     BYTES,
@@ -76,6 +76,14 @@ _WHICH: dict[str, Schema] = {
     "model": {**STRING, "description": "The model; by default that of the server."},
     "version": {**VERSION, "description": "The version; by default the newest."},
 }
+_TIMEOUT: dict[str, Schema] = {
+    "timeout": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": LONGEST_TIMEOUT_S,
+        "description": "Seconds within which the answer must be ready.",
+    }
+}
 _TIMING: dict[str, Schema] = {
     "server-timing": {**STRING, "description": "Milliseconds of the picture and of the model."}
 }
@@ -99,6 +107,7 @@ PREDICT = Contract(
     is_body_required=True,
     query={
         **_WHICH,
+        **_TIMEOUT,
         "explain": {
             "type": "string",
             "enum": ["true", "false", "1", "0", ""],
@@ -123,7 +132,7 @@ READ = Contract(
     _json("Reading"),
     {**_PICTURE, JSON: any_of(reference("PictureObject"), reference("DataUrl"))},
     is_body_required=True,
-    query=_WHICH,
+    query={**_WHICH, **_TIMEOUT},
     answer_headers=_TIMING,
     errors=_RUNS,
 )
@@ -189,7 +198,7 @@ LOAD = Contract(
     "Load the newest versions of a model",
     _json("Nothing"),
     _json("LoadRequest"),
-    errors=(Forbidden, ModelNotFound, Unimplemented, Unavailable),
+    errors=(ModelNotFound, Unimplemented, Unavailable),
 )
 UNLOAD = LOAD._replace(summary="Unload a model")
 LOG_SETTINGS = Contract(CONTROL, "The settings of the log", _json("LogSettings"))
@@ -198,7 +207,7 @@ CHANGE_LOG_SETTINGS = Contract(
     "Change settings of the log",
     _json("LogSettings"),
     _json("LogChanges"),
-    errors=(Forbidden, Unimplemented, Unavailable),
+    errors=(Unimplemented, Unavailable),
 )
 TRACE_SETTINGS = Contract(CONTROL, "The settings of tracing", _json("TraceSettings"))
 CHANGE_TRACE_SETTINGS = Contract(
@@ -219,11 +228,9 @@ REGISTER = Contract(
     _json("Nothing"),
     _json("RegionRequest"),
     is_body_required=True,
-    errors=(Forbidden, AlreadyExists, Unavailable),
+    errors=(AlreadyExists, Unavailable),
 )
-UNREGISTER = Contract(
-    MEMORY, "Unregister a region", _json("Nothing"), errors=(Forbidden, Unavailable)
-)
+UNREGISTER = Contract(MEMORY, "Unregister a region", _json("Nothing"), errors=(Unavailable,))
 UNREGISTER_ALL = UNREGISTER._replace(summary="Unregister all regions")
 REGISTER_CUDA = Contract(
     MEMORY, "Refused: this server maps no CUDA memory", None, errors=(Unimplemented,)

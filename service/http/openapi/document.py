@@ -11,6 +11,8 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from service import __version__
+from service.access.gate import Need
+from service.access.keys import Scope
 from service.core import errors
 from service.core.errors import ServiceError
 from service.http.message import JSON
@@ -26,6 +28,12 @@ _COMMON: tuple[type[ServiceError], ...] = (
     errors.UnsupportedMediaType,
     errors.InternalError,
     errors.InFlightLimit,
+    errors.Forbidden,  # a web page of another server, or another name of this one
+)
+# Of callers, before their body is read.
+_REFUSALS: tuple[type[ServiceError], ...] = (
+    errors.Unauthenticated,
+    errors.TooManyRequests,
 )
 _PATH_PARAMETER = re.compile(r"<(\w+)>")
 _PLACE: Schema = {"type": "string", "pattern": "^[^/]+$"}
@@ -35,7 +43,23 @@ This server classifies handwritten digits, and whatever else its models know: it
 returns probabilities, or takes and returns tensors by the Open Inference Protocol (KServe V2).
 
 A request that fails gets `{"error": "one sentence"}`. A path that is not listed here gets 404; a
-method that its path does not have gets 405, with the header `Allow`."""
+method that its path does not have gets 405, with the header `Allow`.
+
+If the server has keys, a call needs one that has the scope of the operation: predict, read, admin
+or metrics. Without a valid one, all but the operations that need none answer the same 401, also for
+paths that do not exist.
+
+Requests from web pages of other servers get 403 unless their origin is listed in allowed_origins;
+a caller that exceeds its limits gets 429."""
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of `mnist-keys add`."},
+    "apiKey": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "The same key; send one of the two headers.",
+    },
+}
 _PARAMETERS = {
     "x-request-id": {
         "name": "x-request-id",
@@ -66,6 +90,7 @@ _HEADERS = {
         "schema": {"type": "integer", "minimum": 1},
         "description": "The expected wait in seconds, if waiting helps.",
     },
+    "www-authenticate": {"schema": STRING, "description": "Bearer: how to send a key."},
     "vary": {"schema": STRING, "description": "Headers of the request that change the answer."},
     "content-encoding": {
         "schema": {"type": "string", "enum": ["gzip", "deflate"]},
@@ -85,6 +110,8 @@ class Described(Protocol):
     def operation(self) -> str: ...
     @property
     def contract(self) -> Contract: ...
+    @property
+    def scope(self) -> Scope | None: ...
     @property
     def compress(self) -> bool: ...
 
@@ -106,16 +133,22 @@ def document(routes: Iterable[Described]) -> dict[str, Any]:
             identifier += f"_of_{names[-1]}"
         identifiers.add(identifier)
         item[route.method.lower()] = _operation(
-            identifier, places, route.contract, compress=route.compress
+            identifier, places, route.contract, scope=route.scope, compress=route.compress
         )
         if route.method == "GET":
             item["head"] = _without_content(
-                _operation(f"head_{identifier}", places, route.contract, compress=route.compress)
+                _operation(
+                    f"head_{identifier}",
+                    places,
+                    route.contract,
+                    scope=route.scope,
+                    compress=route.compress,
+                )
             )
         # Its answer depends on the path alone, whatever the parameters are.
         places = [_parameter(name, "path", _PLACE) for name in names]
         words = "_".join(re.findall(r"\w+", path)) or "index"
-        item["options"] = _operation(f"options_{words}", places, OPTIONS)
+        item["options"] = _operation(f"options_{words}", places, OPTIONS, scope="any")
     return {
         "openapi": "3.1.1",
         "info": {
@@ -131,6 +164,7 @@ def document(routes: Iterable[Described]) -> dict[str, Any]:
             "schemas": SCHEMAS,
             "parameters": _PARAMETERS,
             "headers": _HEADERS,
+            "securitySchemes": _SCHEMES,
             "responses": {
                 **{
                     _phrase(status).replace(" ", ""): _error_response(status)
@@ -143,7 +177,12 @@ def document(routes: Iterable[Described]) -> dict[str, Any]:
 
 
 def _operation(
-    identifier: str, places: list[Schema], contract: Contract, *, compress: bool = False
+    identifier: str,
+    places: list[Schema],
+    contract: Contract,
+    *,
+    scope: Need,
+    compress: bool = False,
 ) -> dict[str, Any]:
     shared = ["x-request-id"]
     shared += ["content-encoding"] if contract.body else []
@@ -155,7 +194,8 @@ def _operation(
         for status, content in answers.items()
         if content is not None
     }
-    for kind in (*_COMMON, *contract.errors):
+    refusals = () if scope is None else _REFUSALS
+    for kind in (*_COMMON, *refusals, *contract.errors):
         status = kind.http_status
         name = _phrase(status).replace(" ", "")
         responses.setdefault(str(status), {"$ref": f"#/components/responses/{name}"})
@@ -171,6 +211,10 @@ def _operation(
         ],
         "responses": dict(sorted(responses.items())),
     }
+    if scope is not None:
+        # An empty requirement too: a server may have no keys, or let callers do this without one.
+        scopes = [] if scope == "any" else [scope]
+        operation["security"] = [{}, *({scheme: scopes} for scheme in _SCHEMES)]
     if contract.description:
         operation["description"] = contract.description
     if contract.body:
@@ -229,7 +273,11 @@ def _without_content(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _error_response(status: int) -> dict[str, Any]:
-    names = ["x-request-id", *(["retry-after"] * (status == errors.Overloaded.http_status))]
+    names = ["x-request-id"]
+    if status in (errors.Overloaded.http_status, errors.TooManyRequests.http_status):
+        names.append("retry-after")
+    if status == errors.Unauthenticated.http_status:
+        names.append("www-authenticate")
     kinds = [kind for kind in _kinds_of(ServiceError) if kind.http_status == status]
     description = " ".join((kind.__doc__ or "").partition("\n")[0] for kind in kinds)
     return _answer(description, {JSON: reference("Error")}, names)

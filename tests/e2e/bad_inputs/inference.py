@@ -61,13 +61,19 @@ NAMES = [
     *infer("input name of an output", INVALID, "'logits'", image(name="logits")),
     *infer("input name of 10,000 letters", INVALID, "nnn...", image(name="n" * 10_000)),
     *infer("input name with controls", INVALID, "takes: image", image(name="a\x1b[31m\nb")),
-    *infer("input given twice", INVALID, "twice", IMAGE, IMAGE),
+    *infer("input given twice", INVALID, "already exists in request", IMAGE, IMAGE),
     *infer("input missing", INVALID, "'b'", A, model="sum"),
     *infer("input too many", INVALID, "'c'", A, B, A._replace(name="c"), model="sum"),
     *infer("no inputs", INVALID, "nput"),
     *infer("output unknown", INVALID, "'digits'", IMAGE, outputs=[{"name": "digits"}]),
     *infer("output name empty", INVALID, "output ''", IMAGE, outputs=[{"name": ""}]),
-    *infer("output twice", INVALID, "twice", IMAGE, outputs=[{"name": "logits"}] * 2),
+    *infer(
+        "output twice",
+        INVALID,
+        "already exists in request",
+        IMAGE,
+        outputs=[{"name": "logits"}] * 2,
+    ),
     *infer("output of an input", INVALID, "'image'", IMAGE, outputs=[{"name": "image"}]),
 ]
 
@@ -77,7 +83,7 @@ DATATYPES = [
     *infer(
         "datatype of config.pbtxt", INVALID, "TYPE_UINT8", image(datatype="TYPE_UINT8", typed=None)
     ),
-    *infer("datatype empty", INVALID, "datatype", image(datatype="", typed=None)),
+    *infer("datatype empty", INVALID, "data-type is 'unset'", image(datatype="", typed=None)),
     *infer("datatype too wide", INVALID, "FP32", image(datatype="FP32", typed=None)),
     *infer(
         "datatype signed", INVALID, "INT8", image(datatype="INT8", typed={"int_contents": ZEROS})
@@ -236,14 +242,14 @@ DATATYPES = [
 ]
 
 SHAPES = [
-    *infer("shape of too few dimensions", INVALID, "shape [784]", image(shape=[784])),
-    *infer("shape of too many dimensions", INVALID, "[1, 1, 28, 28]", image(shape=[1, 1, 28, 28])),
-    *infer("shape empty", INVALID, "shape []", image(shape=[])),
-    *infer("shape with a wrong size", INVALID, "[1, 28, 27]", image(shape=[1, 28, 27])),
-    *infer("shape in another order", INVALID, "[28, 28, 1]", image(shape=[28, 28, 1])),
-    *infer("shape of zero columns", INVALID, "[1, 28, 0]", image(shape=[1, 28, 0])),
+    *infer("shape of too few dimensions", INVALID, "got [784]", image(shape=[784])),
+    *infer("shape of too many dimensions", INVALID, "got [1,1,28,28]", image(shape=[1, 1, 28, 28])),
+    *infer("shape empty", INVALID, "got []", image(shape=[])),
+    *infer("shape with a wrong size", INVALID, "got [1,28,27]", image(shape=[1, 28, 27])),
+    *infer("shape in another order", INVALID, "got [28,28,1]", image(shape=[28, 28, 1])),
+    *infer("shape of zero columns", INVALID, "got [1,28,0]", image(shape=[1, 28, 0])),
     *infer("shape of zero rows, with pixels", INVALID, "", image(shape=[0, 28, 28])),
-    *infer("shape negative", INVALID, "[-1, 28, 28]", image(shape=[-1, 28, 28])),
+    *infer("shape negative", INVALID, "got [-1,28,28]", image(shape=[-1, 28, 28])),
     *infer("shape at the limit of INT64", INVALID, "shape", image(shape=[2**63 - 1, 28, 28])),
     *infer("shape below the limit of INT64", INVALID, "shape", image(shape=[-(2**63), 28, 28])),
     *infer("shape above INT64", INVALID, "shape", image(shape=[2**63, 28, 28])),

@@ -26,7 +26,7 @@ def check(method: str, target: str, status: int, headers: Mapping[str, str], bod
     operations = [item[method.lower()] for item in items if method.lower() in item]
     if method != method.upper() or not operations:
         # What the document's description says of other methods and paths.
-        assert status in ((405, 501) if items else (404, 501))
+        assert status in ((401, 405, 501) if items else (401, 404, 501))
         assert status != 405 or "allow" in headers
         response = _resolved({"$ref": "#/components/responses/NotFound"})
     else:

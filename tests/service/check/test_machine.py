@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.check import cgroup, machine
 from service.check.finding import Severity
 from service.settings import Settings
+from tests.certificates import Authority
 
 
 @pytest.fixture
@@ -50,6 +52,26 @@ def test_threads_of_a_container_are_counted(group: Path) -> None:
     assert [each.severity for each in machine.tasks(Settings())] == [Severity.OK]
     (group / "pids.max").write_text("47")
     assert [each.severity for each in machine.tasks(Settings())] == [Severity.ERROR]
+
+
+def test_certificates_are_examined(tmp_path: Path) -> None:
+    assert list(machine.tls(Settings())) == []
+    authority = Authority(tmp_path)
+    files = authority.server(days=100)
+
+    def findings(**more: Any) -> list[tuple[Severity, str]]:
+        pair = {"tls_certificate": str(files.certificate), "tls_key": str(files.key)}
+        found = list(machine.tls(Settings(**pair, **more)))
+        return [(finding.severity, finding.subject) for finding in found]
+
+    assert findings() == [(Severity.OK, "TLS")]
+    asks: dict[str, Any] = {"tls_client_auth": "required", "tls_client_ca": str(authority.ca)}
+    assert findings(**asks)[1:] == [(Severity.WARNING, "health_port")]
+    assert findings(**asks, health_port=8002) == [(Severity.OK, "TLS")]
+    authority.server(days=10)
+    assert findings() == [(Severity.WARNING, "TLS")]
+    authority.server(days=-1)
+    assert findings() == [(Severity.ERROR, "TLS")]
 
 
 def test_a_missing_file_says_nothing_about_the_clock(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from service.core.errors import (
     Unavailable,
 )
 from service.core.placement import Timing
+from service.core.statistics import ModelStatistics
+from service.core.trace import Batch, Trace
 
 
 class Options:
@@ -79,6 +81,31 @@ def test_requests_that_wait_together_run_together_and_get_their_own_rows() -> No
     assert session.batches == [[1, 2, 3, 4]]
 
 
+def test_a_run_is_a_step_of_each_traced_request_in_it() -> None:
+    one, other, alone = (Trace(number, 0) for number in (1, 2, 3))
+
+    async def scenario(batcher: Batcher) -> None:
+        await asyncio.gather(
+            batcher.submit(rows(1), 1, trace=one),
+            batcher.submit(rows(2), 1),
+            batcher.submit(rows(3, 4), 2, trace=other),
+        )
+        unlucky = batcher.submit(rows(13), 1, trace=alone)
+        with pytest.raises(InternalError):
+            await unlucky
+
+    run(Doubler(), scenario)
+    (queued, batch), (_, same), (_, failed) = one.steps, other.steps, alone.steps
+    assert batch is same
+    assert isinstance(batch, Batch)
+    assert isinstance(failed, Batch)
+    assert isinstance(queued, float)
+    assert (batch.requests, batch.rows, batch.error) == (3, 4, "")
+    assert batch.members == [(1, one.step_id(2)), (2, other.step_id(2))]
+    assert queued <= batch.start <= batch.joined <= batch.inferred <= batch.split
+    assert (failed.requests, failed.error) == (1, "RuntimeError")
+
+
 def test_batches_stop_at_their_limit_but_a_large_request_goes_alone() -> None:
     session = Doubler()
 
@@ -113,12 +140,55 @@ def test_a_full_queue_refuses_at_once() -> None:
     run(Doubler(), scenario, BatchLimits(max_queue=2))
 
 
+class Shed(ModelStatistics):
+    """Remembers why requests were refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[str] = []
+
+    def shed(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def test_an_early_refusal_stands_while_nothing_leaves_the_queue_and_each_is_counted() -> None:
+    times, overloaded, shed = [100.0], set[Batcher](), Shed()
+
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(
+                Doubler(),
+                BatchLimits(max_queue=2),
+                executor,
+                shed,
+                clock=lambda: times[0],
+                overloaded=overloaded,
+            )
+            first = batcher.submit(rows(1, 2, 3), 3)  # over the bound, but the queue is empty
+            assert batcher.early_refusal(None, "one") is None
+            overloaded.add(batcher)
+            refused = [batcher.early_refusal(None, caller) for caller in ("one", "one", "two")]
+            assert refused[0] is refused[1] is not refused[2] is not None
+            times[0] += 0.01
+            assert batcher.early_refusal(200.0, "one") is refused[0]  # a deadline changes nothing
+            times[0] += 1.0
+            assert batcher.early_refusal(None, "one") not in (None, refused[0])
+            assert shed.reasons == ["queue"] * 5
+            await first
+            assert batcher.early_refusal(None, "one") is None
+            assert shed.reasons == ["queue"] * 5
+
+    asyncio.run(scenario())
+
+
 def test_a_queue_that_is_limited_in_requests_refuses_the_next_one() -> None:
     session = Doubler()
 
     async def scenario(batcher: Batcher) -> None:
         waiting = [batcher.submit(rows(1, 2), 2), batcher.submit(rows(3), 1)]
-        with pytest.raises(Overloaded, match=r"2 requests waiting \(max_queue_size\)"):
+        with pytest.raises(
+            Overloaded, match=r"Exceeds maximum queue size: 2 requests wait \(max_queue_size\)"
+        ):
             batcher.submit(rows(4), 1)
         await asyncio.gather(*waiting)
         await batcher.submit(rows(4), 1)
@@ -252,6 +322,38 @@ def test_a_delay_lets_later_requests_join() -> None:
 
     in_virtual_time(session, scenario, BatchLimits(max_delay_s=0.05))
     assert session.batches == [[1, 2], [3]]
+
+
+def test_a_full_batch_and_one_of_a_preferred_size_do_not_wait_for_the_end_of_the_delay() -> None:
+    session = Doubler()
+
+    async def scenario(batcher: Batcher) -> None:
+        start = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time
+        await asyncio.gather(*(batcher.submit(rows(n), 1) for n in (1, 2)))  # preferred
+        await asyncio.gather(*(batcher.submit(rows(n, n), 2) for n in (3, 4)))  # full
+        await batcher.submit(rows(5, 5, 5, 5, 5), 5)
+        assert now() == start
+        await batcher.submit(rows(6), 1)
+        assert now() == pytest.approx(start + 60)
+
+    limits = BatchLimits(
+        max_batch_size=4, max_delay_s=60, preferred_rows=(2,), max_queue_s=100, part_rows=4
+    )
+    in_virtual_time(session, scenario, limits)
+    assert session.batches == [[1, 2], [3, 3, 4, 4], [5, 5, 5, 5], [5], [6]]
+
+
+def test_a_model_that_is_not_batched_has_no_delay() -> None:
+    session = Doubler()
+    session.batchable = False
+
+    async def scenario(batcher: Batcher) -> None:
+        start = asyncio.get_running_loop().time()
+        await batcher.submit(rows(1), 1)
+        assert asyncio.get_running_loop().time() == start
+
+    in_virtual_time(session, scenario, BatchLimits(max_delay_s=60, max_queue_s=100))
 
 
 def test_a_deadline_that_passes_during_the_delay_costs_no_inference() -> None:

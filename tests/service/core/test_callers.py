@@ -122,3 +122,47 @@ def test_a_proxy_that_is_neither_address_nor_network_is_refused(text: str) -> No
 def test_lists_may_have_spaces_and_a_comma_at_the_end() -> None:
     assert len(networks(" 10.0.0.0/8 ,::1, ")) == 2
     assert networks("") == ()
+
+
+FORWARDED = 'Hash=0a;Subject="CN=somebody,O=Acme";URI=spiffe://a/b;DNS=a.example;DNS=b.example'
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (FORWARDED, "spiffe://a/b"),
+        ("Hash=0a;DNS=a.example;DNS=b.example", "a.example"),
+        ('Hash=0a;Subject="CN=somebody,O=Acme";URI=', "somebody"),
+        ('Subject="O=Acme\\\\, CN=root,CN=some \\"body\\""', 'some "body"'),
+        ('Subject="O=x\\\\,CN=root"', ""),
+        ('Subject="O=Acme"', ""),
+        ("By=spiffe://server;Hash=0a", ""),
+        (f"{FORWARDED},{FORWARDED}", ""),
+        ("URI=a,URI=b", ""),
+        ('URI="a', ""),
+        ('URI="a"b', ""),
+        ("URI=a;;", ""),
+        ("=;=", ""),
+        ("nonsense", ""),
+        ("", ""),
+        ("URI=" + "a" * 20_000, ""),
+        ("URI=a;" * 2_000, "a"),
+    ],
+)
+def test_a_forwarded_certificate_is_named_if_there_is_exactly_one(line: str, name: str) -> None:
+    callers = Callers("10.0.0.1", forwards_certificates=True)
+    assert callers.certificate_of("10.0.0.1", "own", [line]) == name
+    assert callers.certificate_of("10.0.0.1", "own", [line, line]) == ""
+
+
+def test_a_forwarded_certificate_counts_only_from_proxies_that_set_it() -> None:
+    callers = Callers("10.0.0.1", forwards_certificates=True)
+    assert callers.certificate_of("10.0.0.2", "own", [FORWARDED]) == "own"
+    assert callers.certificate_of("10.0.0.1", "own", []) == "own"
+    assert Callers("10.0.0.1").certificate_of("10.0.0.1", "own", [FORWARDED]) == "own"
+
+
+@given(st.lists(st.text(max_size=50), max_size=2))
+def test_any_text_is_a_forwarded_certificate_or_none(lines: list[str]) -> None:
+    callers = Callers("10.0.0.1", forwards_certificates=True)
+    assert isinstance(callers.certificate_of("10.0.0.1", "own", lines), str)

@@ -81,9 +81,15 @@ def test_arbitrary_bytes_split_into_elements_or_are_rejected(raw: bytes, count: 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (one_element(b"a") * 3, "more than the 2 elements"),
-        (one_element(b"a") + b"\x01\x00", "inside the length of element 1"),
-        (one_element(b"a") + b"\x02\x00\x00\x00b", "inside element 1"),
+        (one_element(b"a") * 3, "unexpected number of string elements 3 for field, expecting 2"),
+        (
+            one_element(b"a") + b"\x01\x00",
+            "incomplete string length indicator for field, expecting 4 bytes but only 2",
+        ),
+        (
+            one_element(b"a") + b"\x02\x00\x00\x00b",
+            "whose element 1 has 2 bytes but only 1 bytes available",
+        ),
     ],
 )
 def test_wrong_framing_of_strings_is_rejected_at_its_element(raw: bytes, message: str) -> None:

@@ -164,8 +164,8 @@ def test_raw_bytes_are_not_copied() -> None:
         ("UINT8", [1, 0, 2], b"", "shape"),
         ("UINT8", [2**40, 0, 2], b"", "shape"),
         ("UINT8", [-1, 2, 2], bytes(4), "shape"),
-        ("UINT8", [2, 2, 2], bytes(7), "7 bytes"),
-        ("UINT8", [2**40, 2, 2], bytes(4), "bytes"),
+        ("UINT8", [2, 2, 2], bytes(7), "Expected 8, got 7; its shape is [2,2,2] of UINT8."),
+        ("UINT8", [2**40, 2, 2], bytes(4), "input byte size mismatch for input"),
     ],
 )
 def test_tensor_that_does_not_fit_is_rejected_by_name(

@@ -65,7 +65,7 @@ def test_dimensions_behind_the_batch_are_one_row_of_classes() -> None:
     [("BYTES", np.array([["a"]], object)), ("BOOL", np.array([[True]]))],
 )
 def test_output_without_numbers_is_rejected(datatype: str, array: np.ndarray) -> None:
-    with pytest.raises(InvalidArgument, match=f"'y' is {datatype}"):
+    with pytest.raises(InvalidArgument, match=f"unsupported type '{datatype}': output 'y'"):
         classes(Tensor("y", datatype, array), 1, [], batchable=True)
 
 

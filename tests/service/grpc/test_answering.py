@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from service.core.errors import (
     ServiceError,
     Unavailable,
 )
+from service.core.trace import Trace
 from service.grpc.answering import (
     MESSAGE_SLACK,
     Call,
@@ -33,6 +35,7 @@ from service.grpc.answering import (
 )
 from service.observe.metrics import Metrics
 from service.observe.recorder import RequestRecorder
+from service.observe.traces import Traces
 from service.stubs.digits.v1 import digits_pb2
 from service.stubs.inference import inference_pb2
 
@@ -325,3 +328,46 @@ def test_every_method_of_a_service_needs_a_handler() -> None:
     assert served["/grpc.health.v1.Health/Check"].request is pb.HealthCheckRequest
     with pytest.raises(KeyError):
         rpcs(HEALTH, {"Watch": method})
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "codes"),
+    [
+        (["a", "ab"], "OK", ["OK", "OK"]),
+        (["a", "none"], "NOT_FOUND", ["OK", "NOT_FOUND"]),
+        (["bug"], "INTERNAL", ["INTERNAL"]),
+    ],
+)
+def test_a_traced_stream_has_a_trace_per_message(
+    names: list[str], code: str, codes: list[str]
+) -> None:
+    async def scenario() -> None:
+        traces = Traces(share=0, per_second=10)
+        served = Calls(RequestRecorder(Metrics(), "none", traces=traces), LIMIT, AT_ONCE)
+        method = rpc(Pipelined("test", length_of_name, refuse))
+        contents = each_of([message(name) for name in names])
+        trace = Trace(7, 0)
+        with contextlib.suppress(ServiceError):
+            async for _ in served.stream(method, contents, None, "id", True, trace=trace):
+                pass
+        *messages, stream = traces.ended
+        assert stream is trace
+        assert (stream.code, [each.code for each in messages]) == (code, codes)
+        assert {each.parent_id for each in messages} == {trace.span_id}
+
+    asyncio.run(scenario())
+
+
+def test_a_traced_stream_that_is_given_up_has_ended() -> None:
+    async def scenario() -> None:
+        traces = Traces(share=0, per_second=0)  # no message is traced
+        served = Calls(RequestRecorder(Metrics(), "none", traces=traces), LIMIT, AT_ONCE)
+        method = rpc(Pipelined("test", length_of_name, refuse))
+        answers = served.stream(
+            method, each_of([message("a")] * 3), None, "id", False, trace=Trace(7, 0)
+        )
+        await anext(answers)
+        await answers.aclose()  # type: ignore[attr-defined]
+        assert [trace.code for trace in traces.ended] == ["CANCELLED"]
+
+    asyncio.run(scenario())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2
 
+from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.errors import RequestTooLarge
 from service.grpc import front, grpcio_server
@@ -28,7 +29,12 @@ class FakeServer:
     """Takes the place of the server that listens; calls are made on it directly."""
 
     def __init__(
-        self, rpcs: Mapping[str, Rpc], calls: Calls, settings: Settings, budget: Budget
+        self,
+        rpcs: Mapping[str, Rpc],
+        calls: Calls,
+        settings: Settings,
+        budget: Budget,
+        tls: Tls | None,
     ) -> None:
         self.rpcs = rpcs
         self.calls = calls
@@ -95,6 +101,35 @@ def test_operation_names_are_unique_to_their_methods(tmp_path: Path, settings: S
         front_of(operations, settings)
         names = [rpc.method.operation for rpc in FakeServer.newest.rpcs.values()]
         assert len(names) == len(set(names))
+
+    run_with_operations(tmp_path, scenario)
+
+
+# What a caller needs for each method: a new one has to be decided on here as well.
+_SCOPES: dict[str | None, set[str]] = {
+    None: {"ServerLive", "ServerReady", "Check", "Watch"},
+    "predict": {"Predict", "Read", "ModelInfer", "ModelStreamInfer"},
+    "read": {
+        *("ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics"),
+        *("RepositoryIndex", "SystemSharedMemoryStatus", "CudaSharedMemoryStatus"),
+        *("LogSettings", "TraceSetting", "ServerReflectionInfo"),
+    },
+    "admin": {
+        *("RepositoryModelLoad", "RepositoryModelUnload"),
+        *("SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
+        *("CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
+    },
+}
+
+
+def test_every_method_has_the_scope_that_was_decided_on(tmp_path: Path, settings: Settings) -> None:
+    async def scenario(operations: Operations) -> None:
+        front_of(operations, settings)
+        scopes: dict[str | None, set[str]] = {}
+        for path, rpc in FakeServer.newest.rpcs.items():
+            if not path.endswith("Health/List"):  # older releases of the proto lack it
+                scopes.setdefault(rpc.method.scope, set()).add(path.rpartition("/")[2])
+        assert scopes == _SCOPES
 
     run_with_operations(tmp_path, scenario)
 

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from service.access.gate import Gate, Identity
 from service.core.errors import NotFound
 from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
 from service.grpc.grpcio_server import GrpcioServer
@@ -34,15 +35,24 @@ class Calls:
     """Answers b"fail" with NotFound and everything else with its request id and itself."""
 
     def __init__(self) -> None:
+        self.gate: Gate | None = None
         self.deadlines: list[float | None] = []
         self.ends_with_error: list[bool] = []
         self.callers: list[str] = []
+        self.traces = None
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
 
     async def answer(
-        self, rpc: Rpc, content: bytes, deadline: float | None, request_id: str, caller: str
+        self,
+        rpc: Rpc,
+        content: bytes,
+        deadline: float | None,
+        request_id: str,
+        caller: str,
+        identity: Identity | None = None,
+        trace: object = None,
     ) -> bytes:
         self.callers.append(caller)
         self.deadlines.append(deadline)
@@ -58,6 +68,8 @@ class Calls:
         request_id: str,
         ends_with_error: bool,
         caller: str,
+        identity: Identity | None = None,
+        trace: object = None,
     ) -> AsyncIterator[bytes]:
         self.ends_with_error.append(ends_with_error)
         async for content in contents:

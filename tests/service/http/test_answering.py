@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from service.access.origins import SAFE_HEADERS, Header
 from service.core.errors import InvalidArgument, Overloaded
 from service.http.answering import HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
 from service.http.routes import ROUTES
+from service.http.static_files import PAGE_HEADERS
 from tests.conftest import ROOT
 from tests.service.composition import Operations, http_app_of
 from tests.service.linear_model import publish_linear, run_with_operations
@@ -49,6 +51,42 @@ def test_a_picture_is_answered_without_a_socket(tmp_path: Path) -> None:
         assert ("x-request-id", "mine") in response.headers
         (prediction,) = json.loads(response.body)["predictions"]
         assert len(prediction["probabilities"]) == 10
+
+    with_app(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/", PAGE_HEADERS),
+        ("GET", "/docs", PAGE_HEADERS),
+        ("GET", "/playground/nothing", PAGE_HEADERS),
+        ("GET", "/openapi.json", PAGE_HEADERS),
+        ("GET", "/v2", SAFE_HEADERS),
+        ("GET", "/v2/models/linear", SAFE_HEADERS),
+        ("GET", "/v2/models/nothing", SAFE_HEADERS),
+        ("POST", "/predict", SAFE_HEADERS),
+    ],
+)
+def test_every_answer_has_the_safe_headers_once(
+    tmp_path: Path, method: str, path: str, expected: tuple[Header, ...]
+) -> None:
+    async def scenario(app: HttpApp) -> None:
+        response = await app.answer(request(method, path))
+        assert response is not None
+        names = [name for name, _ in response.headers if name != "vary"]
+        assert set(expected) <= set(response.headers)
+        assert len(names) == len(set(names))
+
+    with_app(tmp_path, scenario)
+
+
+def test_a_preflight_is_allowed_every_method_that_a_route_has(tmp_path: Path) -> None:
+    async def scenario(app: HttpApp) -> None:
+        response = await app.preflight(request("OPTIONS", "/nothing"))
+        assert (response.status, response.body) == (204, b"")
+        methods = dict(response.headers)["access-control-allow-methods"].split(", ")
+        assert set(methods) >= {route.method for route in ROUTES}
 
     with_app(tmp_path, scenario)
 

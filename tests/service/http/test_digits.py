@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import orjson
@@ -14,20 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.core.batching import Batcher
+from service.core.datatypes import Array
 from service.core.digits import HINTS, REASONS
 from service.core.errors import (
+    DeadlineExceeded,
     InvalidArgument,
     ModelNotFound,
     RequestTooLarge,
     UnsupportedMediaType,
 )
 from service.core.off_loop import INLINE_BYTES
+from service.core.trace import Trace
 from service.http.digits import predict
 from service.http.message import JSON, OCTETS, HttpRequest
 from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS
 from tests.conftest import ROOT
 from tests.e2e.onnx_models import judged_image, publish_judging
+from tests.service.classifiers import publish_colours
 from tests.service.composition import Operations
 from tests.service.linear_model import WEIGHTS, publish_linear, run_with_operations
 from tests.service.recording_bytes import RecordingBytes
@@ -317,3 +324,61 @@ def test_arbitrary_bodies_are_classified_or_rejected(data: st.DataObject) -> Non
             await answer_to(operations, body, content_type)
 
     run_with_operations(Path("no-such-folder"), scenario)  # rejecting a body needs no model
+
+
+class Overdue(Batcher):
+    """Lets the deadline of a request pass before it is queued, and remembers all deadlines."""
+
+    deadlines: ClassVar[list[float | None]] = []
+
+    def submit(
+        self,
+        inputs: Sequence[Array],
+        rows: int,
+        deadline: float | None = None,
+        caller: str = "",
+        trace: Trace | None = None,
+    ) -> asyncio.Future[list[Array]]:
+        self.deadlines.append(deadline)
+        if deadline is None or deadline > asyncio.get_running_loop().time() + 1:
+            return super().submit(inputs, rows, deadline, caller, trace)
+        return asyncio.get_running_loop().create_future()  # of a model that does not answer
+
+
+def test_timeout_ends_a_request(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+    publish_colours(tmp_path, output_kinds={"y": "logits"}, picture={})
+    picture = io.BytesIO()
+    Image.fromarray(IMAGE).save(picture, "PNG")
+
+    async def scenario(operations: Operations) -> None:
+        for model, body in (
+            ("linear", (IMAGE.tobytes(), OCTETS)),
+            ("linear", (picture.getvalue(), "image/png")),
+            ("colours", (bytes(48), OCTETS)),
+        ):
+            Overdue.deadlines.clear()
+            for text in ("0.02", ".02", "2e-2"):
+                with pytest.raises(DeadlineExceeded, match="the timeout passed"):
+                    await answer_to(operations, *body, f"model={model}&timeout={text}")
+            for text in ("86400", "9999.5"):
+                await answer_to(operations, *body, f"model={model}&timeout={text}")
+            await answer_to(operations, *body, f"model={model}")
+            assert None not in Overdue.deadlines[:5]
+            assert Overdue.deadlines[5:] == [None]
+
+    run_with_operations(tmp_path, scenario, Overdue)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "-1", "nan", "inf", "1e999", "86401", "1_0", "1s", "0x1", "%D9%A1", "1%202", "9" * 8000],
+)
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(tmp_path: Path, text: str) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        with pytest.raises(InvalidArgument, match=r"^timeout: is '"):
+            await predict(operations.digits, request_of(bytes(784), OCTETS, f"timeout={text}"))
+
+    run_with_operations(tmp_path, scenario)

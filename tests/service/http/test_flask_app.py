@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import flask
 import pytest
 
+from service.access.gate import Gate
+from service.access.keys import Key, Keyring, Scope, digest_of
 from service.core.batching import Batcher, BatchLimits
 from service.http.flask_app import create_app
 from service.http.routes import ROUTES
@@ -18,19 +22,19 @@ from tests.service.composition import http_app_of, operations_of
 LIMIT = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[flask.Flask]:
+@contextlib.contextmanager
+def application(models: Path, gate: Gate | None = None) -> Iterator[flask.Flask]:
     """The application over an empty repository, its event loop in a thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     with ThreadPoolExecutor(1) as executor:
         repository = Repository(
-            tmp_path_factory.mktemp("models"),
+            models,
             SessionOptions("cpu"),
             make_batcher=lambda name, version, session: Batcher(session, BatchLimits(), executor),
             executor=executor,
         )
-        app = create_app(http_app_of(operations_of(repository, "mnist")), loop, LIMIT)
+        app = create_app(http_app_of(operations_of(repository, "mnist")), loop, LIMIT, gate)
         app.add_url_rule("/boom", "boom", lambda: 1 // 0)
         thread.start()
         try:
@@ -39,6 +43,33 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[flask.Flask]:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[flask.Flask]:
+    with application(tmp_path_factory.mktemp("models")) as app:
+        yield app
+
+
+def test_without_a_front_the_gate_is_asked_here(tmp_path: Path) -> None:
+    reader: frozenset[Scope] = frozenset({"read"})
+    keys = Keyring([Key("reader", reader, None, digest_of("secret"))])
+    with application(tmp_path, Gate(frozenset(), keys)) as app:
+        client = app.test_client()
+        for path in ("/v2", "/v2/", "/metrics", "/nowhere", "/v2//"):
+            response = client.get(path)
+            assert response.status_code == 401, path
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert client.options("/v2").status_code == 401
+        assert client.get("/v2/health/live").status_code == 200
+        key = {"authorization": "Bearer secret"}
+        assert client.get("/v2/", headers=key).status_code == 200
+        assert client.get("/nowhere", headers=key).status_code == 404
+        assert client.options("/v2", headers=key).status_code == 200
+        for path in ("/metrics", "/metrics/"):
+            assert client.get(path, headers=key).status_code == 403
+        # A client cannot say whom the front has let in.
+        assert client.get("/v2", headers={"mnist.identity": "root"}).status_code == 401
 
 
 def test_every_route_has_a_rule(app: flask.Flask) -> None:

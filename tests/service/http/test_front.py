@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import PIL.Image
 import pytest
 from granian.rsgi import ProtocolClosed
 
+from service.access.gate import Gate
+from service.access.keys import Key, Keyring, digest_of
+from service.access.origins import Origins
 from service.core.batching import Batcher
 from service.core.budget import Budget
 from service.core.callers import Callers
@@ -66,7 +70,7 @@ class Protocol:
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.status, self.headers = status, dict(headers)
-        is_json = self.headers["content-type"] == "application/json"
+        is_json = self.headers.get("content-type") == "application/json"
         self.body = json.loads(body) if is_json else body
 
 
@@ -90,6 +94,8 @@ def with_front(
     scenario: Callable[[Front], Awaitable[None]],
     body_timeout: float = 600,
     batcher: type[Batcher] = Batcher,
+    origins: Origins | None = None,
+    gate: Gate | None = None,
 ) -> None:
     publish_linear(root, card={"output_kinds": {"scores": "logits"}})
 
@@ -101,9 +107,11 @@ def with_front(
                 body_timeout=body_timeout,
                 fast_lane=fast_lane,
                 callers=Callers("127.0.0.2"),
+                origins=origins,
             )
             budget = Budget(BUDGET)
-            front.start(app, create_app(app, asyncio.get_running_loop(), LIMIT), budget)
+            flask = create_app(app, asyncio.get_running_loop(), LIMIT, gate)
+            front.start(app, flask, budget, gate)
             await scenario(front)
             assert budget.used == 0
             assert not front.in_flight
@@ -468,3 +476,169 @@ def test_flask_answers_what_matches_no_route(
         assert protocol.headers.get("allow", "POST").find("POST") >= 0
 
     with_front(tmp_path, scenario)
+
+
+LISTED = "https://app.example"
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2", "/nothing", "/v2/health/live"])
+def test_a_page_of_another_server_is_refused_on_every_route_without_its_body(
+    tmp_path: Path, path: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        for method in ("GET", "POST", "OPTIONS"):
+            scope = RequestScope(
+                method,
+                path,
+                host="127.0.0.1",
+                origin="http://evil.example",
+                content_encoding="no such",
+            )
+            protocol = NotRead()
+            await front(scope, protocol)
+            assert protocol.status == 403
+            assert "evil.example" in protocol.body["error"]
+            assert "allowed_origins" in protocol.body["error"]
+            assert "access-control-allow-origin" not in protocol.headers
+            assert protocol.headers["x-content-type-options"] == "nosniff"
+
+    with_front(tmp_path, scenario, origins=Origins([LISTED]))
+
+
+@pytest.mark.parametrize(("path", "expected"), [("/predict", 200), ("/nothing", 404)])
+def test_a_page_of_a_listed_origin_can_read_its_answers_and_errors(
+    tmp_path: Path, path: str, expected: int
+) -> None:
+    async def scenario(front: Front) -> None:
+        octets = "application/octet-stream"
+        size = str(len(PIXELS))
+        scope = RequestScope("POST", path, origin=LISTED, content_type=octets, content_length=size)
+        protocol = Protocol(PIXELS)
+        await front(scope, protocol)
+        assert protocol.status == expected
+        assert protocol.headers["access-control-allow-origin"] == LISTED
+        too_large = NotRead()
+        await front(RequestScope("POST", path, origin=LISTED, content_length="99999"), too_large)
+        assert too_large.status == 413
+        assert too_large.headers["access-control-allow-origin"] == LISTED
+
+    with_front(tmp_path, scenario, origins=Origins([LISTED]))
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/repository/models/linear/load", "/nothing"])
+def test_a_preflight_of_a_listed_origin_is_answered_for_every_route(
+    tmp_path: Path, path: str
+) -> None:
+    async def scenario(front: Front) -> None:
+        scope = RequestScope(
+            "OPTIONS",
+            path,
+            origin=LISTED,
+            access_control_request_method="POST",
+            access_control_request_headers="content-type,x-api-key",
+        )
+        protocol = NotRead()
+        await front(scope, protocol)
+        assert protocol.status == 204
+        assert protocol.headers["access-control-allow-origin"] == LISTED
+        assert protocol.headers["access-control-allow-headers"] == "content-type,x-api-key"
+        assert "POST" in protocol.headers["access-control-allow-methods"]
+        assert protocol.headers["vary"] == "origin"
+
+    with_front(tmp_path, scenario, origins=Origins([LISTED]))
+
+
+def test_every_answer_varies_by_origin_if_origins_are_listed(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        protocol = Protocol()
+        await front(RequestScope("GET", "/v2"), protocol)
+        assert protocol.headers["vary"] == "origin"
+
+    with_front(tmp_path, scenario, origins=Origins([LISTED]))
+
+
+@pytest.mark.parametrize("version", ["1.1", "2"])
+def test_a_name_that_is_not_the_servers_is_refused(tmp_path: Path, version: str) -> None:
+    async def scenario(front: Front) -> None:
+        for host, expected in (("evil.example:8000", 403), ("localhost:8000", 200)):
+            scope = RequestScope("GET", "/v2", version)
+            if version == "2":
+                scope.authority = host
+            else:
+                scope.headers["host"] = host
+            for _ in range(2):
+                protocol = Protocol()
+                await front(scope, protocol)
+                assert protocol.status == expected, protocol.body
+
+    with_front(tmp_path, scenario, origins=Origins(checks_hosts=True))
+
+
+def test_a_trusted_proxy_may_be_called_by_any_name(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        for client, expected in (("127.0.0.2:1", 200), ("127.0.0.1:1", 403)):
+            scope = RequestScope("GET", "/v2", host="mnist.example")
+            scope.client = client
+            protocol = Protocol()
+            await front(scope, protocol)
+            assert protocol.status == expected
+
+    with_front(tmp_path, scenario, origins=Origins(checks_hosts=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "by_star"),
+    [
+        ("/v2/repository/index", 200),
+        ("/v2/repository/models/linear/unload", 403),
+        ("/v2/repository/models/linear/unload/", 403),
+        ("/v2/logging", 403),
+    ],
+)
+def test_a_star_lets_pages_change_nothing(tmp_path: Path, path: str, by_star: int) -> None:
+    async def scenario(front: Front) -> None:
+        for origin, expected in (("http://evil.example", by_star), (LISTED, 200)):
+            protocol = Protocol()
+            await front(RequestScope("POST", path, origin=origin, content_length="0"), protocol)
+            assert protocol.status == expected, protocol.body
+
+    with_front(tmp_path, scenario, origins=Origins(["*", LISTED]))
+
+
+def test_a_refused_caller_is_answered_without_its_body(tmp_path: Path) -> None:
+    async def scenario(front: Front) -> None:
+        cases: tuple[tuple[dict[str, str], bool], ...] = (
+            ({"content_length": "784"}, True),
+            ({"transfer_encoding": "chunked"}, True),
+            ({"content_length": "0"}, False),
+            ({}, False),
+            ({"content_length": "784", "authorization": "Bearer wrong"}, True),
+        )
+        for headers, closes in cases:
+            protocol = NotRead()
+            await front(predict(**headers), protocol)
+            assert protocol.status == 401
+            assert protocol.headers["www-authenticate"] == "Bearer"
+            assert ("connection" in protocol.headers) == closes
+
+    with_front(tmp_path, scenario, gate=Gate(frozenset(), Keyring()))
+
+
+def test_a_caller_counts_by_its_key(tmp_path: Path) -> None:
+    class Seen(Batcher):
+        def submit(self, *arguments: Any, **options: Any) -> Any:
+            call = signature(Batcher.submit).bind(self, *arguments, **options)
+            callers.append(call.arguments["caller"])
+            return super().submit(*arguments, **options)
+
+    callers: list[Any] = []
+    keys = Keyring([Key("alice", frozenset({"predict"}), None, digest_of("secret"))])
+
+    async def scenario(front: Front) -> None:
+        protocol = Protocol(PIXELS)
+        await front(predict(x_api_key="secret"), protocol)
+        assert protocol.status == 200, protocol.body
+
+    with_front(tmp_path, scenario, batcher=Seen, gate=Gate(frozenset(), keys))
+    assert callers == ["key alice"] * len(callers)
+    assert callers

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from service.access.origins import Origins
 from service.http import health_port
 from service.http.health_port import PATHS, HealthPort
 from tests.conftest import free_ports
@@ -56,12 +57,16 @@ def answer_of(content: bytes) -> Answer:
     return Answer(int(status.split(" ")[1]), headers, body)
 
 
-def with_port(root: Path, scenario: Callable[[Client], Awaitable[None]]) -> None:
+def with_port(
+    root: Path,
+    scenario: Callable[[Client], Awaitable[None]],
+    origins: Origins | None = None,
+) -> None:
     publish_linear(root)
 
     async def main(operations: Operations) -> None:
         (port,) = free_ports(1)
-        served = HealthPort(http_app_of(operations), "127.0.0.1", port)
+        served = HealthPort(http_app_of(operations), "127.0.0.1", port, origins=origins)
         served.start()
         await scenario(Client(port, operations))
         served.stop()
@@ -69,6 +74,22 @@ def with_port(root: Path, scenario: Callable[[Client], Awaitable[None]]) -> None
             socket.create_connection(("127.0.0.1", port))
 
     run_with_operations(root, main)
+
+
+def test_web_pages_of_others_and_other_names_are_refused(tmp_path: Path) -> None:
+    async def scenario(client: Client) -> None:
+        line = b"GET /metrics HTTP/1.1\r\n"
+        for headers, expected in (
+            (b"Host: 127.0.0.1:8002\r\n", 200),
+            (b"", 200),
+            (b"host:evil.example\r\n", 403),
+            (b"Host: 127.0.0.1\r\nORIGIN: http://evil.example\r\n", 403),
+        ):
+            answer = await client.ask(line + headers + b"\r\n")
+            assert answer.status == expected, headers
+            assert answer.headers["x-content-type-options"] == "nosniff"
+
+    with_port(tmp_path, scenario, Origins(checks_hosts=True))
 
 
 def test_probes_and_scrapes_are_answered(tmp_path: Path) -> None:

@@ -9,7 +9,12 @@ import orjson
 import pytest
 from PIL import Image, ImageDraw
 
-from service.core.errors import InvalidArgument, ModelNotFound, UnsupportedMediaType
+from service.core.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ModelNotFound,
+    UnsupportedMediaType,
+)
 from service.core.off_loop import INLINE_BYTES
 from service.http.message import JSON, OCTETS, HttpRequest
 from service.http.reading import read
@@ -136,5 +141,17 @@ def test_a_query_that_takes_long_to_parse_is_refused(tmp_path: Path) -> None:
     async def scenario(operations: Operations) -> None:
         with pytest.raises(InvalidArgument, match="8192 characters"):
             await read(operations.digits, request_of(PNG, "image/png", "a=b&" * 16_000))
+
+    run_with_operations(tmp_path, scenario)
+
+
+def test_timeout(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card=CARD)
+
+    async def scenario(operations: Operations) -> None:
+        await answer_to(operations, PNG, "image/png", "timeout=1000")
+        for query, error in (("timeout=1e-9", DeadlineExceeded), ("timeout=soon", InvalidArgument)):
+            with pytest.raises(error, match=r"[tT]imeout"):
+                await read(operations.digits, request_of(PNG, "image/png", query))
 
     run_with_operations(tmp_path, scenario)

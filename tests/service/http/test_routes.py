@@ -41,6 +41,32 @@ def test_routes_that_share_an_operation_name_share_their_meaning() -> None:
         assert needs.setdefault(route.operation, route.needs) is route.needs, route
 
 
+# What a caller needs for each operation: a new one has to be decided on here as well.
+_SCOPES: dict[tuple[str, str | None], set[str]] = {
+    ("GET", None): {"index", "playground", "openapi", "docs", "live", "ready"},
+    ("GET", "metrics"): {"metrics"},
+    ("POST", "predict"): {"infer", "predict", "read"},
+    ("GET", "read"): {
+        *("server_metadata", "model_metadata", "model_ready", "model_config", "model_card"),
+        *("statistics", "log_settings", "trace_settings"),
+        *("system_shared_memory_status", "cuda_shared_memory_status"),
+    },
+    ("POST", "read"): {"repository_index"},
+    ("POST", "admin"): {
+        *("load", "unload", "change_log_settings", "trace_settings"),
+        *("system_shared_memory_register", "system_shared_memory_unregister"),
+        *("cuda_shared_memory_register", "cuda_shared_memory_unregister"),
+    },
+}
+
+
+def test_every_route_has_the_scope_that_was_decided_on() -> None:
+    scopes: dict[tuple[str, str | None], set[str]] = {}
+    for route in ROUTES:
+        scopes.setdefault((route.method, route.scope), set()).add(route.operation)
+    assert scopes == _SCOPES
+
+
 @pytest.mark.parametrize("headers", [{}, {"accept": "*/*"}, {"accept": "application/json"}])
 def test_index_lists_every_route(headers: dict[str, str]) -> None:
     request = HttpRequest("GET", "/", headers.get, b"")

@@ -3,20 +3,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.http.message import HttpRequest
-from service.http.static_files import is_known, read_files, static_file
+from service.http.static_files import PAGE_HEADERS, is_known, read_files, static_file
 
 
-def test_files_have_their_content_type_and_a_strict_policy(tmp_path: Path) -> None:
+def test_the_policy_of_pages_is_strict() -> None:
+    headers = dict(PAGE_HEADERS)
+    assert headers["content-security-policy"].startswith("default-src 'none'; ")
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_files_have_their_content_type(tmp_path: Path) -> None:
     for name in ("a.js", "b.css", "c.html", "d.svg", "e.png", "notes.txt"):
         (tmp_path / name).write_text("model")
     files = read_files(tmp_path, {b"model": b"mnist"})
     assert files.keys() == {"a.js", "b.css", "c.html", "d.svg", "e.png"}
     assert files["a.js"].content == b"model"
     assert files["c.html"].content == b"mnist"
-    for file in files.values():
-        headers = dict(file.headers)
-        assert headers["content-security-policy"].startswith("default-src 'none'; ")
-        assert "unsafe" not in headers["content-security-policy"]
     assert dict(files["a.js"].headers)["content-type"] == "text/javascript; charset=utf-8"
 
 
@@ -24,6 +27,7 @@ def test_a_client_that_has_the_file_gets_no_content() -> None:
     file = static_file(b"{}", "application/json")
     request = HttpRequest("GET", "/", {"if-none-match": file.etag}.get, b"")
     assert file.answer(request)[::2] == (304, b"")
+    assert ("vary", "accept-encoding") in file.answer(request).headers
     assert file.answer(request._replace(header={}.get))[::2] == (200, b"{}")
 
 

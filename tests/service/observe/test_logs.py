@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.observe.logs import JsonFormatter, TextFormatter, logging_config
+from service.observe.logs import (
+    JsonFormatter,
+    TextFormatter,
+    is_for_people,
+    logging_config,
+    only_problems,
+)
 from service.settings import Settings
 
 HOSTILE = "Model 'x\n12:00:00 ERROR forged\r\x1b[2J\x9b\u2028\x00' is not loaded."
@@ -199,3 +205,31 @@ def test_what_libraries_and_python_write_past_logging_is_one_line_each(log_forma
             assert json.loads(line)["level"] in ("warning", "error", "critical")
         else:
             assert re.match(r"\d\d:\d\d:\d\d (WARNING|ERROR  |CRITICAL) ", line)
+
+
+def test_only_text_on_a_terminal_is_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_for_people(Settings(log_format="text"))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert is_for_people(Settings())
+    assert not is_for_people(Settings(log_format="json"))
+
+
+@pytest.mark.parametrize(("level", "shown"), [("info", "bwe"), ("debug", "dibwe"), ("error", "e")])
+def test_a_start_for_people_shows_problems_and_the_banner(
+    caplog: pytest.LogCaptureFixture, level: Any, shown: str
+) -> None:
+    caplog.set_level(level.upper())
+
+    def say() -> list[str]:
+        caplog.clear()
+        logger = logging.getLogger("service.x")
+        logger.debug("d")
+        logger.info("i")
+        logger.info("b", extra={"is_bare": True})
+        logger.warning("w")
+        logger.error("e")
+        return caplog.messages
+
+    with only_problems(Settings(log_level=level)):
+        assert "".join(say()) == shown
+    assert len(say()) == len(shown) + (level == "info")

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.errors import InternalError, InvalidArgument, Overloaded
+from service.core.trace import Trace
 from service.observe.metrics import Metrics, exposition, flush
 from service.observe.recorder import Attempt, RequestRecorder, Transport
+from service.observe.traces import Traces
 
 Work = Callable[[], Awaitable[None]]
 
@@ -242,6 +244,32 @@ def test_tracebacks_have_no_limit(caplog: pytest.LogCaptureFixture) -> None:
 
     asyncio.run(main())
     assert len(caplog.records) == 30
+
+
+def test_a_traced_request_has_its_trace_in_its_line_beside_its_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    traces = Traces(share=0, per_second=0)
+    recorder = RequestRecorder(Metrics(), "all", traces=traces)
+
+    async def main() -> None:
+        trace = Trace(0xABC, 0)
+        async with Attempt(recorder, "http", "traced", "the-id", trace):
+            pass
+        with pytest.raises(InternalError):
+            async with Attempt(recorder, "grpc", "traced", "the-id", Trace(1, 0)):
+                raise ValueError("why")
+        async with Attempt(recorder, "http", "traced", "the-id"):
+            pass
+        assert [trace.code for trace in traces.ended] == ["200", "INTERNAL"]
+        assert trace.ended >= trace.began
+
+    asyncio.run(main())
+    one, other, neither = [list(vars(record)["fields"].items()) for record in caplog.records]
+    assert one[:2] == [("request_id", "the-id"), ("trace_id", f"{0xABC:032x}")]
+    assert other[1] == ("trace_id", f"{1:032x}")
+    assert "trace_id" not in dict(neither)
 
 
 @given(st.text(max_size=200))

@@ -15,7 +15,7 @@ from tests.service.linear_model import publish_linear, run_with_operations
     [
         ([], [], r"missing required input\(s\) \['x'\]"),
         ([InputTensor("y", "FP32", [1, 784], bytes(3136))], [], "'y'"),
-        ([InputTensor("x", "FP32", [1, 784], bytes(3136))] * 2, [], "twice"),
+        ([InputTensor("x", "FP32", [1, 784], bytes(3136))] * 2, [], "input 'x' already exists"),
         ([InputTensor("x", "FP32", [1, 784], bytes(3136))], [RequestedOutput("z")], "'z'"),
     ],
 )

@@ -58,7 +58,7 @@ class Peer:
 
 
 # Processes that exist, as those of live workers do, and one that does not.
-ALIVE = (1, os.getppid())
+ALIVE = (1, os.getpid())
 DEAD = 2**22 - 1
 
 

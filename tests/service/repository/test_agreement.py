@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.core.batching import Batching
+from service.core.batching import Batching, QueueLimits
 from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError
 from service.core.tensors import TensorSpec
@@ -259,6 +259,11 @@ def test_what_has_no_effect_on_this_model_is_named_with_the_reason() -> None:
         "input 'z' (requests that are batched share its value in the model)"
     ]
     assert ignored_by(open_, TritonConfig(max_batch_size=8)) == []
+    queue = QueueLimits(preferred_rows=(4,))
+    assert ignored_by(open_, TritonConfig(queue=queue)) == [
+        "dynamic_batching.preferred_batch_size (max_queue_delay_microseconds is 0)"
+    ]
+    assert ignored_by(open_, TritonConfig(queue=queue._replace(max_delay_s=0.1))) == []
     assert ignored_by(fixed, TritonConfig(max_batch_size=0)) == []
     fixed.inputs = (IMAGES._replace(shape=(4, 3, 8, 8)),)
     assert ignored_by(fixed, TritonConfig(max_batch_size=4)) == []

@@ -165,12 +165,15 @@ def test_every_field_with_an_effect_is_read_and_every_other_is_named(tmp_path: P
     ]
     dynamic = config_of(tmp_path, EVERYTHING + DYNAMIC)
     assert dynamic.queue == QueueLimits(
-        max_delay_s=1e-4, max_requests=9, timeout_s=5e-6, obeys_timeouts=False
+        max_delay_s=1e-4,
+        preferred_rows=(4, 8),
+        max_requests=9,
+        timeout_s=5e-6,
+        obeys_timeouts=False,
     )
     assert sorted(set(dynamic.ignored) - set(plain.ignored)) == [
         "dynamic_batching.default_priority_level",
         "dynamic_batching.default_queue_policy.timeout_action",
-        "dynamic_batching.preferred_batch_size",
         "dynamic_batching.preserve_ordering",
         "dynamic_batching.priority_levels",
         "dynamic_batching.priority_queue_policy",
@@ -280,7 +283,7 @@ def test_a_queue_policy_that_allows_it_lets_requests_have_their_own_timeouts(
         ("input { data_type: TYPE_FP31 }", "TYPE_FP31"),
         ("input [ { name: 'x' }", "Expected"),
         (b"\xff\xfe", "cannot read"),
-        (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
+        (b"#" * ((1 << 18) + 1), "more than 262144 bytes, the most that is read"),
         (b"\x00", "valid model configuration"),
         ('{"max_batch_size": 4}', "valid model configuration"),
         ("dynamic_batching { } sequence_batching { }", "scheduling_choice"),
@@ -292,6 +295,13 @@ def test_a_queue_policy_that_allows_it_lets_requests_have_their_own_timeouts(
         ("input { name: 'x' dims: [ 0 ] }", "dims of 'x' must be sizes from 1 up"),
         ("input { name: 'x' dims: 4 reshape { shape: [ 3 ] } }", "reshape of 'x' is [3]"),
         ("input { name: 'x' dims: -1 reshape { shape: [ -1, 2 ] } }", "reshape of 'x'"),
+        (
+            "input { name: 'x' dims: [] reshape { shape: [ 1 ] } }",
+            "'x' has a reshape, so it must spec",
+        ),
+        ("output { name: 'y' reshape { } }", "'y' has a reshape, so it must specify dims"),
+        ("max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 2, 5 ] }", "not [2, 5]"),
+        ("dynamic_batching { preferred_batch_size: 0 }", "must be sizes from 1 to max_batch_size"),
         ("input { name: 'x' dims: 4 format: FORMAT_NHWC }", "format of 'x' needs three dims"),
         ("output { name: 'y' label_filename: '../labels' }", "label_filename of 'y' is '../lab"),
         ("default_model_filename: '/m.onnx'", "default_model_filename is '/m.onnx'"),

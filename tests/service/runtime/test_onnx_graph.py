@@ -80,6 +80,29 @@ def test_inputs_and_outputs_without_a_shape_are_unranked() -> None:
     assert onnx_graph.read(content).unranked == {"any", "maybe", "out"}
 
 
+@pytest.mark.parametrize(
+    ("shape", "only_rows_are_open"),
+    [
+        (["batch", 28, 28], True),
+        ([None, 28, 28], True),
+        ([1, 0], True),
+        (["batch"], True),
+        ([], True),
+        (["batch", "length"], False),
+        (["batch", None, 28], False),
+        (None, False),
+    ],
+)
+def test_inputs_that_are_open_in_more_than_their_rows_are_noticed(
+    shape: list[int | str | None] | None, only_rows_are_open: bool
+) -> None:
+    fixed = helper.make_tensor_value_info("a", TensorProto.FLOAT, ["batch", 2])
+    other = helper.make_tensor_value_info("b", TensorProto.FLOAT, shape)
+    model = helper.make_model(helper.make_graph([], "g", [fixed, other], [fixed]))
+    graph = onnx_graph.read(model.SerializeToString())
+    assert graph.only_rows_are_open == only_rows_are_open
+
+
 def test_weights_in_other_files_are_found_wherever_they_are() -> None:
     def weight(place: str) -> TensorProto:
         tensor = TensorProto(name=place, data_type=1, data_location=TensorProto.EXTERNAL)
@@ -127,3 +150,22 @@ def test_any_prefix_of_a_file_is_read_or_is_a_value_error(tmp_path: Path) -> Non
             onnx_graph.read(content[:end])
         except ValueError:
             continue
+
+
+def test_a_free_value_is_an_input_of_the_nodes_that_use_it_and_still_made() -> None:
+    nodes = [helper.make_node("Neg", ["x"], ["v"]), helper.make_node("Abs", ["v"], ["y"])]
+    shape = ["n"]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    free = onnx_graph.with_free_values(model.SerializeToString(), {"v": TensorProto.FLOAT}, ["v"])
+    session = ort.InferenceSession(free, providers=["CPUExecutionProvider"])
+    feed = {
+        name: np.array([value], np.float32)
+        for name, value in (("x", 3), (onnx_graph.free_name("v"), -5))
+    }
+    assert [value.tolist() for value in session.run(["v", "y"], feed)] == [[-3], [5]]

@@ -48,7 +48,7 @@ def write(
         [helper.make_tensor_value_info(*value) for value in outputs],
         tensors,
     )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 3)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.save(model, folder / "model.onnx")
     return folder / "model.onnx"
@@ -296,6 +296,97 @@ def test_nodes_that_mix_rows_or_hide_what_they_do_are_refused(
         end=[1 << 40],
     )
     refused(path, reason)
+
+
+UP, DOWN = node("Unsqueeze", ["v", "two"], ["u"]), node("Squeeze", ["w", "two"], ["m"])
+
+
+@pytest.mark.parametrize(
+    ("op", "nodes"),
+    [
+        ("CumSum", [node("CumSum", ["v", "zero"], ["m"])]),
+        ("Slice", [node("Slice", ["v", "last", "far", "first", "last"], ["m"])]),
+        ("Einsum", [node("Einsum", ["v", "v", "x"], ["m"], equation="ij,kj,kl->il")]),
+        ("Conv", [UP, node("Conv", ["u", "ones"], ["w"], pads=[1, 0, 1, 0]), DOWN]),
+        ("MaxPool", [UP, node("MaxPool", ["u"], ["w"], kernel_shape=[3, 1], pads=[1, 0, 1, 0]),
+                     DOWN]),
+        ("MeanVarianceNormalization", [node("MeanVarianceNormalization", ["v"], ["m"], axes=[0])]),
+        ("Reshape", [node("Transpose", ["v"], ["t"], perm=[1, 0]),
+                     node("Reshape", ["t", "shape"], ["m"])]),
+        ("Concat", [node("Concat", ["v", "v"], ["t"], axis=0),
+                    node("Reshape", ["t", "wide"], ["r"]),
+                    node("Slice", ["r", "four", "eight", "one"], ["m"])]),
+        ("Trilu", [node("Trilu", ["v"], ["m"], upper=0)]),
+        ("Compress", [node("Not", ["hit"], ["keep"]),
+                      node("Gather", ["keep", "zero"], ["k"], axis=1),
+                      node("Compress", ["v", "k"], ["m"], axis=0)]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_node_that_mixes_flags_is_refused_although_no_random_input_raises_one(
+    tmp_path: Path, op: str, nodes: list[onnx.NodeProto]
+) -> None:
+    for kind in (FLOAT, INT64) if op in ("CumSum", "Slice", "Trilu") else (FLOAT,):
+        flags = [
+            node("Equal", ["x", "rare"], ["hit"]),
+            node("Cast", ["hit"], ["v"], to=kind),
+            *nodes,
+            node("Cast", ["m"], ["added"], to=FLOAT),
+            node("Add", ["x", "added"], ["y"]),
+        ]
+        path = write(
+            tmp_path,
+            flags,
+            rare=42.0,
+            zero=0,
+            first=[0],
+            last=[-1],
+            far=[-(1 << 40)],
+            two=[0, 1],
+            ones=np.ones((1, 1, 3, 1)),
+            shape=[-1, 4],
+            wide=[-1, 8],
+            four=[4],
+            eight=[8],
+            one=[1],
+        )
+        refused(path, f"the node {op} ")
+
+
+def test_texts_in_another_order_are_refused_although_no_random_input_has_them(
+    tmp_path: Path,
+) -> None:
+    path = write(
+        tmp_path,
+        [
+            node("Equal", ["x", "rare"], ["hit"]),
+            node("Where", ["hit", "x", "none"], ["w"]),
+            node("Slice", ["w", "last", "far", "first", "last"], ["m"]),
+            node("StringConcat", ["m", "x"], ["y"]),
+        ],
+        [("x", TensorProto.STRING, ["n"])],
+        TensorProto.STRING,
+        rare=np.array("rare", object),
+        none=np.array("", object),
+        first=[0],
+        last=[-1],
+        far=[-(1 << 40)],
+    )
+    refused(path, "Slice mixes rows")
+
+
+def test_a_neighbour_times_zero_is_refused_since_it_may_be_nan(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        [
+            node("Unsqueeze", ["x", "two"], ["u"]),
+            node("Conv", ["u", "middle"], ["w"], pads=[1, 0, 1, 0]),
+            node("Squeeze", ["w", "two"], ["y"]),
+        ],
+        two=[0, 1],
+        middle=np.array([0.0, 1, 0]).reshape(1, 1, 3, 1),
+    )
+    refused(path, "Conv mixes rows")
 
 
 def test_rows_that_choose_among_other_rows_are_refused(tmp_path: Path) -> None:

@@ -127,6 +127,30 @@ def test_a_model_that_is_not_batchable_is_never_split(tmp_path: Path) -> None:
     assert session.run([x])[0].item() == pytest.approx(8.5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "batching", "expected"),
+    [
+        (["batch", 2], DECLARED, True),
+        (["batch", 2], DECLARED._replace(max_split=64), False),
+        (["batch", 2], Batching(False, "off: declared"), False),
+        (["batch", "length"], DECLARED, False),
+    ],
+)
+def test_memory_is_planned_only_where_shapes_are_few(
+    tmp_path: Path, shape: list[int | str], batching: Batching, expected: bool
+) -> None:
+    publish(
+        tmp_path,
+        "neg",
+        [helper.make_node("Neg", ["x"], ["y"])],
+        [("x", TensorProto.FLOAT, shape)],
+        [("y", TensorProto.FLOAT, shape)],
+    )
+    path = tmp_path / "neg" / "1" / "model.onnx"
+    session = load(path, SessionOptions(provider="cpu"), batching)
+    assert session._session.get_session_options().enable_mem_pattern == expected
+
+
 def test_if_a_part_fails_the_whole_decides(tmp_path: Path) -> None:
     publish(
         tmp_path,

@@ -90,7 +90,7 @@ def test_a_slice_outside_of_the_region_is_not_read(
     [
         (RegionSlice("none", 0, 8), 1, "not registered"),
         (RegionSlice("r", 28, 8), 1, "outside"),
-        (RegionSlice("r", 0, 8), 9, "do not fit into shared_memory_byte_size 8"),
+        (RegionSlice("r", 0, 8), 9, "shared_memory_byte_size 8 should be at least 9 bytes to hold"),
     ],
 )
 def test_a_write_that_does_not_fit_writes_nothing(

@@ -97,7 +97,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--model", default="", help="model (default: the server's default model)")
     add("--version", default="", help="model version (default: the newest)")
-    add("--key-file", metavar="FILE", help="file with the bearer key that the server asks for")
+    add(
+        "--key-file",
+        metavar="FILE",
+        help="file with the key that the server asks for (default: the variable MNIST_KEY)",
+    )
     add("--ca-file", metavar="FILE", help="CA certificates to verify the server with (PEM)")
     add("--certificate", metavar="FILE", help="this client's certificate (PEM)")
     add("--certificate-key", metavar="FILE", help="its key, if it is in another file")
@@ -336,7 +340,8 @@ def _is_refused(answer: Prediction | Reading) -> bool:
 
 def _sentence(error: ClientError) -> str:
     if isinstance(error, ServerError):
-        return f"The server says: {error}"
+        asks = isinstance(error, AccessDenied) and error.code in ("401", "UNAUTHENTICATED")
+        return f"The server says: {error}{' Use --key-file, or set MNIST_KEY.' * asks}"
     if isinstance(error, _NO_ANSWER):
         return f"{error} Start a server with mnist-serve, or name another with --address."
     return str(error)

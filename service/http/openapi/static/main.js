@@ -1,6 +1,7 @@
 // Loads the document and lists its operations; the contents of each are made when it is opened.
 
 import { byId, element } from "../playground/dom.js";
+import * as key from "../playground/key.js";
 import { operation } from "./operation.js";
 import { text, use } from "./schema.js";
 
@@ -82,6 +83,7 @@ async function start() {
   document.documentElement.dataset.ready = "";
 }
 
+key.mount(() => dispatchEvent(new Event("key")));
 start().catch(() => {
   byId("about").replaceChildren(element("p", { class: "status failed" }, "The document cannot be loaded; reload the page to try again."));
 });

@@ -1,6 +1,7 @@
 // One operation: its parameters, bodies and answers, and a form that sends it.
 
 import { element } from "../playground/dom.js";
+import { fetchWithKey, isUsed } from "../playground/key.js";
 import { facts, opened, resolved, sample, text } from "./schema.js";
 
 export function operation(method, path, described) {
@@ -88,6 +89,7 @@ function form(method, path, parameters, content) {
       words.push(isText() ? `--data-raw ${quoted(body)}` : `--data-binary @${quoted(file.files[0]?.name ?? "FILE")}`);
     }
     const named = Object.entries(headers).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`);
+    if (isUsed()) named.push('-H "authorization: Bearer $MNIST_KEY"');
     const verb = method === "HEAD" ? "-I" : `-X ${method}`;
     return { url, options: { method, headers, body }, curl: ["curl", verb, quoted(url), ...named, ...words].join(" ") };
   };
@@ -106,6 +108,7 @@ function form(method, path, parameters, content) {
       ...(type.options.length ? [labelled("content-type", type)] : [])),
     source, curl, element("div", {}, send), result);
   shown.addEventListener("input", show);
+  addEventListener("key", show);
   type.addEventListener("change", () => { choose(); show(); });
   shown.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -121,7 +124,7 @@ async function answered(url, options) {
   const began = performance.now();
   let response, content;
   try {
-    response = await fetch(url, options);
+    response = await fetchWithKey(url, options);
     content = await response.text();
   } catch {
     return [element("p", { class: "status failed" }, "The server does not answer.")];

@@ -1,22 +1,32 @@
 // The public endpoints that this page uses. Paths are relative, so a proxy may add a prefix.
 
-const SIDE = 28;
-const PATCH = 6; // pixels; the patches that are hidden overlap
-const STEP = 2;
+import { fetchWithKey } from "./key.js";
+
+const GRID = 14; // patches in a row, and rows of them; each is three steps wide, so they overlap
+const LEAST_GRID = 4;
+const LONGEST_MS = 5000; // for all copies, by the time that the model took
+const CALL_BYTES = 4 * 1024 * 1024;
+const MOST_CLASSES = 1000; // that an answer may have
 const LEAST = 1e-7; // probabilities below it count as this one
 
-export class Refused extends Error {}
+export class Refused extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.isForbidden = status === 401 || status === 403;
+  }
+}
 
 async function call(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetchWithKey(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused("The server does not answer.");
   }
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Refused(body.error ?? `The server answered with ${response.status}.`);
+  if (response.status === 401) throw new Refused("The server asks for a key: enter it at the top.", 401);
+  if (!response.ok) throw new Refused(body.error ?? `The server answered with ${response.status}.`, response.status);
   return [body, response];
 }
 
@@ -59,40 +69,52 @@ export async function card(model, version) {
   return (await call(`v2/models/${encodeURIComponent(model)}${of}/card`))[0];
 }
 
-// How much each of 28x28 pixels speaks for `digit`: the fall of its log odds while the ink in a
-// patch around it is hidden. All patches are one request to /predict.
-export async function evidence(pixels, digit, chosen) {
+// How much each pixel speaks for what `prediction` names: the fall of its log odds while a patch
+// around it is hidden, of a digit by background, of anything else by the mean colour. `pixels` are
+// those that the model took, `took` is its time for them in milliseconds.
+export async function evidence(pixels, prediction, chosen, took, signal) {
+  const { width, height, channels, values } = pixels;
+  const isDigit = prediction.digit !== undefined;
+  const fitting = Math.floor(Math.sqrt(LONGEST_MS / Math.max(1, took ?? 1)));
+  const grid = isDigit ? GRID : Math.min(GRID, Math.max(LEAST_GRID, fitting));
+  const [stepX, stepY] = [Math.ceil(width / grid), Math.ceil(height / grid)];
   const corners = [];
-  for (let y = -STEP; y < SIDE - STEP; y += STEP) {
-    for (let x = -STEP; x < SIDE - STEP; x += STEP) corners.push([x, y]);
+  for (let y = -stepY; y < height - stepY; y += stepY) {
+    for (let x = -stepX; x < width - stepX; x += stepX) corners.push([x, y]);
   }
-  const size = SIDE * SIDE;
-  const images = new Uint8Array(size * (corners.length + 1));
-  images.set(pixels);
-  const inside = (from, visit) => {
-    const [left, top] = from;
-    for (let y = Math.max(0, top); y < Math.min(SIDE, top + PATCH); y++) {
-      for (let x = Math.max(0, left); x < Math.min(SIDE, left + PATCH); x++) visit(y * SIDE + x);
+  const inside = ([left, top], visit) => {
+    for (let y = Math.max(0, top); y < Math.min(height, top + 3 * stepY); y++) {
+      for (let x = Math.max(0, left); x < Math.min(width, left + 3 * stepX); x++) visit(y * width + x);
     }
   };
-  corners.forEach((corner, i) => {
-    const start = size * (i + 1);
-    images.set(pixels, start);
-    inside(corner, (at) => (images[start + at] = 0));
-  });
+  const mean = (channel) => values.reduce((sum, value, i) => sum + (i % channels === channel ? value : 0), 0) / (width * height);
+  const fill = isDigit ? [0] : Array.from({ length: channels }, (_, channel) => mean(channel));
+  const size = values.length;
+  const most = Math.max(1, Math.floor(CALL_BYTES / size));
+  const copies = [null, ...corners]; // the first hides nothing
+  const path = address("predict", chosen, isDigit ? {} : { top: MOST_CLASSES });
   const headers = { "content-type": "application/octet-stream" };
-  const [answer] = await call(address("predict", chosen), { method: "POST", headers, body: images });
-  const odds = answer.predictions.map(({ probabilities }) => {
-    const p = Math.min(1 - LEAST, Math.max(LEAST, probabilities[digit]));
-    return Math.log(p / (1 - p));
-  });
-  const sum = new Float32Array(size);
-  const count = new Float32Array(size);
+  const odds = [];
+  for (let start = 0; start < copies.length; start += most) {
+    const part = copies.slice(start, start + most);
+    const body = new Uint8Array(size * part.length);
+    part.forEach((corner, i) => {
+      body.set(values, size * i);
+      if (corner) inside(corner, (at) => body.set(fill, size * i + at * channels));
+    });
+    const [answer] = await call(path, { method: "POST", headers, body, signal });
+    for (const { probabilities } of answer.predictions) {
+      const p = Math.min(1 - LEAST, Math.max(LEAST, probabilities[isDigit ? prediction.digit : prediction.label] ?? 0));
+      odds.push(Math.log(p / (1 - p)));
+    }
+  }
+  const sum = new Float32Array(width * height);
+  const count = new Float32Array(width * height);
   corners.forEach((corner, i) =>
     inside(corner, (at) => {
       sum[at] += odds[0] - odds[i + 1];
       count[at] += 1;
     }),
   );
-  return sum.map((value, at) => value / count[at]);
+  return { width, height, values: sum.map((value, at) => value / count[at]), copies: corners.length, calls: Math.ceil(copies.length / most) };
 }

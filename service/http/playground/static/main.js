@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { cardOf } from "./card.js";
 import { byId, element } from "./dom.js";
+import * as key from "./key.js";
 import { Pad } from "./pad.js";
 import { copy, snippets } from "./snippets.js";
 import * as view from "./view.js";
@@ -91,13 +92,12 @@ async function show(asked, request, mine, signal) {
     return;
   }
   view.showPrediction(answer);
-  const [{ digit }] = answer.predictions;
-  byId("heat").disabled = digit === undefined;
-  if (!heat || digit === undefined) return;
   const pixels = await view.pixelsOf(answer);
-  if (!pixels) return;
-  const values = await api.evidence(pixels, digit, chosen());
-  if (mine === turn) view.showEvidence(values);
+  if (mine !== turn) return;
+  byId("heat").disabled = !pixels;
+  if (!heat || !pixels) return;
+  const found = await api.evidence(pixels, answer.predictions[0], chosen(), answer.times.model, signal);
+  if (mine === turn) view.showEvidence(found);
 }
 
 function again() {
@@ -211,7 +211,7 @@ function selectTab(tab) {
 async function showSnippet() {
   const request = sent;
   byId("copied").textContent = "";
-  const made = request && (await snippets(request));
+  const made = request && (await snippets(request, key.isUsed()));
   if (request !== sent) return;
   sources = made;
   showSource();
@@ -274,7 +274,8 @@ async function start() {
   try {
     versions = await api.models();
   } catch (error) {
-    view.showError(error.message);
+    // Without a list there is the default model, which may still answer.
+    if (!error.isForbidden) view.showError(error.message);
   }
   const names = [...new Set([defaultModel, ...versions.keys()])];
   byId("model").replaceChildren(...names.map((name) => element("option", { value: name }, name)));
@@ -283,4 +284,8 @@ async function start() {
   document.documentElement.dataset.ready = "true";
 }
 
+key.mount(() => {
+  start();
+  again();
+});
 start();

@@ -6,21 +6,24 @@ const LINE = 64;
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-export async function snippets({ url, type, file, name }) {
+// With `isKeyed` they take the key from the environment variable MNIST_KEY.
+export async function snippets({ url, type, file, name }, isKeyed) {
   const isSmall = file.size <= MOST_BYTES;
   const text = isSmall ? base64(new Uint8Array(await file.arrayBuffer())) : "";
   const lines = text.replaceAll(new RegExp(`.{${LINE}}`, "g"), "$&\n").trimEnd();
   const string = JSON.stringify(name);
-  const options = `curl -s \\\n  ${quoted(url)} \\\n  -H ${quoted(`content-type: ${type}`)} --data-binary ${isSmall ? "@-" : quoted(`@${name}`)}`;
+  const bearer = isKeyed ? ' -H "authorization: Bearer $MNIST_KEY"' : "";
+  const options = `curl -s \\\n  ${quoted(url)} \\\n  -H ${quoted(`content-type: ${type}`)}${bearer} --data-binary ${isSmall ? "@-" : quoted(`@${name}`)}`;
   const sources = {
     curl: isSmall ? `base64 -d <<'END' | ${options}\n${lines}\nEND\n` : `${options}\n`,
     python: `import base64
 import json
-import urllib.request
+${isKeyed ? "import os\n" : ""}import urllib.request
 
 picture = ${isSmall ? `base64.b64decode("""\n${lines}\n""")` : `open(${string}, "rb").read()`}
 url = ${JSON.stringify(url)}
-request = urllib.request.Request(url, picture, {"content-type": "${type}"})
+headers = {"content-type": "${type}"${isKeyed ? `, "authorization": f"Bearer {os.environ['MNIST_KEY']}"` : ""}}
+request = urllib.request.Request(url, picture, headers)
 with urllib.request.urlopen(request) as answer:
     print(json.dumps(json.load(answer)))
 `,
@@ -31,7 +34,7 @@ with urllib.request.urlopen(request) as answer:
     };
 const answer = await fetch(${JSON.stringify(url)}, {
   method: "POST",
-  headers: { "content-type": "${type}" },
+  headers: { "content-type": "${type}"${isKeyed ? ", authorization: `Bearer ${process.env.MNIST_KEY}`" : ""} },
   body: picture,
 });
 console.log(JSON.stringify(await answer.json()));

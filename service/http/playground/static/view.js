@@ -17,7 +17,6 @@ const STEPS = {
   digit: "the digit",
   pixels: "the pixels",
 };
-const SIDE = 28;
 const QUIET_MS = 700; // until an answer that no longer changes is read aloud
 
 const bars = Array.from({ length: 10 }, (_, digit) => {
@@ -146,7 +145,7 @@ function showSteps(steps) {
         const caption = element("figcaption", {}, STEPS[name] ?? name);
         const frame = element("div", { class: "frame" }, image);
         if (name === "pixels") {
-          frame.append(element("canvas", { width: SIDE, height: SIDE, id: "evidence", "aria-hidden": "true" }));
+          frame.append(element("canvas", { id: "evidence", "aria-hidden": "true" }));
           image.addEventListener("load", () => {
             caption.textContent = `${image.naturalWidth} × ${image.naturalHeight} pixels`;
           });
@@ -158,27 +157,33 @@ function showSteps(steps) {
   box.querySelectorAll("img").forEach((image, i) => (image.src = steps[i].png));
 }
 
-// Grey values of the last step, 28x28 from 0 to 255; null if the answer has none.
+// What the model took, the last step, as values from 0 to 255; null if the answer has none.
 export async function pixelsOf(answer) {
   const step = answer.steps?.at(-1);
   if (step?.name !== "pixels") return null;
   const image = new Image();
   image.src = step.png;
   await image.decode();
-  const context = new OffscreenCanvas(SIDE, SIDE).getContext("2d");
+  const [width, height] = [image.naturalWidth, image.naturalHeight];
+  const context = new OffscreenCanvas(width, height).getContext("2d");
   context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, SIDE, SIDE).data.filter((_, i) => i % 4 === 0);
+  const { data } = context.getImageData(0, 0, width, height);
+  const colourType = atob(step.png.split(",")[1].slice(0, 40)).charCodeAt(25); // PNG, 11.2.1
+  const channels = colourType === 0 ? 1 : 3;
+  return { width, height, channels, values: data.filter((_, i) => i % 4 < channels) };
 }
 
-export function showEvidence(values) {
+export function showEvidence(found) {
   const canvas = byId("evidence");
-  byId("legend").hidden = !values;
+  byId("legend").hidden = !found;
   if (!canvas) return;
+  const { width, height, values } = found ?? { width: 1, height: 1 };
+  Object.assign(canvas, { width, height }); // which clears it
+  if (!found) return;
+  byId("copies").textContent = `Each of ${found.copies} copies hides one patch; they are ${found.calls > 1 ? `${found.calls} calls` : "one call"}`;
   const context = canvas.getContext("2d");
-  context.clearRect(0, 0, SIDE, SIDE);
-  if (!values) return;
-  const most = Math.max(0.5, ...values.map(Math.abs));
-  const image = context.createImageData(SIDE, SIDE);
+  const most = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0.5);
+  const image = context.createImageData(width, height);
   values.forEach((value, at) => {
     const strength = Math.abs(value) / most;
     const colour = value > 0 ? [255, 106, 43] : [64, 150, 255];

@@ -86,7 +86,7 @@ def test_a_server_that_serves_is_healthy(server: Server) -> None:
 
 def test_names_of_models_are_escaped() -> None:
     call = Predict((payload_of(bytes(784)),), "a&b=c", "1")
-    assert call.http_request().path == "predict?model=a%26b%3Dc&version=1"
+    assert call.http_request(5).path == "predict?model=a%26b%3Dc&version=1&timeout=5"
 
 
 def test_the_answer_of_a_model_of_other_things_is_named() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mnist_client import Client, ClientError, InvalidImage, NotFound, Prediction, Unreachable
 
+from tests.clients.python.calling import Calling
 from tests.clients.python.many_threads import run
 from tests.clients.python.scripted import BODY, Reply, http
 from tests.conftest import ROOT, Mnist
@@ -89,7 +90,7 @@ def test_a_model_of_a_call_replaces_the_clients_and_its_version() -> None:
         client.predict(bytes(784))
         client.predict(bytes(784), version="4")
         client.predict(bytes(784), model="b")
-    paths = [asked.path for asked in server.asked]
+    paths = [asked.path.partition("&timeout=")[0] for asked in server.asked]
     assert paths == [
         "/predict?model=a&version=3",
         "/predict?model=a&version=4",
@@ -119,6 +120,7 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
         ({"bearer_key": "a space "}, "bearer_key"),
         ({"bearer_key": ""}, "bearer_key"),
         ({"connections": 0}, "connections"),
+        ({"max_answer_bytes": 0}, "max_answer_bytes"),
         ({"timeout": 0.0}, "timeout"),
     ):
         with pytest.raises(ValueError, match=problem):
@@ -142,3 +144,21 @@ def test_threads_predict_many_images_each_with_one_client(address: str) -> None:
             pool.submit(lambda: len(list(client.predict_many([bytes(784)] * 200)))) for _ in "1234"
         ]
         assert [each.result() for each in runs] == [200] * 4
+
+
+def test_the_key_comes_from_the_environment_if_no_other_is_given(
+    calling: Calling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with http(Reply()) as server:
+        for value, options, sent in (
+            ("", {}, None),
+            ("of-the-environment", {}, "Bearer of-the-environment"),
+            ("of-the-environment", {"bearer_key": "given"}, "Bearer given"),
+        ):
+            monkeypatch.setenv("MNIST_KEY", value)
+            calling(server.address, "predict", bytes(784), **options)
+            assert server.asked[-1].headers.get("authorization") == sent
+    monkeypatch.setenv("MNIST_KEY", "secret\n")
+    with pytest.raises(ValueError, match=r"^MNIST_KEY: is empty, or has characters") as caught:
+        Client("http://x")
+    assert "secret" not in str(caught.value)

@@ -52,6 +52,14 @@ def test_what_is_sent_and_what_comes_back(calling: Calling) -> None:
     assert (prediction.accepted, prediction.prediction_set) == (None, None)
 
 
+def test_an_answer_above_the_limit_is_refused(calling: Calling) -> None:
+    with over_grpc(Reply(body=bytes(2**20 + 1), headers=(("x-request-id", "id"),))) as server:
+        with pytest.raises(UnexpectedAnswer, match="max_answer_bytes") as caught:
+            calling(server.address, "predict", IMAGE, max_answer_bytes=2**20, retries=FAST)
+        assert not caught.value.retryable
+        assert len(server.asked) == 1
+
+
 def test_the_server_gets_what_is_left_of_the_deadline(calling: Calling) -> None:
     with over_grpc(pushed_back("UNAVAILABLE", "1000"), GOOD) as server:
         calling(server.address, "predict", IMAGE, timeout=9.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import ssl
 import time
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ from mnist_client import (
     UnexpectedAnswer,
     Unreachable,
 )
+from mnist_client.calls import Predict, Read
+from mnist_client.images import payload_of
 
 from tests.clients.python.calling import Calling
 from tests.clients.python.certificates import Certificates
@@ -39,7 +43,7 @@ def test_what_is_sent_and_what_comes_back(calling: Calling) -> None:
         options = {"model": "mnist", "of_call": {"explain": True}, "bearer_key": "secret"}
         prediction = calling(server.address, "predict", IMAGE, **options)
     (asked,) = server.asked
-    assert asked.path == "/predict?model=mnist&explain=true"
+    assert re.fullmatch(r"/predict\?model=mnist&explain=true&timeout=(30|29\.\d+)", asked.path)
     assert asked.body == IMAGE
     assert asked.headers["content-type"] == "application/octet-stream"
     assert asked.headers["authorization"] == "Bearer secret"
@@ -54,7 +58,13 @@ def test_what_is_sent_and_what_comes_back(calling: Calling) -> None:
 def test_a_path_in_the_address_precedes_those_of_the_routes(calling: Calling) -> None:
     with http(Reply()) as server:
         calling(f"{server.address}/digits/", "predict", IMAGE)
-    assert server.asked[0].path == "/digits/predict"
+    assert server.asked[0].path.startswith("/digits/predict?")
+
+
+@pytest.mark.parametrize(("timeout", "sent"), [(1_000_000, "86400"), (1e-9, "0.001")])
+def test_the_server_is_told_a_timeout_that_it_accepts(timeout: float, sent: str) -> None:
+    for call in (Predict((payload_of(IMAGE),), "", ""), Read(payload_of(IMAGE), "", "")):
+        assert call.http_request(timeout).path.endswith(f"?timeout={sent}")
 
 
 def test_a_full_server_is_asked_again_after_the_time_that_it_names(calling: Calling) -> None:
@@ -159,6 +169,15 @@ def test_waiting_for_a_connection_is_part_of_the_timeout() -> None:
 def test_what_another_server_answers_is_called_so(calling: Calling, body: bytes) -> None:
     with http(Reply(body=body)) as server, pytest.raises(UnexpectedAnswer):
         calling(server.address, "predict", IMAGE)
+
+
+def test_an_answer_above_the_limit_is_refused(calling: Calling) -> None:
+    reply = Reply(body=gzip.compress(BODY), headers=(("content-encoding", "gzip"),))
+    with http(reply) as server:
+        limit = len(BODY)
+        assert calling(server.address, "predict", IMAGE, max_answer_bytes=limit).digit == 7
+        with pytest.raises(UnexpectedAnswer, match=r"more than \d+ bytes \(max_answer_bytes\)"):
+            calling(server.address, "predict", IMAGE, max_answer_bytes=limit - 1)
 
 
 def test_a_damaged_encoding_is_an_unexpected_answer(calling: Calling) -> None:

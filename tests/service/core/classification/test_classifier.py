@@ -6,7 +6,7 @@ import pytest
 from service.core.classification.classifier import Classifier, NotAClassifier, classifier_of
 from service.core.classification.pictures import PictureError, rule_of
 from service.core.datatypes import to_bfloat16
-from service.core.errors import InvalidArgument
+from service.core.errors import InvalidArgument, ModelFault
 from service.core.tensors import TensorSpec
 
 INPUTS = [TensorSpec("x", "FP32", (-1, 4))]
@@ -20,7 +20,7 @@ def classifier(
 
 def test_logits_become_probabilities_by_label_most_probable_first() -> None:
     logits = np.array([[1.0, 3.0, 2.0], [1000.0, 0.0, 0.0]], np.float32)
-    rows = classifier(labels=("cat", "dog", "eel")).classifications([logits], 2, 10)
+    rows = classifier(labels=("cat", "dog", "eel")).classifications([logits], 2, 10, "m")
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
     assert (rows[0].label, rows[0].class_index) == ("dog", 1)
     assert list(rows[0].probabilities) == ["dog", "eel", "cat"]
@@ -31,7 +31,7 @@ def test_logits_become_probabilities_by_label_most_probable_first() -> None:
 
 def test_probabilities_are_bounded_and_the_entropy_is_of_all_classes() -> None:
     uniform = np.full((1, 1000), 1 / 1000, np.float32)
-    (row,) = classifier((-1, 1000), "probabilities").classifications([uniform], 1, 5)
+    (row,) = classifier((-1, 1000), "probabilities").classifications([uniform], 1, 5, "m")
     assert list(row.probabilities) == ["0", "1", "2", "3", "4"]
     assert row.entropy_bits == pytest.approx(np.log2(1000), abs=1e-4)
 
@@ -42,7 +42,7 @@ def test_one_number_is_that_of_the_second_of_two_classes(
     shape: tuple[int, ...], kind: str, value: float
 ) -> None:
     output = np.full([1, *shape[1:]], value, np.float32)
-    (row,) = classifier(shape, kind, ("no", "yes")).classifications([output], 1, 10)
+    (row,) = classifier(shape, kind, ("no", "yes")).classifications([output], 1, 10, "m")
     assert row.label == "yes"
     assert row.probabilities == pytest.approx({"yes": 0.75, "no": 0.25})
 
@@ -51,7 +51,7 @@ def test_one_number_is_that_of_the_second_of_two_classes(
 def test_infinite_logits_are_the_largest_or_the_smallest() -> None:
     inf = np.inf
     logits = np.array([[1, 2, inf], [inf, 2, inf], [-inf, -inf, 3]], np.float32)
-    rows = classifier().classifications([logits], 3, 3)
+    rows = classifier().classifications([logits], 3, 3, "m")
     assert [row.label for row in rows] == ["2", "0", "2"]
     assert [row.probabilities["2"] for row in rows] == [1, 0.5, 1]
     assert [row.entropy_bits for row in rows] == [0, 1, 0]
@@ -70,21 +70,23 @@ def test_infinite_logits_are_the_largest_or_the_smallest() -> None:
 def test_what_has_no_most_probable_class_is_an_error(kind: str, values: list[float]) -> None:
     spec = TensorSpec("y", "FP64", (-1, 3))
     found = classifier_of(INPUTS, [spec], [kind], {}, None)
-    with pytest.raises(InvalidArgument, match=r"output 'y' has NaN or .* infer endpoint"):
-        found.classifications([np.array([[0.5, 0.5, 0], values])], 2, 3)
+    with pytest.raises(
+        ModelFault, match=r"^Model 'm' is at fault: .* no class is the most probable"
+    ):
+        found.classifications([np.array([[0.5, 0.5, 0], values])], 2, 3, "m")
 
 
 @pytest.mark.parametrize("size", [(2, 2), (0, 2), (1, 0)])
 def test_an_output_of_other_rows_than_the_input_is_an_error(size: tuple[int, int]) -> None:
     found = classifier((-1, -1))
     with pytest.raises(InvalidArgument, match=r"output 'y' has shape .* for 1 row"):
-        found.classifications([np.arange(size[0] * size[1]).reshape(size)], 1, 3)
+        found.classifications([np.arange(size[0] * size[1]).reshape(size)], 1, 3, "m")
 
 
 def test_an_open_output_of_a_model_for_one_row_holds_the_classes() -> None:
     specs = [TensorSpec("x", "FP32", (4,))], [TensorSpec("y", "FP32", (-1,))]
     found = classifier_of(*specs, ["logits"], {"y": ("a", "b", "c")}, None)
-    (row,) = found.classifications([np.array([0, 2, 1], np.float32)], 1, 3)
+    (row,) = found.classifications([np.array([0, 2, 1], np.float32)], 1, 3, "m")
     assert list(row.probabilities) == ["b", "c", "a"]
 
 
@@ -92,7 +94,7 @@ def test_bfloat16_and_maps_of_one_pixel() -> None:
     spec = TensorSpec("y", "BF16", (-1, 3, 1, 1))
     bits = to_bfloat16(np.array([0.25, 0.5, 0.25])).reshape(1, 3, 1, 1)
     found = classifier_of(INPUTS, [spec], ["probabilities"], {}, None)
-    (row,) = found.classifications([bits], 1, 1)
+    (row,) = found.classifications([bits], 1, 1, "m")
     assert row.probabilities == {"1": 0.5}
 
 
@@ -116,7 +118,7 @@ def test_a_label_told_apart_by_its_index_is_none_of_the_others() -> None:
 def test_classes_without_a_label_have_names_of_their_own(
     labels: tuple[str, ...], names: list[str]
 ) -> None:
-    (row,) = classifier((-1, -1), labels=labels).classifications([-np.arange(4.0)[None]], 1, 4)
+    (row,) = classifier((-1, -1), labels=labels).classifications([-np.arange(4.0)[None]], 1, 4, "m")
     assert list(row.probabilities) == names
 
 

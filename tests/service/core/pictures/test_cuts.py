@@ -33,6 +33,15 @@ def test_a_bridge_is_cut_and_the_strokes_are_not(slope: float) -> None:
     assert best.left == pytest.approx(total / 2, abs=0.3)
 
 
+def test_strokes_that_touch_along_their_length_are_cut_in_the_valley_between_them() -> None:
+    ink = np.zeros((60, 40), np.uint8)
+    ink[:, 4:36] = 255
+    ink[:, 18:22] = 128
+    best = min(cuts_through(ink, 60, 4)[0], key=lambda cut: cut.strokes)
+    assert (best.columns >= 16).all()
+    assert (best.columns <= 23).all()
+
+
 def test_a_single_stroke_has_no_cuts() -> None:
     ink = np.zeros((60, 12), np.uint8)
     ink[:, 2:10] = 255

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from service.core.digits import Prediction
 from service.core.errors import RequestTooLarge
 from service.core.pictures.files import open_picture
+from service.core.pictures.page import fine_ink_of
 from service.core.pictures.reading import (
     Box,
     Candidate,
@@ -20,7 +21,6 @@ from service.core.pictures.reading import (
     choose,
     find_digits,
     further,
-    ink_on,
 )
 
 
@@ -77,7 +77,7 @@ def test_boxes_are_in_pixels_of_a_jpeg_that_is_decoded_at_half_its_size() -> Non
 def test_bright_ink_on_a_dark_page_is_ink() -> None:
     picture = page((300, 200), [(100, 50, 110, 120)])
     inverted = picture.point(lambda value: 255 - value)
-    assert np.array_equal(ink_on(picture) > 96, ink_on(inverted) > 96)
+    assert np.array_equal(fine_ink_of(picture) > 96, fine_ink_of(inverted) > 96)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_ink_of_another_colour_is_ink(
     picture.paste(pen, (100, 50, 110, 120))
     expected = Image.new("L", picture.size)
     expected.paste(255, (100, 50, 110, 120))
-    assert np.array_equal(ink_on(picture) > 96, np.asarray(expected) > 96)
+    assert np.array_equal(fine_ink_of(picture) > 96, np.asarray(expected) > 96)
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -162,7 +162,7 @@ def test_parts_of_a_broken_digit_are_also_seen_together() -> None:
 
 def line_of(*spans: tuple[int, int]) -> list[Candidate]:
     return [
-        Candidate(first, last, Box(first, 0, last, 1), 0.0, row)
+        Candidate(first, last, Box(first, 0, last, 1), 0.0, 0.75, row)
         for row, (first, last) in enumerate(spans)
     ]
 

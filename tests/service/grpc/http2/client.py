@@ -17,6 +17,7 @@ from service.grpc.http2.connection import Connection
 from service.grpc.http2.events import Event
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
+from service.grpc.http2.stream import Stream
 
 UNARY = "/test.Service/Unary"
 STREAMING = "/test.Service/Streaming"
@@ -72,6 +73,9 @@ def block(path: str = UNARY, more: Mapping[str, str] = MappingProxyType({})) -> 
     return literal_block(list(fields.items()))
 
 
+STREAM = block(STREAMING)
+
+
 def message(content: bytes, flag: int = 0) -> bytes:
     return struct.pack(">BI", flag, len(content)) + content
 
@@ -104,12 +108,27 @@ def sent(output: bytes) -> list[tuple[int, int, int, bytes]]:
     return list(reader.frames(frames.PREFACE + output))
 
 
+def opened_stream(opened: Connection, stream_id: int = 1) -> Stream:
+    """The stream of a streaming call that is just opened."""
+    (event,) = opened.receive(headers(stream_id, STREAM), 0.0)
+    return event.stream
+
+
+def kinds(output: bytes, stream_id: int) -> list[int]:
+    return [kind for kind, _, number, _ in sent(output) if number == stream_id]
+
+
 def goaway(output: bytes) -> tuple[int, str] | None:
     """Code and reason of the GOAWAY frame in the server's bytes."""
     for kind, _, _, payload in sent(output):
         if kind == frames.GOAWAY:
             return struct.unpack_from(">I", payload, 4)[0], payload[8:].decode()
     return None
+
+
+def closing(opened: Connection) -> tuple[int, str] | None:
+    """The GOAWAY of a connection that is closed, else None."""
+    return goaway(opened.data_to_send()) if opened.closed else None
 
 
 def answer(output: bytes, stream_id: int) -> tuple[dict[str, str], bytes]:

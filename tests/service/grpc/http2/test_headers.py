@@ -18,6 +18,7 @@ from service.grpc.http2.headers import (
     OK,
     RESPONSE_HEADERS,
     HeaderDecoder,
+    RetryLater,
     Status,
     http_error,
     read_timeout,
@@ -232,3 +233,19 @@ def test_a_message_is_cut_to_the_peers_header_list_at_a_character(
 
 def test_an_http_error_has_its_status_alone() -> None:
     assert decoded(http_error(415)) == {":status": "415"}
+
+
+def test_calls_that_share_a_refusal_have_their_own_ids_and_obey_their_peers_header_list() -> None:
+    shared = RetryLater("UNAVAILABLE", "Full; the expected wait is 2.5 seconds.")
+    shared.seconds = 3
+    expected = {
+        "grpc-status": "14",
+        "grpc-message": "Full; the expected wait is 2.5 seconds.",
+        "grpc-retry-pushback-ms": "3000",
+    }
+    for request_id in ("one", "another"):
+        assert decoded(trailers(shared, request_id)) == {**expected, "x-request-id": request_id}
+    small = decoded(trailers(shared, "third", 400))
+    assert expected["grpc-message"].startswith(small["grpc-message"])
+    assert len(small["grpc-message"]) < len(expected["grpc-message"])
+    assert decoded(trailers(shared, "fourth")) == {**expected, "x-request-id": "fourth"}

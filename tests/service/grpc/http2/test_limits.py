@@ -1,13 +1,6 @@
 from __future__ import annotations
 
-from service.grpc.http2.limits import Allowance, Limits
-
-
-def test_an_allowance_is_used_up_and_grows_with_time_up_to_its_burst() -> None:
-    allowance = Allowance(3)
-    assert [allowance.use(10.0) for _ in range(4)] == [True, True, True, False]
-    assert allowance.use(11.0)  # three more per second
-    assert [allowance.use(1000.0) for _ in range(4)] == [True, True, True, False]
+from service.grpc.http2.limits import Limits
 
 
 def test_a_tick_is_half_of_the_shortest_time_and_0_is_never() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service.access.gate import Gate
 from service.core.callers import Callers
 from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
 from service.grpc.http2 import frames
@@ -69,9 +70,11 @@ class Calls:
 
     def __init__(self, reply: Callable[[bytes], Awaitable[bytes]]) -> None:
         self._reply = reply
+        self.gate: Gate | None = None
         self.ended: list[str] = []
         self.overloaded: set[object] = set()
         self.refusal: Overloaded | None = None
+        self.traces = None
         self.callers: list[object] = []
 
     def request_id(self, asked: str | None) -> str:
@@ -81,7 +84,7 @@ class Calls:
         return self.refusal
 
     async def answer(self, _rpc: object, content: bytes, *context: object) -> bytes:
-        self.callers.append(context[-1])
+        self.callers.append(context[2])
         try:
             return await self._reply(content)
         finally:
@@ -491,3 +494,44 @@ async def test_a_connection_that_is_made_during_a_stop_is_stopped_too() -> None:
         await stopping
     assert goaway(transport.output) == (frames.NO_ERROR, "the server is stopping")
     assert transport.actions == ["write_eof"]
+
+
+@in_loop
+async def test_a_peer_that_closes_its_side_gets_the_answers_that_are_due() -> None:
+    waiting: dict[bytes, asyncio.Future[bytes]] = {}
+
+    async def reply(content: bytes) -> bytes:
+        waiting[content] = asyncio.get_running_loop().create_future()
+        return await waiting[content]
+
+    peer = Peer(reply)
+    await peer.send(call(1, b"one") + call(3, b"two") + headers(5))
+    assert peer.protocol.eof_received()
+    await turns()
+    waiting[b"one"].set_result(b"first")
+    await turns()
+    assert answer(peer.transport.output, 1)[1] == message(b"first")
+    assert peer.transport.actions == []
+    assert peer.protocol.eof_received()  # also if the transport says so again
+    waiting[b"two"].set_result(b"second")
+    await turns()
+    assert answer(peer.transport.output, 3)[1] == message(b"second")
+    assert peer.transport.actions == ["write_eof"]
+
+
+@in_loop
+async def test_a_peer_that_closes_its_side_without_a_call_is_gone() -> None:
+    peer = Peer()
+    await peer.send(headers(1, block(STREAMING)) + data(1, message(b"")[:3]))
+    assert peer.protocol.eof_received()
+    await turns()
+    assert peer.transport.actions == ["write_eof"]
+
+
+@in_loop
+async def test_the_end_of_input_is_the_end_of_a_connection_without_halves() -> None:
+    """TLS: the transport closes whatever is returned."""
+    peer = Peer(never)
+    peer.transport.can_write_eof = lambda: False  # type: ignore[method-assign]
+    await peer.send(call(1, b"one"))
+    assert not peer.protocol.eof_received()

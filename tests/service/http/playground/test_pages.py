@@ -52,16 +52,6 @@ def test_the_page_names_the_default_model_as_text() -> None:
     assert ("vary", "accept") in response.headers
 
 
-def test_every_file_has_the_strict_policy() -> None:
-    playground = Playground()
-    names = {path.name for path in STATIC.iterdir()} - {"index.html"}
-    for response in [playground.page(request_of()), *[file_of(playground, n) for n in names]]:
-        headers = dict(response.headers)
-        assert headers["content-security-policy"].startswith("default-src 'none'; ")
-        assert "unsafe" not in headers["content-security-policy"]
-        assert headers["x-content-type-options"] == "nosniff"
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -1,0 +1,251 @@
+"""The certificate, key and client authorities of TLS: one set for both ports and all workers.
+
+The supervisor reads the files, examines them as a client would, and keeps what it read in memory
+that the workers inherit and open as files. So a worker that starts later, as after a crash, finds
+what was examined, and not what somebody is writing at the moment. When the files have changed and
+are good, the supervisor replaces the workers: Granian reads a certificate once, at its start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from service.core.errors import excerpt
+from service.settings import Settings, SettingsError
+
+_DAY_S = 86_400
+SOON_DAYS = 14  # a certificate that expires within these should have been renewed
+_FILES = ("tls_certificate", "tls_key", "tls_client_ca")
+# What RFC 9113 (9.2.2) leaves of TLS 1.2, and what rustls offers on the HTTP port. TLS 1.3 has
+# ciphers of its own.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+# The kinds of a subject alternative name that can name a client, the most specific first.
+_KINDS = ("URI", "DNS")
+
+
+class Tls:
+    """What the server proves itself with, and whose client certificates it accepts.
+
+    `certificate`, `key` and `client_ca` are paths to read from, in this process and in those that
+    it forks; `names` are those of the certificate, `expires` its end in seconds since the epoch.
+    Raises SettingsError, which names the setting, for what clients could not use.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._descriptors: list[int] = []
+        self._stamp: tuple[object, ...] = ()
+        self._next_stamp: tuple[object, ...] = ()
+        self.read()
+
+    def read(self) -> None:
+        """Read the files again. After a SettingsError, what was read before stays."""
+        stamp = self._look()
+        descriptors: list[int] = []
+        try:
+            paths = [self._copy(name, descriptors) for name in _FILES]
+            certificate = _examine(self._settings, *paths)
+        except SettingsError:
+            _close(descriptors)
+            raise
+        finally:
+            self._stamp = self._next_stamp = stamp
+        _close(self._descriptors)
+        self._descriptors = descriptors
+        self.certificate, self.key, self.client_ca = paths
+        self.names, self.expires = certificate
+
+    def has_changed(self) -> bool:
+        """Whether the files differ from those last read, and have settled since the last call."""
+        last, self._next_stamp = self._next_stamp, self._look()
+        return self._next_stamp not in (self._stamp, ()) and self._next_stamp == last
+
+    def close(self) -> None:
+        """Forget what was read."""
+        _close(self._descriptors)
+        self._descriptors = []
+
+    @property
+    def days_left(self) -> int:
+        """Whole days until the certificate expires."""
+        return int((self.expires - time.time()) // _DAY_S)
+
+    @property
+    def described(self) -> str:
+        """The certificate in words, for the log."""
+        names = ", ".join(self.names[:4]) or "no name"
+        until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.expires))
+        return f"certificate of {excerpt(names)}, valid until {until}"
+
+    def context(self) -> ssl.SSLContext:
+        """For gRPC on the server's own HTTP/2."""
+        settings = self._settings
+        context = _context(self.certificate, self.key)
+        context.minimum_version = {
+            "1.2": ssl.TLSVersion.TLSv1_2,
+            "1.3": ssl.TLSVersion.TLSv1_3,
+        }[settings.tls_min_version]
+        context.set_ciphers(_CIPHERS)
+        context.set_alpn_protocols(["h2"])
+        context.options |= ssl.OP_NO_RENEGOTIATION
+        if settings.tls_client_auth != "none":
+            context.load_verify_locations(cafile=self.client_ca)
+            is_required = settings.tls_client_auth == "required"
+            context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
+        return context
+
+    def for_granian(self) -> Any:
+        """What Granian's workers take as `ssl_ctx` for HTTP."""
+        settings = self._settings
+        password, revoked = None, list[str]()
+        return (
+            True,
+            self.certificate,
+            self.key,
+            password,
+            f"tls{settings.tls_min_version}",
+            self.client_ca or None,
+            revoked,
+            settings.tls_client_auth == "required",
+        )
+
+    def _look(self) -> tuple[object, ...]:
+        """What changes when the files do; empty while one of them is missing."""
+        try:
+            states = [Path(file).stat() for file in self._paths() if file]
+        except OSError:
+            return ()
+        return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in states)
+
+    def _paths(self) -> list[str]:
+        return [getattr(self._settings, name) for name in _FILES]
+
+    def _copy(self, name: str, descriptors: list[int]) -> str:
+        """Copy a file into memory; the path of the copy."""
+        path = getattr(self._settings, name)
+        if not path:
+            return ""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise SettingsError(
+                f"{name}: cannot read {excerpt(path)}: {error.strerror}.", name
+            ) from None
+        if not hasattr(os, "memfd_create"):  # not Linux
+            return str(Path(path).resolve())
+        descriptor = os.memfd_create(name)
+        descriptors.append(descriptor)
+        with open(descriptor, "wb", closefd=False) as copy:
+            copy.write(content)
+        return f"/proc/self/fd/{descriptor}"
+
+
+class _Certificate(NamedTuple):
+    names: tuple[str, ...]
+    expires: float
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _context(certificate: str, key: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key, password=_refuse_passphrase)
+    return context
+
+
+def _refuse_passphrase() -> NoReturn:
+    # Without this, OpenSSL would ask for it on the terminal.
+    raise SettingsError(
+        "tls_key: the key is encrypted; store it without a passphrase, readable by the server "
+        "alone.",
+        "tls_key",
+    )
+
+
+def _examine(settings: Settings, certificate: str, key: str, client_ca: str) -> _Certificate:
+    """What clients learn of the certificate, by a handshake in memory. Raises SettingsError."""
+    shown = excerpt(settings.tls_certificate)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    # The certificate vouches for itself: only clients know which authorities they trust.
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        client.load_verify_locations(cafile=certificate)
+    except ssl.SSLError:
+        raise SettingsError(
+            f"tls_certificate: {shown} is not a certificate in PEM format.", "tls_certificate"
+        ) from None
+    try:
+        server = _context(certificate, key)
+    except ssl.SSLError as error:
+        why = "is not a private key in PEM format"
+        if error.reason == "KEY_VALUES_MISMATCH":
+            why = f"does not belong to the certificate in {shown} (tls_certificate)"
+        elif error.reason:
+            why = f"cannot be used with {shown} (tls_certificate): {_words(error.reason)}"
+        raise SettingsError(f"tls_key: {excerpt(settings.tls_key)} {why}.", "tls_key") from None
+    if client_ca:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cafile=client_ca)
+        except ssl.SSLError:
+            raise SettingsError(
+                f"tls_client_ca: {excerpt(settings.tls_client_ca)} has no certificate in PEM "
+                "format.",
+                "tls_client_ca",
+            ) from None
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = server.wrap_bio(to_server, to_client, server_side=True)
+    theirs = client.wrap_bio(to_client, to_server)
+    try:
+        for side in (theirs, ours, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        seen = theirs.getpeercert()
+    except ssl.SSLCertVerificationError as error:
+        raise SettingsError(
+            f"tls_certificate: clients would refuse {shown}: {error.verify_message}.",
+            "tls_certificate",
+        ) from None
+    except ssl.SSLError as error:
+        raise SettingsError(
+            f"tls_certificate: {shown} does not work with its key: {_words(error.reason)}.",
+            "tls_certificate",
+        ) from None
+    assert seen is not None
+    names = tuple(str(pair[1]) for pair in seen.get("subjectAltName", ()))
+    return _Certificate(names, ssl.cert_time_to_seconds(str(seen["notAfter"])))
+
+
+def _words(reason: str | None) -> str:
+    """OpenSSL's name of an error (EE_KEY_TOO_SMALL) as words."""
+    return (reason or "unknown error").lower().replace("_", " ")
+
+
+def client_name(certificate: Mapping[str, Any] | None) -> str:
+    """The name of a verified client certificate, as `SSLObject.getpeercert` returns it.
+
+    It is the first URI of its subject alternative names, else the first DNS name, else its common
+    name; empty if there is no certificate.
+    """
+    if not certificate:
+        return ""
+    alternatives = certificate.get("subjectAltName", ())
+    common = [pair for part in certificate.get("subject", ()) for pair in part]
+    return _first_name([*alternatives, *common])
+
+
+def _first_name(pairs: list[tuple[str, str]]) -> str:
+    for kind in (*_KINDS, "commonName"):
+        for name, value in pairs:
+            if name == kind and value:
+                return value
+    return ""

@@ -1,0 +1,170 @@
+"""What is wrong with the files of TLS is said before the server starts, and names the setting."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.access.tls import Tls, client_name
+from service.settings import Settings, SettingsError
+from tests.certificates import Authority, Files
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority")
+
+
+def settings_of(files: Files, **more: Any) -> Settings:
+    return Settings(tls_certificate=str(files.certificate), tls_key=str(files.key), **more)
+
+
+def refusal(settings: Settings) -> str:
+    with pytest.raises(SettingsError) as raised:
+        Tls(settings)
+    assert str(raised.value).endswith(".")
+    return str(raised.value)
+
+
+def test_a_good_pair_says_its_names_and_how_long_it_is_valid(authority: Authority) -> None:
+    tls = Tls(settings_of(authority.server(days=30.5)))
+    assert tls.names == ("localhost", "127.0.0.1", "0:0:0:0:0:0:0:1")
+    assert tls.days_left == 30
+    assert tls.described.startswith("certificate of localhost, 127.0.0.1")
+    tls.close()
+
+
+def test_a_certificate_without_names_can_be_served(authority: Authority) -> None:
+    assert "no name" in Tls(settings_of(authority.issue("x", common_name="x"))).described
+
+
+def test_missing_files_are_named_with_their_setting(authority: Authority) -> None:
+    files = authority.server()
+    files.key.unlink()
+    assert refusal(settings_of(files)).startswith("tls_key: cannot read ")
+    files.certificate.unlink()
+    assert "No such file" in refusal(settings_of(files))
+    files.certificate.mkdir()
+    assert refusal(settings_of(files)).startswith("tls_certificate: cannot read ")
+
+
+def test_a_key_of_another_certificate_is_refused(authority: Authority) -> None:
+    files, other = authority.server(), authority.server("other")
+    assert "does not belong to the certificate" in refusal(
+        settings_of(files._replace(key=other.key))
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 5000, b"-----BEGIN"])
+def test_files_without_pem_are_refused(authority: Authority, content: bytes) -> None:
+    files = authority.server()
+    pem = files.key.read_bytes()
+    files.key.write_bytes(content)
+    assert refusal(settings_of(files)).startswith("tls_key: ")
+    files.key.write_bytes(pem)
+    files.certificate.write_bytes(content)
+    assert refusal(settings_of(files)).startswith("tls_certificate: ")
+
+
+def test_the_files_of_another_setting_are_refused(authority: Authority) -> None:
+    files = authority.server()
+    assert refusal(settings_of(Files(files.key, files.key))).startswith("tls_certificate: ")
+    swapped = Files(files.certificate, files.certificate)
+    assert "is not a private key" in refusal(settings_of(swapped))
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphrase(
+    authority: Authority,
+) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    files = authority.server()
+    key = serialization.load_pem_private_key(files.key.read_bytes(), None)
+    files.key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    assert refusal(settings_of(files)).startswith("tls_key: the key is encrypted")
+
+
+def test_what_clients_would_refuse_is_refused(authority: Authority) -> None:
+    expired = refusal(settings_of(authority.server(days=-1)))
+    assert expired.startswith("tls_certificate: clients would refuse ")
+    assert expired.endswith("certificate has expired.")
+
+
+def test_authorities_must_be_certificates(authority: Authority) -> None:
+    files = authority.server()
+    asks = {"tls_client_auth": "required"}
+    Tls(settings_of(files, tls_client_ca=str(authority.ca), **asks)).close()
+    words = refusal(settings_of(files, tls_client_ca=str(files.key), **asks))
+    assert words.startswith("tls_client_ca: ")
+    assert refusal(settings_of(files, tls_client_ca="/none", **asks)).startswith("tls_client_ca: ")
+
+
+def test_files_that_change_are_read_again_when_they_have_settled(authority: Authority) -> None:
+    tls = Tls(settings_of(authority.server(days=30.5)))
+    assert not tls.has_changed()
+    authority.server(days=60.5)
+    assert not tls.has_changed()  # it may still be written
+    assert tls.has_changed()
+    tls.read()
+    assert tls.days_left == 60
+    assert not tls.has_changed()
+
+
+def test_a_bad_new_pair_leaves_the_old_one_and_is_reported_once(authority: Authority) -> None:
+    files = authority.server()
+    tls = Tls(settings_of(files))
+    before = Path(tls.certificate).read_bytes(), Path(tls.key).read_bytes()
+    files.certificate.write_bytes(authority.server("other").certificate.read_bytes())
+    assert not tls.has_changed()
+    assert tls.has_changed()
+    with pytest.raises(SettingsError, match="tls_key"):
+        tls.read()
+    assert (Path(tls.certificate).read_bytes(), Path(tls.key).read_bytes()) == before
+    tls.context()
+    assert not tls.has_changed()
+    assert not tls.has_changed()
+    files.key.unlink()  # as between two steps of a program that replaces it
+    assert not tls.has_changed()
+    assert not tls.has_changed()
+
+
+def test_the_context_asks_for_certificates_as_set(authority: Authority) -> None:
+    files = authority.server()
+    modes = {
+        "none": ssl.CERT_NONE,
+        "optional": ssl.CERT_OPTIONAL,
+        "required": ssl.CERT_REQUIRED,
+    }
+    for asks, mode in modes.items():
+        ca = "" if asks == "none" else str(authority.ca)
+        tls = Tls(settings_of(files, tls_client_auth=asks, tls_client_ca=ca))
+        assert tls.context().verify_mode is mode
+        assert tls.for_granian()[-1] is (asks == "required")
+        tls.close()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "name"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"subject": ((("commonName", "c"),),)}, "c"),
+        ({"subject": ((("organizationName", "o"),), (("commonName", "c"),))}, "c"),
+        ({"subject": ((("commonName", "c"),),), "subjectAltName": (("DNS", "d"),)}, "d"),
+        ({"subjectAltName": (("email", "e"), ("DNS", "d"), ("URI", "u:v"))}, "u:v"),
+        ({"subjectAltName": (("IP Address", "1.2.3.4"),)}, ""),
+    ],
+)
+def test_a_client_is_named_by_its_alternative_name_or_common_name(
+    certificate: dict[str, Any] | None, name: str
+) -> None:
+    assert client_name(certificate) == name
