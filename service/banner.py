@@ -19,7 +19,6 @@ from service.runtime.session import BUILT_WITHOUT_CUDA, CUDA, cuda_is_built_in
 from service.settings import Settings
 
 _LABEL = 12  # columns
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (compared with, not bound to)
 _MOST_MODELS = 4
 
 
@@ -33,7 +32,7 @@ def width() -> int:
 
 def banner(settings: Settings, models: Sequence[ServedModel], columns: int) -> list[str]:
     """The lines of the banner. `models` are the newest versions, the default model first."""
-    host = _ANY.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
+    host = f"[{settings.own_host}]" if ":" in settings.own_host else settings.own_host
     url = f"http{'s' if settings.has_tls else ''}://{host}:{settings.http_port}"
     rows = [("Playground" if settings.playground else "HTTP", f"{url}/")]
     if any(route.path == "/docs" for route in ROUTES):
@@ -44,7 +43,7 @@ def banner(settings: Settings, models: Sequence[ServedModel], columns: int) -> l
     ]
     if settings.health_port:
         rows.append(("Health", f"http://{host}:{settings.health_port}/v2/health/ready"))
-    if settings.host in _ANY:
+    if settings.host != settings.own_host:
         rows.append(("", "and on every other address of this machine"))
     rows += [("Model", _described(model)) for model in models[:_MOST_MODELS]]
     if not models:

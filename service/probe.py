@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from service.settings import Settings, SettingsError, add_flags, load
 
 _TIMEOUT_S = 2.0
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound to)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,8 +75,7 @@ def why_unready(settings: Settings) -> str:
     if settings.health_port:  # it answers for all ports, and needs none of their connections
         return ""
     # One event loop serves both ports, so for the other port it is enough to be open.
-    host = _ANY.get(settings.host, settings.host)
-    socket.create_connection((host, settings.grpc_port), _TIMEOUT_S).close()
+    socket.create_connection((settings.own_host, settings.grpc_port), _TIMEOUT_S).close()
     return ""
 
 
@@ -90,7 +88,7 @@ def serves_here(settings: Settings) -> bool:
 
 
 def _get(settings: Settings, port: int, path: str) -> tuple[int, bytes]:
-    host = _ANY.get(settings.host, settings.host)
+    host = settings.own_host
     connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
     if settings.has_tls and port == settings.http_port:
         # Not verified: the certificate is for the names by which others know this machine, and

@@ -33,6 +33,7 @@ from service.repository.shipped import shipped_models
 ENV_PREFIX = "MNIST_"
 # Variables with the prefix that are not settings: the settings file, what benchmarks/ and
 # deploy/engine/ pass to their own processes, and the key of clients.
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with, not bound to)
 _OTHER_VARIABLES = ("MNIST_CONFIG", "MNIST_BENCHMARK_RUN", "MNIST_ENGINE_CACHE", "MNIST_KEY")
 # Kubernetes describes each Service of the namespace to every pod: the Service `mnist` or `mnist-x`
 # as MNIST_SERVICE_HOST, MNIST_X_PORT and so on. `mnist-grpc` even sets MNIST_GRPC_PORT, to a URL.
@@ -610,6 +611,11 @@ class Settings:
         if self.keys_file:
             return frozenset()
         return frozenset(SCOPES) - (frozenset() if is_loopback(self.host) else {"admin"})
+
+    @property
+    def own_host(self) -> str:
+        """The host by which this machine itself reaches the ports."""
+        return _LOOPBACK_OF.get(self.host, self.host)
 
     @property
     def trusts_loopback(self) -> bool:

@@ -442,7 +442,7 @@ class Worker:
                 service.gate,
                 origins_of(settings),
             )
-            self._health.start()
+            self._health.start(after=(settings.own_host, settings.http_port))
         service.models_changed = self._grpc.publish_health
         if service.keys is not None:
             service.keys.following = loop.create_task(service.keys.follow())

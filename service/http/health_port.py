@@ -39,6 +39,7 @@ _ANSWER_S = 30.0  # to answer and to send
 _LINGER_S = 1.0  # for the client to close after the answer
 # One for the connection, the others for the files that /metrics reads.
 _RESERVED_DESCRIPTORS = 8
+_LOOK_S = 0.01  # between two looks whether another port is open
 _PAUSE_S = 0.1  # before accepting is tried again without a free descriptor
 # RFC 9112, 2.2 and 3: a lone LF may end a line.
 _END = re.compile(rb"\r?\n\r?\n")
@@ -67,8 +68,12 @@ class HealthPort:
         self._open: dict[asyncio.Task[None], None] = {}
         self._waiting: dict[asyncio.Task[None], None] = {}
 
-    def start(self) -> None:
-        """Listen. Raises OSError if the port cannot be opened."""
+    def start(self, after: tuple[str, int] | None = None) -> None:
+        """Listen. Raises OSError if the port cannot be opened.
+
+        Connections wait until the port `after` (host, port) accepts some: whoever is told that the
+        server is ready must find that port open.
+        """
         family, _, _, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
         listener = self._listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setblocking(False)
@@ -76,8 +81,20 @@ class HealthPort:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
-        self._reserve_descriptors()
-        self._loop.add_reader(listener, self._accept)
+        self._opening = self._loop.create_task(self._open_after(after)) if after else None
+        if after is None:
+            self._accept_again()
+
+    async def _open_after(self, address: tuple[str, int]) -> None:
+        while self._listener.fileno() >= 0:
+            try:
+                _, writer = await asyncio.open_connection(*address)
+            except OSError:
+                await asyncio.sleep(_LOOK_S)
+            else:
+                writer.close()
+                self._accept_again()
+                return
 
     def stop(self) -> None:
         """Close the port; connections that are open get their answers."""

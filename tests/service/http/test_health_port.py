@@ -76,6 +76,42 @@ def with_port(
     run_with_operations(root, main)
 
 
+def test_nothing_is_answered_before_another_port_is_open(tmp_path: Path) -> None:
+    publish_linear(tmp_path)
+
+    async def main(operations: Operations) -> None:
+        port, late = free_ports(2)
+        served = HealthPort(http_app_of(operations), "127.0.0.1", port)
+        served.start(after=("127.0.0.1", late))
+        asked = asyncio.create_task(Client(port, operations).get("/v2/health/ready"))
+        await asyncio.wait([asked], timeout=0.2)
+        assert not asked.done()
+        other = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", late)
+        assert (await asked).status == 200
+        other.close()
+        served.stop()
+
+    run_with_operations(tmp_path, main)
+
+
+def test_a_port_that_is_stopped_before_another_is_open_stays_closed(tmp_path: Path) -> None:
+    publish_linear(tmp_path)
+
+    async def main(operations: Operations) -> None:
+        port, late = free_ports(2)
+        served = HealthPort(http_app_of(operations), "127.0.0.1", port)
+        served.start(after=("127.0.0.1", late))
+        served.stop()
+        other = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", late)
+        assert served._opening is not None
+        await served._opening
+        other.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+
+    run_with_operations(tmp_path, main)
+
+
 def test_web_pages_of_others_and_other_names_are_refused(tmp_path: Path) -> None:
     async def scenario(client: Client) -> None:
         line = b"GET /metrics HTTP/1.1\r\n"
