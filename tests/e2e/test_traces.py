@@ -339,7 +339,7 @@ def test_a_worker_can_be_profiled(server: Server, tmp_path: Path, command: str) 
     """The commands of the manual, for a shorter time."""
     (file,) = (file for file in distribution("py-spy").files or () if file.name == "py-spy")
     (worker,) = server.worker_pids()
-    words = command.replace("PID", str(worker)).replace("30", "1").split()[1:]
+    words = command.replace("30", "1").replace("PID", str(worker)).split()[1:]
     done = subprocess.run(
         [Path(str(file.locate())).resolve(), *words],
         cwd=tmp_path,
