@@ -181,5 +181,10 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             }
         },
         "root": {"handlers": ["stderr"], "level": level},
-        "loggers": {"_granian": {"level": granian}, "granian.access": {"level": granian}},
+        "loggers": {
+            "_granian": {"level": granian},
+            "granian.access": {"level": granian},
+            # At level debug, it writes every header of gRPC, and so the keys of callers.
+            "hpack": {"level": "WARNING"},
+        },
     }

@@ -59,8 +59,8 @@ def keyed(
     file = KeysFile(tmp_path_factory.mktemp("keys") / "keys")
     file.change(lambda keys: access.entries())
     (health_port,) = free_ports(1)
-    own = start_server(keys_file=file.path, workers=2, health_port=health_port)
-    grpcio = start_server(keys_file=file.path, fast_grpc=False)
+    own = start_server(keys_file=file.path, workers=2, health_port=health_port, log_level="debug")
+    grpcio = start_server(keys_file=file.path, fast_grpc=False, log_level="debug")
     grpcio.is_grpcio = True
     yield Keyed(own, grpcio, file, health_port)
     for server in (own, grpcio):

@@ -106,7 +106,30 @@ def test_the_format_is_that_of_the_settings_and_auto_asks_the_terminal(
 def test_granian_is_quiet_unless_the_level_is_debug(level: Any, granian: str) -> None:
     config = logging_config(Settings(log_level=level))
     assert config["root"]["level"] == level.upper()
-    assert {logger["level"] for logger in config["loggers"].values()} == {granian}
+    for name in ("_granian", "granian.access"):
+        assert config["loggers"][name]["level"] == granian
+
+
+KEYS_AT_DEBUG = """
+import logging.config
+import hpack
+from service.observe.logs import logging_config
+from service.settings import Settings
+
+logging.config.dictConfig(logging_config(Settings(log_level="debug")))
+logging.getLogger().setLevel("DEBUG")  # as a client with the scope admin can
+logging.getLogger("service").debug("a line")
+block = hpack.Encoder().encode([("x-api-key", "mnist_secret"), ("authorization", "Bearer mnist_x")])
+assert len(hpack.Decoder().decode(block)) == 2
+"""
+
+
+def test_at_level_debug_no_library_writes_the_keys_of_callers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KEYS_AT_DEBUG], capture_output=True, text=True, check=True
+    )
+    assert "a line" in done.stderr
+    assert "mnist_" not in done.stderr
 
 
 ESCAPED = [
