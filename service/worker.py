@@ -296,13 +296,14 @@ class Worker:
         self._health: HealthPort | None = None
         self._spans: SpanExporter | None = None
         self._stop_by = 0.0
+        self._callers = Callers(
+            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
+        )
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
             fast_lane=settings.fast_lane,
-            callers=Callers(
-                settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
-            ),
+            callers=self._callers,
             origins=origins_of(settings),
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
@@ -429,6 +430,7 @@ class Worker:
             recorder=service.recorder,
             settings=settings,
             budget=service.budget,
+            callers=self._callers,
             gate=service.gate,
             tls=self._tls,
         )

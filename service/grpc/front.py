@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from service.access.gate import Gate
 from service.access.tls import Tls
 from service.core.budget import Budget
+from service.core.callers import Callers
 from service.core.errors import Overloaded
 from service.grpc import digits as digits_service
 from service.grpc import health as health_service
@@ -59,6 +60,7 @@ class GrpcFront:
         recorder: RequestRecorder,
         settings: Settings,
         budget: Budget,
+        callers: Callers,
         gate: Gate | None = None,
         tls: Tls | None = None,
     ) -> None:
@@ -76,12 +78,12 @@ class GrpcFront:
         }
         self._server: Server
         if settings.fast_grpc:
-            self._server = Http2Server(methods, self._calls, settings, budget, tls)
+            self._server = Http2Server(methods, self._calls, settings, budget, callers, tls)
         else:
             # Not above: grpcio takes 8 MB of a worker that does not need it.
             from service.grpc.grpcio_server import GrpcioServer
 
-            self._server = GrpcioServer(methods, self._calls, settings, budget, tls)
+            self._server = GrpcioServer(methods, self._calls, settings, budget, callers, tls)
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:
         return self._inference.refusal(

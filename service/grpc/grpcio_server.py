@@ -41,13 +41,12 @@ class GrpcioServer:
         calls: Calls,
         settings: Settings,
         budget: Budget,
+        callers: Callers,
         tls: Tls | None = None,
     ) -> None:
         self._calls = calls
         self._budget = budget
-        self._callers = Callers(
-            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
-        )
+        self._callers = callers
         self._server = grpc.aio.server(
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.

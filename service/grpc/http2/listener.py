@@ -66,6 +66,7 @@ class Http2Server:
         calls: Calls,
         settings: Settings,
         budget: Budget,
+        callers: Callers,
         tls: Tls | None = None,
     ) -> None:
         self._rpcs = rpcs
@@ -74,9 +75,7 @@ class Http2Server:
         # `Calls` refuses a message above the limit and names the setting. A message above twice the
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
-        self._callers = Callers(
-            settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
-        )
+        self._callers = callers
         self._connections: set[Http2Protocol] = set()
         self._pool = Pool(
             settings.max_connections,

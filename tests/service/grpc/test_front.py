@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2
 
 from service.access.tls import Tls
 from service.core.budget import Budget
+from service.core.callers import Callers
 from service.core.errors import RequestTooLarge
 from service.grpc import front, grpcio_server
 from service.grpc.answering import Calls, Rpc, Unary
@@ -34,6 +35,7 @@ class FakeServer:
         calls: Calls,
         settings: Settings,
         budget: Budget,
+        callers: Callers,
         tls: Tls | None,
     ) -> None:
         self.rpcs = rpcs
@@ -75,6 +77,7 @@ def front_of(operations: Operations, settings: Settings) -> GrpcFront:
         recorder=RequestRecorder(Metrics(), "none"),
         settings=settings,
         budget=Budget(settings.max_inflight_bytes),
+        callers=Callers(),
     )
 
 

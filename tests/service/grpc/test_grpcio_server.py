@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from service.access.gate import Gate, Identity
+from service.core.callers import Callers
 from service.core.errors import NotFound
 from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
 from service.grpc.grpcio_server import GrpcioServer
@@ -87,10 +88,9 @@ def served(
             host=host,
             grpc_port=port,
             max_request_bytes=MAX_REQUEST_BYTES,
-            trusted_proxies=trusted_proxies,
         )
         calls: Any = Calls()
-        server = GrpcioServer(RPCS, calls, settings, budget())
+        server = GrpcioServer(RPCS, calls, settings, budget(), Callers(trusted_proxies))
         await server.start()
         try:
             target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

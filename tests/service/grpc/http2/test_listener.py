@@ -481,7 +481,7 @@ async def test_stopping_waits_for_the_answer() -> None:
 @in_loop
 async def test_a_connection_that_is_made_during_a_stop_is_stopped_too() -> None:
     calls: Any = Calls(echo)
-    server = Http2Server(RPCS, calls, Settings(), budget())
+    server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
     stopping = asyncio.ensure_future(server.stop(timeout=3600.0))
     await asyncio.sleep(0)
     transport = Transport()
