@@ -57,7 +57,6 @@ _FAILED = Status(StatusCode.ERROR)
 _UNSET = Status(StatusCode.UNSET)
 # The children that are no steps have the ids after theirs.
 _RECEIVE, _DECODE, _ENCODE = MOST_STEPS + 1, MOST_STEPS + 2, MOST_STEPS + 3
-_LONGEST_STATE = 512  # longer ones are not passed on (W3C Trace Context, 3.3.1.5)
 
 
 class SpanExporter:
@@ -138,8 +137,7 @@ class SpanExporter:
 
     def spans(self, trace: Trace) -> Iterator[ReadableSpan]:
         """The spans of a request, and those of its runs that no other request had made."""
-        state = trace.state if len(trace.state) <= _LONGEST_STATE else ""
-        own = _context(trace.trace_id, trace.span_id, state=TraceState.from_header([state]))
+        own = _context(trace.trace_id, trace.span_id, state=TraceState.from_header([trace.state]))
 
         def at(seconds: float) -> int:
             return trace.wall_ns + round((seconds - trace.began) * 1e9)

@@ -20,7 +20,7 @@ from service.core.trace import Trace, new_id
 
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _SAMPLED = 1  # of the flags
-# The least that has to be passed on of a tracestate. Longer ones are dropped.
+# The least that has to be passed on of a tracestate (3.3.1.5). Longer ones are dropped.
 _LONGEST_STATE = 512
 
 
@@ -65,7 +65,8 @@ class Traces:
         if not (is_sampled and self._has_room()) and random() >= self._share:  # noqa: S311
             return None
         state = ",".join(states) if parent else ""
-        return Trace(trace_id or new_id(128), parent_id, state[: _LONGEST_STATE + 1])
+        state = state if len(state) <= _LONGEST_STATE else ""
+        return Trace(trace_id or new_id(128), parent_id, state)
 
     def message(self, stream: Trace) -> Trace | None:
         """The trace of the next message of a traced stream; None if there are too many."""
