@@ -2,7 +2,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -22,17 +21,15 @@ type answer struct {
 }
 
 func main() {
-	picture := must(os.ReadFile(os.Args[2]))
-	// Or another type of picture: the server looks at the bytes.
-	response := must(http.Post(os.Args[1]+"/predict?timeout=10", "image/png", bytes.NewReader(picture)))
+	picture := must(os.Open(os.Args[2])) // of any type: the server looks at the bytes
+	response := must(http.Post(os.Args[1]+"/predict?timeout=10", "image/png", picture))
 	var found answer
 	must(&found, json.NewDecoder(response.Body).Decode(&found))
-	for _, one := range found.Predictions {
-		fmt.Printf("digit %d, probability %.4f, accepted %t %s\n", one.Digit, one.Probabilities[one.Digit], one.Accepted, one.Hint)
-	}
 	if found.Error != "" {
 		log.Fatal(found.Error)
 	}
+	one := found.Predictions[0]
+	fmt.Printf("digit %d, probability %.4f, accepted %t %s\n", one.Digit, one.Probabilities[one.Digit], one.Accepted, one.Hint)
 }
 
 func must[T any](value T, err error) T {

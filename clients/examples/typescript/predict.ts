@@ -9,5 +9,5 @@ const client = createClient<paths>({ baseUrl: url });
 const { data, error } = await client.POST("/predict", { body: { image }, params: { query: { timeout: 10 } } });
 if (!data) throw new Error(error.error);
 const [found] = data.predictions;
-if ("digit" in found) // else a model of something else
-  console.log(`digit ${found.digit}, probability ${found.probabilities[found.digit].toFixed(4)}, accepted ${found.accepted}`, found.hint ?? "");
+if (!("digit" in found)) throw new Error("The model classifies something other than digits.");
+console.log(`digit ${found.digit}, probability ${found.probabilities[found.digit].toFixed(4)}, accepted ${found.accepted}`, found.hint ?? "");
