@@ -54,8 +54,6 @@ HINTS = (
 _FEW_ROWS = 8
 _PART_ROWS = 512
 _DIGITS = range(10)
-# The set, `accepted`, the reason and the hint of a Prediction.
-_Judgement = tuple[tuple[int, ...] | None, bool | None, str, str]
 # Reason and hint for every value of an uint8; those of other conventions say nothing.
 _WORDS = (*zip(REASONS, HINTS, strict=True), *[("", "")] * (256 - len(REASONS)))
 
@@ -118,17 +116,16 @@ class DigitLayout(NamedTuple):
             probabilities = np.asarray(
                 shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32
             )
-        judgements: Iterable[_Judgement] = repeat((None, None, "", ""))
+        members: Iterable[Sequence[bool] | None] = repeat(None)
+        accepted: Iterable[bool | None] = repeat(None)
+        codes: Iterable[int] = repeat(0)
         if self.judgement is not None:
-            accepted, reasons, sets = (outputs[i].tolist() for i in self.judgement)
-            judgements = [
-                (tuple(compress(_DIGITS, row)), is_accepted, *_WORDS[code])
-                for row, is_accepted, code in zip(sets, accepted, reasons, strict=True)
-            ]
+            accepted, codes, members = [outputs[index].tolist() for index in self.judgement]
         predictions = []
         if len(probabilities) <= _FEW_ROWS:
-            for row, values, judgement in zip(
-                probabilities, probabilities.tolist(), judgements, strict=False
+            # One loop without a call of ours, since every request runs it.
+            for row, values, is_accepted, code, included in zip(
+                probabilities, probabilities.tolist(), accepted, codes, members, strict=False
             ):
                 try:
                     entropy = 0.0 - sum(map(mul, values, map(log2, values)))
@@ -136,19 +133,40 @@ class DigitLayout(NamedTuple):
                     entropy = 0.0 - sum(p * log2(p) if p > 0.0 else p - p for p in values)
                 if not entropy > -inf:
                     raise ModelFault.not_finite(self.model)
-                predictions.append(Prediction(values.index(max(values)), row, entropy, *judgement))
+                prediction_set = None if included is None else tuple(compress(_DIGITS, included))
+                reason, hint = _WORDS[code]
+                predictions.append(
+                    Prediction(
+                        values.index(max(values)),
+                        row,
+                        entropy,
+                        prediction_set,
+                        is_accepted,
+                        reason,
+                        hint,
+                    )
+                )
             return predictions
         exact = probabilities.astype(np.float64)
         if not np.isfinite(exact).all():
             raise ModelFault.not_finite(self.model)
         terms = exact * np.log2(exact, where=exact > 0.0, out=np.zeros_like(exact))
         return [
-            Prediction(digit, row, entropy, *judgement)
-            for digit, row, entropy, judgement in zip(
+            Prediction(
+                digit,
+                row,
+                entropy,
+                None if included is None else tuple(compress(_DIGITS, included)),
+                is_accepted,
+                *_WORDS[code],
+            )
+            for digit, row, entropy, is_accepted, code, included in zip(
                 probabilities.argmax(axis=1).tolist(),
                 probabilities,
                 (0.0 - terms.sum(axis=1)).tolist(),
-                judgements,
+                accepted,
+                codes,
+                members,
                 strict=False,
             )
         ]

@@ -185,7 +185,7 @@ class Calls:
         assert isinstance(method, Unary)
         if trace is not None:
             trace.handle("", rpc.path[1:], request_id)
-        async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
+        with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
             if len(content) > SMALL_BYTES:
                 request = await self._parse_long(rpc, content)
             else:
@@ -236,7 +236,7 @@ class Calls:
         if trace is not None:
             trace.handle("", rpc.path[1:], request_id)
         if isinstance(method, Streaming):
-            async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
+            with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
                 async for answer in method.handler(self._whole(rpc, contents)):
                     yield serialize(answer)
         else:
@@ -288,7 +288,7 @@ class Calls:
                     trace.handle("", rpc.path[1:], request_id)
                 its_call = call._replace(trace=trace)
             try:
-                async with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
+                with Attempt(self._recorder, "grpc", method.operation, request_id, trace):
                     # The first was counted when the stream was opened.
                     if self.gate is not None and call.identity is not None and not is_first:
                         self.gate.admit_message(call.identity)

@@ -98,9 +98,7 @@ class HttpApp:
         if trace is not None:
             trace.handle(request.method, "" if route is UNMATCHED else route.path, request_id)
         try:
-            async with Attempt(
-                self._recorder, "http", route.operation, request_id, trace
-            ) as attempt:
+            with Attempt(self._recorder, "http", route.operation, request_id, trace) as attempt:
                 if request.header("content-encoding"):
                     request = await self._compression.decode(request)
                 response = await match.handler(request, **match.parameters)

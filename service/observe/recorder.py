@@ -142,7 +142,7 @@ class _Flood:
 
 
 class Attempt:
-    """One request over either transport: `async with Attempt(...)` around all of its work.
+    """One request over either transport: `with Attempt(...)` around all of its work.
 
     Records the metric and, if the settings ask for it, the log line. Every exception leaves the
     block as a ServiceError or as CancelledError: anything unexpected becomes an InternalError that
@@ -168,12 +168,12 @@ class Attempt:
         self._trace = trace
         self.code = _SUCCESS[transport]
 
-    async def __aenter__(self) -> Attempt:
+    def __enter__(self) -> Attempt:
         """Start the clock."""
         self._start = perf_counter()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,

@@ -26,7 +26,7 @@ def attempt(
 ) -> None:
     async def main() -> None:
         recorder = RequestRecorder(Metrics(), log_requests)
-        async with Attempt(recorder, transport, operation, "the-id") as this:
+        with Attempt(recorder, transport, operation, "the-id") as this:
             await work()
             this.code = code or this.code
 
@@ -132,9 +132,11 @@ def test_a_request_that_fails_leaves_nothing_for_the_garbage_collection(
             raise error from None
 
     async def main() -> None:
-        with contextlib.suppress(Overloaded, InternalError, asyncio.CancelledError):
-            async with Attempt(RequestRecorder(Metrics(), "none"), "http", "cycle", "the-id"):
-                await work()
+        with (
+            contextlib.suppress(Overloaded, InternalError, asyncio.CancelledError),
+            Attempt(RequestRecorder(Metrics(), "none"), "http", "cycle", "the-id"),
+        ):
+            await work()
         assert bodies[0]() is None
 
     gc.disable()
@@ -238,9 +240,8 @@ def test_tracebacks_have_no_limit(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         recorder = RequestRecorder(Metrics(), "errors")
         for _ in range(30):
-            with pytest.raises(InternalError):
-                async with Attempt(recorder, "http", "buggy", "the-id"):
-                    raise ValueError("why")
+            with pytest.raises(InternalError), Attempt(recorder, "http", "buggy", "the-id"):
+                raise ValueError("why")
 
     asyncio.run(main())
     assert len(caplog.records) == 30
@@ -255,12 +256,14 @@ def test_a_traced_request_has_its_trace_in_its_line_beside_its_id(
 
     async def main() -> None:
         trace = Trace(0xABC, 0)
-        async with Attempt(recorder, "http", "traced", "the-id", trace):
+        with Attempt(recorder, "http", "traced", "the-id", trace):
             pass
-        with pytest.raises(InternalError):
-            async with Attempt(recorder, "grpc", "traced", "the-id", Trace(1, 0)):
-                raise ValueError("why")
-        async with Attempt(recorder, "http", "traced", "the-id"):
+        with (
+            pytest.raises(InternalError),
+            Attempt(recorder, "grpc", "traced", "the-id", Trace(1, 0)),
+        ):
+            raise ValueError("why")
+        with Attempt(recorder, "http", "traced", "the-id"):
             pass
         assert [trace.code for trace in traces.ended] == ["200", "INTERNAL"]
         assert trace.ended >= trace.began
