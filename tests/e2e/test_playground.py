@@ -294,10 +294,8 @@ def test_it_continues_when_the_server_is_back(
         server.stop()
         playground.page.click("#examples button:nth-child(3)")
         playground.wait_for("error", "!")
-        reason = (
-            "The server answered with 503." if is_behind_envoy else "The server does not answer."
-        )
-        assert playground.text("#sure") == reason
+        says = "answered with 503" if is_behind_envoy else "does not answer"
+        assert playground.text("#sure") == f"The server {says}."
         assert playground.text("#hint") == "The page keeps trying."
         assert playground.page.locator("#steps img").count() == 0
         # With one version less, which the page sees too.
@@ -493,7 +491,7 @@ def test_without_a_model_of_digits_it_takes_one_that_is_loaded(
     browser: Browser, start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     publish_colours(tmp_path)
-    publish_lengths(tmp_path, labels=["long", "short"], outputs={"y": "logits"})
+    publish_lengths(tmp_path, labels=["long", "short"], output_kinds={"y": "logits"})
     playground = Playground(browser, start_server(tmp_path).http)
     page = playground.page
     assert page.input_value("#model") == "colours"
