@@ -65,7 +65,6 @@ function showNothing() {
   isStale = false;
   sent = null;
   view.showNothing(hasLabels);
-  view.showEvidence(null);
   byId("heat").disabled = true;
   showSnippet();
 }

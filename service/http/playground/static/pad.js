@@ -31,7 +31,7 @@ export class Pad {
     }
     canvas.addEventListener("keydown", (event) => this.key(event));
     canvas.addEventListener("blur", () => this.showCursor(null));
-    for (const query of ["(prefers-color-scheme: dark)", `(resolution: ${devicePixelRatio}dppx)`]) {
+    for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)", `(resolution: ${devicePixelRatio}dppx)`]) {
       matchMedia(query).addEventListener("change", () => this.draw());
     }
     new ResizeObserver(() => this.draw()).observe(canvas);
@@ -182,9 +182,9 @@ export class Pad {
       context.drawImage(this.picture.image, x, y, w * scale, h * scale);
     }
     const style = getComputedStyle(canvas);
-    paint(context, this.strokes, style.getPropertyValue("--ink"));
+    paint(context, this.strokes, style.color);
     if (this.cursor) {
-      context.strokeStyle = style.getPropertyValue("--accent");
+      context.strokeStyle = style.caretColor;
       context.lineWidth = this.cursor.down ? 5 : 2;
       context.beginPath();
       context.arc(this.cursor.x, this.cursor.y, this.pen / 2 + 3, 0, 7);
