@@ -342,7 +342,8 @@ def test_a_limit_delays_the_answer_and_does_not_lose_it(
         """() => {
             window.shown = new Set();
             const sure = document.getElementById("sure");
-            new MutationObserver(() => shown.add(sure.textContent)).observe(sure, {childList: true});
+            const note = () => shown.add(sure.textContent);
+            new MutationObserver(note).observe(sure, {childList: true});
         }"""
     )
     while not playground.complaints:  # until one is refused
