@@ -223,7 +223,10 @@ def test_a_damaged_file_is_reported(playground: Playground) -> None:
     assert "cannot open the file" in playground.text("#sure")
 
 
-def test_no_answer_to_the_sheet_follows_the_error_of_a_file(playground: Playground) -> None:
+def test_no_answer_to_the_sheet_follows_the_error_of_a_file(
+    browser: Browser, two_workers: Server
+) -> None:
+    playground = Playground(browser, two_workers.http)
     playground.page.clock.pause_at(time.time() + 60)
     playground.draw(DIGITS[7])  # which is to be asked about
     upload(playground, "photo.png", "image/png", b"not a picture")
@@ -232,6 +235,7 @@ def test_no_answer_to_the_sheet_follows_the_error_of_a_file(playground: Playgrou
     assert not [post for post in playground.posts if "predict" in post.url]
     playground.page.click("#undo")
     playground.wait_for("empty", "?")
+    playground.close()
 
 
 def test_what_the_server_refuses_is_shown_in_its_words(
@@ -619,7 +623,8 @@ def test_a_button_that_goes_hands_the_focus_on(playground: Playground) -> None:
     assert page.evaluate("document.activeElement.id") == "pad"
 
 
-def test_a_result_is_read_aloud_once(playground: Playground) -> None:
+def test_a_result_is_read_aloud_once(browser: Browser, two_workers: Server) -> None:
+    playground = Playground(browser, two_workers.http)
     page = playground.page
     page.evaluate(
         """() => {
@@ -646,6 +651,7 @@ def test_a_result_is_read_aloud_once(playground: Playground) -> None:
     page.wait_for_selector("#legend:not([hidden])")
     page.clock.run_for(1000)
     assert len(page.evaluate("said")) == 1
+    playground.close()
 
 
 def test_a_contrast_theme_shows_strokes_bars_and_choices(
