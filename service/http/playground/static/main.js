@@ -31,6 +31,7 @@ let sources = null;
 let versions = new Map();
 let failures = 0; // attempts in a row without an answer
 let pausedUntil = 0; // by performance.now()
+let wasAway = false; // since the last answer
 let answered = ""; // the model and the version of the last answer
 let hasLabels = false; // whether the chosen model has classes other than digits
 let startAgain = 0;
@@ -64,7 +65,7 @@ function showNothing() {
   timer = 0;
   isStale = false;
   sent = null;
-  view.showNothing(hasLabels);
+  view.showNothing();
   byId("heat").disabled = true;
   showSnippet();
 }
@@ -99,6 +100,7 @@ async function ask() {
         list(); // the model or the version has gone
       }
       if (error.wait) {
+        wasAway ||= error.status !== 429;
         pausedUntil = performance.now() + pause(error);
         isStale = true;
       }
@@ -143,8 +145,9 @@ function note({ model_name: model, model_version: version }) {
   answered = `${model}/${version}`;
   const known = versions.get(model) ?? [];
   const isExpected = byId("version").value ? known.includes(version) : known[0] === version;
-  if (failures || (answered !== was && !isExpected)) list();
+  if (wasAway || (answered !== was && !isExpected)) list();
   failures = 0;
+  wasAway = false;
 }
 
 function again() {
@@ -223,7 +226,7 @@ for (const [file, name] of EXAMPLES) {
   button.addEventListener("click", async () => {
     try {
       const blob = await api.file(`playground/${file}`);
-      if (file === "mnist-number.png") setMode("read");
+      if (file === "mnist-number.png" && !hasLabels) setMode("read");
       else if (mode === "read") setMode("predict");
       await open(blob, file);
     } catch (error) {
@@ -344,7 +347,9 @@ async function showCard() {
   if (byId("card").dataset.of !== mine) return;
   byId("card-body").replaceChildren(...parts);
   hasLabels = labels.length > 0 && labels.join() !== [...DIGITS].join();
-  if (pad.isEmpty && byId("verdict").dataset.state === "empty") view.showNothing(hasLabels);
+  view.setLabelled(hasLabels);
+  if (hasLabels && mode === "read") setMode("predict");
+  if (byId("verdict").dataset.state === "empty") view.showNothing();
 }
 
 // Ask what is loaded, and show it. Returns the error, or null.
@@ -378,5 +383,5 @@ key.mount(() => {
   start();
   again();
 });
-view.showNothing(hasLabels);
+view.showNothing();
 start();

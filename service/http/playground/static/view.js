@@ -100,25 +100,31 @@ function judge(prediction) {
   return ["accepted", "Accepted", sure, ""];
 }
 
-// `hasLabels` if the model has other classes than digits.
-export function showNothing(hasLabels) {
+// Whether the model has classes other than digits.
+let hasLabels = false;
+export function setLabelled(value) {
+  hasLabels = value;
+  byId("mode").hidden = hasLabels; // numbers have digits
+}
+
+export function showNothing() {
   const [sure, hint] = hasLabels
     ? ["The most probable classes appear here.", "They change while you draw."]
     : ["Ten bars show how probable each digit is.", "They move while you draw."];
   verdict("empty", "?", "Waiting for ink", sure, hint);
   forget("Every step from your picture to the pixels that the model takes will appear here.");
-  byId("bars").hidden = hasLabels;
 }
 
 // `hint` is what the page does about it.
 export function showError(message, hint) {
   verdict("error", "!", "No answer", message, hint);
-  forget("Nothing, for lack of an answer.");
+  forget("Without an answer there are no steps.");
 }
 
 // Nothing of an earlier answer stays beside a verdict without one.
 function forget(steps) {
   showBars(null);
+  byId("bars").hidden = hasLabels;
   showTimes({});
   showEvidence(null);
   byId("as-number").hidden = true;
