@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 import numpy as np
 
+from benchmarks.access import Access
 from benchmarks.served_models import Pixels, Probabilities, test_images
 from benchmarks.wire_formats import WIRES, Body
 
@@ -23,13 +24,23 @@ class WrongAnswer(Exception):
     """A contender gave a wrong answer or none; the message says how."""
 
 
-def ask(port: int, path: str, encoding: str, body: Body) -> tuple[bytes, Mapping[str, str]]:
-    """Send one request. Raises WrongAnswer for an error status, OSError for no answer."""
+def ask(
+    port: int, path: str, encoding: str, body: Body, access: Access | None = None
+) -> tuple[bytes, Mapping[str, str]]:
+    """Send one request, over TLS and with the key if there is an `access`.
+
+    Raises WrongAnswer for an error status, OSError for no answer.
+    """
     if encoding == "grpc":
-        return _ask_grpc(port, path, body), {}
+        return _ask_grpc(port, path, body, access), {}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
+    if access:
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", port, timeout=_TIMEOUT_S, context=access.context()
+        )
     try:
-        connection.request("POST", path, body.content, dict(body.headers))
+        headers = body.headers + (access.headers if access else ())
+        connection.request("POST", path, body.content, dict(headers))
         response = connection.getresponse()
         content = response.read()
     except http.client.HTTPException as error:
@@ -41,12 +52,19 @@ def ask(port: int, path: str, encoding: str, body: Body) -> tuple[bytes, Mapping
     return content, {name.lower(): value for name, value in response.getheaders()}
 
 
-def _ask_grpc(port: int, path: str, body: Body) -> bytes:
+def _ask_grpc(port: int, path: str, body: Body, access: Access | None) -> bytes:
+    address = f"127.0.0.1:{port}"
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+    if access:
+        credentials = grpc.ssl_channel_credentials(access.ca.read_bytes())
+        connected = grpc.secure_channel(address, credentials, options)
+    else:
+        connected = grpc.insecure_channel(address, options)
+    with connected as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+        metadata = access.headers if access else ()
         try:
-            answer = call(body.content[GRPC_FRAME:], timeout=_TIMEOUT_S)
+            answer = call(body.content[GRPC_FRAME:], timeout=_TIMEOUT_S, metadata=metadata)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise ConnectionError(error.details()) from error
@@ -59,19 +77,26 @@ def is_ready(server: Server, wire: str) -> bool:
     encoding = server.contender.encoding(wire)
     body = WIRES[encoding].encode(test_images(1))
     try:
-        ask(server.port(wire), server.contender.endpoints[wire], encoding, body)
+        path = server.contender.endpoints[wire]
+        ask(server.port(wire), path, encoding, body, server.access)
     except (OSError, WrongAnswer):
         return False
     return True
 
 
 def check(
-    port: int, path: str, encoding: str, images: Pixels, expected: Probabilities, tolerance: float
+    port: int,
+    path: str,
+    encoding: str,
+    images: Pixels,
+    expected: Probabilities,
+    tolerance: float,
+    access: Access | None = None,
 ) -> bytes:
     """Send the images [N,28,28] in one request and return the answer. Raises WrongAnswer."""
     wire = WIRES[encoding]
     try:
-        content, headers = ask(port, path, encoding, wire.encode(images))
+        content, headers = ask(port, path, encoding, wire.encode(images), access)
     except OSError as error:
         raise WrongAnswer(f"no answer: {error}") from error
     try:
@@ -106,6 +131,7 @@ def check_images(
             images[part],
             expected[part],
             tolerance,
+            server.access,
         )
     return len(content)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,8 @@ class Contender:
     accept to the nearest one that it does. `scenarios` are shell patterns; empty means all.
     `requirements` names what goes into a rival's virtual environment; other contenders run on this
     interpreter. `packages` are those whose versions go into the results. `interpreter` is the
-    Python that creates a rival's environment.
+    Python that creates a rival's environment. A `secured` contender gets a folder `{secrets}` with
+    what `access.make` writes, and is called with TLS and the key.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Contender:
     scenarios: Sequence[str] = ()
     packages: Sequence[str] = ()
     interpreter: str = sys.executable
+    secured: bool = False
     note: str = ""
 
     @property
@@ -64,33 +66,44 @@ class Contender:
         return self.encodings.get(wire, wire)
 
 
-_OURS = {
+_SETTINGS = {
     "MNIST_MODELS": "{models}",
     "MNIST_HTTP_PORT": "{http_port}",
     "MNIST_GRPC_PORT": "{grpc_port}",
     "MNIST_WORKERS": "{workers}",
 }
+TLS = {"MNIST_TLS_CERTIFICATE": "{secrets}/server.pem", "MNIST_TLS_KEY": "{secrets}/server.key"}
+_KEYS = {"MNIST_KEYS_FILE": "{secrets}/keys"}
 _ALL = {"raw": "/predict", "png": "/predict", "json": _INFER, "binary": _INFER, "grpc": GRPC_PATH}
 _DIGITS = {"raw": "/predict", "png": "/predict"}
 _PROTOCOL = {"json": _INFER, "binary": _INFER, "grpc": GRPC_PATH}
 
+OURS = Contender(
+    name="ours",
+    title="this server",
+    kind="ours",
+    command=(*_MODULE, "service.cli"),
+    endpoints=_ALL,
+    environment=_SETTINGS,
+    packages=("granian", "grpcio"),
+)
+OURS_SECURED = replace(
+    OURS,
+    name="ours-secured",
+    title="this server, with TLS and an API key",
+    environment=_SETTINGS | TLS | _KEYS,
+    secured=True,
+)
+
 CONTENDERS: Sequence[Contender] = (
-    Contender(
-        name="ours",
-        title="this server",
-        kind="ours",
-        command=(*_MODULE, "service.cli"),
-        endpoints=_ALL,
-        environment=_OURS,
-        packages=("granian", "grpcio"),
-    ),
-    Contender(
+    OURS,
+    OURS_SECURED,
+    replace(
+        OURS,
         name="ours-unbatched",
         title="this server, max_batch_size 1",
-        kind="ours",
-        command=(*_MODULE, "service.cli"),
-        endpoints=_ALL,
-        environment=_OURS | {"MNIST_MAX_BATCH_SIZE": "1"},
+        environment=_SETTINGS | {"MNIST_MAX_BATCH_SIZE": "1"},
+        packages=(),
         scenarios=("raw-1", "raw-64"),
         note="shows the effect of batching",
     ),

@@ -1,8 +1,9 @@
 """The two ONNX models that every contender serves, and the right answers to test images.
 
-`fast` is the CNN that ships in models/. `mlp` is the 784-256-10 net of the course notes with
-random weights, whose values do not change the cost of a request. Both take uint8 images [N,28,28]
-and return logits and probabilities, float32 [N,10]; `fast` also judges each image.
+`fast` is the CNN that ships in models/, with its card. `mlp` is the 784-256-10 net of the course
+notes with random weights, whose values do not change the cost of a request; it has no card. Both
+take uint8 images [N,28,28] and return logits and probabilities, float32 [N,10]; `fast` also judges
+each image.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Probabilities = npt.NDArray[np.float32]
 Output = npt.NDArray[np.generic]
 
 NAMES = ("fast", "mlp")
-_SHIPPED = ROOT / "models" / "mnist" / "2" / "model.onnx"
+_SHIPPED = ROOT / "models" / "mnist" / "2"
 
 
 def repository(model: str) -> Path:
@@ -33,12 +34,17 @@ def repository(model: str) -> Path:
     version.mkdir(parents=True, exist_ok=True)
     file = version / "model.onnx"
     if model == "fast":
-        # Servers may be watching this folder: leave a file that is up to date alone.
-        if not (file.exists() and filecmp.cmp(_SHIPPED, file, shallow=False)):
-            shutil.copyfile(_SHIPPED, file)
+        # Servers may be watching this folder: leave files that are up to date alone.
+        for name in ("model.json", "model.onnx"):
+            if not _are_same(_SHIPPED / name, version / name):
+                shutil.copyfile(_SHIPPED / name, version / name)
     elif not file.exists():
         write_mlp(file)
     return folder
+
+
+def _are_same(one: Path, other: Path) -> bool:
+    return other.exists() and filecmp.cmp(one, other, shallow=False)
 
 
 def onnx_file(model: str) -> Path:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from benchmarks import access
 from benchmarks.contenders import Contender
 from benchmarks.paths import ROOT
 
@@ -57,6 +58,9 @@ class Server:
         self.tree = tree
         self.http_port, self.grpc_port, self.spare_port = free_ports(3)
         self.log = scratch / f"{contender.name}.log"
+        self._mark = uuid.uuid4().hex
+        secrets = scratch / f"{contender.name}-{self._mark}"
+        self.access = access.make(secrets) if contender.secured else None
         values = {
             "python": str(venv / "bin" / "python" if venv else python),
             "venv": str(venv),
@@ -68,8 +72,8 @@ class Server:
             # 0 tells MLServer to infer in the server's own process.
             "parallel_workers": str(workers if workers > 1 else 0),
             "scratch": str(scratch),
+            "secrets": str(secrets),
         }
-        self._mark = uuid.uuid4().hex
         environment = {
             _MARK: self._mark,
             "MODEL_PATH": str(models / "mnist" / "1" / "model.onnx"),
@@ -99,6 +103,16 @@ class Server:
     def port(self, wire: str) -> int:
         """The port that accepts a wire format."""
         return self.grpc_port if wire == "grpc" else self.http_port
+
+    def url(self, wire: str) -> str:
+        """The address of the endpoint of a wire format."""
+        scheme = "https" if self.access else "http"
+        return f"{scheme}://127.0.0.1:{self.port(wire)}{self.contender.endpoints[wire]}"
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What a request needs beside its own headers: the key, if there is one."""
+        return self.access.headers if self.access else ()
 
     def wait_until(self, ready: Callable[[], bool], within: float) -> float:
         """Seconds from the start until `ready` first holds. Raises NotStarted."""
@@ -140,6 +154,15 @@ class Server:
     def cpu_seconds(self) -> float:
         """User and system time of all processes so far, including reaped children."""
         return sum(map(process_cpu_seconds, self.pids()))
+
+    def thread_cpu_seconds(self) -> float:
+        """The same to the nanosecond, of the threads that are alive (proc(5), schedstat)."""
+        nanoseconds = 0
+        for pid in self.pids():
+            for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                with suppress(OSError):  # it has ended
+                    nanoseconds += int(thread.read_text().split()[0])
+        return nanoseconds / 1e9
 
     def peak_rss_mb(self) -> tuple[float, float]:
         """The sum of the peaks and the largest peak; shared pages count in each process."""

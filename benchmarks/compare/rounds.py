@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks import host, served_models
 from benchmarks.check import check_images, is_ready
 from benchmarks.compare.results import SIDES, Checkout, Comparison, Sample, Side
-from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.contenders import OURS, Contender
 from benchmarks.json_file import write_json
 from benchmarks.load import closed_loop
 from benchmarks.load.result import GeneratorError, Load
@@ -32,8 +32,6 @@ from benchmarks.server_process import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.serving.rival_environments import versions
 from benchmarks.serving.scenarios import SCENARIOS, Scenario, matching
 
-# Both trees start with the same command and settings.
-_SERVER = next(contender for contender in CONTENDERS if contender.name == "ours")
 _PACKAGES = ("granian", "grpcio", "uvloop")
 _CHECKED_IMAGES = 8
 _TOLERANCE = 1e-4
@@ -226,7 +224,8 @@ class _Loads:
 def _serving(
     tree: Tree, side: Side, model: str, scratch: Path, core: int | None
 ) -> Iterator[Server]:
-    contender: Contender = dataclasses.replace(_SERVER, name=f"{side}-{model}")
+    # Both trees start with the same command and settings.
+    contender: Contender = dataclasses.replace(OURS, name=f"{side}-{model}")
     server = Server(
         contender,
         models=served_models.repository(model),

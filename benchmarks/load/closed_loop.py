@@ -31,7 +31,8 @@ def load(
     """
     contender = server.contender
     body = WIRES[contender.encoding(wire)].encode(served_models.test_images(images))
-    url = f"http://127.0.0.1:{server.port(wire)}{contender.endpoints[wire]}"
+    body = body._replace(headers=body.headers + server.headers)
+    url = server.url(wire)
     if wire == "grpc":
         return h2load.load(
             url,

@@ -1,4 +1,4 @@
-"""h2load: a closed loop over clear-text HTTP/2, with gRPC frames as bodies.
+"""h2load: a closed loop over HTTP/2, with gRPC frames as bodies.
 
 h2load reports mean and deviation only, so percentiles come from its log of every request. It
 ignores trailers: it counts an answer with a gRPC error as a success, so errors are identified by

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import sys
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ class Plan:
     connections: int
     rate: float
     seconds: float
+    ca: str  # the certificate to trust; without TLS if it is empty
 
 
 def load(
@@ -48,8 +50,12 @@ def load(
     seconds: int,
     core: int | None,
     scratch: Path,
+    ca: Path | None = None,
 ) -> Load:
-    """Send `rate` requests per second over at most this many connections. Raises GeneratorError."""
+    """Send `rate` requests per second over at most this many connections, with TLS if it has a CA.
+
+    Raises GeneratorError.
+    """
     content = scratch / "body.bin"
     content.write_bytes(body.content)
     plan = Plan(
@@ -60,6 +66,7 @@ def load(
         connections=connections,
         rate=rate,
         seconds=seconds,
+        ca=str(ca or ""),
     )
     command = [sys.executable, "-m", "benchmarks.load.open_loop", json.dumps(asdict(plan))]
     output, cpu_seconds = run(command, core, seconds + _GRACE_S + 60)
@@ -142,9 +149,10 @@ class Generator:
     async def run(self) -> Load:
         """Send every request, wait for the answers, and return the totals."""
         plan, loop = self._plan, asyncio.get_running_loop()
+        context = ssl.create_default_context(cafile=plan.ca) if plan.ca else None
         for _ in range(plan.connections):
             _, connection = await loop.create_connection(
-                lambda: _Connection(self), "127.0.0.1", plan.port
+                lambda: _Connection(self), "127.0.0.1", plan.port, ssl=context
             )
             self._free.append(connection)
         total, sent = int(plan.rate * plan.seconds), 0

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.check import ask
+from benchmarks.contenders import OURS
 from benchmarks.load.arrivals import percentile
 from benchmarks.load.attacks import attack
 from benchmarks.load.attacks.callers import Target, exchange
@@ -26,7 +27,7 @@ from benchmarks.load.attacks.calls import Calls
 from benchmarks.load.attacks.long_runs import infer_body
 from benchmarks.load.prober import Prober
 from benchmarks.load.result import GeneratorError
-from benchmarks.overload.measure import OURS, core, start
+from benchmarks.overload.measure import core, start
 from benchmarks.overload.models import write_loop, write_slow, write_transformer
 from benchmarks.overload.results import Abuse, Plan, Timing, probed
 from benchmarks.paths import ROOT

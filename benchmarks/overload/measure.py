@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.check import check, is_ready
-from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.contenders import OURS, Contender
 from benchmarks.floors.session import make_session
 from benchmarks.load import arrivals
 from benchmarks.load.arrivals import Outcome
@@ -29,7 +29,6 @@ from benchmarks.served_models import test_images
 from benchmarks.server_process import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.wire_formats import WIRES, Body
 
-OURS = next(contender for contender in CONTENDERS if contender.name == "ours")
 # As many as a server with max_connections 1024 takes beside the prober's, and for gRPC as many as
 # leave room for some thousand calls in windows of 64 KB.
 _CONNECTIONS = {"http": 1000, "grpc": 256}

@@ -221,15 +221,18 @@ class Group:
     def _load(self, server: Server, scenario: Scenario, seconds: int, rate: float) -> Load:
         contender, wire = server.contender, scenario.wire
         if scenario.kind == "open":
+            images = served_models.test_images(scenario.images)
+            body = WIRES[contender.encoding(wire)].encode(images)
             return open_loop.load(
                 server.port(wire),
                 contender.endpoints[wire],
-                WIRES[contender.encoding(wire)].encode(served_models.test_images(scenario.images)),
+                body._replace(headers=body.headers + server.headers),
                 connections=scenario.connections,
                 rate=rate,
                 seconds=seconds,
                 core=self._load_core,
                 scratch=self._scratch,
+                ca=server.access.ca if server.access else None,
             )
         return closed_loop.load(
             server,

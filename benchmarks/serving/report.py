@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.contenders import OURS, OURS_SECURED
 from benchmarks.markdown import table
 from benchmarks.medians import median, spread
 from benchmarks.paths import ROOT
@@ -45,6 +46,7 @@ def markdown(results: Results) -> str:
     for scenario in results.scenarios:
         families.setdefault(scenario.family, []).append(scenario)
     parts += [_family(results, scenarios) for scenarios in families.values()]
+    parts.append(_secured(results))
     parts.append(_problems(results.contenders))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -150,6 +152,43 @@ def _family(results: Results, scenarios: Sequence[Scenario]) -> str:
     return f"### {_title(heaviest)}\n\n" + table(header, rows)
 
 
+def _secured_ratios(results: Results) -> list[tuple[Scenario, float, float]]:
+    """Closed loops with the medians' ratios of rate and CPU time, with TLS and a key to without."""
+
+    def medians(contender: str, scenario: Scenario) -> tuple[float, float]:
+        samples = [
+            sample
+            for sample in results.undisturbed()
+            if (sample.contender, sample.scenario) == (contender, scenario.name)
+        ]
+        return (
+            median(sample.requests_per_s for sample in samples),
+            median(sample.server_cpu_s_per_1000 for sample in samples),
+        )
+
+    ratios = []
+    for scenario in results.scenarios:
+        (rate, cpu), (plain_rate, plain_cpu) = (
+            medians(contender.name, scenario) for contender in (OURS_SECURED, OURS)
+        )
+        if scenario.kind == "closed" and not math.isnan(rate / plain_rate) and plain_cpu:
+            ratios.append((scenario, rate / plain_rate, cpu / plain_cpu))
+    return ratios
+
+
+def _secured(results: Results) -> str:
+    """What TLS and an API key change, per scenario; empty for results without them."""
+    rows = [
+        [scenario.name, f"{rate:.2f}", f"{cpu:.2f}"]
+        for scenario, rate, cpu in _secured_ratios(results)
+    ]
+    if not rows:
+        return ""
+    return "### This server with TLS and an API key, to without\n\n" + table(
+        ["scenario", "requests/s", "CPU s per request"], rows
+    )
+
+
 def _title(scenario: Scenario) -> str:
     wire = WIRES[scenario.wire].title
     images = "one image" if scenario.images == 1 else f"{scenario.images} images"
@@ -228,6 +267,14 @@ def summary(results: Results, path: Path) -> str:
         ]
         parts.append(f"Requests per second, model `{model}`:")
         parts.append(table(["", *(_column(scenario) for scenario in scenarios)], rows))
+    if ratios := _secured_ratios(results):
+        rates, times = ([each[part] for each in ratios] for part in (1, 2))
+        parts.append(
+            f"With TLS and an API key per request, this server reaches {min(rates):.2f} to "
+            f"{max(rates):.2f} times its rate without (median {median(rates):.2f} of "
+            f"{len(ratios)} scenarios), with {min(times):.2f} to {max(times):.2f} times the CPU "
+            f"time per request (median {median(times):.2f})."
+        )
     verdicts = _verdicts(results)
     missed = [verdict for verdict in verdicts if verdict.holds is False]
     parts.append(

@@ -71,8 +71,8 @@ class HealthPort:
     def start(self, after: tuple[str, int] | None = None) -> None:
         """Listen. Raises OSError if the port cannot be opened.
 
-        Connections wait until the port `after` (host, port) accepts some: whoever is told that the
-        server is ready must find that port open.
+        Connections wait until the port `after` (host, port) accepts some: a probe that is told that
+        the server is ready must find that port open.
         """
         family, _, _, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
         listener = self._listener = socket.socket(family, socket.SOCK_STREAM)

@@ -53,6 +53,7 @@ def test_frozen_server_uses_no_cpu_until_it_is_thawed(tmp_path: Path):
         server.wait_until(lambda: server.cpu_seconds() > 0.05, 20)
         server.freeze()
         before = server.cpu_seconds()
+        assert server.thread_cpu_seconds() == pytest.approx(before, abs=0.05)  # ticks are coarse
         time.sleep(0.2)
         assert server.cpu_seconds() == before
         server.thaw()

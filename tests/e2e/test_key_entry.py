@@ -139,6 +139,14 @@ def test_a_copied_snippet_takes_the_key_from_the_environment(
     assert json.loads(run.stdout)["predictions"][0]["digit"] == 2
 
 
+def test_undo_in_the_field_of_the_key_leaves_the_drawing(playground: Playground) -> None:
+    playground.draw(DIGITS[7])
+    playground.wait_for("error", "!")
+    playground.page.fill("#key", "mnist_wrong")
+    playground.page.keyboard.press("Control+z")
+    assert playground.page.locator("#clear").is_enabled()
+
+
 def test_a_key_that_may_only_predict_draws(playground: Playground) -> None:
     enter(playground, KEYS[("predict",)])
     playground.page.wait_for_function(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +26,12 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Browser
 
 from service.http.playground.pages import STATIC
-from tests.conftest import Server
+from tests.conftest import SHIPPED_MODELS, Mnist, Server
 from tests.e2e import screenshot
 from tests.e2e.browser import Playground, running_browser, violations
 from tests.e2e.strokes import DIGITS, Stroke, moved
 from tests.e2e.test_envoy import running_envoy
+from tests.service.classifiers import publish_lengths
 
 MOST_BYTES = 80 * 1024
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -76,7 +81,20 @@ def photo(strokes: list[Stroke], size: tuple[int, int] = (1200, 900)) -> bytes:
     return file.getvalue()
 
 
-def publish_colours(root: Path) -> None:
+def wait_for_address(address: str) -> None:
+    """Wait until a proxy answers as its server does."""
+    server = Server.__new__(Server)
+    server.http = address
+    end = time.monotonic() + 60
+    while not server.is_ready():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+COLOURS = ("red", "green", "blue")
+
+
+def publish_colours(root: Path, labels: Sequence[str] = COLOURS) -> None:
     """Publish `colours`, which says whether a picture is red, green or blue."""
     tensor, nodes = (
         helper.make_tensor_value_info,
@@ -96,8 +114,22 @@ def publish_colours(root: Path) -> None:
     folder.mkdir(parents=True)
     opsets = [helper.make_opsetid("", 18)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "model.onnx")
-    card = {"batching": True, "labels": ["red", "green", "blue"], "picture": {}}
+    card = {"batching": True, "labels": list(labels), "picture": {}}
     (folder / "model.json").write_text(json.dumps(card))
+
+
+def expect_complaints(playground: Playground, *texts: str) -> None:
+    """What the browser itself reports of failed requests; each complaint has one of the texts."""
+    for complaint in playground.complaints:
+        assert any(text in complaint for text in texts), complaint
+    assert playground.complaints
+    playground.complaints.clear()
+
+
+def close_after_complaints(playground: Playground, *texts: str) -> None:
+    """Close the page; what it is still asking for may add to the complaints until then."""
+    playground.context.close()
+    expect_complaints(playground, *texts)
 
 
 def upload(playground: Playground, name: str, kind: str, content: bytes) -> None:
@@ -197,14 +229,156 @@ def test_a_damaged_file_is_reported(playground: Playground) -> None:
     assert "cannot open the file" in playground.text("#sure")
 
 
-def test_what_the_server_refuses_is_shown_in_its_words(playground: Playground) -> None:
-    line = io.BytesIO()
-    Image.new("1", (5000, 1000), 1).save(line, "PNG")  # over max_decoded_pixels
-    upload(playground, "wide.png", "image/png", line.getvalue())
+def test_no_answer_to_the_sheet_follows_the_error_of_a_file(
+    browser: Browser, two_workers: Server
+) -> None:
+    playground = Playground(browser, two_workers.http)
+    playground.page.clock.pause_at(time.time() + 60)
+    playground.draw(DIGITS[7])  # which is to be asked about
+    upload(playground, "photo.png", "image/png", b"not a picture")
+    playground.wait_for("error", "!")
+    playground.page.clock.run_for(1000)
+    assert not [post for post in playground.posts if "predict" in post.url]
+    playground.page.click("#undo")
+    playground.wait_for("empty", "?")
+    playground.close()
+
+
+def test_what_the_server_refuses_is_shown_in_its_words(
+    browser: Browser, start_server: Callable[..., Server]
+) -> None:
+    playground = Playground(browser, start_server(max_decoded_pixels=10_000).http)
+    page = playground.page
+    playground.draw(DIGITS[7])
     playground.wait_for("error", "!")
     assert "max_decoded_pixels" in playground.text("#sure")
-    # The browser itself reports every answer of 400 and more.
-    assert "413" in playground.complaints.pop()
+    # The same would be refused again, so the page does not ask again.
+    assert playground.text("#hint") == ""
+    expect_complaints(playground, "413")
+    # Nothing of an earlier answer stays beside an error.
+    page.click("#clear")
+    upload(playground, "small.jpg", "image/jpeg", photo(DIGITS[3], (280, 210)))
+    playground.wait_for("accepted", "3")
+    assert page.locator("#steps img").count()
+    playground.draw(DIGITS[7])
+    playground.wait_for("error", "!")
+    assert page.locator("#steps img").count() == 0
+    assert playground.text("#time-model") == "-"
+    assert page.locator("#heat").is_disabled()
+    close_after_complaints(playground, "413")
+
+
+def test_a_huge_picture_is_scaled_down_here(playground: Playground) -> None:
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(photo(DIGITS[3], (5600, 4200)))) as image:
+        image.point(lambda value: 255 * (value > 110)).convert("1").save(file, "PNG")
+    upload(playground, "scan.png", "image/png", file.getvalue())
+    playground.wait_for("accepted", "3")
+    post = playground.posts[-1]
+    assert post.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(post.post_data_buffer)).size == (2000, 1500)
+
+
+def test_an_answer_of_another_program_is_reported(playground: Playground) -> None:
+    playground.page.route("**/predict*", lambda route: route.fulfill(body="<h1>Log in</h1>"))
+    playground.draw(DIGITS[7])
+    playground.wait_for("error", "!")
+    assert playground.text("#sure") == "The answer is not JSON, so it is not from mnist-service."
+    playground.page.unroute("**/predict*")
+
+
+@pytest.mark.parametrize("is_behind_envoy", [False, True], ids=["alone", "behind Envoy"])
+def test_it_continues_when_the_server_is_back(
+    browser: Browser, start_server: Callable[..., Server], tmp_path: Path, is_behind_envoy: bool
+) -> None:
+    server = start_server()
+    address = server.http
+    with contextlib.ExitStack() as stack:
+        if is_behind_envoy:
+            address = stack.enter_context(running_envoy(server, tmp_path, "http"))
+            wait_for_address(address)
+        playground = Playground(browser, address)
+        playground.draw(DIGITS[7])
+        playground.wait_for("accepted", "7")
+        server.stop()
+        playground.page.click("#examples button:nth-child(3)")
+        playground.wait_for("error", "!")
+        says = "answered with 503" if is_behind_envoy else "does not answer"
+        assert playground.text("#sure") == f"The server {says}."
+        assert playground.text("#hint") == "The page keeps trying."
+        assert playground.page.locator("#steps img").count() == 0
+        # With one version less, which the page sees too.
+        shutil.copytree(SHIPPED_MODELS / "mnist" / "2", tmp_path / "models" / "mnist" / "2")
+        start_server(tmp_path / "models", ready=False, http_port=server.http_port)
+        playground.wait_for("accepted", "2")
+        playground.page.wait_for_function(
+            "() => document.getElementById('version').options.length === 2"
+        )
+        close_after_complaints(playground, "ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONSE", "503")
+
+
+def test_a_server_that_hangs_is_asked_again(
+    browser: Browser, start_server: Callable[..., Server]
+) -> None:
+    server = start_server()
+    playground = Playground(browser, server.http)
+    clock = playground.page.clock
+    clock.pause_at(time.time() + 60)
+    pids = [server.process.pid, *server.worker_pids()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        playground.draw(DIGITS[7])
+        clock.run_for(100)
+        clock.run_for(30_000)
+        playground.wait_for("error", "!")
+        assert playground.text("#sure") == "The server does not answer in time."
+    finally:
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGCONT)
+    clock.run_for(2000)
+    playground.wait_for("accepted", "7")
+    playground.close()
+
+
+def test_a_limit_delays_the_answer_and_does_not_lose_it(
+    browser: Browser, start_server: Callable[..., Server]
+) -> None:
+    server = start_server(max_requests_per_second=0.5, request_burst=4)
+    playground = Playground(browser, server.http)
+    playground.page.evaluate(
+        """() => {
+            window.shown = new Set();
+            const sure = document.getElementById("sure");
+            const note = () => shown.add(sure.textContent);
+            new MutationObserver(note).observe(sure, {childList: true});
+        }"""
+    )
+    while not playground.complaints:  # until one is refused
+        playground.draw([[(20, 20), (21, 21)]])
+        playground.page.wait_for_timeout(50)
+    playground.page.click("#clear")
+    playground.draw(DIGITS[0])
+    playground.wait_for("accepted", "0")
+    shown = playground.page.evaluate("[...shown]")
+    assert any("max_requests_per_second" in text for text in shown), shown
+    close_after_complaints(playground, "429")
+
+
+def test_what_counted_may_be_beyond_a_limit(
+    browser: Browser, start_server: Callable[..., Server]
+) -> None:
+    server = start_server(max_images_per_second=100, image_burst=100)
+    playground = Playground(browser, server.http)
+    playground.page.click("#examples button:nth-child(8)")
+    playground.wait_for("accepted", "7")
+    playground.page.click("#heat")
+    playground.page.wait_for_selector("#heat-problem:not([hidden])")
+    assert playground.text("#heat-problem").startswith("What counted is not known: ")
+    playground.wait_for("accepted", "7")
+    playground.page.click("#heat")
+    assert playground.page.locator("#heat-problem").is_hidden()
+    close_after_complaints(playground, "413")
 
 
 @pytest.mark.parametrize("language", RUN)
@@ -253,6 +427,47 @@ def test_several_digits_are_read_as_a_number(playground: Playground) -> None:
     assert 300 < lefts[1] < 360
 
 
+def test_a_model_that_does_not_judge_reads_without_judgement(playground: Playground) -> None:
+    page = playground.page
+    page.select_option("#version", "1")
+    page.check("#mode [value=read]", force=True)
+    playground.draw(TWO_DIGITS)
+    playground.wait_for("open", "47")
+    assert playground.text("#badge") == "2 digits, not judged"
+    assert page.locator("#boxes .open").count() == 2
+
+
+def test_ten_digits_in_two_lines_are_read(playground: Playground) -> None:
+    page = playground.page
+    page.check("#mode [value=read]", force=True)
+    page.fill("#pen", "9")
+    for digit, strokes in DIGITS.items():
+        small = moved(strokes, 100 * (digit % 5) - 200, 0.25)
+        down = 90 if digit >= 5 else -90
+        playground.draw([[(x, y + down) for x, y in stroke] for stroke in small])
+    playground.wait_for("accepted", "01234 56789")
+    assert page.locator("#boxes g").count() == 10
+    assert page.locator("#found button").count() == 10
+
+
+def test_bars_stay_near_the_choice_of_many_digits(playground: Playground, mnist: Mnist) -> None:
+    page = playground.page
+    paper = Image.new("L", (1200, 900), 255)
+    for i in range(60):
+        digit = Image.fromarray(255 - mnist.images[i]).resize((70, 70))
+        paper.paste(digit, (20 + i % 10 * 115, 30 + i // 10 * 145))
+    paper.save(file := io.BytesIO(), "PNG")
+    page.check("#mode [value=read]", force=True)
+    upload(playground, "many.png", "image/png", file.getvalue())
+    page.wait_for_selector("#found button:nth-child(60)", state="attached")
+    box = page.locator("#found").bounding_box()
+    assert box is not None
+    assert box["height"] < 250
+    page.focus("#found button:nth-child(60)")
+    page.keyboard.press("Enter")
+    assert page.locator("#found [aria-pressed=true]").count() == 1
+
+
 def test_models_and_versions_are_chosen(playground: Playground) -> None:
     page = playground.page
     assert page.locator("#version option").all_inner_texts() == ["newest (2)", "2", "1"]
@@ -266,6 +481,83 @@ def test_models_and_versions_are_chosen(playground: Playground) -> None:
     page.wait_for_function(
         "before => document.querySelector('#card .tile').innerText !== before", arg=accuracy
     )
+
+
+def test_versions_that_come_and_go_are_noticed(
+    browser: Browser, start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "1", models / "mnist" / "1")
+    server = start_server(models)
+    playground = Playground(browser, server.http)
+    page = playground.page
+    playground.draw(DIGITS[8])
+    playground.wait_for("open", "8")
+    page.select_option("#version", "1")
+    playground.wait_for("open", "8")
+
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "2", tmp_path / "2")
+    (tmp_path / "2").rename(models / "mnist" / "2")
+    server.wait_until(lambda: server.get("/v2/models/mnist/versions/2/ready")[0] == 200)
+    (models / "mnist" / "1").rename(tmp_path / "1")
+    server.wait_until(lambda: server.get("/v2/models/mnist/versions/1/ready")[0] != 200)
+    playground.clear()
+    playground.draw(DIGITS[8])
+    playground.wait_for("error", "!")
+    page.wait_for_selector("#version option:has-text('1 (not loaded)')", state="attached")
+    assert page.input_value("#version") == "1"
+    page.select_option("#version", "")
+    playground.wait_for("accepted", "8")
+    assert page.locator("#version option").first.inner_text() == "newest (2)"
+
+    (tmp_path / "1").rename(models / "mnist" / "3")
+    server.wait_until(lambda: server.get("/v2/models/mnist/versions/3/ready")[0] == 200)
+    playground.clear()
+    playground.draw(DIGITS[8])
+    playground.wait_for("open", "8")
+    page.wait_for_selector("#version option:has-text('newest (3)')", state="attached")
+    close_after_complaints(playground, "404")
+
+
+def test_without_a_model_of_digits_it_takes_one_that_is_loaded(
+    browser: Browser, start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    publish_colours(tmp_path)
+    publish_lengths(tmp_path, labels=["long", "short"], output_kinds={"y": "logits"})
+    playground = Playground(browser, start_server(tmp_path).http)
+    page = playground.page
+    assert page.input_value("#model") == "colours"
+    assert playground.text("#sure") == "The most probable classes appear here."
+    assert page.locator("#bars").is_hidden()
+    assert page.locator("#mode").is_hidden()  # numbers have digits
+    playground.draw(DIGITS[7])
+    playground.page.wait_for_selector("#verdict[data-state=open]")
+    # One that takes no pictures says so, and names those that do.
+    page.select_option("#model", "lengths")
+    playground.wait_for("error", "!")
+    assert "colours" in playground.text("#sure")
+    close_after_complaints(playground, "400")
+
+
+def test_long_names_of_classes_fit_a_phone(
+    browser: Browser, start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    publish_colours(tmp_path, ["r" * 200, "a very long name of green " * 8, "b"])
+    playground = Playground(
+        browser, start_server(tmp_path).http, viewport={"width": 360, "height": 740}
+    )
+    page = playground.page
+    for colour in ((230, 30, 30), (30, 230, 30)):
+        picture = io.BytesIO()
+        Image.new("RGB", (64, 64), colour).save(picture, "PNG")
+        upload(playground, "colour.png", "image/png", picture.getvalue())
+        name = "r" * 200 if colour[0] > 200 else ("a very long name of green " * 8)
+        playground.wait_for("open", name)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        box = page.locator("#verdict").bounding_box()
+        assert box is not None
+        assert box["height"] < 740
+    playground.close()
 
 
 def test_a_model_of_other_classes_shows_its_labels(
@@ -339,6 +631,81 @@ def test_drawing_needs_no_mouse(playground: Playground) -> None:
     playground.wait_for("accepted", "1")
 
 
+def test_a_button_that_goes_hands_the_focus_on(playground: Playground) -> None:
+    page = playground.page
+    playground.draw(TWO_DIGITS)
+    page.wait_for_selector("#as-number:not([hidden])")
+    page.focus("#as-number")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.value") == "read"
+    playground.wait_for("accepted", "47")
+    page.focus("#clear")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "pad"
+
+
+def test_a_result_is_read_aloud_once(browser: Browser, two_workers: Server) -> None:
+    playground = Playground(browser, two_workers.http)
+    page = playground.page
+    page.evaluate(
+        """() => {
+            window.said = [];
+            const live = document.getElementById("live");
+            const note = () => live.textContent && said.push(live.textContent);
+            new MutationObserver(note).observe(live, {childList: true});
+        }"""
+    )
+    page.clock.pause_at(time.time() + 60)
+    first, second = DIGITS[4]
+    for stroke in (first, second):
+        playground.draw([stroke])
+        page.clock.run_for(100)
+        page.wait_for_selector("#bars .top")
+    playground.wait_for("accepted", "4")
+    assert page.evaluate("said") == []  # not while it still changes
+    page.clock.run_for(1000)
+    assert len(page.evaluate("said")) == 1
+    assert re.fullmatch(r"4, (> )?[\d.]+ % sure\. Accepted\.", page.evaluate("said[0]"))
+    # The same answer once more, with what counted.
+    page.click("#heat")
+    page.clock.run_for(100)
+    page.wait_for_selector("#legend:not([hidden])")
+    page.clock.run_for(1000)
+    assert len(page.evaluate("said")) == 1
+    playground.close()
+
+
+def test_a_contrast_theme_shows_strokes_bars_and_choices(
+    browser: Browser, two_workers: Server
+) -> None:
+    playground = Playground(browser, two_workers.http, forced_colors="active", color_scheme="dark")
+    page = playground.page
+    playground.draw(DIGITS[2])
+    playground.wait_for("accepted", "2")
+
+    def colour(selector: str, name: str = "backgroundColor") -> str:
+        text: str = page.evaluate(
+            "([selector, name]) => getComputedStyle(document.querySelector(selector))[name]",
+            [selector, name],
+        )
+        return text
+
+    assert colour(".top .fill") != colour(".top .track")
+    assert colour("[aria-selected=true]") != colour("[aria-selected=false]")
+    assert colour(".switch :checked + span") != colour(".switch input:not(:checked) + span")
+    # A pixel of the stroke against the sheet.
+    stroke = page.evaluate(
+        """() => {
+            const canvas = document.getElementById("pad");
+            const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            const at = data.findIndex((value, i) => i % 4 === 3 && value === 255);
+            return `rgb(${data.slice(at - 3, at).join(", ")})`;
+        }"""
+    )
+    assert stroke != colour("#pad")
+    playground.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(browser: Browser, two_workers: Server, scheme: str) -> None:
     playground = Playground(browser, two_workers.http, color_scheme=scheme, reduced_motion="reduce")
@@ -375,12 +742,7 @@ def test_a_phone_of_360_pixels_draws_with_a_finger(browser: Browser, two_workers
 
 def test_it_works_behind_envoy(browser: Browser, two_workers: Server, tmp_path: Path) -> None:
     with running_envoy(two_workers, tmp_path, "http") as address:
-        server = Server.__new__(Server)
-        server.http = address
-        end = time.monotonic() + 60
-        while not server.is_ready():
-            assert time.monotonic() < end, (tmp_path / "log").read_text()
-            time.sleep(0.02)
+        wait_for_address(address)
         playground = Playground(browser, address)
         playground.draw(DIGITS[9])
         playground.wait_for("accepted", "9")

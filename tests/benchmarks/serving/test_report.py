@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.contenders import OURS_SECURED
 from benchmarks.json_file import write_json
 from benchmarks.paths import ROOT
 from benchmarks.serving import report
 from benchmarks.serving.bars import Bar, judge
-from benchmarks.serving.results import read
+from benchmarks.serving.results import Record, read
 from tests.benchmarks import HOST
 from tests.benchmarks.serving import RAW, TWO, results, sample
 
@@ -71,6 +72,29 @@ def test_disturbed_samples_are_left_out_and_named() -> None:
     assert "| raw-128-2w |" not in text
     assert "77" in text
     assert math.isnan(judge(run, [Bar("b", "raw-128-2w", 1, reference="ours")])[0].measured)
+
+
+def test_what_tls_and_a_key_cost_is_shown_where_it_was_measured() -> None:
+    loads = (RAW, TWO, dataclasses.replace(RAW, name="open-raw", kind="open"))
+    plain = [sample("ours", rate, i) for i, rate in enumerate((90.0, 100.0, 120.0))]
+    run = results(*plain, scenarios=loads)
+    for text in (report.markdown(run), report.summary(run, Path("r.json"))):
+        assert "API key" not in text
+
+    run.contenders.insert(1, Record("ours-secured", OURS_SECURED.title, "ours"))
+    secured = [sample("ours-secured", rate, i) for i, rate in enumerate((79.0, 80.0, 95.0))]
+    for each in secured:
+        each.server_cpu_s_per_1000 = 0.3
+    # An open loop has the rate that it was given, so its ratio says nothing.
+    of_open = [sample(name, 5.0, scenario="open-raw") for name in ("ours", "ours-secured")]
+    run.samples += secured + of_open
+    text = report.markdown(run)
+    assert "| this server, with TLS and an API key | 80/s" in text
+    table = text.partition("### This server with TLS and an API key, to without\n\n")[2]
+    assert table.split("\n\n")[0].splitlines()[2:] == ["| raw-16 | 0.80 | 1.20 |"]
+    text = report.summary(run, Path("r.json"))
+    assert "reaches 0.80 to 0.80 times its rate without (median 0.80 of 1 scenarios)" in text
+    assert "1.20 to 1.20 times the CPU time per request" in text
 
 
 def test_docs_have_the_summary_of_the_results_that_they_name() -> None:

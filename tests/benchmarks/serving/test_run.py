@@ -28,13 +28,15 @@ def of(*names: str) -> list[Contender]:
 
 
 def test_this_server_and_its_floors_are_measured_over_http_and_grpc(tmp_path: Path):
-    contenders = of("ours", "floor-rsgi", "floor-grpc")
+    contenders = of("ours", "ours-secured", "floor-rsgi", "floor-grpc")
     results = measure(tmp_path, "raw-16", "grpc-32", contenders=contenders)
     assert results.finished
     assert {(s.contender, s.scenario) for s in results.samples} == {
         ("ours", "raw-16"),
+        ("ours-secured", "raw-16"),
         ("floor-rsgi", "raw-16"),
         ("ours", "grpc-32"),
+        ("ours-secured", "grpc-32"),
         ("floor-grpc", "grpc-32"),
     }
     for sample in results.samples:
@@ -48,7 +50,14 @@ def test_this_server_and_its_floors_are_measured_over_http_and_grpc(tmp_path: Pa
         assert record.peak_worker_rss_mb > 20
     [verdict] = judge(results, [Bar("any", "raw-16", 0.01, reference="floor-rsgi")])
     assert verdict.holds
-    assert "this server" in report.markdown(results)
+    assert "### This server with TLS and an API key, to without" in report.markdown(results)
+
+
+def test_open_loop_sends_the_key_over_tls(tmp_path: Path):
+    results = measure(tmp_path, "open-raw", contenders=of("ours-secured"))
+    [sample] = results.samples
+    assert sample.failed == 0
+    assert sample.requests == int(sample.rate)
 
 
 WRONG = """

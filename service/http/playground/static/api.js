@@ -8,26 +8,51 @@ const LONGEST_MS = 5000; // for all copies, by the time that the model took
 const CALL_BYTES = 4 * 1024 * 1024;
 const MOST_CLASSES = 1000; // that an answer may have
 const LEAST = 1e-7; // probabilities below it count as this one
+const PASSING = [429, 502, 503, 504]; // the same request may be answered later
 
+// Why there is no answer. `wait` is the milliseconds after which the same request may have one, 0
+// if it never will.
 export class Refused extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status, wait = 0) {
     super(message);
+    Object.assign(this, { status, wait });
     this.isForbidden = status === 401 || status === 403;
   }
 }
 
-async function call(path, options) {
+export const noAnswer = (message) => new Refused(message, 0, 1000);
+
+async function call(path, options = {}) {
   let response;
+  let body;
   try {
     response = await fetchWithKey(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Refused("The server does not answer.");
+    body = await response.text();
+  } catch {
+    options.signal?.throwIfAborted();
+    throw noAnswer("The server does not answer.");
   }
-  const body = await response.json().catch(() => ({}));
-  if (response.status === 401) throw new Refused("The server asks for a key: enter it at the top.", 401);
-  if (!response.ok) throw new Refused(body.error ?? `The server answered with ${response.status}.`, response.status);
+  const { status } = response;
+  try {
+    body = JSON.parse(body);
+  } catch {
+    // What a proxy says has another form.
+    if (response.ok) throw new Refused("The answer is not JSON, so it is not from mnist-service.", status);
+    body = {};
+  }
+  if (status === 401) throw new Refused("The server asks for a key: enter it at the top.", status);
+  if (!response.ok) {
+    const seconds = Number(response.headers.get("retry-after")) || 1;
+    throw new Refused(body.error ?? `The server answered with ${status}.`, status, PASSING.includes(status) ? 1000 * seconds : 0);
+  }
   return [body, response];
+}
+
+// A file of the page, from the browser's cache if it has it.
+export async function file(path) {
+  const response = await fetch(path, { cache: "force-cache" }).catch(() => null);
+  if (!response?.ok) throw new Refused("The server does not answer; choose the picture again later.", 0);
+  return response.blob();
 }
 
 // `chosen` has the model and the version, empty for the defaults.

@@ -6,7 +6,7 @@ const CELL = 26;
 const NUMBER = new Intl.NumberFormat("en");
 
 export function cardOf(card, model, version) {
-  const { evaluation = {}, recipe = {} } = card;
+  const [evaluation, recipe] = [card.evaluation ?? {}, card.recipe ?? {}];
   const { acceptance } = evaluation;
   const accuracy = evaluation.accuracy ?? card.accuracy;
   const tile = (name, value, note = "") =>
@@ -44,6 +44,7 @@ const isMatrix = (rows) =>
 // Rows are the truth, columns the answers. The diagonal is drawn apart: it dwarfs everything else.
 function confusion(matrix, labels = []) {
   const name = (i) => labels[i] ?? String(i);
+  const short = (i) => [...name(i)].slice(0, 3).join(""); // what a cell has room for
   const most = Math.max(1, ...matrix.flatMap((row, i) => row.filter((_, j) => i !== j)));
   const mistakes = matrix.flatMap((row, i) => row.map((count, j) => ({ i, j, count })).filter(({ i, j, count }) => i !== j && count));
   mistakes.sort((a, b) => b.count - a.count);
@@ -55,8 +56,8 @@ function confusion(matrix, labels = []) {
   matrix.forEach((row, i) => {
     const at = CELL * (i + 1);
     chart.append(
-      svg("text", { x: CELL / 2, y: at + CELL / 2, class: "axis" }, name(i)),
-      svg("text", { x: at + CELL / 2, y: CELL / 2, class: "axis" }, name(i)),
+      svg("text", { x: CELL / 2, y: at + CELL / 2, class: "axis" }, short(i), svg("title", {}, name(i))),
+      svg("text", { x: at + CELL / 2, y: CELL / 2, class: "axis" }, short(i), svg("title", {}, name(i))),
     );
     row.forEach((count, j) => {
       const x = CELL * (j + 1);

@@ -9,6 +9,9 @@ import { copy, snippets } from "./snippets.js";
 import * as view from "./view.js";
 
 const PAUSE_MS = 60; // from a change to its request; one request is under way at a time
+const LONGEST_MS = 30_000; // for an answer
+const LONGEST_WAIT_MS = 10_000; // between attempts, unless the server names a longer time
+const DIGITS = "0123456789";
 const EXAMPLES = [
   ...Array.from({ length: 10 }, (_, digit) => [`mnist-${digit}.png`, `${digit}`]),
   ["mnist-unsure.png", "9 that is hard to read"],
@@ -26,6 +29,12 @@ let heat = false;
 let language = "curl";
 let sources = null;
 let versions = new Map();
+let failures = 0; // attempts in a row without an answer
+let pausedUntil = 0; // by performance.now()
+let wasAway = false; // since the last answer
+let answered = ""; // the model and the version of the last answer
+let hasLabels = false; // whether the chosen model has classes other than digits
+let startAgain = 0;
 
 const pad = new Pad(byId("pad"), changed);
 
@@ -35,8 +44,11 @@ const chosen = () => {
 };
 
 function changed(isNew) {
-  byId("undo").disabled = !pad.history.length;
-  byId("clear").disabled = pad.isEmpty;
+  for (const [id, isDisabled] of [["undo", !pad.history.length], ["clear", pad.isEmpty]]) {
+    // A button that is disabled would take the focus with it.
+    if (isDisabled && document.activeElement === byId(id)) byId("pad").focus({ preventScroll: true });
+    byId(id).disabled = isDisabled;
+  }
   byId("invite").hidden = !pad.isEmpty;
   if (isNew) {
     turn++;
@@ -54,13 +66,20 @@ function showNothing() {
   isStale = false;
   sent = null;
   view.showNothing();
-  view.showEvidence(null);
   byId("heat").disabled = true;
   showSnippet();
 }
 
 function schedule() {
-  if (!underWay && !timer) timer = setTimeout(ask, PAUSE_MS);
+  if (!underWay && !timer) timer = setTimeout(ask, Math.max(PAUSE_MS, pausedUntil - performance.now()));
+}
+
+// How long to wait after an error that may pass, longer each time in a row.
+const pause = ({ wait }) => Math.max(wait, Math.min(LONGEST_WAIT_MS, 1000 * 2 ** failures++));
+
+function showError(error) {
+  view.showError(error.message, error.wait ? "The page keeps trying." : "");
+  byId("heat").disabled = true;
 }
 
 async function ask() {
@@ -69,12 +88,25 @@ async function ask() {
   const mine = turn;
   const controller = (underWay = new AbortController());
   const asked = mode;
+  const late = setTimeout(() => controller.abort(api.noAnswer("The server does not answer in time.")), LONGEST_MS);
   try {
     const request = api.request(asked, ...(await pad.file()), chosen());
     if (mine === turn) await show(asked, request, mine, controller.signal);
   } catch (error) {
-    if (mine === turn && error.name !== "AbortError") view.showError(error.message);
+    if (mine === turn && error.name !== "AbortError") {
+      showError(error);
+      if (error.status === 404 && answered) {
+        answered = "";
+        list(); // the model or the version has gone
+      }
+      if (error.wait) {
+        wasAway ||= error.status !== 429;
+        pausedUntil = performance.now() + pause(error);
+        isStale = true;
+      }
+    }
   } finally {
+    clearTimeout(late);
     underWay = null;
     if (isStale && !pad.isEmpty) schedule();
   }
@@ -84,6 +116,7 @@ async function show(asked, request, mine, signal) {
   sent = request;
   showSnippet();
   const answer = await api.send(request, signal);
+  note(answer);
   if (mine !== turn) return;
   byId("seen").hidden = asked === "read";
   if (asked === "read") {
@@ -96,8 +129,25 @@ async function show(asked, request, mine, signal) {
   if (mine !== turn) return;
   byId("heat").disabled = !pixels;
   if (!heat || !pixels) return;
-  const found = await api.evidence(pixels, answer.predictions[0], chosen(), answer.times.model, signal);
-  if (mine === turn) view.showEvidence(found);
+  try {
+    const found = await api.evidence(pixels, answer.predictions[0], chosen(), answer.times.model, signal);
+    if (mine === turn) view.showEvidence(found);
+  } catch (error) {
+    // The answer itself stays: limits count every copy as a picture.
+    if (mine === turn && error instanceof api.Refused) view.showEvidence(null, error.message);
+    else throw error;
+  }
+}
+
+// The server may have been started anew, or may have loaded another version.
+function note({ model_name: model, model_version: version }) {
+  const was = answered;
+  answered = `${model}/${version}`;
+  const known = versions.get(model) ?? [];
+  const isExpected = byId("version").value ? known.includes(version) : known[0] === version;
+  if (wasAway || (answered !== was && !isExpected)) list();
+  failures = 0;
+  wasAway = false;
 }
 
 function again() {
@@ -112,7 +162,12 @@ async function open(blob, name) {
   try {
     await pad.open(blob, name);
   } catch (error) {
-    view.showError(error.message);
+    turn++; // no answer to what is on the sheet may follow
+    underWay?.abort();
+    clearTimeout(timer);
+    timer = 0;
+    isStale = false;
+    showError(error);
   }
 }
 
@@ -127,7 +182,7 @@ byId("file").addEventListener("change", (event) => {
   event.target.value = "";
 });
 addEventListener("keydown", (event) => {
-  if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey) {
+  if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey && event.target.id !== "key") {
     event.preventDefault();
     pad.undo();
   }
@@ -152,7 +207,10 @@ addEventListener("drop", (event) => {
   if (file) open(file, file.name);
 });
 byId("mode").addEventListener("change", (event) => setMode(event.target.value));
-byId("as-number").addEventListener("click", () => setMode("read"));
+byId("as-number").addEventListener("click", () => {
+  setMode("read");
+  byId("mode").querySelector(":checked").focus(); // this button goes
+});
 
 function setMode(value) {
   mode = value;
@@ -166,10 +224,14 @@ for (const [file, name] of EXAMPLES) {
   const image = element("img", { src: `playground/${file}`, alt: "", height: "28" });
   const button = element("button", { type: "button", "aria-label": `Test image: ${name}` }, image);
   button.addEventListener("click", async () => {
-    const answer = await fetch(`playground/${file}`);
-    if (file === "mnist-number.png") setMode("read");
-    else if (mode === "read") setMode("predict");
-    await open(await answer.blob(), file);
+    try {
+      const blob = await api.file(`playground/${file}`);
+      if (file === "mnist-number.png" && !hasLabels) setMode("read");
+      else if (mode === "read") setMode("predict");
+      await open(blob, file);
+    } catch (error) {
+      showError(error);
+    }
   });
   byId("examples").append(button);
 }
@@ -249,10 +311,23 @@ byId("version").addEventListener("change", () => {
 });
 byId("picker").addEventListener("submit", (event) => event.preventDefault());
 
-function listVersions() {
+const option = (value, text = value) => element("option", { value }, text);
+
+// The models and their versions. What was chosen stays so, loaded or not.
+function listModels(was = "") {
+  const names = versions.size ? [...versions.keys()] : [defaultModel];
+  const options = names.map((name) => option(name));
+  if (was && !names.includes(was)) options.push(option(was, `${was} (not loaded)`));
+  byId("model").replaceChildren(...options);
+  byId("model").value = was || (names.includes(defaultModel) ? defaultModel : names[0]);
+}
+
+function listVersions(was = "") {
   const known = versions.get(byId("model").value) ?? [];
-  const option = (version) => element("option", { value: version }, version);
-  byId("version").replaceChildren(element("option", { value: "" }, `newest${known.length ? ` (${known[0]})` : ""}`), ...known.map(option));
+  const options = [option("", `newest${known.length ? ` (${known[0]})` : ""}`), ...known.map((version) => option(version))];
+  if (was && !known.includes(was)) options.push(option(was, `${was} (not loaded)`));
+  byId("version").replaceChildren(...options);
+  byId("version").value = was;
 }
 
 async function showCard() {
@@ -260,27 +335,47 @@ async function showCard() {
   const mine = `${model}/${version}`;
   byId("card").dataset.of = mine;
   let parts;
+  let labels = [];
   try {
     const shown = version || versions.get(model)?.[0] || "";
-    parts = cardOf(await api.card(model, version), model, shown);
+    const card = await api.card(model, version);
+    labels = card.labels ?? [];
+    parts = cardOf(card, model, shown);
   } catch (error) {
     parts = [element("p", { class: "quiet" }, error.message)];
   }
-  if (byId("card").dataset.of === mine) byId("card-body").replaceChildren(...parts);
+  if (byId("card").dataset.of !== mine) return;
+  byId("card-body").replaceChildren(...parts);
+  hasLabels = labels.length > 0 && labels.join() !== [...DIGITS].join();
+  view.setLabelled(hasLabels);
+  if (hasLabels && mode === "read") setMode("predict");
+  if (byId("verdict").dataset.state === "empty") view.showNothing();
+}
+
+// Ask what is loaded, and show it. Returns the error, or null.
+async function list() {
+  const known = await api.models().catch((error) => error);
+  if (known instanceof Map) {
+    const was = versions.size ? byId("model").value : "";
+    versions = known;
+    listModels(was);
+    listVersions(byId("version").value);
+  } else if (!byId("model").value) {
+    listModels(); // the default model may answer, without a list
+  }
+  await showCard();
+  return known instanceof Map ? null : known;
 }
 
 async function start() {
-  view.showNothing();
-  try {
-    versions = await api.models();
-  } catch (error) {
-    // Without a list there is the default model, which may still answer.
-    if (!error.isForbidden) view.showError(error.message);
+  clearTimeout(startAgain);
+  const error = await list();
+  if (error?.wait) startAgain = setTimeout(start, pause(error));
+  if (!error) failures = 0;
+  if (pad.isEmpty) {
+    if (error && !error.isForbidden) showError(error);
+    else showNothing();
   }
-  const names = [...new Set([defaultModel, ...versions.keys()])];
-  byId("model").replaceChildren(...names.map((name) => element("option", { value: name }, name)));
-  listVersions();
-  await showCard();
   document.documentElement.dataset.ready = "true";
 }
 
@@ -288,4 +383,5 @@ key.mount(() => {
   start();
   again();
 });
+view.showNothing();
 start();

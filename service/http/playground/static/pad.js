@@ -4,9 +4,11 @@ export const WIDTH = 560;
 export const HEIGHT = 420;
 const SENT = 0.5; // scale of the drawing that is sent: four times as many pixels tell no more
 const ACCEPTED = ["image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif"];
-// Larger files are scaled down here: phones take pictures of more bytes than a server may accept.
+// Larger files are scaled down here: phones take pictures of more bytes and pixels than a server
+// may accept.
 const LARGEST_BYTES = 4 * 1024 * 1024;
-const LONGEST_SIDE = 2048;
+const MOST_PIXELS = 4_000_000;
+const LONGEST_SIDE = 2000;
 const SMALL_SIDE = 100; // pictures below this show their pixels
 const MOST_STATES = 200;
 
@@ -21,6 +23,7 @@ export class Pad {
     this.history = [];
     this.stroke = null;
     this.cursor = null; // of the keyboard, {x, y, down}
+    this.opened = 0; // files so far
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     for (const end of ["pointerup", "pointercancel"]) {
@@ -28,7 +31,7 @@ export class Pad {
     }
     canvas.addEventListener("keydown", (event) => this.key(event));
     canvas.addEventListener("blur", () => this.showCursor(null));
-    for (const query of ["(prefers-color-scheme: dark)", `(resolution: ${devicePixelRatio}dppx)`]) {
+    for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)", `(resolution: ${devicePixelRatio}dppx)`]) {
       matchMedia(query).addEventListener("change", () => this.draw());
     }
     new ResizeObserver(() => this.draw()).observe(canvas);
@@ -70,16 +73,21 @@ export class Pad {
   }
 
   async open(blob, name) {
+    const mine = ++this.opened;
     let file = blob;
     let image = await bitmap(blob);
-    if (!ACCEPTED.includes(blob.type) || blob.size > LARGEST_BYTES) {
-      if (!image) throw new Error("This browser cannot open the file; PNG, JPEG, WebP, BMP and GIF work.");
+    const isAccepted = ACCEPTED.includes(blob.type);
+    if (!image) {
+      throw new Error(`This browser cannot open the file; ${isAccepted ? "it may be damaged, or too large" : "PNG, JPEG, WebP, BMP and GIF work"}.`);
+    }
+    if (!isAccepted || blob.size > LARGEST_BYTES || image.width * image.height > MOST_PIXELS) {
       const scale = Math.min(1, LONGEST_SIDE / Math.max(image.width, image.height));
       file = await smaller(image, scale);
+      image.close(); // a large one has hundreds of megabytes
       image = await bitmap(file);
       name = name.replace(/\.[^.]*$/, "") + ".jpg";
     }
-    if (!image) throw new Error("This browser cannot open the file; it may be damaged.");
+    if (mine !== this.opened) return; // a file that was chosen later was opened sooner
     this.remember();
     Object.assign(this, { picture: { image, file, name }, strokes: [], stroke: null });
     this.update(true);
@@ -174,9 +182,9 @@ export class Pad {
       context.drawImage(this.picture.image, x, y, w * scale, h * scale);
     }
     const style = getComputedStyle(canvas);
-    paint(context, this.strokes, style.getPropertyValue("--ink"));
+    paint(context, this.strokes, style.color);
     if (this.cursor) {
-      context.strokeStyle = style.getPropertyValue("--accent");
+      context.strokeStyle = style.caretColor;
       context.lineWidth = this.cursor.down ? 5 : 2;
       context.beginPath();
       context.arc(this.cursor.x, this.cursor.y, this.pen / 2 + 3, 0, 7);

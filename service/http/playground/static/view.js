@@ -74,7 +74,10 @@ function showLabels(prediction) {
 let announcement;
 function announce(text) {
   clearTimeout(announcement);
-  announcement = setTimeout(() => (byId("live").textContent = text), QUIET_MS);
+  announcement = setTimeout(() => {
+    // The same text again would be read again.
+    if (byId("live").textContent !== text) byId("live").textContent = text;
+  }, QUIET_MS);
 }
 
 function verdict(state, digit, badge, sure, hint) {
@@ -82,7 +85,11 @@ function verdict(state, digit, badge, sure, hint) {
   const texts = { digit, badge, sure, hint };
   for (const [id, text] of Object.entries(texts)) byId(id).textContent = text;
   byId("verdict").classList.toggle("long", digit.length > 2);
-  announce([state === "refused" ? "Not accepted." : "", digit, sure, badge, hint].join(" "));
+  byId("verdict").classList.toggle("longer", digit.length > 14);
+  const sentences = [`${digit}, ${sure}`, badge, hint];
+  if (digit === "?" || digit === "!") sentences[0] = sure; // signs for the eye
+  if (state === "refused") sentences.unshift("Not accepted");
+  announce(state === "empty" ? "" : sentences.filter(Boolean).map((text) => text.replace(/\.?$/, ".")).join(" "));
 }
 
 function judge(prediction) {
@@ -93,19 +100,37 @@ function judge(prediction) {
   return ["accepted", "Accepted", sure, ""];
 }
 
+// Whether the model has classes other than digits.
+let hasLabels = false;
+export function setLabelled(value) {
+  hasLabels = value;
+  byId("mode").hidden = hasLabels; // numbers have digits
+}
+
 export function showNothing() {
-  verdict("empty", "?", "Waiting for ink", "Ten bars show how probable each digit is.", "They move while you draw.");
+  const [sure, hint] = hasLabels
+    ? ["The most probable classes appear here.", "They change while you draw."]
+    : ["Ten bars show how probable each digit is.", "They move while you draw."];
+  verdict("empty", "?", "Waiting for ink", sure, hint);
+  forget("Every step from your picture to the pixels that the model takes will appear here.");
+}
+
+// `hint` is what the page does about it.
+export function showError(message, hint) {
+  verdict("error", "!", "No answer", message, hint);
+  forget("Without an answer there are no steps.");
+}
+
+// Nothing of an earlier answer stays beside a verdict without one.
+function forget(steps) {
   showBars(null);
+  byId("bars").hidden = hasLabels;
   showTimes({});
+  showEvidence(null);
   byId("as-number").hidden = true;
   byId("found").hidden = true;
   byId("boxes").replaceChildren();
-  byId("steps").replaceChildren(element("p", { class: "quiet" }, "Every step from your picture to 28×28 pixels will appear here."));
-}
-
-export function showError(message) {
-  verdict("error", "!", "No answer", message, "");
-  showBars(null);
+  byId("steps").replaceChildren(element("p", { class: "quiet" }, steps));
 }
 
 export function showTimes({ call, picture, model }) {
@@ -173,9 +198,12 @@ export async function pixelsOf(answer) {
   return { width, height, channels, values: data.filter((_, i) => i % 4 < channels) };
 }
 
-export function showEvidence(found) {
+// `problem` says why there is none, if it was asked for.
+export function showEvidence(found, problem = "") {
   const canvas = byId("evidence");
   byId("legend").hidden = !found;
+  byId("heat-problem").hidden = !problem;
+  byId("heat-problem").textContent = problem && `What counted is not known: ${problem}`;
   if (!canvas) return;
   const { width, height, values } = found ?? { width: 1, height: 1 };
   Object.assign(canvas, { width, height }); // which clears it
@@ -205,16 +233,18 @@ export function showReading(answer, pad) {
     showBars(null);
     return;
   }
-  const open = digits.filter(({ accepted }) => accepted === false).length;
+  const refused = digits.filter(({ accepted }) => accepted === false).length;
   const least = Math.min(...digits.map(({ digit, probabilities }) => probabilities[digit]));
   const count = `${digits.length} digit${digits.length > 1 ? "s" : ""}`;
-  if (open) verdict("refused", lines.join(" "), `${open} of ${count} not accepted`, `At least ${percent(least)} sure of each`, "Choose a digit to see its bars.");
-  else verdict("accepted", lines.join(" "), `${count} accepted`, `At least ${percent(least)} sure of each`, "Choose a digit to see its bars.");
+  let [state, badge] = ["accepted", `${count} accepted`];
+  if (refused) [state, badge] = ["refused", `${refused} of ${count} not accepted`];
+  else if (digits.some(({ accepted }) => accepted === null)) [state, badge] = ["open", `${count}, not judged`];
+  verdict(state, lines.join(" "), badge, `At least ${percent(least)} sure of each`, "Choose a digit to see its bars.");
 
   const buttons = [];
   const boxes = digits.map((each, i) => {
     const [x0, y0, x1, y1] = each.box;
-    const state = each.accepted === false ? "refused" : "accepted";
+    const state = { false: "refused", true: "accepted" }[each.accepted] ?? "open";
     const text = each.accepted === false && each.reason !== "unsure" ? "?" : String(each.digit);
     const button = element("button", { type: "button", class: state, "aria-pressed": "false" }, text, element("small", {}, percent(each.probabilities[each.digit], 0)));
     button.addEventListener("click", () => select(i));
