@@ -222,16 +222,8 @@ class Supervisor(MPServer):
             for worker in self.wrks:
                 if worker.has_ended and worker.replace_at is None:
                     worker.replace_at = time.monotonic() + self._pause_after(worker)
-            for index, count in self._failed_starts.items():
-                if count >= _MOST_FAILED_STARTS:
-                    log.error(
-                        "Worker crash loop: worker-%d ended %d times before it served, and no "
-                        "worker serves; the log says above how they ended.",
-                        index + 1,
-                        count,
-                    )
-                    self.interrupt_children.append(index)  # exit status 1
-                    return
+            if self._is_crash_loop():
+                return
             now = time.monotonic()
             ended = [worker for worker in self.wrks if now >= (worker.replace_at or now + 1)]
             if self.reload_signal and not ended:
@@ -254,6 +246,19 @@ class Supervisor(MPServer):
                 return
             if self.reload_signal:
                 self.main_loop_interrupt.set()
+
+    def _is_crash_loop(self) -> bool:
+        for index, count in self._failed_starts.items():
+            if count >= _MOST_FAILED_STARTS:
+                log.error(
+                    "Worker crash loop: worker-%d ended %d times before it served, and no worker "
+                    "serves; the log says above how they ended.",
+                    index + 1,
+                    count,
+                )
+                self.interrupt_children.append(index)  # exit status 1
+                return True
+        return False
 
     def _pause_after(self, worker: WatchedProcess) -> float:
         """Seconds until a worker that has ended is replaced. Counts its end."""

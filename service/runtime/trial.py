@@ -151,7 +151,10 @@ class Trials:
             result = self._kept(key)
             if result is None or (again and "refused" in result):
                 with self._turn():
-                    before, result = result, self._kept(key)
+                    before = result
+                    if self._folder is not None:  # another worker may have tried it meanwhile
+                        self._results.pop(key, None)
+                        result = self._kept(key)
                     if result is None or result == before:
                         result = self._try(request, trial)
                         if "error" not in result:

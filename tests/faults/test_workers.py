@@ -66,7 +66,7 @@ def test_a_stopped_worker_is_killed_and_replaced_with_one_log_line(
 
 def watched(pid: int, pulse: Pulse) -> WatchedProcess:
     process = types.SimpleNamespace(inner=types.SimpleNamespace(pid=pid))
-    return WatchedProcess(process, pulse, replaces_ended=False)  # type: ignore[arg-type]
+    return WatchedProcess(process, pulse)  # type: ignore[arg-type]
 
 
 def test_a_loop_that_spins_hangs() -> None:
