@@ -333,7 +333,7 @@ def _is_alive(mark: Path) -> bool:
     """Whether the worker that left this mark is alive."""
     try:
         os.kill(int(mark.suffixes[-2].removeprefix(".")), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # or another user's has its number now
         return False
     return True
 
@@ -394,11 +394,11 @@ def host() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     requests = sys.stdin.buffer
     while line := requests.readline():
-        _write(answers, _in_child(line, requests.fileno()) + b"\n")
+        _write(answers, _in_child(line, requests.fileno(), answers) + b"\n")
     os._exit(0)
 
 
-def _in_child(request: bytes, requests: int) -> bytes:
+def _in_child(request: bytes, requests: int, answers: int) -> bytes:
     """The answer of a child to a request, or how it ended. Kills it when the requests end."""
     parent = os.getpid()
     reads, writes = os.pipe()
