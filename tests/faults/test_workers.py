@@ -125,6 +125,23 @@ def test_a_worker_that_uses_no_cpu_time_before_its_first_beat_hangs() -> None:
         loading.wait()
 
 
+def test_a_worker_that_waits_for_a_trial_does_not_hang() -> None:
+    idle = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        os.kill(idle.pid, signal.SIGSTOP)
+        os.waitpid(idle.pid, os.WUNTRACED)  # it has stopped
+        pulse = Pulse(is_waiting=True)
+        worker = watched(idle.pid, pulse)
+        assert not any(worker.hangs(now) for now in (0, 60, 600))
+        pulse.is_waiting = False
+        assert not worker.hangs(600)
+        assert not worker.hangs(659)
+        assert worker.hangs(660)
+    finally:
+        idle.kill()
+        idle.wait()
+
+
 def wait_for_cpu_time(pid: int) -> None:
     end, before = time.monotonic() + 120, pulses.process_cpu_s(pid)
     while pulses.process_cpu_s(pid) == before:
