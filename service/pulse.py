@@ -38,6 +38,8 @@ class Pulse(ctypes.Structure):
 
     _fields_ = (
         ("beats", ctypes.c_ulong),  # by the worker's event loop; 0 before it serves
+        ("has_served", ctypes.c_bool),  # by the worker: it has opened its ports
+        ("is_waiting", ctypes.c_bool),  # by the worker: for a process that tries a model
         ("is_retired", ctypes.c_bool),  # a new worker serves in its place
         ("has_stuck_run", ctypes.c_bool),  # by the worker: a run of a model cannot be ended
         ("has_forerunner", ctypes.c_bool),  # by the supervisor: an old worker serves until this one
@@ -74,12 +76,12 @@ class Lifecycle(NamedTuple):
 class WatchedProcess(WorkerProcess):
     """Granian's handle of a worker process, with the worker's pulse and the reason of its end."""
 
-    def __init__(self, worker: WorkerProcess, pulse: Pulse, *, replaces_ended: bool) -> None:
+    def __init__(self, worker: WorkerProcess, pulse: Pulse) -> None:
         # Granian builds the handle and its process in one step.
         vars(self).update(vars(worker))
         self.pulse = pulse
-        self.replaces_ended = replaces_ended
         self.has_ended = False
+        self.replace_at: float | None = None  # when it has ended, by the monotonic clock
         self.is_silent = False
         self.kill_at = float("inf")  # by the monotonic clock; set when it is retired
         self.patience_s = _SILENT_S  # the silence after which it hangs

@@ -8,7 +8,10 @@ on SIGTERM while it starts, and finishes its accepted requests afterwards (servi
 
 How a worker is replaced: each worker counts the beats of its event loop in memory that it shares
 with the supervisor. A thread here kills a worker that has not beaten for 5 s, or that has used no
-CPU time for 60 s before its first beat, and the main thread replaces every worker that has ended.
+CPU time for 60 s before its first beat, and the main thread replaces every worker that has ended:
+at once, unless it lived for a short time only; then later each time, since the next might end as
+soon. A request that crashes its worker never ends the server. It ends when no worker serves and
+several in one place have ended before they did.
 SIGHUP replaces all of them, one after another: the old one stops when the new one serves. So does a
 worker that asks for it, because a run of a model cannot be ended. If the supervisor dies, the
 kernel kills the workers.
@@ -67,7 +70,11 @@ _CERTIFICATE_S = 1.0  # between two looks at the files of TLS
 _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
-_CRASH_LOOP_S = 5.5  # a replacement that ends this soon would end again
+# A worker that lived for less than this is replaced after a pause, which doubles with each such
+# worker in its place.
+_SHORT_LIFE_S = 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+_MOST_FAILED_STARTS = 6  # of workers in one place that end before they serve, while none serves
 _OWN_DESCRIPTORS = 100  # of a worker: files, sockets and pipes beside clients' connections
 _LONGEST_START_S = 120.0  # how long a roll waits for a new worker before it stops the old one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -158,6 +165,9 @@ class Supervisor(MPServer):
             replaced=multiprocessing.RawValue(Replacements),
         )
         self._retired: list[WatchedProcess] = []
+        # By the index of the workers, in a row.
+        self._short_lives: dict[int, int] = {}
+        self._failed_starts: dict[int, int] = {}
         self.settings = settings
         self._tls = tls
         self.main_loop_interrupt: Wakeup = Wakeup()
@@ -196,14 +206,12 @@ class Supervisor(MPServer):
         else:
             self.interrupt_signal = True
 
-    def _spawn_worker(  # type: ignore[override]
-        self, idx: int, target: Any, callback_loader: Any, *, replaces_ended: bool = False
-    ) -> WatchedProcess:
+    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> WatchedProcess:
         if self._tls:
             self.ssl_ctx = self._tls.for_granian()
         pulse = multiprocessing.RawValue(Pulse)
         worker = super()._spawn_worker(idx, target, partial(callback_loader, pulse))
-        return WatchedProcess(worker, pulse, replaces_ended=replaces_ended)
+        return WatchedProcess(worker, pulse)
 
     def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
         """Replace workers that have ended, and all of them after SIGHUP, until a signal to stop."""
@@ -211,13 +219,13 @@ class Supervisor(MPServer):
             self.main_loop_interrupt.wait()
             if self.interrupt_signal:
                 return
-            ended = [worker for worker in self.wrks if worker.has_ended]
-            for worker in ended:
-                age_s = time.monotonic() - worker.birth
-                if worker.replaces_ended and not worker.is_silent and age_s <= _CRASH_LOOP_S:
-                    log.error("Worker crash loop: worker-%d ended again.", worker.idx + 1)
-                    self.interrupt_children.append(worker.idx)  # exit status 1
-                    return
+            for worker in self.wrks:
+                if worker.has_ended and worker.replace_at is None:
+                    worker.replace_at = time.monotonic() + self._pause_after(worker)
+            if self._is_crash_loop():
+                return
+            now = time.monotonic()
+            ended = [worker for worker in self.wrks if now >= (worker.replace_at or now + 1)]
             if self.reload_signal and not ended:
                 self.reload_signal = False
                 log.info("All workers are replaced, one after another.")
@@ -239,17 +247,53 @@ class Supervisor(MPServer):
             if self.reload_signal:
                 self.main_loop_interrupt.set()
 
+    def _is_crash_loop(self) -> bool:
+        for index, count in self._failed_starts.items():
+            if count >= _MOST_FAILED_STARTS:
+                log.error(
+                    "Worker crash loop: worker-%d ended %d times before it served, and no worker "
+                    "serves; the log says above how they ended.",
+                    index + 1,
+                    count,
+                )
+                self.interrupt_children.append(index)  # exit status 1
+                return True
+        return False
+
+    def _pause_after(self, worker: WatchedProcess) -> float:
+        """Seconds until a worker that has ended is replaced. Counts its end."""
+        if worker.pulse.has_served or self._serves():
+            self._failed_starts.clear()
+        elif not worker.is_silent:
+            self._failed_starts[worker.idx] = self._failed_starts.get(worker.idx, 0) + 1
+        if worker.pulse.has_served and time.monotonic() - worker.birth >= _SHORT_LIFE_S:
+            self._short_lives.pop(worker.idx, None)
+            return 0.0
+        lives = self._short_lives[worker.idx] = self._short_lives.get(worker.idx, 0) + 1
+        if lives == 1:
+            return 0.0
+        return min(_FIRST_PAUSE_S * 2.0 ** min(lives - 2, 10), _LONGEST_PAUSE_S)
+
+    def _serves(self) -> bool:
+        return any(each.pulse.has_served and not each.has_ended for each in self.wrks)
+
     def _replace(self, old: WatchedProcess, spawn_target: Any, target_loader: Any) -> bool:
         """Start a new worker in the place of an old one, which stops when the new one serves.
 
-        If the new one ends before it serves, the old one stays, and the result is False.
+        If the new one cannot be started or ends before it serves, the old one stays, and the result
+        is False.
         """
         has_ended = old.has_ended
-        new = self._spawn_worker(
-            old.idx, spawn_target, target_loader, replaces_ended=has_ended and not old.is_silent
-        )
-        new.pulse.has_forerunner = not has_ended
-        new.start()  # type: ignore[no-untyped-call]
+        try:
+            new = self._spawn_worker(old.idx, spawn_target, target_loader)
+            new.pulse.has_forerunner = not has_ended
+            new.start()  # type: ignore[no-untyped-call]
+        except OSError as error:  # no descriptor, memory or process is left
+            log.error("Worker-%d cannot be replaced now: %s.", old.idx + 1, error.strerror)
+            old.pulse.has_stuck_run = False
+            if has_ended:
+                old.replace_at = time.monotonic() + _LONGEST_PAUSE_S
+            return False
         place = self.wrks.index(old)
         self.wrks[place] = new
         if has_ended:
@@ -294,6 +338,8 @@ class Supervisor(MPServer):
                 if worker.has_ended or worker.is_silent:
                     if worker in self._retired:
                         self._retired.remove(worker)
+                    elif worker.replace_at is not None and now >= worker.replace_at:
+                        self.main_loop_interrupt.set()
                 elif not has_run:
                     worker.forget_silence()
                 elif worker.hangs(now):
@@ -318,14 +364,18 @@ class Supervisor(MPServer):
 
     def _watch_certificate(self, tls: Tls) -> None:
         """Replace the workers when the files of TLS have changed. Runs in a thread."""
+        problem = ""
         while True:
             time.sleep(_CERTIFICATE_S)
             if tls.has_changed():
                 try:
                     tls.read()
                 except SettingsError as error:
-                    log.error("TLS continues with the certificate that it has: %s", error)
+                    if problem != str(error):  # an unreadable file is tried again every second
+                        problem = str(error)
+                        log.error("TLS continues with the certificate that it has: %s", error)
                     continue
+                problem = ""
                 say_certificate(tls)
                 self.reload_signal = True
                 self.main_loop_interrupt.set()

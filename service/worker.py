@@ -65,6 +65,7 @@ from service.runtime.session import (
     cuda_is_built_in,
 )
 from service.runtime.shared_memory import SharedRegions
+from service.runtime.trial import Trials
 from service.settings import Settings, is_loopback, load
 
 if TYPE_CHECKING:
@@ -88,7 +89,13 @@ _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 class Service:
     """The models, operations and metrics behind both fronts. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings, state_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        state_folder: Path | None = None,
+        waits: Callable[[bool], None] = lambda is_waiting: None,
+    ) -> None:
+        """`waits` is that of `Trials`."""
         self.settings = settings
         self.budget = Budget(settings.max_inflight_bytes, count_refusal=Metrics.inflight_refused)
         self.models_changed: Callable[[], None] = lambda: None
@@ -142,6 +149,7 @@ class Service:
             keep=settings.versions,
             only=settings.models_to_load,
             on_change=self._models_changed,
+            trials=Trials(state_folder, waits),
         )
         regions = SharedRegions(settings.shared_memory_regions, settings.max_request_bytes)
         self.administration = Administration(
@@ -212,7 +220,13 @@ class Service:
             if self.settings.triton_metrics:
                 models = self.repository.loaded
                 self.metrics.pending({(m.name, m.version): m.batcher.waiting for m in models})
-            metrics.flush()
+            try:
+                metrics.flush()
+            except OSError as error:  # without this task, no metric would ever be written again
+                log.error(
+                    "Metrics cannot be written: %s; they will be, as soon as possible.", error
+                )
+                await asyncio.sleep(_REMINDER_S)
             self.recorder.log_left_out()
 
     async def watch_budget(self) -> None:
@@ -234,7 +248,8 @@ class Service:
     async def watch_descriptors(self) -> None:
         """Log that no file descriptor is free, at most once a minute.
 
-        The gRPC front does not say so, and Granian says it for each connection.
+        The gRPC front does not say so, and Granian says it for each connection. Whatever else needs
+        a descriptor keeps what it has, tries again, and leaves the log to this.
         """
         logging.getLogger("_granian.workers").addFilter(
             lambda record: "TooManyOpenFiles" not in record.getMessage()
@@ -245,8 +260,9 @@ class Service:
                 os.close(os.open(os.devnull, os.O_RDONLY))
             except OSError as error:
                 log.error(
-                    "New connections wait: %s. The limit is %d per process; raise it (ulimit -n), "
-                    "or lower max_connections.",
+                    "New connections wait: %s; so do new versions of models and changes by "
+                    "operators. The limit is %d per process; raise it (ulimit -n), or lower "
+                    "max_connections.",
                     error.strerror,
                     resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 )
@@ -390,7 +406,11 @@ class Worker:
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
-        service = self._service = Service(settings, self._state_folder)
+
+        def waits(is_waiting: bool) -> None:
+            self._pulse.is_waiting = is_waiting
+
+        service = self._service = Service(settings, self._state_folder, waits)
         service.replace_me = self._ask_for_successor
         if service.keys is not None:
             try:
@@ -435,6 +455,7 @@ class Worker:
             tls=self._tls,
         )
         self._accepts_requests = True
+        self._pulse.has_served = True  # from here on, a request may end this process
         await self._grpc.start()
         if settings.health_port:
             self._health = HealthPort(

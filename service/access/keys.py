@@ -15,6 +15,7 @@ anything, and a request costs one SHA-256 (docs/decisions/keys.md).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -221,9 +222,10 @@ class KeysFile:
             with self.path.open("rb") as file:
                 content = file.read(_MOST_BYTES + 1)
         except OSError as error:
+            remedy = "; make one with mnist-keys add" if error.errno == errno.ENOENT else ""
             raise KeysError(
-                f"The file of keys {self.path} (keys_file) cannot be read: {error.strerror}; make "
-                "one with mnist-keys add."
+                f"The file of keys {self.path} (keys_file) cannot be read: "
+                f"{error.strerror}{remedy}."
             ) from None
         try:
             if len(content) > _MOST_BYTES:

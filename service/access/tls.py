@@ -29,6 +29,10 @@ _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _KINDS = ("URI", "DNS")
 
 
+class UnreadableFile(SettingsError):
+    """A file cannot be read now. It may be readable later, although it does not change."""
+
+
 class Tls:
     """What the server proves itself with, and whose client certificates it accepts.
 
@@ -45,17 +49,28 @@ class Tls:
         self.read()
 
     def read(self) -> None:
-        """Read the files again. After a SettingsError, what was read before stays."""
+        """Read the files again. After a SettingsError, what was read before stays.
+
+        After an UnreadableFile, `has_changed` asks for another try.
+        """
         stamp = self._look()
         descriptors: list[int] = []
         try:
             paths = [self._copy(name, descriptors) for name in _FILES]
             certificate = _examine(self._settings, *paths)
-        except SettingsError:
+        except SettingsError as error:
             _close(descriptors)
+            if not isinstance(error, UnreadableFile):
+                self._stamp = self._next_stamp = stamp
             raise
-        finally:
-            self._stamp = self._next_stamp = stamp
+        except OSError as error:  # no descriptor or no memory is left
+            _close(descriptors)
+            raise UnreadableFile(
+                f"tls_certificate: cannot read {excerpt(self._settings.tls_certificate)}: "
+                f"{error.strerror}.",
+                "tls_certificate",
+            ) from None
+        self._stamp = self._next_stamp = stamp
         _close(self._descriptors)
         self._descriptors = descriptors
         self.certificate, self.key, self.client_ca = paths
@@ -134,7 +149,7 @@ class Tls:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise SettingsError(
+            raise UnreadableFile(
                 f"{name}: cannot read {excerpt(path)}: {error.strerror}.", name
             ) from None
         if not hasattr(os, "memfd_create"):  # not Linux

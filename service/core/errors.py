@@ -6,6 +6,7 @@ places need are written here as well, by the constructors named `of`.
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import ClassVar
 
@@ -37,6 +38,22 @@ class ServiceError(Exception):
     def log_message(self) -> str:
         """The sentence for the log, which may say more than the client is told."""
         return self.message
+
+
+# The process or the machine has no descriptor, no memory or no process left. That passes.
+_USED_UP = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+
+
+def is_used_up(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that descriptors, memory or processes are used up.
+
+    Then nothing is wrong with the thing itself: it is kept, and tried again later.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _USED_UP:
+            return True
+        error = error.__cause__
+    return False
 
 
 def excerpt(value: object) -> str:

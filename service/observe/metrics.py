@@ -9,7 +9,9 @@ reads the variable when it is imported, hence the order below.
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -92,7 +94,11 @@ class ReservedDict(MmapedDict):
             if capacity > self._capacity:
                 with open(self._fname, "r+b") as file:  # noqa: PTH123
                     _reserve(file.fileno(), self._capacity, capacity)
+                    self._m = mmap.mmap(file.fileno(), capacity)
+                self._capacity = capacity
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # `Service.watch_descriptors` says so
+                return False
             if (now := time.monotonic()) > ReservedDict._silent_until:
                 ReservedDict._silent_until = now + _REMINDER_S
                 log.error(
@@ -116,7 +122,13 @@ class ReservedDict(MmapedDict):
                 new.unlink(missing_ok=True)
                 raise
             new.rename(path)
-        MmapedDict.__init__(self, self._fname)  # type: ignore[no-untyped-call]
+        try:
+            MmapedDict.__init__(self, self._fname)  # type: ignore[no-untyped-call]
+        except OSError:  # the mapping takes a descriptor too
+            if self._f is not None:
+                self._f.close()
+                self._f = None
+            raise
 
 
 def _reserve(descriptor: int, size: int, new_size: int) -> None:

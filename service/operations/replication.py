@@ -153,7 +153,10 @@ class SharedState:
             self._socket.unlink(missing_ok=True)
 
     async def catch_up(self) -> None:
-        """Follow the state unless this worker already does. The next call retries a failure."""
+        """Follow the state unless this worker already does. The next call retries a failure.
+
+        Raises OSError if the state cannot be read.
+        """
         state = self.state
         if state == self._followed:
             return
@@ -167,15 +170,18 @@ class SharedState:
     async def change(self, change: Callable[[DesiredState], DesiredState]) -> None:
         """Replace the state in every worker by `change(state)`; one change at a time.
 
-        Raises what `follow` raises in this worker, and Unavailable if the state cannot be written;
-        then the state stays as it was. Raises Unavailable if another worker does not answer; that
-        worker catches up later. A change that has begun is completed even if the caller is
-        cancelled.
+        Raises what `follow` raises in this worker, and Unavailable if the state cannot be read or
+        written; then the state stays as it was. Raises Unavailable if another worker does not
+        answer; that worker catches up later. A change that has begun is completed even if the
+        caller is cancelled.
         """
 
         async def apply() -> None:
             async with self._locked():
-                state = change(self.state)
+                try:
+                    state = change(self.state)
+                except OSError as error:
+                    raise self._unusable("read", error) from error
                 # Written first: on a full disk nothing has changed yet.
                 self._write(state)
                 await self._follow(state)
@@ -209,7 +215,14 @@ class SharedState:
         """Return what each other worker answers, its error, or None for one that has died."""
         if self._folder is None:
             return []
-        others = [path for path in self._folder.glob("*.sock") if path != self._socket]
+        try:
+            others = [path for path in self._folder.glob("*.sock") if path != self._socket]
+        except OSError as error:
+            return [
+                errors.Unavailable(
+                    f"The other workers cannot be asked ({error.strerror}); they will follow later."
+                )
+            ]
         return await asyncio.gather(*(self._ask_worker(path, command) for path in others))
 
     async def _ask_worker(
@@ -245,6 +258,12 @@ class SharedState:
                     answer = {"statistics": []}
                 else:
                     answer = {"statistics": await self._answer(command)}
+            except OSError as error:
+                answer = {
+                    "error": "Unavailable",
+                    "message": f"Another worker cannot follow now ({error.strerror}); it will "
+                    "follow later.",
+                }
             except errors.ServiceError as error:
                 name = _ERROR_NAMES.get(type(error), "InternalError")
                 answer = {"error": name, "message": error.message}
@@ -269,10 +288,17 @@ class SharedState:
             try:
                 (self._folder / "state.tmp").write_text(state.to_json())
             except OSError as error:
-                raise errors.Unavailable(
-                    f"The change was not made: the workers' folder {self._folder} cannot be "
-                    f"written ({error.strerror}); free space there, then try again."
-                ) from error
+                raise self._unusable("written", error) from error
+
+    def _unusable(self, verb: str, error: OSError) -> errors.Unavailable:
+        """The error of a change that was not made because the folder cannot be used."""
+        remedy = "free space there, then try again"
+        if errors.is_used_up(error):
+            remedy = "try again, or raise the limit of descriptors (ulimit -n)"
+        return errors.Unavailable(
+            f"The change was not made: the workers' folder {self._folder} cannot be {verb} "
+            f"({error.strerror}); {remedy}."
+        )
 
     def _publish(self, state: DesiredState) -> None:
         """Make `state`, which `_write` has written, the one that all workers read."""
@@ -288,7 +314,11 @@ class SharedState:
             if self._folder is None:
                 yield
                 return
-            with (self._folder / "lock").open("w") as lock:  # closing the file releases the lock
+            try:
+                lock = (self._folder / "lock").open("w")
+            except OSError as error:
+                raise self._unusable("written", error) from error
+            with lock:  # closing the file releases the lock
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(None, fcntl.flock, lock, fcntl.LOCK_EX)
                 yield

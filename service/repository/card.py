@@ -37,7 +37,8 @@ class Card(NamedTuple):
     `output_kinds` says whether an output holds logits or probabilities, and an output with either
     word as its name needs no entry; `labels` are the names of the classes; `batching` says whether
     the model is row-wise, so that requests may be joined and split; None leaves it open. `samples`
-    are inputs of the warm-up, as objects; `picture` says what a picture becomes.
+    are inputs of the warm-up, as objects; `picture` says what a picture becomes. `is_export` is
+    whether mnist-train wrote the card, for the file that it exported and ran.
     """
 
     sha256: str = ""
@@ -47,6 +48,7 @@ class Card(NamedTuple):
     batching: bool | None = None
     samples: Sequence[Mapping[str, Array]] = ()
     picture: PictureRule | None = None
+    is_export: bool = False
 
     def kind(self, output: str) -> str:
         """`logits`, `probabilities`, or empty for an output of unknown kind."""
@@ -148,4 +150,10 @@ def read(path: Path, model_file: Path) -> Card:
         batching=fields.get("batching"),
         samples=tuple(samples),
         picture=picture,
+        # What every card of mnist-train has. Its SHA-256 is checked before the model is loaded.
+        is_export=isinstance(sha256, str)
+        and bool(sha256)
+        and fields.get("schema") == 1
+        and isinstance(fields.get("recipe"), dict)
+        and isinstance(fields.get("versions"), dict),
     )

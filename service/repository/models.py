@@ -9,6 +9,8 @@ asks for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -27,6 +29,7 @@ from service.core.errors import (
     ProviderUnavailable,
     Unavailable,
     excerpt,
+    is_used_up,
 )
 from service.repository.agreement import (
     declared_batching,
@@ -59,6 +62,7 @@ from service.repository.warm_up import samples
 from service.runtime.presented import present
 from service.runtime.session import Session, SessionOptions, cuda_is_built_in
 from service.runtime.session import load as load_session
+from service.runtime.trial import LARGEST_BYTES, HostError, Trial, Trials
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +103,11 @@ class IndexEntry(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """Why the model file with this signature could not be loaded."""
+    """Why the model file with this signature could not be loaded.
+
+    The signature is empty, and the version is tried again at the next refresh, if descriptors or
+    memory were used up.
+    """
 
     signature: Signature
     reason: str
@@ -111,7 +119,8 @@ class Repository:
     `keep` is how many of the newest versions of a model stay loaded. `only` names the models to
     load without being asked by an operator; None stands for all. `make_batcher` is called with
     the name and version of a model and its session, in a thread; `on_change` after versions were
-    loaded or unloaded, or a failure was recorded or removed.
+    loaded or unloaded, or a failure was recorded or removed. `trials` try models before they are
+    loaded; None loads them untried.
     """
 
     def __init__(
@@ -124,6 +133,7 @@ class Repository:
         keep: int = 1,
         only: AbstractSet[str] | None = None,
         on_change: Callable[[], None] = lambda: None,
+        trials: Trials | None = None,
     ) -> None:
         self._root = root
         self._options = options
@@ -145,6 +155,7 @@ class Repository:
         self._verified: dict[str, Batching] = {}
         self._refreshing = asyncio.Lock()
         self._configs = TritonConfigs()
+        self._trials = trials
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The named version of a model, by default the newest one.
@@ -271,7 +282,8 @@ class Repository:
             try:
                 on_disk = await self._scan()
             except OSError as error:
-                if not self._root_error:
+                # That descriptors are used up is logged by `Service.watch_descriptors`.
+                if not self._root_error and error.errno not in (errno.EMFILE, errno.ENFILE):
                     log.error("The model repository %s cannot be read: %s.", self._root, error)
                 self._root_error = printable(str(error))
                 return
@@ -279,10 +291,14 @@ class Repository:
             changed, failed_before = False, dict(self._failed)
             self._log_unservable(on_disk)
             wanted = self._wanted(on_disk.models.keys())
-            for name in sorted({*on_disk.models, *self._models}):
-                versions = on_disk.models.get(name, []) if name in wanted else []
-                changed |= await self._serve_newest(name, versions)
-            self._on_disk = on_disk.models.keys()
+            unreadable = self._models.keys() & on_disk.unreadable  # they stay as they are
+            try:
+                for name in sorted({*on_disk.models, *self._models} - unreadable):
+                    versions = on_disk.models.get(name, []) if name in wanted else []
+                    changed |= await self._serve_newest(name, versions)
+            finally:
+                await self._end_trials()
+            self._on_disk = on_disk.models.keys() | unreadable
             # Deleting a broken version removes its failure.
             present = {
                 (v.name, v.number)
@@ -317,7 +333,8 @@ class Repository:
         try:
             on_disk = await self._scan()
         except OSError as error:
-            raise ModelLoadError(
+            error_type = Unavailable if is_used_up(error) else ModelLoadError
+            raise error_type(
                 f"failed to load '{excerpt(name)}', failed to poll from model repository: {error}."
             ) from error
         versions = on_disk.models.get(name, [])
@@ -327,14 +344,17 @@ class Repository:
                 for (model, number), reason in on_disk.unservable.items()
                 if model == name
             ]
-            error_type = ModelLoadError if reasons else ModelNotFound
-            raise error_type(
+            kind = ModelLoadError if reasons else ModelNotFound
+            raise kind(
                 f"failed to load '{excerpt(name)}', failed to poll from model repository: "
                 f"{reasons[0] if reasons else 'it has no version there'}."
             )
         self._on_disk = {*self._on_disk, name}
         self._failed = {key: why for key, why in self._failed.items() if key[0] != name}
-        await self._serve_newest(name, versions, reload=True)
+        try:
+            await self._serve_newest(name, versions, reload=True)
+        finally:
+            await self._end_trials()
         self._unloaded -= {name}
 
     async def _serve_newest(
@@ -360,19 +380,10 @@ class Repository:
             is_current = model is not None and model.signature == version.signature
             has_failed = key in self._failed and self._failed[key].signature == version.signature
             if not has_failed and (reload or not is_current):
-                loop = asyncio.get_running_loop()
-                try:
-                    model = await loop.run_in_executor(self._executor, self._load, version)
-                except ModelLoadError as error:
-                    # Answers hold the reason, and it may quote the name of a file.
-                    self._failed[key] = _Failure(version.signature, printable(error.message))
-                    log.error(
-                        "Version %s of model %s is not served: %s.", version.number, name, error
-                    )
-                else:
-                    self._failed.pop(key, None)
-                    self._log_loaded(model, () if has_warned else on_disk)
+                if loaded := await self._try_to_load(version, reload):
+                    self._log_loaded(loaded, () if has_warned else on_disk)
                     has_warned = True
+                model = loaded or model
             if model is not None:
                 newest[model.version] = model
 
@@ -396,6 +407,23 @@ class Repository:
         for number in served.keys() - newest.keys():
             log.info("Unloaded %s version %s.", name, number)
         return True
+
+    async def _try_to_load(self, version: VersionOnDisk, again: bool) -> ServedModel | None:
+        """Load a version; None if that fails, which is logged and kept in `failures`."""
+        key, loop = (version.name, version.number), asyncio.get_running_loop()
+        try:
+            model = await loop.run_in_executor(self._executor, self._load, version, again)
+        except ModelLoadError as error:
+            # Answers hold the reason, and it may quote the name of a file.
+            failure = _Failure(version.signature, printable(error.message))
+            if is_used_up(error):
+                failure = failure._replace(signature=())
+            if self._failed.get(key) != failure:
+                log.error("Version %s of model %s is not served: %s.", *reversed(key), error)
+            self._failed[key] = failure
+            return None
+        self._failed.pop(key, None)
+        return model
 
     def _log_loaded(self, model: ServedModel, on_disk: Sequence[VersionOnDisk]) -> None:
         """Log a loaded version and, with those on disk, what its config.pbtxt sets in vain."""
@@ -437,17 +465,27 @@ class Repository:
         """Which versions of the model of `version` are served."""
         return version.config.version_policy or VersionPolicy(latest=self._keep)
 
-    def _load(self, version: VersionOnDisk) -> ServedModel:
-        """Load one version, in a thread. Raises ModelLoadError, ProviderUnavailable."""
+    async def _end_trials(self) -> None:
+        if self._trials is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._executor, self._trials.close)
+
+    def _load(self, version: VersionOnDisk, again: bool) -> ServedModel:
+        """Load one version, in a thread; `again` if an operator asks for it.
+
+        Raises ModelLoadError, ProviderUnavailable.
+        """
         try:
-            return self._model_of(version)
+            return self._model_of(version, again)
         except (ModelLoadError, ProviderUnavailable):
             raise
+        except OSError as error:
+            raise ModelLoadError(f"loading it failed: {error}") from error
         except Exception as error:  # one model must not take the others down
             log.exception("Loading %s version %s failed.", version.name, version.number)
             raise ModelLoadError(f"loading it failed: {error!r}") from error
 
-    def _model_of(self, version: VersionOnDisk) -> ServedModel:
+    def _model_of(self, version: VersionOnDisk, again: bool) -> ServedModel:
         """Load one version. Raises ModelLoadError, ProviderUnavailable, or any other error."""
         config, file, folder = version.config, version.file, version.model_folder
         if config.problem:
@@ -474,10 +512,8 @@ class Repository:
         if config.intra_op_threads:
             options = options._replace(intra_op_threads=config.intra_op_threads)
         first_runs = [*card.samples, *samples(config, folder)]
-        batching = declared or self._verified.get(sha256)
-        session = load_session(file, options, batching, first_runs)
-        if declared is None:
-            self._verified[sha256] = session.batching
+        trial = Trial(sha256, file, options, declared, first_runs)
+        session = self._session_of(version, trial, card, again)
         session.batching = session.batching._replace(queue=config.queue)
         rows = config.max_batch_size
         present(
@@ -522,6 +558,24 @@ class Repository:
             layout_problem=problem,
             classifier=classifier,
         )
+
+    def _session_of(self, version: VersionOnDisk, trial: Trial, card: Card, again: bool) -> Session:
+        """The session of a version, which is tried first unless it is large or our own export."""
+        sha256, declared, trials = trial.sha256, trial.batching, self._trials
+        batching = declared or self._verified.get(sha256)
+        size = sum(file.stat().st_size for file in version.files)
+        if trials is not None and not card.is_export and size <= LARGEST_BYTES:
+            try:
+                batching = trials.batching(trial, again=again)
+            except HostError as error:
+                log.warning(
+                    "%s version %s is loaded untried: %s.", version.name, version.number, error
+                )
+        with trials.marked(sha256, again=again) if trials else contextlib.nullcontext():
+            session = load_session(trial.path, trial.options, batching, trial.samples)
+        if declared is None:
+            self._verified[sha256] = session.batching
+        return session
 
     async def _scan(self) -> OnDisk:
         loop = asyncio.get_running_loop()

@@ -19,7 +19,7 @@ from google.protobuf import text_format
 
 from service.core.batching import QueueLimits
 from service.core.datatypes import BYTES
-from service.core.errors import ModelLoadError, excerpt
+from service.core.errors import ModelLoadError, excerpt, is_used_up
 from service.repository.versions import MODEL_FILE, open_regular
 
 if TYPE_CHECKING:
@@ -147,7 +147,10 @@ class TritonConfigs:
         self._known: dict[Path, tuple[Sequence[int], TritonConfig]] = {}
 
     def of(self, folder: Path) -> tuple[TritonConfig, tuple[int, ...]]:
-        """The configuration of the model in `folder`, and a signature of its files."""
+        """The configuration of the model in `folder`, and a signature of its files.
+
+        Raises OSError if descriptors or memory are used up.
+        """
         own = _signature(folder / CONFIG_FILE)
         if not own:
             return TritonConfig(), ()
@@ -156,6 +159,8 @@ class TritonConfigs:
             try:
                 config = read(folder)
             except ModelLoadError as error:
+                if is_used_up(error) and isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None
                 config = TritonConfig(problem=error.message)
             known = self._known[folder] = own, config
         labels = sorted({output.label_filename for output in known[1].outputs} - {""})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from service.core.errors import ModelLoadError, excerpt
+from service.core.errors import ModelLoadError, excerpt, is_used_up
 from service.runtime import onnx_graph
 
 if TYPE_CHECKING:
@@ -58,10 +58,12 @@ class OnDisk(NamedTuple):
     """What a repository holds: the versions of each model, newest first, and what cannot be served.
 
     `unservable` maps the name of a model and a version, or an empty string, to the reason.
+    `unreadable` are the models among them whose folders are there, but cannot be listed.
     """
 
     models: dict[str, list[VersionOnDisk]]
     unservable: dict[tuple[str, str], str]
+    unreadable: set[str]
 
 
 def parse_version(text: str) -> int | None:
@@ -70,8 +72,12 @@ def parse_version(text: str) -> int | None:
 
 
 def scan(root: Path, configs: TritonConfigs) -> OnDisk:
-    """What the repository `root` holds. Raises OSError if it cannot be listed."""
-    on_disk = OnDisk({}, {})
+    """What the repository `root` holds.
+
+    Raises OSError if it cannot be listed, and if descriptors or memory are used up: a part of it
+    would look as if the rest had been removed.
+    """
+    on_disk = OnDisk({}, {}, set())
     if root.is_file():
         _add_bare(on_disk, root, configs)
         return on_disk
@@ -89,6 +95,10 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
             if entry.is_dir() and not (bare and not any(entry.glob(f"*/{MODEL_FILE}"))):
                 _add_model(on_disk, entry, configs)
         except (OSError, ValueError) as error:  # one folder must not hide the others
+            if is_used_up(error):
+                raise
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                on_disk.unreadable.add(entry.name)
             on_disk.unservable[printable(entry.name), ""] = f"it cannot be read: {error}"
     return on_disk
 
@@ -191,9 +201,14 @@ def _has_no_name(on_disk: OnDisk, name: str) -> bool:
 
 def _files(folder: Path) -> Iterator[Path]:
     """All files below a folder but hidden ones, where Kubernetes keeps the targets of links."""
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_raise_if_used_up):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _raise_if_used_up(error: OSError) -> None:
+    if is_used_up(error):
+        raise error
 
 
 def _signature(folder: Path, files: Sequence[Path]) -> Iterator[int | str]:
@@ -211,7 +226,9 @@ def _external(file: Path) -> tuple[str, ...]:
     try:
         status = file.stat()
         return _external_of(file, (status.st_ino, status.st_size, status.st_mtime_ns))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_used_up(error):
+            raise
         return ()
 
 

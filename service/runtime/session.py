@@ -369,6 +369,13 @@ def cuda_is_built_in() -> bool:
     return CUDA in ort.get_available_providers()
 
 
+def verified(path: Path, options: SessionOptions) -> Batching:
+    """How a model that declares nothing may be batched with these options."""
+    on_cuda = options.provider != "cpu" and cuda_is_built_in()
+    rows = max(options.max_rows, options.max_rows_on_cuda if on_cuda else 0)
+    return row_wise.verify(path, rows)
+
+
 def load(
     path: Path,
     options: SessionOptions,
@@ -383,10 +390,8 @@ def load(
     Raises ModelLoadError if ONNX Runtime rejects the model or it has tensors that cannot be served,
     ProviderUnavailable if `options.provider` is cuda and CUDA does not run the model.
     """
-    on_cuda = options.provider != "cpu" and cuda_is_built_in()
     if batching is None:
-        rows = max(options.max_rows, options.max_rows_on_cuda if on_cuda else 0)
-        batching = row_wise.verify(path, rows)
+        batching = verified(path, options)
     if options.provider == "cpu":
         return _create(path, options, batching, [CPU], samples=samples)
     try:

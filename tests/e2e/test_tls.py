@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import resource
 import socket
 import ssl
 import subprocess
@@ -423,6 +424,27 @@ def test_new_certificates_are_served_without_a_failed_request(
     assert failures == []
     new = ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
     assert {served(server, port) for port in ports * 4} == {new}
+    assert server.stop() == 0
+
+
+def test_new_certificates_are_served_once_the_supervisor_has_descriptors(
+    start: Start, authority: Authority
+) -> None:
+    files = authority.server("late", days=30.5)
+    server = start(files)
+    old = served(server, server.http_port)
+    supervisor = server.process.pid
+    soft, hard = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (4, hard))  # the first numbers are taken
+    said = "TLS continues with the certificate that it has: tls_certificate: cannot read"
+    authority.server("late", days=60.5)
+    server.wait_until(lambda: said in server.log.read_text())
+    assert served(server, server.http_port) == old
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (soft, hard))
+    server.wait_until(lambda: served(server, server.http_port) != old)
+    new = ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+    assert served(server, server.http_port) == new
+    assert server.log.read_text().count(said) == 1
     assert server.stop() == 0
 
 

@@ -46,14 +46,14 @@ class Harm:
         return [pid for pid in pids if any(f'"pid": {pid},' in line for line in lines)]
 
     def wait_until_whole(self) -> None:
-        """Wait until all workers serve, for longer than a new death would seem a crash loop."""
+        """Wait until all workers serve, and have done so for a while."""
         end = time.monotonic() + 120
         while len(self.serving()) != self.workers:
             if time.monotonic() > end:
                 self.problems.append(f"{self.workers} workers do not serve after 120 s")
                 return
             time.sleep(0.1)
-        time.sleep(8)  # a replacement that dies within 5.5 s ends the server
+        time.sleep(8)  # the successor of one that lives for 10 s starts without a pause
 
 
 Fault = Callable[[Harm, random.Random], None]

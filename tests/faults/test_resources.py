@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import resource
 import shutil
@@ -119,3 +120,68 @@ def test_running_out_of_descriptors_is_logged_once_and_survived(
     lines = [line for line in server.log.read_text().splitlines() if "Too many open files" in line]
     assert len(lines) == 1, lines
     assert server.stop() == 0
+
+
+def test_without_a_free_descriptor_calls_are_answered_and_everything_works_later(
+    start_server: Callable[..., Server], repository: Path
+) -> None:
+    """On connections that are open, which is all that a client can have then."""
+    server = start_server(repository, workers=2, poll_interval=0.05)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    workers = server.worker_pids()
+    kept = {worker: connection_to(server, worker) for worker in workers}
+    limits = {}
+    for worker in workers:
+        limits[worker] = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        # The lowest free number is at most how many there are.
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (4, limits[worker][1]))
+    statuses = {}
+    for connection in kept.values():
+        for method, path, body in [
+            ("GET", "/metrics", b""),
+            ("POST", "/v2/repository/index", b"{}"),
+            *(("POST", *change) for change in CHANGES),
+            ("GET", "/v2/health/ready", b""),
+            ("POST", "/v2/models/mnist/infer", b"{}"),
+        ]:
+            connection.request(method, path, body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            statuses.setdefault(path, set()).add(answer.status)
+            assert b"error" in answer.read() or answer.status == 200
+        connection.request("POST", "/predict", BLANK, {"content-type": RAW})
+        answer = connection.getresponse()
+        assert (answer.status, b"predictions" in answer.read()) == (200, True)
+    assert statuses == {
+        "/metrics": {503},
+        "/v2/repository/index": {503},
+        **{path: {503} for path, _ in CHANGES},
+        "/v2/health/ready": {200},
+        "/v2/models/mnist/infer": {400},
+    }
+    said = "New connections wait: Too many open files"
+    server.wait_until(lambda: server.log.read_text().count(said) == 2)  # one per worker
+    for worker in workers:
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, limits[worker])
+    for change in CHANGES:
+        assert server.post(*change, "application/json")[0] == 200
+    assert server.get("/metrics")[0] == 200
+    shutil.copytree(repository / "mnist" / "1", repository / "mnist" / ".tmp-2")
+    (repository / "mnist" / ".tmp-2").rename(repository / "mnist" / "2")
+    server.wait_until(lambda: server.post("/predict", BLANK, RAW)[1].get("model_version") == "2")
+    assert server.worker_pids() == workers
+    assert "Traceback" not in server.log.read_text()
+    for connection in kept.values():
+        connection.close()
+    assert server.stop() == 0
+
+
+def connection_to(server: Server, worker: int) -> http.client.HTTPConnection:
+    """A connection that this worker has accepted."""
+    while True:
+        before = len(list(Path(f"/proc/{worker}/fd").iterdir()))
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=120)
+        connection.request("GET", "/v2/health/live")
+        connection.getresponse().read()
+        if len(list(Path(f"/proc/{worker}/fd").iterdir())) > before:
+            return connection
+        connection.close()

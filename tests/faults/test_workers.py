@@ -66,7 +66,7 @@ def test_a_stopped_worker_is_killed_and_replaced_with_one_log_line(
 
 def watched(pid: int, pulse: Pulse) -> WatchedProcess:
     process = types.SimpleNamespace(inner=types.SimpleNamespace(pid=pid))
-    return WatchedProcess(process, pulse, replaces_ended=False)  # type: ignore[arg-type]
+    return WatchedProcess(process, pulse)  # type: ignore[arg-type]
 
 
 def test_a_loop_that_spins_hangs() -> None:
@@ -123,6 +123,23 @@ def test_a_worker_that_uses_no_cpu_time_before_its_first_beat_hangs() -> None:
     finally:
         loading.kill()
         loading.wait()
+
+
+def test_a_worker_that_waits_for_a_trial_does_not_hang() -> None:
+    idle = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        os.kill(idle.pid, signal.SIGSTOP)
+        os.waitpid(idle.pid, os.WUNTRACED)  # it has stopped
+        pulse = Pulse(is_waiting=True)
+        worker = watched(idle.pid, pulse)
+        assert not any(worker.hangs(now) for now in (0, 60, 600))
+        pulse.is_waiting = False
+        assert not worker.hangs(600)
+        assert not worker.hangs(659)
+        assert worker.hangs(660)
+    finally:
+        idle.kill()
+        idle.wait()
 
 
 def wait_for_cpu_time(pid: int) -> None:

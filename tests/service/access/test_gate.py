@@ -13,6 +13,7 @@ from service.access.gate import Gate, Identity, KeysWatch, Need, gate_of
 from service.access.keys import SCOPES, Key, Keyring, KeysError, KeysFile, Scope, digest_of
 from service.core.errors import Forbidden, ServiceError, Unauthenticated
 from service.settings import Settings
+from tests.descriptors import free_descriptors
 
 ALL = frozenset(SCOPES)
 SECRET, ADMIN = "mnist_secret", "mnist_admin"
@@ -212,6 +213,20 @@ def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeysError):
         watch.load()
     assert door.admit("admin", (), ("bob's",), "").caller == "key bob"
+
+
+def test_a_changed_file_is_read_once_there_is_a_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    file, door = KeysFile(path), gate()
+    watch = KeysWatch(door, path)
+    file.change(lambda keys: [Key("bob", ALL, None, digest_of("bob's"))])
+    watch.load()
+    file.change(lambda keys: [*keys, Key("eve", ALL, None, digest_of("eve's"))])
+    with free_descriptors(0), pytest.raises(KeysError, match=r"read: Too many open files\.$"):
+        watch.load()
+    assert door.admit("admin", (), ("bob's",), "").caller == "key bob"
+    watch.load()
+    assert door.admit("admin", (), ("eve's",), "").caller == "key eve"
 
 
 def test_a_changed_file_is_followed_and_a_broken_one_logged_once(

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from service.access.tls import Tls, client_name
+from service.access.tls import Tls, UnreadableFile, client_name
 from service.settings import Settings, SettingsError
 from tests.certificates import Authority, Files
+from tests.descriptors import free_descriptors
 
 
 @pytest.fixture
@@ -134,6 +135,24 @@ def test_a_bad_new_pair_leaves_the_old_one_and_is_reported_once(authority: Autho
     assert not tls.has_changed()
     files.key.unlink()  # as between two steps of a program that replaces it
     assert not tls.has_changed()
+    assert not tls.has_changed()
+
+
+def test_new_files_are_read_again_once_there_are_descriptors(authority: Authority) -> None:
+    files = authority.server(days=30.5)
+    tls = Tls(settings_of(files))
+    authority.server(days=60.5)
+    assert not tls.has_changed()
+    for free in range(3):
+        with free_descriptors(free):
+            assert tls.has_changed()
+            with pytest.raises(UnreadableFile, match="Too many open files"):
+                tls.read()
+        tls.context()
+        assert tls.days_left == 30
+    assert tls.has_changed()
+    tls.read()
+    assert tls.days_left == 60
     assert not tls.has_changed()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from http import HTTPStatus
 
 import grpc
@@ -64,3 +65,14 @@ def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
     assert message.startswith("a" * 498 + "...c")
     assert message.endswith("c" * 498)
     assert errors.InvalidArgument("d" * 1000).message == "d" * 1000
+
+
+def test_what_passes_is_told_from_what_stays_through_its_causes() -> None:
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+        load_error = errors.ModelLoadError("cannot read model.onnx")
+        load_error.__cause__ = OSError(number, "")
+        assert errors.is_used_up(load_error)
+    load_error.__cause__ = OSError(errno.EACCES, "")
+    assert not errors.is_used_up(load_error)
+    assert not errors.is_used_up(ValueError())
+    assert not errors.is_used_up(None)

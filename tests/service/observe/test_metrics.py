@@ -13,6 +13,7 @@ from service.core.digits import REASONS
 from service.core.statistics import BatchRun
 from service.observe import metrics
 from service.observe.metrics import Metrics, ModelMetrics, TritonModelMetrics
+from tests.descriptors import free_descriptors
 
 _unique = count()
 
@@ -212,6 +213,22 @@ def test_a_metric_without_disk_space_is_missing_until_there_is_some(
     assert values == {f"{number} {long}": number for number in range(100)}
     assert path.stat().st_blocks * 512 == path.stat().st_size
     assert sorted(x.name for x in tmp_path.iterdir()) == ["counter_1.db"]
+    file.close()
+
+
+def test_a_metric_without_a_descriptor_is_missing_until_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "counter_2.db"
+    file = metrics.ReservedDict(str(path))
+    keys = [f"{number} {'x' * 1000}" for number in range(200)]  # the file grows twice
+    for place in range(0, 200, 10):
+        for free in range(3):
+            with free_descriptors(free):
+                for key in keys[: place + 10]:
+                    file.write_value(key, 1.0, 0.0)
+    for key in keys:
+        file.write_value(key, 2.0, 0.0)
+    values = {key: value for key, value, *_ in file.read_all_values_from_file(str(path))}
+    assert values == dict.fromkeys(keys, 2.0)
     file.close()
 
 

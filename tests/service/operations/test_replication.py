@@ -32,6 +32,7 @@ from service.operations.replication import (
     VersionStatistics,
 )
 from service.runtime.shared_memory import SharedRegion
+from tests.descriptors import free_descriptors
 
 
 class Peer:
@@ -155,6 +156,30 @@ def test_a_change_whose_state_cannot_be_written_changes_no_worker(
         (tmp_path / "state.tmp").rmdir()
         await first.shared.change(adding("kept"))
         assert first.followed == second.followed == [loaded("kept")]
+
+    run(scenario)
+
+
+def test_without_free_descriptors_a_change_is_unavailable_and_works_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        first, second = await started(tmp_path, monkeypatch)
+        await first.shared.change(adding("before"))
+        for free in range(8):
+            made, refused = len(first.followed), None
+            with free_descriptors(free):
+                try:
+                    await first.shared.change(adding("a"))
+                except Unavailable as error:
+                    refused = error.message
+            if refused is None:
+                assert len(first.followed) > made
+            else:
+                assert "try again" in refused or "follow later" in refused
+        await first.shared.change(adding("after"))
+        assert first.shared.state == second.followed[-1] == first.followed[-1]
+        assert first.shared.state.loads["after"] == 1
 
     run(scenario)
 

@@ -211,6 +211,18 @@ def test_real_cards_fit_the_schema() -> None:
         assert read(path, path).sha256
 
 
+def test_only_a_whole_card_of_mnist_train_with_its_digest_is_that_of_an_export(
+    tmp_path: Path,
+) -> None:
+    for path in SHIPPED_MODELS.glob("*/*/model.json"):
+        fields = json.loads(path.read_text())
+        assert card_of(tmp_path, fields).is_export
+        for name in ("sha256", "schema", "recipe", "versions"):
+            assert not card_of(tmp_path, {k: v for k, v in fields.items() if k != name}).is_export
+        assert not card_of(tmp_path, fields | {"sha256": {"model.onnx": "0"}}).is_export
+    assert not card_of(tmp_path, {"sha256": "0", "batching": True}).is_export
+
+
 def test_the_schema_and_the_reader_agree_on_what_is_wrong() -> None:
     validator = jsonschema.Draft202012Validator(schema())
     values: list[Any] = [None, 1, 1.5, True, "a", [], ["a"], [1], {}, {"x": "logits"}, {"x": 1}]

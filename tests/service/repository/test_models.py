@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -27,7 +28,9 @@ from service.core.placement import Timing
 from service.repository import models
 from service.repository.models import Repository
 from service.repository.triton_config import TritonConfig, TritonConfigs, VersionPolicy
+from service.repository.versions import _external_of as external_of
 from service.runtime.session import Samples, SessionOptions
+from tests.descriptors import free_descriptors
 from tests.e2e.onnx_models import external_model
 from tests.service.composition import Operations
 from tests.service.linear_model import publish_linear, run_with_operations
@@ -450,6 +453,69 @@ def test_an_unreadable_repository_is_logged_once_and_recovers(
         fixture.root.with_name("away").rename(fixture.root)
         await repository.refresh()
         assert repository.failures == {}
+
+    fixture.run(scenario)
+
+
+def test_what_is_loaded_stays_whatever_descriptor_is_missing(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real limit: each number of free descriptors fails in another place of the refresh."""
+    fixture.publish("mnist/1")
+    fixture.publish("other/1", card={"batching": True})
+    external_model(fixture.root / "mnist" / "1" / "model.onnx", "weights.bin")
+    (fixture.root / "mnist" / "1" / "weights.bin").write_bytes(bytes(4))
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        before = repository.loaded
+        assert [(model.name, model.version) for model in before] == [("mnist", "1"), ("other", "1")]
+        for free in range(6):
+            fixture.publish("other/1", b"%d" % free, card={"batching": True})
+            external_of.cache_clear()
+            with free_descriptors(free):
+                for _ in range(3):
+                    await repository.refresh()
+                    assert repository.versions("mnist") == repository.versions("other") == ["1"]
+            await repository.refresh()
+            assert repository.failures == {}
+            assert repository.get("mnist") is before[0]
+            assert repository.get("other").sha256 == hashlib.sha256(b"%d" % free).hexdigest()
+            before = repository.loaded
+
+    fixture.run(scenario)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len({record.getMessage() for record in errors}) == len(errors)
+    assert "Unloaded" not in caplog.text
+
+
+def test_a_folder_that_cannot_be_listed_keeps_what_is_loaded_from_it(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixture.publish("mnist/1")
+    fixture.publish("other/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        listed = Path.iterdir
+
+        def fails(path: Path) -> Iterator[Path]:
+            if path.name == "mnist":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return listed(path)
+
+        monkeypatch.setattr(Path, "iterdir", fails)
+        await repository.refresh()
+        assert repository.versions("mnist") == ["1"]
+        (entry,) = [each for each in await repository.index() if each.name == "mnist"]
+        assert "cannot be read" in entry.reason
+        fixture.remove("other/1")
+        await repository.refresh()
+        assert repository.versions("other") == []
+        monkeypatch.setattr(Path, "iterdir", listed)
+        fixture.remove("mnist/1")
+        await repository.refresh()
+        assert repository.versions("mnist") == []
 
     fixture.run(scenario)
 

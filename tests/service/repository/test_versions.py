@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -12,6 +13,7 @@ from service.repository.triton_config import TritonConfig, TritonConfigs
 from service.repository.versions import (
     MODEL_FILE,
     VersionOnDisk,
+    _external_of,
     digest_of_all,
     digests,
     external_weights,
@@ -20,6 +22,7 @@ from service.repository.versions import (
     parse_version,
     scan,
 )
+from tests.descriptors import free_descriptors
 from tests.e2e.onnx_models import external_model
 
 
@@ -159,6 +162,24 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -
     assert key[0] == "bad"
     assert reason.startswith(("it cannot be read", "it has no aaa"))
     scan(tmp_path / "bad", LongNames())
+
+
+def test_without_enough_descriptors_nothing_is_listed_rather_than_a_part(tmp_path: Path) -> None:
+    publish(tmp_path, "mnist", "1")
+    external_model(publish(tmp_path, "other", "1"), "data/weights.bin")
+    (tmp_path / "other" / "1" / "data").mkdir()
+    (tmp_path / "other" / "1" / "data" / "weights.bin").write_bytes(bytes(4))
+    whole = scan(tmp_path, TritonConfigs())
+    for free in range(6):
+        _external_of.cache_clear()
+        with free_descriptors(free):
+            try:
+                on_disk = scan(tmp_path, TritonConfigs())
+            except OSError as error:
+                assert error.errno == errno.EMFILE  # noqa: PT017 (with enough, it is listed)
+            else:
+                assert on_disk == whole
+    assert scan(tmp_path, TritonConfigs()) == whole
 
 
 def version_of(root: Path) -> VersionOnDisk:
