@@ -530,6 +530,7 @@ def test_without_a_model_of_digits_it_takes_one_that_is_loaded(
     assert playground.text("#sure") == "The most probable classes appear here."
     assert page.locator("#bars").is_hidden()
     assert page.locator("#mode").is_hidden()  # numbers have digits
+    assert playground.text("#draw-title") == "Draw a picture"
     playground.draw(DIGITS[7])
     playground.page.wait_for_selector("#verdict[data-state=open]")
     # One that takes no pictures says so, and names those that do.
@@ -602,6 +603,25 @@ def test_labels_that_look_like_numbers_are_in_the_order_of_their_probabilities(
     )
     labels = playground.page.locator("#labels li").all_inner_texts()
     assert [label.split()[0] for label in labels] == ["b", "30", "7", "10"]
+
+
+def test_names_of_classes_fit_the_confusion_matrix(playground: Playground) -> None:
+    widths = playground.page.evaluate(
+        """async () => {
+            const {cardOf} = await import("/playground/card.js");
+            const labels = ["Wwwwwwwwww", "Ankle boot", "7"];
+            const card = {labels, evaluation: {confusion: [[9, 1, 0], [0, 9, 0], [0, 2, 9]]}};
+            document.getElementById("card-body").replaceChildren(...cardOf(card, "fashion", "1"));
+            const axis = document.querySelectorAll("#card .confusion .axis");
+            return [...axis].map((text) => text.getBBox().width);
+        }"""
+    )
+    assert len(widths) == 6
+    assert max(widths) <= 26  # of a cell
+    assert "Ankle boot for Wwwwwwwwww" not in playground.text("#card figcaption")
+    assert "7 for Ankle boot (2 times)" in playground.text("#card figcaption")
+    titles = playground.page.locator("#card .axis title").all_text_contents()
+    assert "Ankle boot" in titles
 
 
 def test_what_counted_is_one_call_of_copies_with_a_hidden_patch(playground: Playground) -> None:

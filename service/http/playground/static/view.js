@@ -105,6 +105,7 @@ let hasLabels = false;
 export function setLabelled(value) {
   hasLabels = value;
   byId("mode").hidden = hasLabels; // numbers have digits
+  byId("draw-title").textContent = hasLabels ? "Draw a picture" : "Draw a digit";
 }
 
 export function showNothing() {
