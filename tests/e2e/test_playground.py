@@ -279,12 +279,37 @@ def test_a_huge_picture_is_scaled_down_here(playground: Playground) -> None:
     assert Image.open(io.BytesIO(post.post_data_buffer)).size == (2000, 1500)
 
 
-def test_an_answer_of_another_program_is_reported(playground: Playground) -> None:
-    playground.page.route("**/predict*", lambda route: route.fulfill(body="<h1>Log in</h1>"))
+@pytest.mark.parametrize(
+    ("status", "body", "says", "is_asked_again"),
+    [
+        (200, "<h1>Log in</h1>", "The answer is not JSON, so it is not from mnist-service.", False),
+        (403, '{"error": "Not from here."}', "Not from here.", False),
+        (502, "Bad Gateway", "The server answered with 502.", True),
+        (504, '{"error": "Too late."}', "Too late.", True),
+    ],
+)
+def test_what_a_proxy_says_is_shown(
+    browser: Browser,
+    two_workers: Server,
+    status: int,
+    body: str,
+    says: str,
+    is_asked_again: bool,
+) -> None:
+    playground = Playground(browser, two_workers.http)
+    page = playground.page
+    page.route("**/predict*", lambda route: route.fulfill(status=status, body=body))
     playground.draw(DIGITS[7])
     playground.wait_for("error", "!")
-    assert playground.text("#sure") == "The answer is not JSON, so it is not from mnist-service."
-    playground.page.unroute("**/predict*")
+    assert playground.text("#sure") == says
+    assert playground.text("#hint") == ("The page keeps trying." if is_asked_again else "")
+    page.unroute("**/predict*")
+    if is_asked_again:
+        playground.wait_for("accepted", "7")
+    if status == 200:
+        playground.close()
+    else:
+        close_after_complaints(playground, str(status))
 
 
 @pytest.mark.parametrize("is_behind_envoy", [False, True], ids=["alone", "behind Envoy"])
