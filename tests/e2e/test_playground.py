@@ -390,6 +390,13 @@ def test_a_limit_delays_the_answer_and_does_not_lose_it(
     close_after_complaints(playground, "429")
 
 
+def test_a_limit_delays_the_card(browser: Browser, start_server: Callable[..., Server]) -> None:
+    server = start_server(max_requests_per_second=0.5, request_burst=1)
+    playground = Playground(browser, server.http)
+    playground.page.wait_for_selector("#card .tile")
+    close_after_complaints(playground, "429")
+
+
 def test_what_counted_may_be_beyond_a_limit(
     browser: Browser, start_server: Callable[..., Server]
 ) -> None:
