@@ -268,7 +268,8 @@ def summary(results: Results, path: Path) -> str:
         parts.append(f"Requests per second, model `{model}`:")
         parts.append(table(["", *(_column(scenario) for scenario in scenarios)], rows))
     if ratios := _secured_ratios(results):
-        rates, times = ([each[part] for each in ratios] for part in (1, 2))
+        rates = [rate for _, rate, _ in ratios]
+        times = [cpu for _, _, cpu in ratios]
         parts.append(
             f"With TLS and an API key per request, this server reaches {min(rates):.2f} to "
             f"{max(rates):.2f} times its rate without (median {median(rates):.2f} of "

@@ -279,12 +279,37 @@ def test_a_huge_picture_is_scaled_down_here(playground: Playground) -> None:
     assert Image.open(io.BytesIO(post.post_data_buffer)).size == (2000, 1500)
 
 
-def test_an_answer_of_another_program_is_reported(playground: Playground) -> None:
-    playground.page.route("**/predict*", lambda route: route.fulfill(body="<h1>Log in</h1>"))
+@pytest.mark.parametrize(
+    ("status", "body", "says", "is_asked_again"),
+    [
+        (200, "<h1>Log in</h1>", "The answer is not JSON, so it is not from mnist-service.", False),
+        (403, '{"error": "Not from here."}', "Not from here.", False),
+        (502, "Bad Gateway", "The server answered with 502.", True),
+        (504, '{"error": "Too late."}', "Too late.", True),
+    ],
+)
+def test_what_a_proxy_says_is_shown(
+    browser: Browser,
+    two_workers: Server,
+    status: int,
+    body: str,
+    says: str,
+    is_asked_again: bool,
+) -> None:
+    playground = Playground(browser, two_workers.http)
+    page = playground.page
+    page.route("**/predict*", lambda route: route.fulfill(status=status, body=body))
     playground.draw(DIGITS[7])
     playground.wait_for("error", "!")
-    assert playground.text("#sure") == "The answer is not JSON, so it is not from mnist-service."
-    playground.page.unroute("**/predict*")
+    assert playground.text("#sure") == says
+    assert playground.text("#hint") == ("The page keeps trying." if is_asked_again else "")
+    page.unroute("**/predict*")
+    if is_asked_again:
+        playground.wait_for("accepted", "7")
+    if status == 200:
+        playground.close()
+    else:
+        close_after_complaints(playground, str(status))
 
 
 @pytest.mark.parametrize("is_behind_envoy", [False, True], ids=["alone", "behind Envoy"])
@@ -362,6 +387,13 @@ def test_a_limit_delays_the_answer_and_does_not_lose_it(
     playground.wait_for("accepted", "0")
     shown = playground.page.evaluate("[...shown]")
     assert any("max_requests_per_second" in text for text in shown), shown
+    close_after_complaints(playground, "429")
+
+
+def test_a_limit_delays_the_card(browser: Browser, start_server: Callable[..., Server]) -> None:
+    server = start_server(max_requests_per_second=0.5, request_burst=1)
+    playground = Playground(browser, server.http)
+    playground.page.wait_for_selector("#card .tile")
     close_after_complaints(playground, "429")
 
 
@@ -530,6 +562,7 @@ def test_without_a_model_of_digits_it_takes_one_that_is_loaded(
     assert playground.text("#sure") == "The most probable classes appear here."
     assert page.locator("#bars").is_hidden()
     assert page.locator("#mode").is_hidden()  # numbers have digits
+    assert playground.text("#draw-title") == "Draw a picture"
     playground.draw(DIGITS[7])
     playground.page.wait_for_selector("#verdict[data-state=open]")
     # One that takes no pictures says so, and names those that do.
@@ -602,6 +635,25 @@ def test_labels_that_look_like_numbers_are_in_the_order_of_their_probabilities(
     )
     labels = playground.page.locator("#labels li").all_inner_texts()
     assert [label.split()[0] for label in labels] == ["b", "30", "7", "10"]
+
+
+def test_names_of_classes_fit_the_confusion_matrix(playground: Playground) -> None:
+    widths = playground.page.evaluate(
+        """async () => {
+            const {cardOf} = await import("/playground/card.js");
+            const labels = ["Wwwwwwwwww", "Ankle boot", "7"];
+            const card = {labels, evaluation: {confusion: [[9, 1, 0], [0, 9, 0], [0, 2, 9]]}};
+            document.getElementById("card-body").replaceChildren(...cardOf(card, "fashion", "1"));
+            const axis = document.querySelectorAll("#card .confusion .axis");
+            return [...axis].map((text) => text.getBBox().width);
+        }"""
+    )
+    assert len(widths) == 6
+    assert max(widths) <= 26  # of a cell
+    assert "Ankle boot for Wwwwwwwwww" not in playground.text("#card figcaption")
+    assert "7 for Ankle boot (2 times)" in playground.text("#card figcaption")
+    titles = playground.page.locator("#card .axis title").all_text_contents()
+    assert "Ankle boot" in titles
 
 
 def test_what_counted_is_one_call_of_copies_with_a_hidden_patch(playground: Playground) -> None:

@@ -335,7 +335,7 @@ async function showCard() {
   const mine = `${model}/${version}`;
   byId("card").dataset.of = mine;
   let parts;
-  let labels = [];
+  let labels = null; // not known
   try {
     const shown = version || versions.get(model)?.[0] || "";
     const card = await api.card(model, version);
@@ -343,9 +343,11 @@ async function showCard() {
     parts = cardOf(card, model, shown);
   } catch (error) {
     parts = [element("p", { class: "quiet" }, error.message)];
+    if (error.status === 429) setTimeout(() => byId("card").dataset.of === mine && showCard(), error.wait);
   }
   if (byId("card").dataset.of !== mine) return;
   byId("card-body").replaceChildren(...parts);
+  if (!labels) return;
   hasLabels = labels.length > 0 && labels.join() !== [...DIGITS].join();
   view.setLabelled(hasLabels);
   if (hasLabels && mode === "read") setMode("predict");

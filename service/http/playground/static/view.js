@@ -86,8 +86,8 @@ function verdict(state, digit, badge, sure, hint) {
   for (const [id, text] of Object.entries(texts)) byId(id).textContent = text;
   byId("verdict").classList.toggle("long", digit.length > 2);
   byId("verdict").classList.toggle("longer", digit.length > 14);
-  const sentences = [`${digit}, ${sure}`, badge, hint];
-  if (digit === "?" || digit === "!") sentences[0] = sure; // signs for the eye
+  const isSign = digit === "?" || digit === "!"; // for the eye
+  const sentences = isSign ? [badge, sure, hint] : [`${digit}, ${sure}`, badge, hint];
   if (state === "refused") sentences.unshift("Not accepted");
   announce(state === "empty" ? "" : sentences.filter(Boolean).map((text) => text.replace(/\.?$/, ".")).join(" "));
 }
@@ -105,6 +105,7 @@ let hasLabels = false;
 export function setLabelled(value) {
   hasLabels = value;
   byId("mode").hidden = hasLabels; // numbers have digits
+  byId("draw-title").textContent = hasLabels ? "Draw a picture" : "Draw a digit";
 }
 
 export function showNothing() {
