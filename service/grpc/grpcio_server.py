@@ -26,6 +26,8 @@ from service.core.trace import Trace
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
+# How long a stop waits for what has no call: half-sent messages, and connections that say nothing.
+_LINGER_S = 1.0
 # Longer times are taken for never.
 _LONGEST_MS = 2**31 - 1
 
@@ -47,6 +49,7 @@ class GrpcioServer:
         self._calls = calls
         self._budget = budget
         self._callers = callers
+        self._open: set[_Context] = set()  # the calls that have a handler
         self._server = grpc.aio.server(
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.
@@ -83,8 +86,18 @@ class GrpcioServer:
         await self._server.start()
 
     async def stop(self, timeout: float) -> None:
-        """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
-        await self._server.stop(timeout)
+        """Refuse new calls at once; give those in flight `timeout` seconds to finish.
+
+        grpcio also waits for connections without calls, some for as long as their handshake may
+        take. The worker exits without them.
+        """
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.ensure_future(self._server.stop(timeout))
+        least = loop.time() + _LINGER_S
+        while not stopping.done() and loop.time() < least + timeout:
+            await asyncio.wait([stopping], timeout=0.05)
+            if not self._open and loop.time() >= least:
+                break
 
     async def _gated(
         self,
@@ -104,7 +117,7 @@ class GrpcioServer:
             identity = self._calls.admit(
                 gate,
                 rpc,
-                self._request_id(context),
+                self._begin(context),
                 authorization=values("authorization"),
                 api_keys=values("x-api-key"),
                 caller=self._caller(context),
@@ -134,7 +147,7 @@ class GrpcioServer:
     async def _unary(
         self, rpc: Rpc, content: bytes, context: _Context, identity: Identity | None = None
     ) -> bytes:
-        request_id = self._request_id(context)
+        request_id = self._begin(context)
         budget = self._budget
         # grpcio has received the whole message before this: it can only be refused.
         budget.used += len(content)
@@ -163,7 +176,7 @@ class GrpcioServer:
         context: _Context,
         identity: Identity | None = None,
     ) -> AsyncIterator[bytes]:
-        request_id = self._request_id(context)
+        request_id = self._begin(context)
         ends_with_error = _metadata(context).get("triton_grpc_error") == "true"
         answers = self._calls.stream(
             rpc,
@@ -198,7 +211,11 @@ class GrpcioServer:
         )
         return traces.begin(parents, states)
 
-    def _request_id(self, context: _Context) -> str:
+    def _begin(self, context: _Context) -> str:
+        """Count a call, and return the id of its request."""
+        if context not in self._open:
+            self._open.add(context)
+            context.add_done_callback(self._open.discard)
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))
         context.set_trailing_metadata((("x-request-id", request_id),))
         return request_id
