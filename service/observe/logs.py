@@ -121,10 +121,14 @@ def _quotes_no_header(record: logging.LogRecord) -> bool:
     """Whether a record may be written: grpcio quotes headers that are not UTF-8, as bytes.
 
     Such a header may be a key with one byte too many. Anyone can send it, and the gate answers it.
+    Of such a path, asyncio quotes the error, and so the path, when grpcio's task has failed.
     """
+    if not record.name.startswith(("grpc", "asyncio")):
+        return True
     arguments = record.args if isinstance(record.args, tuple) else ()
-    return not (
-        record.name.startswith("grpc") and any(isinstance(each, bytes) for each in arguments)
+    error = record.exc_info[1] if record.exc_info else None
+    return not any(
+        isinstance(each, bytes | UnicodeError) for each in (record.msg, error, *arguments)
     )
 
 

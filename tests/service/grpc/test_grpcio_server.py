@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+import hpack
 import pytest
 
 from service.access.gate import Gate, Identity
@@ -14,9 +16,10 @@ from service.core.callers import Callers
 from service.core.errors import NotFound
 from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
 from service.grpc.grpcio_server import GrpcioServer
+from service.grpc.http2 import frames
 from service.settings import Settings
 from tests.conftest import free_ports
-from tests.service.grpc.http2.client import budget
+from tests.service.grpc.http2.client import budget, headers, literal_block
 
 UNARY, STREAMING = "/test.Service/Unary", "/test.Service/Streaming"
 MAX_REQUEST_BYTES = 1024
@@ -41,6 +44,7 @@ class Calls:
         self.ends_with_error: list[bool] = []
         self.callers: list[str] = []
         self.traces = None
+        self.server: Any = None
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
@@ -94,6 +98,7 @@ def served(
         await server.start()
         try:
             target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            calls.server = server
             async with grpc.aio.insecure_channel(target) as channel:
                 await test(channel, calls)
         finally:
@@ -159,6 +164,45 @@ def test_an_error_ends_the_call_with_its_code() -> None:
             assert caught.value.details() == "There is no such thing."
 
     served(test)
+
+
+def call_not_utf8(port: int) -> socket.socket:
+    """Make a call whose path is not UTF-8."""
+    block = literal_block([(":method", "POST"), (":scheme", "http"), (":authority", "x")])
+    block += hpack.Encoder().encode([(b":path", b"/secret\xff", True)])
+    block += literal_block([("content-type", "application/grpc"), ("te", "trailers")])
+    start = frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0)
+    client = socket.create_connection(("127.0.0.1", port), 60)
+    client.sendall(start + headers(1, block, frames.END_STREAM))
+    return client
+
+
+def test_a_path_that_is_not_utf_8_ends_no_other_call(caplog: pytest.LogCaptureFixture) -> None:
+    """grpcio's server ends at it."""
+
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        asked: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def requests() -> AsyncIterator[bytes]:
+            while True:
+                yield await asked.get()
+
+        answers = aiter(channel.stream_stream(STREAMING)(requests()))
+        for number in range(3):
+            asked.put_nowait(b"one")
+            assert await anext(answers) == b"chosen: one"
+            ended, port = calls.server._server, calls.server._settings.grpc_port
+            with call_not_utf8(port):
+                while calls.server._server is ended:
+                    await asyncio.sleep(0.01)
+                asked.put_nowait(b"two")
+                assert await anext(answers) == b"chosen: two", number
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as other:
+                    unary = other.unary_unary(UNARY)(b"three", wait_for_ready=True)
+                    assert await unary == b"chosen: three"
+
+    served(test)
+    assert caplog.text.count("grpcio ended by itself") == 1
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,8 @@ def test_a_key_in_a_traceback_is_masked() -> None:
 
 
 HEADERS_OF_GRPC = """
+import asyncio
+import gc
 import logging.config
 from service.observe.logs import logging_config
 from service.settings import Settings
@@ -178,6 +180,17 @@ try:
     b"\\xff".decode()
 except UnicodeDecodeError:
     grpc.exception("Invalid encoding on %s", b"a secret\\xff")
+
+async def decode():
+    b"a secret\\xff".decode()
+
+async def main():
+    task = asyncio.create_task(decode())
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+
+asyncio.run(main())
 grpc.error("Something else: %s", "a text")
 """
 
