@@ -14,6 +14,7 @@ import pytest
 from service.access.gate import Gate, Identity
 from service.core.callers import Callers
 from service.core.errors import NotFound
+from service.grpc import grpcio_server
 from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
 from service.grpc.grpcio_server import GrpcioServer
 from service.grpc.http2 import frames
@@ -162,6 +163,34 @@ def test_an_error_ends_the_call_with_its_code() -> None:
         for caught in (unary, stream):
             assert caught.value.code() == grpc.StatusCode.NOT_FOUND
             assert caught.value.details() == "There is no such thing."
+
+    served(test)
+
+
+def test_a_stop_waits_for_calls_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpcio_server, "_LINGER_S", 0.01)
+
+    class Endless:
+        """grpcio, while a client connects and says nothing."""
+
+        async def stop(self, grace: float) -> None:
+            await asyncio.Event().wait()
+
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        real = calls.server._server
+        answers = aiter(channel.stream_stream(STREAMING)(iter([b"one"])))
+        assert await anext(answers) == b"chosen: one"
+        assert [answer async for answer in answers] == []  # the call is over
+        calls.server._server = Endless()
+        await asyncio.wait_for(calls.server.stop(3600), 60)
+        context = object()
+        calls.server._open.add(context)
+        stopping = asyncio.ensure_future(calls.server.stop(3600))
+        await asyncio.sleep(0.2)
+        assert not stopping.done()
+        calls.server._open.discard(context)
+        await asyncio.wait_for(stopping, 60)
+        calls.server._server = real
 
     served(test)
 
