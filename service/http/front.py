@@ -313,8 +313,8 @@ class HttpFront:
         self._receiving[task] = self._loop.time(), protocol
         timer = None
         if timeout:
-            error = DeadlineExceeded.of("timeout")
-            timer = self._loop.call_later(timeout, self._give_up, task, error)
+            passed = DeadlineExceeded.of("timeout")
+            timer = self._loop.call_later(timeout, self._give_up, task, passed)
         try:
             if 0 <= size <= _WHOLE_BYTES:
                 body = await protocol()
