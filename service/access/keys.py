@@ -336,7 +336,8 @@ class SharedKeys:
         try:
             _write(self._path, "".join(f"{key.line}\n" for key in keys))
         except OSError:  # the disk is full; none are better than old ones
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def is_news(self, text: str) -> bool:
         """Whether no worker has said this last; the one that is told so says it."""

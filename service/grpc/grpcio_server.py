@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
@@ -30,6 +31,7 @@ from service.settings import Settings
 # How long a stop waits for what has no call: half-sent messages, and connections that say nothing.
 _LINGER_S = 1.0
 _WATCH_S = 0.1  # between two looks whether grpcio still serves
+_RETRY_S = 1.0  # between two attempts to start it again
 _REMINDER_S = 60.0  # between two log lines that it did not
 # Longer times are taken for never.
 _LONGEST_MS = 2**31 - 1
@@ -111,26 +113,26 @@ class GrpcioServer:
         loop = asyncio.get_running_loop()
         silent_until = 0.0
         while True:
-            try:
-                await self._server.wait_for_termination(_WATCH_S)
+            still_serves = False
+            with contextlib.suppress(Exception):  # it raises what has ended the server
+                still_serves = await self._server.wait_for_termination(_WATCH_S)
+            if still_serves:
                 continue
-            except Exception:  # whatever ended it
-                ended = self._server
             if loop.time() >= silent_until:
                 silent_until = loop.time() + _REMINDER_S
                 log.error(
                     "grpcio ended by itself, as it does at a call whose path is not UTF-8, and is "
                     "started again; the server's own gRPC (fast_grpc true) answers such a call."
                 )
-            stopping = asyncio.ensure_future(ended.stop(self._settings.stop_timeout))
+            stopping = asyncio.ensure_future(self._server.stop(self._settings.stop_timeout))
             self._ending.add(stopping)
             stopping.add_done_callback(self._ending.discard)
             try:
                 self._server = self._bound()
                 await self._server.start()
-            except RuntimeError as error:
+            except Exception as error:  # grpcio's own errors have no common base
                 log.error("The gRPC port cannot be opened again: %s.", error)
-                await asyncio.sleep(_WATCH_S)
+                await asyncio.sleep(_RETRY_S)
 
     async def stop(self, timeout: float) -> None:
         """Refuse new calls at once; give those in flight `timeout` seconds to finish.

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
@@ -57,6 +58,7 @@ _CREDENTIAL_PROVIDERS = (
     "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
     "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
 )
+_PASSWORD = re.compile(r"//[^/@\s]*@")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
 # The codes of gRPC that the conventions count as errors of the server.
@@ -374,8 +376,9 @@ class _Problem(logging.Handler):
         """Note why an export fails, unless that is known."""
         if not self.text:
             text = text.rpartition("(Caused by ")[2]
-            # requests quotes a header that it cannot send.
-            self.text = text.partition(" in header value")[0][:_LONGEST_PROBLEM]
+            # requests quotes a header that it cannot send, and a URL with its password.
+            text = _PASSWORD.sub("//***@", text.partition(" in header value")[0])
+            self.text = text[:_LONGEST_PROBLEM]
 
     def emit(self, record: logging.LogRecord) -> None:
         """Note what OpenTelemetry logs."""

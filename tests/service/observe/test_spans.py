@@ -390,12 +390,21 @@ def test_a_variable_of_the_exporter_that_cannot_be_used_is_named_without_credent
     assert "secret" not in str(caught.value) + caplog.text
 
 
+@pytest.mark.parametrize(
+    ("headers", "endpoint"),
+    [
+        ("authorization=Bearer%0Asecret", ""),
+        ("", "http://me:secret@127.0.0.1:port"),
+        ("", "http://me:secret@[::1"),
+        ("", "ftp://me:secret@127.0.0.1"),
+    ],
+)
 def test_credentials_that_cannot_be_sent_are_not_in_the_log(
     start: Start, collector: Collector, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, headers: str, endpoint: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%0Asecret")
-    traces, _ = start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
+    traces, _ = start(endpoint)
     traces.end(finished(), "200")
     collector.wait_until(lambda: any("cannot be exported" in line for line in lines(caplog)))
     assert "secret" not in caplog.text
