@@ -51,7 +51,8 @@ from granian.log import LogLevels
 from granian.server import MPServer
 
 from service import SERVER_NAME, __version__
-from service.access.keys import SCOPES, KeysError, KeysFile
+from service.access.keys import SCOPES, Key, KeysError, KeysFile, SharedKeys
+from service.access.limits import small_bursts
 from service.access.tls import SOON_DAYS, Tls
 from service.observe.logs import is_for_people, logging_config
 from service.ports import reserve
@@ -415,6 +416,7 @@ class Supervisor(MPServer):
 def supervise(settings: Settings) -> int:
     """Check the settings and serve. Returns the exit status; raises SettingsError."""
     tls = Tls(settings) if settings.has_tls else None
+    keys = _read_keys(settings)
     reserved = _preflight(settings)  # kept for the life of the server; workers inherit them
     logging.config.dictConfig(logging_config(settings))
     if settings.models == shipped_models() and not Path("models").exists():
@@ -443,6 +445,8 @@ def supervise(settings: Settings) -> int:
             )
         metrics.mkdir()
         state.mkdir()
+        if settings.keys_file:
+            SharedKeys(state).write(keys)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
         status = supervisor.run(state)
         # A late second signal must not change the status: when Python ends, it gives each signal
@@ -455,7 +459,9 @@ def supervise(settings: Settings) -> int:
 
 
 def _warn_of_access(settings: Settings) -> None:
-    """Log who may call that perhaps should not."""
+    """Log who may call that perhaps should not, and more often."""
+    for excess in small_bursts(settings):
+        log.warning("%s", excess)
     if settings.keys_file:
         if exposure := KeysFile(Path(settings.keys_file)).exposure:
             log.warning("%s", exposure)
@@ -546,14 +552,19 @@ def _load_worker(
     return Worker(settings, lifecycle, state_folder, pulse, tls)
 
 
+def _read_keys(settings: Settings) -> list[Key]:
+    """The entries of the file of keys, if there is one. Raises SettingsError."""
+    if not settings.keys_file:
+        return []
+    try:
+        return KeysFile(Path(settings.keys_file)).read()
+    except KeysError as error:
+        raise SettingsError(str(error)) from None
+
+
 def _preflight(settings: Settings) -> list[socket.socket]:
     """Reserve the ports. Raises SettingsError for what would otherwise show later, or never."""
     check_models(settings)
-    if settings.keys_file:
-        try:
-            KeysFile(Path(settings.keys_file)).read()
-        except KeysError as error:
-            raise SettingsError(str(error)) from None
     if conflict := conflicting_packages():
         raise SettingsError(conflict)
     return reserve(settings)

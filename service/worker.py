@@ -109,7 +109,7 @@ class Service:
         self.gate = gate_of(settings, metrics.access_refused, self.limits)
         self.keys: KeysWatch | None = None
         if self.gate is not None and settings.keys_file:
-            self.keys = KeysWatch(self.gate, Path(settings.keys_file))
+            self.keys = KeysWatch(self.gate, Path(settings.keys_file), state_folder)
         self.executor = ThreadPoolExecutor(thread_name_prefix="load")
         self.overloaded: set[Batcher] = set()  # these refuse most requests, before they are read
         limits = BatchLimits(
@@ -309,6 +309,7 @@ class Worker:
         self._pulse = pulse
         self._accepts_requests = False
         self._stopping: asyncio.Task[None] | None = None
+        self._exiting: asyncio.Task[NoReturn] | None = None  # so that it is not collected
         self._health: HealthPort | None = None
         self._spans: SpanExporter | None = None
         self._stop_by = 0.0
@@ -321,6 +322,7 @@ class Worker:
             fast_lane=settings.fast_lane,
             callers=self._callers,
             origins=origins_of(settings),
+            notes_clients=tls is not None,
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
@@ -347,7 +349,7 @@ class Worker:
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Finish the accepted gRPC calls; Granian has already finished the HTTP requests."""
         loop.run_until_complete(asyncio.wait([self._begin_stop(loop)]))
-        self._exit()
+        loop.run_until_complete(self._exit())
 
     def _on_sigterm(self, loop: asyncio.AbstractEventLoop, number: int, frame: object) -> None:
         if not self._accepts_requests:
@@ -394,14 +396,18 @@ class Worker:
             self._settings.stop_timeout + _SLACK_S,
             _SLACK_S,
         )
-        self._exit()
+        self._exiting = asyncio.get_running_loop().create_task(self._exit())
 
-    def _exit(self) -> NoReturn:
+    async def _exit(self) -> NoReturn:
+        if self._spans is not None:
+            # In a thread, and the loop runs on: the collector may not answer, and the supervisor
+            # kills a worker whose loop is silent.
+            seconds = max(self._stop_by + _SLACK_S / 2 - time.monotonic(), 0.0)
+            thread = ThreadPoolExecutor(1, "flush")  # its own: the others may all be busy
+            await asyncio.get_running_loop().run_in_executor(thread, self._spans.stop, seconds)
+        metrics.flush()
         # Python itself would first wait for the threads of executors, and a model load that one of
         # them has begun cannot be interrupted.
-        if self._spans is not None:
-            self._spans.stop(max(self._stop_by - time.monotonic(), 0.0))
-        metrics.flush()
         os._exit(0)
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -414,11 +420,11 @@ class Worker:
         service.replace_me = self._ask_for_successor
         if service.keys is not None:
             try:
-                service.keys.load()
+                service.keys.start()
             except KeysError as error:
+                # The supervisor has read the file before, but could not keep its keys.
                 if self._pulse.has_forerunner:
                     raise RuntimeError(str(error).rstrip(".")) from None  # it has the old keys
-                # The supervisor has read the file before, and other workers still serve.
                 log.error("%s This worker accepts no key until it is corrected.", error)
         metrics.share(self._lifecycle.replaced)
         if service.recorder.traces is not None:
@@ -473,7 +479,7 @@ class Worker:
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
         self._watching_connections = loop.create_task(
-            Connections(settings, self._http.in_flight, self._http).watch()
+            Connections(settings, self._http.in_flight, self._http, self._http.heard).watch()
         )
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -554,7 +560,7 @@ def flask_app() -> flask.Flask:
     async def make() -> Service:
         service = Service(settings)
         if service.keys is not None:
-            service.keys.load()
+            service.keys.start()
             service.keys.following = asyncio.ensure_future(service.keys.follow())
         await service.repository.refresh()
         return service

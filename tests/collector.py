@@ -31,13 +31,14 @@ class Span(NamedTuple):
 
 
 class Collector:
-    """A collector on a free port. `status` and `answer` are what it answers, while `hold` is set.
+    """A collector on a free port. `status`, `answer` and `location` are what it answers, while
+    `hold` is set.
 
     `bodies` are what was sent, `headers` those of the latest request, `resource` its attributes.
     """
 
     def __init__(self) -> None:
-        self.status, self.answer = 200, b""
+        self.status, self.answer, self.location = 200, b"", ""
         self.hold = threading.Event()
         self.hold.set()
         self.requests = 0
@@ -57,6 +58,8 @@ class Collector:
                     collector.take(body)
                 self.send_response(collector.status)
                 self.send_header("content-length", str(len(collector.answer)))
+                if collector.location:
+                    self.send_header("location", collector.location)
                 self.end_headers()
                 self.wfile.write(collector.answer)
 

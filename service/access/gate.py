@@ -30,10 +30,11 @@ from service.access.keys import (
     KeysError,
     KeysFile,
     Scope,
+    SharedKeys,
     Signature,
 )
 from service.access.limits import Limits
-from service.core.errors import Forbidden, ServiceError, Unauthenticated
+from service.core.errors import Forbidden, ServiceError, Unauthenticated, excerpt
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 Need = Scope | Literal["any"] | None
 _LONGEST = 512  # characters of a credential; a longer one is not hashed
 _POLL_S = 1.0  # between two looks at the file of keys
+_NO_STATE = Signature(0, 0, 0, 0)  # of no file
 
 
 class Identity(NamedTuple):
@@ -128,12 +130,14 @@ class Gate:
 
     @keys.setter
     def keys(self, keys: Keyring | None) -> None:
-        self._keys = keys
-        self._by_digest: dict[bytes, Identity] = {}
-        self._by_certificate: dict[str, Identity] = {}
-        if keys is not None:  # made once, not per request
-            self._by_digest = {d: _identity_of(key) for d, key in keys.by_digest.items()}
-            self._by_certificate = {n: _identity_of(k) for n, k in keys.by_certificate.items()}
+        # Made once, not per request, and before any of it counts: this runs in a thread, and a
+        # request in between must find the old keys or the new ones.
+        by_digest: dict[bytes, Identity] = {}
+        by_certificate: dict[str, Identity] = {}
+        if keys is not None:
+            by_digest = {d: _identity_of(key) for d, key in keys.by_digest.items()}
+            by_certificate = {n: _identity_of(key) for n, key in keys.by_certificate.items()}
+        self._keys, self._by_digest, self._by_certificate = keys, by_digest, by_certificate
 
     def admit_message(self, identity: Identity) -> None:
         """Count a message of a stream, after the first. Raises TooManyRequests."""
@@ -204,35 +208,85 @@ def gate_of(
 
 
 class KeysWatch:
-    """Keeps the keys of a gate as the file says."""
+    """Keeps the keys of a gate as the file says.
 
-    def __init__(self, gate: Gate, path: Path) -> None:
+    Strategy: the file is read once it has not changed for a second, so that one that is written
+    bit by bit is read whole. One that cannot be used changes nothing, however long it stays so.
+    `folder` belongs to the workers of the server: each keeps there what it has read, and a worker
+    that starts takes over what is there. One of them says in the log what has changed.
+    """
+
+    def __init__(self, gate: Gate, path: Path, folder: Path | None = None) -> None:
         self._gate = gate
         self._file = KeysFile(path)
-        self._seen: Signature | None = None
+        self._shared = SharedKeys(folder) if folder else None
+        self._seen: Signature | None = _NO_STATE
+        self._exposure = self._file.exposure  # the supervisor has said this one
         self.following: asyncio.Task[None] | None = None  # so that it is not collected
 
-    def load(self) -> None:
-        """Read the file, and take over its keys. Raises KeysError, and changes nothing."""
-        signature = self._file.signature()  # first: a later change shows as a difference
-        self._gate.keys = Keyring(self._file.read())
+    def start(self) -> None:
+        """Take over the keys of the other workers, else those of the file. Raises KeysError."""
+        keys = self._shared.read() if self._shared else None
+        if keys is None:
+            self.load()
+        else:
+            self._gate.keys = Keyring(keys)
+
+    def load(self) -> str:
+        """Take over the keys of the file, and return what that changes.
+
+        Raises KeysError, and changes nothing.
+        """
+        keys, signature = self._file.load()
+        changes = _changes(self._gate.keys or Keyring(), keys)
+        self._gate.keys = Keyring(keys)
         self._seen = signature
+        if self._shared:
+            self._shared.write(keys)
+        return changes
 
     async def follow(self) -> None:
         """Look for changes from now on. A file that cannot be used is logged once, and tried on."""
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, "keys")  # its own: requests may keep the others busy
         problem = ""
+        changing: Signature | None = _NO_STATE
         while True:
             await asyncio.sleep(_POLL_S)
-            if await loop.run_in_executor(thread, self._file.signature) == self._seen:
+            signature = await loop.run_in_executor(thread, self._file.signature)
+            if signature == self._seen or signature != changing:
+                changing = signature  # it may still be written
                 continue
             try:
-                await loop.run_in_executor(thread, self.load)
+                changes = await loop.run_in_executor(thread, self.load)
             except KeysError as error:
                 if problem != str(error):
                     problem = str(error)
-                    log.error("%s The keys from before stay in force.", problem)
-            else:
-                problem = ""
-                log.info("The file of keys has changed, and counts from now on.")
+                    if await loop.run_in_executor(thread, self._is_news, f"{signature} {problem}"):
+                        log.error("%s The keys from before stay in force.", problem)
+                continue
+            problem = ""
+            if await loop.run_in_executor(thread, self._is_news, f"{self._seen}"):
+                if changes:
+                    log.info("The file of keys has changed, and counts from now on: %s.", changes)
+                exposure = await loop.run_in_executor(thread, lambda: self._file.exposure)
+                if exposure and exposure != self._exposure:
+                    log.warning("%s", exposure)
+                self._exposure = exposure
+
+    def _is_news(self, text: str) -> bool:
+        return self._shared is None or self._shared.is_news(text)
+
+
+def _changes(before: Keyring, after: Sequence[Key]) -> str:
+    """Which entries are added, changed and removed, by their names; empty if none is."""
+    old = {key.name: key for key in before}
+    new = {key.name: key for key in after}
+    changes = (
+        ("added", [name for name in new if name not in old]),
+        ("changed", [name for name in new if name in old and new[name] != old[name]]),
+        ("removed", [name for name in old if name not in new]),
+    )
+    return "; ".join(
+        f"{len(names)} {what} ({excerpt(', '.join(names))})" for what, names in changes if names
+    )

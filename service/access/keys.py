@@ -7,9 +7,11 @@ can carry it:
     NAME SCOPES EXPIRES certificate:NAME-IN-THE-CERTIFICATE
 
 SCOPES are separated by commas. EXPIRES is a time in UTC (2027-01-31T00:00:00Z) or `never`. Empty
-lines and lines that begin with # do not count. A key is 256 random bits, and only its SHA-256 is
-kept. There is no way back from that to such a key, so neither a salt nor a slow hash would add
-anything, and a request costs one SHA-256 (docs/decisions/keys.md).
+lines and lines that begin with # do not count. A line with a certificate ends with a line feed,
+also as the last one: without it, the file may have been read while it was written, and the name
+may lack its end. A key is 256 random bits, and only its SHA-256 is kept. There is no way back from
+that to such a key, so neither a salt nor a slow hash would add anything, and a request costs one
+SHA-256 (docs/decisions/keys.md).
 """
 
 from __future__ import annotations
@@ -186,6 +188,10 @@ class Keyring:
     def __len__(self) -> int:
         return len(self.by_digest) + len(self.by_certificate)
 
+    def __iter__(self) -> Iterator[Key]:
+        yield from self.by_digest.values()
+        yield from self.by_certificate.values()
+
     def has(self, key: Key) -> bool:
         """Whether the file still has this entry, unchanged."""
         if key.digest:
@@ -211,26 +217,58 @@ class KeysFile:
     def signature(self) -> Signature | None:
         """The state of the file; None if there is none. Takes some microseconds."""
         try:
-            status = self.path.stat()
+            return _signature(self.path.stat())
         except OSError:
             return None
-        return Signature(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def read(self) -> list[Key]:
-        """The entries. Raises KeysError."""
+        """The entries. Raises KeysError, also for a file that is being written."""
+        return self.load()[0]
+
+    def load(self) -> tuple[list[Key], Signature]:
+        """The entries, and the state of the file that has them. Raises as `read`."""
         try:
-            with self.path.open("rb") as file:
-                content = file.read(_MOST_BYTES + 1)
+            # Opening a pipe would otherwise wait for its other end.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                before, content = os.fstat(descriptor), b""
+                is_file = stat.S_ISREG(before.st_mode)
+                if is_file:
+                    with open(descriptor, "rb", closefd=False) as file:
+                        content = file.read(_MOST_BYTES + 1)
+                after = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
-            remedy = "; make one with mnist-keys add" if error.errno == errno.ENOENT else ""
+            remedy = ""
+            if error.errno == errno.ENOENT:
+                remedy = "; make one with mnist-keys add"
+            elif isinstance(error, PermissionError):
+                remedy = f"; let the server's user ({os.geteuid()}) read it"
             raise KeysError(
                 f"The file of keys {self.path} (keys_file) cannot be read: "
                 f"{error.strerror}{remedy}."
             ) from None
         try:
+            if not is_file:
+                raise KeysError("it is no regular file.")
             if len(content) > _MOST_BYTES:
                 raise KeysError(f"it is larger than {_MOST_BYTES} bytes.")
-            return parse(content.decode("ascii"))
+            if not content:
+                raise KeysError(
+                    "it is empty, as if it were still being written; if nobody may call, write a "
+                    "comment (#) into it."
+                )
+            keys = parse(content.decode("ascii"))
+            if _signature(before) != _signature(after):
+                raise KeysError("it is being written.")
+            last = content.rpartition(b"\n")[2]
+            if b"certificate:" in last and not last.lstrip().startswith(b"#"):
+                raise KeysError(
+                    "its last line has no end, as if it were still being written; end it with a "
+                    "line feed."
+                )
+            return keys, _signature(after)
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
             reason = f"line {line}: it is not ASCII."
@@ -260,8 +298,9 @@ class KeysFile:
         path = self.path.resolve()
         try:
             with _lock(path.parent):
-                before = path.read_text("ascii") if path.exists() else _HEADER
-                old = self.read() if path.exists() else []
+                is_new = not path.exists() or path.stat().st_size == 0
+                before = _HEADER if is_new else path.read_text("ascii")
+                old = [] if is_new else self.read()
                 keys = change(list(old))
                 kept = {key.name for key in keys} & {key.name for key in old}
                 lines = [
@@ -277,6 +316,44 @@ class KeysFile:
             raise KeysError(
                 f"The file of keys {path} cannot be written: {error.strerror}."
             ) from None
+
+
+class SharedKeys:
+    """The keys that the workers of a server have, in a folder of their own.
+
+    A worker that starts has them at once, whatever state the file of keys is in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "keys"
+        self._said = folder / "keys-said"
+
+    def read(self) -> list[Key] | None:
+        """The keys of the other workers; None if there are none yet."""
+        try:
+            return parse(self._path.read_text("ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def write(self, keys: Iterable[Key]) -> None:
+        """Keep the keys of this worker for others."""
+        try:
+            _write(self._path, "".join(f"{key.line}\n" for key in keys))
+        except OSError:  # the disk is full; none are better than old ones
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def is_news(self, text: str) -> bool:
+        """Whether no worker has said this last; the one that is told so says it."""
+        with contextlib.suppress(OSError, ValueError), _lock(self._said.parent):
+            if self._said.exists() and self._said.read_text("utf-8") == text:
+                return False
+            self._said.write_text(text, "utf-8")
+        return True
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return Signature(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @contextlib.contextmanager

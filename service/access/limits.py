@@ -10,7 +10,8 @@ entry.
 The settings are for the server. Each worker enforces its share, the settings divided by the number
 of workers, without asking the others: together they never let through more. The kernel spreads
 connections over workers, so a caller with fewer connections than workers gets less, at worst the
-share of one worker.
+share of one worker. A share is at least one request and one image: where a burst is smaller than
+the number of workers, they let through one each (`small_bursts`).
 
 Memory is bounded by the number of buckets. A new caller takes the place of the one with the fullest
 bucket among the `_LOOKED_AT` that were used least recently: it loses next to nothing. A flood of
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from time import monotonic
 
@@ -128,6 +129,27 @@ class Limits:
                 f"Each caller may send {self._rates[1]:g} images per second "
                 "(max_images_per_second)",
                 wait,
+            )
+
+
+def small_bursts(settings: Settings) -> Iterator[str]:
+    """A sentence on each burst that is larger than the settings say."""
+    for what, rate, rate_name, burst, burst_name in (
+        (
+            *("requests", settings.max_requests_per_second, "max_requests_per_second"),
+            *(settings.request_burst, "request_burst"),
+        ),
+        (
+            *("images", settings.max_images_per_second, "max_images_per_second"),
+            *(settings.image_burst, "image_burst"),
+        ),
+    ):
+        asked, name = (burst, burst_name) if burst else (rate, rate_name)
+        if rate and asked < settings.workers:
+            yield (
+                f"Each of {settings.workers} workers lets one of a caller's {what} through at "
+                f"once, together more than the {asked:g} of {name}; use fewer workers, or raise "
+                f"{name}."
             )
 
 

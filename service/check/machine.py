@@ -14,6 +14,7 @@ from pathlib import Path
 
 from service import probe
 from service.access.keys import KeysError, KeysFile
+from service.access.limits import small_bursts
 from service.access.tls import SOON_DAYS, Tls
 from service.check import cgroup
 from service.check.finding import Finding, count, error, ok, warning
@@ -54,7 +55,9 @@ def network(settings: Settings) -> Iterator[Finding]:
 
 
 def access(settings: Settings) -> Iterator[Finding]:
-    """Who may call, and whether the file of keys can be used."""
+    """Who may call, how often, and whether the file of keys can be used."""
+    for excess in small_bursts(settings):
+        yield _with_remedy("limits", excess)
     if not settings.keys_file:
         if not is_loopback(settings.host) and settings.tls_client_auth != "required":
             yield warning(
@@ -70,14 +73,19 @@ def access(settings: Settings) -> Iterator[Finding]:
         yield error("keys_file", str(refused), "Correct it, or make one with mnist-keys add.")
         return
     if exposure := file.exposure:
-        problem, _, remedy = exposure.partition("; ")
-        yield warning("keys_file", f"{problem}.", f"{remedy[:1].upper()}{remedy[1:]}")
+        yield _with_remedy("keys_file", exposure)
     elif keys:
         yield ok("keys_file", f"{settings.keys_file} lets {count(len(keys), 'caller')} in.")
     else:
         yield warning(
             "keys_file", f"{settings.keys_file} has no entry.", "Add one with mnist-keys add."
         )
+
+
+def _with_remedy(subject: str, sentence: str) -> Finding:
+    """A warning of a sentence that says what to do after its semicolon."""
+    problem, _, remedy = sentence.partition("; ")
+    return warning(subject, f"{problem}.", f"{remedy[:1].upper()}{remedy[1:]}")
 
 
 def tls(settings: Settings) -> Iterator[Finding]:

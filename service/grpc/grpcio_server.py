@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,8 +28,15 @@ from service.core.trace import Trace
 from service.grpc.answering import MESSAGE_SLACK, Calls, Rpc, Unary
 from service.settings import Settings
 
+# How long a stop waits for what has no call: half-sent messages, and connections that say nothing.
+_LINGER_S = 1.0
+_WATCH_S = 0.1  # between two looks whether grpcio still serves
+_RETRY_S = 1.0  # between two attempts to start it again
+_REMINDER_S = 60.0  # between two log lines that it did not
 # Longer times are taken for never.
 _LONGEST_MS = 2**31 - 1
+
+log = logging.getLogger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -47,7 +56,27 @@ class GrpcioServer:
         self._calls = calls
         self._budget = budget
         self._callers = callers
-        self._server = grpc.aio.server(
+        self._settings = settings
+        self._open: set[_Context] = set()  # the calls that have a handler
+        self._handlers: grpc.GenericRpcHandler = _Handlers(rpcs, self._unary, self._stream)
+        if calls.gate is not None:
+            self._handlers = _GatedHandlers(partial(self._gated, calls.gate), rpcs)
+        self._credentials: grpc.ServerCredentials | None = None
+        if tls is not None:
+            pair = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
+            self._credentials = grpc.ssl_server_credentials(
+                [pair],
+                Path(tls.client_ca).read_bytes() if tls.client_ca else None,
+                require_client_auth=settings.tls_client_auth == "required",
+            )
+        self._server = self._bound()
+        self._watching: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Future[None]] = set()
+
+    def _bound(self) -> grpc.aio.Server:
+        """A server of grpcio on the port. Raises RuntimeError."""
+        settings = self._settings
+        server = grpc.aio.server(
             options=[
                 # Every worker binds the port; the kernel spreads connections over them.
                 ("grpc.so_reuseport", 1),
@@ -62,29 +91,64 @@ class GrpcioServer:
             ],
             maximum_concurrent_rpcs=settings.max_open_calls,
         )
-        handlers: grpc.GenericRpcHandler = _Handlers(rpcs, self._unary, self._stream)
-        if calls.gate is not None:
-            handlers = _GatedHandlers(partial(self._gated, calls.gate), rpcs)
-        self._server.add_generic_rpc_handlers((handlers,))
+        server.add_generic_rpc_handlers((self._handlers,))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"{host}:{settings.grpc_port}"
-        if tls is None:
-            self._server.add_insecure_port(address)
+        if self._credentials is None:
+            server.add_insecure_port(address)
         else:
-            pair = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
-            credentials = grpc.ssl_server_credentials(
-                [pair],
-                Path(tls.client_ca).read_bytes() if tls.client_ca else None,
-                require_client_auth=settings.tls_client_auth == "required",
-            )
-            self._server.add_secure_port(address, credentials)
+            server.add_secure_port(address, self._credentials)
+        return server
 
     async def start(self) -> None:
         await self._server.start()
+        self._watching = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        """Start grpcio again when it has ended by itself.
+
+        It does so, for good, at a call whose path is not UTF-8 (seen with grpcio 1.85), and anyone
+        can make one. The calls that run then are finished.
+        """
+        loop = asyncio.get_running_loop()
+        silent_until = 0.0
+        while True:
+            still_serves = False
+            with contextlib.suppress(Exception):  # it raises what has ended the server
+                still_serves = await self._server.wait_for_termination(_WATCH_S)
+            if still_serves:
+                continue
+            if loop.time() >= silent_until:
+                silent_until = loop.time() + _REMINDER_S
+                log.error(
+                    "grpcio ended by itself, as it does at a call whose path is not UTF-8, and is "
+                    "started again; the server's own gRPC (fast_grpc true) answers such a call."
+                )
+            stopping = asyncio.ensure_future(self._server.stop(self._settings.stop_timeout))
+            self._ending.add(stopping)
+            stopping.add_done_callback(self._ending.discard)
+            try:
+                self._server = self._bound()
+                await self._server.start()
+            except Exception as error:  # grpcio's own errors have no common base
+                log.error("The gRPC port cannot be opened again: %s.", error)
+                await asyncio.sleep(_RETRY_S)
 
     async def stop(self, timeout: float) -> None:
-        """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
-        await self._server.stop(timeout)
+        """Refuse new calls at once; give those in flight `timeout` seconds to finish.
+
+        grpcio also waits for connections without calls, some for as long as their handshake may
+        take. The worker exits without them.
+        """
+        loop = asyncio.get_running_loop()
+        if self._watching is not None:
+            self._watching.cancel()
+        stopping = asyncio.ensure_future(self._server.stop(timeout))
+        least = loop.time() + _LINGER_S
+        while not stopping.done() and loop.time() < least + timeout:
+            await asyncio.wait([stopping], timeout=0.05)
+            if not self._open and loop.time() >= least:
+                break
 
     async def _gated(
         self,
@@ -104,7 +168,7 @@ class GrpcioServer:
             identity = self._calls.admit(
                 gate,
                 rpc,
-                self._request_id(context),
+                self._begin(context),
                 authorization=values("authorization"),
                 api_keys=values("x-api-key"),
                 caller=self._caller(context),
@@ -134,7 +198,7 @@ class GrpcioServer:
     async def _unary(
         self, rpc: Rpc, content: bytes, context: _Context, identity: Identity | None = None
     ) -> bytes:
-        request_id = self._request_id(context)
+        request_id = self._begin(context)
         budget = self._budget
         # grpcio has received the whole message before this: it can only be refused.
         budget.used += len(content)
@@ -163,7 +227,7 @@ class GrpcioServer:
         context: _Context,
         identity: Identity | None = None,
     ) -> AsyncIterator[bytes]:
-        request_id = self._request_id(context)
+        request_id = self._begin(context)
         ends_with_error = _metadata(context).get("triton_grpc_error") == "true"
         answers = self._calls.stream(
             rpc,
@@ -198,7 +262,13 @@ class GrpcioServer:
         )
         return traces.begin(parents, states)
 
-    def _request_id(self, context: _Context) -> str:
+    def _begin(self, context: _Context) -> str:
+        """Count a call, and return the id of its request."""
+        if context not in self._open:
+            self._open.add(context)
+            # The type of a callback in the stubs has no function as a value.
+            ended: Any = self._open.discard
+            context.add_done_callback(ended)
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))
         context.set_trailing_metadata((("x-request-id", request_id),))
         return request_id

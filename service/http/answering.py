@@ -76,6 +76,8 @@ class HttpApp:
         self._exact = {
             (m.route.method, m.route.path): m for m in matches if "<" not in m.route.path
         }
+        # The paths that take `?timeout=`.
+        self.timed = {m.route.path for m in matches if m.route.needs is Digits}
         # Paths with parameters, in the order of the table, as regular expressions.
         self._patterns = [
             (re.compile(re.sub(r"<(\w+)>", r"(?P<\1>[^/]+)", match.route.path)), match)

@@ -12,6 +12,9 @@ Requests whose bodies are still arriving are in flight, and a client that stops 
 nothing. So at the limit, while others wait, slow bodies keep half of the places: beyond that, those
 that have been silent for longest are refused, and their connections end with the answer.
 
+A connection that sent nothing is one to which nothing was sent. With TLS that is not so: a
+handshake sends something. There the front notes which clients have made a request.
+
 Source: Linux, struct tcp_info in include/uapi/linux/tcp.h.
 """
 
@@ -63,9 +66,11 @@ class _Open(NamedTuple):
     client_port: int
     idle: float  # since bytes last came or went
     unanswered: float  # since it was made, if nothing was sent to it yet; else 0
+    unsent: float  # since anything was sent to it
     unread: (
         float  # since a part of an answer was sent, if the client does not take the rest; else 0
     )
+    is_heard: bool = True  # False if it is known that no request has come
 
 
 class Bodies(Protocol):
@@ -81,11 +86,16 @@ class Bodies(Protocol):
 class Connections:
     """The HTTP connections of one worker; lives on its event loop.
 
-    `in_flight` holds the client (ADDRESS:PORT) of every request that is not answered.
+    `in_flight` holds the client (ADDRESS:PORT) of every request that is not answered, and `heard`
+    those of all requests so far: without TLS it is None. Closed connections are taken out of it.
     """
 
     def __init__(
-        self, settings: Settings, in_flight: Mapping[Any, str], bodies: Bodies | None = None
+        self,
+        settings: Settings,
+        in_flight: Mapping[Any, str],
+        bodies: Bodies | None = None,
+        heard: set[str] | None = None,
     ) -> None:
         self._port = settings.http_port
         self._max_connections = settings.max_connections
@@ -94,6 +104,7 @@ class Connections:
         self._body_timeout = settings.body_timeout
         self._in_flight = in_flight
         self._bodies = bodies
+        self._heard = heard
         self._listener: int | None = None
         # Its own: under load, the threads of the default executor have much to do.
         self._thread = ThreadPoolExecutor(1, "connections")
@@ -118,8 +129,20 @@ class Connections:
     async def sweep(self, newcomers: int = 0) -> None:
         """Close what is too long idle, and at the limit the idlest ones for `newcomers`."""
         loop = asyncio.get_running_loop()
+        heard = {_port(client): client for client in self._heard or ()}
         connections = await loop.run_in_executor(self._thread, self._scan)
-        in_use = {int(client.rpartition(":")[2] or 0) for client in self._in_flight.values()}
+        if self._heard is not None:
+            # Of those from before the scan: it may have missed newer connections.
+            closed = heard.keys() - {each.client_port for each in connections}
+            self._heard -= {heard[port] for port in closed}
+            heard_now = {_port(client) for client in self._heard}
+            connections = [
+                each
+                if each.client_port in heard_now
+                else each._replace(unanswered=each.unsent, is_heard=False)
+                for each in connections
+            ]
+        in_use = {_port(client) for client in self._in_flight.values()}
         idle = [each for each in connections if each.client_port not in in_use]
         room = newcomers if len(connections) >= self._max_connections else 0
         for connection in sorted(idle, key=lambda each: each.idle, reverse=True):
@@ -141,10 +164,7 @@ class Connections:
 
     def _refuse_slow(self, bodies: Bodies, room: int, connections: Mapping[int, _Open]) -> None:
         """Refuse bodies that are slow, beyond half of the places; at most `room` of them."""
-        slow = {
-            int(client.rpartition(":")[2] or 0): client
-            for client in bodies.slow_clients(_LEAST_IDLE_S)
-        }
+        slow = {_port(client): client for client in bodies.slow_clients(_LEAST_IDLE_S)}
         silent = sorted(slow.keys() & connections.keys(), key=lambda port: connections[port].idle)
         for port in silent[max(1, self._max_connections // 2, len(silent) - room) :]:
             bodies.give_way(slow[port])
@@ -179,6 +199,10 @@ class Connections:
         return found
 
 
+def _port(client: str) -> int:
+    return int(client.rpartition(":")[2] or 0)
+
+
 @contextlib.contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
     """A socket object for a descriptor of Granian, which stays open.
@@ -203,8 +227,9 @@ def _connection_of(descriptor: int, borrowed: socket.socket) -> _Open | None:
         return None
     idle = min(info.since_sent, info.since_received) / 1000
     unanswered = 0 if info.bytes_acked else info.since_sent / 1000
-    unread = info.since_sent / 1000 if info.bytes_unsent else 0
-    return _Open(descriptor, borrowed.getpeername()[1], idle, unanswered, unread)
+    unsent = info.since_sent / 1000
+    unread = unsent if info.bytes_unsent else 0
+    return _Open(descriptor, borrowed.getpeername()[1], idle, unanswered, unsent, unread)
 
 
 def _close(connection: _Open) -> bool:
@@ -218,6 +243,8 @@ def _close(connection: _Open) -> bool:
         now = _connection_of(own, same)
         if now is None or now.client_port != connection.client_port:
             return False
+        if not connection.is_heard:
+            now = now._replace(unanswered=now.unsent)
         is_unread = now.unread >= connection.unread > 0
         if is_unread:  # the kernel drops the rest of the answer when Granian closes the connection
             same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

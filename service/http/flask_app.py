@@ -142,6 +142,7 @@ def _request(body: bytes) -> HttpRequest:
         query=query,
         caller=request.environ.get("mnist.caller", ""),
         trace=request.environ.get("mnist.trace"),
+        arrived=request.environ.get("mnist.arrived", 0.0),
     )
 
 

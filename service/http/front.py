@@ -23,6 +23,7 @@ from service.access.origins import ANY_ORIGIN, Header, Origins
 from service.core.budget import Budget, Claim
 from service.core.callers import Callers
 from service.core.errors import (
+    DeadlineExceeded,
     Forbidden,
     InvalidArgument,
     Overloaded,
@@ -33,6 +34,7 @@ from service.core.errors import (
 )
 from service.core.trace import Trace
 from service.http.answering import HttpApp, Match
+from service.http.digits import timeout_of
 from service.http.message import HttpRequest, HttpResponse
 from service.observe.traces import Traces
 
@@ -60,6 +62,7 @@ class HttpFront:
         fast_lane: bool,
         callers: Callers,
         origins: Origins | None = None,
+        notes_clients: bool = False,
     ) -> None:
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
@@ -70,6 +73,8 @@ class HttpFront:
         self._known_hosts = self._origins.known_hosts
         # The client (ADDRESS:PORT) of each request that is not answered.
         self.in_flight: dict[HTTPProtocol, str] = {}
+        # The clients of all requests so far, if `notes_clients`; `http.connections` prunes it.
+        self.heard: set[str] | None = set() if notes_clients else None
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
         # When the body of each task began to arrive, and for which request. The errors of tasks
         # that are cancelled because their bodies take too long.
@@ -88,9 +93,13 @@ class HttpFront:
         self._loop = asyncio.get_running_loop()
         self._sweep()
 
-    async def __call__(self, scope: Scope, protocol: HTTPProtocol) -> None:
+    async def __call__(  # noqa: PLR0912 - one story; a helper would cost time in every request
+        self, scope: Scope, protocol: HTTPProtocol
+    ) -> None:
         """Answer one request (RSGI's callable)."""
         client = self.in_flight[protocol] = scope.client
+        if self.heard is not None:
+            self.heard.add(client)
         try:
             headers = scope.headers
             peer = client.rpartition(":")[0]
@@ -117,8 +126,12 @@ class HttpFront:
                 await self._answer_unread(scope, protocol, refusal)
                 return
             trace = None if self._traces is None else _begin(self._traces, headers)
+            query = scope.query_string
+            is_timed = query and "timeout" in query and scope.path in self._app.timed
+            timeout = timeout_of(query) if is_timed else 0.0
+            arrived = self._loop.time() if timeout else 0.0
             try:
-                body, claim = await self._body(scope, protocol, headers)
+                body, claim = await self._body(scope, protocol, headers, timeout)
             except ServiceError as error:
                 response = await self._refuse(scope, error, caller, trace=trace)
             else:
@@ -129,9 +142,10 @@ class HttpFront:
                         scope.path,
                         headers.get,
                         body,
-                        scope.query_string,
+                        query,
                         caller,
                         trace,
+                        arrived,
                     )
                     answer = await self._app.answer(request, match) if self._fast_lane else None
                     if answer is None:
@@ -165,7 +179,7 @@ class HttpFront:
                         "name, not if it has *."
                     )
         except Forbidden as error:
-            await self._answer_unread(scope, protocol, await self._app.refuse(request, error))
+            await self._refuse_caller(scope, protocol, error, caller)
             return None
         if request.method == "OPTIONS" and header("access-control-request-method"):
             answer = await self._app.preflight(request)
@@ -212,13 +226,24 @@ class HttpFront:
             await self._answer_unread(scope, protocol, response)
             return None
         except ServiceError as error:
-            has_body = headers.get("content-length", "0") != "0"
-            has_body |= "transfer-encoding" in headers
-            response = await self._refuse(scope, error, caller, has_body)
-            response.headers.extend(cors)
-            protocol.response_bytes(response.status, response.headers, response.body)
+            await self._refuse_caller(scope, protocol, error, caller, cors)
             return None
         return identity, match
+
+    async def _refuse_caller(
+        self,
+        scope: Scope,
+        protocol: HTTPProtocol,
+        error: ServiceError,
+        caller: str,
+        cors: tuple[Header, ...] = (),
+    ) -> None:
+        """Refuse a request that its sender may not make. Nothing of its body is read."""
+        headers = scope.headers
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        response = await self._refuse(scope, error, caller, has_body)
+        response.headers.extend(cors)
+        protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _answer_unread(
         self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
@@ -226,7 +251,8 @@ class HttpFront:
         """Answer a request without its body.
 
         A small body is read, so that the connection can be used again: hyper closes it unless all
-        of the body has arrived.
+        of the body has arrived. A caller that sends too much would otherwise connect again for
+        each request. It has as long as for any other body.
         """
         headers = scope.headers
         if int(headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
@@ -268,12 +294,13 @@ class HttpFront:
         )
 
     async def _body(
-        self, scope: Scope, protocol: HTTPProtocol, headers: Headers
+        self, scope: Scope, protocol: HTTPProtocol, headers: Headers, timeout: float = 0.0
     ) -> tuple[bytes, Claim | None]:
         """The whole body, and its claim unless it is small and only counted.
 
         Raises RequestTooLarge before reading past the limit, RequestTimeout if the body is late,
-        InvalidArgument if it is cut short, InFlightLimit if there is no room for it.
+        InvalidArgument if it is cut short, InFlightLimit if there is no room for it, and
+        DeadlineExceeded after `timeout` seconds, if that is not 0.
         """
         length = headers.get("content-length")
         size = -1 if length is None else int(length)
@@ -284,6 +311,10 @@ class HttpFront:
         task = asyncio.current_task()
         assert task is not None
         self._receiving[task] = self._loop.time(), protocol
+        timer = None
+        if timeout:
+            passed = DeadlineExceeded.of("timeout")
+            timer = self._loop.call_later(timeout, self._give_up, task, passed)
         try:
             if 0 <= size <= _WHOLE_BYTES:
                 body = await protocol()
@@ -305,6 +336,8 @@ class HttpFront:
             raise error from None
         finally:
             del self._receiving[task]
+            if timer is not None:
+                timer.cancel()
 
     async def _in_chunks(
         self, scope: Scope, protocol: HTTPProtocol, size: int, task: asyncio.Task[None]
@@ -435,6 +468,7 @@ def _environ(scope: Scope, request: HttpRequest, identity: Identity | None) -> d
         "mnist.caller": request.caller,
         "mnist.identity": identity,
         "mnist.trace": request.trace,
+        "mnist.arrived": request.arrived,
     }
     for name, value in scope.headers.items():
         key = name.upper().replace("-", "_")

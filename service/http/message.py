@@ -30,6 +30,7 @@ class HttpRequest(NamedTuple):
     query: str = ""
     caller: str = ""  # see core.callers
     trace: Trace | None = None  # None for a request that is not traced
+    arrived: float = 0.0  # when its headers had arrived, in loop time, if it has a `?timeout=`
 
 
 class HttpResponse(NamedTuple):

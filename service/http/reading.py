@@ -24,7 +24,7 @@ async def read(digits: Digits, request: HttpRequest, deadline: float | None = No
     """
     query = query_of(request)
     if deadline is None and "timeout" in query:
-        return await within(query["timeout"], partial(read, digits, request))
+        return await within(query["timeout"], partial(read, digits, request), request.arrived)
     model, version = query.get("model", ""), query.get("version", "")
     content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
     picture: Picture | None = request.body

@@ -4,6 +4,10 @@ Error messages quote what clients send. Unescaped, the name of a model could for
 part of one, or send commands to the terminal. So both formats escape every character that Python
 does not count as printable (str.isprintable): control characters, line and paragraph separators,
 marks that change the direction of the text. A traceback is part of its line.
+
+Messages may also quote a key that a client put into the wrong place: a path, a request id, the name
+of a model. Both formats mask what looks like a key of mnist-keys, or follows `Bearer`, wherever it
+is. Whatever of a library quotes raw headers is not written at all.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -20,11 +25,28 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
+from service.access.keys import KEY_PREFIX
 from service.observe.stderr import StderrHandler
 from service.settings import Settings
 
 request_log = logging.getLogger("service.requests")
 log = logging.getLogger(__name__)
+
+# A key of mnist-keys has 43 characters after its prefix; names of models and metrics have fewer.
+# A quotation may have cut off its last ones.
+_CREDENTIAL = re.compile(
+    rf"(?P<key>{KEY_PREFIX})[\w-]{{40,}}|(?P<scheme>\bbearer(?: |\t|\\t)+)[^\s\"'\\]{{16,}}",
+    re.ASCII | re.IGNORECASE,
+)
+_MASK = "***"
+
+
+def masked(text: str) -> str:
+    """The text without the credentials that can be recognised as such."""
+    lower = text.lower()  # nearly every line is done with this; the expression takes 4 us
+    if KEY_PREFIX not in lower and "bearer" not in lower:
+        return text
+    return _CREDENTIAL.sub(lambda match: (match["key"] or match["scheme"]) + _MASK, text)
 
 
 def _printable(text: str, escape: Callable[[str], str]) -> str:
@@ -62,7 +84,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _printable(json.dumps(line, ensure_ascii=False, default=str), _escape_json)
+        text = masked(json.dumps(line, ensure_ascii=False, default=str))
+        return _printable(text, _escape_json)
 
 
 class TextFormatter(logging.Formatter):
@@ -78,7 +101,7 @@ class TextFormatter(logging.Formatter):
         return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
 
     def format(self, record: logging.LogRecord) -> str:
-        return _printable(super().format(record), _escape_text)
+        return _printable(masked(super().format(record)), _escape_text)
 
 
 def stderr_handler(stream: TextIO) -> logging.Handler:
@@ -92,7 +115,24 @@ def stderr_handler(stream: TextIO) -> logging.Handler:
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
-    return StderrHandler(stream)
+    handler = StderrHandler(stream)
+    handler.addFilter(_quotes_no_header)
+    return handler
+
+
+def _quotes_no_header(record: logging.LogRecord) -> bool:
+    """Whether a record may be written: grpcio quotes headers that are not UTF-8, as bytes.
+
+    Such a header may be a key with one byte too many. Anyone can send it, and the gate answers it.
+    Of such a path, asyncio quotes the error, and so the path, when grpcio's task has failed.
+    """
+    if not record.name.startswith(("grpc", "asyncio")):
+        return True
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    error = record.exc_info[1] if record.exc_info else None
+    return not any(
+        isinstance(each, bytes | UnicodeError) for each in (record.msg, error, *arguments)
+    )
 
 
 def _log_warning(

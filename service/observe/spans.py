@@ -22,10 +22,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from threading import Thread
+from typing import Any
 
+import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import PROCESS_PID, SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -38,15 +42,23 @@ from service import __version__
 from service.core.errors import excerpt
 from service.core.trace import MOST_STEPS, Batch, Trace
 from service.observe import metrics
+from service.observe.logs import masked
 from service.observe.traces import Traces
 
 log = logging.getLogger(__name__)
 
 _BATCH = 64  # traces per export; encoding more would hold Python's global lock for long
 _REMINDER_S = 60.0  # between two lines about a collector that takes no traces
-_FLUSH_S = 5.0
+# Of the flush at a stop. The supervisor takes a worker for hung whose loop is silent for 5 s.
+_FLUSH_S = 3.0
 _FAILING_FLUSH_S = 0.5  # while the collector takes no traces
 _LONGEST_PROBLEM = 300  # characters
+_LONGEST_ANSWER = 64 * 1024  # bytes that are read of the collector's answer
+_CREDENTIAL_PROVIDERS = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+)
+_PASSWORD = re.compile(r"//[^/@\s]*@")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
 # The codes of gRPC that the conventions count as errors of the server.
@@ -70,13 +82,15 @@ class SpanExporter:
     def __init__(self, traces: Traces) -> None:
         self._traces = traces
         self._delay_s = _milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5000) / 1000
+        self._problem = _Problem()
         try:
-            self._exporter = OTLPSpanExporter()
+            self._exporter = OTLPSpanExporter(session=_session(self._problem.note))
         except Exception as error:  # it raises what its parts raise
+            self._problem.note(str(error))
+        if self._problem.text:
             raise RuntimeError(
-                f"the variables OTEL_EXPORTER_OTLP_* cannot be used: {excerpt(error)}"
-            ) from error
-        self._problem = _LastMessage()
+                f"the variables OTEL_EXPORTER_OTLP_* cannot be used: {excerpt(self._problem.text)}"
+            )
         self._resource = _resource()
         self._scope = InstrumentationScope("mnist-service", __version__)
         self._counted = 0  # of `traces.lost`
@@ -88,10 +102,15 @@ class SpanExporter:
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """Export what has ended, for at most this long; a collector that fails gets less time."""
+        """Export what has ended, for at most this long; a collector that fails gets less time.
+
+        It blocks; call it off the event loop.
+        """
         self._stops = True
         self._traces.is_due.set()
         self._thread.join(min(seconds, _FAILING_FLUSH_S if self._is_failing else _FLUSH_S))
+        if self._thread.is_alive() and not self._is_failing:
+            log.warning("The last traces are lost: the collector does not take them in time.")
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
     def _run(self) -> None:
@@ -110,6 +129,7 @@ class SpanExporter:
             metrics.traces_dropped("queue", lost)
 
     def _export(self, ended: list[Trace]) -> None:
+        self._problem.text = ""
         try:
             spans = [span for trace in ended for span in self.spans(trace)]
             is_sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
@@ -184,7 +204,7 @@ class SpanExporter:
     def _server_span(
         self, trace: Trace, own: SpanContext, at: Callable[[float], int]
     ) -> ReadableSpan:
-        attributes: dict[str, str | int] = {"mnist.request_id": trace.request_id}
+        attributes: dict[str, str | int] = {"mnist.request_id": masked(trace.request_id)}
         if trace.method:
             method = trace.method if trace.method in _METHODS else "_OTHER"
             route = trace.route.replace("<", "{").replace(">", "}")
@@ -280,6 +300,55 @@ def _resource() -> Resource:
     return resource
 
 
+class _Session(requests.Session):
+    """Tells `note` why a request fails; of some failures, OpenTelemetry logs no cause."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._note = note
+        self.hooks["response"].append(_examined)
+
+    def request(self, *arguments: Any, **options: Any) -> requests.Response:
+        try:
+            response = super().request(*arguments, **options)
+        except Exception as error:
+            self._note(str(error))
+            raise
+        if not response.ok:
+            self._note(f"the collector answers {response.status_code} {response.reason}")
+        return response
+
+
+def _session(note: Callable[[str], None]) -> requests.Session | None:
+    """What the exporter sends with; None leaves it to the variables for a credential provider."""
+    if any(os.environ.get(name) for name in _CREDENTIAL_PROVIDERS):
+        return None
+    return _Session(note)
+
+
+def _examined(response: requests.Response, **_: object) -> requests.Response:
+    """An answer of the collector, of which nobody reads more than the status and the headers.
+
+    The exporter takes a redirect for a success. Following it would send the traces, and the
+    headers with the credentials for the collector, to wherever it points. It also reads the whole
+    body, which may never end: a long one is dropped with its connection.
+    """
+    if 300 <= response.status_code < 400:
+        response.close()
+        raise requests.TooManyRedirects(
+            f"the collector answers {response.status_code}, a redirect, which is not followed; set "
+            "OTEL_EXPORTER_OTLP_ENDPOINT to where it points"
+        )
+    length = response.headers.get("content-length", "")
+    if length.isdecimal() and int(length) <= _LONGEST_ANSWER:
+        return response
+    response.close()
+    shortened = requests.Response()
+    shortened.status_code, shortened.reason = response.status_code, response.reason
+    shortened.headers, shortened.raw = response.headers, BytesIO()
+    return shortened
+
+
 def _milliseconds(variable: str, default: int) -> int:
     """The value of an environment variable of OpenTelemetry. Raises RuntimeError."""
     text = os.environ.get(variable, "")
@@ -288,10 +357,12 @@ def _milliseconds(variable: str, default: int) -> int:
     return int(text or default)
 
 
-class _LastMessage(logging.Handler):
-    """Keeps what OpenTelemetry logs from the log: one line of ours says how the export goes.
+class _Problem(logging.Handler):
+    """Why the traces could not be exported: `text` is what was noted first since it was empty.
 
-    Its own lines come with every attempt, and quote the headers of callers.
+    The first attempt has all of its time, and says more than the last. What OpenTelemetry logs is
+    kept from the log, where one line of ours says how the export goes: its own come with every
+    attempt, and quote headers, those of callers and those with the credentials for the collector.
     """
 
     def __init__(self) -> None:
@@ -301,8 +372,17 @@ class _LastMessage(logging.Handler):
         logger.addHandler(self)
         logger.propagate = False
 
+    def note(self, text: str) -> None:
+        """Note why an export fails, unless that is known."""
+        if not self.text:
+            text = text.rpartition("(Caused by ")[2]
+            # requests quotes a header that it cannot send, and a URL with its password.
+            text = _PASSWORD.sub("//***@", text.partition(" in header value")[0])
+            self.text = text[:_LONGEST_PROBLEM]
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep why an export failed; the line that it was given up does not say it."""
-        text = record.getMessage()
-        if "due to timeout" not in text:
-            self.text = text.rpartition("(Caused by ")[2][:_LONGEST_PROBLEM]
+        """Note what OpenTelemetry logs."""
+        if record.name == "opentelemetry.util.re":  # it quotes the variable
+            self.note("one of _HEADERS is not NAME=VALUE")
+        else:
+            self.note(record.getMessage())

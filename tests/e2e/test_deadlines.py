@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +15,11 @@ from tritonclient.grpc import service_pb2 as inference
 from tritonclient.grpc import service_pb2_grpc as inference_grpc
 from tritonclient.utils import InferenceServerException
 
+from service.grpc.http2 import frames as wire
 from service.pulse import process_cpu_s
 from tests.conftest import SHIPPED_MODELS, Server
 from tests.e2e.onnx_models import publish_loop, publish_slow_model
+from tests.e2e.test_http2 import Peer, headers
 from tests.e2e.triton import Triton, fixture_of
 
 IMAGES = np.zeros((24, 28, 28), np.uint8)
@@ -71,6 +74,47 @@ def test_timeout_of_predict_ends_a_request_while_the_model_runs(slow_server: Ser
     assert status == 400
     assert answer["error"].startswith("timeout: is 'soon'; it is a number of seconds")
     assert slow_server.post("/predict?timeout=600", bytes(784), octets)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "content-length: 784\r\n\r\n",
+        "content-length: 784\r\n\r\nhalf",
+        "content-length: 7840000\r\n\r\nhalf",
+        "transfer-encoding: chunked\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        "content-length: 784\r\nexpect: 100-continue\r\n\r\n",
+    ],
+)
+def test_timeout_of_predict_counts_while_the_body_arrives(server: Server, sent: str) -> None:
+    start = (
+        "POST /predict?timeout=0.2 HTTP/1.1\r\nhost: localhost\r\n"
+        f"content-type: application/octet-stream\r\n{sent}"
+    )
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=60) as client:
+        client.sendall(start.encode())
+        # It ends before body_timeout, which is 30 s, because the socket would wait for 60 s.
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 504 "), answer
+    assert b"the timeout passed before the answer was ready" in answer
+    assert server.post("/predict?timeout=60", bytes(784), "application/octet-stream")[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0\0", b"\0\0\0\1\0half"])
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_a_deadline_counts_while_the_message_arrives(
+    grpc_server: Server, method: str, sent: bytes
+) -> None:
+    block = headers(f"/inference.GRPCInferenceService/{method}", grpc_timeout="200m")
+    with Peer(grpc_server) as peer:
+        peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, block))
+        if sent:
+            peer.send(wire.frame(wire.DATA, 0, 1, sent))
+        fields, _ = peer.answer(1)
+    # grpcio resets the stream: its client has the deadline as well.
+    assert fields.get("grpc-status") == "4" or fields["reset"] == "8", fields
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -103,6 +104,39 @@ def envoy(
             health = channel.unary_unary("/grpc.health.v1.Health/Check")
             assert health(b"", wait_for_ready=True, timeout=60) == b"\x08\x01"
         yield address
+
+
+def test_the_log_of_failures_has_no_query(tmp_path: Path) -> None:
+    """A key in a query does not count, but somebody may have put it there."""
+    closed, port = free_ports(2)
+    nobody: Any = SimpleNamespace(http_port=closed, grpc_port=closed)
+    config = configuration(nobody, port, "http")
+    shipped = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
+    managers = [
+        listener["filter_chains"][0]["filters"][0]["typed_config"]
+        for each in (config, shipped)
+        for listener in each["static_resources"]["listeners"]
+        if listener["name"] == "http"
+    ]
+    managers[0]["access_log"] = managers[1]["access_log"]
+    file, log = tmp_path / "envoy.yaml", tmp_path / "log"
+    file.write_text(yaml.safe_dump(config))
+    command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        end = time.monotonic() + 60
+        while '"path":' not in log.read_text():
+            assert time.monotonic() < end, log.read_text()
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as it:
+                it.sendall(b"GET /v2/models/x?key=secret HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                it.recv(1000)
+            time.sleep(0.1)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    assert '"path":"/v2/models/x"' in log.read_text()
+    assert "secret" not in log.read_text()
 
 
 def connect(address: str) -> grpc.Channel:

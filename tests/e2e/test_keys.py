@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -13,19 +14,23 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
+import hpack
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from service.access.keys import SCOPES, Key, KeysFile, digest_of, new_key
+from service.grpc.http2 import frames as wire
 from service.http.routes import ROUTES
 from tests.conftest import Server, free_ports
 from tests.e2e.bad_inputs import access
 from tests.e2e.bad_inputs.case import Grpc, Http
 from tests.e2e.test_bad_inputs import CODES, _http, check_call, check_sentence, names
+from tests.e2e.test_http2 import INFER, Peer, call
 
 ALL = frozenset(SCOPES)
 FRESH_CALLS = 24  # by new connections, which the kernel spreads over the workers
@@ -179,6 +184,89 @@ def test_a_request_is_refused_before_its_body_comes(keyed: Keyed) -> None:
                 never.stop()
 
 
+MISPLACED = [
+    ("in the path", "/v2/{key}", {}),
+    ("as a model", "/v2/models/{key}/infer", {}),
+    ("in the query", "/nowhere?x-api-key={key}", {}),
+    ("of the header's start", "/v2", {"authorization": "Bearer {key}/"}),
+    ("as the id of the request", "/v2", {"x-request-id": "{key}"}),
+    ("as the origin", "/v2", {"origin": "http://{key}"}),
+    ("as the host", "/v2", {"host": "{key}"}),
+    ("as the content type", "/predict", {"content-type": "{key}/x"}),
+    ("as the encoding", "/predict", {"content-encoding": "{key}"}),
+    ("beside what is no UTF-8", "/v2", {"x-api-key": "{key}\xff"}),
+    ("beside NUL", "/v2", {"authorization": "Bearer {key}\0"}),
+]
+
+
+@pytest.mark.parametrize("kind", ["predict", "admin"])
+@pytest.mark.parametrize(
+    ("place", "path", "headers"), MISPLACED, ids=[place for place, _, _ in MISPLACED]
+)
+def test_a_key_in_the_wrong_place_is_not_in_the_log(
+    keyed: Keyed, kind: Any, place: str, path: str, headers: dict[str, str]
+) -> None:
+    """The fixture looks: both servers log at level debug."""
+    key = access.KEYS[kind]
+    good = {"host": "localhost", "x-api-key": key}
+    if "authorization" in headers:
+        del good["x-api-key"]
+    fields = good | {name: value.format(key=key) for name, value in headers.items()}
+    lines = [f"POST {path.format(key=key)} HTTP/1.1", *(f"{n}: {v}" for n, v in fields.items())]
+    request = "\r\n".join([*lines, "content-length: 0", "connection: close", "", ""])
+    with socket.create_connection(("127.0.0.1", keyed.own.http_port), 60) as client:
+        client.sendall(request.encode("latin-1"))
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert re.match(rb"HTTP/1.1 4\d\d ", answer)
+
+
+@pytest.mark.parametrize("is_grpcio", [False, True], ids=["own front", "grpcio"])
+def test_a_key_in_the_wrong_place_of_a_call_is_not_in_the_log(
+    keyed: Keyed, is_grpcio: bool
+) -> None:
+    key = access.KEYS["predict"]
+    misplaced = [
+        (b"authorization", f"Bearer {key}\xff".encode("latin-1")),
+        (b"x-api-key", f"{key}\xff".encode("latin-1")),
+        (b"x-other", f"{key}\xff".encode("latin-1")),
+        (b"x-request-id", key.encode()),
+        (b"x-request-id", f"{key}\xff".encode("latin-1")),
+        (b"x-other-bin", key.encode()),
+        (b"grpc-encoding", key.encode()),
+        (b"user-agent", key.encode()),
+        (b"traceparent", key.encode()),
+    ]
+    server = keyed.servers[is_grpcio]
+
+    def start(peer: Peer, path: str, *more: tuple[bytes, bytes]) -> None:
+        fields = [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", path.encode("latin-1")),
+            (b":authority", b"x"),
+            (b"content-type", b"application/grpc"),
+            (b"te", b"trailers"),
+            *more,
+        ]
+        peer.send(call(1, bytes(hpack.Encoder().encode(fields)), bytes(5)))
+
+    for path in (INFER, f"/x.Y/{key}"):
+        for header in misplaced:
+            with Peer(server) as peer:
+                start(peer, path, header)
+                for kind, flags, stream, _ in peer.frames():
+                    if stream == 1 and (kind == wire.RST_STREAM or flags & wire.END_STREAM):
+                        break
+    with Peer(server) as peer:
+        start(peer, f"/{key}\xff")
+        if is_grpcio:  # which does not answer
+            server.wait_until(lambda: "grpcio ended by itself" in server.log.read_text())
+        with grpc.insecure_channel(server.grpc) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60)
+            assert answer.status == 1
+
+
 def test_metrics_on_the_health_port_need_their_scope(keyed: Keyed) -> None:
     def get(path: str, headers: dict[str, str]) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", keyed.health_port, timeout=60)
@@ -264,6 +352,9 @@ def test_a_broken_file_changes_nothing_and_an_empty_one_lets_nobody_in(keyed: Ke
     keyed.file.path.unlink()
     keyed.own.wait_until(lambda: "cannot be read" in keyed.own.log.read_text())
     assert keyed.statuses(read) == {200}
+    keyed.file.path.write_text("")  # as at the start of being written
+    keyed.own.wait_until(lambda: "it is empty" in keyed.own.log.read_text())
+    assert keyed.statuses(read) == {200}
     keyed.file.path.write_text("# no entry\n")
     keyed.wait_for(read, 401)
     assert keyed.own.request("POST", "/predict", b"")[0] == 401
@@ -278,6 +369,29 @@ def test_a_worker_that_starts_has_the_keys_of_now(keyed: Keyed) -> None:
     keyed.own.wait_until(keyed.own.is_ready)
     assert keyed.statuses(access.KEYS["read"]) == {200}
     assert keyed.statuses(access.EXPIRED) == {401}
+
+
+def test_a_broken_file_keeps_no_worker_from_being_replaced(keyed: Keyed) -> None:
+    before = keyed.file.path.read_text()
+    keyed.file.path.write_text(before + "another read never certificate:half.of.a.na")
+    keyed.own.wait_until(lambda: "its last line has no end" in keyed.own.log.read_text())
+    for number, whom in ((signal.SIGHUP, keyed.own.process.pid), (signal.SIGKILL, 0)):
+        pids = set(keyed.own.worker_pids())
+        os.kill(whom or min(pids), number)
+        left = pids - {min(pids)} if number == signal.SIGKILL else set()
+        keyed.own.wait_until(
+            lambda pids=pids, left=left: (  # type: ignore[misc]
+                len(now := set(keyed.own.worker_pids())) == 2 and now & pids == left
+            )
+        )
+        keyed.own.wait_until(keyed.own.is_ready)
+        assert keyed.statuses(access.KEYS["read"]) == {200}
+        assert keyed.statuses(access.EXPIRED) == keyed.statuses(access.REVOKED) == {401}
+    said = [
+        line for line in keyed.own.log.read_text().splitlines() if "last line has no end" in line
+    ]
+    assert len(said) == 1  # for two workers, and three that came later
+    keyed.file.path.write_text(before)
 
 
 def serve(*arguments: str) -> tuple[int, str]:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import h2.connection
+import h2.events
 import httpx
 import numpy as np
 import pytest
@@ -371,6 +373,34 @@ def served(server: SecureServer, port: int) -> bytes:
         certificate = connection.getpeercert(binary_form=True)
     assert certificate
     return certificate
+
+
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2"])
+def test_a_handshake_without_a_request_ends_after_the_header_timeout(
+    start: Start, protocol: str
+) -> None:
+    server = start(header_timeout=1, idle_timeout=86_400)
+    with (
+        server.connect(server.http_port, "h2") as used,
+        server.connect(server.http_port, protocol) as silent,
+    ):
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+
+        def ask(stream: int) -> None:
+            path = [(":path", "/v2/health/live"), (":scheme", "https"), (":authority", "localhost")]
+            client.send_headers(stream, [(":method", "GET"), *path], end_stream=True)
+            used.sendall(client.data_to_send())
+            ended = False
+            while not ended:
+                content = used.recv(65536)
+                assert content
+                events = client.receive_data(content)
+                ended = any(isinstance(event, h2.events.StreamEnded) for event in events)
+
+        ask(1)
+        assert silent.recv(1) == b""  # fails after 60 s
+        ask(3)  # it has been idle for as long
 
 
 def test_new_certificates_are_served_without_a_failed_request(

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.access import gate as gate_module
 from service.access.gate import Gate, Identity, KeysWatch, Need, gate_of
-from service.access.keys import SCOPES, Key, Keyring, KeysError, KeysFile, Scope, digest_of
+from service.access.keys import (
+    SCOPES,
+    Key,
+    Keyring,
+    KeysError,
+    KeysFile,
+    Scope,
+    Signature,
+    digest_of,
+)
 from service.core.errors import Forbidden, ServiceError, Unauthenticated
 from service.settings import Settings
 from tests.descriptors import free_descriptors
@@ -37,6 +48,12 @@ def ring(expires: float | None = None) -> Keyring:
             Key("gateway", PREDICT, None, certificate="gateway.example"),
         ]
     )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def gate(expires: float | None = None, anonymous: frozenset[Scope] = frozenset()) -> Gate:
@@ -234,18 +251,14 @@ def test_a_changed_file_is_followed_and_a_broken_one_logged_once(
 ) -> None:
     monkeypatch.setattr(gate_module, "_POLL_S", 0.001)
     path = tmp_path / "keys"
-    path.write_text("")
+    caplog.set_level(logging.INFO)
+    path.write_text("# none\n")
     door = Gate(frozenset(), Keyring())
     watch = KeysWatch(door, path)
     watch.load()
 
-    async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
-            while not condition():
-                await asyncio.sleep(0.001)
-
     def has(names: set[str]) -> bool:
-        return door.keys is not None and {k.name for k in door.keys.by_digest.values()} == names
+        return door.keys is not None and {key.name for key in door.keys} == names
 
     async def main() -> None:
         following = asyncio.create_task(watch.follow())
@@ -258,9 +271,156 @@ def test_a_changed_file_is_followed_and_a_broken_one_logged_once(
         await until(lambda: "cannot be read" in caplog.text)
         await asyncio.sleep(0.05)
         assert has({"a"})
-        path.write_text("")
-        await until(lambda: has(set()))
+        path.write_text("")  # as at the start of being written
+        await until(lambda: "it is empty" in caplog.text)
+        assert has({"a"})
+        path.write_text("# none\n")
+        await until(lambda: "1 removed (a)" in caplog.text)
+        assert has(set())
         following.cancel()
 
     asyncio.run(main())
-    assert caplog.text.count("stay in force") == 2
+    assert caplog.text.count("stay in force") == 3
+    assert caplog.text.count("1 added (a)") == 1
+
+
+def entry(name: str) -> Key:
+    return Key(name, ALL, None, digest_of(name))
+
+
+class Written(KeysFile):
+    """A file to which a line is added before each look at it, for as long as there are lines."""
+
+    def __init__(self, path: Path, lines: list[str]) -> None:
+        super().__init__(path)
+        self._lines = iter(lines)
+
+    def signature(self) -> Signature | None:
+        with self.path.open("a") as file:
+            file.write(next(self._lines, ""))
+        return super().signature()
+
+
+def test_a_file_is_not_read_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each part of it is a file of keys, and lacks keys that were valid before and after."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(gate_module, "_POLL_S", 0.001)
+    path = tmp_path / "keys"
+    names = [f"key{number}" for number in range(9)]
+    KeysFile(path).change(lambda keys: [entry(name) for name in names[:-1]])
+    door = Gate(frozenset(), Keyring())
+    watch = KeysWatch(door, path)
+    watch.load()
+    path.write_text("")
+    watch._file = Written(path, [f"{entry(name).line}\n" for name in names])
+
+    async def main() -> None:
+        following = asyncio.create_task(watch.follow())
+        await until(lambda: "key8" in caplog.text)
+        following.cancel()
+
+    asyncio.run(main())
+    assert [record.getMessage() for record in caplog.records] == [
+        "The file of keys has changed, and counts from now on: 1 added (key8)."
+    ]
+
+
+def test_a_secret_that_kubernetes_replaces_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is a link to ..data/keys, and ..data a link that is replaced by a rename."""
+    monkeypatch.setattr(gate_module, "_POLL_S", 0.001)
+
+    def mount(version: str) -> None:
+        folder = tmp_path / version
+        folder.mkdir()
+        KeysFile(folder / "keys").change(lambda keys: [entry(version)])
+        (tmp_path / "new").symlink_to(version)
+        (tmp_path / "new").rename(tmp_path / "..data")
+
+    mount("first")
+    (tmp_path / "keys").symlink_to("..data/keys")
+    door = Gate(frozenset(), Keyring())
+    watch = KeysWatch(door, tmp_path / "keys")
+    watch.load()
+
+    async def main() -> None:
+        following = asyncio.create_task(watch.follow())
+        mount("second")
+        await until(lambda: door.keys is not None and {k.name for k in door.keys} == {"second"})
+        following.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_starts_has_the_keys_of_the_others_whatever_the_file_is(
+    tmp_path: Path,
+) -> None:
+    path, folder = tmp_path / "keys", tmp_path / "state"
+    folder.mkdir()
+    KeysFile(path).change(lambda keys: [entry("a"), entry("b")])
+
+    def start() -> set[str]:
+        door = Gate(frozenset(), Keyring())
+        KeysWatch(door, path, folder).start()
+        assert door.keys is not None
+        return {key.name for key in door.keys}
+
+    assert start() == {"a", "b"}  # the first one reads it
+    path.write_text("broken\n")
+    assert start() == {"a", "b"}
+    path.write_text(f"{entry('a').line}\n")
+    running = KeysWatch(Gate(frozenset(), Keyring()), path, folder)
+    running.load()
+    path.unlink()
+    assert start() == {"a"}
+    (folder / "keys").write_text("broken")
+    with pytest.raises(KeysError, match="cannot be read"):
+        start()
+
+
+def test_one_worker_says_what_all_of_them_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(gate_module, "_POLL_S", 0.001)
+    path, folder = tmp_path / "keys", tmp_path / "state"
+    folder.mkdir()
+    path.write_text("# none\n")
+    doors = [Gate(frozenset(), Keyring()) for _ in range(3)]
+
+    async def main() -> None:
+        following = []
+        for door in doors:
+            watch = KeysWatch(door, path, folder)
+            watch.start()
+            following.append(asyncio.create_task(watch.follow()))
+        path.write_text("broken\n")
+        await until(lambda: "stay in force" in caplog.text)
+        await asyncio.sleep(0.2)
+        KeysFile(tmp_path / "new").change(lambda keys: [entry("a")])
+        (tmp_path / "new").rename(path)
+        await until(lambda: all(door.keys is not None and len(door.keys) == 1 for door in doors))
+        await asyncio.sleep(0.2)
+        for task in following:
+            task.cancel()
+
+    asyncio.run(main())
+    assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
+
+
+def test_keys_are_exchanged_without_a_moment_in_which_none_is_valid() -> None:
+    """They are exchanged in a thread, while requests come."""
+    door = Gate(frozenset(), Keyring([entry("a")]))
+
+    class Asking(dict[bytes, Key]):
+        def items(self) -> Any:
+            assert door.admit("read", (), ("a",), "").caller == "key a"
+            return super().items()
+
+    ring = Keyring([entry("a"), entry("b")])
+    ring.by_digest = Asking(ring.by_digest)
+    door.keys = ring
+    assert door.admit("read", (), ("b",), "").caller == "key b"

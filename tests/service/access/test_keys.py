@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -186,6 +187,8 @@ def test_changes_at_once_all_count(tmp_path: Path) -> None:
         (b"\n\nx\xc3\xa4", "line 3: it is not ASCII"),
         (b"#" * (5 << 20), "larger than"),
         (b"what\n", "line 1: an entry has four fields"),
+        (b"", "it is empty"),
+        (GOOD.encode() + b"\ngateway read never certificate:gate", "its last line has no end"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, says: str) -> None:
@@ -195,6 +198,32 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, say
         KeysFile(path).read()
     assert str(caught.value).startswith(f"{path} (keys_file), ")
     assert says in str(caught.value)
+
+
+def test_a_digest_cannot_be_cut_off_unseen_so_its_line_needs_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(GOOD)
+    assert [key.name for key in KeysFile(path).read()] == [GOOD.split()[0]]
+    path.write_text(GOOD[:-1])
+    with pytest.raises(KeysError, match="line 1"):
+        KeysFile(path).read()
+    path.write_text(f"{GOOD}\n# certificate: a comment")
+    assert len(KeysFile(path).read()) == 1
+
+
+def test_what_is_no_file_is_named_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(KeysError, match="no regular file"):
+            KeysFile(tmp_path / name).read()
+
+
+def test_the_command_fills_an_empty_file(tmp_path: Path) -> None:
+    file = KeysFile(tmp_path / "keys")
+    file.path.touch()
+    file.change(lambda keys: [*keys, Key("a", frozenset(SCOPES), None, digest_of("secret"))])
+    assert [key.name for key in file.read()] == ["a"]
 
 
 def test_a_missing_file_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.access.limits import Buckets, Limits, limits_of
+from service.access.limits import Buckets, Limits, limits_of, small_bursts
 from service.core.errors import RequestTooLarge, TooManyRequests
 from service.settings import Settings
 
@@ -67,6 +68,43 @@ def test_a_caller_gets_the_same_whatever_another_sends(
         for _ in range(flood):
             shared.take("flood", tokens, now)
         assert shared.take("a", tokens, now) == alone.take("a", tokens, now)
+
+
+@pytest.mark.parametrize(
+    ("settings", "small"),
+    [
+        (Settings(workers=4), []),
+        (Settings(workers=4, max_requests_per_second=4), []),
+        (Settings(workers=4, max_requests_per_second=100, request_burst=4), []),
+        (Settings(workers=4, request_burst=1), []),
+        (Settings(workers=4, max_requests_per_second=2), ["the 2 of max_requests_per_second"]),
+        (
+            Settings(workers=4, max_requests_per_second=9, request_burst=3),
+            ["the 3 of request_burst"],
+        ),
+        (
+            Settings(workers=4, max_requests_per_second=1, max_images_per_second=9, image_burst=2),
+            ["the 1 of max_requests_per_second", "the 2 of image_burst"],
+        ),
+    ],
+)
+def test_a_burst_that_workers_cannot_share_is_named_and_each_lets_one_through(
+    settings: Settings, small: list[str]
+) -> None:
+    sentences = list(small_bursts(settings))
+    assert len(sentences) == len(small)
+    for sentence, words in zip(sentences, small, strict=True):
+        assert words in sentence
+        assert "Each of 4 workers" in sentence
+    if small and settings.max_requests_per_second:
+        let_through = 0
+        for _ in range(settings.workers):
+            limits = Limits(settings, clock=Clock())
+            for _ in range(3):
+                with contextlib.suppress(TooManyRequests):
+                    limits.request("a")
+                    let_through += 1
+        assert let_through == settings.workers
 
 
 def test_an_idle_caller_gets_its_burst_and_then_its_rate() -> None:

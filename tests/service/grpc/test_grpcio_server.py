@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+import hpack
 import pytest
 
 from service.access.gate import Gate, Identity
 from service.core.callers import Callers
 from service.core.errors import NotFound
+from service.grpc import grpcio_server
 from service.grpc.answering import MESSAGE_SLACK, Pipelined, Rpc, Unary
 from service.grpc.grpcio_server import GrpcioServer
+from service.grpc.http2 import frames
 from service.settings import Settings
 from tests.conftest import free_ports
-from tests.service.grpc.http2.client import budget
+from tests.service.grpc.http2.client import budget, headers, literal_block
 
 UNARY, STREAMING = "/test.Service/Unary", "/test.Service/Streaming"
 MAX_REQUEST_BYTES = 1024
@@ -41,6 +45,7 @@ class Calls:
         self.ends_with_error: list[bool] = []
         self.callers: list[str] = []
         self.traces = None
+        self.server: Any = None
 
     def request_id(self, asked: str | None) -> str:
         return asked or "chosen"
@@ -94,6 +99,7 @@ def served(
         await server.start()
         try:
             target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            calls.server = server
             async with grpc.aio.insecure_channel(target) as channel:
                 await test(channel, calls)
         finally:
@@ -159,6 +165,73 @@ def test_an_error_ends_the_call_with_its_code() -> None:
             assert caught.value.details() == "There is no such thing."
 
     served(test)
+
+
+def test_a_stop_waits_for_calls_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpcio_server, "_LINGER_S", 0.01)
+
+    class Endless:
+        """grpcio, while a client connects and says nothing."""
+
+        async def stop(self, grace: float) -> None:
+            await asyncio.Event().wait()
+
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        real = calls.server._server
+        answers = aiter(channel.stream_stream(STREAMING)(iter([b"one"])))
+        assert await anext(answers) == b"chosen: one"
+        assert [answer async for answer in answers] == []  # the call is over
+        calls.server._server = Endless()
+        await asyncio.wait_for(calls.server.stop(3600), 60)
+        context = object()
+        calls.server._open.add(context)
+        stopping = asyncio.ensure_future(calls.server.stop(3600))
+        await asyncio.sleep(0.2)
+        assert not stopping.done()
+        calls.server._open.discard(context)
+        await asyncio.wait_for(stopping, 60)
+        calls.server._server = real
+
+    served(test)
+
+
+def call_not_utf8(port: int) -> socket.socket:
+    """Make a call whose path is not UTF-8."""
+    block = literal_block([(":method", "POST"), (":scheme", "http"), (":authority", "x")])
+    block += hpack.Encoder().encode([(b":path", b"/secret\xff", True)])
+    block += literal_block([("content-type", "application/grpc"), ("te", "trailers")])
+    start = frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0)
+    client = socket.create_connection(("127.0.0.1", port), 60)
+    client.sendall(start + headers(1, block, frames.END_STREAM))
+    return client
+
+
+def test_a_path_that_is_not_utf_8_ends_no_other_call(caplog: pytest.LogCaptureFixture) -> None:
+    """grpcio's server ends at it."""
+
+    async def test(channel: grpc.aio.Channel, calls: Calls) -> None:
+        asked: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def requests() -> AsyncIterator[bytes]:
+            while True:
+                yield await asked.get()
+
+        answers = aiter(channel.stream_stream(STREAMING)(requests()))
+        for number in range(3):
+            asked.put_nowait(b"one")
+            assert await anext(answers) == b"chosen: one"
+            ended, port = calls.server._server, calls.server._settings.grpc_port
+            with call_not_utf8(port):
+                while calls.server._server is ended:
+                    await asyncio.sleep(0.01)
+                asked.put_nowait(b"two")
+                assert await anext(answers) == b"chosen: two", number
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as other:
+                    unary = other.unary_unary(UNARY)(b"three", wait_for_ready=True)
+                    assert await unary == b"chosen: three"
+
+    served(test)
+    assert caplog.text.count("grpcio ended by itself") == 1
 
 
 @pytest.mark.parametrize(

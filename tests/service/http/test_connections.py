@@ -101,6 +101,35 @@ def test_an_idle_connection_is_closed_and_one_with_a_request_is_not() -> None:
     with_server(scenario)
 
 
+def test_with_tls_a_connection_without_a_request_is_closed_after_the_header_timeout() -> None:
+    """A handshake has sent something to it, and it may keep sending."""
+
+    async def scenario(server: Server) -> None:
+        (silent, _), (fed, _), (used, _) = (server.exchange() for _ in range(3))
+        client = f"127.0.0.1:{used.getsockname()[1]}"
+        heard = {client, "127.0.0.1:1"}
+        tested = Connections(server.settings(header_timeout=0.1), {}, None, heard)
+        while is_open(silent) or is_open(fed):
+            with contextlib.suppress(OSError):
+                fed.send(b"P")
+            await tested.sweep()
+        assert is_open(used)
+        assert heard == {client}  # the other one is no longer connected
+
+    with_server(scenario)
+
+
+def test_with_tls_a_request_in_flight_is_left_alone() -> None:
+    async def scenario(server: Server) -> None:
+        (busy, _), (silent, _) = server.exchange(), server.exchange()
+        in_flight = {1: f"127.0.0.1:{busy.getsockname()[1]}"}
+        limits = server.settings(header_timeout=0.1)
+        await until_closed(Connections(limits, in_flight, None, set()), silent)
+        assert is_open(busy)
+
+    with_server(scenario)
+
+
 def test_at_the_limit_the_idlest_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_LEAST_IDLE_S", 0.05)
 

@@ -21,6 +21,7 @@ from service.core.batching import Batcher
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import Overloaded
+from service.http import digits
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from tests.service.composition import Operations, http_app_of
@@ -314,6 +315,90 @@ def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path) -> None:
     with_front(tmp_path, scenario, body_timeout=0.01)
 
 
+class Trickles(Protocol):
+    """A body of which another piece arrives in each turn, and never the last."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            self.read += 1
+            yield b"-"
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/read"])
+def test_a_timeout_counts_while_the_body_arrives(tmp_path: Path, path: str) -> None:
+    async def scenario(front: Any) -> None:
+        for protocol, headers in (
+            (NeverArrives(), {"content_length": "784"}),
+            (Trickles(), {"content_length": str(LIMIT)}),
+            (Trickles(), {}),
+        ):
+            scope = RequestScope("POST", path, content_type="image/png", **headers)
+            scope.query_string = "version=1&timeout=0.05&model=linear"
+            await front(scope, protocol)
+            assert protocol.status == 504
+            assert "the timeout passed" in protocol.body["error"]
+            assert protocol.headers["connection"] == "close"
+            assert not front.slow_clients(0)
+
+    with_front(tmp_path, scenario)
+
+
+class ArrivesLate(Protocol):
+    async def __call__(self) -> bytes:
+        await asyncio.sleep(0.1)
+        return await super().__call__()
+
+
+def test_the_time_in_which_a_body_arrived_is_part_of_its_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every way to the handler; `within` is given when the headers had arrived."""
+    begun: list[float] = []
+    original = digits.within
+
+    async def within(timeout: str, answer: Any, arrived: float = 0.0) -> Any:
+        begun.append(asyncio.get_running_loop().time() - arrived)
+        return await original(timeout, answer, arrived)
+
+    monkeypatch.setattr(digits, "within", within)
+
+    async def scenario(front: Front) -> None:
+        scope = predict(content_length="784")
+        scope.query_string = "timeout=600"
+        protocol = ArrivesLate(PIXELS)
+        await front(scope, protocol)
+        assert protocol.status == 200
+
+    with_front(tmp_path, scenario)
+    assert len(begun) == 2
+    assert all(0.09 < seconds < 600 for seconds in begun)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/predict", "timeout=soon"),
+        ("/predict", "timeout=0"),
+        ("/predict", "timeout=1e9"),
+        ("/predict", "no_timeout=1e-9"),
+        ("/v2/models/linear/infer", "timeout=1e-9"),
+        ("/nothing", "timeout=1e-9"),
+    ],
+)
+def test_what_is_no_timeout_ends_no_body(tmp_path: Path, path: str, query: str) -> None:
+    async def scenario(front: Front) -> None:
+        scope = RequestScope(
+            "POST", path, content_length="784", content_type="application/octet-stream"
+        )
+        scope.query_string = query
+        protocol = ArrivesLate(PIXELS)
+        await front(scope, protocol)
+        assert protocol.status != 504, protocol.body
+
+    with_front(tmp_path, scenario)
+
+
 def test_a_slow_body_gives_way_when_its_place_is_needed(tmp_path: Path) -> None:
     async def scenario(front: Any) -> None:
         protocol = NeverArrives()
@@ -493,10 +578,12 @@ def test_a_page_of_another_server_is_refused_on_every_route_without_its_body(
                 host="127.0.0.1",
                 origin="http://evil.example",
                 content_encoding="no such",
+                content_length="784" if method == "POST" else "0",
             )
             protocol = NotRead()
             await front(scope, protocol)
             assert protocol.status == 403
+            assert ("connection" in protocol.headers) == (method == "POST")
             assert "evil.example" in protocol.body["error"]
             assert "allowed_origins" in protocol.body["error"]
             assert "access-control-allow-origin" not in protocol.headers

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.access.keys import new_key
 from service.observe.logs import (
     JsonFormatter,
     TextFormatter,
@@ -130,6 +131,76 @@ def test_at_level_debug_no_library_writes_the_keys_of_callers() -> None:
     )
     assert "a line" in done.stderr
     assert "mnist_" not in done.stderr
+
+
+KEY = new_key()
+
+
+@pytest.mark.parametrize(
+    ("message", "written"),
+    [
+        (f"Nothing is at /v2/{KEY}; GET / lists all endpoints.", "Nothing is at /v2/mnist_***;"),
+        (f"Model '{KEY[:-2]}...' is not loaded.", "Model 'mnist_***...' is"),
+        (f"Nothing is at /x?key={KEY.upper()}&y", "?key=MNIST_***&y"),
+        ("Host is 'Bearer 0123456789abcdef', which", "Host is 'Bearer ***', which"),
+        ("'bearer\t0123456789abcdef0123\xff'", "'bearer\t***'"),
+        ("one key, in the header Authorization (Bearer KEY) or x", "(Bearer KEY) or x"),
+        ("Model 'mnist_with_a_long_name_2' is loaded.", "'mnist_with_a_long_name_2'"),
+    ],
+)
+def test_what_looks_like_a_key_is_masked_wherever_it_is(message: str, written: str) -> None:
+    line = json.loads(JsonFormatter().format(record("%s", message, request_id=KEY)))
+    assert written in line["message"]
+    assert line["request_id"] == "mnist_***"
+    text = TextFormatter().format(record("%s", message, request_id=KEY))
+    assert written.replace("\t", "\\t") in text
+    assert text.endswith("request_id=mnist_***")
+
+
+def test_a_key_in_a_traceback_is_masked() -> None:
+    try:
+        raise ValueError(f"Bearer {KEY} and {KEY}")
+    except ValueError:
+        entry = record("x")
+        entry.exc_info = sys.exc_info()
+    for formatter in (JsonFormatter(), TextFormatter()):
+        assert "Bearer *** and mnist_***" in formatter.format(entry)
+
+
+HEADERS_OF_GRPC = """
+import asyncio
+import gc
+import logging.config
+from service.observe.logs import logging_config
+from service.settings import Settings
+
+logging.config.dictConfig(logging_config(Settings()))
+grpc = logging.getLogger("grpc._cython.cygrpc")
+try:
+    b"\\xff".decode()
+except UnicodeDecodeError:
+    grpc.exception("Invalid encoding on %s", b"a secret\\xff")
+
+async def decode():
+    b"a secret\\xff".decode()
+
+async def main():
+    task = asyncio.create_task(decode())
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+
+asyncio.run(main())
+grpc.error("Something else: %s", "a text")
+"""
+
+
+def test_headers_that_grpcio_quotes_are_not_written() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEADERS_OF_GRPC], capture_output=True, text=True, check=True
+    )
+    assert "a secret" not in done.stderr
+    assert "Something else: a text" in done.stderr
 
 
 ESCAPED = [

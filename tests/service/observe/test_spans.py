@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.status import StatusCode
 
+from service.access.keys import new_key
 from service.core.trace import Batch, Trace
 from service.observe.metrics import exposition
 from service.observe.spans import SpanExporter
@@ -291,15 +295,119 @@ def test_nothing_waits_for_a_collector_that_does_not_answer(
     collector.wait_until(lambda: dropped("queue") == before + 20)
 
 
+@pytest.mark.parametrize("stops_early", [False, True])
 def test_a_collector_that_is_not_there_is_named(
-    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Start,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stops_early: bool,
 ) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
+    """Also if the exporter stops while OpenTelemetry waits to try again."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60" if stops_early else "0.5")
     traces, exporter = start("http://127.0.0.1:1")
     traces.end(finished(), "200")
-    exporter.stop(60)
-    (line,) = lines(caplog)
+    if stops_early:
+        collector.wait_until(lambda: "refused" in exporter._problem.text)
+        exporter.stop(0)
+    collector.wait_until(lambda: any("cannot be exported" in line for line in lines(caplog)))
+    (line,) = (line for line in lines(caplog) if "cannot be exported" in line)
     assert "refused" in line
+
+
+def test_a_redirect_is_named_and_not_followed(
+    start: Start, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Collector() as other:
+        for status in (301, 307, 308):
+            collector.status, collector.location = status, f"{other.url}/v1/traces"
+            before = len(lines(caplog))
+            traces, _ = start()
+            traces.end(finished(), "200")
+            collector.wait_until(lambda before=before: len(lines(caplog)) > before)  # type: ignore[misc]
+            assert f"answers {status}, a redirect" in lines(caplog)[-1]
+        assert other.requests == 0
+
+
+class Endless(threading.Thread):
+    """A collector whose answer has no end."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.sent = 0
+
+    def run(self) -> None:
+        connection = self._listener.accept()[0]
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                connection.sendall(bytes(65536))
+                self.sent += 65536
+
+
+def test_an_answer_without_an_end_is_not_read(start: Start) -> None:
+    endless = Endless()
+    endless.start()
+    traces, exporter = start(endless.url)
+    traces.end(finished(), "200")
+    endless.join(120)  # its connection is closed
+    assert not endless.is_alive()
+    assert endless.sent < 64 * 1024 * 1024
+    exporter.stop(60)
+
+
+def test_a_request_id_that_is_a_key_is_masked(start: Start) -> None:
+    trace, key = finished(), new_key()
+    trace.request_id = key
+    server = next(start()[1].spans(trace))
+    assert (server.attributes or {})["mnist.request_id"] == "mnist_***"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("HEADERS", "authorization Bearer secret", "_HEADERS is not NAME=VALUE"),
+        ("HEADERS", "a=b,secret", "_HEADERS is not NAME=VALUE"),
+        ("TIMEOUT", "soon", "Invalid timeout value 'soon'"),
+        ("COMPRESSION", "best", "Unsupported compression type: best"),
+    ],
+)
+def test_a_variable_of_the_exporter_that_cannot_be_used_is_named_without_credentials(
+    name: str,
+    value: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+    with pytest.raises(RuntimeError, match="OTEL_EXPORTER_OTLP_") as caught:
+        SpanExporter(Traces(share=1, per_second=1))
+    logging.getLogger("opentelemetry").propagate = True
+    assert says in str(caught.value)
+    assert "secret" not in str(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "endpoint"),
+    [
+        ("authorization=Bearer%0Asecret", ""),
+        ("", "http://me:secret@127.0.0.1:port"),
+        ("", "http://me:secret@[::1"),
+        ("", "ftp://me:secret@127.0.0.1"),
+    ],
+)
+def test_credentials_that_cannot_be_sent_are_not_in_the_log(
+    start: Start, collector: Collector, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, headers: str, endpoint: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
+    traces, _ = start(endpoint)
+    traces.end(finished(), "200")
+    collector.wait_until(lambda: any("cannot be exported" in line for line in lines(caplog)))
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "1e3", "9" * 10, "\u0661"])
