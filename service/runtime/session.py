@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -40,6 +41,8 @@ BUILT_WITHOUT_CUDA = (
     "install the extra 'gpu' instead of 'cpu'"
 )
 _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
+# ONNX Runtime changes the case of texts in a locale of the C library, by default en_US.UTF-8.
+_MISSING_LOCALE = re.compile(r"Failed to construct locale with name:([^:]*):")
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors are exceptions, and logged once
 _WARM_UP_ROWS = 16
 # What the warm-up tries as the size of open dimensions and as the value of all elements.
@@ -521,4 +524,11 @@ def _create(
             wait_for_releases()
         if isinstance(error, ModelLoadError):
             raise
-        raise ModelLoadError(" ".join(str(error).split())) from error
+        text = " ".join(str(error).split())
+        if missing := _MISSING_LOCALE.search(text):
+            text = (
+                f"its StringNormalizer needs the locale {missing[1]}, which this system does not "
+                "have; install the locale (Debian: apt-get install locales-all), or publish the "
+                "model with one that is installed, such as locale='C.UTF-8'"
+            )
+        raise ModelLoadError(text) from error

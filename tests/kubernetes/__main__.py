@@ -3,8 +3,8 @@
 No cluster is needed or contacted. Kubernetes' own kinds are checked against its published schemas
 (in the package kubernetes-validate). Gateway API, KEDA and the Prometheus Operator are checked
 against npm's @kubernetes-models, if npm is installed. There are no schemas here of KServe and
-Kubeflow, so their pods are checked as pods. The Secrets of the recipe in docs/deployment.md are made
-by its own commands, without a cluster, and compared with what the manifests refer to.
+Kubeflow, so their pods are checked as pods. The Secrets of the recipe in docs/deployment.md are
+made by its own commands, without a cluster, and compared with what the manifests refer to.
 """
 
 from __future__ import annotations
