@@ -108,7 +108,7 @@ class Secured:
         self._docker.environ["COMPOSE_FILE"] = ":".join(chosen)
 
     def up(self, *services: str) -> None:
-        """Start services, or replace those whose settings have changed; wait for Envoy."""
+        """Start services, or replace those whose settings have changed."""
         options = ["up", "--detach", "--no-build", "--no-deps", *services]
         self._docker.compose(*_PROMETHEUS, *options, quiet=False)
 
@@ -142,10 +142,12 @@ class Secured:
         finally:
             connection.close()
 
-    def grpc(self, method: str, key: str = "", **metadata: str) -> str:
+    def grpc(self, method: str, key: str = "", metadata: Mapping[str, str] | None = None) -> str:
         """The status of a call over TLS through Envoy's gRPC port."""
         credentials = grpc.ssl_channel_credentials(Path(self._ca).read_bytes())
-        sent = list(metadata.items()) + ([("authorization", f"Bearer {key}")] if key else [])
+        sent = list((metadata or {}).items()) + (
+            [("authorization", f"Bearer {key}")] if key else []
+        )
         with grpc.secure_channel(f"127.0.0.1:{GRPC_PORT}", credentials) as channel:
             stub: Any = digits_pb2_grpc.DigitClassifierStub(channel)
             triton: Any = inference_grpc.GRPCInferenceServiceStub(channel)
@@ -267,7 +269,7 @@ def check_changes(secured: Secured, docker: Docker) -> None:
     assert secured.http("POST", "/predict", certificate=True)[0] == 200
     forged = {"x-forwarded-client-cert": 'Subject="CN=client";DNS=client'}
     assert secured.http("POST", "/predict", headers=forged)[0] == 401
-    assert secured.grpc("Predict", **forged) == "UNAUTHENTICATED"
+    assert secured.grpc("Predict", metadata=forged) == "UNAUTHENTICATED"
     assert secured.forge(_ENVOY, _SERVE) == [401, 401]
     assert docker("inspect", "--format", "{{.State.StartedAt}}", replica) == began
     logs = docker.compose("logs", "serve", "envoy")
@@ -278,7 +280,7 @@ def check_changes(secured: Secured, docker: Docker) -> None:
 
 
 def check_scrapes(secured: Secured, docker: Docker) -> None:
-    """Prometheus scrapes the replica with its key, and Envoy; without the key, nobody does."""
+    """Prometheus scrapes the replica with its key, and Envoy; a scrape without a key gets 401."""
     (replica,) = stack.replicas(docker)
     address = stack.address(docker, replica)
     for path, expected in (("/metrics", 401), ("/v2/health/ready", 200), ("/v2/health/live", 200)):
@@ -309,7 +311,7 @@ def check_callers(secured: Secured, docker: Docker) -> None:
     ]
     assert statuses == [200] * _BURST + [429] * 2, statuses
     forged = {"x-forwarded-for": "203.0.113.99"}
-    assert secured.grpc("Predict", **forged) == "RESOURCE_EXHAUSTED"
+    assert secured.grpc("Predict", metadata=forged) == "RESOURCE_EXHAUSTED"
     assert secured.http("POST", "/predict", secured.keys["ci"])[0] == 200
     # Another client, through Envoy and past it: one caller, neither Envoy nor this machine.
     statuses = secured.forge(_ENVOY, _SERVE, _ENVOY, _SERVE, _ENVOY, _SERVE)
