@@ -249,3 +249,36 @@ def test_a_changed_file_is_followed_and_a_broken_one_logged_once(
 
     asyncio.run(main())
     assert caplog.text.count("stay in force") == 2
+
+
+def test_a_mounted_secret_is_followed_when_the_kubelet_swaps_its_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """keys -> ..data/keys, and ..data -> a folder per change, as the kubelet writes volumes."""
+    monkeypatch.setattr(gate_module, "_POLL_S", 0.001)
+
+    def write(folder: str, name: str) -> None:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "keys").write_text(Key(name, ALL, None, digest_of(name)).line)
+        (tmp_path / "..data_tmp").symlink_to(folder)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    write("..1", "alice")
+    (tmp_path / "keys").symlink_to("..data/keys")
+    door = Gate(frozenset(), Keyring())
+    watch = KeysWatch(door, tmp_path / "keys")
+    watch.load()
+    assert door.admit("predict", (), ("alice",), "").caller == "key alice"
+
+    async def main() -> None:
+        following = asyncio.create_task(watch.follow())
+        write("..2", "bob")
+        async with asyncio.timeout(60):
+            while door.keys is None or digest_of("bob") not in door.keys.by_digest:
+                await asyncio.sleep(0.001)
+        following.cancel()
+
+    asyncio.run(main())
+    assert door.admit("predict", (), ("bob",), "").caller == "key bob"
+    with pytest.raises(Unauthenticated):
+        door.admit("predict", (), ("alice",), "")
