@@ -101,6 +101,14 @@ def _ask(query: str) -> list[Any]:
     return result
 
 
+def targets() -> set[tuple[str, str]]:
+    """The job and health of each target that Prometheus scrapes now."""
+    status, body = stack.get(int(stack.SETTINGS["PROMETHEUS_PORT"]), "/api/v1/targets?state=active")
+    assert status == 200, body[:300]
+    active = json.loads(body)["data"]["activeTargets"]
+    return {(each["labels"]["job"], each["health"]) for each in active}
+
+
 def value(query: str) -> float:
     """The first value of Prometheus' answer to a query; -1 if there is none."""
     answer = _ask(query)
