@@ -528,7 +528,8 @@ def _create(
         if missing := _MISSING_LOCALE.search(text):
             text = (
                 f"its StringNormalizer needs the locale {missing[1]}, which this system does not "
-                "have; install the locale (Debian: apt-get install locales-all), or publish the "
-                "model with one that is installed, such as locale='C.UTF-8'"
+                "have; install the locale (Debian: apt-get install locales-all) and start the "
+                "server again, or publish the model with one that is installed, such as "
+                "locale='C.UTF-8'"
             )
         raise ModelLoadError(text) from error
