@@ -209,6 +209,8 @@ def _remedy(reason: str) -> str:
             "The files are damaged, or not those that were published: copy the version again, or "
             "correct sha256 of model.json."
         )
+    if "needs the locale" in reason:
+        return "Install the locale; the images of this project have en_US.UTF-8 and C.UTF-8."
     if CONFIG_FILE in reason:
         return f"Correct {CONFIG_FILE}; docs/models.md lists its fields."
     return "Correct the version, or delete its folder."

@@ -42,6 +42,8 @@ BUILT_WITHOUT_CUDA = (
     "install the extra 'gpu' instead of 'cpu'"
 )
 _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
+# ONNX Runtime changes the case of texts in a locale of the C library, by default en_US.UTF-8.
+_MISSING_LOCALE = re.compile(r"Failed to construct locale with name:([^:]*):")
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors are exceptions, and logged once
 _SYSTEM_ERROR = re.compile(r"system error number (\d{1,4})\b")  # ONNX Runtime's for errno
 _WARM_UP_ROWS = 16
@@ -533,4 +535,11 @@ def _create(
         if number := _SYSTEM_ERROR.search(text):  # so that others can tell what passes
             code = int(number[1])
             raise ModelLoadError(f"{text} ({os.strerror(code)})") from OSError(code, text)
+        if missing := _MISSING_LOCALE.search(text):
+            text = (
+                f"its StringNormalizer needs the locale {missing[1]}, which this system does not "
+                "have; install the locale (Debian: apt-get install locales-all) and start the "
+                "server again, or publish the model with one that is installed, such as "
+                "locale='C.UTF-8'"
+            )
         raise ModelLoadError(text) from error

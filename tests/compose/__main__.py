@@ -2,7 +2,7 @@
 
 Not a pytest module: it takes minutes, needs root, and each step continues from the one before.
 With --short it builds only the serving image, serves the shipped model, attacks it, and kills and
-stops a replica under load.
+stops a replica under load. The last steps are those with TLS and keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 
 from benchmarks.load.attacks import attack
 from benchmarks.load.attacks.callers import Target
-from tests.compose import images, observability, stack
+from tests.compose import images, observability, secured, stack
 from tests.compose.engine import (
     CommandFailed,
     Docker,
@@ -60,17 +60,16 @@ def _story(docker: Docker, options: argparse.Namespace) -> int:
         steps = [_check_images, check_digests, _up, _up_again, *steps, _new_model, _new_image]
         steps += [observe, observability.check_tracing]
     passed = 0
+    secrets: secured.Secured | None = None
     try:
         _down(docker)  # left by an earlier run
         _build(docker, options)
+        secrets, secure = secured.steps(docker, online=options.online)
+        steps += [_stops_gracefully, *secure, *[_stops_gracefully] * (not options.keep)]
         for step in steps:
             about = step.func if isinstance(step, partial) else step
             say(f"== {(about.__doc__ or '').splitlines()[0]}")
             step(docker)
-            passed += 1
-        if not options.keep:
-            say("== Down: every server stops gracefully.")
-            _stops_gracefully(docker)
             passed += 1
     except (AssertionError, CommandFailed, TimeoutError) as error:
         say(f"FAILED: {error}")
@@ -80,6 +79,8 @@ def _story(docker: Docker, options: argparse.Namespace) -> int:
     finally:
         if not options.keep:
             _down(docker)
+            if secrets is not None:
+                secrets.close()
     print(f"{passed} passed, 0 failed", flush=True)
     return 0
 
@@ -222,6 +223,7 @@ def _new_image(docker: Docker) -> None:
 
 
 def _stops_gracefully(docker: Docker) -> None:
+    """Stop: every server stops gracefully."""
     running = stack.replicas(docker)
     began = time.monotonic()
     docker.compose("stop", quiet=False)
@@ -232,7 +234,9 @@ def _stops_gracefully(docker: Docker) -> None:
 
 
 def _down(docker: Docker) -> None:
-    docker.compose("down", "--volumes", "--remove-orphans")
+    # With all files and profiles: Compose forgets what is in others.
+    files = ["-f", "docker-compose.yml", "-f", "docker-compose.keys.yml"]
+    docker.compose(*files, "--profile", "observability", "down", "--volumes", "--remove-orphans")
 
 
 def _print_logs(docker: Docker) -> None:

@@ -23,6 +23,7 @@ from deploy.supply import digests, sbom
 from tests.compose.bridge import bridge_address
 from tests.compose.engine import ROOT, CommandFailed, Docker, EngineUnavailable, say
 from tests.compose.stack import NEXT
+from tests.e2e.onnx_models import publish_lower_case
 from tests.supply.test_sbom import assert_valid
 
 (_PYTHON,) = digests.images((ROOT / "Dockerfile").read_text())
@@ -167,6 +168,7 @@ def check_serve(docker: Docker) -> None:
     )  # fmt: skip
     # The base image has a pip; the environment that serves has none.
     assert contents == "[] 10001", contents
+    check_locale(docker, image)
     policy = tomllib.loads((ROOT / "deploy" / "supply" / "licences.toml").read_text())
     document = sbom.of_image(image, policy, client=docker.client)
     assert_valid(document)
@@ -175,3 +177,18 @@ def check_serve(docker: Docker) -> None:
     assert f"\nonnxruntime=={versions['onnxruntime']} " in locked
     assert versions["libc6"]
     say(f"Its SBOM is valid and has {len(versions)} components.")
+
+
+def check_locale(docker: Docker, image: str) -> None:
+    """Check that a model of texts that are not ASCII runs: ONNX Runtime needs a locale for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        publish_lower_case(Path(folder))
+        Path(folder).chmod(0o755)
+        printed = docker(
+            "run", "--rm", "--read-only", "--network", "none", "--volume", f"{folder}:/lower:ro",
+            "--entrypoint", "python", image, "-c",
+            "import onnxruntime as o; s = o.InferenceSession('/lower/lower/1/model.onnx'); "
+            "print(*s.run(None, {'x': ['GRÜSSE', 'ÉCOLE', 'ΑΘΗΝΑ', 'МИР']})[0])",
+        )  # fmt: skip
+    assert printed == "grüsse école αθηνα мир", printed
+    say("It changes the case of texts that are not ASCII.")

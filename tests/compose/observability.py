@@ -51,7 +51,7 @@ def check_prometheus(docker: Docker, *, online: bool) -> None:
     replicas = len(stack.replicas(docker))
     stack.wait_until(
         f"{replicas} replicas and Envoy in Prometheus",
-        lambda: [_value("sum(up)"), _value("count(up)")] == [replicas + 1] * 2,
+        lambda: [value("sum(up)"), value("count(up)")] == [replicas + 1] * 2,
     )
     say(f"Prometheus scrapes {replicas} replicas and Envoy.")
     dashboard = json.loads((ROOT / "deploy/grafana/dashboards/mnist.json").read_text())
@@ -101,6 +101,15 @@ def _ask(query: str) -> list[Any]:
     return result
 
 
-def _value(query: str) -> float:
+def targets() -> set[tuple[str, str]]:
+    """The job and health of each target that Prometheus scrapes now."""
+    status, body = stack.get(int(stack.SETTINGS["PROMETHEUS_PORT"]), "/api/v1/targets?state=active")
+    assert status == 200, body[:300]
+    active = json.loads(body)["data"]["activeTargets"]
+    return {(each["labels"]["job"], each["health"]) for each in active}
+
+
+def value(query: str) -> float:
+    """The first value of Prometheus' answer to a query; -1 if there is none."""
     answer = _ask(query)
     return float(answer[0]["value"][1]) if answer else -1.0

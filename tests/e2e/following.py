@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -55,11 +56,11 @@ def commands(block: Block) -> list[str]:
 
 
 class Reader:
-    """Follows pages in a folder, with ports of its own in place of 8000, 8001 and 8443."""
+    """Follows pages in a folder, with ports of its own in place of 8000, 8001, 8002 and 8443."""
 
     def __init__(self, folder: Path, server: Server | None = None) -> None:
         self.folder = folder
-        self.http, self.grpc, self.tls = free_ports(3)
+        self.http, self.grpc, self.health, self.tls = free_ports(4)
         if server is not None:
             self.http, self.grpc = server.http_port, server.grpc_port
         self.environ = os.environ | {
@@ -75,8 +76,10 @@ class Reader:
 
     def here(self, text: str) -> str:
         """A text with the ports of this reader."""
-        for port, mine in ((8000, self.http), (8001, self.grpc), (8443, self.tls)):
-            text = re.sub(rf"(127\.0\.0\.1:|port_value: |--port ){port}\b", rf"\g<1>{mine}", text)
+        ports = {8000: self.http, 8001: self.grpc, 8002: self.health, 8443: self.tls}
+        for port, mine in ports.items():
+            before = r"127\.0\.0\.1:|port_value: |--port |--health-port "
+            text = re.sub(rf"({before}){port}\b", rf"\g<1>{mine}", text)
         return text.replace("mnist-predict ", f"mnist-predict --address 127.0.0.1:{self.http} ")
 
     def follow(self, page: str, left_out: tuple[str, ...] = ()) -> list[str]:
@@ -105,9 +108,10 @@ class Reader:
         """Run one command, or start it if it is a server; what it printed."""
         if command.startswith("make certificates"):
             folder = self.folder / "deploy" / "secrets"
-            return self._output(
-                [sys.executable, "-m", "deploy.certificates", "--folder", str(folder)]
-            )
+            (_, _, *arguments) = shlex.split(command)
+            options = [each.partition("ARGS=")[2] for each in arguments]
+            make = [sys.executable, "-m", "deploy.certificates", "--folder", str(folder)]
+            return self._output([*make, *" ".join(options).split()])
         if not command.startswith(SERVERS):
             short = command.startswith("mnist-train")
             return self._output(["bash", "-ec", command + SHORT * short])
@@ -125,8 +129,10 @@ class Reader:
             )
         self._running[name] = process
         is_up = partial(self._is_listening, self.http if name == "mnist-serve" else self.tls)
-        if name == "mnist-serve" and "--tls-" not in command:
-            is_up = self._is_ready
+        if name == "mnist-serve" and "--health-port" in command:
+            is_up = partial(self._is_ready, self.health)
+        elif name == "mnist-serve" and "--tls-" not in command:
+            is_up = partial(self._is_ready, self.http)
         end = time.monotonic() + 180
         while not is_up():
             if process.poll() is not None or time.monotonic() > end:
@@ -139,9 +145,9 @@ class Reader:
         for process in reversed(self._running.values()):
             _stop(process)
 
-    def _is_ready(self) -> bool:
+    def _is_ready(self, port: int) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/v2/health/ready"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready"):
                 return True
         except OSError:
             return False

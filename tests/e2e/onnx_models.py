@@ -102,6 +102,18 @@ def publish_log(repository: Path) -> None:
     )
 
 
+def publish_lower_case(repository: Path, name: str = "lower", locale: str | None = None) -> None:
+    """A model of texts [N] that writes them in lower case, in a locale that is installed or not."""
+    options = {} if locale is None else {"locale": locale}
+    publish(
+        repository,
+        name,
+        [helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="LOWER", **options)],
+        [("x", TensorProto.STRING, ["n"])],
+        [("y", TensorProto.STRING, ["n"])],
+    )
+
+
 def publish_scalar(repository: Path) -> None:
     """A model `scalar` without a batch: INT64 [] `x` to `y` = 2 x."""
     publish(

@@ -1,13 +1,16 @@
 """make test-kubernetes: builds every overlay and checks it against schemas and our own flags.
 
 No cluster is needed or contacted. Kubernetes' own kinds are checked against its published schemas
-(in the package kubernetes-validate). Gateway API and KEDA are checked against npm's
-@kubernetes-models, if npm is installed. There are no schemas here of KServe and Kubeflow, so their
-pods are checked as pods.
+(in the package kubernetes-validate). Gateway API, KEDA and the Prometheus Operator are checked
+against npm's @kubernetes-models, if npm is installed. There are no schemas here of KServe and
+Kubeflow, so their pods are checked as pods. The Secrets of the recipe in docs/deployment.md are
+made by its own commands, without a cluster, and compared with what the manifests refer to.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -21,16 +24,31 @@ from typing import Any
 import kubernetes_validate
 import yaml
 
+from deploy import certificates
 from service import settings
+from service.access.keys import digest_of, parse
 from training.commands import search
 from training.commands import train as cli
 
 ROOT = Path(__file__).parent.parent.parent / "deploy" / "kubernetes"
-KUSTOMIZATIONS = ("overlays/cpu", "overlays/gpu", "overlays/keda", "kserve", "training")
-FILES = ("components/gateway/gateway.yaml", "training/search.yaml", "training/pytorchjob.yaml")
+KUSTOMIZATIONS = (
+    "overlays/cpu",
+    "overlays/gpu",
+    "overlays/keda",
+    "overlays/keys",
+    "kserve",
+    "training",
+)
 VERSION = "1.34"
-_NPM = ("@kubernetes-models/gateway-api@2.0.0", "@kubernetes-models/keda@2.0.0")
-_NPM_GROUPS = ("gateway.networking.k8s.io/", "keda.sh/")
+GATEWAY = "components/gateway/gateway.yaml"
+FILES = (GATEWAY, "training/search.yaml", "training/pytorchjob.yaml")
+RECIPE = "### Behind a gateway"  # the heading in docs/deployment.md
+_NPM = (
+    "@kubernetes-models/gateway-api@2.0.0",
+    "@kubernetes-models/keda@2.0.0",
+    "@kubernetes-models/prometheus-operator@6.0.0",
+)
+_NPM_GROUPS = ("gateway.networking.k8s.io/", "keda.sh/", "monitoring.coreos.com/")
 Manifest = dict[str, Any]
 
 
@@ -45,6 +63,11 @@ def main() -> int:
         for problem in problems:
             print(f"  {problem}", flush=True)
         passed, failed = passed + (not problems), failed + bool(problems)
+    problems = list(recipe_problems(read("overlays/keys"), read(GATEWAY)))
+    print(f"the recipe '{RECIPE.strip('# ')}' of docs/deployment.md", flush=True)
+    for problem in problems:
+        print(f"  {problem}", flush=True)
+    passed, failed = passed + (not problems), failed + bool(problems)
     print(f"{passed} passed, {failed} failed", flush=True)
     return int(failed > 0)
 
@@ -60,12 +83,83 @@ def read(source: str) -> list[Manifest]:
     if source.endswith(".yaml"):
         text = (ROOT / source).read_text()
     else:
-        installed = Path(sys.executable).with_name("kubectl")
-        kubectl = str(installed) if installed.exists() else shutil.which("kubectl")
-        assert kubectl, "kubectl is missing; make test-kubernetes installs it"
-        command = [kubectl, "kustomize", str(ROOT / source)]
+        command = [_kubectl(), "kustomize", str(ROOT / source)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+
+
+def _kubectl() -> str:
+    installed = Path(sys.executable).with_name("kubectl")
+    kubectl = str(installed) if installed.exists() else shutil.which("kubectl")
+    assert kubectl, "kubectl is missing; make test-kubernetes installs it"
+    return kubectl
+
+
+def recipe_problems(keys: list[Manifest], gateway: list[Manifest]) -> Iterator[str]:
+    """What the Secrets of the recipe lack that the manifests with keys and the gateway refer to."""
+    secrets = {each["metadata"]["name"]: each["data"] for each in _recipe_secrets()}
+
+    def content(secret: str, item: str) -> str:
+        return base64.b64decode(secrets.get(secret, {}).get(item, "")).decode()
+
+    (settings_map,) = [each["data"] for each in keys if each["kind"] == "ConfigMap"]
+    (pod,) = [pod for each in keys if each["kind"] == "Deployment" for pod in _pods(each)]
+    (monitor,) = [each["spec"] for each in keys if each["kind"] == "PodMonitor"]
+    (container,) = pod["containers"]
+
+    mount, item = os.path.split(settings_map["MNIST_KEYS_FILE"])
+    (mounted,) = [each for each in container["volumeMounts"] if each["mountPath"] == mount]
+    (volume,) = [each["secret"] for each in pod["volumes"] if each["name"] == mounted["name"]]
+    entries = {key.name: key for key in parse(content(volume["secretName"], item))}
+    if {name: set(key.scopes) for name, key in entries.items()} != {
+        "alice": {"predict"},
+        "prometheus": {"metrics"},
+    }:
+        yield f"{volume['secretName']} has {list(entries)} in '{item}'"
+    if "subPath" in mounted or not mounted["readOnly"]:
+        yield "the keys are not mounted as a folder that changes with the Secret"
+    if volume["defaultMode"] != 0o440 or not pod["securityContext"].get("fsGroup"):
+        yield "the keys can be read by others than the group of the pod, or not by it"
+
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    named = endpoint["authorization"]["credentials"]
+    key = content(named["name"], named["key"])  # sent as it is, with a newline if it has one
+    if "prometheus" not in entries or digest_of(key) != entries["prometheus"].digest:
+        yield f"the key in {named['name']} is not the one of prometheus"
+    ports = {each["name"]: str(each["containerPort"]) for each in container["ports"]}
+    probes = {container[f"{kind}Probe"]["httpGet"]["port"] for kind in ("startup", "readiness")}
+    probes |= {container["livenessProbe"]["httpGet"]["port"], endpoint["port"]}
+    if probes != {"health"} or ports["health"] != settings_map["MNIST_HEALTH_PORT"]:
+        yield f"probes and scrapes use the ports {probes}, not the health port, which needs no TLS"
+
+    (listeners,) = [each["spec"]["listeners"] for each in gateway]
+    for name in {ref["name"] for each in listeners for ref in each["tls"]["certificateRefs"]}:
+        if "BEGIN CERTIFICATE" not in content(name, "tls.crt"):
+            yield f"the Gateway's Secret {name} has no certificate"
+
+
+def _recipe_secrets() -> list[Manifest]:
+    """The Secrets that the commands of the recipe make, run in a folder, with --dry-run=client."""
+    text = (ROOT.parent.parent / "docs" / "deployment.md").read_text().split(RECIPE)[1]
+    commands = text.split("```sh\n")[1].split("```")[0].splitlines()
+    programs = Path(sys.executable).parent
+    environ = os.environ | {"PATH": f"{programs}:{Path(_kubectl()).parent}:{os.environ['PATH']}"}
+    made: list[Manifest] = []
+    with tempfile.TemporaryDirectory() as folder:
+        certificates.main(["--folder", folder])
+        for command in commands:
+            if command.startswith("kubectl apply"):
+                path = command.split()[-1]
+                assert path.removeprefix("deploy/kubernetes/") in (GATEWAY, *KUSTOMIZATIONS), path
+                continue
+            creates = command.startswith("kubectl create")
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", command + " --dry-run=client -o yaml" * creates],
+                cwd=folder, env=environ, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            if creates:
+                made += [yaml.safe_load(done.stdout)]
+    return made
 
 
 def check(manifest: Manifest) -> Iterator[str]:
@@ -124,16 +218,17 @@ def _flags(container: Manifest) -> Iterator[str]:
 
 
 def npm_problems(manifests: list[Manifest]) -> list[str]:
-    """The problems that npm's models of Gateway API and KEDA report."""
+    """The problems that npm's models of kinds that are not Kubernetes' own report."""
     if not manifests:
         return []
     if not shutil.which("npm"):
         print(
-            "  npm is not installed: Gateway API and KEDA are NOT checked against schemas",
+            "  npm is not installed: kinds of others are NOT checked against schemas",
             flush=True,
         )
         return []
-    folder = Path(tempfile.gettempdir()) / f"mnist-kubernetes-models-{os.getuid()}"
+    versions = hashlib.sha256(" ".join(_NPM).encode()).hexdigest()[:8]
+    folder = Path(tempfile.gettempdir()) / f"mnist-kubernetes-models-{os.getuid()}-{versions}"
     folder.mkdir(exist_ok=True)
     if not (folder / "node_modules").exists():
         install = ["npm", "install", "--silent", "--no-audit", "--no-fund", *_NPM]

@@ -1,7 +1,11 @@
 // Reads a JSON list of manifests and prints one line for each that npm's models reject.
 import { readFileSync } from "node:fs";
 
-const packages = { "gateway.networking.k8s.io": "gateway-api", "keda.sh": "keda" };
+const packages = {
+  "gateway.networking.k8s.io": "gateway-api",
+  "keda.sh": "keda",
+  "monitoring.coreos.com": "prometheus-operator",
+};
 
 for (const manifest of JSON.parse(readFileSync(0, "utf8"))) {
   const [group, version] = manifest.apiVersion.split("/");

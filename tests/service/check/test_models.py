@@ -12,6 +12,7 @@ from service.check.finding import Severity
 from service.check.models import load_models, provider, repository
 from service.settings import Settings
 from tests.conftest import SHIPPED_MODELS
+from tests.e2e.onnx_models import publish_lower_case
 
 SETTINGS = Settings(models=SHIPPED_MODELS, provider="cpu")
 
@@ -46,6 +47,17 @@ def test_without_models_to_load_the_server_is_ready() -> None:
     models = load_models(settings)
     assert models.readiness.ready
     assert list(repository(settings, models)) == []
+
+
+def test_a_missing_locale_is_named_with_its_remedy(tmp_path: Path) -> None:
+    publish_lower_case(tmp_path, locale="xx_XX.UTF-8")
+    settings = replace(SETTINGS, models=tmp_path, model="lower")
+    (finding,) = [
+        each for each in repository(settings, load_models(settings)) if "locale" in each.text
+    ]
+    assert finding.severity is not Severity.OK
+    assert "xx_XX.UTF-8, which this system does not have" in finding.text
+    assert finding.remedy.startswith("Install the locale")
 
 
 def test_a_list_of_models_is_cut(tmp_path: Path) -> None:

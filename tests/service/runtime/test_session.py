@@ -34,6 +34,7 @@ from tests.e2e.onnx_models import (
     publish_identity,
     publish_log,
     publish_loop,
+    publish_lower_case,
     publish_sum,
 )
 from tests.service.linear_model import publish_linear
@@ -352,6 +353,21 @@ def test_a_model_whose_warm_up_fails_is_loaded_and_says_so(tmp_path: Path) -> No
     assert "Conv" in session.warm_up_error
     assert not session.timing.is_known
     assert session.run([np.ones((2, 1, 300, 5), np.float32)])[0].shape == (2, 1, 1, 5)
+
+
+def test_a_model_whose_locale_is_missing_is_refused_with_its_name_and_a_remedy(
+    tmp_path: Path,
+) -> None:
+    publish_lower_case(tmp_path, locale="xx_XX.UTF-8")
+    with pytest.raises(ModelLoadError, match=r"needs the locale xx_XX\.UTF-8.*locales-all"):
+        load(published(tmp_path, "lower"), SessionOptions("cpu"))
+
+
+def test_a_model_changes_the_case_of_texts_that_are_not_ascii(tmp_path: Path) -> None:
+    publish_lower_case(tmp_path, locale="C.UTF-8")
+    session = load(published(tmp_path, "lower"), SessionOptions("cpu"))
+    (lower,) = session.run([np.array(["GRÜSSE", "ÉCOLE"], object)])
+    assert lower.tolist() == ["grüsse", "école"]
 
 
 def test_samples_are_the_inputs_of_the_warm_up(tmp_path: Path) -> None:
