@@ -634,6 +634,14 @@ class Settings:
         )
 
     @property
+    def hand_over_s(self) -> float:
+        """How long a replaced worker keeps its HTTP connections, for clients to leave first.
+
+        An idle HTTP/1 connection is not kept for longer than `header_timeout` anyway.
+        """
+        return min(self.header_timeout, self.stop_timeout)
+
+    @property
     def polls(self) -> bool:
         """Whether the server looks for new versions while it runs."""
         return self.model_control_mode in ("auto", "poll")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -79,8 +80,8 @@ class GrpcioServer:
             )
             self._server.add_secure_port(address, credentials)
 
-    async def start(self) -> None:
-        await self._server.start()
+    async def start(self, listener: socket.socket | None = None) -> None:
+        await self._server.start()  # grpcio opens its sockets itself
 
     async def stop(self, timeout: float) -> None:
         """Refuse new calls at once; give those in flight `timeout` seconds to finish."""

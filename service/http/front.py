@@ -68,6 +68,9 @@ class HttpFront:
         self._known_callers = callers.known
         self._origins = origins or Origins()
         self._known_hosts = self._origins.known_hosts
+        # Set before the worker stops: clients of HTTP/1 then close their connections after the next
+        # answer, and none sends a request while its connection is being closed.
+        self.is_leaving = False
         # The client (ADDRESS:PORT) of each request that is not answered.
         self.in_flight: dict[HTTPProtocol, str] = {}
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
@@ -141,8 +144,8 @@ class HttpFront:
                     response = answer
                 finally:
                     self._give_back(body, claim)
-            if cors:
-                response.headers.extend(cors)
+            if cors or self.is_leaving:
+                self._add_headers(scope, response, cors)
             protocol.response_bytes(response.status, response.headers, response.body)
         finally:
             del self.in_flight[protocol]
@@ -215,10 +218,17 @@ class HttpFront:
             has_body = headers.get("content-length", "0") != "0"
             has_body |= "transfer-encoding" in headers
             response = await self._refuse(scope, error, caller, has_body)
-            response.headers.extend(cors)
+            self._add_headers(scope, response, cors)
             protocol.response_bytes(response.status, response.headers, response.body)
             return None
         return identity, match
+
+    def _add_headers(
+        self, scope: Scope, response: HttpResponse, cors: tuple[Header, ...] = ()
+    ) -> None:
+        response.headers.extend(cors)
+        if self.is_leaving:
+            _end_connection(scope, response)
 
     async def _answer_unread(
         self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
@@ -232,6 +242,7 @@ class HttpFront:
         if int(headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
             with contextlib.suppress(ServiceError):
                 self._give_back(*await self._body(scope, protocol, headers))
+        self._add_headers(scope, response)
         protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _refuse(
@@ -248,9 +259,8 @@ class HttpFront:
         )
         response = await self._app.refuse(request, error)
         # The rest of the body is still arriving, so an HTTP/1 connection cannot be used again.
-        # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
-        if has_body and scope.http_version.startswith("1"):
-            response.headers.append(("connection", "close"))
+        if has_body:
+            _end_connection(scope, response)
         return response
 
     def _give_back(self, body: bytes, claim: Claim | None) -> None:
@@ -401,6 +411,16 @@ class HttpFront:
 
 def _begin(traces: Traces, headers: Any) -> Trace | None:
     return traces.begin(headers.get_all("traceparent"), headers.get_all("tracestate"))
+
+
+def _end_connection(scope: Scope, response: HttpResponse) -> None:
+    """Let an HTTP/1 connection end with this answer.
+
+    HTTP/2 forbids the header (RFC 9113, 8.2.2): it ends a stream alone, and Granian says GOAWAY.
+    """
+    header = ("connection", "close")
+    if scope.http_version.startswith("1") and header not in response.headers:
+        response.headers.append(header)
 
 
 def _has_no_body(scope: Scope) -> bool:
