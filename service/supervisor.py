@@ -449,16 +449,20 @@ def supervise(settings: Settings) -> int:
 
 def _warn_of_access(settings: Settings) -> None:
     """Log who may call that perhaps should not."""
-    if settings.keys_file:
-        if exposure := KeysFile(Path(settings.keys_file)).exposure:
-            log.warning("%s", exposure)
-    elif not is_loopback(settings.host) and settings.tls_client_auth != "required":
+    if settings.keys_file and (exposure := KeysFile(Path(settings.keys_file)).exposure):
+        log.warning("%s", exposure)
+    if settings.is_open_to_others:
+        remedy = "Allow it to holders of keys only (--anonymous-scopes none)"
+        if not settings.keys_file:
+            remedy = (
+                "Give out keys: mnist-keys add NAME --file FILE, then start with --keys-file FILE"
+            )
         log.warning(
-            "Everyone who reaches %s may call this server without a key (%s). Give out keys: "
-            "mnist-keys add NAME --file FILE, then start with --keys-file FILE; or listen on this "
-            "machine only (--host 127.0.0.1).",
-            settings.host,
-            ", ".join(scope for scope in SCOPES if scope in settings.anonymous) or "no scope",
+            "Everyone who reaches %s may call this server without a key (%s). %s; or listen on "
+            "this machine only, without proxies (--host 127.0.0.1).",
+            settings.host if not is_loopback(settings.host) else "its trusted_proxies",
+            ", ".join(scope for scope in SCOPES if scope in settings.anonymous),
+            remedy,
         )
 
 

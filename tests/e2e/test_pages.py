@@ -76,6 +76,7 @@ FOLLOWED = (
     "howto/from-torchserve.md",
     "howto/from-triton.md",
     "howto/keys.md",
+    "howto/network.md",
     "howto/tls.md",
     "howto/traces.md",
 )
@@ -235,6 +236,15 @@ def test_the_server_has_tls_keys_and_client_certificates(reader: Reader) -> None
     assert "7" in command
     assert "7" in by_key
     assert by_certificate.strip() == "7"
+
+
+def test_the_three_ways_to_serve_a_network_work(reader: Reader) -> None:
+    printed = follow(reader, "howto/network.md")
+    _, _, _, alone, command, _, _, ingress, _, _, service = printed
+    assert json.loads(alone)["predictions"][0]["digit"] == 7
+    assert "It is a 7" in command
+    assert json.loads(ingress)["predictions"][0]["digit"] == 7
+    assert service.strip() == "7"
 
 
 def test_the_declaration_of_batching_in_models_md_is_obeyed(tmp_path: Path) -> None:
