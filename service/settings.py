@@ -619,7 +619,7 @@ class Settings:
 
     @property
     def is_open_to_others(self) -> bool:
-        """Whether callers from other machines may do something without any proof of who they are."""
+        """Whether callers from other machines may do something without proving who they are."""
         return not self.is_local and bool(self.anonymous) and self.tls_client_auth != "required"
 
     @property

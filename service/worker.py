@@ -162,6 +162,7 @@ class Service:
             server_name=settings.server_name,
             typed_answers=settings.typed_answers,
             limits=self.limits,
+            hides_models="read" not in settings.anonymous,
         )
         self.digits = Digits(
             self.repository,
