@@ -64,8 +64,9 @@ class Listeners:
     def duplicate(self) -> Listeners:
         """Other descriptors of the same sockets. Raises OSError if they are closed."""
         with contextlib.ExitStack() as on_error:
+            # Not by `socket.dup`, which would make the socket blocking, for its worker too.
             sockets = {
-                name: on_error.enter_context(listener.dup())
+                name: on_error.enter_context(socket.socket(fileno=os.dup(listener.fileno())))
                 for name, listener in self._sockets.items()
             }
             on_error.pop_all()

@@ -44,15 +44,24 @@ def rows(text: str) -> list[Row]:
 ROWS = rows(PAGE.read_text())
 
 
+def names_of(node: ast.stmt) -> list[str]:
+    """What a statement at the top of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Assign):  # as hypothesis.stateful makes a TestCase of a machine
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
+
+
 def has_tests(file: Path) -> bool:
     """Whether pytest finds tests in a file."""
     return (
         file.name.startswith("test_")
         and file.is_file()
         and any(
-            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            and node.name.startswith("test_")
-            for node in ast.walk(ast.parse(file.read_text()))
+            name.startswith(("test_", "Test"))
+            for node in ast.parse(file.read_text()).body
+            for name in names_of(node)
         )
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 from collections.abc import Iterator
@@ -139,8 +140,10 @@ def test_a_successor_gets_the_connections_that_wait_when_the_old_one_closes(
     settings: Settings, listeners: Listeners
 ) -> None:
     http_of(listeners).listen()
-    client = socket.create_connection(("127.0.0.1", settings.http_port), timeout=60)
+    http_of(listeners).setblocking(False)
     successor = listeners.duplicate()
+    assert not os.get_blocking(http_of(listeners).fileno())  # the old worker would wait in accept()
+    client = socket.create_connection(("127.0.0.1", settings.http_port), timeout=60)
     listeners.close()
     assert listeners.is_closed
     accepted, _ = http_of(successor).accept()

@@ -632,7 +632,7 @@ def test_a_worker_that_leaves_lets_connections_of_http_1_end_with_each_answer(
         for method, path, chunks, headers, status in (
             ("POST", "/predict", [PIXELS], {"content_length": "784"}, 200),
             ("GET", "/v2/health/live", [], {}, 200),
-            ("GET", "/nowhere", [], {}, 404),
+            ("GET", "/nowhere", [], {"x_api_key": "right"}, 404),
             ("POST", "/predict", [PIXELS], {"content_length": "784", "host": "rebound.org"}, 403),
             ("GET", "/metrics", [], {"x_api_key": "wrong"}, 401),
             ("POST", "/predict", [], {"content_length": str(LIMIT + 1)}, 413),

@@ -286,21 +286,25 @@ async def test_a_client_that_shakes_hands_during_a_stop_learns_that_it_must_conn
     assert goaway(output) == (frames.NO_ERROR, "the server is stopping")
 
 
-@in_loop
-async def test_a_client_that_shakes_no_hands_holds_a_stop_for_a_second_at_most(
+def test_a_client_that_shakes_no_hands_holds_a_stop_for_a_second_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listener, "_LINGER_S", 0.0)
-    calls: Any = Calls(echo)
-    server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
-    secure = Secure()
-    server._connections.add(secure.inner)
-    stopping = asyncio.ensure_future(server.stop(timeout=3600.0))
-    async with asyncio.timeout(120.0):
-        while not secure.transport.closing:
-            await asyncio.sleep(0)
-        server._connections.discard(secure.inner)
-        await stopping
+
+    @in_loop
+    async def body() -> None:
+        calls: Any = Calls(echo)
+        server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
+        secure = Secure()
+        server._connections.add(secure.inner)
+        stopping = asyncio.ensure_future(server.stop(timeout=3600.0))
+        async with asyncio.timeout(120.0):
+            while not secure.transport.closing:
+                await asyncio.sleep(0)
+            server._connections.discard(secure.inner)
+            await stopping
+
+    body()
 
 
 @in_loop
