@@ -1,16 +1,107 @@
-"""Reserves the ports of a server, so that no second server shares them by mistake."""
+"""Reserves the ports of a server, and opens the sockets on which its workers listen."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import select
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from service.settings import Settings, SettingsError
 
 NAMES = ("http_port", "grpc_port", "health_port")
+
+
+class Listeners:
+    """The sockets on which one worker listens, by the name of their port.
+
+    The supervisor binds them, and gives them to a worker and to those that replace it. A socket
+    that a worker opens itself is closed with the worker, and the kernel resets the connections
+    that wait in its queue and those whose TCP handshake is not done. These are in the queue for the
+    successor. The workers' sockets share each port, so the kernel spreads connections over them.
+    """
+
+    def __init__(self, sockets: dict[str, socket.socket]) -> None:
+        self._sockets = sockets
+        self.is_closed = False
+
+    @classmethod
+    def bound(cls, settings: Settings) -> Listeners:
+        """Bind a socket to each port; connections are refused until a worker listens.
+
+        Empty where workers bind the ports themselves: on other systems than Linux. grpcio always
+        does. Raises OSError.
+        """
+        with contextlib.ExitStack() as on_error:
+            sockets: dict[str, socket.socket] = {}
+            for name in NAMES if sys.platform == "linux" else ():
+                port = getattr(settings, name)
+                if port == 0 or (name == "grpc_port" and not settings.fast_grpc):
+                    continue
+                addresses = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)
+                family, _, _, _, address = addresses[0]
+                listener = on_error.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                # Accepted sockets inherit these.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if name == "http_port":
+                    # Granian holds an answer until its client has read it, and does not say when
+                    # that is. The kernel ends a connection whose client takes nothing for this
+                    # long. Some kernels do not count a client that answers probes of its full
+                    # window (6.18): `http.connections` closes these.
+                    timeout_ms = int(settings.body_timeout * 1000)
+                    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+                listener.bind(address)
+                sockets[name] = listener
+            on_error.pop_all()
+            return cls(sockets)
+
+    def duplicate(self) -> Listeners:
+        """Other descriptors of the same sockets. Raises OSError if they are closed."""
+        with contextlib.ExitStack() as on_error:
+            # Not by `socket.dup`, which would make the socket blocking, for its worker too.
+            sockets = {
+                name: on_error.enter_context(socket.socket(fileno=os.dup(listener.fileno())))
+                for name, listener in self._sockets.items()
+            }
+            on_error.pop_all()
+            return Listeners(sockets)
+
+    def get(self, name: str) -> socket.socket | None:
+        """The socket for a port; None if the worker binds it itself."""
+        return self._sockets.get(name)
+
+    def close(self) -> None:
+        """Close these descriptors; with the last one of a socket, its queue is reset."""
+        self.is_closed = True
+        for listener in self._sockets.values():
+            listener.close()
+
+
+def accept_no_more(descriptor: int) -> None:
+    """Let Granian find no more connections on a socket of this process; those that wait stay in it.
+
+    Granian cannot be told. Its descriptor becomes another socket, on which nobody calls: one of the
+    abstract Unix namespace, under a name that the kernel chooses. Epoll instances know a socket
+    beside its descriptor, and would report events of the old one, which other processes keep open,
+    even after Granian has closed its own and freed what belongs to it. So it is removed from them
+    first.
+    """
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # it is closed by now, or does not know the socket
+            if str(entry.readlink()) == "anon_inode:[eventpoll]":
+                with select.epoll.fromfd(os.dup(int(entry.name))) as events:
+                    events.unregister(descriptor)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
+        deaf.bind("")
+        deaf.listen(1)
+        deaf.setblocking(False)
+        os.dup2(deaf.fileno(), descriptor, inheritable=False)
 
 
 def check_free(settings: Settings) -> None:

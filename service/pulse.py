@@ -13,12 +13,15 @@ import logging
 import math
 import os
 import signal
+import threading
 import time
 from multiprocessing.synchronize import Event, Lock, Semaphore
 from pathlib import Path
 from typing import NamedTuple
 
 from granian.server.mp import WorkerProcess
+
+from service.ports import Listeners
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,11 @@ _BUSY_S = 60.0
 _BUSY_SHARE = 0.1  # of a core; a loop that uses less during a silence does not compute
 _STARVED_S = 0.2  # CPU time during a silence, below which a runnable worker waits for a core
 _SILENT_START_S = 60.0  # a worker that loads and uses no CPU time for this long hangs
+
+
+# Held while a worker is forked, and while sockets are closed: a forked process closes what is open
+# according to its copy of the Python objects.
+_FORKING = threading.Lock()
 
 
 class Pulse(ctypes.Structure):
@@ -76,10 +84,16 @@ class Lifecycle(NamedTuple):
 class WatchedProcess(WorkerProcess):
     """Granian's handle of a worker process, with the worker's pulse and the reason of its end."""
 
-    def __init__(self, worker: WorkerProcess, pulse: Pulse) -> None:
+    def __init__(
+        self,
+        worker: WorkerProcess,
+        pulse: Pulse,
+        listeners: Listeners | None = None,
+    ) -> None:
         # Granian builds the handle and its process in one step.
         vars(self).update(vars(worker))
         self.pulse = pulse
+        self.listeners = listeners or Listeners({})
         self.has_ended = False
         self.replace_at: float | None = None  # when it has ended, by the monotonic clock
         self.is_silent = False
@@ -88,6 +102,15 @@ class WatchedProcess(WorkerProcess):
         self._beats = -1
         self._last_beat = 0.0
         self._cpu_at_last_beat = 0.0
+
+    def start(self) -> None:
+        with _FORKING:
+            super().start()  # type: ignore[no-untyped-call]
+
+    def close_listeners(self) -> None:
+        """Close the supervisor's descriptors of the sockets on which the worker listens."""
+        with _FORKING:
+            self.listeners.close()
 
     def forget_silence(self) -> None:
         """Begin the current silence again."""
@@ -127,7 +150,10 @@ class WatchedProcess(WorkerProcess):
         return silent_s >= self.patience_s
 
     def retire(self, kill_after_s: float) -> None:
-        """Let the worker finish its requests and exit; a new one serves already."""
+        """Let the worker hand over its clients, finish its requests and exit.
+
+        A new one serves already.
+        """
         self.pulse.is_retired = True
         self.kill_at = time.monotonic() + kill_after_s
         self.terminate()  # type: ignore[no-untyped-call]
@@ -135,6 +161,9 @@ class WatchedProcess(WorkerProcess):
     def _watcher(self) -> None:
         """Wait for the end of the process, in a thread of its own."""
         self.inner.join()
+        # Unless a successor has these sockets too, the kernel now gives new connections to the
+        # other workers only.
+        self.close_listeners()
         # The end of one that was to replace a worker is told by the supervisor.
         is_watched = self.pulse.beats or not self.pulse.has_forerunner
         if is_watched and not self.interrupt_by_parent and not self.is_silent:

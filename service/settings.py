@@ -424,7 +424,7 @@ class Settings:
         ("auto",),
         "what callers without a key may do: scopes (predict, read, admin, metrics), separated by "
         "commas, or none; auto is none with keys_file, else all on this machine only, and all but "
-        "admin if the server listens to others",
+        "admin if the server listens to others or to trusted_proxies",
     )
     allowed_origins: tuple[str, ...] = _setting(
         "security",
@@ -610,7 +610,17 @@ class Settings:
             return frozenset(scope for scope in SCOPES if scope in self.anonymous_scopes)
         if self.keys_file:
             return frozenset()
-        return frozenset(SCOPES) - (frozenset() if is_loopback(self.host) else {"admin"})
+        return frozenset(SCOPES) - (frozenset() if self.is_local else {"admin"})
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server: a proxy on it lets others in."""
+        return is_loopback(self.host) and not self.trusted_proxies
+
+    @property
+    def is_open_to_others(self) -> bool:
+        """Whether callers from other machines may do something without proving who they are."""
+        return not self.is_local and bool(self.anonymous) and self.tls_client_auth != "required"
 
     @property
     def own_host(self) -> str:
@@ -620,7 +630,7 @@ class Settings:
     @property
     def trusts_loopback(self) -> bool:
         """Whether callers may do everything because only this machine reaches the server."""
-        return is_loopback(self.host) and not self.keys_file and self.anonymous_scopes == ("auto",)
+        return self.is_local and not self.keys_file and self.anonymous_scopes == ("auto",)
 
     @property
     def allows_control(self) -> bool:
@@ -632,6 +642,14 @@ class Settings:
         return mode == "explicit" or (
             mode == "auto" and (bool(self.keys_file) or "admin" in self.anonymous)
         )
+
+    @property
+    def hand_over_s(self) -> float:
+        """How long a replaced worker keeps its HTTP connections, for clients to leave first.
+
+        An idle HTTP/1 connection is not kept for longer than `header_timeout` anyway.
+        """
+        return min(self.header_timeout, self.stop_timeout)
 
     @property
     def polls(self) -> bool:

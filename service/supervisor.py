@@ -13,7 +13,8 @@ at once, unless it lived for a short time only; then later each time, since the 
 soon. A request that crashes its worker never ends the server. It ends when no worker serves and
 several in one place have ended before they did.
 SIGHUP replaces all of them, one after another: the old one stops when the new one serves. So does a
-worker that asks for it, because a run of a model cannot be ended. If the supervisor dies, the
+worker that asks for it, because a run of a model cannot be ended. The new one listens on the same
+sockets (service/ports.py), so no connection is lost between the two. If the supervisor dies, the
 kernel kills the workers.
 
 This process imports no ONNX Runtime, no gRPC and no Flask: it only checks what it can before
@@ -48,6 +49,7 @@ from typing import Any
 from granian.constants import Interfaces, Loops
 from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
+from granian.net import SocketHolder
 from granian.server import MPServer
 
 from service import SERVER_NAME, __version__
@@ -55,7 +57,7 @@ from service.access.keys import SCOPES, Key, KeysError, KeysFile, SharedKeys
 from service.access.limits import small_bursts
 from service.access.tls import SOON_DAYS, Tls
 from service.observe.logs import is_for_people, logging_config
-from service.ports import reserve
+from service.ports import Listeners, reserve
 from service.pulse import Lifecycle, Pulse, Replacements, WatchedProcess
 from service.repository.shipped import shipped_models
 from service.runtime.packages import conflicting_packages
@@ -169,19 +171,16 @@ class Supervisor(MPServer):
         # By the index of the workers, in a row.
         self._short_lives: dict[int, int] = {}
         self._failed_starts: dict[int, int] = {}
+        self._opened: list[Listeners] = []
         self.settings = settings
         self._tls = tls
         self.main_loop_interrupt: Wakeup = Wakeup()
 
-    def _init_shared_socket(self) -> None:
-        super()._init_shared_socket()  # type: ignore[no-untyped-call]
-        # Granian holds an answer until its client has read it, and does not say when that is. The
-        # kernel ends a connection whose client takes nothing for this long. Accepted sockets
-        # inherit the option. Some kernels do not count a client that answers probes of its full
-        # window (6.18): `http.connections` closes these.
-        if self._sso is not None and sys.platform == "linux":
-            timeout_ms = int(self.settings.body_timeout * 1000)
-            self._sso.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+    def _drop_shared_socket(self) -> None:
+        """At a stop: with the workers, the queues of their sockets end."""
+        super()._drop_shared_socket()  # type: ignore[no-untyped-call]
+        for listeners in self._opened:
+            listeners.close()
 
     def run(self, state_folder: Path) -> int:
         """Serve until a signal. Returns the exit status."""
@@ -208,13 +207,47 @@ class Supervisor(MPServer):
             self.interrupt_signal = True
 
     def _spawn_worker(  # type: ignore[override]
-        self, idx: int, target: Any, callback_loader: Any
+        self,
+        idx: int,
+        target: Any,
+        callback_loader: Any,
+        *,
+        replaces: WatchedProcess | None = None,
     ) -> WatchedProcess:
         if self._tls:
             self.ssl_ctx = self._tls.for_granian()
         pulse = multiprocessing.RawValue(Pulse)
-        worker = super()._spawn_worker(idx, target, partial(callback_loader, pulse))
-        return WatchedProcess(worker, pulse)
+        listeners = self._listeners(replaces)
+        if sys.platform == "linux":
+            # In place of the description of a socket that each worker would open itself.
+            http = listeners.get("http_port")
+            holder: Any = None
+            if http is not None:
+                holder = SocketHolder(http.fileno(), False, self.backlog)  # type: ignore[call-arg]
+            self._shd = holder
+        load = partial(self._in_worker, callback_loader, pulse, listeners)
+        worker = super()._spawn_worker(idx, target, load)
+        return WatchedProcess(worker, pulse, listeners)
+
+    def _listeners(self, replaces: WatchedProcess | None) -> Listeners:
+        """The sockets of the worker that a new one replaces, or else new ones."""
+        listeners = Listeners({})
+        try:
+            if replaces is None or replaces.has_ended:
+                listeners = Listeners.bound(self.settings)
+            else:
+                listeners = replaces.listeners.duplicate()
+        except OSError:
+            pass  # the worker opens the port itself, or says why it cannot
+        self._opened = [each for each in self._opened if not each.is_closed] + [listeners]
+        return listeners
+
+    def _in_worker(self, load: Any, pulse: Pulse, listeners: Listeners) -> Any:
+        """Close what a forked worker inherits of the others' sockets, then load it."""
+        for others in self._opened:
+            if others is not listeners:
+                others.close()
+        return load(pulse, listeners)
 
     def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
         """Replace workers that have ended, and all of them after SIGHUP, until a signal to stop."""
@@ -287,12 +320,15 @@ class Supervisor(MPServer):
         is False.
         """
         has_ended = old.has_ended
+        new = None
         try:
-            new = self._spawn_worker(old.idx, spawn_target, target_loader)
+            new = self._spawn_worker(old.idx, spawn_target, target_loader, replaces=old)
             new.pulse.has_forerunner = not has_ended
-            new.start()  # type: ignore[no-untyped-call]
+            new.start()
         except OSError as error:  # no descriptor, memory or process is left
             log.error("Worker-%d cannot be replaced now: %s.", old.idx + 1, error.strerror)
+            if new is not None:  # or the kernel would give it connections
+                new.close_listeners()
             old.pulse.has_stuck_run = False
             if has_ended:
                 old.replace_at = time.monotonic() + _LONGEST_PAUSE_S
@@ -326,7 +362,14 @@ class Supervisor(MPServer):
             self._retired.remove(old)
             old.pulse.has_stuck_run = False  # until its next such run
             return False
-        old.retire(self._kill_after_s)
+        hand_over_s = self.settings.hand_over_s
+        old.retire(self._kill_after_s + hand_over_s)
+        # So that at most one worker more than usual takes memory. Not while one is missing.
+        end = time.monotonic() + hand_over_s
+        while not (old.has_ended or self.interrupt_signal or time.monotonic() > end):
+            if any(worker.has_ended for worker in self.wrks):
+                break
+            time.sleep(0.02)
         return True
 
     def _watch_workers(self) -> None:
@@ -361,7 +404,7 @@ class Supervisor(MPServer):
                     log.warning(
                         "Killing worker-%d, which was replaced: it did not stop within %d s.",
                         worker.idx + 1,
-                        self._kill_after_s,
+                        self._kill_after_s + self.settings.hand_over_s,
                     )
                     worker.inner.kill()
 
@@ -462,16 +505,20 @@ def _warn_of_access(settings: Settings) -> None:
     """Log who may call that perhaps should not, and more often."""
     for excess in small_bursts(settings):
         log.warning("%s", excess)
-    if settings.keys_file:
-        if exposure := KeysFile(Path(settings.keys_file)).exposure:
-            log.warning("%s", exposure)
-    elif not is_loopback(settings.host) and settings.tls_client_auth != "required":
+    if settings.keys_file and (exposure := KeysFile(Path(settings.keys_file)).exposure):
+        log.warning("%s", exposure)
+    if settings.is_open_to_others:
+        remedy = "Allow it to holders of keys only (--anonymous-scopes none)"
+        if not settings.keys_file:
+            remedy = (
+                "Give out keys: mnist-keys add NAME --file FILE, then start with --keys-file FILE"
+            )
         log.warning(
-            "Everyone who reaches %s may call this server without a key (%s). Give out keys: "
-            "mnist-keys add NAME --file FILE, then start with --keys-file FILE; or listen on this "
-            "machine only (--host 127.0.0.1).",
-            settings.host,
-            ", ".join(scope for scope in SCOPES if scope in settings.anonymous) or "no scope",
+            "Everyone who reaches %s may call this server without a key (%s). %s; or listen on "
+            "this machine only, without proxies (--host 127.0.0.1).",
+            settings.host if not is_loopback(settings.host) else "its trusted_proxies",
+            ", ".join(scope for scope in SCOPES if scope in settings.anonymous),
+            remedy,
         )
 
 
@@ -538,7 +585,12 @@ def _own_folder() -> Iterator[str]:
 
 
 def _load_worker(
-    settings: Settings, lifecycle: Lifecycle, state_folder: Path, tls: Tls | None, pulse: Pulse
+    settings: Settings,
+    lifecycle: Lifecycle,
+    state_folder: Path,
+    tls: Tls | None,
+    pulse: Pulse,
+    listeners: Listeners,
 ) -> Any:
     """Called in the worker process, where the heavy imports happen."""
     if sys.platform == "linux":
@@ -549,7 +601,7 @@ def _load_worker(
             os._exit(1)
     from service.worker import Worker
 
-    return Worker(settings, lifecycle, state_folder, pulse, tls)
+    return Worker(settings, lifecycle, state_folder, pulse, listeners, tls)
 
 
 def _read_keys(settings: Settings) -> list[Key]:

@@ -54,6 +54,7 @@ from service.observe.traces import Traces
 from service.operations.administration import Administration
 from service.operations.digits import Digits
 from service.operations.inference import Inference
+from service.ports import Listeners, accept_no_more
 from service.repository.models import Repository
 from service.runtime.allocator import return_memory, trim
 from service.runtime.run_thread import RunThread
@@ -83,6 +84,7 @@ _SWITCH_INTERVAL_S = 0.0005
 _REST_S = 1.0
 _LARGE_BYTES, _SMALL_BYTES = 1024 * 1024, 64 * 1024
 _REMINDER_S = 60.0  # between two log lines that say that descriptors are used up
+_FAREWELL_S = 1.0  # of drain_seconds: HTTP/1 clients are told to leave, with their next answer
 _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
 
 
@@ -168,6 +170,7 @@ class Service:
             server_name=settings.server_name,
             typed_answers=settings.typed_answers,
             limits=self.limits,
+            hides_models="read" not in settings.anonymous,
         )
         self.digits = Digits(
             self.repository,
@@ -292,6 +295,10 @@ class Worker:
     `_stop` runs once, as a task of the event loop: it reports not ready for `drain_seconds`, stops
     the gRPC front and makes Granian stop the HTTP front. Granian calls `__rsgi_del__` when the
     accepted HTTP requests are answered.
+
+    How a worker is replaced: its successor listens on the same sockets. It accepts no more, and
+    lets its clients leave before Granian closes their connections: Granian would also close those
+    whose TLS handshake is not done or whose first request is on its way.
     """
 
     def __init__(
@@ -300,9 +307,11 @@ class Worker:
         lifecycle: Lifecycle,
         state_folder: Path,
         pulse: Pulse,
+        listeners: Listeners,
         tls: Tls | None = None,
     ) -> None:
         self._settings = settings
+        self._listeners = listeners
         self._tls = tls
         self._state_folder = state_folder
         self._lifecycle = lifecycle
@@ -323,6 +332,9 @@ class Worker:
             callers=self._callers,
             origins=origins_of(settings),
             notes_clients=tls is not None,
+        )
+        self._connections = Connections(
+            settings, self._http.in_flight, self._http, self._http.heard
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
@@ -362,23 +374,40 @@ class Worker:
         return self._stopping
 
     async def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
-        settings = self._settings
-        self._service.inference.stopping = True
-        # A worker that was replaced has a successor on its ports, and leaves at once. Any other
-        # answers probes until it exits.
+        settings, leaving_grpc = self._settings, None
         if self._pulse.is_retired:
-            if self._health:
-                self._health.stop()
-        elif settings.drain_seconds:
-            self._grpc.publish_health()
-            await asyncio.sleep(settings.drain_seconds)
+            leaving_grpc = loop.create_task(self._grpc.stop(settings.stop_timeout))
+            await self._hand_over()
+        else:  # it answers probes until it exits
+            self._service.inference.stopping = True
+            if settings.drain_seconds:
+                self._grpc.publish_health()
+                farewell_s = min(_FAREWELL_S, settings.drain_seconds)
+                await asyncio.sleep(settings.drain_seconds - farewell_s)
+                self._http.is_leaving = True
+                await asyncio.sleep(farewell_s)
+            self._http.is_leaving = True
+        self._service.inference.stopping = True
         self._service.administration.shared_state.stop()
         self._stop_by = time.monotonic() + settings.stop_timeout
         loop.call_later(settings.stop_timeout + _SLACK_S, self._cut_off)
         signal.signal(signal.SIGINT, self._stop_granian)
         signal.raise_signal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        await self._grpc.stop(settings.stop_timeout)
+        await (leaving_grpc or self._grpc.stop(settings.stop_timeout))
+
+    async def _hand_over(self) -> None:
+        """Leave the ports and the clients of HTTP to the successor."""
+        self._http.is_leaving = True
+        if self._health:
+            self._health.stop()
+        http = self._listeners.get("http_port")
+        if http is None:
+            return
+        accept_no_more(http.fileno())
+        await self._connections.wait_until_none(
+            self._settings.hand_over_s, lambda: self._lifecycle.stopping.value
+        )
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         """Show the supervisor that the event loop runs."""
@@ -462,7 +491,7 @@ class Worker:
         )
         self._accepts_requests = True
         self._pulse.has_served = True  # from here on, a request may end this process
-        await self._grpc.start()
+        await self._grpc.start(self._listeners.get("grpc_port"))
         if settings.health_port:
             self._health = HealthPort(
                 service.http_app,
@@ -471,16 +500,16 @@ class Worker:
                 service.gate,
                 origins_of(settings),
             )
-            self._health.start(after=(settings.own_host, settings.http_port))
+            self._health.start(
+                (settings.own_host, settings.http_port), self._listeners.get("health_port")
+            )
         service.models_changed = self._grpc.publish_health
         if service.keys is not None:
             service.keys.following = loop.create_task(service.keys.follow())
         self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
-        self._watching_connections = loop.create_task(
-            Connections(settings, self._http.in_flight, self._http, self._http.heard).watch()
-        )
+        self._watching_connections = loop.create_task(self._connections.watch())
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._lag = LagMonitor(service.metrics.loop_lag)

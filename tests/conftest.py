@@ -117,7 +117,10 @@ class Server:
         """Ids of the worker processes."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         pids = [int(pid) for pid in children.split()]
-        return [pid for pid in pids if b"resource_tracker" not in _command(pid)]
+        commands = [(pid, _command(pid)) for pid in pids]
+        return [
+            pid for pid, each in commands if each is not None and b"resource_tracker" not in each
+        ]
 
     def stop(self) -> int:
         """Send SIGTERM and wait; the exit status."""
@@ -126,8 +129,12 @@ class Server:
         return self.process.wait(timeout=60)
 
 
-def _command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+def _command(pid: int) -> bytes | None:
+    """The command of a process; None if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def free_ports(count: int) -> list[int]:

@@ -58,13 +58,16 @@ def access(settings: Settings) -> Iterator[Finding]:
     """Who may call, how often, and whether the file of keys can be used."""
     for excess in small_bursts(settings):
         yield _with_remedy("limits", excess)
+    if settings.is_open_to_others:
+        gate = "its trusted_proxies" if is_loopback(settings.host) else settings.host
+        yield warning(
+            "access",
+            f"Everyone who reaches {gate} may call without a key.",
+            "Set anonymous_scopes to none."
+            if settings.keys_file
+            else "Give out keys: mnist-keys add NAME --file FILE, and set keys_file to FILE.",
+        )
     if not settings.keys_file:
-        if not is_loopback(settings.host) and settings.tls_client_auth != "required":
-            yield warning(
-                "access",
-                f"Everyone who reaches {settings.host} may call without a key.",
-                "Give out keys: mnist-keys add NAME --file FILE, and set keys_file to FILE.",
-            )
         return
     file = KeysFile(Path(settings.keys_file))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any, Protocol
@@ -41,8 +42,8 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 class Server(Protocol):
     """A carrier of calls: our own HTTP/2 or grpcio."""
 
-    async def start(self) -> None:
-        """Bind the port and serve calls from now on."""
+    async def start(self, listener: socket.socket | None = None) -> None:
+        """Serve calls from now on: on a socket that is bound, or else on the port."""
 
     async def stop(self, timeout: float) -> None:
         """Refuse new calls at once; let those in flight finish within `timeout` seconds."""
@@ -90,10 +91,10 @@ class GrpcFront:
             model or self._inference.default_model, version, call.deadline, call.caller
         )
 
-    async def start(self) -> None:
-        """Publish the state of the models, then open the port."""
+    async def start(self, listener: socket.socket | None = None) -> None:
+        """Publish the state of the models, then listen: on a bound socket, or else on the port."""
         self.publish_health()
-        await self._server.start()
+        await self._server.start(listener)
 
     def publish_health(self) -> None:
         """Tell the health service (grpc.health.v1) what is ready.

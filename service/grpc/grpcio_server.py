@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -100,8 +101,8 @@ class GrpcioServer:
             server.add_secure_port(address, self._credentials)
         return server
 
-    async def start(self) -> None:
-        await self._server.start()
+    async def start(self, listener: socket.socket | None = None) -> None:
+        await self._server.start()  # grpcio opens its sockets itself
         self._watching = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:

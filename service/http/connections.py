@@ -26,7 +26,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -125,6 +125,15 @@ class Connections:
                 next_sweep = began + interval
                 await self.sweep(newcomers)
                 await asyncio.sleep(_PAUSES * (loop.time() - began))
+
+    async def wait_until_none(self, seconds: float, has_to_end: Callable[[], bool]) -> None:
+        """Wait until no connection is open: this long at most, and not if `has_to_end`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while loop.time() < end and not has_to_end():
+            if _IS_SUPPORTED and not await loop.run_in_executor(self._thread, self._scan):
+                return
+            await asyncio.sleep(_TICK_S)
 
     async def sweep(self, newcomers: int = 0) -> None:
         """Close what is too long idle, and at the limit the idlest ones for `newcomers`."""

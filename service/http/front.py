@@ -71,6 +71,9 @@ class HttpFront:
         self._known_callers = callers.known
         self._origins = origins or Origins()
         self._known_hosts = self._origins.known_hosts
+        # Set before the worker stops: clients of HTTP/1 then close their connections after the next
+        # answer, and none sends a request while its connection is being closed.
+        self.is_leaving = False
         # The client (ADDRESS:PORT) of each request that is not answered.
         self.in_flight: dict[HTTPProtocol, str] = {}
         # The clients of all requests so far, if `notes_clients`; `http.connections` prunes it.
@@ -155,8 +158,8 @@ class HttpFront:
                     response = answer
                 finally:
                     self._give_back(body, claim)
-            if cors:
-                response.headers.extend(cors)
+            if cors or self.is_leaving:
+                self._add_headers(scope, response, cors)
             protocol.response_bytes(response.status, response.headers, response.body)
         finally:
             del self.in_flight[protocol]
@@ -242,8 +245,15 @@ class HttpFront:
         headers = scope.headers
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         response = await self._refuse(scope, error, caller, has_body)
-        response.headers.extend(cors)
+        self._add_headers(scope, response, cors)
         protocol.response_bytes(response.status, response.headers, response.body)
+
+    def _add_headers(
+        self, scope: Scope, response: HttpResponse, cors: tuple[Header, ...] = ()
+    ) -> None:
+        response.headers.extend(cors)
+        if self.is_leaving:
+            _end_connection(scope, response)
 
     async def _answer_unread(
         self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
@@ -258,6 +268,7 @@ class HttpFront:
         if int(headers.get("content-length", _DRAINED_BYTES + 1)) <= _DRAINED_BYTES:
             with contextlib.suppress(ServiceError):
                 self._give_back(*await self._body(scope, protocol, headers))
+        self._add_headers(scope, response)
         protocol.response_bytes(response.status, response.headers, response.body)
 
     async def _refuse(
@@ -274,9 +285,8 @@ class HttpFront:
         )
         response = await self._app.refuse(request, error)
         # The rest of the body is still arriving, so an HTTP/1 connection cannot be used again.
-        # HTTP/2 ends the stream alone, and forbids the header (RFC 9113, 8.2.2).
-        if has_body and scope.http_version.startswith("1"):
-            response.headers.append(("connection", "close"))
+        if has_body:
+            _end_connection(scope, response)
         return response
 
     def _give_back(self, body: bytes, claim: Claim | None) -> None:
@@ -434,6 +444,16 @@ class HttpFront:
 
 def _begin(traces: Traces, headers: Any) -> Trace | None:
     return traces.begin(headers.get_all("traceparent"), headers.get_all("tracestate"))
+
+
+def _end_connection(scope: Scope, response: HttpResponse) -> None:
+    """Let an HTTP/1 connection end with this answer.
+
+    HTTP/2 forbids the header (RFC 9113, 8.2.2): it ends a stream alone, and Granian says GOAWAY.
+    """
+    header = ("connection", "close")
+    if scope.http_version.startswith("1") and header not in response.headers:
+        response.headers.append(header)
 
 
 def _has_no_body(scope: Scope) -> bool:

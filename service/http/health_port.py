@@ -68,18 +68,23 @@ class HealthPort:
         self._open: dict[asyncio.Task[None], None] = {}
         self._waiting: dict[asyncio.Task[None], None] = {}
 
-    def start(self, after: tuple[str, int] | None = None) -> None:
-        """Listen. Raises OSError if the port cannot be opened.
+    def start(
+        self, after: tuple[str, int] | None = None, listener: socket.socket | None = None
+    ) -> None:
+        """Listen: on a socket that is bound, or else on the port. Raises OSError if it cannot.
 
         Connections wait until the port `after` (host, port) accepts some: a probe that is told that
         the server is ready must find that port open.
         """
-        family, _, _, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
-        listener = self._listener = socket.socket(family, socket.SOCK_STREAM)
+        if listener is None:
+            found = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
+            family, _, _, _, address = found[0]
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+        self._listener = listener
         listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
         listener.listen(_BACKLOG)
         self._opening = self._loop.create_task(self._open_after(after)) if after else None
         if after is None:

@@ -83,9 +83,15 @@ async def live(inference: Inference, request: HttpRequest) -> HttpResponse:
 
 
 async def ready(inference: Inference, request: HttpRequest) -> HttpResponse:
-    """GET v2/health/ready: 200 if the server takes requests, else 503; the body says why."""
+    """GET v2/health/ready: 200 if the server takes requests, else 503; the body says why.
+
+    To callers that may not read, it does not say of which models: the log and the index do.
+    """
     state = inference.readiness()
     body = {"ready": state.ready, "reason": state.reason, "failures": state.failures}
+    if inference.hides_models:
+        reason = "" if state.ready else "The server is stopping, or a model is not loaded."
+        body |= {"reason": reason, "failures": {}}
     return json_response(body, 200 if state.ready else 503)
 
 

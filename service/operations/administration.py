@@ -302,7 +302,7 @@ class Administration:
         if not self._settings.allows_control:
             mode = self._settings.model_control_mode
             raise Forbidden(
-                f"{change} is not allowed: this server accepts connections from other machines; "
+                f"{change} is not allowed: this server is open to other machines; "
                 "give out keys (keys_file), or start it with --model-control-mode explicit to "
                 "allow it."
                 if mode == "auto"

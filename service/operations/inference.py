@@ -92,7 +92,8 @@ class Inference:
 
     `overloaded` holds the batchers that keep their queue short at the moment. `server_name` is for
     the metadata; `typed_answers` says whether typed gRPC requests get typed answers. `limits` are
-    those of images, which are rows.
+    those of images, which are rows. With `hides_models`, health, which everyone may ask for over
+    HTTP, does not name them.
     """
 
     def __init__(
@@ -106,8 +107,10 @@ class Inference:
         server_name: str = SERVER_NAME,
         typed_answers: bool = False,
         limits: Limits | None = None,
+        hides_models: bool = False,
     ) -> None:
         self._limits = limits
+        self.hides_models = hides_models
         self.server_name = server_name
         self.typed_answers = typed_answers
         self.overloaded = overloaded

@@ -458,6 +458,106 @@ def test_beyond_loopback_without_keys_changes_are_closed(
         assert response.status == 200
 
 
+def test_a_refusal_does_not_show_what_exists(keyed: Keyed) -> None:
+    """What is there and what is not gets the same answer to the last byte, but for the id."""
+    places = (
+        "/predict?model=mnist",
+        "/predict?model=none",
+        "/v2/models/mnist/infer",
+        "/v2/models/none/infer",
+        "/v2/models/mnist/versions/2/infer",
+        "/v2/models/mnist/versions/99/infer",
+        "/v2/repository/models/mnist/unload",
+        "/v2/repository/models/none/unload",
+        "/nowhere",
+    )
+    connection = http.client.HTTPConnection("127.0.0.1", keyed.own.http_port, timeout=60)
+    for key in ({}, {"x-api-key": "mnist_wrong"}, {"x-api-key": access.EXPIRED}):
+        answers = set()
+        for path in places:
+            connection.request("POST", path, b"", key)
+            response = connection.getresponse()
+            own = ("date", "x-request-id")
+            headers = [pair for pair in response.getheaders() if pair[0].lower() not in own]
+            answers.add((response.status, tuple(headers), response.read()))
+        ((status, _, _),) = answers
+        assert status == 401
+    connection.close()
+    for server in keyed.servers:
+        with grpc.insecure_channel(server.grpc) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            outcomes = set()
+            for name in ("mnist", "none"):
+                infer = pb.ModelInferRequest(model_name=name)
+                wrong = (("x-api-key", "mnist_wrong"),)
+                for call in (
+                    stub.ModelInfer.future(infer, metadata=wrong),
+                    stub.ModelReady.future(pb.ModelReadyRequest(name=name), metadata=wrong),
+                    stub.ModelStreamInfer(iter([infer]), metadata=wrong),
+                ):
+                    trailers = {k for k, _ in call.trailing_metadata() or ()}
+                    outcomes.add((call.code(), call.details(), frozenset(trailers)))
+            assert [code for code, _, _ in outcomes] == [grpc.StatusCode.UNAUTHENTICATED]
+
+
+def test_health_does_not_name_models_to_those_who_may_not_read(
+    start_server: Callable[..., Server], keyed: Keyed, tmp_path: Path
+) -> None:
+    version = tmp_path / "secret-model" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").write_bytes(b"not a model")
+    settings: dict[str, object] = {"ready": False, "model": "secret-model"}
+    secret = start_server(tmp_path, keys_file=keyed.file.path, **settings)
+    told = start_server(tmp_path, keys_file=keyed.file.path, anonymous_scopes="read", **settings)
+    for server, is_named in ((secret, False), (told, True)):
+        server.wait_until(lambda s=server: "Not ready" in s.log.read_text())  # type: ignore[misc]
+        server.wait_until(lambda s=server: answers_live(s))  # type: ignore[misc]
+        status, body = server.get("/v2/health/ready")
+        assert status == 503
+        assert (b"secret-model" in body) is is_named
+        assert (json.loads(body)["failures"] != {}) is is_named
+
+
+def answers_live(server: Server) -> bool:
+    try:
+        return server.get("/v2/health/live")[0] == 200
+    except OSError:
+        return False
+
+
+def test_behind_a_proxy_without_keys_changes_are_closed_though_it_is_on_this_machine(
+    start_server: Callable[..., Server],
+) -> None:
+    """A proxy passes on a Host that its client chooses, or writes 127.0.0.1 there itself."""
+    server = start_server(trusted_proxies="127.0.0.1")
+    load = "/v2/repository/models/mnist/load"
+    for host in ("127.0.0.1", "localhost", "example.org"):
+        headers = {"host": host, "x-forwarded-for": "192.0.2.1"}
+        status, body = server.request("POST", load, b"", headers)
+        assert (status, b"scope admin" in body) == (403, True)
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="mnist"))
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert server.get("/v2/models/mnist/ready")[0] == 200
+    messages = [json.loads(line)["message"] for line in server.log.read_text().splitlines()]
+    (warning,) = [message for message in messages if "may call this server" in message]
+    assert warning.startswith("Everyone who reaches its trusted_proxies may call this server")
+
+
+def test_opening_a_server_that_has_keys_is_warned_about(
+    start_server: Callable[..., Server], keyed: Keyed
+) -> None:
+    server = start_server(
+        host="0.0.0.0", keys_file=keyed.file.path, anonymous_scopes="predict,admin"
+    )
+    messages = [json.loads(line)["message"] for line in server.log.read_text().splitlines()]
+    (warning,) = [message for message in messages if "may call this server" in message]
+    assert "(predict, admin)" in warning
+    assert "--anonymous-scopes none" in warning
+
+
 def test_codes_are_those_of_grpc() -> None:
     for case in access.GRPC:
         assert grpc.StatusCode[case.code].value[0] == CODES[case.code]

@@ -87,6 +87,7 @@ FOLLOWED = (
     "howto/from-torchserve.md",
     "howto/from-triton.md",
     "howto/keys.md",
+    "howto/network.md",
     "howto/tls.md",
     "howto/traces.md",
 )
@@ -266,6 +267,15 @@ def test_the_recipes_of_deployment_without_docker_or_a_cluster_work(reader: Read
     curl = ["curl", "-s", "--cacert", "deploy/secrets/ca.pem", url]
     refused = subprocess.run(curl, cwd=reader.folder, check=False)
     assert refused.returncode in (35, 55, 56)  # an alert: in the handshake, or soon after it
+
+
+def test_the_three_ways_to_serve_a_network_work(reader: Reader) -> None:
+    printed = follow(reader, "howto/network.md")
+    _, _, _, alone, command, _, _, ingress, _, _, service = printed
+    assert json.loads(alone)["predictions"][0]["digit"] == 7
+    assert "It is a 7" in command
+    assert json.loads(ingress)["predictions"][0]["digit"] == 7
+    assert service.strip() == "7"
 
 
 def test_the_declaration_of_batching_in_models_md_is_obeyed(tmp_path: Path) -> None:

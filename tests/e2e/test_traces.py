@@ -170,9 +170,14 @@ def test_a_request_over_http(site: Site) -> None:
     server = behind_envoy(site, trace_id, span_id, "POST /predict")
     check_steps(site, server, STEPS)
     assert server.attributes["http.response.status_code"] == 200
-    lines = [json.loads(line) for line in site.server.log.read_text().splitlines()]
-    (line,) = [line for line in lines if line.get("trace_id") == trace_id]
+    (line,) = logged(site, trace_id)
     assert line["request_id"] == server.attributes["mnist.request_id"]
+
+
+def logged(site: Site, trace_id: str) -> list[dict[str, Any]]:
+    """The log lines of a trace."""
+    lines = [json.loads(line) for line in site.server.log.read_text().splitlines()]
+    return [line for line in lines if line.get("trace_id") == trace_id]
 
 
 def test_a_call_over_grpc(site: Site, mnist: Mnist) -> None:
@@ -185,6 +190,8 @@ def test_a_call_over_grpc(site: Site, mnist: Mnist) -> None:
     server = behind_envoy(site, trace_id, span_id, name)
     check_steps(site, server, STEPS)
     assert server.attributes["rpc.response.status_code"] == "OK"
+    (line,) = logged(site, trace_id)
+    assert line["request_id"] == server.attributes["mnist.request_id"]
 
 
 def test_a_stream_and_its_messages(site: Site, mnist: Mnist) -> None:
@@ -212,6 +219,9 @@ def test_a_stream_and_its_messages(site: Site, mnist: Mnist) -> None:
     batches = [span for trace, _ in runs for span in site.collector.of(trace)]
     assert sum(len(batch.links) for batch in batches) == MESSAGES
     assert sum(batch.attributes["mnist.images"] for batch in batches) == MESSAGES
+    lines = logged(site, trace_id)
+    assert sorted(line["code"] for line in lines) == sorted(codes)
+    assert {line["request_id"] for line in lines} == {stream.attributes["mnist.request_id"]}
 
 
 def test_what_callers_send_is_in_no_span_of_the_server(site: Site, mnist: Mnist) -> None:

@@ -288,11 +288,7 @@ def test_sighup_replaces_all_workers_without_a_failed_request(
         nonlocal count
         while not done.is_set():
             try:
-                try:
-                    status, answer = server.post("/predict", BLANK, RAW)
-                except OSError:
-                    # The kernel resets connections that no worker has accepted when a port closes.
-                    status, answer = server.post("/predict", BLANK, RAW)
+                status, answer = server.post("/predict", BLANK, RAW)
             except OSError as error:
                 failures.append(error)
             else:

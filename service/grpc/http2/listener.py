@@ -50,7 +50,7 @@ _BACKLOG = 1024
 _FRAMES_PER_TURN = 256
 # Bytes that one byte of deflate's format can stand for.
 _MOST_INFLATED = 1032
-# Seconds a peer may keep its side open after GOAWAY.
+# Seconds a peer may keep its side open after GOAWAY, and a handshake may take after `stop`.
 _LINGER_S = 1.0
 
 # The messages of a streaming call that it has not read; None after the last one.
@@ -86,15 +86,19 @@ class Http2Server:
         self._context = tls.context() if tls else None
         self._server: asyncio.Server | None = None
 
-    async def start(self) -> None:
-        settings = self._settings
-        self._server = await asyncio.get_running_loop().create_server(
-            self._protocol if self._context is None else partial(self._secure, self._context),
-            settings.host,
-            settings.grpc_port,
-            reuse_port=True,  # every worker binds the port; the kernel spreads connections
-            backlog=_BACKLOG,
-        )
+    async def start(self, listener: socket.socket | None = None) -> None:
+        settings, loop = self._settings, asyncio.get_running_loop()
+        make = self._protocol if self._context is None else partial(self._secure, self._context)
+        if listener is not None:
+            self._server = await loop.create_server(make, sock=listener, backlog=_BACKLOG)
+        else:
+            self._server = await loop.create_server(
+                make,
+                settings.host,
+                settings.grpc_port,
+                reuse_port=True,  # every worker binds the port; the kernel spreads connections
+                backlog=_BACKLOG,
+            )
 
     def _protocol(self) -> Http2Protocol:
         settings = self._settings
@@ -128,11 +132,14 @@ class Http2Server:
         if self._server is not None:
             self._server.close()
         loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
+        began = loop.time()
+        end = began + timeout
         while True:
             # Again in every turn: one that was accepted just before `close` is made after it.
             for connection in list(self._connections):
-                connection.stop()
+                # During its handshake, a client that knows GOAWAY could not be told.
+                if connection.is_open or loop.time() > began + _LINGER_S:
+                    connection.stop()
             await asyncio.sleep(0.01)
             if not self._connections or loop.time() >= end:
                 break
@@ -170,6 +177,7 @@ class Http2Protocol(asyncio.Protocol):
         self._callers = callers
         self._peer = ""  # the address, "" for a Unix socket
         self.client_name = ""  # of its verified certificate, if it has one
+        self.is_open = True  # `TlsProtocol` sets both when its handshake is done
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()

@@ -36,6 +36,7 @@ class TlsProtocol(asyncio.Protocol):
 
     def __init__(self, context: ssl.SSLContext, inner: Http2Protocol) -> None:
         self._inner = inner
+        inner.is_open = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._is_open = False  # the handshake is done
@@ -94,7 +95,7 @@ class TlsProtocol(asyncio.Protocol):
         """Say what had to wait for the handshake. Raises NoHttp2."""
         if self._tls.selected_alpn_protocol() != "h2":
             raise NoHttp2
-        self._is_open = True
+        self._is_open = self._inner.is_open = True
         self._inner.client_name = client_name(self._tls.getpeercert())
         if self._early:
             self.write(self._early)

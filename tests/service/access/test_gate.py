@@ -193,6 +193,8 @@ def test_removing_the_last_key_opens_nothing() -> None:
         (Settings(), None),
         (Settings(host="::1"), None),
         (Settings(host="0.0.0.0"), ALL - {"admin"}),
+        # A proxy on this machine lets others in, with a Host of their choice.
+        (Settings(trusted_proxies="127.0.0.1"), ALL - {"admin"}),
         (Settings(host="0.0.0.0", anonymous_scopes=SCOPES), None),
         (Settings(host="0.0.0.0", anonymous_scopes=("none",)), frozenset()),
         (Settings(anonymous_scopes=("predict",)), PREDICT),

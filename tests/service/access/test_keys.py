@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, say
 def test_a_digest_cannot_be_cut_off_unseen_so_its_line_needs_no_end(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(GOOD)
-    assert [key.name for key in KeysFile(path).read()] == [GOOD.split()[0]]
+    assert [key.name for key in KeysFile(path).read()] == [GOOD.split(maxsplit=1)[0]]
     path.write_text(GOOD[:-1])
     with pytest.raises(KeysError, match="line 1"):
         KeysFile(path).read()

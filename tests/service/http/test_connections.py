@@ -185,6 +185,23 @@ def test_a_descriptor_that_now_belongs_to_another_connection_is_left_alone() -> 
     with_server(scenario)
 
 
+def test_the_wait_for_the_last_connection_ends_with_it_or_when_it_is_told_to() -> None:
+    async def scenario(server: Server) -> None:
+        tested = Connections(server.settings(), {})
+        client, accepted = server.exchange()
+        waiting = asyncio.create_task(tested.wait_until_none(3600, lambda: False))
+        done, _ = await asyncio.wait([waiting], timeout=0.3)
+        assert not done
+        for each in (client, accepted):
+            each.close()
+        await asyncio.wait_for(waiting, SECONDS)
+        server.exchange()
+        await asyncio.wait_for(tested.wait_until_none(3600, lambda: True), SECONDS)
+        await asyncio.wait_for(tested.wait_until_none(0, lambda: False), SECONDS)
+
+    with_server(scenario)
+
+
 def test_sockets_of_other_ports_are_not_looked_at() -> None:
     async def scenario(server: Server) -> None:
         server.exchange()

@@ -711,6 +711,35 @@ def test_a_refused_caller_is_answered_without_its_body(tmp_path: Path) -> None:
     with_front(tmp_path, scenario, gate=Gate(frozenset(), Keyring()))
 
 
+@pytest.mark.parametrize("version", ["1.1", "2"])
+def test_a_worker_that_leaves_lets_connections_of_http_1_end_with_each_answer(
+    tmp_path: Path, version: str
+) -> None:
+    async def scenario(front: Any) -> None:
+        for method, path, chunks, headers, status in (
+            ("POST", "/predict", [PIXELS], {"content_length": "784"}, 200),
+            ("GET", "/v2/health/live", [], {}, 200),
+            ("GET", "/nowhere", [], {"x_api_key": "right"}, 404),
+            ("POST", "/predict", [PIXELS], {"content_length": "784", "host": "rebound.org"}, 403),
+            ("GET", "/metrics", [], {"x_api_key": "wrong"}, 401),
+            ("POST", "/predict", [], {"content_length": str(LIMIT + 1)}, 413),
+        ):
+            for is_leaving in (False, True):
+                front.is_leaving = is_leaving
+                protocol = Protocol(*chunks)
+                sent = {"content_type": "application/octet-stream"} | headers
+                if path == "/predict":
+                    sent["x_api_key"] = "right"
+                await front(RequestScope(method, path, version, **sent), protocol)
+                assert protocol.status == status, path
+                ends = version == "1.1" and (is_leaving or status == 413)
+                assert ("connection" in protocol.headers) is ends, path
+        front.is_leaving = False
+
+    keys = Keyring([Key("me", frozenset({"predict"}), None, digest_of("right"))])
+    with_front(tmp_path, scenario, origins=Origins(checks_hosts=True), gate=Gate(frozenset(), keys))
+
+
 def test_a_caller_counts_by_its_key(tmp_path: Path) -> None:
     class Seen(Batcher):
         def submit(self, *arguments: Any, **options: Any) -> Any:

@@ -14,8 +14,9 @@ import pytest
 
 from service.access.tls import Tls
 from service.core.callers import Callers
+from service.grpc.http2 import frames, listener
 from service.grpc.http2.limits import Limits
-from service.grpc.http2.listener import Http2Protocol
+from service.grpc.http2.listener import Http2Protocol, Http2Server
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.tls import TlsProtocol
 from service.settings import Settings
@@ -262,6 +263,48 @@ async def test_the_end_is_said_in_both_layers() -> None:
     assert secure.client.read(1) == b""  # close_notify
     secure.client.write(START)
     secure.pass_on()  # is ignored
+
+
+@in_loop
+async def test_a_client_that_shakes_hands_during_a_stop_learns_that_it_must_connect_again() -> None:
+    calls: Any = Calls(echo)
+    server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
+    secure = Secure()
+    server._connections.add(secure.inner)
+    stopping = asyncio.ensure_future(server.stop(timeout=3600.0))
+    await turns()
+    assert secure.transport.actions == []
+    await secure.shake_hands()
+    output = b""
+    async with asyncio.timeout(120.0):
+        while "write_eof" not in secure.transport.actions:
+            await asyncio.sleep(0)
+            output += secure.received()
+        output += secure.received()
+        server._connections.discard(secure.inner)
+        await stopping
+    assert goaway(output) == (frames.NO_ERROR, "the server is stopping")
+
+
+def test_a_client_that_shakes_no_hands_holds_a_stop_for_a_second_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "_LINGER_S", 0.0)
+
+    @in_loop
+    async def body() -> None:
+        calls: Any = Calls(echo)
+        server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
+        secure = Secure()
+        server._connections.add(secure.inner)
+        stopping = asyncio.ensure_future(server.stop(timeout=3600.0))
+        async with asyncio.timeout(120.0):
+            while not secure.transport.closing:
+                await asyncio.sleep(0)
+            server._connections.discard(secure.inner)
+            await stopping
+
+    body()
 
 
 @in_loop
