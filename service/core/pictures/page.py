@@ -13,7 +13,7 @@ bands where it must be converted, so there is never a second copy of a large pic
 Dark and bright ink are both tried. The picture shows which of them is ink: strokes take little of
 a page, so the distribution of grey is skewed to their side.
 
-`ink_of` is for a page with one digit. `fine_ink_of` is for a page with many digits, of which only a
+`ink_of` is for a page with one digit. `fine_ink_of` is for a page with many digits, where only a
 few pixels in a hundred are ink. It needs more pixels. It takes the results of 1 and 3 from a small
 copy, and derives the level of ink from how much the paper varies, not from two classes of similar
 size.

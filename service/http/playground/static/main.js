@@ -139,7 +139,7 @@ async function show(asked, request, mine, signal) {
   }
 }
 
-// The server may have been started anew, or may have loaded another version.
+// The server may have been restarted, or may have loaded another version.
 function note({ model_name: model, model_version: version }) {
   const was = answered;
   answered = `${model}/${version}`;
