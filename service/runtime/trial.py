@@ -284,7 +284,8 @@ class Trials:
 
         def end() -> None:
             is_late.set()
-            host.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(host.pid, signal.SIGKILL)  # it has a session of its own, with its child
 
         timer = threading.Timer(seconds, end)
         timer.daemon = True
@@ -303,10 +304,9 @@ class Trials:
         self._end_host()
         if is_late.is_set():
             raise _TooSlow
-        code = host.returncode
-        raise HostError(
-            f"the process for trials ended ({_signal(code) if code < 0 else f'status {code}'})"
-        )
+        if host.returncode < 0:  # as if it had been the child: memory may have run out
+            return {"exit": host.returncode}
+        raise HostError(f"the process for trials ended with status {host.returncode}")
 
     def _end_host(self) -> None:
         if self._host is not None:
@@ -375,7 +375,7 @@ def array_to_json(array: Array) -> dict[str, Any]:
 
 
 def array_from_json(fields: Mapping[str, Any]) -> Array:
-    """The array of which `array_to_json` made these fields."""
+    """The inverse of `array_to_json`."""
     shape = fields["shape"]
     if "data" in fields:
         data = base64.b64decode(fields["data"])
