@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 
@@ -73,6 +74,7 @@ def _story(docker: Docker, options: argparse.Namespace) -> int:
             passed += 1
     except (AssertionError, CommandFailed, TimeoutError) as error:
         say(f"FAILED: {error}")
+        traceback.print_exc()
         _print_logs(docker)
         print(f"{passed} passed, 1 failed", flush=True)
         return 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import random
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,9 +19,20 @@ import grpc
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.compose.engine import Docker, say
 from tests.compose.load import IMAGE
-from tests.conftest import free_ports
 
-HTTP_PORT, GRPC_PORT, HTTP2_PORT, _PROMETHEUS_PORT = free_ports(4)
+
+def _free_ports(count: int) -> list[int]:
+    """Free ports below those that the kernel gives to clients: they stay free between the steps."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports += [port] * (port not in ports)
+    return ports
+
+
+HTTP_PORT, GRPC_PORT, HTTP2_PORT, _PROMETHEUS_PORT = _free_ports(4)
 PROJECT = "mnist-test"
 
 # The settings of .env. Training is short, since this tests the deployment.

@@ -130,7 +130,7 @@ def recipe_problems(keys: list[Manifest], gateway: list[Manifest]) -> Iterator[s
     probes = {container[f"{kind}Probe"]["httpGet"]["port"] for kind in ("startup", "readiness")}
     probes |= {container["livenessProbe"]["httpGet"]["port"], endpoint["port"]}
     if probes != {"health"} or ports["health"] != settings_map["MNIST_HEALTH_PORT"]:
-        yield f"probes and scrapes use the ports {probes}, not the health port, which needs no TLS"
+        yield f"probes and scrapes use the ports {probes}, not the health port alone"
 
     (listeners,) = [each["spec"]["listeners"] for each in gateway]
     for name in {ref["name"] for each in listeners for ref in each["tls"]["certificateRefs"]}:
