@@ -157,7 +157,9 @@ class SpanExporter:
 
     def spans(self, trace: Trace) -> Iterator[ReadableSpan]:
         """The spans of a request, and those of its runs that no other request had made."""
-        own = _context(trace.trace_id, trace.span_id, state=TraceState.from_header([trace.state]))
+        own = _context(
+            trace.trace_id, trace.span_id, state=TraceState.from_header([masked(trace.state)])
+        )
 
         def at(seconds: float) -> int:
             return trace.wall_ns + round((seconds - trace.began) * 1e9)
