@@ -69,7 +69,11 @@ def keyed(
     grpcio.is_grpcio = True
     yield Keyed(own, grpcio, file, health_port)
     for server in (own, grpcio):
-        log = server.log.read_text()
+        status, metrics = server.request(
+            "GET", "/metrics", headers={"x-api-key": access.KEYS["metrics"]}
+        )
+        assert status == 200
+        log = server.log.read_text() + metrics.decode()
         assert "Traceback" not in log
         for key in (*access.KEYS.values(), access.EXPIRED, access.REVOKED):
             assert key not in log
