@@ -7,9 +7,9 @@ can carry it:
     NAME SCOPES EXPIRES certificate:NAME-IN-THE-CERTIFICATE
 
 SCOPES are separated by commas. EXPIRES is a time in UTC (2027-01-31T00:00:00Z) or `never`. Empty
-lines and lines that begin with # do not count. Every line ends with a line feed, also the last:
-without it, the file may have been read while it was written, and the name of a certificate may
-lack its end. A key is 256 random bits, and only its SHA-256 is
+lines and lines that begin with # do not count. Every line ends with a line feed, the last one too:
+without it, the file may have been read while it was being written, and lack the end of a
+certificate's name. A key is 256 random bits, and only its SHA-256 is
 kept. There is no way back from that to such a key, so neither a salt nor a slow hash would add
 anything, and a request costs one SHA-256 (docs/decisions/keys.md).
 """
@@ -248,21 +248,21 @@ class KeysFile:
             ) from None
         try:
             if not is_file:
-                raise KeysError("it is no regular file.")
+                raise KeysError("it is not a regular file.")
             if len(content) > _MOST_BYTES:
                 raise KeysError(f"it is larger than {_MOST_BYTES} bytes.")
             if not content:
                 raise KeysError(
-                    "it is empty, as if it were still being written; if nobody may call, write a "
-                    "comment (#) into it."
+                    "it is empty, as if it were still being written; if no caller may have a key, "
+                    "write a comment (#) into it."
                 )
             keys = parse(content.decode("ascii"))
             if _signature(before) != _signature(after):
                 raise KeysError("it is being written.")
             if not content.endswith(b"\n"):
                 raise KeysError(
-                    "its last line has no end, as if it were still being written; end it with a "
-                    "line feed."
+                    "its last line has no line feed, as if it were still being written; end it "
+                    "with one."
                 )
             return keys, _signature(after)
         except UnicodeDecodeError as error:
