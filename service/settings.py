@@ -369,8 +369,8 @@ class Settings:
     request_burst: int = _setting(
         "limits",
         0,
-        "requests that a caller may send at once after a pause; workers share it; 0 is as many as "
-        "in one second",
+        "requests that a caller may send at once after a pause; workers share it, at least one "
+        "each; 0 is as many as in one second",
         low=0,
         high=10_000_000,
     )

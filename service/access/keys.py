@@ -251,13 +251,13 @@ class KeysFile:
             ) from None
         try:
             if not is_file:
-                raise KeysError("it is no regular file.")
+                raise KeysError("it is not a regular file.")
             if len(content) > _MOST_BYTES:
                 raise KeysError(f"it is larger than {_MOST_BYTES} bytes.")
             if not content:
                 raise KeysError(
-                    "it is empty, as if it were still being written; if nobody may call, write a "
-                    "comment (#) into it."
+                    "it is empty, as if it were still being written; if no caller may have a key, "
+                    "write a comment (#) into it."
                 )
             keys = parse(content.decode("ascii"))
             if _signature(before) != _signature(after):
@@ -265,8 +265,8 @@ class KeysFile:
             last = content.rpartition(b"\n")[2]
             if b"certificate:" in last and not last.lstrip().startswith(b"#"):
                 raise KeysError(
-                    "its last line has no end, as if it were still being written; end it with a "
-                    "line feed."
+                    "its last line has no line feed, as if it were still being written; end it "
+                    "with one."
                 )
             return keys, _signature(after)
         except UnicodeDecodeError as error:

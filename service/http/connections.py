@@ -141,7 +141,7 @@ class Connections:
         heard = {_port(client): client for client in self._heard or ()}
         connections = await loop.run_in_executor(self._thread, self._scan)
         if self._heard is not None:
-            # Of those from before the scan: it may have missed newer connections.
+            # Only clients from before the scan: it may have missed newer connections.
             closed = heard.keys() - {each.client_port for each in connections}
             self._heard -= {heard[port] for port in closed}
             heard_now = {_port(client) for client in self._heard}

@@ -7,7 +7,7 @@ marks that change the direction of the text. A traceback is part of its line.
 
 Messages may also quote a key that a client put into the wrong place: a path, a request id, the name
 of a model. Both formats mask what looks like a key of mnist-keys, or follows `Bearer`, wherever it
-is. Whatever of a library quotes raw headers is not written at all.
+is. Lines in which a library quotes raw headers are not written at all.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ request_log = logging.getLogger("service.requests")
 log = logging.getLogger(__name__)
 
 # A key of mnist-keys has 43 characters after its prefix; names of models and metrics have fewer.
-# A quotation may have cut off its last ones.
+# A quotation may have cut off any number of them, and then ends with dots.
 _CREDENTIAL = re.compile(
-    rf"(?P<key>{KEY_PREFIX})[\w-]{{40,}}|(?P<scheme>\bbearer(?: |\t|\\t)+)[^\s\"'\\]{{16,}}",
+    rf"(?P<key>{KEY_PREFIX})(?:[\w-]{{40,}}|[\w-]{{8,}}(?=\.\.\.))"
+    r"|(?P<scheme>\bbearer(?: |\t|\\t)+)[^\s\"'\\]{16,}",
     re.ASCII | re.IGNORECASE,
 )
 _MASK = "***"

@@ -157,7 +157,9 @@ class SpanExporter:
 
     def spans(self, trace: Trace) -> Iterator[ReadableSpan]:
         """The spans of a request, and those of its runs that no other request had made."""
-        own = _context(trace.trace_id, trace.span_id, state=TraceState.from_header([trace.state]))
+        own = _context(
+            trace.trace_id, trace.span_id, state=TraceState.from_header([masked(trace.state)])
+        )
 
         def at(seconds: float) -> int:
             return trace.wall_ns + round((seconds - trace.began) * 1e9)
@@ -327,11 +329,11 @@ def _session(note: Callable[[str], None]) -> requests.Session | None:
 
 
 def _examined(response: requests.Response, **_: object) -> requests.Response:
-    """An answer of the collector, of which nobody reads more than the status and the headers.
+    """An answer of the collector, without its body if that is long. Raises TooManyRedirects.
 
     The exporter takes a redirect for a success. Following it would send the traces, and the
-    headers with the credentials for the collector, to wherever it points. It also reads the whole
-    body, which may never end: a long one is dropped with its connection.
+    headers with the credentials for the collector, to wherever it points. The exporter also reads
+    the whole body, which may never end, though it needs the status and the headers alone.
     """
     if 300 <= response.status_code < 400:
         response.close()

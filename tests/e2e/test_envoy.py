@@ -109,8 +109,8 @@ def envoy(
 def test_the_log_of_failures_has_no_query(tmp_path: Path) -> None:
     """A key in a query does not count, but somebody may have put it there."""
     closed, port = free_ports(2)
-    nobody: Any = SimpleNamespace(http_port=closed, grpc_port=closed)
-    config = configuration(nobody, port, "http")
+    absent: Any = SimpleNamespace(http_port=closed, grpc_port=closed)
+    config = configuration(absent, port, "http")
     shipped = yaml.safe_load((ROOT / "deploy" / "envoy" / "envoy.yaml").read_text())
     managers = [
         listener["filter_chains"][0]["filters"][0]["typed_config"]

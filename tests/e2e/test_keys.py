@@ -69,7 +69,11 @@ def keyed(
     grpcio.is_grpcio = True
     yield Keyed(own, grpcio, file, health_port)
     for server in (own, grpcio):
-        log = server.log.read_text()
+        status, metrics = server.request(
+            "GET", "/metrics", headers={"x-api-key": access.KEYS["metrics"]}
+        )
+        assert status == 200
+        log = server.log.read_text() + metrics.decode()
         assert "Traceback" not in log
         for key in (*access.KEYS.values(), access.EXPIRED, access.REVOKED):
             assert key not in log
@@ -374,7 +378,7 @@ def test_a_worker_that_starts_has_the_keys_of_now(keyed: Keyed) -> None:
 def test_a_broken_file_keeps_no_worker_from_being_replaced(keyed: Keyed) -> None:
     before = keyed.file.path.read_text()
     keyed.file.path.write_text(before + "another read never certificate:half.of.a.na")
-    keyed.own.wait_until(lambda: "its last line has no end" in keyed.own.log.read_text())
+    keyed.own.wait_until(lambda: "its last line has no line feed" in keyed.own.log.read_text())
     for number, whom in ((signal.SIGHUP, keyed.own.process.pid), (signal.SIGKILL, 0)):
         pids = set(keyed.own.worker_pids())
         os.kill(whom or min(pids), number)
@@ -388,7 +392,9 @@ def test_a_broken_file_keeps_no_worker_from_being_replaced(keyed: Keyed) -> None
         assert keyed.statuses(access.KEYS["read"]) == {200}
         assert keyed.statuses(access.EXPIRED) == keyed.statuses(access.REVOKED) == {401}
     said = [
-        line for line in keyed.own.log.read_text().splitlines() if "last line has no end" in line
+        line
+        for line in keyed.own.log.read_text().splitlines()
+        if "last line has no line feed" in line
     ]
     assert len(said) == 1  # for two workers, and three that came later
     keyed.file.path.write_text(before)

@@ -89,7 +89,7 @@ COLLECTORS = {
     "never answers": BadCollector(b"", closes=False),
     "closes at once": BadCollector(b"", closes=True),
     "answers garbage": BadCollector(b"\xff\0garbage\r\n" * 100, closes=False),
-    "fails for ever": BadCollector(
+    "fails forever": BadCollector(
         b"HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", closes=True
     ),
     "redirects to itself": BadCollector(

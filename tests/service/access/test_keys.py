@@ -188,7 +188,10 @@ def test_changes_at_once_all_count(tmp_path: Path) -> None:
         (b"#" * (5 << 20), "larger than"),
         (b"what\n", "line 1: an entry has four fields"),
         (b"", "it is empty"),
-        (GOOD.encode() + b"\ngateway read never certificate:gate", "its last line has no end"),
+        (
+            GOOD.encode() + b"\ngateway read never certificate:gate",
+            "its last line has no line feed",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, says: str) -> None:
@@ -215,7 +218,7 @@ def test_what_is_no_file_is_named_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(KeysError, match="no regular file"):
+        with pytest.raises(KeysError, match="not a regular file"):
             KeysFile(tmp_path / name).read()
 
 

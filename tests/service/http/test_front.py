@@ -316,7 +316,7 @@ def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path) -> None:
 
 
 class Trickles(Protocol):
-    """A body of which another piece arrives in each turn, and never the last."""
+    """A body that arrives piece by piece and never ends."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:

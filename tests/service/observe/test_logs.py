@@ -141,6 +141,7 @@ KEY = new_key()
     [
         (f"Nothing is at /v2/{KEY}; GET / lists all endpoints.", "Nothing is at /v2/mnist_***;"),
         (f"Model '{KEY[:-2]}...' is not loaded.", "Model 'mnist_***...' is"),
+        (f"Nothing is at /a/{KEY[:20]}...; GET /", "Nothing is at /a/mnist_***...; GET /"),
         (f"Nothing is at /x?key={KEY.upper()}&y", "?key=MNIST_***&y"),
         ("Host is 'Bearer 0123456789abcdef', which", "Host is 'Bearer ***', which"),
         ("'bearer\t0123456789abcdef0123\xff'", "'bearer\t***'"),

@@ -359,11 +359,12 @@ def test_an_answer_without_an_end_is_not_read(start: Start) -> None:
     exporter.stop(60)
 
 
-def test_a_request_id_that_is_a_key_is_masked(start: Start) -> None:
+def test_a_key_in_the_request_id_or_the_state_is_masked(start: Start) -> None:
     trace, key = finished(), new_key()
-    trace.request_id = key
+    trace.request_id, trace.state = key, f"vendor={key}"
     server = next(start()[1].spans(trace))
     assert (server.attributes or {})["mnist.request_id"] == "mnist_***"
+    assert server.context.trace_state["vendor"] == "mnist_***"
 
 
 @pytest.mark.parametrize(
