@@ -404,7 +404,9 @@ class Worker:
         http = self._listeners.get("http_port")
         if http is None:
             return
-        accept_no_more(http.fileno())
+        # Without a free descriptor, Granian accepts until it closes its own.
+        with contextlib.suppress(OSError):
+            accept_no_more(http.fileno())
         await self._connections.wait_until_none(
             self._settings.hand_over_s, lambda: self._lifecycle.stopping.value
         )

@@ -145,6 +145,36 @@ def test_every_route_needs_its_scope_and_no_more(keyed: Keyed) -> None:
     connection.close()
 
 
+def spellings(path: str) -> Iterator[str]:
+    """Ways to write a path that a server could take for another one, or for one that is open."""
+    yield from (path, f"{path}/", f"/{path}", f"{path}//", f"/.{path}", f"{path}/.", f"/x/..{path}")
+    yield from (path.replace("/", "//"), path.upper(), f"/%2e{path}", f"{path}%2f", f"{path}%00")
+    yield "".join("/" if letter == "/" else f"%{ord(letter):02x}" for letter in path)
+    yield from (f"{path};a=b", f"{path}?", f"{path}#x", f"http://localhost{path}")
+    yield from (f"/v2/health/live/..{path}", f"/docs/..{path}", f"/playground/..{path}")
+
+
+def test_no_spelling_of_a_path_gets_past_the_gate(keyed: Keyed) -> None:
+    def status(method: str, path: str, headers: str) -> int:
+        headers = f"Host: localhost\r\nContent-Length: 0\r\n{headers}"
+        request = f"{method} {path} HTTP/1.1\r\n{headers}\r\n"
+        address = ("127.0.0.1", keyed.own.http_port)
+        with socket.create_connection(address, 60) as connection:
+            connection.sendall(request.encode())
+            return int(connection.recv(65536).split(b" ", 2)[1])
+
+    others = "X-HTTP-Method-Override: GET\r\nX-Original-URL: /v2/health/live\r\n"
+    predict = f"X-Api-Key: {access.KEYS['predict']}\r\n"
+    for route in ROUTES:
+        if route.scope is None:
+            continue
+        for path in spellings(filled(route.path)):
+            assert status(route.method, path, others) == 401, path
+            assert status("HEAD", path, others) == 401, path
+            if route.scope != "predict":
+                assert status(route.method, path, predict) in (400, 403, 404, 405), path
+
+
 @pytest.mark.parametrize("is_grpcio", [False, True])
 def test_health_is_open_and_keys_work_over_grpc(keyed: Keyed, is_grpcio: bool) -> None:
     server = keyed.servers[is_grpcio]

@@ -45,7 +45,7 @@ class FakeServer:
 
     newest: FakeServer
 
-    async def start(self) -> None:
+    async def start(self, listener: object = None) -> None:
         self.events.append("start")
 
     async def stop(self, timeout: float) -> None:
