@@ -168,6 +168,30 @@ def publish_pool(repository: Path, name: str = "pool", kernel: int = 401) -> Non
     )
 
 
+def publish_crashing(repository: Path, name: str = "crashing") -> None:
+    """A model of INT32 [N] `x` to `y` that ends its process when ONNX Runtime 1.32 loads it.
+
+    It folds a division of constants whose result an int32 cannot hold: SIGFPE, on x86. Found by a
+    random search over small graphs.
+    """
+    publish(
+        repository,
+        name,
+        [
+            helper.make_node("Constant", [], ["least"], value=_number(-(2**31))),
+            helper.make_node("Constant", [], ["minus_one"], value=_number(-1)),
+            helper.make_node("Div", ["least", "minus_one"], ["too_large"]),
+            helper.make_node("Add", ["x", "too_large"], ["y"]),
+        ],
+        [("x", TensorProto.INT32, ["n"])],
+        [("y", TensorProto.INT32, ["n"])],
+    )
+
+
+def _number(value: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.int32(value))
+
+
 def publish(
     repository: Path,
     name: str,

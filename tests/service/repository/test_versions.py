@@ -11,9 +11,9 @@ import pytest
 from service.core.errors import ModelLoadError
 from service.repository.triton_config import TritonConfig, TritonConfigs
 from service.repository.versions import (
-    _external_of,
     MODEL_FILE,
     VersionOnDisk,
+    _external_of,
     digest_of_all,
     digests,
     external_weights,

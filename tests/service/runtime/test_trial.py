@@ -342,10 +342,12 @@ def test_without_free_descriptors_nothing_is_found_out_and_nothing_kept(
 
 
 def test_a_model_is_not_loaded_once_two_workers_died_of_it(tmp_path: Path, trials: Trials) -> None:
+    with trials.marked("sha"):
+        pass
+    assert list(tmp_path.glob("*.loading")) == []
     for _ in range(2):
-        with trials.marked("sha"):
+        with trials.marked("sha"):  # one such end may be chance
             pass
-        assert list(tmp_path.glob("*.loading")) == []
         child = os.fork()
         if not child:
             with trials.marked("sha"):
