@@ -259,7 +259,11 @@ class SharedState:
                 else:
                     answer = {"statistics": await self._answer(command)}
             except OSError as error:
-                answer = {"error": "Unavailable", "message": f"A worker cannot follow: {error}."}
+                answer = {
+                    "error": "Unavailable",
+                    "message": f"Another worker cannot follow now ({error.strerror}); it will "
+                    "follow later.",
+                }
             except errors.ServiceError as error:
                 name = _ERROR_NAMES.get(type(error), "InternalError")
                 answer = {"error": name, "message": error.message}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SHIPPED_MODELS, Server
-from tests.e2e.onnx_models import publish_crashing, publish_identity
+from tests.e2e.onnx_models import publish_crashing, publish_identity, publish_trap
 from tests.faults.test_workers import answers, replaced
 
 RAW = "application/octet-stream"
@@ -123,17 +124,27 @@ def test_our_own_exports_need_no_trial(
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_requests_that_crash_their_worker_again_and_again_do_not_end_the_server(
-    start_server: Callable[..., Server], models: Path
+    start_server: Callable[..., Server], models: Path, workers: int
 ) -> None:
-    server = start_server(models)
-    for number in range(4):  # each within 5 s of the start of its worker
-        (worker,) = server.worker_pids()
-        os.kill(worker, signal.SIGSEGV)
-        server.wait_until(lambda worker=worker: worker not in server.worker_pids())
-        server.wait_until(lambda: answers(server))
-        assert replaced(server, "ended") == number + 1
-    assert count(server, "Worker-1 ended unexpectedly (SIGSEGV)") == 4
+    publish_trap(models)
+    server = start_server(models, workers=workers)
+    server.wait_until(lambda: count(server, "Serving mnist") == workers)
+    body = b'{"inputs":[{"name":"spring","datatype":"BOOL","shape":[],"data":[%s]}]}'
+    crashed, end = 0, time.monotonic() + 240
+    while crashed < 4:  # with one worker, each within seconds of its start
+        assert time.monotonic() < end
+        try:
+            server.post("/v2/models/trap/infer", body % b"true", "application/json")
+        except (OSError, http.client.HTTPException) as error:
+            # A connection that is refused has found no worker.
+            reason = getattr(error, "reason", error)
+            crashed += not isinstance(reason, ConnectionRefusedError)
+        server.wait_until(lambda: count(server, "(SIGABRT); a new worker") >= crashed)
+    server.wait_until(lambda: len(server.worker_pids()) == workers and answers(server))
+    assert server.post("/v2/models/trap/infer", body % b"false", "application/json")[0] == 200
+    assert replaced(server, "ended") >= 4
     assert "crash loop" not in server.log.read_text()
     assert server.stop() == 0
 
