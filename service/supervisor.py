@@ -206,7 +206,9 @@ class Supervisor(MPServer):
         else:
             self.interrupt_signal = True
 
-    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> WatchedProcess:
+    def _spawn_worker(  # type: ignore[override]
+        self, idx: int, target: Any, callback_loader: Any
+    ) -> WatchedProcess:
         if self._tls:
             self.ssl_ctx = self._tls.for_granian()
         pulse = multiprocessing.RawValue(Pulse)

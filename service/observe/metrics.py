@@ -19,7 +19,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ if DIRECTORY not in os.environ:
 import prometheus_client.values  # noqa: E402
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE  # noqa: E402
-from prometheus_client.metrics_core import CounterMetricFamily  # noqa: E402
+from prometheus_client.metrics_core import CounterMetricFamily, Metric  # noqa: E402
 from prometheus_client.mmap_dict import MmapedDict  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 
@@ -127,7 +127,7 @@ class ReservedDict(MmapedDict):
         except OSError:  # the mapping takes a descriptor too
             if self._f is not None:
                 self._f.close()
-                self._f = None
+                self._f = None  # type: ignore[assignment]
             raise
 
 
@@ -520,9 +520,12 @@ def access_refused(reason: str) -> None:
 
 
 def exposition() -> bytes:
-    """The flushed metrics of all workers, in Prometheus' text format 0.0.4."""
+    """The flushed metrics of all workers, in Prometheus' text format 0.0.4.
+
+    Raises OSError if they cannot be read, as without a free descriptor.
+    """
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_AllWorkers())
     registry.register(_SharedCounts())
     return _TRITON_TYPE.sub(rb"\1 counter", generate_latest(registry))
 
@@ -534,6 +537,20 @@ def share(replaced: Replacements) -> None:
     """Report what the supervisor counts in memory that it shares with the workers."""
     global _replaced  # noqa: PLW0603
     _replaced = replaced
+
+
+class _AllWorkers:
+    """What the files of all workers hold.
+
+    prometheus_client's own collector takes a folder that it cannot list for an empty one.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        files = [
+            str(path) for path in Path(os.environ[DIRECTORY]).iterdir() if path.suffix == ".db"
+        ]
+        metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return metrics
 
 
 class _SharedCounts:

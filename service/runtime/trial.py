@@ -233,7 +233,7 @@ class Trials:
 
         Raises HostError, OSError.
         """
-        seconds = _SECONDS + trial.options.max_run_s
+        seconds, code = _SECONDS + trial.options.max_run_s, 0
         for number in range(_CRASHES):
             try:
                 answer = self._ask(request, seconds)
@@ -243,9 +243,9 @@ class Trials:
                     'seconds; declare "batching" in model.json, which saves the verification, or '
                     "lower max_run_seconds"
                 }
-            code = answer.get("exit")
-            if code is None:
+            if "exit" not in answer:
                 return answer
+            code = answer["exit"]
             if not number:
                 log.warning(
                     "%s %s in a process of its own; it is tried once more.",

@@ -141,7 +141,7 @@ def test_requests_that_crash_their_worker_again_and_again_do_not_end_the_server(
             # A connection that is refused has found no worker.
             reason = getattr(error, "reason", error)
             crashed += not isinstance(reason, ConnectionRefusedError)
-        server.wait_until(lambda: count(server, "(SIGABRT); a new worker") >= crashed)
+        server.wait_until(lambda n=crashed: count(server, "(SIGABRT); a new worker") >= n)
     server.wait_until(lambda: len(server.worker_pids()) == workers and answers(server))
     assert server.post("/v2/models/trap/infer", body % b"false", "application/json")[0] == 200
     assert replaced(server, "ended") >= 4
