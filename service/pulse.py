@@ -97,10 +97,14 @@ class WatchedProcess(WorkerProcess):
         """Whether the loop is silent for `_SILENT_S`, or longer if it computes meanwhile.
 
         A loop that waits for a core does not hang. Before its first beat a worker loads models,
-        which may take minutes, in threads: it hangs if none of them uses any CPU time.
+        which may take minutes, in threads: it hangs if none of them uses any CPU time. Time in
+        which it waits for a trial of a model does not count: that has a limit of its own.
         """
         beats = self.pulse.beats
         if beats == 0:
+            if self.pulse.is_waiting:
+                self.forget_silence()
+                return False
             cpu_s = process_cpu_s(self.inner.pid)
             if self._beats != 0 or cpu_s != self._cpu_at_last_beat:
                 self._beats, self._last_beat, self._cpu_at_last_beat = 0, now, cpu_s

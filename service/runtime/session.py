@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -41,6 +43,7 @@ BUILT_WITHOUT_CUDA = (
 )
 _CUDA_DEVICE = "cuda"  # ONNX Runtime's name of the device
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors are exceptions, and logged once
+_SYSTEM_ERROR = re.compile(r"system error number (\d{1,4})\b")  # ONNX Runtime's for errno
 _WARM_UP_ROWS = 16
 # What the warm-up tries as the size of open dimensions and as the value of all elements.
 _LARGEST_GUESS = 1 << 20  # elements of an input with open dimensions
@@ -526,4 +529,8 @@ def _create(
             wait_for_releases()
         if isinstance(error, ModelLoadError):
             raise
-        raise ModelLoadError(" ".join(str(error).split())) from error
+        text = " ".join(str(error).split())
+        if number := _SYSTEM_ERROR.search(text):  # so that others can tell what passes
+            code = int(number[1])
+            raise ModelLoadError(f"{text} ({os.strerror(code)})") from OSError(code, text)
+        raise ModelLoadError(text) from error

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from service.core.batching import Batching
 from service.core.datatypes import MISSING
-from service.core.errors import ModelLoadError, ProviderUnavailable
+from service.core.errors import ModelLoadError, ProviderUnavailable, is_used_up
 from service.runtime import session as module
 from service.runtime.session import (
     CPU,
@@ -28,6 +28,7 @@ from service.runtime.session import (
     load,
 )
 from tests.conftest import SHIPPED_MODELS, Mnist
+from tests.descriptors import free_descriptors
 from tests.e2e.onnx_models import (
     publish,
     publish_identity,
@@ -43,6 +44,14 @@ SHIPPED = SHIPPED_MODELS / "mnist" / "1" / "model.onnx"
 
 def load_cpu(path: Path, max_rows: int = 1 << 20) -> Session:
     return load(path, SessionOptions("cpu", max_rows=max_rows))
+
+
+def test_a_load_without_a_free_descriptor_is_one_that_may_work_later() -> None:
+    options = SessionOptions("cpu")
+    with free_descriptors(0), pytest.raises(ModelLoadError, match="Too many open files") as raised:
+        load(SHIPPED, options, DECLARED)
+    assert is_used_up(raised.value)
+    assert load(SHIPPED, options, DECLARED).warm_up_error == ""
 
 
 class CountingRuntime:
