@@ -48,7 +48,7 @@ import numpy as np
 
 from service.core.batching import Batching
 from service.core.datatypes import Array
-from service.core.errors import ModelLoadError
+from service.core.errors import ModelLoadError, is_used_up
 from service.runtime.session import Samples, SessionOptions, cuda_is_built_in, load, verified
 
 log = logging.getLogger(__name__)
@@ -205,19 +205,26 @@ class Trials:
         """Hold the lock of the shared folder, which the kernel releases when this process ends."""
         self._waits(True)
         try:
-            if self._folder is None:
-                yield
-                return
-            with (self._folder / "trials.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.ExitStack() as stack:
+                if self._folder is not None:
+                    try:
+                        lock = stack.enter_context((self._folder / "trials.lock").open("w"))
+                        fcntl.flock(lock, fcntl.LOCK_EX)
+                    except OSError as error:
+                        if is_used_up(error):
+                            raise
+                        # The disk is full, or somebody has removed the folder: without turns.
                 yield
         finally:
             self._waits(False)
 
     def _kept(self, key: str) -> dict[str, Any] | None:
         if key not in self._results and self._folder is not None:
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            try:
                 self._results[key] = json.loads((self._folder / f"{key}.trial").read_text())
+            except OSError as error:  # there is none, mostly
+                if is_used_up(error):
+                    raise
         return self._results.get(key)
 
     def _keep(self, key: str, result: dict[str, Any]) -> None:
@@ -268,15 +275,7 @@ class Trials:
         """The answer of the host. Raises HostError, _TooSlow, OSError."""
         if self._host is None or self._host.poll() is not None:
             self._end_host()
-            self._host = subprocess.Popen(  # noqa: S603 (this program)
-                [sys.executable, "-P", "-c", _HOST, *sys.path],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                # What a dying ONNX Runtime prints is no line of a log.
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                env=os.environ | _ONE_THREAD,
-            )
+            self._host = _start_host()
         host = self._host
         assert host.stdin is not None
         assert host.stdout is not None
@@ -313,6 +312,23 @@ class Trials:
             with contextlib.suppress(OSError):  # unsent bytes of a request
                 self._host.communicate()
             self._host = None
+
+
+def _start_host() -> subprocess.Popen[bytes]:
+    """Start a host. Raises HostError, or OSError if no descriptor or process is left."""
+    try:
+        return subprocess.Popen(  # noqa: S603 (this program)
+            [sys.executable, "-P", "-c", _HOST, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # what a dying ONNX Runtime prints is no line of a log
+            start_new_session=True,
+            env=os.environ | _ONE_THREAD,
+        )
+    except OSError as error:
+        if is_used_up(error):
+            raise
+        raise HostError(f"the process for trials cannot be started: {error}") from error
 
 
 def _key(sha256: str, request: Mapping[str, Any]) -> str:

@@ -263,6 +263,29 @@ def test_a_host_that_cannot_start_is_an_error_of_its_own(
         trials.batching(trial_of(tmp_path, "scalar"))
 
 
+def test_a_program_that_is_missing_is_an_error_of_its_own(
+    tmp_path: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    publish_scalar(tmp_path)
+    with pytest.raises(HostError, match="cannot be started"):
+        trials.batching(trial_of(tmp_path, "scalar"))
+
+
+def test_a_shared_folder_that_cannot_be_used_costs_only_the_sharing(tmp_path: Path) -> None:
+    publish_identity(tmp_path, "FP32")
+    for folder in (tmp_path / "removed", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        trials = Trials(folder)
+        trial = trial_of(tmp_path, "identity_fp32")
+        assert trials.batching(trial).allowed
+        trials.close()
+        assert trials.batching(trial).allowed
+        assert trials._host is None  # kept by this process
+        with trials.marked("sha"):
+            pass
+
+
 def test_the_host_has_no_descriptor_of_its_worker_and_ignores_signals_to_the_group(
     tmp_path: Path, trials: Trials
 ) -> None:
