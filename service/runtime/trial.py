@@ -193,7 +193,8 @@ class Trials:
         try:
             yield
         finally:
-            own.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                own.unlink()
 
     def close(self) -> None:
         """End the host, which the next trial starts again."""
