@@ -375,7 +375,7 @@ def array_to_json(array: Array) -> dict[str, Any]:
 
 
 def array_from_json(fields: Mapping[str, Any]) -> Array:
-    """The array of which `array_to_json` made these fields."""
+    """The inverse of `array_to_json`."""
     shape = fields["shape"]
     if "data" in fields:
         data = base64.b64decode(fields["data"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -77,6 +79,35 @@ def test_a_model_that_crashes_is_refused_while_the_server_serves_and_loaded_once
     (tmp_path / "identity_fp32").rename(models / "crashing")
     server.wait_until(lambda: index(server)["crashing"]["state"] == "READY")
     assert server.worker_pids() == served
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("serves", [False, True])
+def test_a_model_that_is_not_tried_and_crashes_costs_two_workers_and_not_the_server(
+    start_server: Callable[..., Server], models: Path, tmp_path: Path, serves: bool
+) -> None:
+    """Its card says that mnist-train made it, as that of a large model need not."""
+    publish_crashing(tmp_path)
+    folder = tmp_path / "crashing" / "1"
+    sha256 = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    card = {"schema": 1, "recipe": {}, "versions": {}, "sha256": sha256, "batching": True}
+    (folder / "model.json").write_text(json.dumps(card))
+    if not serves:
+        folder.parent.rename(models / "crashing")
+    server = start_server(models, poll_interval=0.1)
+    if serves:
+        folder.parent.rename(models / "crashing")
+
+    def is_refused() -> bool:
+        try:
+            return "2 workers ended while" in index(server).get("crashing", {}).get("reason", "")
+        except OSError:
+            return False
+
+    server.wait_until(is_refused)
+    assert replaced(server, "ended") == 2
+    assert count(server, "Worker-1 ended unexpectedly (SIGABRT)") == 2
+    assert server.post("/predict", BLANK, RAW)[0] == 200
     assert server.stop() == 0
 
 
