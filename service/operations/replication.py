@@ -216,13 +216,15 @@ class SharedState:
         if self._folder is None:
             return []
         try:
-            others = [path for path in self._folder.glob("*.sock") if path != self._socket]
+            # Not glob(): from Python 3.13 on, it takes a folder that it cannot list for empty.
+            sockets = [path for path in self._folder.iterdir() if path.suffix == ".sock"]
         except OSError as error:
             return [
                 errors.Unavailable(
                     f"The other workers cannot be asked ({error.strerror}); they will follow later."
                 )
             ]
+        others = (path for path in sockets if path != self._socket)
         return await asyncio.gather(*(self._ask_worker(path, command) for path in others))
 
     async def _ask_worker(

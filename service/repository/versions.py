@@ -92,7 +92,7 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
     for entry in entries:
         try:
             # Beside bare files, a folder may be about anything.
-            if entry.is_dir() and not (bare and not any(entry.glob(f"*/{MODEL_FILE}"))):
+            if entry.is_dir() and (not bare or _has_version(entry)):
                 _add_model(on_disk, entry, configs)
         except (OSError, ValueError) as error:  # one folder must not hide the others
             if is_used_up(error):
@@ -101,6 +101,19 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
                 on_disk.unreadable.add(entry.name)
             on_disk.unservable[printable(entry.name), ""] = f"it cannot be read: {error}"
     return on_disk
+
+
+def _has_version(folder: Path) -> bool:
+    """Whether a folder in it has a model; not in one that cannot be listed.
+
+    Raises OSError if descriptors or memory are used up. (glob() would say no, from Python 3.13 on.)
+    """
+    try:
+        return any((entry / MODEL_FILE).exists() for entry in folder.iterdir())
+    except OSError as error:
+        if is_used_up(error):
+            raise
+        return False
 
 
 def _is_file(path: Path) -> bool:

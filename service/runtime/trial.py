@@ -284,7 +284,8 @@ class Trials:
 
         def end() -> None:
             is_late.set()
-            host.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(host.pid, signal.SIGKILL)  # it has a session of its own, with its child
 
         timer = threading.Timer(seconds, end)
         timer.daemon = True
@@ -303,10 +304,9 @@ class Trials:
         self._end_host()
         if is_late.is_set():
             raise _TooSlow
-        code = host.returncode
-        raise HostError(
-            f"the process for trials ended ({_signal(code) if code < 0 else f'status {code}'})"
-        )
+        if host.returncode < 0:  # as if it had been the child: memory may have run out
+            return {"exit": host.returncode}
+        raise HostError(f"the process for trials ended with status {host.returncode}")
 
     def _end_host(self) -> None:
         if self._host is not None:

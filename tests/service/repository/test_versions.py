@@ -164,11 +164,16 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -
     scan(tmp_path / "bad", LongNames())
 
 
-def test_without_enough_descriptors_nothing_is_listed_rather_than_a_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_beside_a_file", [False, True])
+def test_without_enough_descriptors_nothing_is_listed_rather_than_a_part(
+    tmp_path: Path, is_beside_a_file: bool
+) -> None:
     publish(tmp_path, "mnist", "1")
     external_model(publish(tmp_path, "other", "1"), "data/weights.bin")
     (tmp_path / "other" / "1" / "data").mkdir()
     (tmp_path / "other" / "1" / "data" / "weights.bin").write_bytes(bytes(4))
+    if is_beside_a_file:
+        (tmp_path / "bare.onnx").write_bytes(b"model")
     whole = scan(tmp_path, TritonConfigs())
     for free in range(6):
         _external_of.cache_clear()

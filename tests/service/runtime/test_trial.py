@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -219,18 +220,21 @@ def _see(host: int, seen: list[int]) -> bool:
     return bool(seen)
 
 
+@pytest.mark.parametrize("killed", ["child", "host"])
 def test_a_process_that_is_killed_twice_is_said_to_lack_memory(
-    tmp_path: Path, trials: Trials
+    tmp_path: Path, trials: Trials, killed: str
 ) -> None:
     slow = slow_trial(tmp_path)
     done = threading.Event()
 
     def kill() -> None:
         while not done.is_set():
-            for child in children(trials._host.pid if trials._host else -1):
-                scored = Path(f"/proc/{child}/oom_score_adj")
-                if scored.exists() and scored.read_text() == "1000\n":  # taken before a worker
-                    os.kill(child, signal.SIGKILL)
+            if (host := trials._host) and (tried := children(host.pid)):
+                pid = host.pid if killed == "host" else tried[0]
+                scored = Path(f"/proc/{pid}/oom_score_adj")
+                with contextlib.suppress(OSError):
+                    if scored.read_text() == "1000\n":  # the kernel takes it before a worker
+                        os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
 
     killer = threading.Thread(target=kill)
