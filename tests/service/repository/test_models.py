@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
+import contextlib
 import errno
 import hashlib
 import json
@@ -487,6 +489,48 @@ def test_what_is_loaded_stays_whatever_descriptor_is_missing(
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len({record.getMessage() for record in errors}) == len(errors)
     assert "Unloaded" not in caplog.text
+
+
+def test_what_is_loaded_stays_wherever_in_a_refresh_the_descriptors_end(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other threads use them up meanwhile: here, at each of the calls that need one, in turn."""
+    for name in ("mnist", "other"):
+        fixture.publish(f"{name}/1")
+        external_model(fixture.root / name / "1" / "model.onnx", "data/weights.bin")
+        (fixture.root / name / "1" / "data").mkdir()
+        (fixture.root / name / "1" / "data" / "weights.bin").write_bytes(bytes(4))
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        before = repository.loaded
+        last = calls = 0
+        while calls >= last:  # until a refresh makes fewer
+            last, calls = last + 1, 0
+            external_of.cache_clear()
+            with contextlib.ExitStack() as used_up, monkeypatch.context() as patch:
+
+                def counting(call: Any, number: int = last, stack: Any = used_up) -> Any:
+                    def counted(*arguments: Any, **named: Any) -> Any:
+                        nonlocal calls
+                        calls += 1
+                        if calls == number:
+                            stack.enter_context(free_descriptors(0))
+                        return call(*arguments, **named)
+
+                    return counted
+
+                for module, name in ((os, "listdir"), (os, "scandir"), (builtins, "open")):
+                    patch.setattr(module, name, counting(getattr(module, name)))
+                await repository.refresh()
+            assert repository.loaded == before, last
+            await repository.refresh()
+            assert repository.loaded == before
+            assert repository.failures == {}
+        assert last > 6
+
+    fixture.run(scenario)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_folder_that_cannot_be_listed_keeps_what_is_loaded_from_it(
