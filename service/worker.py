@@ -35,7 +35,7 @@ from service.banner import banner, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
 from service.core.callers import Callers
-from service.core.errors import ProviderUnavailable
+from service.core.errors import ProviderUnavailable, ServiceError, is_used_up
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
 from service.http.compression import Compression
@@ -223,9 +223,7 @@ class Service:
             try:
                 metrics.flush()
             except OSError as error:  # without this task, no metric would ever be written again
-                log.error(
-                    "Metrics cannot be written: %s; they will be, as soon as possible.", error
-                )
+                log.error("Metrics cannot be written: %s. The next try is in a minute.", error)
                 await asyncio.sleep(_REMINDER_S)
             self.recorder.log_left_out()
 
@@ -341,8 +339,11 @@ class Worker:
             greets = is_for_people(self._settings) and not self._lifecycle.has_greeted.value
             with only_problems(self._settings) if greets else contextlib.nullcontext():
                 loop.run_until_complete(self._start(loop))
-        except (ProviderUnavailable, RuntimeError, OSError) as error:
-            self._give_up(str(error))
+        except (ProviderUnavailable, RuntimeError, OSError, ServiceError) as error:
+            if is_used_up(error):  # the next one may have more: the supervisor starts it
+                log.error("Cannot start now: %s.", str(error).rstrip("."))
+                os._exit(1)
+            self._give_up(str(error).rstrip("."))
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Finish the accepted gRPC calls; Granian has already finished the HTTP requests."""

@@ -175,6 +175,32 @@ def test_without_a_free_descriptor_calls_are_answered_and_everything_works_later
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (0, "cannot be replaced now: Too many open files"),  # the supervisor itself has none
+        (8, "ended unexpectedly (status 1)"),  # a new worker has too few
+    ],
+)
+def test_a_worker_that_cannot_start_without_descriptors_is_started_later(
+    start_server: Callable[..., Server], free: int, said: str
+) -> None:
+    server = start_server(workers=2)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
+    kept, killed = server.worker_pids()
+    supervisor = server.process.pid
+    limits = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    highest = max(int(fd.name) for fd in Path(f"/proc/{supervisor}/fd").iterdir())
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (highest + free if free else 4, limits[1]))
+    os.kill(killed, 9)
+    server.wait_until(lambda: said in server.log.read_text())
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limits)
+    server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 3)
+    assert kept in server.worker_pids()
+    assert "crash loop" not in server.log.read_text()
+    assert server.stop() == 0
+
+
 def connection_to(server: Server, worker: int) -> http.client.HTTPConnection:
     """A connection that this worker has accepted."""
     while True:
