@@ -86,7 +86,7 @@ class Listeners:
 def accept_no_more(descriptor: int) -> None:
     """Let Granian find no more connections on a socket of this process; those that wait stay in it.
 
-    Granian cannot be told. Its descriptor becomes another socket, on which nobody calls: one of the
+    Granian cannot be told. Its descriptor becomes another socket, which no client knows: one of the
     abstract Unix namespace, under a name that the kernel chooses. Epoll instances know a socket
     beside its descriptor, and would report events of the old one, which other processes keep open,
     even after Granian has closed its own and freed what belongs to it. So it is removed from them

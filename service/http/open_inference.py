@@ -85,7 +85,7 @@ async def live(inference: Inference, request: HttpRequest) -> HttpResponse:
 async def ready(inference: Inference, request: HttpRequest) -> HttpResponse:
     """GET v2/health/ready: 200 if the server takes requests, else 503; the body says why.
 
-    To callers that may not read, it does not say of which models: the log and the index do.
+    It names no models to callers that may not read. The log and the repository index name them.
     """
     state = inference.readiness()
     body = {"ready": state.ready, "reason": state.reason, "failures": state.failures}
