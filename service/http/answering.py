@@ -76,8 +76,6 @@ class HttpApp:
         self._exact = {
             (m.route.method, m.route.path): m for m in matches if "<" not in m.route.path
         }
-        # The paths that take `?timeout=`.
-        self.timed = {m.route.path for m in matches if m.route.needs is Digits}
         # Paths with parameters, in the order of the table, as regular expressions.
         self._patterns = [
             (re.compile(re.sub(r"<(\w+)>", r"(?P<\1>[^/]+)", match.route.path)), match)
@@ -181,6 +179,11 @@ class HttpApp:
         response = await self.answer(request, Match(OPTIONS, allow, {}))
         assert response is not None
         return response
+
+    def is_timed(self, method: str, path: str) -> bool:
+        """Whether a request of this method and path takes `?timeout=`."""
+        match = self._exact.get((method, path))
+        return match is not None and match.route.needs is Digits
 
     def find(self, request: HttpRequest) -> Match | None:
         """The route of a request, with the parameters in its path; None if there is no route."""

@@ -130,7 +130,7 @@ class HttpFront:
                 return
             trace = None if self._traces is None else _begin(self._traces, headers)
             query = scope.query_string
-            is_timed = query and "timeout" in query and scope.path in self._app.timed
+            is_timed = query and "timeout" in query and self._app.is_timed(scope.method, scope.path)
             timeout = timeout_of(query) if is_timed else 0.0
             arrived = self._loop.time() if timeout else 0.0
             try:

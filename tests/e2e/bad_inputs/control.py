@@ -195,8 +195,11 @@ REPOSITORY = [
 
 
 def page(name: str, headers: dict[str, str], words: str, path: str = LOAD) -> Http:
-    """A change that the headers show to come from a web page, or from another host."""
-    return Http(name, request("POST", path, b"{}", headers), 403, words)
+    """A change that the headers show to come from a web page, or from another host.
+
+    Its body is not read, so the connection ends with the answer.
+    """
+    return Http(name, request("POST", path, b"{}", headers), 403, words, closes=True)
 
 
 ORIGINS = [
