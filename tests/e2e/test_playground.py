@@ -286,6 +286,7 @@ def test_a_huge_picture_is_scaled_down_here(playground: Playground) -> None:
         (403, '{"error": "Not from here."}', "Not from here.", False),
         (502, "Bad Gateway", "The server answered with 502.", True),
         (504, '{"error": "Too late."}', "Too late.", True),
+        (418, '{"error": {"code": 7}}', "The server answered with 418.", False),
     ],
 )
 def test_what_a_proxy_says_is_shown(

@@ -43,7 +43,8 @@ async function call(path, options = {}) {
   if (status === 401) throw new Refused("The server asks for a key: enter it at the top.", status);
   if (!response.ok) {
     const seconds = Number(response.headers.get("retry-after")) || 1;
-    throw new Refused(body?.error ?? `The server answered with ${status}.`, status, PASSING.includes(status) ? 1000 * seconds : 0);
+    const says = typeof body?.error === "string" ? body.error : `The server answered with ${status}.`;
+    throw new Refused(says, status, PASSING.includes(status) ? 1000 * seconds : 0);
   }
   return [body, response];
 }
