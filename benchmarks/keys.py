@@ -10,26 +10,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import http.client
-import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.command_line import command_line
+from benchmarks.contenders import OURS
 from benchmarks.paths import ROOT
-from benchmarks.server_process import free_ports
+from benchmarks.server_process import Server
 from service.access.gate import Gate
 from service.access.keys import Key, Keyring, KeysFile, digest_of, new_key
 from service.core.errors import ServiceError
 
 LIMIT_US = 3.0  # per request, whatever the caller shows
 _CALLS = 20_000  # per round
+_READY_WITHIN_S = 60.0
 _PATHS = {
     "a model that exists": "/v2/models/mnist/infer",
     "the same, again": "/v2/models/mnist/infer",
@@ -75,35 +77,24 @@ def microseconds(call: Callable[[], None], calls: int = _CALLS) -> float:
 @contextlib.contextmanager
 def keyed_server() -> Iterator[int]:
     """The HTTP port of a server with a file of keys."""
-    http_port, grpc_port = free_ports(2)
+    settings = {"MNIST_KEYS_FILE": "{scratch}/keys", "MNIST_LOG_LEVEL": "error"}
+    contender = dataclasses.replace(OURS, environment={**OURS.environment, **settings})
     with tempfile.TemporaryDirectory() as folder:
         file = KeysFile(Path(folder, "keys"))
         file.change(lambda keys: [Key("me", frozenset({"predict"}), None, digest_of(new_key()))])
-        settings = {
-            "MNIST_HTTP_PORT": str(http_port),
-            "MNIST_GRPC_PORT": str(grpc_port),
-            "MNIST_KEYS_FILE": str(file.path),
-            "MNIST_LOG_LEVEL": "error",
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli"], cwd=ROOT, env=os.environ | settings
-        )
+        with Server(contender, models=ROOT / "models", venv=None, scratch=Path(folder)) as server:
+            server.wait_until(partial(_is_ready, server.http_port), _READY_WITHIN_S)
+            yield server.http_port
+
+
+def _is_ready(port: int) -> bool:
+    """Whether the server says so: it answers no prediction without a key."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as asked:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=60)
-            while True:
-                try:
-                    connection.request("GET", "/v2/health/ready")
-                    if connection.getresponse().read() and process.poll() is None:
-                        break
-                except OSError:
-                    connection.close()
-                if process.poll() is not None:
-                    raise SystemExit("The server does not start.")
-                time.sleep(0.1)
-            yield http_port
-        finally:
-            process.terminate()
-            process.wait()
+            asked.request("GET", "/v2/health/ready")
+            return asked.getresponse().status == 200
+        except OSError:
+            return False
 
 
 def refusals(port: int, count: int) -> dict[str, list[float]]:

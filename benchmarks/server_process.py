@@ -100,6 +100,12 @@ class Server:
             except OSError as error:
                 raise NotStarted(f"{command[0]} cannot be run: {error.strerror}") from error
 
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def port(self, wire: str) -> int:
         """The port that accepts a wire format."""
         return self.grpc_port if wire == "grpc" else self.http_port

@@ -130,12 +130,9 @@ def rows(scale: float, rounds: int) -> Iterator[str]:
 def _serving(contender: Contender) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as scratch:
         models = served_models.repository("fast")
-        server = Server(contender, models=models, venv=None, scratch=Path(scratch))
-        try:
+        with Server(contender, models=models, venv=None, scratch=Path(scratch)) as server:
             server.wait_until(lambda: is_ready(server, "raw"), _READY_WITHIN_S)
             yield server
-        finally:
-            server.stop()
 
 
 def main() -> None:

@@ -74,24 +74,22 @@ def running() -> Iterator[tuple[dict[str, Server], Path]]:
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{collector.server_port}"
     servers: dict[str, Server] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        try:
-            for number, (kind, settings) in enumerate(KINDS.items()):
-                environment = {**OURS.environment, "OTEL_EXPORTER_OTLP_ENDPOINT": url, **settings}
-                server = servers[kind] = Server(
+    with contextlib.ExitStack() as stack:
+        stack.callback(collector.shutdown)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for number, (kind, settings) in enumerate(KINDS.items()):
+            environment = {**OURS.environment, "OTEL_EXPORTER_OTLP_ENDPOINT": url, **settings}
+            server = servers[kind] = stack.enter_context(
+                Server(
                     dataclasses.replace(OURS, name=f"ours-{number}", environment=environment),
                     models=served_models.repository("fast"),
                     venv=None,
                     scratch=folder,
                     core=SERVER_CORE,
                 )
-                server.wait_until(partial(is_ready, server, "png"), _READY_WITHIN_S)
-            yield servers, folder
-        finally:
-            for server in servers.values():
-                server.stop()
-            collector.shutdown()
+            )
+            server.wait_until(partial(is_ready, server, "png"), _READY_WITHIN_S)
+        yield servers, folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -226,7 +226,7 @@ def _serving(
 ) -> Iterator[Server]:
     # Both trees start with the same command and settings.
     contender: Contender = dataclasses.replace(OURS, name=f"{side}-{model}")
-    server = Server(
+    with Server(
         contender,
         models=served_models.repository(model),
         venv=None,
@@ -234,12 +234,9 @@ def _serving(
         core=core,
         tree=tree.path,
         python=tree.python,
-    )
-    try:
+    ) as server:
         server.wait_until(lambda: is_ready(server, "raw"), _READY_WITHIN_S)
         yield server
-    finally:
-        server.stop()
 
 
 def _describe(tree: Tree) -> Checkout:

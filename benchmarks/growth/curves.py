@@ -129,17 +129,14 @@ def picture(side: int) -> bytes:
 @contextmanager
 def _serving(name: str, repository: Path, scratch: Path) -> Iterator[tuple[Server, float]]:
     """A running server, and the seconds it took to become ready."""
-    server = Server(
+    with Server(
         next(contender for contender in CONTENDERS if contender.name == name),
         models=repository,
         venv=None,
         scratch=scratch,
         core=SERVER_CORE if _can_pin() else None,
-    )
-    try:
+    ) as server:
         yield server, server.wait_until(lambda: is_ready(server, "raw"), _READY_WITHIN_S)
-    finally:
-        server.stop()
 
 
 def _point(

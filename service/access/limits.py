@@ -134,16 +134,11 @@ class Limits:
 
 def small_bursts(settings: Settings) -> Iterator[str]:
     """A sentence on each burst that is larger than the settings say."""
-    for what, rate, rate_name, burst, burst_name in (
-        (
-            *("requests", settings.max_requests_per_second, "max_requests_per_second"),
-            *(settings.request_burst, "request_burst"),
-        ),
-        (
-            *("images", settings.max_images_per_second, "max_images_per_second"),
-            *(settings.image_burst, "image_burst"),
-        ),
+    for what, rate_name, burst_name in (
+        ("requests", "max_requests_per_second", "request_burst"),
+        ("images", "max_images_per_second", "image_burst"),
     ):
+        rate, burst = getattr(settings, rate_name), getattr(settings, burst_name)
         asked, name = (burst, burst_name) if burst else (rate, rate_name)
         if rate and asked < settings.workers:
             yield (

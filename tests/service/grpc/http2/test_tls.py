@@ -265,13 +265,18 @@ async def test_the_end_is_said_in_both_layers() -> None:
     secure.pass_on()  # is ignored
 
 
-@in_loop
-async def test_a_client_that_shakes_hands_during_a_stop_learns_that_it_must_connect_again() -> None:
+def stop_with(secure: Secure) -> tuple[Http2Server, asyncio.Future[None]]:
+    """A server with this connection, and its stop, which has begun."""
     calls: Any = Calls(echo)
     server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
-    secure = Secure()
     server._connections.add(secure.inner)
-    stopping = asyncio.ensure_future(server.stop(timeout=3600.0))
+    return server, asyncio.ensure_future(server.stop(timeout=3600.0))
+
+
+@in_loop
+async def test_a_client_that_shakes_hands_during_a_stop_learns_that_it_must_connect_again() -> None:
+    secure = Secure()
+    server, stopping = stop_with(secure)
     await turns()
     assert secure.transport.actions == []
     await secure.shake_hands()
@@ -293,11 +298,8 @@ def test_a_client_that_shakes_no_hands_holds_a_stop_for_a_second_at_most(
 
     @in_loop
     async def body() -> None:
-        calls: Any = Calls(echo)
-        server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
         secure = Secure()
-        server._connections.add(secure.inner)
-        stopping = asyncio.ensure_future(server.stop(timeout=3600.0))
+        server, stopping = stop_with(secure)
         async with asyncio.timeout(120.0):
             while not secure.transport.closing:
                 await asyncio.sleep(0)
