@@ -265,10 +265,10 @@ class Connection:
         elif timeouts.needs_ping(self._now, now):
             self._ping(_KEEPALIVE, now)
         if old := timeouts.old_age(now):
-            self._retire(old, now)
+            self.retire(now, old)
         return self.events()
 
-    def _retire(self, end: End, now: float) -> None:
+    def retire(self, now: float, end: End = _STOPPING) -> None:
         """End the connection in such a way that no call is lost (RFC 9113, 6.8).
 
         First an announcement, and a PING: calls that the peer opened before it answers are still
@@ -284,7 +284,7 @@ class Connection:
         self._timeouts.ping_sent(now)
 
     def stop(self, end: End = _STOPPING) -> None:
-        """Refuse new calls; close once the open ones are finished."""
+        """Refuse new calls at once; close when the open ones are finished."""
         if not self._stopping and not self.closed:
             self._stopping = True
             self.reason = end.cause
@@ -680,7 +680,7 @@ class Connection:
             return
         if self._resets.is_overdrawn:
             raise ProtocolError(_TOO_MANY_RESETS.code, _TOO_MANY_RESETS.reason)
-        self._retire(_TOO_MANY_RESETS, self._now)
+        self.retire(self._now, _TOO_MANY_RESETS)
 
     def _is_idle(self, stream_id: int) -> bool:
         """Whether a stream was never opened. Only a client opens streams: odd ones (5.1.1)."""

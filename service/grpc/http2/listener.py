@@ -50,7 +50,8 @@ _BACKLOG = 1024
 _FRAMES_PER_TURN = 256
 # Bytes that one byte of deflate's format can stand for.
 _MOST_INFLATED = 1032
-# Seconds a peer may keep its side open after GOAWAY, and a handshake may take after `stop`.
+# Seconds a peer may keep its side open after GOAWAY, and take to confirm one or to shake hands
+# after `stop`.
 _LINGER_S = 1.0
 
 # The messages of a streaming call that it has not read; None after the last one.
@@ -128,7 +129,11 @@ class Http2Server:
         return TlsProtocol(context, self._protocol())
 
     async def stop(self, timeout: float) -> None:
-        """Refuse new calls at once; give those in flight `timeout` seconds to finish."""
+        """Send the clients elsewhere; give calls in flight `timeout` seconds to finish.
+
+        New calls are answered until a client has confirmed that it heard of the end, for a second
+        at most; from then on they are refused.
+        """
         if self._server is not None:
             self._server.close()
         loop = asyncio.get_running_loop()
@@ -138,8 +143,10 @@ class Http2Server:
             # Again in every turn: one that was accepted just before `close` is made after it.
             for connection in list(self._connections):
                 # During its handshake, a client that knows GOAWAY could not be told.
-                if connection.is_open or loop.time() > began + _LINGER_S:
+                if loop.time() > began + _LINGER_S:
                     connection.stop()
+                elif connection.is_open:
+                    connection.retire()
             await asyncio.sleep(0.01)
             if not self._connections or loop.time() >= end:
                 break
@@ -457,8 +464,13 @@ class Http2Protocol(asyncio.Protocol):
 
     # The end of the connection.
 
+    def retire(self) -> None:
+        """Ask the peer to connect again; once it has heard that, as `stop`."""
+        self._connection.retire(self._loop.time())
+        self._flush_soon()
+
     def stop(self) -> None:
-        """Refuse new calls; close once those in flight are answered."""
+        """Refuse new calls at once; close when those in flight are answered."""
         self._connection.stop()
         self._flush_soon()
 

@@ -11,7 +11,7 @@ import pytest
 from service.access.gate import Gate
 from service.core.callers import Callers
 from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
-from service.grpc.http2 import frames
+from service.grpc.http2 import frames, listener
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.listener import Http2Protocol, Http2Server
 from service.grpc.http2.pool import Pool
@@ -30,6 +30,7 @@ from tests.service.grpc.http2.client import (
     goaway,
     headers,
     message,
+    sent,
 )
 
 TURNS = 20  # of the event loop: more than any call here takes
@@ -478,11 +479,61 @@ async def test_stopping_waits_for_the_answer() -> None:
     assert peer.transport.actions == ["write_eof"]
 
 
-@in_loop
-async def test_a_connection_that_is_made_during_a_stop_is_stopped_too() -> None:
+def stop_of(*connections: Http2Protocol) -> tuple[Http2Server, asyncio.Future[None]]:
+    """A server with these connections, and its stop, which has begun."""
     calls: Any = Calls(echo)
     server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
-    stopping = asyncio.ensure_future(server.stop(timeout=3600.0))
+    server._connections.update(connections)
+    return server, asyncio.ensure_future(server.stop(timeout=3600.0))
+
+
+@pytest.fixture
+def no_time_to_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_LINGER_S", 0.0)
+
+
+@pytest.fixture
+def an_hour_to_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_LINGER_S", 3600.0)
+
+
+@pytest.mark.usefixtures("an_hour_to_confirm")
+@in_loop
+async def test_a_call_that_crosses_the_announced_end_is_answered() -> None:
+    """RFC 9113, 6.8: a client that repeats nothing would lose it."""
+    peer = Peer()
+    await turns()
+    peer.transport.writes.clear()
+    server, stopping = stop_of(peer.protocol)
+    await turns()
+    (kind, _, _, announcement), (_, _, _, ping) = sent(peer.transport.output)
+    assert (kind, announcement[:8]) == (frames.GOAWAY, b"\x7f\xff\xff\xff" + bytes(4))
+    await peer.send(call(1, b"crossing"))
+    assert answer(peer.transport.output, 1)[1] == message(b"answer to crossing")
+    assert peer.transport.actions == []
+    await peer.send(frames.frame(frames.PING, frames.ACK, 0, ping))
+    assert peer.transport.actions == ["write_eof"]
+    server._connections.clear()
+    await stopping
+
+
+@pytest.mark.usefixtures("no_time_to_confirm")
+@in_loop
+async def test_a_peer_that_confirms_no_end_holds_a_stop_for_a_second_at_most() -> None:
+    peer = Peer()
+    server, stopping = stop_of(peer.protocol)
+    async with asyncio.timeout(120.0):
+        while "write_eof" not in peer.transport.actions:
+            await asyncio.sleep(0)
+        server._connections.clear()
+        await stopping
+    assert goaway(peer.transport.output) == (frames.NO_ERROR, "the server is stopping")
+
+
+@pytest.mark.usefixtures("no_time_to_confirm")
+@in_loop
+async def test_a_connection_that_is_made_during_a_stop_is_stopped_too() -> None:
+    server, stopping = stop_of()
     await asyncio.sleep(0)
     transport = Transport()
     connection = server._protocol()  # by asyncio, for a client accepted before the stop
@@ -493,7 +544,7 @@ async def test_a_connection_that_is_made_during_a_stop_is_stopped_too() -> None:
         connection.connection_lost(None)
         await stopping
     assert goaway(transport.output) == (frames.NO_ERROR, "the server is stopping")
-    assert transport.actions == ["write_eof"]
+    assert transport.actions[0] == "write_eof"
 
 
 @in_loop

@@ -16,14 +16,14 @@ from service.access.tls import Tls
 from service.core.callers import Callers
 from service.grpc.http2 import frames, listener
 from service.grpc.http2.limits import Limits
-from service.grpc.http2.listener import Http2Protocol, Http2Server
+from service.grpc.http2.listener import Http2Protocol
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.tls import TlsProtocol
 from service.settings import Settings
 from tests.certificates import Authority, Files
 from tests.service.grpc.http2.client import LIMITS, RPCS, START, answer, budget, call, goaway
 from tests.service.grpc.http2.client import message as framed
-from tests.service.grpc.http2.test_listener import Calls, Transport, echo, in_loop, turns
+from tests.service.grpc.http2.test_listener import Calls, Transport, echo, in_loop, stop_of, turns
 
 EVERYTHING = 1 << 20
 
@@ -265,18 +265,10 @@ async def test_the_end_is_said_in_both_layers() -> None:
     secure.pass_on()  # is ignored
 
 
-def stop_with(secure: Secure) -> tuple[Http2Server, asyncio.Future[None]]:
-    """A server with this connection, and its stop, which has begun."""
-    calls: Any = Calls(echo)
-    server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
-    server._connections.add(secure.inner)
-    return server, asyncio.ensure_future(server.stop(timeout=3600.0))
-
-
 @in_loop
 async def test_a_client_that_shakes_hands_during_a_stop_learns_that_it_must_connect_again() -> None:
     secure = Secure()
-    server, stopping = stop_with(secure)
+    server, stopping = stop_of(secure.inner)
     await turns()
     assert secure.transport.actions == []
     await secure.shake_hands()
@@ -299,7 +291,7 @@ def test_a_client_that_shakes_no_hands_holds_a_stop_for_a_second_at_most(
     @in_loop
     async def body() -> None:
         secure = Secure()
-        server, stopping = stop_with(secure)
+        server, stopping = stop_of(secure.inner)
         async with asyncio.timeout(120.0):
             while not secure.transport.closing:
                 await asyncio.sleep(0)
