@@ -223,6 +223,19 @@ def test_a_photo_is_uploaded_pasted_and_dropped(playground: Playground) -> None:
     playground.wait_for("accepted", "5")
 
 
+def test_undo_goes_back_over_ten_pictures(playground: Playground) -> None:
+    """More of them would take hundreds of megabytes."""
+    for number in range(12):
+        upload(playground, f"{number}.jpg", "image/jpeg", photo(DIGITS[number % 10]))
+        playground.wait_for("accepted", str(number % 10))
+    undone = 0
+    while playground.page.locator("#undo").is_enabled():
+        playground.page.click("#undo")
+        undone += 1
+    assert undone == 10
+    playground.wait_for("accepted", "1")
+
+
 def test_a_damaged_file_is_reported(playground: Playground) -> None:
     upload(playground, "photo.png", "image/png", b"not a picture")
     playground.wait_for("error", "!")

@@ -11,6 +11,7 @@ const MOST_PIXELS = 4_000_000;
 const LONGEST_SIDE = 2000;
 const SMALL_SIDE = 100; // pictures below this show their pixels
 const MOST_STATES = 200;
+const MOST_PICTURES = 10; // among them: one of MOST_PIXELS takes 16 MB
 
 export class Pad {
   // `changed(isNew)` is called when the content changes; isNew if it is no longer the same drawing.
@@ -55,7 +56,8 @@ export class Pad {
 
   remember() {
     this.history.push({ picture: this.picture, strokes: this.strokes });
-    if (this.history.length > MOST_STATES) this.history.shift();
+    const pictures = () => new Set(this.history.map((state) => state.picture).filter(Boolean)).size;
+    while (this.history.length > MOST_STATES || pictures() > MOST_PICTURES) this.history.shift();
   }
 
   undo() {
