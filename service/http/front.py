@@ -361,29 +361,30 @@ class HttpFront:
         too_slow = partial(self._give_up, task)
         claim = await budget.room(size, "http", too_slow) if size >= 0 else None
         try:
-            body = bytearray()
-            empty_chunks = 0
+            # Its value is its buffer: joining chunks would copy 4 MB on the loop, for some 2 ms.
+            body = io.BytesIO()
+            received = empty_chunks = 0
             async for chunk in protocol:
-                body += chunk
+                received += body.write(chunk)
                 empty_chunks += not chunk
-                if len(body) > most:
+                if received > most:
                     raise RequestTooLarge.of("body", most)
-                if claim is None and len(body) > _WHOLE_BYTES:
+                if claim is None and received > _WHOLE_BYTES:
                     claim = await budget.room(most, "http", too_slow)
                 if claim is not None:
-                    claim.moved = len(body)
+                    claim.moved = received
             # Granian ends every body with an empty chunk, and reports an error as another one. So
             # does HTTP/2 for an empty DATA frame, and HTTP/1 for trailers, if a client has any.
             is_http_1 = scope.http_version.startswith("1")
-            if len(body) < size or (
+            if received < size or (
                 empty_chunks > 1 and is_http_1 and "trailer" not in scope.headers
             ):
                 raise _cut_short()
             if claim is None:
-                claim = await budget.room(len(body), "http")
+                claim = await budget.room(received, "http")
             else:
-                claim.complete(len(body))
-            return bytes(body), claim
+                claim.complete(received)
+            return body.getvalue(), claim
         except BaseException:
             if claim is not None:
                 claim.close()

@@ -120,6 +120,17 @@ def test_a_jpeg_of_many_scans_is_refused() -> None:
         check_parts(progressive[:start] + progressive[start:] * 20)
 
 
+@pytest.mark.parametrize("before", range(4))
+def test_each_scan_is_counted_once_in_a_long_file(before: int) -> None:
+    scan = b"\xff\xda"
+    # The file is searched in stretches of 256 KiB: the last scan is around the end of one.
+    start = b"\xff\xd8" + scan * 99
+    end = start.ljust(256 * 1024 - before, b"\0") + scan
+    check_parts(end)
+    with pytest.raises(InvalidArgument, match="100 scans"):
+        check_parts(end + b"\0" + scan)
+
+
 @given(
     st.lists(
         st.tuples(
