@@ -11,7 +11,7 @@ import pytest
 from service.access.gate import Gate
 from service.core.callers import Callers
 from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
-from service.grpc.http2 import frames, listener
+from service.grpc.http2 import frames
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.listener import Http2Protocol, Http2Server
 from service.grpc.http2.pool import Pool
@@ -485,16 +485,6 @@ def stop_of(*connections: Http2Protocol) -> tuple[Http2Server, asyncio.Future[No
     server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
     server._connections.update(connections)
     return server, asyncio.ensure_future(server.stop(timeout=3600.0))
-
-
-@pytest.fixture
-def no_time_to_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "_LINGER_S", 0.0)
-
-
-@pytest.fixture
-def an_hour_to_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "_LINGER_S", 3600.0)
 
 
 @pytest.mark.usefixtures("an_hour_to_confirm")

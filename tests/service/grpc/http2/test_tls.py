@@ -14,7 +14,7 @@ import pytest
 
 from service.access.tls import Tls
 from service.core.callers import Callers
-from service.grpc.http2 import frames, listener
+from service.grpc.http2 import frames
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.listener import Http2Protocol
 from service.grpc.http2.pool import Pool
@@ -283,22 +283,16 @@ async def test_a_client_that_shakes_hands_during_a_stop_learns_that_it_must_conn
     assert goaway(output) == (frames.NO_ERROR, "the server is stopping")
 
 
-def test_a_client_that_shakes_no_hands_holds_a_stop_for_a_second_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listener, "_LINGER_S", 0.0)
-
-    @in_loop
-    async def body() -> None:
-        secure = Secure()
-        server, stopping = stop_of(secure.inner)
-        async with asyncio.timeout(120.0):
-            while not secure.transport.closing:
-                await asyncio.sleep(0)
-            server._connections.discard(secure.inner)
-            await stopping
-
-    body()
+@pytest.mark.usefixtures("no_time_to_confirm")
+@in_loop
+async def test_a_client_that_shakes_no_hands_holds_a_stop_for_a_second_at_most() -> None:
+    secure = Secure()
+    server, stopping = stop_of(secure.inner)
+    async with asyncio.timeout(120.0):
+        while not secure.transport.closing:
+            await asyncio.sleep(0)
+        server._connections.discard(secure.inner)
+        await stopping
 
 
 @in_loop
