@@ -489,6 +489,9 @@ class Settings:
     fast_grpc: bool = _setting(
         "network", True, "whether the server's own HTTP/2 carries gRPC; false uses grpcio"
     )
+    fast_http: bool = _setting(
+        "network", True, "whether the server's own HTTP/1 carries HTTP; false uses Granian"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -23,6 +23,7 @@ workers start, and then supervises them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import dataclasses
@@ -51,6 +52,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.net import SocketHolder
 from granian.server import MPServer
+from granian.server.mp import WorkerProcess
 
 from service import SERVER_NAME, __version__
 from service.access.keys import SCOPES, Key, KeysError, KeysFile, SharedKeys
@@ -191,7 +193,11 @@ class Supervisor(MPServer):
             threading.Thread(target=watch, name="certificate", daemon=True).start()
         try:
             if not self.interrupt_signal:
-                self.serve(target_loader=load_worker, wrap_loader=False)
+                self.serve(
+                    _run_worker if self.settings.fast_http else None,
+                    target_loader=load_worker,
+                    wrap_loader=False,
+                )
         except SystemExit:
             # Granian raises it if a worker ended by itself, as by a SIGTERM to the whole group.
             if not self.interrupt_signal:
@@ -582,6 +588,14 @@ def _own_folder() -> Iterator[str]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             unlocked.rename(Path(folder, "lock"))
             yield folder
+
+
+@WorkerProcess.wrap_target  # type: ignore[no-untyped-call]
+def _run_worker(
+    number: int, worker: Any, sockets: Any, ipc: Any, loop: asyncio.AbstractEventLoop, *_: Any
+) -> None:
+    """What a worker process runs in place of Granian's own worker."""
+    worker.run(loop)
 
 
 def _load_worker(

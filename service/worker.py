@@ -43,6 +43,7 @@ from service.http.connections import Connections
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
 from service.http.health_port import HealthPort
+from service.http.listener import HttpListener
 from service.http.openapi.viewer import Viewer
 from service.http.playground.pages import Playground
 from service.observe import metrics
@@ -287,16 +288,16 @@ class Service:
 
 
 class Worker:
-    """The RSGI application that Granian runs in each worker process.
+    """What each worker process runs: `run` with the server's own HTTP/1, or as Granian's RSGI app.
 
     How a worker stops: only SIGTERM stops it. Before it accepts requests, it exits at once. Later,
-    `_stop` runs once, as a task of the event loop: it reports not ready for `drain_seconds`, stops
-    the gRPC front and makes Granian stop the HTTP front. Granian calls `__rsgi_del__` when the
-    accepted HTTP requests are answered.
+    `_stop` runs once, as a task of the event loop: it reports not ready for `drain_seconds`, and
+    stops the HTTP front and the gRPC front. Granian stops by a signal, and calls `__rsgi_del__`
+    when the accepted HTTP requests are answered.
 
     How a worker is replaced: its successor listens on the same sockets. It accepts no more, and
-    lets its clients leave before Granian closes their connections: Granian would also close those
-    whose TLS handshake is not done or whose first request is on its way.
+    lets its clients leave before it closes their connections: among them are some whose TLS
+    handshake is not done or whose first request is on its way.
     """
 
     def __init__(
@@ -329,15 +330,26 @@ class Worker:
             fast_lane=settings.fast_lane,
             callers=self._callers,
             origins=origins_of(settings),
-            notes_clients=tls is not None,
+            notes_clients=tls is not None and not settings.fast_http,
+            reads_ahead=settings.fast_http,
         )
+        self._listener: HttpListener | None = None
+        if settings.fast_http:
+            self._listener = HttpListener(self._http, self._http, settings, tls)
         self._connections = Connections(
             settings, self._http.in_flight, self._http, self._http.heard
         )
         self.__rsgi__ = self._http.__call__  # what Granian calls for every request
 
+    def run(self, loop: asyncio.AbstractEventLoop) -> NoReturn:
+        """Serve until SIGTERM, without Granian; then exit."""
+        self.__rsgi_init__(loop)
+        loop.run_forever()  # until `_stop`
+        loop.run_until_complete(self._exit())
+        raise AssertionError("the process has ended")
+
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Load the models and open the gRPC port; Granian accepts HTTP requests after this."""
+        """Load the models and open the ports; Granian accepts HTTP requests after this."""
         return_memory()
         # Granian has just installed one handler for both signals. A second call of it blocks the
         # process if the first has not been taken up, so it must run once: from `_begin_stop`.
@@ -392,6 +404,11 @@ class Worker:
         self._service.administration.shared_state.stop()
         self._stop_by = time.monotonic() + settings.stop_timeout
         loop.call_later(settings.stop_timeout + _SLACK_S, self._cut_off)
+        if self._listener is not None:
+            leaving_grpc = leaving_grpc or loop.create_task(self._grpc.stop(settings.stop_timeout))
+            await asyncio.gather(self._listener.stop(), leaving_grpc)
+            loop.stop()
+            return
         signal.signal(signal.SIGINT, self._stop_granian)
         signal.raise_signal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -402,6 +419,12 @@ class Worker:
         self._http.is_leaving = True
         if self._health:
             self._health.stop()
+        if self._listener is not None:
+            self._listener.accept_no_more()
+            await self._listener.wait_until_none(
+                self._settings.hand_over_s, lambda: self._lifecycle.stopping.value
+            )
+            return
         http = self._listeners.get("http_port")
         if http is None:
             return
@@ -495,6 +518,8 @@ class Worker:
         self._accepts_requests = True
         self._pulse.has_served = True  # from here on, a request may end this process
         await self._grpc.start(self._listeners.get("grpc_port"))
+        if self._listener is not None:
+            self._listener.start(self._listeners.get("http_port"))
         if settings.health_port:
             self._health = HealthPort(
                 service.http_app,
@@ -512,7 +537,8 @@ class Worker:
         self._watching = loop.create_task(service.watch())
         self._flushing = loop.create_task(service.flush_metrics())
         self._watching_budget = loop.create_task(service.watch_budget())
-        self._watching_connections = loop.create_task(self._connections.watch())
+        if self._listener is None:
+            self._watching_connections = loop.create_task(self._connections.watch())
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._lag = LagMonitor(service.metrics.loop_lag)

@@ -12,7 +12,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -98,8 +98,8 @@ class Tls:
         until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.expires))
         return f"certificate of {excerpt(names)}, valid until {until}"
 
-    def context(self) -> ssl.SSLContext:
-        """For gRPC on the server's own HTTP/2."""
+    def context(self, protocols: Sequence[str]) -> ssl.SSLContext:
+        """For the server's own fronts; `protocols` are those of ALPN, the best first."""
         settings = self._settings
         context = _context(self.certificate, self.key)
         context.minimum_version = {
@@ -107,7 +107,7 @@ class Tls:
             "1.3": ssl.TLSVersion.TLSv1_3,
         }[settings.tls_min_version]
         context.set_ciphers(_CIPHERS)
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols(protocols)
         context.options |= ssl.OP_NO_RENEGOTIATION
         if settings.tls_client_auth != "none":
             context.load_verify_locations(cafile=self.client_ca)

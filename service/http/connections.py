@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import select
 import socket
 import struct
 import sys
@@ -183,9 +185,7 @@ class Connections:
         """How many connections wait to be accepted."""
         if self._listener is not None:
             with contextlib.suppress(OSError), _borrowed(self._listener) as listener:
-                info = _info_of(listener)
-                if info.state == _LISTEN:
-                    return info.waiting
+                return waiting_on(listener)
             self._listener = None  # the port is closed
         return 0
 
@@ -206,6 +206,16 @@ class Connections:
                 elif connection := _connection_of(descriptor, borrowed):
                     found.append(connection)
         return found
+
+
+def waiting_on(listener: socket.socket) -> int:
+    """How many connections a listening socket has not accepted. Raises OSError if it is none."""
+    if not _IS_SUPPORTED:
+        return len(select.select([listener], [], [], 0)[0])
+    info = _info_of(listener)
+    if info.state != _LISTEN:
+        raise OSError(errno.EINVAL, "not a listening socket")
+    return info.waiting
 
 
 def _port(client: str) -> int:

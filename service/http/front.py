@@ -1,6 +1,7 @@
-"""The HTTP front of a worker: an RSGI callable that reads a request and sends the answer.
+"""The HTTP front of a worker: a callable that reads a request and sends the answer.
 
-RSGI (Granian's interface) hands over a request in far fewer steps than WSGI or ASGI;
+The server's own HTTP/1 calls it (`http1`), or Granian by its interface RSGI, which both have in
+common (`exchange`): it hands over a request in far fewer steps than WSGI or ASGI.
 docs/decisions/http-front.md says how much that saves. Requests that match no route go to Flask,
 which says why.
 """
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from granian.rsgi import Headers, HTTPProtocol, ProtocolClosed, ProtocolError, Scope
+from granian.rsgi import ProtocolClosed, ProtocolError
 
 from service.access.gate import Gate, Identity, Need
 from service.access.origins import ANY_ORIGIN, Header, Origins
@@ -35,6 +36,7 @@ from service.core.errors import (
 from service.core.trace import Trace
 from service.http.answering import HttpApp, Match
 from service.http.digits import timeout_of
+from service.http.exchange import Ended, Exchange, RequestHeaders, Scope
 from service.http.message import HttpRequest, HttpResponse
 from service.observe.traces import Traces
 
@@ -63,7 +65,10 @@ class HttpFront:
         callers: Callers,
         origins: Origins | None = None,
         notes_clients: bool = False,
+        reads_ahead: bool = False,
     ) -> None:
+        """With `reads_ahead`, requests are those of the server's own HTTP/1."""
+        self._reads_ahead = reads_ahead
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
         self._fast_lane = fast_lane
@@ -75,13 +80,13 @@ class HttpFront:
         # answer, and none sends a request while its connection is being closed.
         self.is_leaving = False
         # The client (ADDRESS:PORT) of each request that is not answered.
-        self.in_flight: dict[HTTPProtocol, str] = {}
+        self.in_flight: dict[Exchange, str] = {}
         # The clients of all requests so far, if `notes_clients`; `http.connections` prunes it.
         self.heard: set[str] | None = set() if notes_clients else None
         self._flask_threads = ThreadPoolExecutor(_FLASK_THREADS, "flask")
         # When the body of each task began to arrive, and for which request. The errors of tasks
         # that are cancelled because their bodies take too long.
-        self._receiving: dict[asyncio.Task[None], tuple[float, HTTPProtocol]] = {}
+        self._receiving: dict[asyncio.Task[None], tuple[float, Exchange]] = {}
         self._late: dict[asyncio.Task[None], ServiceError] = {}
 
     def start(
@@ -97,7 +102,7 @@ class HttpFront:
         self._sweep()
 
     async def __call__(  # noqa: PLR0912 - one story; a helper would cost time in every request
-        self, scope: Scope, protocol: HTTPProtocol
+        self, scope: Scope, protocol: Exchange
     ) -> None:
         """Answer one request (RSGI's callable)."""
         client = self.in_flight[protocol] = scope.client
@@ -108,7 +113,7 @@ class HttpFront:
             peer = client.rpartition(":")[0]
             caller = self._known_callers.get(peer)
             if caller is None:
-                caller = self._callers.of(peer, headers.get_all("x-forwarded-for"))  # type: ignore[attr-defined]
+                caller = self._callers.of(peer, headers.get_all("x-forwarded-for"))
             cors = self._origins.headers
             # HTTP/2 has the name in its request line, in place of Host.
             host = headers.get("host") or scope.authority
@@ -165,7 +170,7 @@ class HttpFront:
             del self.in_flight[protocol]
 
     async def _check_page(
-        self, scope: Scope, protocol: HTTPProtocol, host: str | None, peer: str, caller: str
+        self, scope: Scope, protocol: Exchange, host: str | None, peer: str, caller: str
     ) -> tuple[Header, ...] | None:
         """The headers of CORS for the answer; None if the request is answered without its body."""
         header = scope.headers.get
@@ -195,14 +200,14 @@ class HttpFront:
         self,
         gate: Gate,
         scope: Scope,
-        protocol: HTTPProtocol,
+        protocol: Exchange,
         peer: str,
         caller: str,
         cors: tuple[Header, ...],
     ) -> tuple[Identity, Match | None] | None:
         """Who makes a request, and its route; None if it is refused without its body."""
         method, path = scope.method, scope.path
-        headers: Any = scope.headers
+        headers = scope.headers
         match = self._app.match(method, path)
         need: Need = "any"
         if match is not None:
@@ -210,10 +215,11 @@ class HttpFront:
         elif method == "HEAD" and (get := self._app.match("GET", path)):
             need = get.route.scope
         certificate = ""
-        if self._callers.forwards_certificates:
-            # Granian does not say which certificate a client of its own TLS has.
+        # Granian does not say which certificate a client of its own TLS has.
+        own = getattr(scope, "certificate", "")
+        if own or self._callers.forwards_certificates:
             forwarded = headers.get_all("x-forwarded-client-cert")
-            certificate = self._callers.certificate_of(peer, "", forwarded)
+            certificate = self._callers.certificate_of(peer, own, forwarded)
         try:
             identity = gate.admit(
                 need,
@@ -236,7 +242,7 @@ class HttpFront:
     async def _refuse_caller(
         self,
         scope: Scope,
-        protocol: HTTPProtocol,
+        protocol: Exchange,
         error: ServiceError,
         caller: str,
         cors: tuple[Header, ...] = (),
@@ -256,7 +262,7 @@ class HttpFront:
             _end_connection(scope, response)
 
     async def _answer_unread(
-        self, scope: Scope, protocol: HTTPProtocol, response: HttpResponse
+        self, scope: Scope, protocol: Exchange, response: HttpResponse
     ) -> None:
         """Answer a request without its body.
 
@@ -304,7 +310,7 @@ class HttpFront:
         )
 
     async def _body(
-        self, scope: Scope, protocol: HTTPProtocol, headers: Headers, timeout: float = 0.0
+        self, scope: Scope, protocol: Exchange, headers: RequestHeaders, timeout: float = 0.0
     ) -> tuple[bytes, Claim | None]:
         """The whole body, and its claim unless it is small and only counted.
 
@@ -318,6 +324,10 @@ class HttpFront:
             raise RequestTooLarge.of("body", self._max_request_bytes)
         if size < 0 and scope.method in ("GET", "HEAD") and _has_no_body(scope):
             return b"", None
+        if self._reads_ahead and 0 <= size <= _WHOLE_BYTES:
+            whole: bytes | None = protocol.whole  # type: ignore[attr-defined]
+            if whole is not None:
+                return self._counted(whole), None
         task = asyncio.current_task()
         assert task is not None
         self._receiving[task] = self._loop.time(), protocol
@@ -327,15 +337,9 @@ class HttpFront:
             timer = self._loop.call_later(timeout, self._give_up, task, passed)
         try:
             if 0 <= size <= _WHOLE_BYTES:
-                body = await protocol()
-                budget = self._budget
-                budget.used += len(body)
-                if budget.used > budget.limit:
-                    budget.used -= len(body)
-                    raise budget.refusal("http")
-                return body, None
+                return self._counted(await protocol()), None
             return await self._in_chunks(scope, protocol, size, task)
-        except (ProtocolError, ProtocolClosed):
+        except (Ended, ProtocolError, ProtocolClosed):
             # The client closed its side early; it may still read an answer.
             raise _cut_short() from None
         except asyncio.CancelledError:
@@ -349,8 +353,17 @@ class HttpFront:
             if timer is not None:
                 timer.cancel()
 
+    def _counted(self, body: bytes) -> bytes:
+        """A body that is in the budget from now on. Raises InFlightLimit."""
+        budget = self._budget
+        budget.used += len(body)
+        if budget.used > budget.limit:
+            budget.used -= len(body)
+            raise budget.refusal("http")
+        return body
+
     async def _in_chunks(
-        self, scope: Scope, protocol: HTTPProtocol, size: int, task: asyncio.Task[None]
+        self, scope: Scope, protocol: Exchange, size: int, task: asyncio.Task[None]
     ) -> tuple[bytes, Claim]:
         """A body in pieces, with its claim. Raises as `_body` does.
 

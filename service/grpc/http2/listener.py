@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from service.access.tls import Tls
+from service.access.tls_protocol import TlsProtocol
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import (
@@ -38,7 +39,6 @@ from service.grpc.http2.headers import OK, RetryLater, Status
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import Stream
-from service.grpc.http2.tls import TlsProtocol
 from service.observe import metrics
 from service.settings import Settings
 
@@ -84,7 +84,7 @@ class Http2Server:
             silence=settings.body_timeout,
             budget=budget,
         )
-        self._context = tls.context() if tls else None
+        self._context = tls.context(("h2",)) if tls else None
         self._server: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket | None = None) -> None:
@@ -126,7 +126,7 @@ class Http2Server:
         )
 
     def _secure(self, context: ssl.SSLContext) -> TlsProtocol:
-        return TlsProtocol(context, self._protocol())
+        return TlsProtocol(context, self._protocol(), ("h2",))
 
     async def stop(self, timeout: float) -> None:
         """Send the clients elsewhere; give calls in flight `timeout` seconds to finish.

@@ -1,4 +1,4 @@
-"""TLS between a socket and an `Http2Protocol`, which takes this for its transport.
+"""TLS between a socket and a protocol of HTTP, which takes this for its transport.
 
 asyncio and uvloop have TLS of their own, but they make a protocol only when its handshake is done.
 Until then its connection would be in no limit. Here it has its place in the pool from the moment
@@ -13,29 +13,48 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
 from service.access.tls import client_name
-
-if TYPE_CHECKING:
-    from service.grpc.http2.listener import Http2Protocol
 
 log = logging.getLogger(__name__)
 
 _RECORD = 16 * 1024  # bytes, the most in one record of TLS
 
 
-class NoHttp2(ssl.SSLError):
-    """The client did not offer h2 by ALPN."""
+class NoProtocol(ssl.SSLError):
+    """The client did not offer a protocol of ours by ALPN."""
 
-    reason = "NO_HTTP2"
+    reason = "NO_APPLICATION_PROTOCOL"
+
+
+class Inner(Protocol):
+    """What speaks inside of TLS; `is_open` once its handshake is done."""
+
+    is_open: bool
+    client_name: str  # of the client's verified certificate, if it has one
+
+    def connection_made(self, transport: Any, /) -> None: ...
+    def connection_lost(self, error: Exception | None, /) -> None: ...
+    def data_received(self, data: bytes, /) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def handshake_failed(self) -> None:
+        """The connection ends before the first byte of the protocol inside."""
 
 
 class TlsProtocol(asyncio.Protocol):
-    """The server's side of one TLS connection; ALPN must choose h2."""
+    """The server's side of one TLS connection; ALPN must choose one of `protocols`.
 
-    def __init__(self, context: ssl.SSLContext, inner: Http2Protocol) -> None:
+    None stands for a client without ALPN.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, inner: Inner, protocols: Collection[str | None]
+    ) -> None:
         self._inner = inner
+        self._protocols = protocols
         inner.is_open = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -92,9 +111,9 @@ class TlsProtocol(asyncio.Protocol):
             self._transport.close()
 
     def _open(self) -> None:
-        """Say what had to wait for the handshake. Raises NoHttp2."""
-        if self._tls.selected_alpn_protocol() != "h2":
-            raise NoHttp2
+        """Say what had to wait for the handshake. Raises NoProtocol."""
+        if self._tls.selected_alpn_protocol() not in self._protocols:
+            raise NoProtocol
         self._is_open = self._inner.is_open = True
         self._inner.client_name = client_name(self._tls.getpeercert())
         if self._early:

@@ -1,0 +1,407 @@
+"""One HTTP/1 connection: an asyncio protocol that hands requests to the front, one at a time.
+
+The life of a request: `data_received` finds the end of its head, `Heads` parses it, and a task runs
+the front with a `Request`. Most bodies have arrived with the head by then. Of others, `Request`
+asks for more, and reading pauses whenever nobody asks. The front answers with `response_bytes`, and
+the next request, which may be in the buffer already (pipelining), begins.
+
+A connection ends in steps, so that an answer is not lost: our side first, and the rest when the
+client has closed its side or a second is over. Closing a socket that has unread bytes would reset
+the connection. What ends connections that hold a place without using it is in `listener`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import orjson
+
+from service.http.exchange import Ended
+from service.http.http1.chunks import ChunkedBody
+from service.http.http1.heads import CHUNKED, MAX_HEAD, Head, Heads, Malformed, check_begin
+from service.http.http1.responses import CONTINUE, encode, refusal
+from service.observe import metrics
+
+log = logging.getLogger(__name__)
+
+Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
+
+# Bytes of the next requests of a client that does not wait for its answers.
+_READ_AHEAD = 64 * 1024
+# Seconds in which a client may close its side after ours, and finish a head during a stop.
+LINGER_S = 1.0
+
+
+class RequestScope:
+    """A request without its body, as `exchange.Scope`; `certificate` names the client of TLS."""
+
+    __slots__ = (
+        "authority",
+        "certificate",
+        "client",
+        "headers",
+        "http_version",
+        "method",
+        "path",
+        "query_string",
+        "scheme",
+        "server",
+    )
+
+    def __init__(self, head: Head, connection: Http1Connection) -> None:
+        self.method = head.method
+        self.path = head.path
+        self.query_string = head.query_string
+        self.headers = head.headers
+        self.authority = head.authority
+        self.http_version = head.http_version
+        self.client = connection.client
+        self.scheme = connection.scheme
+        self.server = connection.server
+        self.certificate = connection.client_name
+
+
+class Request:
+    """One request, as `exchange.Exchange`. `whole` is its body if it came with the head."""
+
+    __slots__ = ("_chunks", "_connection", "_is_asked_for", "_left", "head", "whole")
+
+    def __init__(self, connection: Http1Connection, head: Head) -> None:
+        self._connection = connection
+        self.head = head
+        self._chunks = ChunkedBody() if head.size == CHUNKED else None
+        self._left = head.size  # bytes of a body with a length that are not read
+        self._is_asked_for = not head.expects_continue
+        self.whole: bytes | None = None
+
+    async def __call__(self) -> bytes:
+        """The whole body. Raises Ended."""
+        if self.whole is not None:
+            return self.whole
+        pieces = [piece async for piece in self]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body in pieces. Raises Ended."""
+        if self.whole is not None:
+            yield self.whole
+            return
+        connection = self._connection
+        while not self.is_read:
+            if connection.unread:
+                piece = self._take(connection)
+                if piece:
+                    yield piece
+                    if self._chunks is not None and connection.unread:
+                        await asyncio.sleep(0)  # there may be thousands of chunks
+                    continue
+                if self.is_read:
+                    return
+            if not self._is_asked_for:
+                self._is_asked_for = True
+                connection.write(CONTINUE)
+            await connection.more()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the end of the body has been read."""
+        return self._left == 0 if self._chunks is None else self._chunks.is_complete
+
+    def take_whole(self) -> None:
+        """Take the body out of what has arrived, if that is all of it."""
+        if self._left == 0:
+            self.whole = b""
+        elif 0 < self._left <= len(self._connection.unread):
+            self.whole = self._take(self._connection)
+
+    def _take(self, connection: Http1Connection) -> bytes:
+        unread = connection.unread
+        if self._chunks is None:
+            left = self._left
+            if len(unread) <= left:
+                connection.unread = b""
+                self._left = left - len(unread)
+                return unread
+            connection.unread = unread[left:]
+            self._left = 0
+            return unread[:left]
+        try:
+            piece, connection.unread = self._chunks.take(unread)
+        except Malformed:
+            raise Ended from None
+        return piece
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Send the answer."""
+        self._connection.answer(self, status, headers, body)
+
+
+class Http1Connection(asyncio.BufferedProtocol):
+    """One connection; `listener.HttpListener` has all of them."""
+
+    def __init__(
+        self,
+        front: Front,
+        heads: Heads,
+        buffer: memoryview,
+        connections: set[Http1Connection],
+        lost: Callable[[], None],
+        *,
+        is_secure: bool,
+    ) -> None:
+        """`buffer` is where bytes arrive; connections share it, as each takes its own out at once.
+
+        `lost` is called when the connection has ended.
+        """
+        self._front = front
+        self._heads = heads
+        self._buffer = buffer
+        self._connections = connections
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self.scheme = "https" if is_secure else "http"
+        self.client = self.server = self.client_name = ""
+        self.is_open = True  # `TlsProtocol` sets both when its handshake is done
+        self.unread = b""
+        self.request: Request | None = None  # the one that is being answered
+        self._scope: tuple[Head, RequestScope] | None = None
+        self._waiter: asyncio.Future[None] | None = None  # of a body
+        self._has_ended = False  # the client has closed its side, or the connection is lost
+        self._is_reading = True
+        self._is_closing = False  # our side is closed
+        self._lingering: asyncio.TimerHandle | None = None
+        self.is_write_paused = False
+        # For `listener`: when the wait for a head began, when bytes last came or went, how many
+        # wait to be sent and since when it is as many, and whether there ever was a request.
+        self.waits_since = self.moved_at = self.unsent_since = self._loop.time()
+        self.unsent = 0
+        self.was_used = False
+
+    # Called by asyncio, or by `TlsProtocol`.
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._connections.add(self)
+        self.client = _address(transport.get_extra_info("peername"))
+        self.server = _address(transport.get_extra_info("sockname"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """A request that is being answered goes on; its answer goes nowhere."""
+        self._connections.discard(self)
+        self._is_closing = True
+        self._end_input()
+        self.request = None
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self._lost()
+
+    def handshake_failed(self) -> None:
+        """The connection ends before it speaks HTTP."""
+
+    def get_buffer(self, size_hint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        self.data_received(bytes(self._buffer[:count]))
+
+    def data_received(self, data: bytes) -> None:
+        self.moved_at = self._loop.time()
+        if self._is_closing:
+            return
+        unread = self.unread
+        if self.request is None:
+            if not unread:
+                self.waits_since = self.moved_at
+            self.unread = unread + data if unread else data
+            self._next(len(unread))
+            return
+        self.unread = unread + data if unread else data
+        if self._waiter is not None:
+            self._wake()
+        elif len(self.unread) > _READ_AHEAD or not self.request.is_read:
+            self._pause_reading()
+
+    def eof_received(self) -> bool:
+        """Keep our side open for an answer that is due. TLS has no sides that end alone."""
+        is_answering = self.request is not None or self.is_write_paused
+        if not is_answering or self._is_closing or not self._transport.can_write_eof():
+            return False
+        self._end_input()
+        return True
+
+    def pause_writing(self) -> None:
+        """Take no further request from a client that does not read its answers."""
+        self.is_write_paused = True
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        self.moved_at = self._loop.time()
+        if self.request is None:
+            self._next(0)
+
+    # For `Request`.
+
+    async def more(self) -> None:
+        """Wait for more bytes of a body. Raises Ended."""
+        if self._has_ended:
+            raise Ended
+        self._waiter = self._loop.create_future()
+        self._resume_reading()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, if the connection is open."""
+        if not self._is_closing and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def answer(
+        self, request: Request, status: int, headers: list[tuple[str, str]], body: bytes
+    ) -> None:
+        """Send an answer; then take the next request, or end the connection."""
+        if request is not self.request:
+            return  # the connection is lost
+        self.request = None
+        closes = (
+            not request.head.keeps_alive
+            or not request.is_read
+            or (self._has_ended and not self.unread)
+            or ("connection", "close") in headers
+        )
+        self.write(encode(request.head, status, headers, body, closes=closes))
+        self.waits_since = self.moved_at = self._loop.time()
+        if closes:
+            self.hang_up()
+        elif self.unread:
+            # Not now: this is the task of the request that was answered.
+            self._loop.call_soon(self._next, 0)
+        elif not (self._is_reading or self.is_write_paused):
+            self._resume_reading()
+
+    # For `listener`.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection is open, and no request has begun to arrive."""
+        return self.request is None and not self.unread and not self._is_closing
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether our side is closed."""
+        return self._is_closing
+
+    def note_progress(self, now: float) -> None:
+        """Look whether the client takes what it was sent."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self.unsent:
+            self.unsent, self.unsent_since, self.moved_at = unsent, now, now
+
+    def hang_up(self) -> None:
+        """End our side, and soon the connection."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self.unread = b""
+        if self._has_ended or self._transport.is_closing():
+            self._transport.close()
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._resume_reading()  # so that nothing is unread at the end
+        self._lingering = self._loop.call_later(LINGER_S, self._linger)
+
+    def reset(self) -> None:
+        """End the connection at once, also for the kernel: it drops what is not sent."""
+        if (connection := self._transport.get_extra_info("socket")) is not None:
+            off = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
+        self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._is_closing = True
+        self._transport.abort()
+
+    # The rest.
+
+    def _next(self, searched: int) -> None:
+        """Begin with the next request, if its head has arrived; `searched` bytes are not its end."""
+        unread = self.unread
+        if self.request is not None or self._is_closing or self.is_write_paused:
+            return
+        if unread.startswith(b"\r\n"):  # RFC 9112, 2.2
+            unread = self.unread = unread.lstrip(b"\r\n")
+        end = unread.find(b"\r\n\r\n", max(searched - 3, 0), MAX_HEAD)
+        try:
+            if end < 0:
+                if unread:
+                    check_begin(unread)
+                if self._has_ended:
+                    self.hang_up()
+                else:
+                    self._resume_reading()
+                return
+            head = self._heads.parse(unread[:end])
+        except Malformed as error:
+            metrics.http_connection_closed("malformed")
+            self.write(refusal(error.status, orjson.dumps({"error": str(error)})))
+            self.hang_up()
+            return
+        self.unread = unread[end + 4 :]
+        self.was_used = True
+        request = self.request = Request(self, head)
+        request.take_whole()
+        if self._scope is None or self._scope[0] is not head:
+            self._scope = head, RequestScope(head, self)
+        if self.unread and (request.whole is None or len(self.unread) > _READ_AHEAD):
+            self._pause_reading()
+        self._loop.create_task(self._run(self._scope[1], request))
+
+    async def _run(self, scope: RequestScope, request: Request) -> None:
+        try:
+            await self._front(scope, request)
+        except Exception:
+            log.exception("A request could not be answered.")
+        finally:
+            if request is self.request:
+                self.abort()
+
+    def _linger(self) -> None:
+        """Close our other half, once the client has taken what it was sent."""
+        if self._transport.get_write_buffer_size():
+            # `listener` ends it if the client takes nothing.
+            self._lingering = self._loop.call_later(LINGER_S, self._linger)
+        else:
+            self._transport.abort()
+
+    def _end_input(self) -> None:
+        self._has_ended = True
+        if self._waiter is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _pause_reading(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._is_reading:
+            self._is_reading = True
+            self._transport.resume_reading()
+
+
+def _address(pair: Any) -> str:
+    """ADDRESS:PORT; empty for a Unix socket."""
+    return f"{pair[0]}:{pair[1]}" if isinstance(pair, tuple) else ""

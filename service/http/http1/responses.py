@@ -1,0 +1,60 @@
+"""HTTP/1 responses as bytes (RFC 9112, 4 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from time import time
+
+from service.http.http1.heads import Head
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_WITHOUT_BODY = (204, 304)
+
+
+def encode(
+    head: Head, status: int, headers: Iterable[tuple[str, str]], body: bytes, *, closes: bool
+) -> bytes:
+    """The answer to a request; `closes` if the connection ends with it.
+
+    Header values are latin-1; a line break in one would begin another header, so it is refused.
+    Raises ValueError.
+    """
+    lines = [_begin(head.http_version, status, int(time()))]
+    for name, value in headers:
+        lines.append(f"{name}: {value}\r\n")
+    if status not in _WITHOUT_BODY:
+        lines.append(f"content-length: {len(body)}\r\n")
+    if closes:
+        if ("connection", "close") not in headers:
+            lines.append("connection: close\r\n")
+    elif head.http_version == "1.0":
+        lines.append("connection: keep-alive\r\n")
+    lines.append("\r\n")
+    text = "".join(lines)
+    # Each line ends once: the first one's date line is one more.
+    if text.count("\n") != len(lines) + 1:
+        raise ValueError("a header of the answer has a line break")
+    content = text.encode("latin-1")
+    return content if head.method == "HEAD" or status in _WITHOUT_BODY else content + body
+
+
+def refusal(status: int, body: bytes) -> bytes:
+    """The answer to bytes that are not a request; the connection ends with it."""
+    text = (
+        f"{_begin('1.1', status, int(time()))}content-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return text.encode("latin-1") + body
+
+
+@lru_cache(32)
+def _begin(version: str, status: int, second: int) -> str:
+    """The status line and the date, which hundreds of answers have in common."""
+    reason = HTTPStatus(status).phrase if status in _STATUSES else ""
+    return f"HTTP/{version} {status} {reason}\r\ndate: {formatdate(second, usegmt=True)}\r\n"
+
+
+_STATUSES = frozenset(status.value for status in HTTPStatus)
