@@ -8,6 +8,8 @@ connection ends. PINGs have an allowance of their own.
 
 from __future__ import annotations
 
+from service.core.allowance import Allowance
+
 # Rapid reset (CVE-2023-44487) opens and resets calls without waiting, so that max_streams does not
 # bound them. A call that was open for this many seconds did count towards max_streams.
 QUICK_RESET_S = 0.05
@@ -20,28 +22,6 @@ _FREE_RESETS = 1000
 _LATE_RESETS = 100_000
 # The same of PINGs. gRPC-Go sends one per answer to measure the bandwidth.
 _FREE_PINGS = 1000
-
-
-class Allowance:
-    """`burst` times at once and as often per second; `debt` is how many more until the end."""
-
-    __slots__ = ("_burst", "_debt", "_used_at", "left")
-
-    def __init__(self, burst: int, debt: int = 0) -> None:
-        self.left = float(burst)
-        self._burst = burst
-        self._debt = debt
-        self._used_at = 0.0
-
-    def use(self, now: float) -> bool:
-        """Whether it may happen once more."""
-        self.left = min(self.left + (now - self._used_at) * self._burst, self._burst) - 1
-        self._used_at = now
-        return self.left >= 0
-
-    @property
-    def is_overdrawn(self) -> bool:
-        return self.left < -self._debt
 
 
 def resets() -> Allowance:

@@ -3,26 +3,9 @@ from __future__ import annotations
 import pytest
 
 from service.grpc.http2 import frames
-from service.grpc.http2.allowances import Allowance
 from service.grpc.http2.headers import OK
 from service.grpc.http2.limits import Limits
 from tests.service.grpc.http2.client import UNARY, block, call, closing, connection, goaway, headers
-
-
-def test_an_allowance_is_used_up_and_grows_with_time_up_to_its_burst() -> None:
-    allowance = Allowance(3)
-    assert [allowance.use(10.0) for _ in range(4)] == [True, True, True, False]
-    assert allowance.use(11.0)  # three more per second
-    assert [allowance.use(1000.0) for _ in range(4)] == [True, True, True, False]
-
-
-def test_an_allowance_is_overdrawn_beyond_its_debt() -> None:
-    allowance = Allowance(1, debt=2)
-    seen = []
-    for _ in range(4):
-        allowance.use(0.0)
-        seen.append(allowance.is_overdrawn)
-    assert seen == [False, False, False, True]
 
 
 def call_and_reset(stream_id: int) -> bytes:
