@@ -397,9 +397,9 @@ class Worker:
                 self._grpc.publish_health()
                 farewell_s = min(_FAREWELL_S, settings.drain_seconds)
                 await asyncio.sleep(settings.drain_seconds - farewell_s)
-                self._http.is_leaving = True
+                self._leave()
                 await asyncio.sleep(farewell_s)
-            self._http.is_leaving = True
+            self._leave()
         self._service.inference.stopping = True
         self._service.administration.shared_state.stop()
         self._stop_by = time.monotonic() + settings.stop_timeout
@@ -414,9 +414,15 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         await (leaving_grpc or self._grpc.stop(settings.stop_timeout))
 
+    def _leave(self) -> None:
+        """Tell the clients of HTTP to leave."""
+        self._http.is_leaving = True
+        if self._listener is not None:
+            self._listener.retire()
+
     async def _hand_over(self) -> None:
         """Leave the ports and the clients of HTTP to the successor."""
-        self._http.is_leaving = True
+        self._leave()
         if self._health:
             self._health.stop()
         if self._listener is not None:

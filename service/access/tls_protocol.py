@@ -146,6 +146,14 @@ class TlsProtocol(asyncio.Protocol):
         self._send()
         self._transport.write_eof()
 
+    def set_protocol(self, inner: Inner) -> None:
+        """Let another protocol speak inside of TLS from now on."""
+        inner.is_open, inner.client_name = self._inner.is_open, self._inner.client_name
+        self._inner = inner
+
+    def close(self) -> None:
+        self._transport.close()
+
     def can_write_eof(self) -> bool:
         return True
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,14 @@ from service.access.tls_protocol import TlsProtocol
 from service.http.connections import Bodies, waiting_on
 from service.http.http1.connection import LINGER_S, Front, Http1Connection
 from service.http.http1.heads import Heads
+from service.http.http2.connection import Http2Connection
 from service.observe import metrics
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_PROTOCOLS = ("http/1.1", None)
+_ALPN = ("h2", "http/1.1")  # the best first
+_PROTOCOLS = (*_ALPN, None)
 _BACKLOG = 1024
 _BUFFER = 64 * 1024  # bytes that are read of a connection at a time
 _ACCEPTED_PER_TURN = 64
@@ -46,16 +49,23 @@ class HttpListener:
         self._front = front
         self._bodies = bodies
         self._settings = settings
-        self._context = tls.context(("http/1.1",)) if tls else None
+        self._context = tls.context(_ALPN) if tls else None
         self._heads = Heads()
         self._buffer = memoryview(bytearray(_BUFFER))
-        self._connections: set[Http1Connection] = set()
+        self._connections: set[Http1Connection | Http2Connection] = set()
+        self._is_leaving = False
         self._joining: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None
         self._is_accepting = False
         self._timer: asyncio.TimerHandle | None = None
         self._next_sweep = 0.0
-        shortest = min(settings.header_timeout, settings.body_timeout, settings.idle_timeout)
+        shortest = min(
+            settings.header_timeout,
+            settings.body_timeout,
+            settings.idle_timeout,
+            settings.keepalive_timeout,
+            settings.keepalive_interval or math.inf,
+        )
         self._sweep_s = min(shortest / 4, _LONGEST_SWEEP_S)
 
     def start(self, listener: socket.socket | None = None) -> None:
@@ -78,6 +88,12 @@ class HttpListener:
         self._pause()
         self._listener = None
 
+    def retire(self) -> None:
+        """Let clients leave: those of HTTP/2 are told, also the ones that connect later."""
+        self._is_leaving = True
+        for connection in list(self._connections):
+            connection.retire()
+
     async def wait_until_none(self, seconds: float, has_to_end: Callable[[], bool]) -> None:
         """Wait until no connection is open: this long at most, and not if `has_to_end`."""
         end = self._loop.time() + seconds
@@ -93,11 +109,13 @@ class HttpListener:
         self.accept_no_more()
         if listener is not None:
             listener.close()
+        self.retire()
         began = self._loop.time()
         while self._count():
+            is_late = self._loop.time() > began + LINGER_S
             for connection in list(self._connections):
                 if connection.is_idle or (
-                    connection.request is None and self._loop.time() > began + LINGER_S
+                    is_late and (connection.request is None or connection.answers_all)
                 ):
                     connection.hang_up()
             await asyncio.sleep(0.01)
@@ -146,11 +164,27 @@ class HttpListener:
             self._buffer,
             self._connections,
             self._resume,
+            self._speak_http2,
             is_secure=self._context is not None,
         )
         if self._context is None:
             return connection
         return TlsProtocol(self._context, connection, _PROTOCOLS)
+
+    def _speak_http2(self, before: Http1Connection, transport: Any, received: bytes) -> None:
+        connection = Http2Connection(
+            self._front,
+            self._buffer,
+            self._connections,
+            self._resume,
+            before,
+            body_timeout=self._settings.body_timeout,
+        )
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.data_received(received)
+        if self._is_leaving:
+            connection.retire()
 
     def _pause(self) -> None:
         if self._is_accepting and self._listener is not None:
@@ -191,9 +225,8 @@ class HttpListener:
                 self._end(connection.reset, "unread")
             elif connection.request is not None or connection.is_closing:
                 continue
-            elif now - connection.waits_since > settings.header_timeout and not connection.unsent:
-                is_between = connection.was_used and not connection.unread
-                self._end(connection.hang_up, "idle" if is_between else "headers")
+            elif reason := connection.late(now, settings):
+                self._end(connection.hang_up, reason)
             else:
                 idle.append(connection)
         if self._count() < settings.max_connections or not newcomers:

@@ -495,7 +495,7 @@ class Metrics:
 
 
 # Each reason exists from the start: a counter that begins at 1 has not increased for Prometheus.
-_HTTP_REASONS = ("headers", "idle", "unread", "displaced", "malformed")
+_HTTP_REASONS = ("headers", "idle", "keepalive", "unread", "displaced", "malformed")
 _http_closed = {reason: _http_connections_closed.labels(reason) for reason in _HTTP_REASONS}
 _GRPC_REASONS = ("peer", "headers", "idle", "keepalive", "age", "unread", "resets", "error", "stop")
 _grpc_closed = {

@@ -26,6 +26,7 @@ from service.http.http1.chunks import ChunkedBody
 from service.http.http1.heads import CHUNKED, MAX_HEAD, Head, Heads, Malformed, check_begin
 from service.http.http1.responses import CONTINUE, encode, refusal
 from service.observe import metrics
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
 
 # Bytes of the next requests of a client that does not wait for its answers.
 _READ_AHEAD = 64 * 1024
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 # Seconds in which a client may close its side after ours, and finish a head during a stop.
 LINGER_S = 1.0
 
@@ -149,20 +151,23 @@ class Http1Connection(asyncio.BufferedProtocol):
         front: Front,
         heads: Heads,
         buffer: memoryview,
-        connections: set[Http1Connection],
+        connections: set[Any],
         lost: Callable[[], None],
+        speak_http2: Callable[[Http1Connection, Any, bytes], None],
         *,
         is_secure: bool,
     ) -> None:
         """`buffer` is where bytes arrive; connections share it, as each takes its own out at once.
 
-        `lost` is called when the connection has ended.
+        `lost` is called when the connection has ended, and `speak_http2` with the transport and
+        the bytes of a client that begins with the preface of HTTP/2.
         """
         self._front = front
         self._heads = heads
         self._buffer = buffer
         self._connections = connections
         self._lost = lost
+        self._speak_http2 = speak_http2
         self._loop = asyncio.get_running_loop()
         self.scheme = "https" if is_secure else "http"
         self.client = self.server = self.client_name = ""
@@ -288,6 +293,8 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     # For `listener`.
 
+    answers_all = False  # `hang_up` cuts a request off
+
     @property
     def is_idle(self) -> bool:
         """Whether the connection is open, and no request has begun to arrive."""
@@ -297,6 +304,15 @@ class Http1Connection(asyncio.BufferedProtocol):
     def is_closing(self) -> bool:
         """Whether our side is closed."""
         return self._is_closing
+
+    def late(self, now: float, settings: Settings) -> str:
+        """Why the connection ends now, if it has no request."""
+        if self.unsent or now - self.waits_since <= settings.header_timeout:
+            return ""
+        return "idle" if self.was_used and not self.unread else "headers"
+
+    def retire(self) -> None:
+        """Nothing: a client of HTTP/1 is told by `connection: close` in its next answer."""
 
     def note_progress(self, now: float) -> None:
         """Look whether the client takes what it was sent."""
@@ -351,6 +367,9 @@ class Http1Connection(asyncio.BufferedProtocol):
                 return
             head = self._heads.parse(unread[:end])
         except Malformed as error:
+            if not self.was_used and PREFACE.startswith(unread[: len(PREFACE)]):
+                self._begin_http2(unread)
+                return
             metrics.http_connection_closed("malformed")
             self.write(refusal(error.status, orjson.dumps({"error": str(error)})))
             self.hang_up()
@@ -364,6 +383,15 @@ class Http1Connection(asyncio.BufferedProtocol):
         if self.unread and (request.whole is None or len(self.unread) > _READ_AHEAD):
             self._pause_reading()
         self._loop.create_task(self._run(self._scope[1], request))
+
+    def _begin_http2(self, unread: bytes) -> None:
+        """Leave the connection to HTTP/2, once its preface has arrived."""
+        if self._has_ended:
+            self.hang_up()
+        elif len(unread) >= len(PREFACE):
+            self._is_closing = True
+            self._connections.discard(self)
+            self._speak_http2(self, self._transport, unread[len(PREFACE) :])
 
     async def _run(self, scope: RequestScope, request: Request) -> None:
         try:

@@ -22,9 +22,9 @@ MAX_HEADERS = 100
 CHUNKED = -1
 _TOKEN = "[!#$%&'*+\\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~\x80-\xff]+) HTTP/1\.([01])")
-_NAMES = re.compile(rf"(?:{_TOKEN}\n)*")
+NAMES = re.compile(rf"(?:{_TOKEN}\n)*")
 # Beside CR and LF, which are counted, and the tab, which is allowed.
-_CONTROL = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
+CONTROL = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _ABSOLUTE = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE)
 # What the first bytes of a request line can be, as far as they have come.
 _BEGINS = re.compile(rf"{_TOKEN}(?: [!-~\x80-\xff]*(?: [HTP/1.0]{{0,8}}\r?)?)?".encode("latin-1"))
@@ -78,7 +78,7 @@ class Head:
             raise Malformed(f"The request has more than {MAX_HEADERS} headers.", 431)
         breaks = len(lines) - 1
         if (
-            _CONTROL.search(content)
+            CONTROL.search(content)
             or content.count(b"\r") != breaks
             or content.count(b"\n") != breaks
         ):
@@ -88,13 +88,13 @@ class Head:
             raise Malformed("The first line of the request is not METHOD PATH HTTP/1.1.")
         self.method: Final = line[1]
         self.http_version: Final = f"1.{line[3]}"
-        self.path, self.query_string, self.authority = _target(line[1], line[2])
+        self.path, self.query_string, self.authority = split_target(line[1], line[2])
         pairs = []
         for field in lines[1:]:
             name, _, value = field.partition(":")
             pairs.append((name.lower(), value.strip(" \t")))
         names = "".join([f"{name}\n" for name, _ in pairs])
-        if not _NAMES.fullmatch(names) or any(":" not in field for field in lines[1:]):
+        if not NAMES.fullmatch(names) or any(":" not in field for field in lines[1:]):
             raise Malformed("A header of the request is not of the form NAME: VALUE.")
         headers = Headers(pairs)
         self.headers: Final = headers
@@ -145,7 +145,7 @@ def check_begin(content: bytes | bytearray) -> None:
         raise Malformed(f"The headers of the request exceed {MAX_HEAD} bytes.", 431)
 
 
-def _target(method: str, target: str) -> tuple[str, str, str]:
+def split_target(method: str, target: str) -> tuple[str, str, str]:
     """The path without escapes, the query, and the host of an absolute target (RFC 9112, 3.2)."""
     authority = ""
     if target[0] != "/" and not (target == "*" and method == "OPTIONS"):

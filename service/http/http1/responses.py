@@ -54,7 +54,13 @@ def refusal(status: int, body: bytes) -> bytes:
 def _begin(version: str, status: int, second: int) -> str:
     """The status line and the date, which hundreds of answers have in common."""
     reason = HTTPStatus(status).phrase if status in _STATUSES else ""
-    return f"HTTP/{version} {status} {reason}\r\ndate: {formatdate(second, usegmt=True)}\r\n"
+    return f"HTTP/{version} {status} {reason}\r\ndate: {date(second)}\r\n"
+
+
+@lru_cache(1)
+def date(second: int) -> str:
+    """A time since the epoch as the header `date` has it."""
+    return formatdate(second, usegmt=True)
 
 
 _STATUSES = frozenset(status.value for status in HTTPStatus)

@@ -1,0 +1,644 @@
+"""One HTTP/2 connection: an asyncio protocol that hands each of its streams to the front.
+
+Theory of operation. `Http1Connection` sees the preface and lets this take its transport. The
+library h2 is the state machine: frames, HPACK, flow control. The life of a request:
+
+1. `FrameReader` gives h2 whole frames, a number of them per turn of the event loop.
+2. Its event `RequestReceived` opens a `Stream`. Once all frames of the turn are read, a task runs
+   the front with it. Most bodies have arrived by then.
+3. Of other bodies, what has arrived stays in the stream, and its flow-control window is given back
+   as the front reads. So the windows bound what is held: 128 KiB per stream, and four times that
+   per connection, which lets the other streams continue while three do not read.
+4. The front answers with `response_bytes`. Headers and DATA go out as far as the windows and the
+   transport allow, and the rest follows when they open.
+
+The end of a connection loses no request: `retire` announces it by a GOAWAY that still allows any
+stream, and a PING. When the PING is answered, the client knows. `hang_up` then says which request
+was the last, and the connection ends when that is answered (RFC 9113, 6.8).
+
+What costs the client nothing has an allowance: requests that it gives up at once (CVE-2023-44487),
+and frames that have to be confirmed. A request that is given up still counts until its task ends.
+While the client does not read its socket, nothing of it is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from time import time
+from typing import Any
+
+import orjson
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    PingAckReceived,
+    PingReceived,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
+from h2.settings import Settings as H2Settings
+from hyperframe.frame import GoAwayFrame
+
+from service.core.allowance import Allowance
+from service.http.http1.connection import LINGER_S, PREFACE, Front, Http1Connection
+from service.http.http1.heads import Malformed
+from service.http.http1.responses import date
+from service.http.http2.frames import MAX_FRAME, MAX_HEADER_BLOCK, Breach, FrameReader
+from service.http.http2.streams import RequestScope, Stream
+from service.observe import metrics
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_STREAMS = 128
+STREAM_WINDOW = 128 * 1024
+CONNECTION_WINDOW = 4 * STREAM_WINDOW
+# Some 40 us each for h2; ten thousand of the smallest fit into what one read brings.
+_FRAMES_PER_TURN = 128
+# Bytes of answers that wait for the client. Beyond that, no further request is begun.
+_MOST_HELD = 1024 * 1024
+_WRITE_BYTES = 64 * 1024  # are collected for one write
+# A request that the client gives up sooner than this costs it nothing. It may give up some at once
+# and as many per second, beside one per answer; then it is asked to connect again, and cut off
+# after some more, which a proxy may have sent before it reads that.
+_QUICK_RESET_S = 0.05
+_FREE_RESETS, _LATE_RESETS = 1000, 10_000
+_FREE_CONFIRMATIONS = 1000  # of PING and SETTINGS, and empty DATA: as resets
+_ALL_STREAMS = 2**31 - 1  # the last stream of a GOAWAY that only announces the end
+_KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
+_WITHOUT_BODY = (204, 304)
+# Of HTTP/1 alone (RFC 9113, 8.2.2); the length is added here.
+_NOT_SENT = frozenset(
+    ("connection", "content-length", "keep-alive", "proxy-connection", "transfer-encoding")
+)
+_CONFIGURATION = H2Configuration(
+    client_side=False,
+    header_encoding=None,
+    # Ours are in order, and their check would take a quarter of the time of an answer.
+    validate_outbound_headers=False,
+    normalize_outbound_headers=False,
+)
+
+
+class Http2Connection(asyncio.BufferedProtocol):
+    """One connection; `listener.HttpListener` has it among those of HTTP/1."""
+
+    def __init__(
+        self,
+        front: Front,
+        buffer: memoryview,
+        connections: set[Any],
+        lost: Callable[[], None],
+        before: Http1Connection,
+        *,
+        body_timeout: float,
+    ) -> None:
+        """`before` has read the preface; `connections`, `buffer` and `lost` are as there."""
+        self._front = front
+        self._buffer = buffer
+        self._connections = connections
+        self._lost = lost
+        self._body_timeout = body_timeout
+        self._loop = asyncio.get_running_loop()
+        self.scheme, self.client, self.server = before.scheme, before.client, before.server
+        self.client_name = before.client_name
+        self.is_open = True  # `TlsProtocol` wants it
+        self._h2 = H2Connection(_CONFIGURATION)
+        self._reader = FrameReader()
+        self._streams: dict[int, Stream] = {}  # that are not answered, or not to the end
+        # Those that have just come: without a task yet, answered with an error, and refused.
+        self._begun: dict[int, tuple[RequestScope, Stream]] = {}
+        self._malformed: dict[int, Malformed] = {}
+        self._refused: dict[int, None] = {}
+        self._waiting: dict[int, Stream] = {}  # those whose answers wait for the client
+        self._held = 0  # bytes of these answers
+        self._unwritten = 0  # bytes of answers that h2 has as frames
+        self._tasks = 0  # of requests, also of those that were given up
+        self._last_stream_id = 0
+        self._resets = Allowance(_FREE_RESETS, _LATE_RESETS)
+        self._confirmations = Allowance(_FREE_CONFIRMATIONS)
+        self._window_has_grown = False
+        self._is_working = False  # frames are being read, and output is collected
+        self._is_due = False  # a further turn is
+        self._is_reading = True
+        self._has_ended = False  # the client has closed its side, or the connection is lost
+        self._is_retiring = False  # the end is announced
+        self._is_refusing = False  # the last stream is said
+        self._is_closing = False  # our side is closed
+        self._lingering: asyncio.TimerHandle | None = None
+        self.is_write_paused = False
+        # For `listener`, as in `Http1Connection`: `waits_since` is since the preface or the last
+        # answer.
+        now = self._loop.time()
+        self.waits_since = before.waits_since
+        self.moved_at = self.unsent_since = now
+        self.unsent = 0
+        self.was_used = False
+        self._received_at = now
+        self._pinged_at: float | None = None
+        self._unfinished: int | None = None  # what the reader waits for, and since when
+        self._unfinished_since = now
+
+    # Called by asyncio, or by `TlsProtocol`.
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin, with a transport that another protocol had before."""
+        self._transport = transport
+        self._connections.add(self)
+        connection = self._h2
+        connection.local_settings = H2Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+                SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
+                SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_BLOCK,
+            },
+        )
+        connection.initiate_connection()
+        # A client that opens more before it has read this gets REFUSED_STREAM: for h2 it would be
+        # the end of the connection.
+        connection.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = 2**31 - 1
+        connection.local_settings.acknowledge()
+        connection.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
+        connection.receive_data(PREFACE)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Requests that are being answered continue; their answers go nowhere."""
+        self._connections.discard(self)
+        self._is_closing = self._has_ended = True
+        self._drop_streams()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self._lost()
+
+    def handshake_failed(self) -> None:
+        """`TlsProtocol` wants it; the handshake is done."""
+
+    def get_buffer(self, size_hint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        self.data_received(bytes(self._buffer[:count]))
+
+    def data_received(self, data: bytes) -> None:
+        self.moved_at = self._received_at = self._loop.time()
+        if self._is_closing:
+            return
+        self._reader.add(data)
+        if not self._is_due and not self.is_write_paused:
+            self._work()
+
+    def eof_received(self) -> bool:
+        """Answer what has arrived. TLS has no sides that end alone."""
+        if self._is_closing or not self._streams or not self._transport.can_write_eof():
+            return False
+        self._has_ended = True
+        for stream in self._streams.values():
+            if not stream.is_complete:
+                stream.is_cut = True
+                stream.wake()
+        self.hang_up()
+        return True
+
+    def pause_writing(self) -> None:
+        """Read nothing of a client that does not read."""
+        self.is_write_paused = True
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        self.moved_at = self._loop.time()
+        if not self._is_closing:
+            self._send_waiting()
+            self._work()
+
+    # For `Stream`.
+
+    def read(self, stream: Stream) -> None:
+        """Give the window of a body's bytes back."""
+        if stream.unread_window and not self._is_closing:
+            self._h2.acknowledge_received_data(stream.unread_window, stream.id)
+            stream.unread_window = 0
+            self._flush()
+
+    def send_continue(self, stream: Stream) -> None:
+        """Ask for a body."""
+        if self._is_open(stream) and not stream.is_answered:
+            self._h2.send_headers(stream.id, [(":status", "100")])
+            self._flush()
+
+    def answer(
+        self, stream: Stream, status: int, headers: Iterable[tuple[str, str]], body: bytes
+    ) -> None:
+        """Send an answer. Raises ValueError for a header with a line break."""
+        if not self._is_open(stream) or stream.is_answered:
+            return
+        fields = [(":status", str(status)), ("date", date(int(time())))]
+        for name, value in headers:
+            if "\n" in value or "\r" in value or "\n" in name or "\r" in name:
+                raise ValueError("a header of the answer has a line break")
+            if name not in _NOT_SENT:
+                fields.append((name.lower(), value))
+        if status in _WITHOUT_BODY or stream.is_head:
+            body = b""
+        else:
+            fields.append(("content-length", str(len(body))))
+        # By h2, str would become UTF-8.
+        content = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+        stream.is_answered = True
+        stream.answer = body
+        stream.moved_at = self._loop.time()
+        self._held += len(body)
+        self._h2.send_headers(stream.id, content, end_stream=not body)
+        if body:
+            self._send(stream)
+        else:
+            self._finish(stream)
+        self._flush()
+
+    # For `listener`.
+
+    answers_all = True  # `hang_up` lets requests that are open finish
+
+    @property
+    def request(self) -> Stream | None:
+        """One of the requests that are not answered, if there is any."""
+        return next(iter(self._streams.values()), None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection can end now without the loss of a request."""
+        return not (
+            self._streams
+            or self._is_retiring
+            or self._is_closing
+            or self._reader.unfinished is not None
+        )
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether our side is closed."""
+        return self._is_closing
+
+    def late(self, now: float, settings: Settings) -> str:
+        """Why the connection ends now, if it has no request; a silent client gets a PING."""
+        is_between = self.was_used and self._unfinished is None
+        since = self._unfinished_since if self.was_used else self.waits_since
+        if not is_between and now - since > settings.header_timeout:
+            return "headers"
+        if now - self.waits_since > settings.idle_timeout:
+            return "idle"
+        if self._pinged_at is not None:
+            if self._received_at > self._pinged_at:  # any byte is as good as the answer
+                self._pinged_at = None
+            elif now - self._pinged_at > settings.keepalive_timeout:
+                return "keepalive"
+        elif 0 < settings.keepalive_interval < now - self._received_at:
+            self._pinged_at = now
+            self._h2.ping(_KEEPALIVE)
+            self._flush()
+        return ""
+
+    def note_progress(self, now: float) -> None:
+        """Look whether the client takes what it was sent.
+
+        An answer of which it takes nothing ends, if it takes others meanwhile; if it takes nothing
+        at all, `listener` ends the connection.
+        """
+        unsent = self._transport.get_write_buffer_size() + self._held
+        if unsent != self.unsent:
+            self.unsent, self.unsent_since, self.moved_at = unsent, now, now
+        patience = self._body_timeout
+        if self._waiting and now - self.unsent_since <= patience:
+            for stream in list(self._waiting.values()):
+                if now - stream.moved_at > patience:
+                    self._reset(stream, ErrorCodes.CANCEL)
+            self._flush()
+
+    def retire(self) -> None:
+        """Let the client leave in such a way that no request is lost."""
+        if not (self._is_retiring or self._is_refusing or self._is_closing):
+            self._is_retiring = True
+            self._say_goaway(_ALL_STREAMS)
+            self._h2.ping(_LEAVING)
+            self._flush()
+
+    def hang_up(self) -> None:
+        """Take no further request; end the connection when the open ones are answered."""
+        if not (self._is_refusing or self._is_closing):
+            self._is_refusing = True
+            self._say_goaway(self._last_stream_id)
+        self._close_if_done()
+
+    def reset(self) -> None:
+        """End the connection at once, also for the kernel: it drops what is not sent."""
+        if (connection := self._transport.get_extra_info("socket")) is not None:
+            off = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
+        self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._is_closing = True
+        self._transport.abort()
+
+    # What arrives.
+
+    def _work(self) -> None:
+        """Read the next frames, begin with their requests, and send what can be sent."""
+        self._is_due = False
+        if self._is_closing or self.is_write_paused:
+            return
+        self._is_working = True
+        try:
+            content = self._reader.take(_FRAMES_PER_TURN)
+            # h2 is past all of them: nothing may be sent to a stream before its last event.
+            for event in self._h2.receive_data(content) if content else ():
+                if handler := _HANDLERS.get(type(event)):
+                    handler(self, event)
+            self._refuse()
+        except Breach as breach:
+            self._fail(breach.code)
+        except ProtocolError:  # h2 has GOAWAY among its output
+            self._fail(None)
+        finally:
+            self._is_working = False
+        if self._is_closing:
+            return
+        if self._reader.unfinished != self._unfinished:
+            self._unfinished = self._reader.unfinished
+            self._unfinished_since = self._loop.time()
+        self._begin()
+        if self._window_has_grown:
+            self._send_waiting()
+        self._flush()
+        if self._reader.is_client_leaving:
+            self.hang_up()
+        if self._reader.has_more and not self._is_closing:
+            self._is_due = True
+            self._pause_reading()
+            self._loop.call_soon(self._work)
+        elif not self.is_write_paused:
+            self._resume_reading()
+
+    def _request_received(self, event: RequestReceived) -> None:
+        stream_id = event.stream_id
+        if self._is_refusing or max(len(self._streams), self._tasks) >= MAX_STREAMS:
+            self._refused[stream_id] = None
+            return
+        self.was_used = True
+        self._last_stream_id = stream_id
+        stream = self._streams[stream_id] = Stream(stream_id, self, self._received_at)
+        try:
+            scope = RequestScope(event.headers, self)
+        except Malformed as error:
+            self._malformed[stream_id] = error
+            return
+        stream.is_head = scope.method == "HEAD"
+        stream.expects_continue = scope.headers.get("expect", "").lower() == "100-continue"
+        self._begun[stream_id] = scope, stream
+
+    def _refuse(self) -> None:
+        """Answer the requests that the front does not get. Raises Breach."""
+        for stream_id in self._refused:
+            self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            self._use_reset()
+        self._refused.clear()
+        for stream_id, error in self._malformed.items():
+            body = orjson.dumps({"error": str(error)})
+            headers = [("content-type", "application/json")]
+            self.answer(self._streams[stream_id], error.status, headers, body)
+            self._use_reset()
+        self._malformed.clear()
+
+    def _data_received(self, event: DataReceived) -> None:
+        stream = self._streams.get(event.stream_id)
+        size = event.flow_controlled_length
+        if not event.data and event.stream_ended is None:
+            self._confirm(event)
+        if stream is None or stream.is_answered or not event.data:
+            self._h2.acknowledge_received_data(size, event.stream_id)
+            return
+        stream.received += event.data
+        stream.unread_window += size
+        stream.wake()
+
+    def _stream_ended(self, event: StreamEnded) -> None:
+        if stream := self._streams.get(event.stream_id):
+            stream.is_complete = True
+            stream.wake()
+
+    def _stream_reset(self, event: StreamReset) -> None:
+        self._refused.pop(event.stream_id, None)
+        self._malformed.pop(event.stream_id, None)
+        if stream := self._streams.get(event.stream_id):
+            self._forget(stream)
+            if self._received_at - stream.opened_at < _QUICK_RESET_S:
+                self._use_reset()
+
+    def _window_updated(self, event: Event) -> None:
+        self._window_has_grown = True
+
+    def _settings_changed(self, event: RemoteSettingsChanged) -> None:
+        self._window_has_grown = True
+        self._confirm(event)
+
+    def _confirm(self, event: Event) -> None:
+        """Count a frame that costs the client nothing. Raises Breach."""
+        if not self._confirmations.use(self._received_at):
+            raise Breach(ErrorCodes.ENHANCE_YOUR_CALM)
+
+    def _ping_answered(self, event: PingAckReceived) -> None:
+        if self._is_retiring and event.ping_data == _LEAVING:
+            self.hang_up()
+
+    def _use_reset(self) -> None:
+        """Count a request that cost the client nothing. Raises Breach."""
+        if not self._resets.use(self._received_at):
+            if self._resets.is_overdrawn:
+                raise Breach(ErrorCodes.ENHANCE_YOUR_CALM)
+            self.retire()
+
+    # Requests.
+
+    def _begin(self) -> None:
+        """Run the front for the requests whose headers have arrived."""
+        while self._begun and self._held < _MOST_HELD and not self.is_write_paused:
+            scope, stream = self._begun.pop(next(iter(self._begun)))
+            stream.take_whole()
+            self._tasks += 1
+            self._loop.create_task(self._run(scope, stream))
+
+    async def _run(self, scope: RequestScope, stream: Stream) -> None:
+        try:
+            await self._front(scope, stream)
+        except Exception:
+            log.exception("A request could not be answered.")
+        finally:
+            self._tasks -= 1
+            if self._is_open(stream) and not stream.is_answered:
+                self._reset(stream, ErrorCodes.INTERNAL_ERROR)
+                self._flush()
+
+    def _is_open(self, stream: Stream) -> bool:
+        return not self._is_closing and self._streams.get(stream.id) is stream
+
+    def _reset(self, stream: Stream, code: ErrorCodes) -> None:
+        self._h2.reset_stream(stream.id, code)
+        self._forget(stream)
+
+    def _finish(self, stream: Stream) -> None:
+        """An answer is sent."""
+        if not stream.is_complete:  # the client may stop sending (RFC 9113, 8.1)
+            self._h2.reset_stream(stream.id, ErrorCodes.NO_ERROR)
+        self._resets.left += 1
+        self._confirmations.left += 1
+        self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        """A stream has ended, in whatever way."""
+        del self._streams[stream.id]
+        self._begun.pop(stream.id, None)
+        self._waiting.pop(stream.id, None)
+        self._held -= len(stream.answer) - stream.sent
+        stream.is_cut = True
+        stream.received.clear()
+        stream.wake()
+        self.read(stream)
+        if not self._streams:
+            self.waits_since = self._loop.time()
+            self._close_if_done()
+
+    def _drop_streams(self) -> None:
+        for stream in self._streams.values():
+            stream.is_cut = True
+            stream.wake()
+        self._streams.clear()
+        self._begun.clear()
+        self._waiting.clear()
+        self._held = 0
+
+    # What is sent.
+
+    def _send(self, stream: Stream) -> None:
+        """Send of an answer what the windows and the transport allow."""
+        connection, body = self._h2, stream.answer
+        while stream.sent < len(body):
+            size = min(
+                len(body) - stream.sent,
+                connection.local_flow_control_window(stream.id),
+                connection.max_outbound_frame_size,
+                MAX_FRAME,
+            )
+            if size <= 0 or self.is_write_paused:
+                # What got some of a window waits behind what got none.
+                self._waiting.pop(stream.id, None)
+                self._waiting[stream.id] = stream
+                return
+            end = stream.sent + size
+            connection.send_data(stream.id, body[stream.sent : end], end_stream=end == len(body))
+            stream.sent = end
+            stream.moved_at = self._loop.time()
+            self._held -= size
+            self._unwritten += size
+            if self._unwritten >= _WRITE_BYTES:
+                self._write()
+        self._finish(stream)
+
+    def _send_waiting(self) -> None:
+        """Use windows that have grown, the longest wait first."""
+        self._window_has_grown = False
+        for stream in list(self._waiting.values()):
+            if self.is_write_paused:
+                break
+            if self._h2.local_flow_control_window(stream.id) > 0:
+                self._send(stream)
+        self._begin()
+        self._flush()
+
+    def _say_goaway(self, last_stream_id: int, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
+        """Send GOAWAY; by h2, it would be the end of what can be sent."""
+        self._write()
+        if not self._transport.is_closing():
+            frame = GoAwayFrame(0, last_stream_id=last_stream_id, error_code=code)
+            self._transport.write(frame.serialize())
+
+    def _flush(self) -> None:
+        """Send what h2 has to send, unless more is about to come."""
+        if not self._is_working:
+            self._write()
+
+    def _write(self) -> None:
+        self._unwritten = 0
+        content = self._h2.data_to_send()
+        if content and not self._transport.is_closing():
+            self._transport.write(content)
+
+    # The end.
+
+    def _fail(self, code: ErrorCodes | None) -> None:
+        """End a connection whose client breaks the rules."""
+        metrics.http_connection_closed("malformed")
+        if code is not None:
+            self._say_goaway(self._last_stream_id, code)
+        self._drop_streams()
+        self._is_refusing = True
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        """End our side when no request is open, and soon the connection, as HTTP/1 does."""
+        if not self._is_refusing or self._streams or self._is_closing:
+            return
+        self._write()
+        self._is_closing = True
+        if self._has_ended or self._transport.is_closing():
+            self._transport.close()
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._resume_reading()  # so that nothing is unread at the end
+        self._lingering = self._loop.call_later(LINGER_S, self._linger)
+
+    def _linger(self) -> None:
+        """Close our other half, once the client has taken what it was sent."""
+        if self._transport.get_write_buffer_size():
+            # `listener` ends it if the client takes nothing.
+            self._lingering = self._loop.call_later(LINGER_S, self._linger)
+        else:
+            self._transport.abort()
+
+    def _pause_reading(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._is_reading:
+            self._is_reading = True
+            self._transport.resume_reading()
+
+
+_Handler = Callable[[Http2Connection, Any], None]
+_HANDLERS: dict[type[Event], _Handler] = {
+    RequestReceived: Http2Connection._request_received,
+    DataReceived: Http2Connection._data_received,
+    StreamEnded: Http2Connection._stream_ended,
+    StreamReset: Http2Connection._stream_reset,
+    WindowUpdated: Http2Connection._window_updated,
+    RemoteSettingsChanged: Http2Connection._settings_changed,
+    PingReceived: Http2Connection._confirm,
+    PingAckReceived: Http2Connection._ping_answered,
+}

@@ -1,0 +1,82 @@
+"""Splits what an HTTP/2 client sends into whole frames, ahead of the library h2.
+
+h2 works off all the bytes it gets in one go, looks at the size of a frame when it has all of it,
+and takes a client's GOAWAY for the end of its open requests as well. So this module bounds what is
+kept of a frame and of a header block, gives h2 a number of frames at a time, and takes GOAWAY out.
+
+Source: RFC 9113 (HTTP/2), 3.4, 4.1 and 6.8.
+"""
+
+from __future__ import annotations
+
+from h2.errors import ErrorCodes
+
+MAX_FRAME = 16 * 1024
+# Bytes of a header block, and of the list that it stands for, as h2 counts it.
+MAX_HEADER_BLOCK = 64 * 1024
+_HEADER = 9
+_HEADERS, _SETTINGS, _GOAWAY, _CONTINUATION = 1, 4, 7, 9
+_ACK, _END_HEADERS = 1, 4
+
+
+class Breach(Exception):
+    """The client breaks a rule; the connection ends with this code."""
+
+    def __init__(self, code: ErrorCodes) -> None:
+        super().__init__(code.name)
+        self.code = code
+
+
+class FrameReader:
+    """What has arrived after the preface and was not taken yet."""
+
+    def __init__(self) -> None:
+        self.is_client_leaving = False  # it has sent GOAWAY
+        self.has_more = False  # whole frames may be left
+        self._received = bytearray()
+        self._units = 0  # whole frames and header blocks that were taken
+        self._has_settings = False
+        self._block: int | None = None  # bytes of the header block that has begun
+
+    def add(self, data: bytes) -> None:
+        """Append received bytes."""
+        self._received += data
+
+    @property
+    def unfinished(self) -> int | None:
+        """A number that stands for the frame or header block whose rest has not arrived."""
+        return self._units if self._received or self._block is not None else None
+
+    def take(self, most: int) -> bytes:
+        """The next whole frames, `most` at most. Raises Breach."""
+        received = self._received
+        size = len(received)
+        kept: list[bytes] = []
+        begin = position = count = 0
+        while size - position >= _HEADER and count < most:
+            length = int.from_bytes(received[position : position + 3], "big")
+            kind, flags = received[position + 3], received[position + 4]
+            if length > MAX_FRAME:
+                raise Breach(ErrorCodes.FRAME_SIZE_ERROR)
+            if not self._has_settings and (kind != _SETTINGS or flags & _ACK):
+                raise Breach(ErrorCodes.PROTOCOL_ERROR)
+            is_block = kind in (_HEADERS, _CONTINUATION)
+            if is_block and (self._block or 0) + length > MAX_HEADER_BLOCK:
+                raise Breach(ErrorCodes.ENHANCE_YOUR_CALM)
+            end = position + _HEADER + length
+            if end > size:
+                break
+            count += 1
+            self._has_settings = True
+            if is_block:
+                self._block = None if flags & _END_HEADERS else (self._block or 0) + length
+            elif kind == _GOAWAY and self._block is None:
+                self.is_client_leaving = True
+                kept.append(bytes(received[begin:position]))
+                begin = end
+            self._units += self._block is None
+            position = end
+        kept.append(bytes(received[begin:position]))
+        del received[:position]
+        self.has_more = count == most and len(received) >= _HEADER
+        return kept[0] if len(kept) == 1 else b"".join(kept)
