@@ -324,9 +324,9 @@ class HttpFront:
             raise RequestTooLarge.of("body", self._max_request_bytes)
         if size < 0 and scope.method in ("GET", "HEAD") and _has_no_body(scope):
             return b"", None
-        if self._reads_ahead and 0 <= size <= _WHOLE_BYTES:
+        if self._reads_ahead and size <= _WHOLE_BYTES:
             whole: bytes | None = protocol.whole  # type: ignore[attr-defined]
-            if whole is not None:
+            if whole is not None and len(whole) <= _WHOLE_BYTES:
                 return self._counted(whole), None
         task = asyncio.current_task()
         assert task is not None

@@ -56,6 +56,7 @@ from service.http.http1.connection import LINGER_S, PREFACE, Front, Http1Connect
 from service.http.http1.heads import Malformed
 from service.http.http1.responses import date
 from service.http.http2.frames import MAX_FRAME, MAX_HEADER_BLOCK, Breach, FrameReader
+from service.http.http2.header_blocks import BlockDecoder, BlockEncoder
 from service.http.http2.streams import RequestScope, Stream
 from service.observe import metrics
 from service.settings import Settings
@@ -76,17 +77,21 @@ _WRITE_BYTES = 64 * 1024  # are collected for one write
 _QUICK_RESET_S = 0.05
 _FREE_RESETS, _LATE_RESETS = 1000, 10_000
 _FREE_CONFIRMATIONS = 1000  # of PING and SETTINGS, and empty DATA: as resets
+# Requests that are remembered, as a client repeats the same few; bytes of their headers.
+_MAX_KNOWN, _MAX_KNOWN_BYTES = 16, 1024
 _ALL_STREAMS = 2**31 - 1  # the last stream of a GOAWAY that only announces the end
 _KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
 _WITHOUT_BODY = (204, 304)
 # Of HTTP/1 alone (RFC 9113, 8.2.2); the length is added here.
 _NOT_SENT = frozenset(
-    ("connection", "content-length", "keep-alive", "proxy-connection", "transfer-encoding")
+    (b"connection", b"content-length", b"keep-alive", b"proxy-connection", b"transfer-encoding")
 )
 _CONFIGURATION = H2Configuration(
     client_side=False,
     header_encoding=None,
-    # Ours are in order, and their check would take a quarter of the time of an answer.
+    # `RequestScope` checks a request's, once for equal ones. Ours are in order.
+    validate_inbound_headers=False,
+    normalize_inbound_headers=False,
     validate_outbound_headers=False,
     normalize_outbound_headers=False,
 )
@@ -117,6 +122,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.is_open = True  # `TlsProtocol` wants it
         self._h2 = H2Connection(_CONFIGURATION)
         self._reader = FrameReader()
+        self._scopes: dict[tuple[Any, ...], RequestScope] = {}  # of requests so far, by headers
         self._streams: dict[int, Stream] = {}  # that are not answered, or not to the end
         # Those that have just come: without a task yet, answered with an error, and refused.
         self._begun: dict[int, tuple[RequestScope, Stream]] = {}
@@ -132,6 +138,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._window_has_grown = False
         self._is_working = False  # frames are being read, and output is collected
         self._is_due = False  # a further turn is
+        self._is_to_write = False  # at the end of this one
         self._is_reading = True
         self._has_ended = False  # the client has closed its side, or the connection is lost
         self._is_retiring = False  # the end is announced
@@ -158,6 +165,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._transport = transport
         self._connections.add(self)
         connection = self._h2
+        connection.encoder = BlockEncoder()
+        connection.decoder = BlockDecoder(MAX_HEADER_BLOCK)
         connection.local_settings = H2Settings(
             client=False,
             initial_values={
@@ -246,23 +255,22 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Send an answer. Raises ValueError for a header with a line break."""
         if not self._is_open(stream) or stream.is_answered:
             return
-        fields = [(":status", str(status)), ("date", date(int(time())))]
+        fields = [(b":status", b"%d" % status), (b"date", date(int(time())).encode())]
         for name, value in headers:
-            if "\n" in value or "\r" in value or "\n" in name or "\r" in name:
+            field = name.lower().encode("latin-1"), value.encode("latin-1")
+            if b"\n" in field[0] + field[1] or b"\r" in field[0] + field[1]:
                 raise ValueError("a header of the answer has a line break")
-            if name not in _NOT_SENT:
-                fields.append((name.lower(), value))
+            if field[0] not in _NOT_SENT:
+                fields.append(field)
         if status in _WITHOUT_BODY or stream.is_head:
             body = b""
         else:
-            fields.append(("content-length", str(len(body))))
-        # By h2, str would become UTF-8.
-        content = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+            fields.append((b"content-length", b"%d" % len(body)))
+        self._h2.send_headers(stream.id, fields, end_stream=not body)
         stream.is_answered = True
         stream.answer = body
         stream.moved_at = self._loop.time()
         self._held += len(body)
-        self._h2.send_headers(stream.id, content, end_stream=not body)
         if body:
             self._send(stream)
         else:
@@ -402,11 +410,18 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.was_used = True
         self._last_stream_id = stream_id
         stream = self._streams[stream_id] = Stream(stream_id, self, self._received_at)
-        try:
-            scope = RequestScope(event.headers, self)
-        except Malformed as error:
-            self._malformed[stream_id] = error
-            return
+        block = tuple(event.headers)
+        scope = self._scopes.get(block)
+        if scope is None:
+            try:
+                scope = RequestScope(block, self)
+            except Malformed as error:
+                self._malformed[stream_id] = error
+                return
+            if len(self._scopes) >= _MAX_KNOWN:
+                self._scopes.clear()
+            if sum(len(name) + len(value) for name, value in block) <= _MAX_KNOWN_BYTES:
+                self._scopes[block] = scope
         stream.is_head = scope.method == "HEAD"
         stream.expects_continue = scope.headers.get("expect", "").lower() == "100-continue"
         self._begun[stream_id] = scope, stream
@@ -577,11 +592,17 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._transport.write(frame.serialize())
 
     def _flush(self) -> None:
-        """Send what h2 has to send, unless more is about to come."""
-        if not self._is_working:
+        """Send what h2 has to send: at the end of this turn, if more may come."""
+        if self._is_working:
+            return
+        if not self._streams:
             self._write()
+        elif not self._is_to_write:
+            self._is_to_write = True
+            self._loop.call_soon(self._write)
 
     def _write(self) -> None:
+        self._is_to_write = False
         self._unwritten = 0
         content = self._h2.data_to_send()
         if content and not self._transport.is_closing():

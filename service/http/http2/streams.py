@@ -7,9 +7,15 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Protocol
 
+from h2.exceptions import ProtocolError
+from h2.utilities import HeaderValidationFlags, normalize_inbound_headers, validate_headers
+
 from service.http.exchange import Ended
 from service.http.http1.heads import CONTROL, MAX_HEADERS, NAMES, Headers, Malformed, split_target
 
+_REQUEST = HeaderValidationFlags(
+    is_client=False, is_trailer=False, is_response_header=False, is_push_promise=False
+)
 _PATH = re.compile("[!-~\x80-\xff]+")
 _MOST_DIGITS = 19  # of a length: below 2**63
 
@@ -50,11 +56,15 @@ class RequestScope:
         "server",
     )
 
-    def __init__(self, pairs: Iterable[tuple[bytes, bytes]], connection: Peer) -> None:
-        """From what h2 has decoded and found valid by RFC 9113, 8.3. Raises Malformed.
+    def __init__(self, block: Iterable[tuple[bytes, bytes]], connection: Peer) -> None:
+        """From a decoded header block. Raises Malformed.
 
-        What HTTP/1 refuses beyond that, as `heads` does, is refused here too.
+        What h2 takes to be valid is not yet what HTTP/1 does, and `heads`.
         """
+        try:
+            pairs = list(validate_headers(normalize_inbound_headers(block, _REQUEST), _REQUEST))
+        except ProtocolError:
+            raise Malformed("The headers of the request break the rules of HTTP/2.") from None
         pseudo: dict[str, str] = {}
         fields: list[tuple[str, str]] = []
         for raw_name, raw_value in pairs:
