@@ -164,8 +164,8 @@ class HttpListener:
             self._buffer,
             self._connections,
             self._resume,
-            self._speak_http2,
             is_secure=self._context is not None,
+            speak_http2=self._speak_http2,
         )
         if self._context is None:
             return connection

@@ -153,14 +153,14 @@ class Http1Connection(asyncio.BufferedProtocol):
         buffer: memoryview,
         connections: set[Any],
         lost: Callable[[], None],
-        speak_http2: Callable[[Http1Connection, Any, bytes], None],
         *,
         is_secure: bool,
+        speak_http2: Callable[[Http1Connection, Any, bytes], None] | None = None,
     ) -> None:
         """`buffer` is where bytes arrive; connections share it, as each takes its own out at once.
 
-        `lost` is called when the connection has ended, and `speak_http2` with the transport and
-        the bytes of a client that begins with the preface of HTTP/2.
+        `lost` is called when the connection has ended; `speak_http2` takes over from a client that
+        begins with the preface of HTTP/2, with the transport and what follows the preface.
         """
         self._front = front
         self._heads = heads
@@ -367,8 +367,13 @@ class Http1Connection(asyncio.BufferedProtocol):
                 return
             head = self._heads.parse(unread[:end])
         except Malformed as error:
-            if not self.was_used and PREFACE.startswith(unread[: len(PREFACE)]):
-                self._begin_http2(unread)
+            if (speak := self._speak_http2) and self._may_be_preface(unread):
+                if len(unread) >= len(PREFACE):
+                    self._is_closing = True  # for this object
+                    self._connections.discard(self)
+                    speak(self, self._transport, unread[len(PREFACE) :])
+                elif self._has_ended:
+                    self.hang_up()
                 return
             metrics.http_connection_closed("malformed")
             self.write(refusal(error.status, orjson.dumps({"error": str(error)})))
@@ -384,14 +389,9 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._pause_reading()
         self._loop.create_task(self._run(self._scope[1], request))
 
-    def _begin_http2(self, unread: bytes) -> None:
-        """Leave the connection to HTTP/2, once its preface has arrived."""
-        if self._has_ended:
-            self.hang_up()
-        elif len(unread) >= len(PREFACE):
-            self._is_closing = True
-            self._connections.discard(self)
-            self._speak_http2(self, self._transport, unread[len(PREFACE) :])
+    def _may_be_preface(self, unread: bytes) -> bool:
+        """Whether a connection begins with HTTP/2's preface, as far as it has come."""
+        return not self.was_used and PREFACE.startswith(unread[: len(PREFACE)])
 
     async def _run(self, scope: RequestScope, request: Request) -> None:
         try:

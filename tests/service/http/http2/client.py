@@ -1,0 +1,256 @@
+"""A client's end of an HTTP/2 connection, by h2, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+from h2.settings import SettingCodes
+from hyperframe.frame import Frame, GoAwayFrame
+
+from service.http.exchange import Ended
+from service.http.http1.connection import Http1Connection
+from service.http.http1.heads import Heads
+from service.http.http2.connection import Http2Connection
+from service.http.http2.streams import RequestScope, Stream
+from service.settings import Settings
+
+HEADERS = [(":method", "GET"), (":scheme", "http"), (":path", "/a"), (":authority", "h")]
+POST = [(":method", "POST"), *HEADERS[1:]]
+BODY_TIMEOUT = 30.0
+Front = Callable[[RequestScope, Stream], Awaitable[None]]
+
+
+class Transport:
+    """A socket's transport that remembers."""
+
+    def __init__(self) -> None:
+        self.protocol: Any = None
+        self.output = b""
+        self.writes = self.unsent = 0
+        self.is_paused = self.has_ended = self.is_aborted = self.is_closed = False
+        self.options: list[Any] = []
+        self.limit: int | None = None  # of bytes that are taken before the protocol has to pause
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def get_extra_info(self, name: str) -> Any:
+        addresses = {"peername": ("192.0.2.1", 5), "sockname": ("::1", 80, 0, 0)}
+        return addresses.get(name, self)
+
+    def setsockopt(self, *option: Any) -> None:
+        self.options.append(option)
+
+    def write(self, data: bytes) -> None:
+        assert not self.has_ended
+        self.writes += 1
+        self.output += data
+        if self.limit is not None and len(self.output) > self.limit:
+            self.unsent = len(self.output) - self.limit
+            self.protocol.pause_writing()
+
+    def take_all(self) -> None:
+        """The socket takes everything from now on."""
+        self.limit, self.unsent = None, 0
+        self.protocol.resume_writing()
+
+    def write_eof(self) -> None:
+        self.has_ended = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def is_closing(self) -> bool:
+        return self.is_closed or self.is_aborted
+
+    def pause_reading(self) -> None:
+        assert not self.is_paused
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        assert self.is_paused
+        self.is_paused = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+async def echo(scope: RequestScope, stream: Stream) -> None:
+    """Answer with the request line and the body, or with 400 for half a body."""
+    try:
+        body = await stream()
+    except Ended:
+        stream.response_bytes(400, [], b"half")
+        return
+    stream.response_bytes(200, [], f"{scope.method} {scope.path} ".encode() + body)
+
+
+class Client:
+    """A client's end of a connection. Its window for each stream is `window`."""
+
+    def __init__(self, front: Front = echo, *, window: int = 1 << 20) -> None:
+        async def call(scope: RequestScope, stream: Stream) -> None:
+            await front(scope, stream)
+
+        self.connections: set[Any] = set()
+        self.lost = 0
+        self.settings = Settings()
+        buffer = memoryview(bytearray(64 * 1024))
+
+        def speak_http2(before: Http1Connection, transport: Any, received: bytes) -> None:
+            successor = Http2Connection(
+                call, buffer, self.connections, self._lose, before, body_timeout=BODY_TIMEOUT
+            )
+            transport.set_protocol(successor)
+            successor.connection_made(transport)
+            successor.data_received(received)
+
+        first = Http1Connection(
+            call,
+            Heads(),
+            buffer,
+            self.connections,
+            self._lose,
+            is_secure=False,
+            speak_http2=speak_http2,
+        )
+        self.transport = Transport()
+        self.transport.protocol = first
+        first.connection_made(self.transport)
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="latin-1"))
+        self.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
+        self.h2.clear_outbound_data_buffer()
+        self.h2.local_settings[SettingCodes.INITIAL_WINDOW_SIZE] = window
+        self.h2.initiate_connection()
+        self._position = 0  # in the output
+        self.answers: dict[int, tuple[dict[str, str], bytes]] = {}
+        self.ended: list[int] = []
+        self.resets: dict[int, int] = {}
+        self.events: Counter[str] = Counter()
+
+    @property
+    def server(self) -> Http2Connection:
+        protocol = self.transport.protocol
+        assert isinstance(protocol, Http2Connection)
+        return protocol
+
+    def _lose(self) -> None:
+        self.lost += 1
+
+    async def write(self, content: bytes, size: int = 0) -> None:
+        """Send bytes, `size` at a time, as far as they are read; the loop runs in between."""
+        size = size or 65_536
+        for position in range(0, len(content), size):
+            piece = content[position : position + size]
+            for _ in range(1000):
+                if not self.transport.is_paused:
+                    break
+                await asyncio.sleep(0)
+            assert not self.transport.is_paused, "the server reads no more"
+            protocol = self.transport.protocol
+            protocol.get_buffer(-1)[: len(piece)] = piece
+            protocol.buffer_updated(len(piece))
+            await asyncio.sleep(0)
+
+    async def flush(self, size: int = 0) -> None:
+        """Send what h2 has, take the answers, and confirm what they ask."""
+        while content := self.h2.data_to_send():
+            await self.write(content, size)
+            await settle()
+            self.receive()
+
+    def receive(self) -> None:
+        """Take what the server has sent."""
+        content = self.transport.output[self._position :]
+        self._position += len(content)
+        for event in self.h2.receive_data(without_goaway(content)):
+            self.events[type(event).__name__] += 1
+            match event:
+                case h2.events.ResponseReceived():
+                    assert event.headers is not None
+                    self.answers[event.stream_id] = dict(event.headers), b""
+                case h2.events.DataReceived():
+                    headers, body = self.answers[event.stream_id]
+                    self.answers[event.stream_id] = headers, body + event.data
+                case h2.events.StreamEnded():
+                    self.ended.append(event.stream_id)
+                case h2.events.StreamReset():
+                    self.resets[event.stream_id] = int(event.error_code)
+
+    async def ask(
+        self, headers: list[tuple[str, str]] = HEADERS, body: bytes | None = None, size: int = 0
+    ) -> int:
+        """Send a request, with what fits into the windows of its body; return its stream."""
+        stream_id = self.h2.get_next_available_stream_id()
+        self.h2.send_headers(stream_id, headers, end_stream=body is None)
+        while body is not None:
+            room = min(self.h2.local_flow_control_window(stream_id), 16_384)
+            self.h2.send_data(stream_id, body[:room], end_stream=len(body) <= room)
+            body = body[room:] or None
+            if body:
+                await self.flush(size)
+        await self.flush(size)
+        return stream_id
+
+    def frames(self, kind: type[Any]) -> list[Any]:
+        """All frames of a kind that the server has sent."""
+        return [frame for frame in frames_of(self.transport.output) if isinstance(frame, kind)]
+
+    @property
+    def goaways(self) -> list[tuple[int, int]]:
+        """The last stream and the code of each GOAWAY."""
+        return [(each.last_stream_id, each.error_code) for each in self.frames(GoAwayFrame)]
+
+    async def answer_pings(self) -> None:
+        """Confirm the PINGs of the server, as h2 does."""
+        self.receive()
+        await self.flush()
+
+
+def frames_of(content: bytes) -> list[Frame]:
+    found = []
+    while content:
+        frame, length = Frame.parse_frame_header(memoryview(content[:9]))
+        frame.parse_body(memoryview(content[9 : 9 + length]))
+        found.append(frame)
+        content = content[9 + length :]
+    return found
+
+
+def without_goaway(content: bytes) -> bytes:
+    """h2's client would end everything at a GOAWAY."""
+    kept = b""
+    while content:
+        length = 9 + int.from_bytes(content[:3], "big")
+        if content[3] != GoAwayFrame.type:
+            kept += content[:length]
+        content = content[length:]
+    return kept
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(*values: Any, **named: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*values, **named), 60))
+
+    return run
+
+
