@@ -68,8 +68,8 @@ STREAM_WINDOW = 128 * 1024
 CONNECTION_WINDOW = 4 * STREAM_WINDOW
 # Some 40 us each for h2; ten thousand of the smallest fit into what one read brings.
 _FRAMES_PER_TURN = 128
-# Bytes of answers that wait for the client. Beyond that, no further request is begun.
-_MOST_HELD = 1024 * 1024
+# Bytes of answers that wait for the client. While there are more, no further request is begun.
+_MOST_HELD = 4 * 1024 * 1024
 _WRITE_BYTES = 64 * 1024  # are collected for one write
 # A request that the client gives up sooner than this costs it nothing. It may give up some at once
 # and as many per second, beside one per answer; then it is asked to connect again, and cut off

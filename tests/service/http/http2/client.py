@@ -12,6 +12,7 @@ import h2.config
 import h2.connection
 import h2.events
 from h2.settings import SettingCodes
+from h2.settings import Settings as H2Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
 from service.http.exchange import Ended
@@ -99,9 +100,14 @@ async def echo(scope: RequestScope, stream: Stream) -> None:
 
 
 class Client:
-    """A client's end of a connection. Its window for each stream is `window`."""
+    """A client's end of a connection.
 
-    def __init__(self, front: Front = echo, *, window: int = 1 << 20) -> None:
+    It reads all answers, or else opens no window itself; `window` is that of each stream.
+    """
+
+    def __init__(self, front: Front = echo, *, window: int | None = None) -> None:
+        self._reads = window is None
+        window = 1 << 20 if window is None else window
         async def call(scope: RequestScope, stream: Stream) -> None:
             await front(scope, stream)
 
@@ -131,9 +137,9 @@ class Client:
         self.transport.protocol = first
         first.connection_made(self.transport)
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="latin-1"))
-        self.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
-        self.h2.clear_outbound_data_buffer()
-        self.h2.local_settings[SettingCodes.INITIAL_WINDOW_SIZE] = window
+        self.h2.local_settings = H2Settings(
+            client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window}
+        )
         self.h2.initiate_connection()
         self._position = 0  # in the output
         self.answers: dict[int, tuple[dict[str, str], bytes]] = {}
@@ -185,6 +191,9 @@ class Client:
                 case h2.events.DataReceived():
                     headers, body = self.answers[event.stream_id]
                     self.answers[event.stream_id] = headers, body + event.data
+                    if self._reads:
+                        size = event.flow_controlled_length
+                        self.h2.acknowledge_received_data(size, event.stream_id)
                 case h2.events.StreamEnded():
                     self.ended.append(event.stream_id)
                 case h2.events.StreamReset():
