@@ -69,7 +69,5 @@ class Exchange(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The body in pieces. Raises Ended."""
 
-    def response_bytes(
-        self, status: int, headers: list[tuple[str, str]], body: bytes, /
-    ) -> None:
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes, /) -> None:
         """Send the answer, once. A client that is gone does not get it."""

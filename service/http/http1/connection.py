@@ -171,6 +171,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.request: Request | None = None  # the one that is being answered
         self._scope: tuple[Head, RequestScope] | None = None
         self._waiter: asyncio.Future[None] | None = None  # of a body
+        self._has_begun = False  # bytes of the next head have come
         self._has_ended = False  # the client has closed its side, or the connection is lost
         self._is_reading = True
         self._is_closing = False  # our side is closed
@@ -215,7 +216,8 @@ class Http1Connection(asyncio.BufferedProtocol):
             return
         unread = self.unread
         if self.request is None:
-            if not unread:
+            if not self._has_begun:  # empty lines do not begin the time again
+                self._has_begun = True
                 self.waits_since = self.moved_at
             self.unread = unread + data if unread else data
             self._next(len(unread))
@@ -278,6 +280,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         )
         self.write(encode(request.head, status, headers, body, closes=closes))
         self.waits_since = self.moved_at = self._loop.time()
+        self._has_begun = bool(self.unread)
         if closes:
             self.hang_up()
         elif self.unread:
@@ -337,12 +340,13 @@ class Http1Connection(asyncio.BufferedProtocol):
         unread = self.unread
         if self.request is not None or self._is_closing or self.is_write_paused:
             return
-        if unread.startswith(b"\r\n"):  # RFC 9112, 2.2
-            unread = self.unread = unread.lstrip(b"\r\n")
+        if unread.startswith(b"\r"):  # an empty line before a request (RFC 9112, 2.2)
+            unread = unread if unread == b"\r" else unread.lstrip(b"\r\n")
+            self.unread, searched = unread, 0
         end = unread.find(b"\r\n\r\n", max(searched - 3, 0), MAX_HEAD)
         try:
             if end < 0:
-                if unread:
+                if unread and unread != b"\r":
                     check_begin(unread)
                 if self._has_ended:
                     self.hang_up()

@@ -27,7 +27,9 @@ _NAMES = re.compile(rf"(?:{_TOKEN}\n)*")
 _CONTROL = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _ABSOLUTE = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE)
 # What the first bytes of a request line can be, as far as they have come.
-_BEGINS = re.compile(rf"{_TOKEN}(?: [!-~\x80-\xff]*(?: [HTP/1.0]{{0,8}}\r?)?)?".encode("latin-1"))
+_BEGINS = re.compile(
+    rf"{_TOKEN}(?: (?:[!-~\x80-\xff]+(?: [HTP/1.0]{{0,8}}\r?)?)?)?".encode("latin-1")
+)
 _MOST_DIGITS = 19  # of a length: below 2**63
 _MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 1024
 

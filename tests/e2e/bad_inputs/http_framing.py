@@ -29,7 +29,9 @@ def line(text: str | bytes, headers: str = "") -> bytes:
 
 REQUEST_LINES = [
     malformed("line of zeros", bytes(40), "not an HTTP/1 request"),
-    malformed("line of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), "not an"),
+    malformed(
+        "line of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), "not an"
+    ),
     malformed("line of one word", b"GET\r\n\r\n", "first line"),
     malformed("line without a version", b"GET /v2\r\n\r\n", "HTTP/1.1"),
     malformed("line with an unknown protocol", line("GET /v2 FTP/1.1"), "first line"),
@@ -37,12 +39,20 @@ REQUEST_LINES = [
     malformed("line with version 3", line("GET /v2 HTTP/3.0"), "first line"),
     malformed("line with a lower case protocol", line("GET /v2 http/1.1"), "first line"),
     malformed("line with a space in the path", line("GET /v2 /models HTTP/1.1"), "first line"),
-    malformed("line with a control character in the path", line(b"GET /v2\x01 HTTP/1.1"), "control character"),
-    malformed("line with a zero byte in the path", line(b"GET /v2\0 HTTP/1.1"), "control character"),
+    malformed(
+        "line with a control character in the path",
+        line(b"GET /v2\x01 HTTP/1.1"),
+        "control character",
+    ),
+    malformed(
+        "line with a zero byte in the path", line(b"GET /v2\0 HTTP/1.1"), "control character"
+    ),
     malformed("line with brackets for a method", line("G[E]T /v2 HTTP/1.1"), "first line"),
     malformed("line with an empty method", line(" /v2 HTTP/1.1"), "first line"),
     malformed("path without a slash", line("GET v2/models HTTP/1.1"), "slash"),
-    malformed("path of 2 million letters", line("GET /" + "a" * 2_000_000 + " HTTP/1.1"), "65536", 431),
+    malformed(
+        "path of 2 million letters", line("GET /" + "a" * 2_000_000 + " HTTP/1.1"), "65536", 431
+    ),
 ]
 
 
@@ -71,7 +81,9 @@ HEADERS = [
     with_header("header with brackets in its name", b"Acc[e]pt: x"),
     with_header("header with UTF-8 in its name", "Éa: x".encode()),
     with_header("header of 2 million letters", b"A: " + b"a" * 2_000_000, "65536 bytes", 431),
-    with_header("headers, 500 of them", b"\r\n".join(b"A%d: b" % n for n in range(500)), "100 headers", 431),
+    with_header(
+        "headers, 500 of them", b"\r\n".join(b"A%d: b" % n for n in range(500)), "100 headers", 431
+    ),
 ]
 
 
