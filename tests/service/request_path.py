@@ -90,13 +90,15 @@ async def predict(body: bytes) -> Walk:
     app = create_app(parts.http_app, loop, settings.max_request_bytes)
     front.start(parts.http_app, app, parts.budget)
 
+    line = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png"
+    head = Head(line + b"\r\nContent-Length: %d" % len(body))
+    client: Any = SimpleNamespace(client="127.0.0.1:50000", server="", scheme="http")
+    client.client_name = ""
+    scope = RequestScope(head, client)
+
     async def ask() -> None:
-        line = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png"
-        head = Head(line + b"\r\nContent-Length: %d" % len(body))
-        client: Any = SimpleNamespace(client="127.0.0.1:50000", server="", scheme="http")
-        client.client_name = ""
         connection: Any = Connection(body)
-        await asyncio.create_task(front(RequestScope(head, client), connection))
+        await asyncio.create_task(front(scope, connection))
         assert connection.status == 200
         assert connection.answer["predictions"][0]["digit"] == 7
 

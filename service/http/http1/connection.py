@@ -336,7 +336,7 @@ class Http1Connection(asyncio.BufferedProtocol):
     # The rest.
 
     def _next(self, searched: int) -> None:
-        """Begin with the next request, if its head has arrived; `searched` bytes are not its end."""
+        """Begin the next request, if its head has arrived; its end is not in `searched` bytes."""
         unread = self.unread
         if self.request is not None or self._is_closing or self.is_write_paused:
             return

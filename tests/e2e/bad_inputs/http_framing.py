@@ -1,6 +1,7 @@
 """HTTP/1.1 itself: request lines, headers, lengths, chunks, encodings, methods and paths.
 
-Sources: RFC 9110 (HTTP), RFC 9112 (HTTP/1.1). What is not HTTP is answered, and the connection ends.
+Sources: RFC 9110 (HTTP), RFC 9112 (HTTP/1.1). What is not HTTP is answered; its
+connection ends.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from service.access.tls import Tls
+from service.access.tls_protocol import TlsProtocol
 from service.core.callers import Callers
 from service.grpc.http2 import frames, listener
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.listener import Http2Protocol
 from service.grpc.http2.pool import Pool
-from service.access.tls_protocol import TlsProtocol
 from service.settings import Settings
 from tests.certificates import Authority, Files
 from tests.service.grpc.http2.client import LIMITS, RPCS, START, answer, budget, call, goaway
