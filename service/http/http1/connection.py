@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
 
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 # Bytes of the next requests of a client that does not wait for its answers.
 _READ_AHEAD = 64 * 1024
 # Seconds in which a client may close its side after ours, and finish a head during a stop.
@@ -170,6 +172,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.unread = b""
         self.request: Request | None = None  # the one that is being answered
         self._scope: tuple[Head, RequestScope] | None = None
+        self._task: asyncio.Task[None] | None = None  # that answers it
         self._waiter: asyncio.Future[None] | None = None  # of a body
         self._has_begun = False  # bytes of the next head have come
         self._has_ended = False  # the client has closed its side, or the connection is lost
@@ -192,10 +195,11 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.server = _address(transport.get_extra_info("sockname"))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """A request that is being answered goes on; its answer goes nowhere."""
+        """Cancel the request that is being answered: nobody waits for it."""
         self._connections.discard(self)
         self._is_closing = True
-        self._end_input()
+        if self.request is not None and self._task is not None:
+            self._task.cancel()
         self.request = None
         if self._lingering is not None:
             self._lingering.cancel()
@@ -233,7 +237,8 @@ class Http1Connection(asyncio.BufferedProtocol):
         is_answering = self.request is not None or self.is_write_paused
         if not is_answering or self._is_closing or not self._transport.can_write_eof():
             return False
-        self._end_input()
+        self._has_ended = True
+        self._wake()
         return True
 
     def pause_writing(self) -> None:
@@ -340,9 +345,9 @@ class Http1Connection(asyncio.BufferedProtocol):
         unread = self.unread
         if self.request is not None or self._is_closing or self.is_write_paused:
             return
-        if unread.startswith(b"\r"):  # an empty line before a request (RFC 9112, 2.2)
-            unread = unread if unread == b"\r" else unread.lstrip(b"\r\n")
-            self.unread, searched = unread, 0
+        if empty := _EMPTY_LINES.match(unread):  # before a request (RFC 9112, 2.2)
+            unread = self.unread = unread[empty.end() :]
+            searched = 0
         end = unread.find(b"\r\n\r\n", max(searched - 3, 0), MAX_HEAD)
         try:
             if end < 0:
@@ -367,7 +372,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._scope = head, RequestScope(head, self)
         if self.unread and (request.whole is None or len(self.unread) > _READ_AHEAD):
             self._pause_reading()
-        self._loop.create_task(self._run(self._scope[1], request))
+        self._task = self._loop.create_task(self._run(self._scope[1], request))
 
     async def _run(self, scope: RequestScope, request: Request) -> None:
         try:
@@ -385,11 +390,6 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._lingering = self._loop.call_later(LINGER_S, self._linger)
         else:
             self._transport.abort()
-
-    def _end_input(self) -> None:
-        self._has_ended = True
-        if self._waiter is not None:
-            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

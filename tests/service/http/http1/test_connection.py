@@ -335,14 +335,23 @@ async def test_without_a_request_the_end_of_a_client_ends_the_connection(content
 
 
 @in_loop
-async def test_a_request_of_a_lost_connection_is_answered_into_the_void() -> None:
-    client = Client()
-    client.server.data_received(POST % 3)
+async def test_a_request_of_a_lost_connection_is_cancelled() -> None:
+    ends = []
+
+    async def front(scope: RequestScope, request: Request) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append("cancelled")
+            request.response_bytes(200, [], b"")  # goes nowhere
+
+    client = Client(front)
+    client.server.data_received(GET)
     await settle()
     client.server.connection_lost(ConnectionResetError())
     await settle()
-    assert client.transport.output == b""
-    assert not client.connections
+    assert (ends, client.transport.output, client.connections) == (["cancelled"], b"", set())
+    assert not client.transport.is_aborted
 
 
 @in_loop
