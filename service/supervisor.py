@@ -590,7 +590,7 @@ def _own_folder() -> Iterator[str]:
             yield folder
 
 
-@WorkerProcess.wrap_target  # type: ignore[no-untyped-call]
+@WorkerProcess.wrap_target  # type: ignore[untyped-decorator]
 def _run_worker(
     number: int, worker: Any, sockets: Any, ipc: Any, loop: asyncio.AbstractEventLoop, *_: Any
 ) -> None:

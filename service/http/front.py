@@ -324,10 +324,23 @@ class HttpFront:
             raise RequestTooLarge.of("body", self._max_request_bytes)
         if size < 0 and scope.method in ("GET", "HEAD") and _has_no_body(scope):
             return b"", None
-        if self._reads_ahead and size <= _WHOLE_BYTES:
-            whole: bytes | None = protocol.whole  # type: ignore[attr-defined]
-            if whole is not None and len(whole) <= _WHOLE_BYTES:
-                return self._counted(whole), None
+        is_small = size <= _WHOLE_BYTES  # or without a length, which HTTP/2 does not need
+        body: bytes | None = protocol.whole if is_small and self._reads_ahead else None  # type: ignore[attr-defined]
+        if body is None or len(body) > _WHOLE_BYTES:
+            body, claim = await self._arriving(scope, protocol, size, timeout)
+            if claim is not None:
+                return body, claim
+        budget = self._budget
+        budget.used += len(body)
+        if budget.used > budget.limit:
+            budget.used -= len(body)
+            raise budget.refusal("http")
+        return body, None
+
+    async def _arriving(
+        self, scope: Scope, protocol: Exchange, size: int, timeout: float
+    ) -> tuple[bytes, Claim | None]:
+        """A body that has to be waited for, with its claim unless it is small. As `_body`."""
         task = asyncio.current_task()
         assert task is not None
         self._receiving[task] = self._loop.time(), protocol
@@ -337,7 +350,7 @@ class HttpFront:
             timer = self._loop.call_later(timeout, self._give_up, task, passed)
         try:
             if 0 <= size <= _WHOLE_BYTES:
-                return self._counted(await protocol()), None
+                return await protocol(), None
             return await self._in_chunks(scope, protocol, size, task)
         except (Ended, ProtocolError, ProtocolClosed):
             # The client closed its side early; it may still read an answer.
@@ -352,15 +365,6 @@ class HttpFront:
             del self._receiving[task]
             if timer is not None:
                 timer.cancel()
-
-    def _counted(self, body: bytes) -> bytes:
-        """A body that is in the budget from now on. Raises InFlightLimit."""
-        budget = self._budget
-        budget.used += len(body)
-        if budget.used > budget.limit:
-            budget.used -= len(body)
-            raise budget.refusal("http")
-        return body
 
     async def _in_chunks(
         self, scope: Scope, protocol: Exchange, size: int, task: asyncio.Task[None]

@@ -62,7 +62,7 @@ def test_a_malformed_chunk_is_refused(connection: socket.socket) -> None:
     assert (status, "damaged" in error) == (400, True)
 
 
-def test_a_chunked_body_is_answered_with_its_trailers_if_they_are_declared(
+def test_a_chunked_body_is_answered_with_its_trailers(
     connection: socket.socket,
 ) -> None:
     connection.sendall(PREDICT + CHUNKED + PIXELS + b"0\r\n\r\n")
@@ -70,7 +70,7 @@ def test_a_chunked_body_is_answered_with_its_trailers_if_they_are_declared(
     response.begin()
     assert response.status == 200
     response.read()
-    connection.sendall(PREDICT + b"Trailer: a\r\n" + CHUNKED + PIXELS + b"0\r\na: b\r\n\r\n")
+    connection.sendall(PREDICT + CHUNKED + PIXELS + b"0\r\na: b\r\n\r\n")
     response = http.client.HTTPResponse(connection)
     response.begin()
     assert response.status == 200
@@ -87,6 +87,7 @@ def test_a_chunked_body_is_answered_with_its_trailers_if_they_are_declared(
         (b"Host: [v9.x]", "list the name in allowed_hosts"),
         (b"Host: evil.example", "list the name in allowed_hosts"),
         (b"Host: a b", "list the name in allowed_hosts"),
+        (b"Host: \xff", "list the name in allowed_hosts"),
         (b"Host: localhost\r\nOrigin: http://[::1", "Origin 'http://[::1' is malformed."),
         (b"Host: localhost\r\nOrigin: http://localhost:abc", "localhost:abc' is malformed."),
     ],
@@ -101,7 +102,7 @@ def test_a_request_with_another_or_a_malformed_host_or_origin_is_refused(
     assert (status, named in error) == (403, True), error
 
 
-@pytest.mark.parametrize("host", [b"\xff", b"", b"127.0.0.1", b"LOCALHOST:1", b"192.0.2.1:80"])
+@pytest.mark.parametrize("host", [b"", b"127.0.0.1", b"LOCALHOST:1", b"192.0.2.1:80"])
 @pytest.mark.parametrize("path", [b"/nowhere", b"/v2/models/none"])
 def test_a_host_that_no_web_page_can_choose_is_accepted(
     connection: socket.socket, host: bytes, path: bytes

@@ -11,15 +11,15 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
-
-from granian.rsgi import HTTPProtocol, Scope
 
 import service
 from service.core.callers import Callers
 from service.http.flask_app import create_app
 from service.http.front import HttpFront
+from service.http.http1.connection import RequestScope
+from service.http.http1.heads import Head
 from service.settings import Settings
 from service.worker import Service
 from tests.conftest import ROOT, SHIPPED_MODELS
@@ -27,33 +27,13 @@ from tests.conftest import ROOT, SHIPPED_MODELS
 OURS = str(Path(service.__file__).parent)
 
 
-class Headers(dict[str, str]):
-    """Granian's headers."""
-
-    def get_all(self, name: str) -> list[str]:
-        return [self[name]] if name in self else []
-
-
-class RequestScope:
-    """What Granian says of a request: `POST /predict` with a PNG."""
-
-    method, path, query_string, http_version = "POST", "/predict", "", "1.1"
-    client, authority = "127.0.0.1:50000", ""
-
-    def __init__(self, body: bytes) -> None:
-        self.headers = Headers({"content-type": "image/png", "content-length": str(len(body))})
-
-
 class Connection:
-    """Granian's end of a request: gives its body, takes its response."""
+    """The server's end of a connection: gives the body of a request, takes its response."""
 
     def __init__(self, body: bytes) -> None:
-        self._body = body
+        self.whole = body
         self.status = 0
         self.answer: Any = None
-
-    async def __call__(self) -> bytes:
-        return self._body
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.status = status
@@ -105,16 +85,22 @@ async def predict(body: bytes) -> Walk:
         body_timeout=settings.body_timeout,
         fast_lane=settings.fast_lane,
         callers=Callers(),
+        reads_ahead=True,
     )
     app = create_app(parts.http_app, loop, settings.max_request_bytes)
     front.start(parts.http_app, app, parts.budget)
 
+    line = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png"
+    head = Head(line + b"\r\nContent-Length: %d" % len(body))
+    client: Any = SimpleNamespace(client="127.0.0.1:50000", server="", scheme="http")
+    client.client_name = ""
+    scope = RequestScope(head, client)
+
     async def ask() -> None:
-        scope: Scope = RequestScope(body)  # type: ignore[assignment]
-        protocol: HTTPProtocol = Connection(body)  # type: ignore[assignment]
-        await asyncio.create_task(front(scope, protocol))
-        assert protocol.status == 200  # type: ignore[attr-defined]
-        assert protocol.answer["predictions"][0]["digit"] == 7  # type: ignore[attr-defined]
+        connection: Any = Connection(body)
+        await asyncio.create_task(front(scope, connection))
+        assert connection.status == 200
+        assert connection.answer["predictions"][0]["digit"] == 7
 
     await ask()
     walk = Walk()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
 
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 # Bytes of the next requests of a client that does not wait for its answers.
 _READ_AHEAD = 64 * 1024
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
@@ -175,7 +177,9 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.unread = b""
         self.request: Request | None = None  # the one that is being answered
         self._scope: tuple[Head, RequestScope] | None = None
+        self._task: asyncio.Task[None] | None = None  # that answers it
         self._waiter: asyncio.Future[None] | None = None  # of a body
+        self._has_begun = False  # bytes of the next head have come
         self._has_ended = False  # the client has closed its side, or the connection is lost
         self._is_reading = True
         self._is_closing = False  # our side is closed
@@ -196,10 +200,11 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.server = _address(transport.get_extra_info("sockname"))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """A request that is being answered goes on; its answer goes nowhere."""
+        """Cancel the request that is being answered: nobody waits for it."""
         self._connections.discard(self)
         self._is_closing = True
-        self._end_input()
+        if self.request is not None and self._task is not None:
+            self._task.cancel()
         self.request = None
         if self._lingering is not None:
             self._lingering.cancel()
@@ -220,7 +225,8 @@ class Http1Connection(asyncio.BufferedProtocol):
             return
         unread = self.unread
         if self.request is None:
-            if not unread:
+            if not self._has_begun:  # empty lines do not begin the time again
+                self._has_begun = True
                 self.waits_since = self.moved_at
             self.unread = unread + data if unread else data
             self._next(len(unread))
@@ -236,7 +242,8 @@ class Http1Connection(asyncio.BufferedProtocol):
         is_answering = self.request is not None or self.is_write_paused
         if not is_answering or self._is_closing or not self._transport.can_write_eof():
             return False
-        self._end_input()
+        self._has_ended = True
+        self._wake()
         return True
 
     def pause_writing(self) -> None:
@@ -283,6 +290,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         )
         self.write(encode(request.head, status, headers, body, closes=closes))
         self.waits_since = self.moved_at = self._loop.time()
+        self._has_begun = bool(self.unread)
         if closes:
             self.hang_up()
         elif self.unread:
@@ -349,16 +357,17 @@ class Http1Connection(asyncio.BufferedProtocol):
     # The rest.
 
     def _next(self, searched: int) -> None:
-        """Begin with the next request, if its head has arrived; `searched` bytes are not its end."""
+        """Begin the next request, if its head has arrived; its end is not in `searched` bytes."""
         unread = self.unread
         if self.request is not None or self._is_closing or self.is_write_paused:
             return
-        if unread.startswith(b"\r\n"):  # RFC 9112, 2.2
-            unread = self.unread = unread.lstrip(b"\r\n")
+        if empty := _EMPTY_LINES.match(unread):  # before a request (RFC 9112, 2.2)
+            unread = self.unread = unread[empty.end() :]
+            searched = 0
         end = unread.find(b"\r\n\r\n", max(searched - 3, 0), MAX_HEAD)
         try:
             if end < 0:
-                if unread:
+                if unread and unread != b"\r":
                     check_begin(unread)
                 if self._has_ended:
                     self.hang_up()
@@ -372,8 +381,6 @@ class Http1Connection(asyncio.BufferedProtocol):
                     self._is_closing = True  # for this object
                     self._connections.discard(self)
                     speak(self, self._transport, unread[len(PREFACE) :])
-                elif self._has_ended:
-                    self.hang_up()
                 return
             metrics.http_connection_closed("malformed")
             self.write(refusal(error.status, orjson.dumps({"error": str(error)})))
@@ -387,7 +394,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._scope = head, RequestScope(head, self)
         if self.unread and (request.whole is None or len(self.unread) > _READ_AHEAD):
             self._pause_reading()
-        self._loop.create_task(self._run(self._scope[1], request))
+        self._task = self._loop.create_task(self._run(self._scope[1], request))
 
     def _may_be_preface(self, unread: bytes) -> bool:
         """Whether a connection begins with HTTP/2's preface, as far as it has come."""
@@ -409,11 +416,6 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._lingering = self._loop.call_later(LINGER_S, self._linger)
         else:
             self._transport.abort()
-
-    def _end_input(self) -> None:
-        self._has_ended = True
-        if self._waiter is not None:
-            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

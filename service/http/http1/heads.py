@@ -20,14 +20,16 @@ MAX_HEAD = 64 * 1024
 MAX_HEADERS = 100
 # The size of a body that is chunked; the chunks say where it ends.
 CHUNKED = -1
-_TOKEN = "[!#$%&'*+\\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~\x80-\xff]+) HTTP/1\.([01])")
-NAMES = re.compile(rf"(?:{_TOKEN}\n)*")
+_NAME = "[!#$%&'*+\\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(rf"({_NAME}) ([!-~\x80-\xff]+) HTTP/1\.([01])")
+NAMES = re.compile(rf"(?:{_NAME}\n)*")
 # Beside CR and LF, which are counted, and the tab, which is allowed.
 CONTROL = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _ABSOLUTE = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE)
 # What the first bytes of a request line can be, as far as they have come.
-_BEGINS = re.compile(rf"{_TOKEN}(?: [!-~\x80-\xff]*(?: [HTP/1.0]{{0,8}}\r?)?)?".encode("latin-1"))
+_BEGINS = re.compile(
+    rf"{_NAME}(?: (?:[!-~\x80-\xff]+(?: [HTP/1.0]{{0,8}}\r?)?)?)?".encode("latin-1")
+)
 _MOST_DIGITS = 19  # of a length: below 2**63
 _MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 1024
 

@@ -25,7 +25,8 @@ def encode(
     lines = [_begin(head.http_version, status, int(time()))]
     for name, value in headers:
         lines.append(f"{name}: {value}\r\n")
-    if status not in _WITHOUT_BODY:
+    has_body = status not in _WITHOUT_BODY and head.method != "HEAD"
+    if has_body:
         lines.append(f"content-length: {len(body)}\r\n")
     if closes:
         if ("connection", "close") not in headers:
@@ -38,7 +39,7 @@ def encode(
     if text.count("\n") != len(lines) + 1:
         raise ValueError("a header of the answer has a line break")
     content = text.encode("latin-1")
-    return content if head.method == "HEAD" or status in _WITHOUT_BODY else content + body
+    return content + body if has_body else content
 
 
 def refusal(status: int, body: bytes) -> bytes:

@@ -27,15 +27,16 @@ FAILED: Kind = (400, "FAILED_PRECONDITION")
 class Http(NamedTuple):
     """Bytes on an HTTP/1.1 connection, and what they are answered with.
 
-    `words` are in the sentence of the answer, None if the answer has no JSON because the bytes are
-    not an HTTP request. `closes` says that the connection ends after the answer.
+    `words` are in the sentence of the answer. `closes` says that the connection ends after the
+    answer, and `is_request` is False for bytes that are not an HTTP request.
     """
 
     name: str
     content: bytes
     status: int
-    words: str | None
+    words: str
     closes: bool = False
+    is_request: bool = True
 
 
 class Grpc(NamedTuple):

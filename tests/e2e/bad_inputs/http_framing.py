@@ -1,7 +1,7 @@
 """HTTP/1.1 itself: request lines, headers, lengths, chunks, encodings, methods and paths.
 
-Sources: RFC 9110 (HTTP), RFC 9112 (HTTP/1.1). Granian itself answers what is not HTTP, with 400 and
-no body, and closes the connection.
+Sources: RFC 9110 (HTTP), RFC 9112 (HTTP/1.1). What is not HTTP is answered; its
+connection ends.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ PIXELS = bytes(784)
 ZIPPED = gzip.compress(PIXELS, mtime=0)
 
 
-def malformed(name: str, content: bytes, status: int = 400) -> Http:
+def malformed(name: str, content: bytes, words: str, status: int = 400) -> Http:
     """Bytes that are not an HTTP request."""
-    return Http(name, content, status, None, closes=True)
+    return Http(name, content, status, words, closes=True, is_request=False)
 
 
 def line(text: str | bytes, headers: str = "") -> bytes:
@@ -29,49 +29,69 @@ def line(text: str | bytes, headers: str = "") -> bytes:
 
 
 REQUEST_LINES = [
-    malformed("line of zeros", bytes(40)),
-    malformed("line of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)),
-    malformed("line of one word", b"GET\r\n\r\n"),
-    malformed("line without a version", b"GET /v2\r\n\r\n"),
-    malformed("line with an unknown protocol", line("GET /v2 FTP/1.1")),
-    malformed("line with version 1.2", line("GET /v2 HTTP/1.2")),
-    malformed("line with version 3", line("GET /v2 HTTP/3.0")),
-    malformed("line with a lower case protocol", line("GET /v2 http/1.1")),
-    malformed("line with a space in the path", line("GET /v2 /models HTTP/1.1")),
-    malformed("line with a control character in the path", line(b"GET /v2\x01 HTTP/1.1")),
-    malformed("line with a zero byte in the path", line(b"GET /v2\0 HTTP/1.1")),
-    malformed("line with brackets for a method", line("G[E]T /v2 HTTP/1.1")),
-    malformed("line with an empty method", line(" /v2 HTTP/1.1")),
-    malformed("path without a slash", line("GET v2/models HTTP/1.1")),
-    malformed("path of 2 million letters", line("GET /" + "a" * 2_000_000 + " HTTP/1.1"), 431),
+    malformed("line of zeros", bytes(40), "not an HTTP/1 request"),
+    malformed(
+        "line of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), "not an"
+    ),
+    malformed("line of one word", b"GET\r\n\r\n", "first line"),
+    malformed("line without a version", b"GET /v2\r\n\r\n", "HTTP/1.1"),
+    malformed("line with an unknown protocol", line("GET /v2 FTP/1.1"), "first line"),
+    malformed("line with version 1.2", line("GET /v2 HTTP/1.2"), "first line"),
+    malformed("line with version 3", line("GET /v2 HTTP/3.0"), "first line"),
+    malformed("line with a lower case protocol", line("GET /v2 http/1.1"), "first line"),
+    malformed("line with a space in the path", line("GET /v2 /models HTTP/1.1"), "first line"),
+    malformed(
+        "line with a control character in the path",
+        line(b"GET /v2\x01 HTTP/1.1"),
+        "control character",
+    ),
+    malformed(
+        "line with a zero byte in the path", line(b"GET /v2\0 HTTP/1.1"), "control character"
+    ),
+    malformed("line with brackets for a method", line("G[E]T /v2 HTTP/1.1"), "first line"),
+    malformed("line with an empty method", line(" /v2 HTTP/1.1"), "first line"),
+    malformed("path without a slash", line("GET v2/models HTTP/1.1"), "slash"),
+    malformed(
+        "path of 2 million letters", line("GET /" + "a" * 2_000_000 + " HTTP/1.1"), "65536", 431
+    ),
 ]
 
 
-def with_header(name: str, header: bytes, status: int = 400) -> Http:
+def with_header(name: str, header: bytes, words: str = "NAME: VALUE", status: int = 400) -> Http:
     content = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n"
-    return malformed(name, content, status)
+    return malformed(name, content, words, status)
 
 
 HEADERS = [
     with_header("header without a colon", b"Accept"),
     with_header("header without a name", b": x"),
     with_header("header with a space before its colon", b"Accept : x"),
-    with_header("header with a zero byte in its name", b"Ac\0cept: x"),
-    with_header("header with a zero byte in its value", b"Accept: x\0"),
-    with_header("header with a control character", b"Accept: a\x01b"),
-    with_header("header with a carriage return", b"Accept: a\rb"),
+    with_header("header with a zero byte in its name", b"Ac\0cept: x", "control character"),
+    with_header("header with a zero byte in its value", b"Accept: x\0", "control character"),
+    with_header("header with a control character", b"Accept: a\x01b", "control character"),
+    with_header("header with a carriage return", b"Accept: a\rb", "control character"),
     with_header("header that continues on the next line", b"Accept: a\r\n b"),
+    with_header("header with a line feed", b"Accept: a\nb", "control character"),
+    with_header("header that ends with a line feed", b"A: a\nHost: b", "control character"),
+    with_header("header that begins with a tab", b"\tAccept: x"),
+    with_header("header that begins with a space", b" Accept: x"),
+    with_header("header with a tab before its colon", b"Accept\t: x"),
+    with_header("host twice", b"Host: localhost", "more than one host"),
+    malformed("no host", b"GET /v2 HTTP/1.1\r\nAccept: x\r\n\r\n", "Host"),
+    malformed("lines that end with a line feed", b"GET /v2 HTTP/1.1\nHost: a\n\n", "not an HTTP/1"),
     with_header("header with brackets in its name", b"Acc[e]pt: x"),
     with_header("header with UTF-8 in its name", "Éa: x".encode()),
-    with_header("header of 2 million letters", b"A: " + b"a" * 2_000_000, 431),
-    with_header("headers, 500 of them", b"\r\n".join(b"A%d: b" % n for n in range(500)), 431),
+    with_header("header of 2 million letters", b"A: " + b"a" * 2_000_000, "65536 bytes", 431),
+    with_header(
+        "headers, 500 of them", b"\r\n".join(b"A%d: b" % n for n in range(500)), "100 headers", 431
+    ),
 ]
 
 
-def sized(name: str, length: str, status: int = 400) -> Http:
+def sized(name: str, length: str) -> Http:
     """A request whose Content-Length is not the number that it must be."""
     content = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
-    return malformed(name, content.encode() + PIXELS, status)
+    return malformed(name, content.encode() + PIXELS, "Content-Length")
 
 
 def chunked(content: bytes, headers: str = "") -> bytes:
@@ -84,7 +104,7 @@ def chunked(content: bytes, headers: str = "") -> bytes:
 
 def encoded(name: str, coding: str) -> Http:
     content = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: {coding}\r\n\r\n"
-    return malformed(name, content.encode() + b"0\r\n\r\n")
+    return malformed(name, content.encode() + b"0\r\n\r\n", "Transfer-Encoding")
 
 
 LENGTHS = [
@@ -101,10 +121,32 @@ LENGTHS = [
         "length twice, different",
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 784\r\n"
         b"Content-Length: 785\r\n\r\n" + PIXELS,
+        "more than one content-length",
+    ),
+    malformed(
+        "length twice, equal",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 784\r\n"
+        b"Content-Length: 784\r\n\r\n" + PIXELS,
+        "more than one content-length",
+    ),
+    malformed(
+        "length beside a transfer coding",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 784\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n" + PIXELS,
+        "both",
     ),
     encoded("transfer coding gzip", "gzip"),
     encoded("transfer coding unknown", "xchunked"),
     encoded("transfer coding chunked, then gzip", "chunked, gzip"),
+    encoded("transfer coding gzip, then chunked", "gzip, chunked"),
+    encoded("transfer coding chunked twice", "chunked, chunked"),
+    encoded("transfer coding empty", ""),
+    encoded("transfer coding with a tab inside", "chun\tked"),
+    malformed(
+        "transfer coding in HTTP/1.0",
+        b"POST /predict HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding",
+    ),
 ]
 
 
@@ -135,11 +177,15 @@ CHUNKS = [
     Http("chunked body of a wrong size", chunked(b"1\r\na\r\n0\r\n\r\n"), 400, "pixels"),
     Http(
         "chunked trailers that were not declared",
-        chunked(b"310\r\n" + PIXELS + b"\r\n0\r\nA: b\r\n\r\n"),
+        chunked(b"2\r\nab\r\n0\r\nA: b\r\n\r\n"),
         400,
-        "cut short",
-        closes=True,
+        "pixels",
     ),
+    broken("chunked trailer malformed", b"2\r\nab\r\n0\r\nA\r\n\r\n"),
+    broken("chunked trailers of 20,000 letters", b"0\r\n" + b"A: b\r\n" * 5000 + b"\r\n"),
+    broken("chunk size with a line feed alone", b"310\n" + PIXELS + b"\n0\n\n"),
+    broken("chunk size with 0x", b"0x310\r\n" + PIXELS + b"\r\n0\r\n\r\n"),
+    broken("chunk size with an underscore", b"3_10\r\n" + PIXELS + b"\r\n0\r\n\r\n"),
     Http(
         "body above max_request_bytes",
         request("POST", "/predict", headers={"Content-Type": OCTETS, "Content-Length": "8388609"}),

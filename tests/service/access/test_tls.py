@@ -130,7 +130,7 @@ def test_a_bad_new_pair_leaves_the_old_one_and_is_reported_once(authority: Autho
     with pytest.raises(SettingsError, match="tls_key"):
         tls.read()
     assert (Path(tls.certificate).read_bytes(), Path(tls.key).read_bytes()) == before
-    tls.context()
+    tls.context(("h2",))
     assert not tls.has_changed()
     assert not tls.has_changed()
     files.key.unlink()  # as between two steps of a program that replaces it
@@ -148,7 +148,7 @@ def test_new_files_are_read_again_once_there_are_descriptors(authority: Authorit
             assert tls.has_changed()
             with pytest.raises(UnreadableFile, match="Too many open files"):
                 tls.read()
-        tls.context()
+        tls.context(("h2",))
         assert tls.days_left == 30
     assert tls.has_changed()
     tls.read()
@@ -166,7 +166,7 @@ def test_the_context_asks_for_certificates_as_set(authority: Authority) -> None:
     for asks, mode in modes.items():
         ca = "" if asks == "none" else str(authority.ca)
         tls = Tls(settings_of(files, tls_client_auth=asks, tls_client_ca=ca))
-        assert tls.context().verify_mode is mode
+        assert tls.context(("h2",)).verify_mode is mode
         assert tls.for_granian()[-1] is (asks == "required")
         tls.close()
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from service.access.tls import Tls
+from service.access.tls_protocol import TlsProtocol
 from service.core.callers import Callers
-from service.grpc.http2 import frames
+from service.grpc.http2 import frames, listener
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.listener import Http2Protocol
 from service.grpc.http2.pool import Pool
-from service.grpc.http2.tls import TlsProtocol
 from service.settings import Settings
 from tests.certificates import Authority, Files
 from tests.service.grpc.http2.client import LIMITS, RPCS, START, answer, budget, call, goaway
@@ -26,6 +26,11 @@ from tests.service.grpc.http2.client import message as framed
 from tests.service.grpc.http2.test_listener import Calls, Transport, echo, in_loop, stop_of, turns
 
 EVERYTHING = 1 << 20
+
+
+@pytest.fixture
+def no_time_to_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_LINGER_S", 0.0)
 
 
 class Ours(Transport):
@@ -89,7 +94,7 @@ class Secure:
             pool=self.pool,
             callers=Callers(),
         )
-        self.server = TlsProtocol(tls.context(), self.inner)
+        self.server = TlsProtocol(tls.context(("h2",)), self.inner, ("h2",))
         tls.close()
         self.server.connection_made(self.transport)
 

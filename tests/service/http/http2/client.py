@@ -108,6 +108,7 @@ class Client:
     def __init__(self, front: Front = echo, *, window: int | None = None) -> None:
         self._reads = window is None
         window = 1 << 20 if window is None else window
+
         async def call(scope: RequestScope, stream: Stream) -> None:
             await front(scope, stream)
 
@@ -261,5 +262,3 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
         asyncio.run(asyncio.wait_for(test(*values, **named), 60))
 
     return run
-
-

@@ -122,16 +122,6 @@ async def test_the_preface_after_a_request_of_http1_is_malformed() -> None:
 
 
 @in_loop
-async def test_a_client_that_ends_within_the_preface_is_hung_up() -> None:
-    client = Client()
-    await client.write(PREFACE[:5])
-    first = client.transport.protocol
-    first._end_input()
-    await client.write(PREFACE[5:6])
-    assert first.is_closing
-
-
-@in_loop
 async def test_the_first_frame_has_to_be_settings() -> None:
     client = Client()
     await client.write(PREFACE + PingFrame(0, opaque_data=b"12345678").serialize())

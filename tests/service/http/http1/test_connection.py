@@ -1,0 +1,435 @@
+"""One connection: what a client sends, in pieces, and what it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from service.http.exchange import Ended
+from service.http.http1.connection import Http1Connection, Request, RequestScope
+from service.http.http1.heads import Heads
+
+GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
+POST = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Transport:
+    """A socket's transport that remembers."""
+
+    def __init__(self) -> None:
+        self.output = b""
+        self.unsent = 0
+        self.is_paused = self.has_ended = self.is_aborted = self.is_closed = False
+        self.options: list[Any] = []
+
+    def get_extra_info(self, name: str) -> Any:
+        addresses = {"peername": ("192.0.2.1", 5), "sockname": ("::1", 80, 0, 0)}
+        return addresses.get(name, self)
+
+    def setsockopt(self, *option: Any) -> None:
+        self.options.append(option)
+
+    def write(self, data: bytes) -> None:
+        assert not self.has_ended
+        self.output += data
+
+    def write_eof(self) -> None:
+        self.has_ended = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def is_closing(self) -> bool:
+        return self.is_closed or self.is_aborted
+
+    def pause_reading(self) -> None:
+        assert not self.is_paused
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        assert self.is_paused
+        self.is_paused = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+Front = Callable[[RequestScope, Request], Awaitable[None]]
+
+
+async def echo(scope: RequestScope, request: Request) -> None:
+    """Answer with the request line and the body, or with 400 for half a body."""
+    try:
+        body = await request()
+    except Ended:
+        request.response_bytes(400, [], b"half")
+        return
+    request.response_bytes(200, [], f"{scope.method} {scope.path} ".encode() + body)
+
+
+class Client:
+    """A client's end of a connection."""
+
+    def __init__(self, front: Front = echo) -> None:
+        async def call(scope: RequestScope, request: Request) -> None:
+            await front(scope, request)
+
+        self.connections: set[Http1Connection] = set()
+        self.lost = 0
+        buffer = memoryview(bytearray(64 * 1024))
+        self.server = Http1Connection(
+            call, Heads(), buffer, self.connections, self._lose, is_secure=False
+        )
+        self.transport = Transport()
+        self.server.connection_made(self.transport)
+
+    def _lose(self) -> None:
+        self.lost += 1
+
+    async def send(self, content: bytes, size: int = 0) -> None:
+        """Send bytes, `size` at a time, as far as they are read; the loop runs in between."""
+        size = size or len(content) or 1
+        for position in range(0, len(content), size):
+            piece = content[position : position + size]
+            for _ in range(20):
+                if not self.transport.is_paused:
+                    break
+                await asyncio.sleep(0)
+            assert not self.transport.is_paused, "the server reads no more"
+            self.server.get_buffer(-1)[: len(piece)] = piece
+            self.server.buffer_updated(len(piece))
+            await asyncio.sleep(0)
+        await settle()
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """The bodies of all answers so far."""
+        rest, found = self.transport.output, []
+        while rest:
+            head, _, rest = rest.partition(b"\r\n\r\n")
+            if b" 100 " in head:
+                continue
+            size = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            found.append(rest[:size])
+            rest = rest[size:]
+        return found
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(*values: Any, **named: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*values, **named), 60))
+
+    return run
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+@pytest.mark.parametrize(
+    ("content", "body"),
+    [
+        (GET, b"GET /a "),
+        (b"\r\n\r\n" + GET, b"GET /a "),
+        (POST % 3 + b"abc", b"POST /a abc"),
+        (CHUNKED + b"2\r\nab\r\n1;x\r\nc\r\n0\r\nT: t\r\n\r\n", b"POST /a abc"),
+    ],
+)
+@in_loop
+async def test_requests_are_answered_one_after_another(
+    content: bytes, body: bytes, size: int
+) -> None:
+    client = Client()
+    await client.send(content * 3, size)
+    assert client.bodies == [body] * 3
+    assert not client.transport.has_ended
+    assert not client.transport.is_paused
+    assert client.server.is_idle
+
+
+@in_loop
+async def test_a_request_says_who_sends_it() -> None:
+    scopes = []
+
+    async def front(scope: RequestScope, request: Request) -> None:
+        scopes.append(scope)
+        request.response_bytes(204, [], b"")
+
+    client = Client(front)
+    await client.send(b"GET http://h:1/a?b HTTP/1.1\r\nHost: h\r\nX: y\r\n\r\n" * 2)
+    (scope, again) = scopes
+    assert scope is again  # of equal requests of one client
+    assert (scope.client, scope.server, scope.scheme) == ("192.0.2.1:5", "::1:80", "http")
+    assert (scope.authority, scope.query_string, scope.headers.get("x")) == ("h:1", "b", "y")
+
+
+@in_loop
+async def test_a_body_that_came_with_its_head_is_whole() -> None:
+    wholes = []
+
+    async def front(scope: RequestScope, request: Request) -> None:
+        wholes.append(request.whole)
+        pieces = [piece async for piece in request]
+        request.response_bytes(200, [], b"".join(pieces) + await request())
+
+    client = Client(front)
+    await client.send(GET)
+    await client.send(POST % 3 + b"abc")
+    assert wholes == [b"", b"abc"]
+    assert client.bodies == [b"", b"abcabc"]
+
+
+@in_loop
+async def test_what_nobody_asks_for_is_not_read() -> None:
+    asks = asyncio.Event()
+
+    async def front(scope: RequestScope, request: Request) -> None:
+        await asks.wait()
+        await echo(scope, request)
+
+    client = Client(front)
+    await client.send(POST % 100)
+    await client.send(bytes(10))
+    assert client.transport.is_paused
+    asks.set()
+    await settle()
+    await client.send(bytes(90), 30)
+    assert client.bodies == [b"POST /a " + bytes(100)]
+
+
+@in_loop
+async def test_a_client_that_does_not_wait_for_answers_is_read_a_little_ahead() -> None:
+    goes_on = asyncio.Event()
+
+    async def front(scope: RequestScope, request: Request) -> None:
+        await goes_on.wait()
+        await echo(scope, request)
+
+    client = Client(front)
+    many = GET * 1000
+    for _ in range(10):
+        if not client.transport.is_paused:
+            await client.send(many)
+    assert client.transport.is_paused
+    assert len(client.server.unread) < 128 * 1024
+    goes_on.set()
+    while len(client.bodies) < 3000:
+        await settle()
+    assert not client.transport.is_paused
+
+
+@in_loop
+async def test_a_client_that_expects_it_is_told_to_continue() -> None:
+    client = Client()
+    expects = POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n") % 3
+    await client.send(expects)
+    assert client.transport.output == b"HTTP/1.1 100 Continue\r\n\r\n"
+    await client.send(b"abc")
+    assert client.bodies == [b"POST /a abc"]
+    client = Client()
+    await client.send(expects + b"abc")  # it did not wait
+    assert b" 100 " not in client.transport.output
+
+
+@in_loop
+async def test_an_answer_before_the_end_of_the_body_ends_the_connection() -> None:
+    async def front(scope: RequestScope, request: Request) -> None:
+        request.response_bytes(413, [], b"large")
+
+    client = Client(front)
+    await client.send(POST % 100 + bytes(50))
+    assert client.bodies == [b"large"]
+    assert b"\r\nconnection: close\r\n" in client.transport.output
+    assert client.transport.has_ended
+    assert not client.transport.is_paused  # the rest is read, so that the answer is not lost
+    await client.send(bytes(50) + GET)
+    assert client.bodies == [b"large"]
+    client.server.connection_lost(None)
+    assert (client.lost, client.connections) == (1, set())
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+    ],
+)
+@in_loop
+async def test_a_connection_ends_when_the_client_wants_it(request_bytes: bytes) -> None:
+    client = Client()
+    await client.send(request_bytes + GET)
+    assert client.bodies == [b"GET / "]
+    assert client.transport.has_ended
+
+
+@in_loop
+async def test_a_connection_ends_when_the_front_wants_it() -> None:
+    async def front(scope: RequestScope, request: Request) -> None:
+        request.response_bytes(200, [("connection", "close")], b"")
+
+    client = Client(front)
+    await client.send(GET)
+    assert client.transport.output.count(b"connection: close") == 1
+    assert client.transport.has_ended
+
+
+@pytest.mark.parametrize(("content", "status"), [(b"\0", 400), (b"GET / HTTP/1.1\r\n\r\n", 400)])
+@in_loop
+async def test_what_is_no_request_is_answered_and_ends_the_connection(
+    content: bytes, status: int
+) -> None:
+    client = Client()
+    await client.send(GET)
+    await client.send(content)
+    assert client.transport.output.count(b"HTTP/1.1 %d Bad Request\r\n" % status) == 1
+    assert "error" in json.loads(client.bodies[-1])
+    assert client.transport.has_ended
+
+
+@in_loop
+async def test_a_client_that_closed_its_side_gets_the_answers_that_are_due() -> None:
+    client = Client()
+    client.server.data_received(GET * 2)
+    assert client.server.eof_received() is True
+    await settle()
+    assert len(client.bodies) == 2
+    assert client.transport.is_closed
+
+
+@in_loop
+async def test_half_a_body_is_answered_as_such() -> None:
+    client = Client()
+    client.server.data_received(POST % 3 + b"a")
+    assert client.server.eof_received() is True
+    await settle()
+    assert client.bodies == [b"half"]
+    assert client.transport.is_closed
+    client = Client()
+    await client.send(CHUNKED + b"zz\r\n")
+    assert client.bodies == [b"half"]
+
+
+@pytest.mark.parametrize("content", [b"", b"GET /", GET])
+@in_loop
+async def test_without_a_request_the_end_of_a_client_ends_the_connection(content: bytes) -> None:
+    client = Client()
+    await client.send(content)
+    assert client.server.eof_received() is False
+
+
+@in_loop
+async def test_a_request_of_a_lost_connection_is_cancelled() -> None:
+    ends = []
+
+    async def front(scope: RequestScope, request: Request) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append("cancelled")
+            request.response_bytes(200, [], b"")  # goes nowhere
+
+    client = Client(front)
+    client.server.data_received(GET)
+    await settle()
+    client.server.connection_lost(ConnectionResetError())
+    await settle()
+    assert (ends, client.transport.output, client.connections) == (["cancelled"], b"", set())
+    assert not client.transport.is_aborted
+
+
+@in_loop
+async def test_who_does_not_read_answers_gets_no_further_ones() -> None:
+    client = Client()
+    client.server.pause_writing()
+    assert client.transport.is_paused
+    client.server.data_received(GET * 3)  # was on its way
+    await settle()
+    assert client.bodies == []
+    client.server.resume_writing()
+    await settle()
+    assert len(client.bodies) == 3
+    assert not client.transport.is_paused
+
+
+@in_loop
+async def test_progress_is_what_the_client_takes() -> None:
+    client = Client()
+    began = client.server.moved_at
+    client.transport.unsent = 100
+    client.server.note_progress(began + 1)
+    client.server.note_progress(began + 2)
+    assert (client.server.unsent, client.server.unsent_since) == (100, began + 1)
+    client.transport.unsent = 50
+    client.server.note_progress(began + 3)
+    assert (client.server.unsent_since, client.server.moved_at) == (began + 3, began + 3)
+
+
+@in_loop
+async def test_the_time_for_a_head_begins_with_its_first_byte_and_only_once() -> None:
+    client = Client()
+    server = client.server
+    await client.send(GET)
+    answered = server.waits_since
+    await asyncio.sleep(0.001)
+    await client.send(b"\r\n")
+    began = server.waits_since
+    assert began > answered
+    await asyncio.sleep(0.001)
+    await client.send(b"\r\n" * 3 + GET[:-1], 5)
+    assert server.waits_since == began
+
+
+@in_loop
+async def test_a_reset_lets_the_kernel_drop_what_is_unsent() -> None:
+    client = Client()
+    client.server.reset()
+    assert client.transport.is_aborted
+    assert client.transport.options
+
+
+@in_loop
+async def test_a_connection_lingers_until_its_answer_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.http.http1.connection.LINGER_S", 0.01)
+    client = Client()
+    client.transport.unsent = 10
+    client.server.hang_up()
+    await asyncio.sleep(0.05)
+    assert not client.transport.is_aborted
+    client.transport.unsent = 0
+    while not client.transport.is_aborted:
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no answer")])
+@in_loop
+async def test_a_request_without_an_answer_ends_the_connection(
+    error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def front(scope: RequestScope, request: Request) -> None:
+        if error:
+            raise error
+
+    client = Client(front)
+    with caplog.at_level(logging.ERROR):
+        await client.send(GET)
+    assert client.transport.is_aborted
+    assert ("no answer" in caplog.text) is bool(error)
