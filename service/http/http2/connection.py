@@ -131,7 +131,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._waiting: dict[int, Stream] = {}  # those whose answers wait for the client
         self._held = 0  # bytes of these answers
         self._unwritten = 0  # bytes of answers that h2 has as frames
-        self._tasks = 0  # of requests, also of those that were given up
+        self._tasks: set[asyncio.Task[None]] = set()  # also of requests that were given up
         self._last_stream_id = 0
         self._resets = Allowance(_FREE_RESETS, _LATE_RESETS)
         self._confirmations = Allowance(_FREE_CONFIRMATIONS)
@@ -204,6 +204,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         self.moved_at = self._received_at = self._loop.time()
+        self._pinged_at = None  # any byte is as good as the answer
         if self._is_closing:
             return
         self._reader.add(data)
@@ -310,9 +311,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if now - self.waits_since > settings.idle_timeout:
             return "idle"
         if self._pinged_at is not None:
-            if self._received_at > self._pinged_at:  # any byte is as good as the answer
-                self._pinged_at = None
-            elif now - self._pinged_at > settings.keepalive_timeout:
+            if now - self._pinged_at > settings.keepalive_timeout:
                 return "keepalive"
         elif 0 < settings.keepalive_interval < now - self._received_at:
             self._pinged_at = now
@@ -404,7 +403,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _request_received(self, event: RequestReceived) -> None:
         stream_id = event.stream_id
-        if self._is_refusing or max(len(self._streams), self._tasks) >= MAX_STREAMS:
+        if self._is_refusing or max(len(self._streams), len(self._tasks)) >= MAX_STREAMS:
             self._refused[stream_id] = None
             return
         self.was_used = True
@@ -494,8 +493,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         while self._begun and self._held < _MOST_HELD and not self.is_write_paused:
             scope, stream = self._begun.pop(next(iter(self._begun)))
             stream.take_whole()
-            self._tasks += 1
-            self._loop.create_task(self._run(scope, stream))
+            task = self._loop.create_task(self._run(scope, stream))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run(self, scope: RequestScope, stream: Stream) -> None:
         try:
@@ -503,7 +503,6 @@ class Http2Connection(asyncio.BufferedProtocol):
         except Exception:
             log.exception("A request could not be answered.")
         finally:
-            self._tasks -= 1
             if self._is_open(stream) and not stream.is_answered:
                 self._reset(stream, ErrorCodes.INTERNAL_ERROR)
                 self._flush()

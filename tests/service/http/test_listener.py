@@ -9,10 +9,13 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import h2.connection
+import h2.events
+import h2.exceptions
 import pytest
 import uvloop
 
-from service.http.http1.connection import Request, RequestScope
+from service.http.http1.connection import PREFACE, Request, RequestScope
 from service.http.listener import HttpListener
 from service.settings import Settings
 
@@ -276,3 +279,149 @@ def test_a_port_is_opened_where_no_socket_is_given() -> None:
             await port.tested.stop()
 
     asyncio.run(asyncio.wait_for(main(), SECONDS))
+
+
+# HTTP/2.
+
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+class Http2:
+    """A client of HTTP/2."""
+
+    def __init__(self, port: Port) -> None:
+        self.socket = port.connect()
+        self._h2 = h2.connection.H2Connection()
+        self._h2.initiate_connection()
+        self.events: list[type[h2.events.Event]] = []
+
+    async def send(self, path: str = "/a", body: bytes = b"") -> None:
+        """Begin a request; with a body, it is a POST whose end does not come."""
+        stream = self._h2.get_next_available_stream_id()
+        names = (":method", ":path", ":scheme", ":authority")
+        values = ("POST" if body else "GET", path, "http", "h")
+        self._h2.send_headers(stream, list(zip(names, values, strict=True)), end_stream=not body)
+        if body:
+            self._h2.send_data(stream, body)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.socket, self._h2.data_to_send())
+
+    async def until(self, kind: type[h2.events.Event] | None) -> None:
+        """Take what comes, until an event of a kind, or the end of the connection."""
+        while kind not in self.events:
+            try:
+                content = await asyncio.get_running_loop().sock_recv(self.socket, 65_536)
+            except ConnectionError:
+                content = b""
+            if not content:
+                assert kind is None
+                return
+            try:
+                self.events += [type(event) for event in self._h2.receive_data(content)]
+            except h2.exceptions.ProtocolError:  # for h2, nothing may follow a GOAWAY
+                self.events.append(h2.events.ConnectionTerminated)
+            with contextlib.suppress(ConnectionError):
+                await self._flush()
+
+    async def ask(self) -> None:
+        """Get an answer."""
+        self.events.clear()
+        await self.send()
+        await self.until(h2.events.StreamEnded)
+
+
+@with_port(header_timeout=0.3)
+async def test_both_versions_are_spoken_and_idle_http2_stays(port: Port) -> None:
+    clients = [Http2(port) for _ in range(20)]
+    for client in clients * 2:
+        await client.ask()
+    assert (await port.ask(port.connect())).endswith(b"here")
+    await asyncio.sleep(0.8)
+    for client in clients:
+        await client.ask()
+
+
+@pytest.mark.parametrize("content", [PREFACE[:10], PREFACE, PREFACE + SETTINGS])
+def test_http2_without_a_request_has_the_time_of_a_head(content: bytes) -> None:
+    @with_port(header_timeout=0.2)
+    async def scenario(port: Port) -> None:
+        client = port.connect()
+        await asyncio.get_running_loop().sock_sendall(client, content)
+        while not await port.is_closed(client):
+            pass
+
+    scenario()
+
+
+@with_port(idle_timeout=0.3)
+async def test_idle_http2_ends_after_the_idle_timeout(port: Port) -> None:
+    client = Http2(port)
+    await client.ask()
+    await client.until(None)
+
+
+@with_port(keepalive_interval=0.1, keepalive_timeout=0.3)
+async def test_http2_has_to_answer_pings(port: Port) -> None:
+    silent, alive = Http2(port), Http2(port)
+    await silent.ask()
+    await alive.ask()
+    ends = asyncio.create_task(alive.until(None))
+    await asyncio.sleep(1.0)
+    assert not ends.done()
+    assert h2.events.PingReceived in alive.events
+    while not await port.is_closed(silent.socket):
+        pass
+    ends.cancel()
+
+
+@with_port(max_connections=4)
+async def test_idle_http2_makes_room(port: Port) -> None:
+    holders = [Http2(port) for _ in range(4)]
+    for holder in holders:
+        await holder.ask()
+    assert (await port.ask(port.connect())).endswith(b"here")
+
+
+@with_port()
+async def test_http2_that_is_told_to_leave_loses_no_request(port: Port) -> None:
+    idle, busy, late = Http2(port), Http2(port), port.connect()
+    await idle.ask()
+    await busy.send("/slow", b"half")
+    while not port.slow:
+        await asyncio.sleep(0.01)
+    port.tested.retire()
+    await idle.until(h2.events.ConnectionTerminated)
+    await busy.until(h2.events.ConnectionTerminated)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(late, PREFACE + SETTINGS)
+    goaway, answer = b"\0\0\x08\7\0\0\0\0\0\x7f\xff\xff\xff", b""
+    while goaway not in answer:
+        answer += await loop.sock_recv(late, 65_536)
+
+
+@pytest.mark.parametrize("content", [PREFACE[:10], PREFACE, PREFACE + SETTINGS])
+def test_a_stop_does_not_wait_for_mute_http2(content: bytes) -> None:
+    @with_port()
+    async def scenario(port: Port) -> None:
+        client, ended = port.connect(), Http2(port)
+        await ended.ask()
+        await asyncio.get_running_loop().sock_sendall(client, content)
+        await asyncio.sleep(0.1)
+        await port.tested.stop()
+
+    scenario()
+
+
+@with_port()
+async def test_a_stop_waits_for_the_answers_of_http2(port: Port) -> None:
+    busy = Http2(port)
+    await busy.send("/slow", b"half")
+    while not port.slow:
+        await asyncio.sleep(0.01)
+    stopping = asyncio.create_task(port.tested.stop())
+    await asyncio.sleep(1.5)
+    assert not stopping.done()
+    busy.socket.close()
+    await stopping
