@@ -49,13 +49,12 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from h2.settings import Settings as H2Settings
-from hyperframe.frame import GoAwayFrame
 
 from service.core.allowance import Allowance
 from service.http.http1.connection import LINGER_S, PREFACE, Front, Http1Connection
 from service.http.http1.heads import Malformed
 from service.http.http1.responses import date
-from service.http.http2.frames import MAX_FRAME, MAX_HEADER_BLOCK, Breach, FrameReader
+from service.http.http2.frames import MAX_FRAME, MAX_HEADER_BLOCK, Breach, FrameReader, goaway
 from service.http.http2.header_blocks import BlockDecoder, BlockEncoder
 from service.http.http2.streams import RequestScope, Stream
 from service.observe import metrics
@@ -584,11 +583,9 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._flush()
 
     def _say_goaway(self, last_stream_id: int, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
-        """Send GOAWAY; by h2, it would be the end of what can be sent."""
         self._write()
         if not self._transport.is_closing():
-            frame = GoAwayFrame(0, last_stream_id=last_stream_id, error_code=code)
-            self._transport.write(frame.serialize())
+            self._transport.write(goaway(last_stream_id, code))
 
     def _flush(self) -> None:
         """Send what h2 has to send: at the end of this turn, if more may come."""

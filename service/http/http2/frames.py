@@ -19,6 +19,12 @@ _HEADERS, _SETTINGS, _GOAWAY, _CONTINUATION = 1, 4, 7, 9
 _ACK, _END_HEADERS = 1, 4
 
 
+def goaway(last_stream_id: int, code: ErrorCodes) -> bytes:
+    """GOAWAY as a frame; h2 takes its own for the end of what can be sent."""
+    payload = last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big")
+    return len(payload).to_bytes(3, "big") + bytes([_GOAWAY]) + bytes(5) + payload
+
+
 class Breach(Exception):
     """The client breaks a rule; the connection ends with this code."""
 

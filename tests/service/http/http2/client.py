@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import h2.config
 import h2.connection
@@ -188,7 +188,7 @@ class Client:
             match event:
                 case h2.events.ResponseReceived():
                     assert event.headers is not None
-                    self.answers[event.stream_id] = dict(event.headers), b""
+                    self.answers[event.stream_id] = dict(cast("Any", event.headers)), b""
                 case h2.events.DataReceived():
                     headers, body = self.answers[event.stream_id]
                     self.answers[event.stream_id] = headers, body + event.data

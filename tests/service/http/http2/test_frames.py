@@ -12,7 +12,7 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
-from service.http.http2.frames import MAX_HEADER_BLOCK, Breach, FrameReader
+from service.http.http2.frames import MAX_HEADER_BLOCK, Breach, FrameReader, goaway
 
 SETTINGS = SettingsFrame(0).serialize()
 PING = PingFrame(0, opaque_data=b"12345678").serialize()
@@ -99,6 +99,11 @@ def test_settings_come_first(first: bytes) -> None:
     with pytest.raises(Breach) as caught:
         tested.take(ALL)
     assert caught.value.code == ErrorCodes.PROTOCOL_ERROR
+
+
+def test_our_goaway_is_that_of_others() -> None:
+    theirs = GoAwayFrame(0, last_stream_id=2**31 - 1, error_code=ErrorCodes.ENHANCE_YOUR_CALM)
+    assert goaway(2**31 - 1, ErrorCodes.ENHANCE_YOUR_CALM) == theirs.serialize()
 
 
 def test_the_size_of_a_frame_is_checked_before_it_has_come() -> None:
