@@ -65,8 +65,9 @@ log = logging.getLogger(__name__)
 MAX_STREAMS = 128
 STREAM_WINDOW = 128 * 1024
 CONNECTION_WINDOW = 4 * STREAM_WINDOW
-# Some 40 us each for h2; ten thousand of the smallest fit into what one read brings.
-_FRAMES_PER_TURN = 128
+# As `FrameReader` counts costs: some 5 ms, and 10 ms for the largest header block. What one read
+# brings may take half a second.
+_COST_PER_TURN = 128
 # Bytes of answers that wait for the client. While there are more, no further request is begun.
 _MOST_HELD = 4 * 1024 * 1024
 _WRITE_BYTES = 64 * 1024  # are collected for one write
@@ -232,7 +233,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.moved_at = self._loop.time()
         if not self._is_closing:
             self._send_waiting()
-            self._work()
+            if not self._is_due:
+                self._work()
 
     # For `Stream`.
 
@@ -365,12 +367,11 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _work(self) -> None:
         """Read the next frames, begin with their requests, and send what can be sent."""
-        self._is_due = False
         if self._is_closing or self.is_write_paused:
             return
         self._is_working = True
         try:
-            content = self._reader.take(_FRAMES_PER_TURN)
+            content = self._reader.take(_COST_PER_TURN)
             # h2 is past all of them: nothing may be sent to a stream before its last event.
             for event in self._h2.receive_data(content) if content else ():
                 if handler := _HANDLERS.get(type(event)):
@@ -393,12 +394,16 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._flush()
         if self._reader.is_client_leaving:
             self.hang_up()
-        if self._reader.has_more and not self._is_closing:
+        if self._reader.has_more and not self._is_closing and not self.is_write_paused:
             self._is_due = True
             self._pause_reading()
-            self._loop.call_soon(self._work)
+            self._loop.call_soon(self._next_turn)
         elif not self.is_write_paused:
             self._resume_reading()
+
+    def _next_turn(self) -> None:
+        self._is_due = False
+        self._work()
 
     def _request_received(self, event: RequestReceived) -> None:
         stream_id = event.stream_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
 from h2.exceptions import ProtocolError
@@ -16,6 +16,7 @@ from service.http.http1.heads import CONTROL, MAX_HEADERS, NAMES, Headers, Malfo
 _REQUEST = HeaderValidationFlags(
     is_client=False, is_trailer=False, is_response_header=False, is_push_promise=False
 )
+_PSEUDO = 4  # headers that HTTP/1 has in its request line and in Host
 _PATH = re.compile("[!-~\x80-\xff]+")
 _MOST_DIGITS = 19  # of a length: below 2**63
 
@@ -56,11 +57,13 @@ class RequestScope:
         "server",
     )
 
-    def __init__(self, block: Iterable[tuple[bytes, bytes]], connection: Peer) -> None:
+    def __init__(self, block: Collection[tuple[bytes, bytes]], connection: Peer) -> None:
         """From a decoded header block. Raises Malformed.
 
         What h2 takes to be valid is not yet what HTTP/1 does, and `heads`.
         """
+        if len(block) > MAX_HEADERS + _PSEUDO:
+            raise Malformed(f"The request has more than {MAX_HEADERS} headers.", 431)
         try:
             pairs = list(validate_headers(normalize_inbound_headers(block, _REQUEST), _REQUEST))
         except ProtocolError:
@@ -75,8 +78,6 @@ class RequestScope:
                 pseudo[name] = value
             else:
                 fields.append((name, value))
-        if len(fields) > MAX_HEADERS:
-            raise Malformed(f"The request has more than {MAX_HEADERS} headers.", 431)
         if not NAMES.fullmatch("".join([f"{name}\n" for name, _ in fields])):
             raise Malformed("A header of the request has a name that is not a token.")
         headers = Headers(fields)

@@ -17,7 +17,7 @@ from service.http.http2.frames import MAX_HEADER_BLOCK, Breach, FrameReader, goa
 SETTINGS = SettingsFrame(0).serialize()
 PING = PingFrame(0, opaque_data=b"12345678").serialize()
 GOAWAY = GoAwayFrame(0).serialize()
-ALL = 1000
+ALL = 1 << 20
 
 
 def reader(content: bytes = b"") -> FrameReader:
@@ -52,6 +52,15 @@ def test_no_more_frames_than_asked_for() -> None:
     assert tested.has_more
     assert tested.take(3) == PING * 2
     assert not tested.has_more
+
+
+def test_a_large_header_block_is_taken_alone() -> None:
+    block = HeadersFrame(1, bytes(2000), flags=["END_HEADERS"]).serialize()
+    tested = reader(block * 2 + PING)
+    assert tested.take(100) == block
+    assert tested.has_more
+    assert tested.take(100) == block
+    assert tested.take(100) == PING
 
 
 def test_what_is_unfinished_has_a_number_of_its_own() -> None:
