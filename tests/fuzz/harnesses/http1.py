@@ -106,9 +106,7 @@ async def _ours(content: bytes, size: int) -> tuple[list[_Seen], list[bytes]]:
 
     connections: set[Http1Connection] = set()
     buffer = memoryview(bytearray(1))
-    connection = Http1Connection(
-        front, Heads(), buffer, connections, lambda: None, is_secure=False
-    )
+    connection = Http1Connection(front, Heads(), buffer, connections, lambda: None, is_secure=False)
     transport = _Transport()
     connection.connection_made(transport)
     for position in range(0, len(content), size):

@@ -432,6 +432,16 @@ async def test_a_front_that_fails_or_does_not_answer_resets_its_stream(
     assert client.resets == {first: INTERNAL_ERROR, second: INTERNAL_ERROR}
 
 
+@in_loop
+async def test_a_connection_that_is_used_for_long_does_not_grow() -> None:
+    client = Client()
+    for _ in range(1000):
+        await client.ask()
+    machine = client.server._h2
+    assert len(machine.streams) <= 1
+    assert len(machine._closed_streams) <= 2 * MAX_STREAMS
+
+
 # Malformed requests.
 
 TOO_MANY = [(f"x-{number}", "1") for number in range(101)]
