@@ -16,7 +16,7 @@ MAX_FRAME = 16 * 1024
 MAX_HEADER_BLOCK = 64 * 1024
 # A frame costs 1: some 40 us for h2 and us. So do this many bytes of a header block, each of which
 # may stand for a header.
-_BYTES_PER_COST = 16
+_BYTES_PER_COST = 12
 _HEADER = 9
 _HEADERS, _SETTINGS, _GOAWAY, _CONTINUATION = 1, 4, 7, 9
 _ACK, _END_HEADERS = 1, 4
