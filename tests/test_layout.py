@@ -11,6 +11,7 @@ TESTED_TREES = ("service", "training", "clients/python")
 TESTED_ELSEWHERE = {
     "service/grpc/http2/events.py": "it only declares: test_connection.py sees each event",
     "service/check/finding.py": "it only declares",
+    "service/http/exchange.py": "it only declares",
     "training/errors.py": "it only declares: tests raise each error where it is caused",
     "clients/python/mnist_client/results.py": "it only declares",
 }

@@ -298,10 +298,12 @@ def test_a_required_client_certificate_must_be_of_the_authority(
     assert mutual.serves(client_files)
 
 
-def test_a_client_certificate_gives_scopes_over_grpc(
-    mutual: SecureServer, client_files: Files, authority: Authority
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_a_client_certificate_gives_scopes(
+    mutual: SecureServer, client_files: Files, authority: Authority, scheme: str
 ) -> None:
-    address = f"grpcs://localhost:{mutual.grpc_port}"
+    port = mutual.http_port if scheme == "https" else mutual.grpc_port
+    address = f"{scheme}://localhost:{port}"
     with Client(address, tls=TLS(mutual.ca, *client_files), timeout=60) as client:
         assert client.predict(Path(SEVEN)).digit == 7
         with pytest.raises(AccessDenied):
@@ -314,17 +316,29 @@ def test_a_client_certificate_gives_scopes_over_grpc(
         client.predict(Path(SEVEN))
 
 
-def test_over_http_it_is_only_a_condition_to_connect(
-    mutual: SecureServer, client_files: Files
+@pytest.mark.parametrize("fast_http", [True, False], ids=["own front", "Granian"])
+def test_a_certificate_without_a_name_of_ours_is_only_a_condition_to_connect(
+    start: Start, authority: Authority, client_files: Files, fast_http: bool
 ) -> None:
-    address, tls = f"https://localhost:{mutual.http_port}", TLS(mutual.ca, *client_files)
+    """Granian does not even say whose certificate it is."""
+    keys = authority.folder / "more-keys"
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys.write_text(
+        f"me predict never certificate:client.example\nkey predict never sha256:{digest}\n"
+    )
+    asks = {"tls_client_auth": "required", "tls_client_ca": authority.ca, "keys_file": str(keys)}
+    server = start(fast_http=fast_http, **asks)
+    files = client_files
+    if fast_http:
+        files = authority.issue("other", "other.example", common_name="client.example")
+    address, tls = f"https://localhost:{server.http_port}", TLS(server.ca, *files)
     with Client(address, tls=tls, bearer_key=KEY, timeout=60) as client:
         assert client.predict(Path(SEVEN)).digit == 7
     forged = {"x-forwarded-client-cert": "DNS=client.example"}
     with httpx.Client(
-        verify=mutual.context(certificate=client_files), headers=forged, timeout=60
+        verify=server.context(certificate=files), headers=forged, timeout=60
     ) as plain:
-        refused = plain.post(f"{address}/predict", content=b"", headers=forged)
+        refused = plain.post(f"{address}/predict", content=b"")
     assert refused.status_code == 401
 
 

@@ -239,11 +239,13 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Keep our side open for an answer that is due. TLS has no sides that end alone."""
-        is_answering = self.request is not None or self.is_write_paused
-        if not is_answering or self._is_closing or not self._transport.can_write_eof():
+        if self._is_closing or not self._transport.can_write_eof():
             return False
         self._has_ended = True
         self._wake()
+        if self.request is None and not self.is_write_paused:
+            self._next(0)  # a request that waits for its turn
+            return self.request is not None
         return True
 
     def pause_writing(self) -> None:

@@ -314,6 +314,20 @@ async def test_a_client_that_closed_its_side_gets_the_answers_that_are_due() -> 
 
 
 @in_loop
+async def test_a_request_that_waits_for_its_turn_when_the_client_closes_is_answered() -> None:
+    async def front(scope: RequestScope, request: Request) -> None:
+        request.response_bytes(200, [], b"")
+        # Between two requests: the next one begins in the next turn of the loop.
+        client.server.eof_received()
+
+    client = Client(front)
+    client.server.data_received(GET * 2)
+    await settle()
+    assert len(client.bodies) == 2
+    assert client.transport.is_closed
+
+
+@in_loop
 async def test_half_a_body_is_answered_as_such() -> None:
     client = Client()
     client.server.data_received(POST % 3 + b"a")
