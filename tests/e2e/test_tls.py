@@ -342,6 +342,18 @@ def test_a_certificate_without_a_name_of_ours_is_only_a_condition_to_connect(
     assert refused.status_code == 401
 
 
+@pytest.mark.parametrize("is_http2", [False, True])
+def test_a_client_certificate_gives_scopes_over_each_version_of_http(
+    mutual: SecureServer, client_files: Files, is_http2: bool
+) -> None:
+    context = mutual.context(certificate=client_files)
+    with httpx.Client(verify=context, http1=not is_http2, http2=is_http2, timeout=60) as client:
+        url = f"https://localhost:{mutual.http_port}/predict"
+        raw = {"content-type": "application/octet-stream"}
+        answer = client.post(url, content=bytes(784), headers=raw)
+    assert (answer.status_code, answer.http_version) == (200, f"HTTP/{'2' if is_http2 else '1.1'}")
+
+
 def probe(server: SecureServer, **settings: object) -> subprocess.CompletedProcess[str]:
     given = {"http_port": server.http_port, "grpc_port": server.grpc_port} | settings
     environ = {f"MNIST_{name.upper()}": str(value) for name, value in given.items()}

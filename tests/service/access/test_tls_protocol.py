@@ -336,3 +336,33 @@ async def test_the_state_of_openssl_is_freed_with_the_connection() -> None:
     state = weakref.ref(secure.server._tls)
     secure.server.connection_lost(None)
     assert state() is None
+
+
+@in_loop
+async def test_another_protocol_takes_over_with_what_the_handshake_has_found() -> None:
+    class Successor:
+        is_open = False
+        client_name = ""
+
+        def __init__(self) -> None:
+            self.received = b""
+            self.is_lost = False
+
+        def data_received(self, data: bytes) -> None:
+            self.received += data
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.is_lost = True
+
+    secure = await opened(asks="required", certificate=Secure.client_files)
+    successor: Any = Successor()
+    secure.server.set_protocol(successor)
+    assert successor.is_open
+    assert successor.client_name == secure.inner.client_name == "client.example"
+    secure.client.write(b"data")
+    secure.pass_on()
+    assert successor.received == b"data"
+    secure.server.close()
+    assert secure.transport.closing
+    secure.server.connection_lost(None)
+    assert successor.is_lost
