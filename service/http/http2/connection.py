@@ -7,8 +7,8 @@ library h2 is the state machine: frames, HPACK, flow control. The life of a requ
 2. Its event `RequestReceived` opens a `Stream`. Once all frames of the turn are read, a task runs
    the front with it. Most bodies have arrived by then.
 3. Of other bodies, what has arrived stays in the stream, and its flow-control window is given back
-   as the front reads. So the windows bound what is held: 128 KiB per stream, and four times that
-   per connection, which lets the other streams continue while three do not read.
+   as the front reads. So the windows bound what is held: 128 KiB per stream, and twice that per
+   connection, which lets the other streams continue while one is not read.
 4. The front answers with `response_bytes`. Headers and DATA go out as far as the windows and the
    transport allow, and the rest follows when they open.
 
@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 
 MAX_STREAMS = 128
 STREAM_WINDOW = 128 * 1024
-CONNECTION_WINDOW = 4 * STREAM_WINDOW
+CONNECTION_WINDOW = 2 * STREAM_WINDOW
 # As `FrameReader` counts costs: some 5 ms, and 10 ms for the largest header block. What one read
 # brings may take half a second.
 _COST_PER_TURN = 128
@@ -611,7 +611,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._is_to_write = False
         self._unwritten = 0
         content = self._h2.data_to_send()
-        if content and not self._transport.is_closing():
+        if content and not self._is_closing and not self._transport.is_closing():
             self._transport.write(content)
 
     # The end.

@@ -189,12 +189,11 @@ async def test_what_nobody_reads_is_bounded_by_the_windows_and_others_continue()
 
     client = Client(front)
     await client.flush()
-    for stream in (1, 3, 5):
-        client.h2.send_headers(stream, [*POST[:2], (":path", "/silent"), POST[3]])
-        for _ in range(STREAM_WINDOW // 16_384):
-            client.h2.send_data(stream, bytes(16_384))
-        await client.flush()
-        assert client.h2.local_flow_control_window(stream) == 0
+    client.h2.send_headers(1, [*POST[:2], (":path", "/silent"), POST[3]])
+    for _ in range(STREAM_WINDOW // 16_384):
+        client.h2.send_data(1, bytes(16_384))
+    await client.flush()
+    assert client.h2.local_flow_control_window(1) == 0
     stream = await client.ask(POST, bytes(500_000))
     assert len(client.answers[stream][1]) == 500_008
 
@@ -698,6 +697,25 @@ async def test_an_idle_client_that_is_let_go_leaves_with_its_pong() -> None:
     assert client.goaways[1] == (1, NO_ERROR)
     assert client.transport.has_ended
     assert client.server.is_closing
+
+
+@in_loop
+async def test_nothing_is_sent_after_the_end_that_a_pong_brings() -> None:
+    client = Client()
+    client.h2.send_headers(1, POST)
+    await client.flush()
+    client.h2.reset_stream(1, CANCEL)
+    await client.flush()
+    client.server.retire()
+    client.server._h2.ping(b"12345678")
+    client.server._is_to_write = True
+    asyncio.get_running_loop().call_soon(client.server._write)
+    pong = PingFrame(0, opaque_data=b"leaving?", flags=["ACK"]).serialize()
+    client.h2.send_headers(3, HEADERS, end_stream=True)
+    late = client.h2.data_to_send() + PingFrame(0, opaque_data=b"12345678").serialize()
+    client.transport.protocol.data_received(pong + late)
+    assert client.transport.has_ended
+    await settle()  # the transport asserts it
 
 
 @in_loop
