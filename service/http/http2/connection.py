@@ -77,8 +77,9 @@ _WRITE_BYTES = 64 * 1024  # are collected for one write
 _QUICK_RESET_S = 0.05
 _FREE_RESETS, _LATE_RESETS = 1000, 10_000
 _FREE_CONFIRMATIONS = 1000  # of PING and SETTINGS, and empty DATA: as resets
-# Requests that are remembered, as a client repeats the same few; bytes of their headers.
-_MAX_KNOWN, _MAX_KNOWN_BYTES = 16, 1024
+# Requests that are remembered, some 8 KB each, as a client repeats the same few; the largest of
+# them in bytes and in headers.
+_MAX_KNOWN, _MAX_KNOWN_BYTES, _MAX_KNOWN_HEADERS = 4, 1024, 32
 _ALL_STREAMS = 2**31 - 1  # the last stream of a GOAWAY that only announces the end
 _KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
 _WITHOUT_BODY = (204, 304)
@@ -426,9 +427,10 @@ class Http2Connection(asyncio.BufferedProtocol):
             except Malformed as error:
                 self._malformed[stream_id] = error
                 return
-            if len(self._scopes) >= _MAX_KNOWN:
-                self._scopes.clear()
-            if sum(len(name) + len(value) for name, value in block) <= _MAX_KNOWN_BYTES:
+            size = sum([len(name) + len(value) for name, value in block])
+            if len(block) <= _MAX_KNOWN_HEADERS and size <= _MAX_KNOWN_BYTES:
+                if len(self._scopes) >= _MAX_KNOWN:
+                    self._scopes.clear()
                 self._scopes[block] = scope
         stream.is_head = scope.method == "HEAD"
         stream.expects_continue = scope.headers.get("expect", "").lower() == "100-continue"

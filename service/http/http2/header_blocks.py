@@ -12,8 +12,9 @@ from typing import Any
 from hpack import Decoder, Encoder, HeaderTuple
 from hpack.table import HeaderTable
 
-# Decoded blocks kept per connection, and the largest in bytes. A client repeats the same few.
-_MAX_KNOWN, _MAX_KNOWN_BYTES = 16, 512
+# Decoded blocks kept per connection, some 3 KB each, and the largest in bytes and in headers. A
+# client repeats the same few.
+_MAX_KNOWN, _MAX_KNOWN_BYTES, _MAX_KNOWN_HEADERS = 4, 512, 32
 _SIZE_UPDATE = 0x20  # the first three bits of a dynamic table size update; here with the size 0
 
 
@@ -52,7 +53,11 @@ class BlockDecoder(Decoder):
         headers = list(super().decode(data, raw=True))
         if self._table.has_changed:
             self._known.clear()
-        elif len(data) <= _MAX_KNOWN_BYTES and data and data[0] & 0xE0 != _SIZE_UPDATE:
+        elif (
+            0 < len(data) <= _MAX_KNOWN_BYTES
+            and len(headers) <= _MAX_KNOWN_HEADERS
+            and data[0] & 0xE0 != _SIZE_UPDATE
+        ):
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[data] = headers
