@@ -33,7 +33,7 @@ _BACKLOG = 1024
 _BUFFER = 64 * 1024  # bytes that are read of a connection at a time
 _ACCEPTED_PER_TURN = 64
 _TICK_S = 0.1  # between two looks at newcomers
-_LONGEST_SWEEP_S = 1.0  # between two looks at all connections
+_SHORTEST_SWEEP_S, _LONGEST_SWEEP_S = 0.025, 1.0  # between two looks at all connections
 _PAUSE_S = 0.5  # after an accept that failed, as without a free descriptor
 # What a newcomer may replace: a request may be on its way to a connection that was just accepted,
 # and the rest of a body that has just begun to arrive.
@@ -66,7 +66,7 @@ class HttpListener:
             settings.keepalive_timeout,
             settings.keepalive_interval or math.inf,
         )
-        self._sweep_s = min(shortest / 4, _LONGEST_SWEEP_S)
+        self._sweep_s = max(_SHORTEST_SWEEP_S, min(shortest / 4, _LONGEST_SWEEP_S))
 
     def start(self, listener: socket.socket | None = None) -> None:
         """Accept connections from now on: on a socket that is bound, or else on the port."""
