@@ -55,7 +55,7 @@ from service.http.http1.connection import LINGER_S, PREFACE, Front, Http1Connect
 from service.http.http1.heads import Malformed
 from service.http.http1.responses import date
 from service.http.http2.frames import MAX_FRAME, MAX_HEADER_BLOCK, Breach, FrameReader, goaway
-from service.http.http2.header_blocks import BlockDecoder, BlockEncoder
+from service.http.http2.header_blocks import BlockDecoder, BlockEncoder, response_field
 from service.http.http2.streams import RequestScope, Stream
 from service.observe import metrics
 from service.settings import Settings
@@ -83,10 +83,6 @@ _MAX_KNOWN, _MAX_KNOWN_BYTES, _MAX_KNOWN_HEADERS = 4, 1024, 32
 _ALL_STREAMS = 2**31 - 1  # the last stream of a GOAWAY that only announces the end
 _KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
 _WITHOUT_BODY = (204, 304)
-# Of HTTP/1 alone (RFC 9113, 8.2.2); the length is added here.
-_NOT_SENT = frozenset(
-    (b"connection", b"content-length", b"keep-alive", b"proxy-connection", b"transfer-encoding")
-)
 _CONFIGURATION = H2Configuration(
     client_side=False,
     header_encoding=None,
@@ -263,18 +259,14 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Send an answer. Raises ValueError for a header with a line break."""
         if not self._is_open(stream) or stream.is_answered:
             return
-        fields = [(b":status", b"%d" % status), (b"date", date(int(time())).encode())]
-        for name, value in headers:
-            field = name.lower().encode("latin-1"), value.encode("latin-1")
-            if b"\n" in field[0] + field[1] or b"\r" in field[0] + field[1]:
-                raise ValueError("a header of the answer has a line break")
-            if field[0] not in _NOT_SENT:
-                fields.append(field)
+        fields = [response_field("date", date(int(time())))]
+        fields += [response_field(name, value) for name, value in headers]
         if status in _WITHOUT_BODY or stream.is_head:
             body = b""
         else:
-            fields.append((b"content-length", b"%d" % len(body)))
-        self._h2.send_headers(stream.id, fields, end_stream=not body)
+            fields.append(response_field("content-length", str(len(body))))
+        block = [(b":status", b"%d" % status), (b"", b"".join(fields))]  # see `BlockEncoder`
+        self._h2.send_headers(stream.id, block, end_stream=not body)
         stream.is_answered = True
         stream.answer = body
         stream.moved_at = self._loop.time()

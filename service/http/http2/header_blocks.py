@@ -15,6 +15,10 @@ from hpack.table import HeaderTable
 # Decoded blocks kept per connection, some 3 KB each, and the largest in bytes and in headers. A
 # client repeats the same few.
 _MAX_KNOWN, _MAX_KNOWN_BYTES, _MAX_KNOWN_HEADERS = 4, 512, 32
+# RFC 9113, 8.2.2.
+_HTTP1_ONLY = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
 _SIZE_UPDATE = 0x20  # the first three bits of a dynamic table size update; here with the size 0
 
 
@@ -82,8 +86,8 @@ class BlockEncoder(Encoder):
         self._has_to_resize = True
 
     def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:
-        """One block, of names and values as bytes."""
-        fields = [_field(name, value) for name, value in headers]
+        """One block, of names and values as bytes. Without a name, a value is encoded fields."""
+        fields = [_field(name, value) if name else value for name, value in headers]
         if self._has_to_resize:
             self._has_to_resize = False
             fields.insert(0, bytes([_SIZE_UPDATE]))
@@ -91,6 +95,19 @@ class BlockEncoder(Encoder):
 
 
 @lru_cache(1024)
+def response_field(name: str, value: str) -> bytes:
+    """A header of an answer, encoded; nothing for one that only HTTP/1 has.
+
+    Raises ValueError for what is not latin-1 or has a line break.
+    """
+    raw_name, raw_value = name.lower().encode("latin-1"), value.encode("latin-1")
+    if raw_name in _HTTP1_ONLY:
+        return b""
+    if b"\n" in raw_name + raw_value or b"\r" in raw_name + raw_value:
+        raise ValueError("a header of the answer has a line break")
+    return _field(raw_name, raw_value)
+
+
 def _field(name: bytes, value: bytes) -> bytes:
     """A field that does not enter the table (RFC 7541, 6.1 and 6.2.2)."""
     index, values = HeaderTable.STATIC_TABLE_MAPPING.get(name, (0, {}))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.http.http2.header_blocks import BlockDecoder, BlockEncoder
+from service.http.http2.header_blocks import BlockDecoder, BlockEncoder, response_field
 
 FIELDS = [(b":method", b"GET"), (b":path", b"/a"), (b"x-y", b"z"), (b"x-y", b"\xe4")]
 MAX = 65_536
@@ -103,3 +103,24 @@ def test_a_new_table_size_is_confirmed_in_the_next_block() -> None:
     assert tested.encode([(b":status", b"200")]) == b"\x20\x88"
     assert tested.encode([(b":status", b"200")]) == b"\x88"
     assert decoded(b"\x20\x88") == [(b":status", b"200")]
+
+
+def test_fields_that_are_encoded_already_are_passed_on() -> None:
+    fields = response_field("X-Y", "\xe4") + response_field("content-type", "a")
+    block = BlockEncoder().encode([(b":status", b"200"), (b"", fields)])
+    assert decoded(block) == [(b":status", b"200"), (b"x-y", b"\xe4"), (b"content-type", b"a")]
+
+
+@pytest.mark.parametrize("name", ["connection", "Keep-Alive", "transfer-encoding", "upgrade"])
+def test_what_only_http1_has_is_left_out(name: str) -> None:
+    assert response_field(name, "close") == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("x", "a\nb"), ("x", "a\r"), ("x\n", "a"), ("x", "\u20ac")]
+)
+def test_a_header_that_would_end_its_line_or_is_not_latin_1_is_an_error(
+    name: str, value: str
+) -> None:
+    with pytest.raises(ValueError, match=r"line break|latin-1"):
+        response_field(name, value)
