@@ -1,24 +1,24 @@
 """One HTTP/2 connection: an asyncio protocol that hands each of its streams to the front.
 
-Theory of operation. `Http1Connection` sees the preface and lets this take its transport. The
-library h2 is the state machine: frames, HPACK, flow control. The life of a request:
+Theory of operation. `Http1Connection` sees the preface and hands over its transport. The library
+h2 is the state machine: frames, HPACK, flow control. The life of a request:
 
-1. `FrameReader` gives h2 whole frames, a number of them per turn of the event loop.
-2. Its event `RequestReceived` opens a `Stream`. Once all frames of the turn are read, a task runs
+1. `FrameReader` gives h2 whole frames, a limited number per turn of the event loop.
+2. The event `RequestReceived` opens a `Stream`. When all frames of the turn are read, a task runs
    the front with it. Most bodies have arrived by then.
-3. Of other bodies, what has arrived stays in the stream, and its flow-control window is given back
-   as the front reads. So the windows bound what is held: 128 KiB per stream, and twice that per
-   connection, which lets the other streams continue while one is not read.
+3. Other bodies stay in their stream as they arrive, and the front opens the flow-control window
+   again as it reads. So the windows bound what is held: 128 KiB per stream, and twice that per
+   connection, which lets other streams continue while one is not read.
 4. The front answers with `response_bytes`. Headers and DATA go out as far as the windows and the
    transport allow, and the rest follows when they open.
 
 The end of a connection loses no request: `retire` announces it by a GOAWAY that still allows any
-stream, and a PING. When the PING is answered, the client knows. `hang_up` then says which request
-was the last, and the connection ends when that is answered (RFC 9113, 6.8).
+stream, and a PING. When the client answers the PING, it has read the GOAWAY. `hang_up` then sends
+the number of the last request, and the connection ends when all are answered (RFC 9113, 6.8).
 
 What costs the client nothing has an allowance: requests that it gives up at once (CVE-2023-44487),
-and frames that have to be confirmed. A request that is given up still counts until its task ends.
-While the client does not read its socket, nothing of it is read.
+and frames that have to be confirmed. A request that was given up counts until its task ends. While
+the client does not read its socket, nothing is read from it.
 """
 
 from __future__ import annotations
@@ -139,12 +139,12 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._confirmations = Allowance(_FREE_CONFIRMATIONS)
         self._window_has_grown = False
         self._is_working = False  # frames are being read, and output is collected
-        self._is_due = False  # a further turn is
-        self._is_to_write = False  # at the end of this one
+        self._is_due = False  # another turn is scheduled
+        self._is_to_write = False  # a write at the end of this turn is scheduled
         self._is_reading = True
         self._has_ended = False  # the client has closed its side, or the connection is lost
         self._is_retiring = False  # the end is announced
-        self._is_refusing = False  # the last stream is said
+        self._is_refusing = False  # the number of the last stream is sent
         self._is_closing = False  # our side is closed
         self._lingering: asyncio.TimerHandle | None = None
         self.is_write_paused = False
@@ -241,7 +241,7 @@ class Http2Connection(asyncio.BufferedProtocol):
     # For `Stream`.
 
     def read(self, stream: Stream) -> None:
-        """Give the window of a body's bytes back."""
+        """Open the windows again by what was read of a body."""
         if stream.unread_window and not self._is_closing:
             self._h2.acknowledge_received_data(stream.unread_window, stream.id)
             stream.unread_window = 0
@@ -370,7 +370,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._is_working = True
         try:
             content = self._reader.take(_COST_PER_TURN)
-            # h2 is past all of them: nothing may be sent to a stream before its last event.
+            # h2 has processed all of these frames already, so nothing is sent on a stream until
+            # its last event is handled.
             for event in self._h2.receive_data(content) if content else ():
                 if handler := _HANDLERS.get(type(event)):
                     handler(self, event)
@@ -429,7 +430,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._begun[stream_id] = scope, stream
 
     def _refuse(self) -> None:
-        """Answer the requests that the front does not get. Raises Breach."""
+        """Refuse the requests that do not reach the front. Raises Breach."""
         for stream_id in self._refused:
             self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
             self._use_reset()

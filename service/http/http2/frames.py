@@ -1,8 +1,8 @@
 """Splits what an HTTP/2 client sends into whole frames, ahead of the library h2.
 
-h2 works off all the bytes it gets in one go, looks at the size of a frame when it has all of it,
-and takes a client's GOAWAY for the end of its open requests as well. So this module bounds what is
-kept of a frame and of a header block, gives h2 a number of frames at a time, and takes GOAWAY out.
+h2 processes all the bytes it gets at once, checks the size of a frame when all of it has arrived,
+and ends open requests too when the client sends GOAWAY. So this module bounds the size of a frame
+and of a header block, gives h2 a limited number of frames at a time, and filters GOAWAY out.
 
 Source: RFC 9113 (HTTP/2), 3.4, 4.1 and 6.8.
 """
