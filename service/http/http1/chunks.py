@@ -6,7 +6,7 @@ import re
 
 from service.http.http1.heads import Malformed
 
-# A chunk's size, hexadecimal, with extensions, which nobody uses and which are ignored.
+# A chunk's size, hexadecimal. Extensions are ignored: no extension is in use.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~\x80-\xff]*)?")
 _MAX_LINE = 1024  # bytes of a size with its extensions
 _MAX_TRAILERS = 16 * 1024

@@ -2,7 +2,7 @@
 
 The life of a request: `data_received` finds the end of its head, `Heads` parses it, and a task runs
 the front with a `Request`. Most bodies have arrived with the head by then. Of others, `Request`
-asks for more, and reading pauses whenever nobody asks. The front answers with `response_bytes`, and
+asks for more, and reading pauses in between. The front answers with `response_bytes`, and
 the next request, which may be in the buffer already (pipelining), begins.
 
 A connection ends in steps, so that an answer is not lost: our side first, and the rest when the
@@ -200,7 +200,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.server = _address(transport.get_extra_info("sockname"))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Cancel the request that is being answered: nobody waits for it."""
+        """Cancel the request that is being answered: its client is gone."""
         self._connections.discard(self)
         self._is_closing = True
         if self.request is not None and self._task is not None:

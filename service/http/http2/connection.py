@@ -321,8 +321,8 @@ class Http2Connection(asyncio.BufferedProtocol):
     def note_progress(self, now: float) -> None:
         """Look whether the client takes what it was sent.
 
-        An answer of which it takes nothing ends, if it takes others meanwhile; if it takes nothing
-        at all, `listener` ends the connection.
+        An answer of which it takes nothing ends while it takes others. If it takes none,
+        `listener` ends the connection.
         """
         unsent = self._transport.get_write_buffer_size() + self._held
         if unsent != self.unsent:

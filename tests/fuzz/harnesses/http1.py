@@ -7,6 +7,7 @@ the same for h11, which is another implementation of RFC 9112.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, NamedTuple
 
 import h11
@@ -96,10 +97,8 @@ async def _ours(content: bytes, size: int) -> tuple[list[_Seen], list[bytes]]:
 
     async def front(scope: RequestScope, request: Request) -> None:
         body: bytes | None = None
-        try:
+        with contextlib.suppress(Ended):
             body = await request()
-        except Ended:
-            pass
         pairs = sorted(scope.headers._pairs)
         seen.append(_Seen(scope.method, scope.query_string, pairs, body))
         request.response_bytes(200 if body is not None else 400, [], b"")
