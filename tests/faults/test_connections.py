@@ -67,11 +67,15 @@ def ask(port: int, path: str, seconds: float = 30) -> int:
         connection.close()
 
 
+FRONTS = pytest.mark.parametrize("fast_http", [True, False], ids=["own front", "Granian"])
+
+
+@FRONTS
 @pytest.mark.parametrize("held_by", CONNECTIONS)
 def test_held_connections_make_room_for_newcomers(
-    start_server: Callable[..., Server], held_by: str
+    start_server: Callable[..., Server], held_by: str, fast_http: bool
 ) -> None:
-    server = start_server(max_connections=LIMIT)
+    server = start_server(max_connections=LIMIT, fast_http=fast_http)
     body = b"content-type: application/octet-stream\r\ncontent-length: 784\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=60) as slow:
         slow.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n" + body + bytes(783))
@@ -86,11 +90,12 @@ def test_held_connections_make_room_for_newcomers(
     assert server.stop() == 0
 
 
+@FRONTS
 def test_half_sent_bodies_leave_half_of_the_places_to_others(
-    start_server: Callable[..., Server],
+    start_server: Callable[..., Server], fast_http: bool
 ) -> None:
     """They would hold their places for 600 s; some trickle."""
-    server = start_server(max_connections=LIMIT, body_timeout=600)
+    server = start_server(max_connections=LIMIT, body_timeout=600, fast_http=fast_http)
     begin = (
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/octet-stream\r\n"
     )
@@ -119,8 +124,11 @@ def test_half_sent_bodies_leave_half_of_the_places_to_others(
     assert server.stop() == 0
 
 
-def test_a_connection_that_sends_no_request_is_closed(start_server: Callable[..., Server]) -> None:
-    server = start_server(header_timeout=0.5)
+@FRONTS
+def test_a_connection_that_sends_no_request_is_closed(
+    start_server: Callable[..., Server], fast_http: bool
+) -> None:
+    server = start_server(header_timeout=0.5, fast_http=fast_http)
     with held(server.http_port, 8, [b"", b"GET /v2/health/live HT", PREFACE[:10]]) as connections:
         for connection in connections:
             connection.settimeout(60)

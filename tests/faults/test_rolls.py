@@ -30,7 +30,7 @@ BLANK = bytes(784)
 WORKERS = 2
 ROLLS = 3
 HEADER_TIMEOUT = 5.0  # for which HTTP/1 keeps idle connections, and a replaced worker its clients
-TLS = ["plain", "tls"]
+TLS = ["plain", "tls", "Granian"]
 
 # Prints the status of each answer.
 NODE = """
@@ -226,11 +226,16 @@ def files(authority: Authority | None) -> Files | None:
 
 @pytest.fixture
 def rolled(
-    start_server: Callable[..., Server], authority: Authority | None, files: Files | None
+    request: pytest.FixtureRequest,
+    start_server: Callable[..., Server],
+    authority: Authority | None,
+    files: Files | None,
 ) -> Rolled:
     (health_port,) = free_ports(1)
     flags = files.flags if files else {}
     settings = {"workers": WORKERS, "health_port": health_port, "header_timeout": HEADER_TIMEOUT}
+    if request.node.callspec.params["authority"] == "Granian":
+        settings["fast_http"] = False
     server = start_server(ready=False, **settings, **flags)
     served = Rolled(server, health_port, authority)
     server.wait_until(lambda: server.log.read_text().count("Serving mnist") == WORKERS)

@@ -37,13 +37,13 @@ def test_half_sent_bodies_do_not_hold_a_stop(
         connection.close()
 
 
-@pytest.mark.parametrize("fast_grpc", [True, False], ids=["own front", "grpcio"])
+@pytest.mark.parametrize("is_own", [True, False], ids=["own fronts", "grpcio and Granian"])
 def test_connections_that_say_nothing_do_not_hold_a_stop(
-    start_server: Callable[..., Server], fast_grpc: bool
+    start_server: Callable[..., Server], is_own: bool
 ) -> None:
     """Half a TLS handshake or preface included. header_timeout alone would hold it for an hour."""
     server = start_server(
-        fast_grpc=fast_grpc, stop_timeout=600, header_timeout=3600, idle_timeout=3600
+        fast_grpc=is_own, fast_http=is_own, stop_timeout=600, header_timeout=3600, idle_timeout=3600
     )
     connections = [
         socket.create_connection(("127.0.0.1", port), timeout=60)
@@ -124,11 +124,11 @@ def test_a_collector_of_traces_does_not_hold_a_stop(
     assert ("traces are lost" in log) or ("cannot be exported" in log)
 
 
-@pytest.mark.parametrize("fast_grpc", [True, False], ids=["own front", "grpcio"])
+@pytest.mark.parametrize("is_own", [True, False], ids=["own fronts", "grpcio and Granian"])
 def test_a_server_that_drains_is_not_ready_in_any_worker_and_still_answers(
-    start_server: Callable[..., Server], fast_grpc: bool
+    start_server: Callable[..., Server], is_own: bool
 ) -> None:
-    server = start_server(workers=2, drain_seconds=3600, fast_grpc=fast_grpc)
+    server = start_server(workers=2, drain_seconds=3600, fast_grpc=is_own, fast_http=is_own)
     server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
     server.process.terminate()
     # Each probe has a connection of its own, which any worker takes.
@@ -146,11 +146,11 @@ def test_a_server_that_drains_is_not_ready_in_any_worker_and_still_answers(
     server.process.kill()  # it would drain for an hour
 
 
-@pytest.mark.parametrize("fast_grpc", [True, False], ids=["own front", "grpcio"])
+@pytest.mark.parametrize("is_own", [True, False], ids=["own fronts", "grpcio and Granian"])
 def test_a_drain_ends_with_closed_ports_and_status_0(
-    start_server: Callable[..., Server], fast_grpc: bool
+    start_server: Callable[..., Server], is_own: bool
 ) -> None:
-    server = start_server(workers=2, drain_seconds=1, fast_grpc=fast_grpc)
+    server = start_server(workers=2, drain_seconds=1, fast_grpc=is_own, fast_http=is_own)
     server.wait_until(lambda: server.log.read_text().count("Serving mnist") == 2)
     began = time.monotonic()
     assert server.stop() == 0
