@@ -44,15 +44,24 @@ class Inner(Protocol):
         """The connection ends before the first byte of the protocol inside."""
 
 
-class TlsProtocol(asyncio.Protocol):
+class TlsProtocol(asyncio.BufferedProtocol):
     """The server's side of one TLS connection; ALPN must choose one of `protocols`.
 
     None stands for a client without ALPN.
     """
 
     def __init__(
-        self, context: ssl.SSLContext, inner: Inner, protocols: Collection[str | None]
+        self,
+        context: ssl.SSLContext,
+        inner: Inner,
+        protocols: Collection[str | None],
+        buffer: memoryview,
     ) -> None:
+        """`buffer` is where bytes arrive; connections share it, as each takes its own out at once.
+
+        So its size bounds what is read, decrypted and held of a connection whose requests wait.
+        """
+        self._buffer = buffer
         self._inner = inner
         self._protocols = protocols
         inner.is_open = False
@@ -79,7 +88,14 @@ class TlsProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._inner.resume_writing()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, size_hint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        self.data_received(self._buffer[:count])
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Decrypt what has arrived, and pass it on."""
         if self._is_shut:
             return
         self._incoming.write(data)

@@ -169,7 +169,7 @@ class HttpListener:
         )
         if self._context is None:
             return connection
-        return TlsProtocol(self._context, connection, _PROTOCOLS)
+        return TlsProtocol(self._context, connection, _PROTOCOLS, self._buffer)
 
     def _speak_http2(self, before: Http1Connection, transport: Any, received: bytes) -> None:
         connection = Http2Connection(

@@ -45,6 +45,7 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+_TLS_BYTES = 64 * 1024  # that are read of a connection at a time
 # Frames of a connection that are handled in one turn of the event loop. One read may bring
 # thousands, and at some 100 us for one that opens a call, they would hold up everyone else.
 _FRAMES_PER_TURN = 256
@@ -85,6 +86,7 @@ class Http2Server:
             budget=budget,
         )
         self._context = tls.context(("h2",)) if tls else None
+        self._buffer = memoryview(bytearray(_TLS_BYTES if tls else 0))
         self._server: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket | None = None) -> None:
@@ -126,7 +128,7 @@ class Http2Server:
         )
 
     def _secure(self, context: ssl.SSLContext) -> TlsProtocol:
-        return TlsProtocol(context, self._protocol(), ("h2",))
+        return TlsProtocol(context, self._protocol(), ("h2",), self._buffer)
 
     async def stop(self, timeout: float) -> None:
         """Send the clients elsewhere; give calls in flight `timeout` seconds to finish.

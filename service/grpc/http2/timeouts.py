@@ -114,7 +114,8 @@ class Timeouts:
                 return End("unread", "answers are not read (body_timeout)")
         # Any byte is as good an answer to a PING as its ACK.
         if self._ping_sent_at is not None:
-            if received_at > self._ping_sent_at:
+            # At the same time too: the clock of uvloop has steps of a millisecond.
+            if received_at >= self._ping_sent_at:
                 self._ping_sent_at = None
             elif now - self._ping_sent_at >= limits.keepalive_timeout:
                 return End("keepalive", "no answer to a PING (keepalive_timeout)")

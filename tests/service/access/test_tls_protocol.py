@@ -94,7 +94,9 @@ class Secure:
             pool=self.pool,
             callers=Callers(),
         )
-        self.server = TlsProtocol(tls.context(("h2",)), self.inner, ("h2",))
+        self.server = TlsProtocol(
+            tls.context(("h2",)), self.inner, ("h2",), memoryview(bytearray(1024))
+        )
         tls.close()
         self.server.connection_made(self.transport)
 

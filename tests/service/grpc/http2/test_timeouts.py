@@ -124,10 +124,12 @@ def test_silence_is_followed_by_a_ping_and_by_the_end_if_nothing_answers() -> No
     assert closing(opened) is not None
 
 
-def test_any_byte_answers_the_ping() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_any_byte_answers_the_ping(seconds: float) -> None:
+    """Also in the same step of the clock."""
     opened = connection(LIMITS._replace(keepalive_interval=60.0, keepalive_timeout=20.0))
     opened.tick(60.0)
-    opened.receive(b"\0", 61.0)
+    opened.receive(b"\0", 60.0 + seconds)
     opened.tick(100.0)
     assert not opened.closed
 
