@@ -175,6 +175,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.client = self.server = self.client_name = ""
         self.is_open = True  # `TlsProtocol` sets both when its handshake is done
         self.unread = b""
+        self._searched = 0  # bytes of it, in which no head ends
         self.request: Request | None = None  # the one that is being answered
         self._scope: tuple[Head, RequestScope] | None = None
         self._task: asyncio.Task[None] | None = None  # that answers it
@@ -229,7 +230,7 @@ class Http1Connection(asyncio.BufferedProtocol):
                 self._has_begun = True
                 self.waits_since = self.moved_at
             self.unread = unread + data if unread else data
-            self._next(len(unread))
+            self._next()
             return
         self.unread = unread + data if unread else data
         if self._waiter is not None:
@@ -244,7 +245,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._has_ended = True
         self._wake()
         if self.request is None and not self.is_write_paused:
-            self._next(0)  # a request that waits for its turn
+            self._next()  # a request that waits for its turn
             return self.request is not None
         return True
 
@@ -257,7 +258,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self.is_write_paused = False
         self.moved_at = self._loop.time()
         if self.request is None:
-            self._next(0)
+            self._next()
 
     # For `Request`.
 
@@ -280,24 +281,25 @@ class Http1Connection(asyncio.BufferedProtocol):
     def answer(
         self, request: Request, status: int, headers: list[tuple[str, str]], body: bytes
     ) -> None:
-        """Send an answer; then take the next request, or end the connection."""
+        """Send an answer; then take the next request, or end the connection. Raises ValueError."""
         if request is not self.request:
             return  # the connection is lost
-        self.request = None
         closes = (
             not request.head.keeps_alive
             or not request.is_read
             or (self._has_ended and not self.unread)
             or ("connection", "close") in headers
         )
-        self.write(encode(request.head, status, headers, body, closes=closes))
+        content = encode(request.head, status, headers, body, closes=closes)
+        self.request = None  # not before: a request that cannot be answered ends the connection
+        self.write(content)
         self.waits_since = self.moved_at = self._loop.time()
         self._has_begun = bool(self.unread)
         if closes:
             self.hang_up()
         elif self.unread:
             # Not now: this is the task of the request that was answered.
-            self._loop.call_soon(self._next, 0)
+            self._loop.call_soon(self._next)
         elif not (self._is_reading or self.is_write_paused):
             self._resume_reading()
 
@@ -358,17 +360,18 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     # The rest.
 
-    def _next(self, searched: int) -> None:
-        """Begin the next request, if its head has arrived; its end is not in `searched` bytes."""
+    def _next(self) -> None:
+        """Begin the next request, if its head has arrived."""
         unread = self.unread
         if self.request is not None or self._is_closing or self.is_write_paused:
             return
         if empty := _EMPTY_LINES.match(unread):  # before a request (RFC 9112, 2.2)
             unread = self.unread = unread[empty.end() :]
-            searched = 0
-        end = unread.find(b"\r\n\r\n", max(searched - 3, 0), MAX_HEAD)
+            self._searched = 0
+        end = unread.find(b"\r\n\r\n", max(self._searched - 3, 0), MAX_HEAD)
         try:
             if end < 0:
+                self._searched = len(unread)
                 if unread and unread != b"\r":
                     check_begin(unread)
                 if self._has_ended:
@@ -389,6 +392,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             self.hang_up()
             return
         self.unread = unread[end + 4 :]
+        self._searched = 0
         self.was_used = True
         request = self.request = Request(self, head)
         request.take_whole()

@@ -164,6 +164,22 @@ async def test_requests_are_answered_one_after_another(
 
 
 @in_loop
+async def test_what_arrives_before_the_turn_of_a_request_that_waits_is_behind_it() -> None:
+    client = Client()
+    answer = client.server.answer
+    late = [GET]
+
+    def answer_and_receive(*values: Any) -> None:
+        answer(*values)
+        if late:
+            client.server.data_received(late.pop())
+
+    client.server.answer = answer_and_receive  # type: ignore[method-assign]
+    await client.send(GET + POST % 3 + b"abc")
+    assert client.bodies == [b"GET /a ", b"POST /a abc", b"GET /a "]
+
+
+@in_loop
 async def test_a_request_says_who_sends_it() -> None:
     scopes = []
 
@@ -431,6 +447,18 @@ async def test_a_connection_lingers_until_its_answer_is_sent(
     client.transport.unsent = 0
     while not client.transport.is_aborted:
         await asyncio.sleep(0.01)
+
+
+@in_loop
+async def test_an_answer_that_cannot_be_sent_ends_the_connection() -> None:
+    async def front(scope: RequestScope, request: Request) -> None:
+        value = "no\nline" if scope.method == "GET" else "1"
+        request.response_bytes(200, [("x", value)], b"")
+
+    client = Client(front)
+    await client.send(GET + POST % 0)
+    assert client.transport.is_aborted
+    assert not client.transport.output  # the second answer would be taken for the first one
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("no answer")])
