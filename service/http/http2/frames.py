@@ -1,15 +1,18 @@
 """Splits what an HTTP/2 client sends into whole frames, ahead of the library h2.
 
 h2 processes all the bytes it gets at once, checks the size of a frame when all of it has arrived,
-and ends open requests too when the client sends GOAWAY. So this module bounds the size of a frame
-and of a header block, gives h2 a limited number of frames at a time, and filters GOAWAY out.
+and ends open requests too when the client sends GOAWAY. It keeps every setting, also those that
+nobody knows, and walks through all of them for every SETTINGS frame: 65,536 would take 55 MB, and
+4 ms per frame. So this module bounds the size of a frame and of a header block, gives h2 a limited
+number of frames at a time, and filters GOAWAY and unknown settings out.
 
-Source: RFC 9113 (HTTP/2), 3.4, 4.1 and 6.8.
+Source: RFC 9113 (HTTP/2), 3.4, 4.1, 6.5 and 6.8.
 """
 
 from __future__ import annotations
 
 from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
 
 MAX_FRAME = 16 * 1024
 # Bytes of a header block, and of the list that it stands for, as h2 counts it.
@@ -20,12 +23,31 @@ _BYTES_PER_COST = 12
 _HEADER = 9
 _HEADERS, _SETTINGS, _GOAWAY, _CONTINUATION = 1, 4, 7, 9
 _ACK, _END_HEADERS = 1, 4
+_SETTING = 6  # bytes of one
+_KNOWN_SETTINGS = frozenset(code.to_bytes(2, "big") for code in SettingCodes)
 
 
 def goaway(last_stream_id: int, code: ErrorCodes) -> bytes:
     """GOAWAY as a frame; h2 takes its own for the end of what can be sent."""
     payload = last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big")
     return len(payload).to_bytes(3, "big") + bytes([_GOAWAY]) + bytes(5) + payload
+
+
+def _known_settings(frame: bytes) -> bytes:
+    """A SETTINGS frame without the settings that are to be ignored; each once, with its last value.
+
+    A frame of a wrong size stays as it is, for h2 to refuse.
+    """
+    payload = frame[_HEADER:]
+    if len(payload) % _SETTING:
+        return frame
+    settings = {
+        code: payload[position : position + _SETTING]
+        for position in range(0, len(payload), _SETTING)
+        if (code := payload[position : position + 2]) in _KNOWN_SETTINGS
+    }
+    known = b"".join(settings.values())
+    return len(known).to_bytes(3, "big") + frame[3:_HEADER] + known
 
 
 class Breach(Exception):
@@ -83,6 +105,10 @@ class FrameReader:
             elif kind == _GOAWAY and self._block is None:
                 self.is_client_leaving = True
                 kept.append(bytes(received[begin:position]))
+                begin = end
+            elif kind == _SETTINGS and length:
+                kept.append(bytes(received[begin:position]))
+                kept.append(_known_settings(bytes(received[position:end])))
                 begin = end
             self._units += self._block is None
             position = end

@@ -46,6 +46,25 @@ def test_whole_frames_come_out_as_they_were(size: int) -> None:
     assert tested.unfinished is None
 
 
+def test_settings_that_nobody_knows_are_left_out() -> None:
+    known = SettingsFrame(0, {4: 1000, 1: 0}).serialize()
+    assert reader(PING + known + PING).take(ALL) == PING + known + PING
+    mixed = SettingsFrame(0, {0xAA: 1, 4: 1000, 7: 2, 1: 0, 99: 5}).serialize()
+    assert reader(PING + mixed + PING).take(ALL) == PING + known + PING
+    unknown = SettingsFrame(0, dict.fromkeys(range(10, 250), 1)).serialize()
+    assert reader(unknown).take(ALL) == SETTINGS
+
+
+def test_of_a_setting_its_last_value_counts() -> None:
+    twice = b"\0\0\x0c\4" + bytes(5) + b"\0\4\0\0\0\1" + b"\0\4\0\0\0\2"
+    assert reader(twice).take(ALL) == SettingsFrame(0, {4: 2}).serialize()
+
+
+def test_settings_of_a_wrong_size_are_left_to_h2() -> None:
+    wrong = b"\0\0\5\4" + bytes(5) + b"abcde"
+    assert reader(wrong + PING).take(ALL) == wrong + PING
+
+
 def test_no_more_frames_than_asked_for() -> None:
     tested = reader(PING * 5)
     assert tested.take(3) == PING * 3
