@@ -21,7 +21,7 @@ from service.access.tls_protocol import TlsProtocol
 from service.http.connections import Bodies, waiting_on
 from service.http.http1.connection import LINGER_S, Front, Http1Connection
 from service.http.http1.heads import Heads
-from service.http.http2.connection import Http2Connection
+from service.http.http2.connection import Http2Connection, Turns
 from service.observe import metrics
 from service.settings import Settings
 
@@ -53,6 +53,7 @@ class HttpListener:
         self._heads = Heads()
         self._buffer = memoryview(bytearray(_BUFFER))
         self._connections: set[Http1Connection | Http2Connection] = set()
+        self._turns = Turns()
         self._is_leaving = False
         self._joining: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None
@@ -178,6 +179,7 @@ class HttpListener:
             self._connections,
             self._resume,
             before,
+            self._turns,
             body_timeout=self._settings.body_timeout,
         )
         transport.set_protocol(connection)

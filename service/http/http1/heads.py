@@ -104,6 +104,8 @@ class Head:
             for name in ("host", "content-length"):
                 if len(headers.get_all(name)) > 1:
                     raise Malformed(f"The request has more than one {name}.")
+        if self.authority and self.authority.lower() != headers.get("host", self.authority).lower():
+            raise Malformed("The first line of the request and its Host name two hosts.")
         is_current = self.http_version == "1.1"
         if is_current and "host" not in headers:
             raise Malformed("The request has no Host, which HTTP/1.1 requires.")

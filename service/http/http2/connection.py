@@ -66,7 +66,7 @@ MAX_STREAMS = 128
 STREAM_WINDOW = 128 * 1024
 CONNECTION_WINDOW = 2 * STREAM_WINDOW
 # As `FrameReader` counts costs: some 5 ms, and 10 ms for the largest header block. What one read
-# brings may take half a second.
+# brings may take half a second. All connections that have frames left share it (`Turns`).
 _COST_PER_TURN = 128
 # Bytes of answers that wait for the client. While there are more, no further request is begun.
 _MOST_HELD = 4 * 1024 * 1024
@@ -99,6 +99,15 @@ class _StateMachine(H2Connection):
     MAX_CLOSED_STREAMS = 2 * MAX_STREAMS
 
 
+class Turns:
+    """What the connections of one event loop share: `due` is how many have frames left to read."""
+
+    __slots__ = ("due",)
+
+    def __init__(self) -> None:
+        self.due = 0
+
+
 class Http2Connection(asyncio.BufferedProtocol):
     """One connection; `listener.HttpListener` has it among those of HTTP/1."""
 
@@ -109,6 +118,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         connections: set[Any],
         lost: Callable[[], None],
         before: Http1Connection,
+        turns: Turns,
         *,
         body_timeout: float,
     ) -> None:
@@ -117,6 +127,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._connections = connections
         self._lost = lost
+        self._turns = turns
         self._body_timeout = body_timeout
         self._loop = asyncio.get_running_loop()
         self.scheme, self.client, self.server = before.scheme, before.client, before.server
@@ -369,7 +380,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             return
         self._is_working = True
         try:
-            content = self._reader.take(_COST_PER_TURN)
+            content = self._reader.take(_COST_PER_TURN // max(1, self._turns.due) or 1)
             # h2 has processed all of these frames already, so nothing is sent on a stream until
             # its last event is handled.
             for event in self._h2.receive_data(content) if content else ():
@@ -395,6 +406,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             self.hang_up()
         if self._reader.has_more and not self._is_closing and not self.is_write_paused:
             self._is_due = True
+            self._turns.due += 1
             self._pause_reading()
             self._loop.call_soon(self._next_turn)
         elif not self.is_write_paused:
@@ -402,6 +414,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _next_turn(self) -> None:
         self._is_due = False
+        self._turns.due -= 1
         self._work()
 
     def _request_received(self, event: RequestReceived) -> None:

@@ -53,15 +53,13 @@ class BlockDecoder(Decoder):
         headers = self._known.get(data)
         if headers is not None:
             return headers
-        self._table.has_changed = False
+        # A table that is emptied by its new size, at the begin of a block, does not say so.
+        is_resized = bool(data) and data[0] & 0xE0 == _SIZE_UPDATE
+        self._table.has_changed = is_resized
         headers = list(super().decode(data, raw=True))
         if self._table.has_changed:
             self._known.clear()
-        elif (
-            0 < len(data) <= _MAX_KNOWN_BYTES
-            and len(headers) <= _MAX_KNOWN_HEADERS
-            and data[0] & 0xE0 != _SIZE_UPDATE
-        ):
+        elif 0 < len(data) <= _MAX_KNOWN_BYTES and len(headers) <= _MAX_KNOWN_HEADERS:
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[data] = headers

@@ -16,7 +16,7 @@ from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame
 from service.http.exchange import Ended
 from service.http.http1.connection import PREFACE, Http1Connection
 from service.http.http1.heads import Heads
-from service.http.http2.connection import Http2Connection
+from service.http.http2.connection import Http2Connection, Turns
 from service.http.http2.streams import RequestScope, Stream
 from tests.fuzz.fields import Fields
 
@@ -156,7 +156,9 @@ async def _served(content: bytes, size: int, answer: bytes, is_retired: bool) ->
     lost: Callable[[], None] = lambda: None  # noqa: E731
 
     def speak_http2(before: Http1Connection, transport: Any, received: bytes) -> None:
-        successor = Http2Connection(front, buffer, connections, lost, before, body_timeout=30.0)
+        successor = Http2Connection(
+            front, buffer, connections, lost, before, Turns(), body_timeout=30.0
+        )
         transport.set_protocol(successor)
         successor.connection_made(transport)
         if is_retired:

@@ -44,14 +44,21 @@ def test_a_head_says_what_is_asked_for() -> None:
         (b"/%", "/%", "", ""),
         (b"/%2Fb%3Fc", "//b?c", "", ""),
         (b"/\xc3\xa9", "/é", "", ""),
-        (b"http://host:1/a?b", "/a", "b", "host:1"),
-        (b"HTTPS://host", "/", "", "host"),
-        (b"http://host?b", "/", "b", "host"),
+        (b"http://a/a?b", "/a", "b", "a"),
+        (b"HTTPS://A", "/", "", "A"),
+        (b"http://a?b", "/", "b", "a"),
     ],
 )
 def test_targets(target: bytes, path: str, query: str, authority: str) -> None:
     parsed = head(b"GET " + target + b" HTTP/1.1")
     assert (parsed.path, parsed.query_string, parsed.authority) == (path, query, authority)
+
+
+def test_a_target_with_a_host_has_that_of_the_header() -> None:
+    for other in (b"other", b"a:1", b"u@a"):
+        with pytest.raises(Malformed, match="two hosts"):
+            head(b"GET http://" + other + b"/ HTTP/1.1")
+    assert Head(b"GET http://other:1/ HTTP/1.0").authority == "other:1"
 
 
 def test_an_asterisk_is_the_target_of_options_alone() -> None:

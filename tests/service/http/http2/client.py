@@ -18,7 +18,7 @@ from hyperframe.frame import Frame, GoAwayFrame
 from service.http.exchange import Ended
 from service.http.http1.connection import Http1Connection
 from service.http.http1.heads import Heads
-from service.http.http2.connection import Http2Connection
+from service.http.http2.connection import Http2Connection, Turns
 from service.http.http2.streams import RequestScope, Stream
 from service.settings import Settings
 
@@ -105,8 +105,11 @@ class Client:
     It reads all answers, or else opens no window itself; `window` is that of each stream.
     """
 
-    def __init__(self, front: Front = echo, *, window: int | None = None) -> None:
+    def __init__(
+        self, front: Front = echo, *, window: int | None = None, turns: Turns | None = None
+    ) -> None:
         self._reads = window is None
+        turns = turns or Turns()
         window = 1 << 20 if window is None else window
 
         async def call(scope: RequestScope, stream: Stream) -> None:
@@ -119,7 +122,7 @@ class Client:
 
         def speak_http2(before: Http1Connection, transport: Any, received: bytes) -> None:
             successor = Http2Connection(
-                call, buffer, self.connections, self._lose, before, body_timeout=BODY_TIMEOUT
+                call, buffer, self.connections, self._lose, before, turns, body_timeout=BODY_TIMEOUT
             )
             transport.set_protocol(successor)
             successor.connection_made(transport)

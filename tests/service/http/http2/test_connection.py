@@ -24,7 +24,7 @@ from hyperframe.frame import (
 from service.http.exchange import Ended
 from service.http.http1.connection import PREFACE, Http1Connection
 from service.http.http2 import connection as module
-from service.http.http2.connection import CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW
+from service.http.http2.connection import CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW, Turns
 from service.http.http2.streams import RequestScope, Stream
 from tests.service.http.http2.client import (
     BODY_TIMEOUT,
@@ -615,6 +615,31 @@ async def test_small_frames_are_worked_off_in_turns(frame: Any) -> None:
         await asyncio.sleep(0)
     assert sum(worked) == len(content)
     assert max(worked) == 128 * len(frame.serialize())
+
+
+@in_loop
+async def test_connections_with_much_to_read_share_the_time_of_one() -> None:
+    turns = Turns()
+    clients = [Client(turns=turns) for _ in range(8)]
+    worked: list[int] = []
+    for client in clients:
+        await client.flush()
+        receive = client.server._h2.receive_data
+        client.server._h2.receive_data = (  # type: ignore[method-assign]
+            lambda data, receive=receive: worked.append(len(data)) or receive(data)
+        )
+    frame = PriorityFrame(1, depends_on=3).serialize()
+    for client in clients:
+        client.server.data_received(frame * 2000)
+    assert turns.due == 8
+    await asyncio.sleep(0)
+    worked.clear()
+    await asyncio.sleep(0)
+    assert len(worked) == 8
+    assert sum(worked) <= 160 * len(frame)
+    while any(client.transport.is_paused for client in clients):
+        await asyncio.sleep(0)
+    assert turns.due == 0
 
 
 @in_loop

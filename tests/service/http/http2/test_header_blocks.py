@@ -43,6 +43,16 @@ def test_a_block_that_resizes_the_table_is_always_decoded() -> None:
         assert tested.header_table_size == 4096
 
 
+def test_a_block_is_decoded_again_when_the_table_was_emptied() -> None:
+    tested = BlockDecoder(MAX)
+    tested.decode(hpack.Encoder().encode([(b"a", b"1")]))
+    last = b"\xbe"
+    tested.decode(last)
+    tested.decode(b"\x20\x82")  # the size 0
+    with pytest.raises(hpack.HPACKError):
+        tested.decode(last)
+
+
 @given(st.lists(st.lists(st.sampled_from(FIELDS), max_size=4), max_size=30))
 def test_blocks_stand_for_the_headers_that_were_sent(
     requests: list[list[tuple[bytes, bytes]]],
