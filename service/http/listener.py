@@ -225,17 +225,18 @@ class HttpListener:
             connection.note_progress(now)
             if connection.unsent and now - connection.unsent_since > settings.body_timeout:
                 self._end(connection.reset, "unread")
-            elif connection.request is not None or connection.is_closing:
                 continue
-            elif reason := connection.late(now, settings):
-                self._end(connection.hang_up, reason)
-            else:
-                idle.append(connection)
+            if connection.request is None and not connection.is_closing:
+                if reason := connection.late(now, settings):
+                    self._end(connection.hang_up, reason)
+                    continue
+            if (since := connection.idle_since) is not None:
+                idle.append((since, connection))
         if self._count() < settings.max_connections or not newcomers:
             return
         room = newcomers
-        for connection in sorted(idle, key=lambda each: each.moved_at)[:room]:
-            if now - connection.moved_at > _LEAST_IDLE_S:
+        for since, connection in sorted(idle, key=lambda each: each[0])[:room]:
+            if now - since > _LEAST_IDLE_S:
                 room -= 1
                 self._end(connection.abort, "displaced")
         if room:
@@ -252,4 +253,6 @@ class HttpListener:
         silent = sorted(of, key=lambda client: -of[client].moved_at)
         for client in silent[max(1, self._settings.max_connections // 2, len(silent) - room) :]:
             self._bodies.give_way(client)
+            if of[client].answers_all:  # of HTTP/1, the answer ends the connection
+                of[client].hang_up()
             metrics.http_connection_closed("displaced")

@@ -317,6 +317,13 @@ class Http1Connection(asyncio.BufferedProtocol):
         """Whether our side is closed."""
         return self._is_closing
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the connection can make room for others; None if it cannot, or ends anyway."""
+        if self.request is not None or (self._is_closing and not self.unsent):
+            return None
+        return self.moved_at
+
     def late(self, now: float, settings: Settings) -> str:
         """Why the connection ends now, if it has no request."""
         if self.unsent or now - self.waits_since <= settings.header_timeout:

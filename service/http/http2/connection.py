@@ -71,6 +71,8 @@ _COST_PER_TURN = 128
 # Bytes of answers that wait for the client. While there are more, no further request is begun.
 _MOST_HELD = 4 * 1024 * 1024
 _WRITE_BYTES = 64 * 1024  # are collected for one write
+# Of an answer at a time. A client that opens its window byte by byte could hold it for hours.
+_LEAST_PROGRESS = 512
 # A request that the client gives up sooner than this costs it nothing. It may give up some at once
 # and as many per second, beside one per answer; then it is asked to connect again, and cut off
 # after some more, which a proxy may have sent before it reads that.
@@ -311,6 +313,16 @@ class Http2Connection(asyncio.BufferedProtocol):
     def is_closing(self) -> bool:
         """Whether our side is closed."""
         return self._is_closing
+
+    @property
+    def idle_since(self) -> float | None:
+        """As in `Http1Connection`. Only the client keeps answers waiting that are not sent."""
+        streams = self._streams.values()
+        if not streams:
+            return None if self._is_closing and not self.unsent else self.moved_at
+        if all([stream.is_answered for stream in streams]):
+            return max([stream.moved_at for stream in streams])
+        return None
 
     def late(self, now: float, settings: Settings) -> str:
         """Why the connection ends now, if it has no request; a silent client gets a PING."""
@@ -582,7 +594,8 @@ class Http2Connection(asyncio.BufferedProtocol):
             end = stream.sent + size
             connection.send_data(stream.id, body[stream.sent : end], end_stream=end == len(body))
             stream.sent = end
-            stream.moved_at = self._loop.time()
+            if size >= _LEAST_PROGRESS:
+                stream.moved_at = self._loop.time()
             self._held -= size
             self._unwritten += size
             if self._unwritten >= _WRITE_BYTES:

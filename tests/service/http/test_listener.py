@@ -22,6 +22,7 @@ from service.settings import Settings
 REQUEST = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 SLOW = b"POST /slow HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n"
 LARGE = b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n"
+LAST = b"GET /large HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 SECONDS = 120  # within which everything here happens
 
 
@@ -133,7 +134,7 @@ async def test_newcomers_wait_until_a_place_is_free(port: Port) -> None:
     assert (await asking).endswith(b"here")
 
 
-@pytest.mark.parametrize("content", [b"", b"GET /", REQUEST, LARGE])
+@pytest.mark.parametrize("content", [b"", b"GET /", REQUEST, LARGE, LAST])
 def test_at_the_limit_the_idlest_make_room(content: bytes) -> None:
     @with_port(max_connections=4)
     async def scenario(port: Port) -> None:
@@ -291,6 +292,7 @@ class Http2:
 
     def __init__(self, port: Port) -> None:
         self.socket = port.connect()
+        self.port = self.socket.getsockname()[1]
         self._h2 = h2.connection.H2Connection()
         self._h2.initiate_connection()
         self.events: list[type[h2.events.Event]] = []
@@ -303,6 +305,11 @@ class Http2:
         self._h2.send_headers(stream, list(zip(names, values, strict=True)), end_stream=not body)
         if body:
             self._h2.send_data(stream, body)
+        await self._flush()
+
+    async def open_window(self, stream: int, size: int) -> None:
+        self._h2.increment_flow_control_window(size, stream)
+        self._h2.increment_flow_control_window(size)
         await self._flush()
 
     async def _flush(self) -> None:
@@ -382,6 +389,38 @@ async def test_idle_http2_makes_room(port: Port) -> None:
     for holder in holders:
         await holder.ask()
     assert (await port.ask(port.connect())).endswith(b"here")
+
+
+@with_port(max_connections=4)
+async def test_http2_whose_answers_are_hardly_read_makes_room(port: Port) -> None:
+    async def take_byte_by_byte(holder: Http2) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            await holder.open_window(1, 1)
+
+    holders = [Http2(port) for _ in range(4)]
+    for holder in holders:
+        await holder.send("/large")
+    trickles = [asyncio.create_task(take_byte_by_byte(holder)) for holder in holders]
+    assert (await port.ask(port.connect())).endswith(b"here")
+    for trickle in trickles:
+        trickle.cancel()
+    await asyncio.gather(*trickles, return_exceptions=True)
+
+
+@with_port(max_connections=4)
+async def test_http2_whose_body_is_refused_for_others_ends(port: Port) -> None:
+    holders = [Http2(port) for _ in range(4)]
+    for holder in holders:
+        await holder.send("/slow", b"half")
+    while len(port.slow) < 4:
+        await asyncio.sleep(0.01)
+    newcomer = asyncio.create_task(port.ask(port.connect()))
+    while not port.gave_way:
+        await asyncio.sleep(0.01)
+    (holder,) = [each for each in holders if port.gave_way[0].endswith(f":{each.port}")]
+    await holder.until(h2.events.ConnectionTerminated)
+    newcomer.cancel()
 
 
 @with_port()

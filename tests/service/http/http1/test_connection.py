@@ -188,7 +188,7 @@ async def test_a_request_says_who_sends_it() -> None:
         request.response_bytes(204, [], b"")
 
     client = Client(front)
-    await client.send(b"GET http://h:1/a?b HTTP/1.1\r\nHost: h\r\nX: y\r\n\r\n" * 2)
+    await client.send(b"GET http://h:1/a?b HTTP/1.1\r\nHost: h:1\r\nX: y\r\n\r\n" * 2)
     (scope, again) = scopes
     assert scope is again  # of equal requests of one client
     assert (scope.client, scope.server, scope.scheme) == ("192.0.2.1:5", "::1:80", "http")
