@@ -226,10 +226,10 @@ class HttpListener:
             if connection.unsent and now - connection.unsent_since > settings.body_timeout:
                 self._end(connection.reset, "unread")
                 continue
-            if connection.request is None and not connection.is_closing:
-                if reason := connection.late(now, settings):
-                    self._end(connection.hang_up, reason)
-                    continue
+            is_unused = connection.request is None and not connection.is_closing
+            if is_unused and (reason := connection.late(now, settings)):
+                self._end(connection.hang_up, reason)
+                continue
             if (since := connection.idle_since) is not None:
                 idle.append((since, connection))
         if self._count() < settings.max_connections or not newcomers:

@@ -320,7 +320,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         streams = self._streams.values()
         if not streams:
             return None if self._is_closing and not self.unsent else self.moved_at
-        if all([stream.is_answered for stream in streams]):
+        if all(stream.is_answered for stream in streams):
             return max([stream.moved_at for stream in streams])
         return None
 
