@@ -316,11 +316,11 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     @property
     def idle_since(self) -> float | None:
-        """As in `Http1Connection`. Only the client keeps answers waiting that are not sent."""
+        """As in `Http1Connection`. Requests that only wait for the client are no reason to stay."""
         streams = self._streams.values()
         if not streams:
             return None if self._is_closing and not self.unsent else self.moved_at
-        if all(stream.is_answered for stream in streams):
+        if all(stream.is_answered or stream.id in self._begun for stream in streams):
             return max([stream.moved_at for stream in streams])
         return None
 

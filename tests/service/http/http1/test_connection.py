@@ -174,7 +174,7 @@ async def test_what_arrives_before_the_turn_of_a_request_that_waits_is_behind_it
         if late:
             client.server.data_received(late.pop())
 
-    client.server.answer = answer_and_receive  # type: ignore[method-assign]
+    client.server.answer = answer_and_receive  # type: ignore
     await client.send(GET + POST % 3 + b"abc")
     assert client.bodies == [b"GET /a ", b"POST /a abc", b"GET /a "]
 
