@@ -335,7 +335,9 @@ class Worker:
         )
         self._listener: HttpListener | None = None
         if settings.fast_http:
-            self._listener = HttpListener(self._http, self._http, settings, tls)
+            self._listener = HttpListener(
+                self._http, self._http, settings, tls, self._http.refuse_early
+            )
         self._connections = Connections(
             settings, self._http.in_flight, self._http, self._http.heard
         )

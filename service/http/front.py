@@ -169,6 +169,25 @@ class HttpFront:
         finally:
             del self.in_flight[protocol]
 
+    def refuse_early(self, scope: Scope, protocol: Exchange, body: bytes | None) -> bool:
+        """Answer a request whose model is overloaded, without a task for it; or return False.
+
+        Only for requests that need no other check, and whose body has arrived.
+        """
+        if not self._app.overloaded or body is None or self._gate is not None:
+            return False
+        headers = scope.headers
+        caller = self._known_callers.get(scope.client.rpartition(":")[0])
+        if caller is None or headers.get("host") not in self._known_hosts or "origin" in headers:
+            return False
+        refusal = self._early_refusal(scope, caller)
+        if refusal is None:
+            return False
+        refusal.headers.extend(self._origins.headers)
+        self._add_headers(scope, refusal)
+        protocol.response_bytes(refusal.status, refusal.headers, refusal.body)
+        return True
+
     async def _check_page(
         self, scope: Scope, protocol: Exchange, host: str | None, peer: str, caller: str
     ) -> tuple[Header, ...] | None:

@@ -19,7 +19,7 @@ from typing import Any
 from service.access.tls import Tls
 from service.access.tls_protocol import TlsProtocol
 from service.http.connections import Bodies, waiting_on
-from service.http.http1.connection import LINGER_S, Front, Http1Connection
+from service.http.http1.connection import LINGER_S, Front, Http1Connection, RefuseEarly
 from service.http.http1.heads import Heads
 from service.http.http2.connection import Http2Connection, Turns
 from service.observe import metrics
@@ -44,10 +44,16 @@ class HttpListener:
     """The HTTP port of one worker; lives on its event loop."""
 
     def __init__(
-        self, front: Front, bodies: Bodies, settings: Settings, tls: Tls | None = None
+        self,
+        front: Front,
+        bodies: Bodies,
+        settings: Settings,
+        tls: Tls | None = None,
+        refuse_early: RefuseEarly | None = None,
     ) -> None:
         self._front = front
         self._bodies = bodies
+        self._refuse_early = refuse_early
         self._settings = settings
         self._context = tls.context(_ALPN) if tls else None
         self._heads = Heads()
@@ -167,6 +173,7 @@ class HttpListener:
             self._resume,
             is_secure=self._context is not None,
             speak_http2=self._speak_http2,
+            refuse_early=self._refuse_early,
         )
         if self._context is None:
             return connection

@@ -32,6 +32,7 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
+RefuseEarly = Callable[[Any, Any, bytes | None], bool]
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 # Bytes of the next requests of a client that does not wait for its answers.
@@ -158,11 +159,13 @@ class Http1Connection(asyncio.BufferedProtocol):
         *,
         is_secure: bool,
         speak_http2: Callable[[Http1Connection, Any, bytes], None] | None = None,
+        refuse_early: RefuseEarly | None = None,
     ) -> None:
         """`buffer` is where bytes arrive; connections share it, as each takes its own out at once.
 
         `lost` is called when the connection has ended; `speak_http2` takes over from a client that
         begins with the preface of HTTP/2, with the transport and what follows the preface.
+        `refuse_early` may answer a request at once; it gets the body if that has arrived.
         """
         self._front = front
         self._heads = heads
@@ -170,6 +173,7 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._connections = connections
         self._lost = lost
         self._speak_http2 = speak_http2
+        self._refuse_early = refuse_early
         self._loop = asyncio.get_running_loop()
         self.scheme = "https" if is_secure else "http"
         self.client = self.server = self.client_name = ""
@@ -407,7 +411,9 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._scope = head, RequestScope(head, self)
         if self.unread and (request.whole is None or len(self.unread) > _READ_AHEAD):
             self._pause_reading()
-        self._task = self._loop.create_task(self._run(self._scope[1], request))
+        scope = self._scope[1]
+        if self._refuse_early is None or not self._refuse_early(scope, request, request.whole):
+            self._task = self._loop.create_task(self._run(scope, request))
 
     def _may_be_preface(self, unread: bytes) -> bool:
         """Whether a connection begins with HTTP/2's preface, as far as it has come."""

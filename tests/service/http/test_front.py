@@ -193,6 +193,42 @@ def test_a_request_to_an_overloaded_model_is_refused_before_it_is_decoded(
     with_overloaded_front(tmp_path, scenario)
 
 
+def test_a_request_whose_body_has_arrived_is_refused_without_a_task(tmp_path: Path) -> None:
+    async def scenario(front: Any) -> None:
+        scope = RequestScope("POST", "/predict", content_length="784", x_request_id="mine")
+
+        def is_refused(body: bytes | None = PIXELS) -> bool:
+            answer = Protocol()
+            refused = front.refuse_early(scope, answer, body)
+            assert refused == (answer.status == 503)
+            return bool(refused)
+
+        assert not is_refused()  # nothing is known of this client yet
+        first = Protocol(PIXELS)
+        await front(scope, first)
+        answer = Protocol()
+        assert front.refuse_early(scope, answer, PIXELS)
+        answer.headers["date"] = first.headers["date"] = ""
+        assert (answer.status, answer.headers, answer.body) == (503, first.headers, first.body)
+        # What needs another look is left to the call that can wait.
+        assert not is_refused(None)
+        scope.headers["origin"] = "http://evil.example"
+        assert not is_refused()
+        del scope.headers["origin"]
+        scope.path = "/v2/health/live"
+        assert not is_refused()
+        scope.path = "/predict"
+        front.is_leaving = True
+        leaving = Protocol()
+        assert front.refuse_early(scope, leaving, PIXELS)
+        assert leaving.headers["connection"] == "close"
+        front.is_leaving = False
+        front._app.overloaded.clear()
+        assert not is_refused()
+
+    with_overloaded_front(tmp_path, scenario)
+
+
 def test_a_small_body_is_read_so_that_its_connection_can_be_used_again(tmp_path: Path) -> None:
     async def scenario(front: Front) -> None:
         with pytest.raises(AssertionError):

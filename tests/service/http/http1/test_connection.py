@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.http.exchange import Ended
-from service.http.http1.connection import Http1Connection, Request, RequestScope
+from service.http.http1.connection import Http1Connection, RefuseEarly, Request, RequestScope
 from service.http.http1.heads import Heads
 
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -83,7 +83,7 @@ async def echo(scope: RequestScope, request: Request) -> None:
 class Client:
     """A client's end of a connection."""
 
-    def __init__(self, front: Front = echo) -> None:
+    def __init__(self, front: Front = echo, refuse_early: RefuseEarly | None = None) -> None:
         async def call(scope: RequestScope, request: Request) -> None:
             await front(scope, request)
 
@@ -91,7 +91,13 @@ class Client:
         self.lost = 0
         buffer = memoryview(bytearray(64 * 1024))
         self.server = Http1Connection(
-            call, Heads(), buffer, self.connections, self._lose, is_secure=False
+            call,
+            Heads(),
+            buffer,
+            self.connections,
+            self._lose,
+            is_secure=False,
+            refuse_early=refuse_early,
         )
         self.transport = Transport()
         self.server.connection_made(self.transport)
@@ -209,6 +215,28 @@ async def test_a_body_that_came_with_its_head_is_whole() -> None:
     await client.send(POST % 3 + b"abc")
     assert wholes == [b"", b"abc"]
     assert client.bodies == [b"", b"abcabc"]
+
+
+@in_loop
+async def test_a_request_may_be_refused_at_once() -> None:
+    bodies = []
+
+    def refuse(scope: RequestScope, request: Request, body: bytes | None) -> bool:
+        bodies.append(body)
+        if scope.path != "/b":
+            return False
+        request.response_bytes(503, [], b"no")
+        return True
+
+    client = Client(refuse_early=refuse)
+    refused = GET.replace(b"/a", b"/b")
+    await client.send(GET + refused * 2 + POST % 3 + b"abc" + refused)
+    await client.send(POST % 3)
+    await client.send(b"abc")
+    answered = [b"GET /a ", b"no", b"no", b"POST /a abc", b"no", b"POST /a abc"]
+    assert client.bodies == answered
+    assert bodies == [b"", b"", b"", b"abc", b"", None]
+    assert client.server.is_idle
 
 
 @in_loop
