@@ -1,7 +1,7 @@
 """What carries HTTP, as the front sees it: RSGI's scope and protocol, which Granian has as well.
 
-The server's own HTTP/1 and HTTP/2 are carriers too. Both read a body only when the front asks for
-more of it, so what is not read stays in the kernel, with the client.
+The server's own HTTP/1 and HTTP/2 are carriers too. Both read a body only as the front asks for it,
+but for a little that is bounded; the rest stays with the client.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The HTTP front of a worker: a callable that reads a request and sends the answer.
 
-The server's own HTTP/1 calls it (`http1`), or Granian by its interface RSGI, which both have in
-common (`exchange`): it hands over a request in far fewer steps than WSGI or ASGI.
+The server's own HTTP/1 and HTTP/2 call it (`http1`, `http2`), or Granian by its interface RSGI, which
+they have in common (`exchange`): it hands over a request in far fewer steps than WSGI or ASGI.
 docs/decisions/http-front.md says how much that saves. Requests that match no route go to Flask,
 which says why.
 """
@@ -67,7 +67,7 @@ class HttpFront:
         notes_clients: bool = False,
         reads_ahead: bool = False,
     ) -> None:
-        """With `reads_ahead`, requests are those of the server's own HTTP/1."""
+        """With `reads_ahead`, requests are those of the server's own HTTP, which have `whole`."""
         self._reads_ahead = reads_ahead
         self._max_request_bytes = max_request_bytes
         self._body_timeout = body_timeout
@@ -468,7 +468,7 @@ class HttpFront:
         def start_response(line: str, pairs: list[tuple[str, str]], exc_info: Any = None) -> None:
             nonlocal status
             status = int(line.split(" ", 1)[0])
-            # Granian counts the body itself, as it does without Flask.
+            # Carriers count the body themselves, as they do without Flask.
             headers[:] = [(n.lower(), v) for n, v in pairs if n.lower() != "content-length"]
 
         chunks = self._wsgi_app(_environ(scope, request, identity), start_response)
@@ -486,7 +486,7 @@ def _begin(traces: Traces, headers: Any) -> Trace | None:
 def _end_connection(scope: Scope, response: HttpResponse) -> None:
     """Let an HTTP/1 connection end with this answer.
 
-    HTTP/2 forbids the header (RFC 9113, 8.2.2): it ends a stream alone, and Granian says GOAWAY.
+    HTTP/2 forbids the header (RFC 9113, 8.2.2): it ends a stream alone, and carriers say GOAWAY.
     """
     header = ("connection", "close")
     if scope.http_version.startswith("1") and header not in response.headers:
@@ -507,7 +507,7 @@ def _environ(scope: Scope, request: HttpRequest, identity: Identity | None) -> d
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope.method,
         "SCRIPT_NAME": "",
-        # PEP 3333: bytes of the path, carried as latin-1. Granian has undone its %-escapes.
+        # PEP 3333: bytes of the path, carried as latin-1. Its %-escapes are undone.
         "PATH_INFO": scope.path.encode().decode("latin-1"),
         "QUERY_STRING": scope.query_string,
         "SERVER_NAME": host,

@@ -68,7 +68,8 @@ CONNECTION_WINDOW = 2 * STREAM_WINDOW
 # As `FrameReader` counts costs: some 5 ms, and 10 ms for the largest header block. What one read
 # brings may take half a second. All connections that have frames left share it (`Turns`).
 _COST_PER_TURN = 128
-# Bytes of answers that wait for the client. While there are more, no further request is begun.
+# Bytes of answers that wait for the client. While there are more, no further request is begun;
+# those that have been begun, at most MAX_STREAMS, are answered.
 _MOST_HELD = 4 * 1024 * 1024
 _WRITE_BYTES = 64 * 1024  # are collected for one write
 # Of an answer at a time. A client that opens its window byte by byte could hold it for hours.
@@ -344,8 +345,8 @@ class Http2Connection(asyncio.BufferedProtocol):
     def note_progress(self, now: float) -> None:
         """Look whether the client takes what it was sent.
 
-        An answer of which it takes nothing ends while it takes others. If it takes none,
-        `listener` ends the connection.
+        While it takes others, an answer that stands still ends alone. Otherwise `listener` ends the
+        connection.
         """
         unsent = self._transport.get_write_buffer_size() + self._held
         if unsent != self.unsent:

@@ -1,8 +1,8 @@
 """Splits what an HTTP/2 client sends into whole frames, ahead of the library h2.
 
 h2 processes all the bytes it gets at once, checks the size of a frame when all of it has arrived,
-and ends open requests too when the client sends GOAWAY. It keeps every setting, also those that
-nobody knows, and walks through all of them for every SETTINGS frame: 65,536 would take 55 MB, and
+and ends open requests too when the client sends GOAWAY. It keeps every setting, even an
+unknown one, and walks through all of them for each SETTINGS frame: 65,536 would take 55 MB, and
 4 ms per frame. So this module bounds the size of a frame and of a header block, gives h2 a limited
 number of frames at a time, and filters GOAWAY and unknown settings out.
 
@@ -17,8 +17,8 @@ from h2.settings import SettingCodes
 MAX_FRAME = 16 * 1024
 # Bytes of a header block, and of the list that it stands for, as h2 counts it.
 MAX_HEADER_BLOCK = 64 * 1024
-# A frame costs 1: some 40 us for h2 and us. So do this many bytes of a header block, each of which
-# may stand for a header.
+# The cost of a frame is 1: some 40 us in h2 and here. That of a header block is 1 per this many
+# bytes, since each byte may stand for a header.
 _BYTES_PER_COST = 12
 _HEADER = 9
 _HEADERS, _SETTINGS, _GOAWAY, _CONTINUATION = 1, 4, 7, 9

@@ -106,7 +106,7 @@ class RequestScope:
 class Stream:
     """One request, as `exchange.Exchange`. `whole` is its body if it came with the headers.
 
-    The connection fills it: `received` is the part of the body that nobody has read, and
+    The connection fills it: `received` is the part of the body that is not read yet, and
     `unread_window` what that has taken of the flow-control windows.
     """
 
