@@ -1,7 +1,7 @@
 """The HTTP front of a worker: a callable that reads a request and sends the answer.
 
-The server's own HTTP/1 and HTTP/2 call it (`http1`, `http2`), or Granian by its interface RSGI, which
-they have in common (`exchange`): it hands over a request in far fewer steps than WSGI or ASGI.
+The server's own HTTP/1 and HTTP/2 call it (`http1`, `http2`), or Granian by its interface RSGI. All
+have that interface (`exchange`): it hands over a request in far fewer steps than WSGI or ASGI.
 docs/decisions/http-front.md says how much that saves. Requests that match no route go to Flask,
 which says why.
 """
