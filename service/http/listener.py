@@ -80,7 +80,7 @@ class HttpListener:
         self._loop = asyncio.get_running_loop()
         settings = self._settings
         if listener is None:
-            address = (settings.own_host, settings.http_port)
+            address = (settings.host, settings.http_port)
             family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
             listener = socket.create_server(address, family=family, reuse_port=True)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

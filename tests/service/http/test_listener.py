@@ -264,15 +264,19 @@ async def test_an_accept_that_fails_is_tried_again(port: Port) -> None:
     assert isinstance(port.tested, HttpListener)
 
 
-def test_a_port_is_opened_where_no_socket_is_given() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_port_is_opened_where_no_socket_is_given(host: str) -> None:
     async def main() -> None:
         with contextlib.ExitStack() as stack:
             free = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             number = free.getsockname()[1]
             free.close()
             port = Port(stack)
-            tested = HttpListener(port.front, port, Settings(http_port=number))
+            tested = HttpListener(port.front, port, Settings(host=host, http_port=number))
             tested.start()
+            assert tested._listener is not None
+            bound = tested._listener.getsockname()[0]
+            assert bound == ("127.0.0.1" if host == "localhost" else host)
             client = stack.enter_context(socket.create_connection(("127.0.0.1", number)))
             client.setblocking(False)
             assert await port.ask(client)
