@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -119,7 +120,8 @@ def test_a_collector_of_traces_does_not_hold_a_stop(
     log = server.log.read_text()
     assert "Killing worker" not in log
     assert "did not respond" not in log
-    assert "SpanExporter.stop" not in log  # it would have held the event loop
+    # The thread that waits for it may be named, if the machine stood still; the event loop may not.
+    assert not re.search(r": at [^;\n]*SpanExporter\.stop", log)
     assert log.count("Traces cannot be exported") <= 1
     assert ("traces are lost" in log) or ("cannot be exported" in log)
 
