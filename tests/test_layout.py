@@ -12,6 +12,7 @@ TESTED_ELSEWHERE = {
     "service/grpc/http2/events.py": "it only declares: test_connection.py sees each event",
     "service/check/finding.py": "it only declares",
     "service/http/exchange.py": "it only declares",
+    "service/http/carrier.py": "http1/ and http2/test_connection.py end connections in every way",
     "training/errors.py": "it only declares: tests raise each error where it is caused",
     "clients/python/mnist_client/results.py": "it only declares",
 }

@@ -344,6 +344,7 @@ class HttpFront:
         if size < 0 and scope.method in ("GET", "HEAD") and _has_no_body(scope):
             return b"", None
         is_small = size <= _WHOLE_BYTES  # or without a length, which HTTP/2 does not need
+        # Granian's protocol does not have it.
         body: bytes | None = protocol.whole if is_small and self._reads_ahead else None  # type: ignore[attr-defined]
         if body is None or len(body) > _WHOLE_BYTES:
             body, claim = await self._arriving(scope, protocol, size, timeout)

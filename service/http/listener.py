@@ -18,8 +18,9 @@ from typing import Any
 
 from service.access.tls import Tls
 from service.access.tls_protocol import TlsProtocol
+from service.http.carrier import LINGER_S, Front
 from service.http.connections import Bodies, waiting_on
-from service.http.http1.connection import LINGER_S, Front, Http1Connection, RefuseEarly
+from service.http.http1.connection import Http1Connection, RefuseEarly
 from service.http.http1.heads import Heads
 from service.http.http2.connection import Http2Connection, Turns
 from service.observe import metrics

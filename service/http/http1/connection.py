@@ -5,9 +5,8 @@ the front with a `Request`. Most bodies have arrived with the head by then. Of o
 asks for more, and reading pauses in between. The front answers with `response_bytes`, and
 the next request, which may be in the buffer already (pipelining), begins.
 
-A connection ends in steps, so that an answer is not lost: our side first, and the rest when the
-client has closed its side or a second is over. Closing a socket that has unread bytes would reset
-the connection. What ends connections that hold a place without using it is in `listener`.
+How a connection ends is in `carrier`, and what ends those that hold a place without using it in
+`listener`.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
-import struct
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import orjson
 
+from service.http.carrier import Carrier, Front, Scope
 from service.http.exchange import Ended
 from service.http.http1.chunks import ChunkedBody
 from service.http.http1.heads import CHUNKED, MAX_HEAD, Head, Heads, Malformed, check_begin
@@ -31,44 +29,27 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
 RefuseEarly = Callable[[Any, Any, bytes | None], bool]
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 # Bytes of the next requests of a client that does not wait for its answers.
 _READ_AHEAD = 64 * 1024
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
-# Seconds in which a client may close its side after ours, and finish a head during a stop.
-LINGER_S = 1.0
 
 
-class RequestScope:
-    """A request without its body, as `exchange.Scope`; `certificate` names the client of TLS."""
+class RequestScope(Scope):
+    """Of a head; equal requests of a connection share it."""
 
-    __slots__ = (
-        "authority",
-        "certificate",
-        "client",
-        "headers",
-        "http_version",
-        "method",
-        "path",
-        "query_string",
-        "scheme",
-        "server",
-    )
+    __slots__ = ()
 
     def __init__(self, head: Head, connection: Http1Connection) -> None:
+        super().__init__(connection)
         self.method = head.method
         self.path = head.path
         self.query_string = head.query_string
         self.headers = head.headers
         self.authority = head.authority
         self.http_version = head.http_version
-        self.client = connection.client
-        self.scheme = connection.scheme
-        self.server = connection.server
-        self.certificate = connection.client_name
 
 
 class Request:
@@ -146,7 +127,7 @@ class Request:
         self._connection.answer(self, status, headers, body)
 
 
-class Http1Connection(asyncio.BufferedProtocol):
+class Http1Connection(Carrier):
     """One connection; `listener.HttpListener` has all of them."""
 
     def __init__(
@@ -161,23 +142,17 @@ class Http1Connection(asyncio.BufferedProtocol):
         speak_http2: Callable[[Http1Connection, Any, bytes], None] | None = None,
         refuse_early: RefuseEarly | None = None,
     ) -> None:
-        """`buffer` is where bytes arrive; connections share it, as each takes its own out at once.
+        """`speak_http2` takes over from a client that begins with the preface of HTTP/2.
 
-        `lost` is called when the connection has ended; `speak_http2` takes over from a client that
-        begins with the preface of HTTP/2, with the transport and what follows the preface.
-        `refuse_early` may answer a request at once; it gets the body if that has arrived.
+        It gets the transport and what follows the preface. `refuse_early` may answer a request at
+        once; it gets the body if that has arrived. The others are as in `Carrier`.
         """
-        self._front = front
+        super().__init__(front, buffer, connections, lost)
         self._heads = heads
-        self._buffer = buffer
-        self._connections = connections
-        self._lost = lost
         self._speak_http2 = speak_http2
         self._refuse_early = refuse_early
-        self._loop = asyncio.get_running_loop()
         self.scheme = "https" if is_secure else "http"
         self.client = self.server = self.client_name = ""
-        self.is_open = True  # `TlsProtocol` sets both when its handshake is done
         self.unread = b""
         self._searched = 0  # bytes of it, in which no head ends
         self.request: Request | None = None  # the one that is being answered
@@ -185,16 +160,6 @@ class Http1Connection(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None  # that answers it
         self._waiter: asyncio.Future[None] | None = None  # of a body
         self._has_begun = False  # bytes of the next head have come
-        self._has_ended = False  # the client has closed its side, or the connection is lost
-        self._is_reading = True
-        self._is_closing = False  # our side is closed
-        self._lingering: asyncio.TimerHandle | None = None
-        self.is_write_paused = False
-        # For `listener`: when the wait for a head began, when bytes last came or went, how many
-        # wait to be sent and since when it is as many, and whether there ever was a request.
-        self.waits_since = self.moved_at = self.unsent_since = self._loop.time()
-        self.unsent = 0
-        self.was_used = False
 
     # Called by asyncio, or by `TlsProtocol`.
 
@@ -206,23 +171,10 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Cancel the request that is being answered: its client is gone."""
-        self._connections.discard(self)
-        self._is_closing = True
         if self.request is not None and self._task is not None:
             self._task.cancel()
         self.request = None
-        if self._lingering is not None:
-            self._lingering.cancel()
-        self._lost()
-
-    def handshake_failed(self) -> None:
-        """The connection ends before it speaks HTTP."""
-
-    def get_buffer(self, size_hint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, count: int) -> None:
-        self.data_received(bytes(self._buffer[:count]))
+        self._end()
 
     def data_received(self, data: bytes) -> None:
         self.moved_at = self._loop.time()
@@ -252,11 +204,6 @@ class Http1Connection(asyncio.BufferedProtocol):
             self._next()  # a request that waits for its turn
             return self.request is not None
         return True
-
-    def pause_writing(self) -> None:
-        """Take no further request from a client that does not read its answers."""
-        self.is_write_paused = True
-        self._pause_reading()
 
     def resume_writing(self) -> None:
         self.is_write_paused = False
@@ -317,11 +264,6 @@ class Http1Connection(asyncio.BufferedProtocol):
         return self.request is None and not self.unread and not self._is_closing
 
     @property
-    def is_closing(self) -> bool:
-        """Whether our side is closed."""
-        return self._is_closing
-
-    @property
     def idle_since(self) -> float | None:
         """Since when the connection can make room for others; None if it cannot, or ends anyway."""
         if self.request is not None or (self._is_closing and not self.unsent):
@@ -345,29 +287,9 @@ class Http1Connection(asyncio.BufferedProtocol):
 
     def hang_up(self) -> None:
         """End our side, and soon the connection."""
-        if self._is_closing:
-            return
-        self._is_closing = True
-        self.unread = b""
-        if self._has_ended or self._transport.is_closing():
-            self._transport.close()
-            return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._resume_reading()  # so that nothing is unread at the end
-        self._lingering = self._loop.call_later(LINGER_S, self._linger)
-
-    def reset(self) -> None:
-        """End the connection at once, also for the kernel: it drops what is not sent."""
-        if (connection := self._transport.get_extra_info("socket")) is not None:
-            off = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
-        self.abort()
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        self._is_closing = True
-        self._transport.abort()
+        if not self._is_closing:
+            self.unread = b""
+            self._close()
 
     # The rest.
 
@@ -428,27 +350,9 @@ class Http1Connection(asyncio.BufferedProtocol):
             if request is self.request:
                 self.abort()
 
-    def _linger(self) -> None:
-        """Close our other half, once the client has taken what it was sent."""
-        if self._transport.get_write_buffer_size():
-            # `listener` ends it if the client takes nothing.
-            self._lingering = self._loop.call_later(LINGER_S, self._linger)
-        else:
-            self._transport.abort()
-
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _pause_reading(self) -> None:
-        if self._is_reading:
-            self._is_reading = False
-            self._transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        if not self._is_reading:
-            self._is_reading = True
-            self._transport.resume_reading()
 
 
 def _address(pair: Any) -> str:

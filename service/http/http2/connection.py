@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from collections.abc import Callable, Iterable
 from time import time
 from typing import Any
@@ -51,7 +49,8 @@ from h2.settings import SettingCodes
 from h2.settings import Settings as H2Settings
 
 from service.core.allowance import Allowance
-from service.http.http1.connection import LINGER_S, PREFACE, Front, Http1Connection
+from service.http.carrier import Carrier, Front
+from service.http.http1.connection import PREFACE, Http1Connection
 from service.http.http1.heads import Malformed
 from service.http.http1.responses import date
 from service.http.http2.frames import MAX_FRAME, MAX_HEADER_BLOCK, Breach, FrameReader, goaway
@@ -111,7 +110,7 @@ class Turns:
         self.due = 0
 
 
-class Http2Connection(asyncio.BufferedProtocol):
+class Http2Connection(Carrier):
     """One connection; `listener.HttpListener` has it among those of HTTP/1."""
 
     def __init__(
@@ -125,17 +124,12 @@ class Http2Connection(asyncio.BufferedProtocol):
         *,
         body_timeout: float,
     ) -> None:
-        """`before` has read the preface; `connections`, `buffer` and `lost` are as there."""
-        self._front = front
-        self._buffer = buffer
-        self._connections = connections
-        self._lost = lost
+        """`before` has read the preface."""
+        super().__init__(front, buffer, connections, lost)
         self._turns = turns
         self._body_timeout = body_timeout
-        self._loop = asyncio.get_running_loop()
         self.scheme, self.client, self.server = before.scheme, before.client, before.server
         self.client_name = before.client_name
-        self.is_open = True  # `TlsProtocol` wants it
         self._h2 = _StateMachine(_CONFIGURATION)
         self._reader = FrameReader()
         self._scopes: dict[tuple[Any, ...], RequestScope] = {}  # of requests so far, by headers
@@ -155,21 +149,10 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._is_working = False  # frames are being read, and output is collected
         self._is_due = False  # another turn is scheduled
         self._is_to_write = False  # a write at the end of this turn is scheduled
-        self._is_reading = True
-        self._has_ended = False  # the client has closed its side, or the connection is lost
         self._is_retiring = False  # the end is announced
         self._is_refusing = False  # the number of the last stream is sent
-        self._is_closing = False  # our side is closed
-        self._lingering: asyncio.TimerHandle | None = None
-        self.is_write_paused = False
-        # For `listener`, as in `Http1Connection`: `waits_since` is since the preface or the last
-        # answer.
-        now = self._loop.time()
-        self.waits_since = before.waits_since
-        self.moved_at = self.unsent_since = now
-        self.unsent = 0
-        self.was_used = False
-        self._received_at = now
+        self.waits_since = before.waits_since  # later, since the last answer
+        self._received_at = now = self.moved_at
         self._pinged_at: float | None = None
         self._unfinished: int | None = None  # what the reader waits for, and since when
         self._unfinished_since = now
@@ -202,21 +185,9 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Requests that are being answered continue; their answers go nowhere."""
-        self._connections.discard(self)
         self._is_closing = self._has_ended = True
         self._drop_streams()
-        if self._lingering is not None:
-            self._lingering.cancel()
-        self._lost()
-
-    def handshake_failed(self) -> None:
-        """`TlsProtocol` wants it; the handshake is done."""
-
-    def get_buffer(self, size_hint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, count: int) -> None:
-        self.data_received(bytes(self._buffer[:count]))
+        self._end()
 
     def data_received(self, data: bytes) -> None:
         self.moved_at = self._received_at = self._loop.time()
@@ -238,11 +209,6 @@ class Http2Connection(asyncio.BufferedProtocol):
                 stream.wake()
         self.hang_up()
         return True
-
-    def pause_writing(self) -> None:
-        """Read nothing of a client that does not read."""
-        self.is_write_paused = True
-        self._pause_reading()
 
     def resume_writing(self) -> None:
         self.is_write_paused = False
@@ -311,11 +277,6 @@ class Http2Connection(asyncio.BufferedProtocol):
         )
 
     @property
-    def is_closing(self) -> bool:
-        """Whether our side is closed."""
-        return self._is_closing
-
-    @property
     def idle_since(self) -> float | None:
         """As in `Http1Connection`. Requests that only wait for the client are no reason to stay."""
         streams = self._streams.values()
@@ -372,18 +333,6 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._is_refusing = True
             self._say_goaway(self._last_stream_id)
         self._close_if_done()
-
-    def reset(self) -> None:
-        """End the connection at once, also for the kernel: it drops what is not sent."""
-        if (connection := self._transport.get_extra_info("socket")) is not None:
-            off = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
-        self.abort()
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        self._is_closing = True
-        self._transport.abort()
 
     # What arrives.
 
@@ -652,32 +601,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if not self._is_refusing or self._streams or self._is_closing:
             return
         self._write()
-        self._is_closing = True
-        if self._has_ended or self._transport.is_closing():
-            self._transport.close()
-            return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._resume_reading()  # so that nothing is unread at the end
-        self._lingering = self._loop.call_later(LINGER_S, self._linger)
-
-    def _linger(self) -> None:
-        """Close our other half, once the client has taken what it was sent."""
-        if self._transport.get_write_buffer_size():
-            # `listener` ends it if the client takes nothing.
-            self._lingering = self._loop.call_later(LINGER_S, self._linger)
-        else:
-            self._transport.abort()
-
-    def _pause_reading(self) -> None:
-        if self._is_reading:
-            self._is_reading = False
-            self._transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        if not self._is_reading:
-            self._is_reading = True
-            self._transport.resume_reading()
+        self._close()
 
 
 _Handler = Callable[[Http2Connection, Any], None]

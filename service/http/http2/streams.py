@@ -10,6 +10,7 @@ from typing import Protocol
 from h2.exceptions import ProtocolError
 from h2.utilities import HeaderValidationFlags, normalize_inbound_headers, validate_headers
 
+from service.http.carrier import Client, Scope
 from service.http.exchange import Ended
 from service.http.http1.heads import CONTROL, MAX_HEADERS, NAMES, Headers, Malformed, split_target
 
@@ -21,13 +22,8 @@ _PATH = re.compile("[!-~\x80-\xff]+")
 _MOST_DIGITS = 19  # of a length: below 2**63
 
 
-class Peer(Protocol):
+class Peer(Client, Protocol):
     """The connection, as its requests see it."""
-
-    scheme: str
-    client: str
-    server: str
-    client_name: str
 
     def read(self, stream: Stream) -> None:
         """Count what has arrived of a body as read, so that the client may send more."""
@@ -41,27 +37,17 @@ class Peer(Protocol):
         """Send an answer."""
 
 
-class RequestScope:
-    """A request without its body, as `exchange.Scope`; `certificate` names the client of TLS."""
+class RequestScope(Scope):
+    """Of a header block; equal requests of a connection share it."""
 
-    __slots__ = (
-        "authority",
-        "certificate",
-        "client",
-        "headers",
-        "http_version",
-        "method",
-        "path",
-        "query_string",
-        "scheme",
-        "server",
-    )
+    __slots__ = ()
 
     def __init__(self, block: Collection[tuple[bytes, bytes]], connection: Peer) -> None:
         """From a decoded header block. Raises Malformed.
 
         What h2 takes to be valid is not yet what HTTP/1 does, and `heads`.
         """
+        super().__init__(connection)
         if len(block) > MAX_HEADERS + _PSEUDO:
             raise Malformed(f"The request has more than {MAX_HEADERS} headers.", 431)
         try:
@@ -97,10 +83,6 @@ class RequestScope:
         self.authority = pseudo.get(":authority", "")
         self.headers = headers
         self.http_version = "2"
-        self.client = connection.client
-        self.scheme = connection.scheme
-        self.server = connection.server
-        self.certificate = connection.client_name
 
 
 class Stream:

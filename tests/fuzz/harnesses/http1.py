@@ -15,6 +15,7 @@ import h11
 from service.http.exchange import Ended
 from service.http.http1.connection import Http1Connection, Request, RequestScope
 from service.http.http1.heads import Heads
+from tests.fuzz.transport import Transport
 
 _POST = b"POST /predict?a=b HTTP/1.1\r\nHost: h\r\n"
 _CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -41,35 +42,6 @@ class _Seen(NamedTuple):
     target: str
     headers: list[tuple[str, str]]
     body: bytes | None  # None for one that is cut short
-
-
-class _Transport:
-    def __init__(self) -> None:
-        self.output = b""
-        self.has_ended = False
-
-    def get_extra_info(self, name: str) -> tuple[str, int]:
-        return "127.0.0.1", 1
-
-    def write(self, data: bytes) -> None:
-        assert not self.has_ended
-        self.output += data
-
-    def write_eof(self) -> None:
-        self.has_ended = True
-
-    def close(self) -> None:
-        self.has_ended = True
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def is_closing(self) -> bool:
-        return False
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
 
 
 _LOOP = asyncio.new_event_loop()
@@ -99,14 +71,18 @@ async def _ours(content: bytes, size: int) -> tuple[list[_Seen], list[bytes]]:
         body: bytes | None = None
         with contextlib.suppress(Ended):
             body = await request()
-        pairs = sorted(scope.headers._pairs)
+        # h11 gives transfer codings in lower case.
+        pairs = sorted(
+            (name, value.lower() if name == "transfer-encoding" else value)
+            for name, value in scope.headers._pairs
+        )
         seen.append(_Seen(scope.method, scope.query_string, pairs, body))
         request.response_bytes(200 if body is not None else 400, [], b"")
 
     connections: set[Http1Connection] = set()
     buffer = memoryview(bytearray(1))
     connection = Http1Connection(front, Heads(), buffer, connections, lambda: None, is_secure=False)
-    transport = _Transport()
+    transport = Transport()
     connection.connection_made(transport)
     for position in range(0, len(content), size):
         connection.data_received(content[position : position + size])

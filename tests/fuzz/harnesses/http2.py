@@ -19,6 +19,7 @@ from service.http.http1.heads import Heads
 from service.http.http2.connection import Http2Connection, Turns
 from service.http.http2.streams import RequestScope, Stream
 from tests.fuzz.fields import Fields
+from tests.fuzz.transport import Transport
 
 CI_RUNS = 5_000
 _GET = [(":method", "GET"), (":scheme", "http"), (":path", "/a?b"), (":authority", "h")]
@@ -85,42 +86,6 @@ def _frames(fields: Fields) -> bytes:
     return output
 
 
-class _Transport:
-    def __init__(self) -> None:
-        self.protocol: Any = None
-        self.output = b""
-        self.has_ended = False
-        self.is_paused = False
-
-    def set_protocol(self, protocol: Any) -> None:
-        self.protocol = protocol
-
-    def get_extra_info(self, name: str) -> tuple[str, int]:
-        return "127.0.0.1", 1
-
-    def write(self, data: bytes) -> None:
-        assert not self.has_ended
-        self.output += data
-
-    def write_eof(self) -> None:
-        self.has_ended = True
-
-    def close(self) -> None:
-        self.has_ended = True
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def is_closing(self) -> bool:
-        return False
-
-    def pause_reading(self) -> None:
-        self.is_paused = True
-
-    def resume_reading(self) -> None:
-        self.is_paused = False
-
-
 _LOOP = asyncio.new_event_loop()
 
 
@@ -165,7 +130,7 @@ async def _served(content: bytes, size: int, answer: bytes, is_retired: bool) ->
             successor.retire()
         successor.data_received(received)
 
-    transport = _Transport()
+    transport = Transport()
     first = Http1Connection(
         front, Heads(), buffer, connections, lost, is_secure=False, speak_http2=speak_http2
     )
@@ -192,7 +157,7 @@ async def _served(content: bytes, size: int, answer: bytes, is_retired: bool) ->
     return seen
 
 
-async def _settle(transport: _Transport) -> None:
+async def _settle(transport: Transport) -> None:
     """Let the loop run until nothing happens any longer."""
     for _ in range(6):
         await asyncio.sleep(0)

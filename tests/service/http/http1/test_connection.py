@@ -3,81 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from service.http.exchange import Ended
 from service.http.http1.connection import Http1Connection, RefuseEarly, Request, RequestScope
 from service.http.http1.heads import Heads
+from tests.service.http.transport import Transport, echo, in_loop, settle
 
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-class Transport:
-    """A socket's transport that remembers."""
-
-    def __init__(self) -> None:
-        self.output = b""
-        self.unsent = 0
-        self.is_paused = self.has_ended = self.is_aborted = self.is_closed = False
-        self.options: list[Any] = []
-
-    def get_extra_info(self, name: str) -> Any:
-        addresses = {"peername": ("192.0.2.1", 5), "sockname": ("::1", 80, 0, 0)}
-        return addresses.get(name, self)
-
-    def setsockopt(self, *option: Any) -> None:
-        self.options.append(option)
-
-    def write(self, data: bytes) -> None:
-        assert not self.has_ended
-        self.output += data
-
-    def write_eof(self) -> None:
-        self.has_ended = True
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def get_write_buffer_size(self) -> int:
-        return self.unsent
-
-    def is_closing(self) -> bool:
-        return self.is_closed or self.is_aborted
-
-    def pause_reading(self) -> None:
-        assert not self.is_paused
-        self.is_paused = True
-
-    def resume_reading(self) -> None:
-        assert self.is_paused
-        self.is_paused = False
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def abort(self) -> None:
-        self.is_aborted = True
-
-
 Front = Callable[[RequestScope, Request], Awaitable[None]]
-
-
-async def echo(scope: RequestScope, request: Request) -> None:
-    """Answer with the request line and the body, or with 400 for half a body."""
-    try:
-        body = await request()
-    except Ended:
-        request.response_bytes(400, [], b"half")
-        return
-    request.response_bytes(200, [], f"{scope.method} {scope.path} ".encode() + body)
 
 
 class Client:
@@ -132,19 +74,6 @@ class Client:
             found.append(rest[:size])
             rest = rest[size:]
         return found
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(*values: Any, **named: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*values, **named), 60))
-
-    return run
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
@@ -466,7 +395,7 @@ async def test_a_reset_lets_the_kernel_drop_what_is_unsent() -> None:
 async def test_a_connection_lingers_until_its_answer_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.http.http1.connection.LINGER_S", 0.01)
+    monkeypatch.setattr("service.http.carrier.LINGER_S", 0.01)
     client = Client()
     client.transport.unsent = 10
     client.server.hang_up()

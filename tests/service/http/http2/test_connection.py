@@ -32,10 +32,8 @@ from tests.service.http.http2.client import (
     HEADERS,
     POST,
     Client,
-    echo,
-    in_loop,
-    settle,
 )
+from tests.service.http.transport import echo, in_loop, settle
 
 NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FRAME_SIZE_ERROR = 0, 1, 2, 6
 REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 7, 8, 11
@@ -826,7 +824,7 @@ async def test_the_end_of_an_idle_clients_side_is_that_of_the_connection() -> No
 async def test_the_rest_of_a_connection_ends_a_second_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "LINGER_S", 0.01)
+    monkeypatch.setattr("service.http.carrier.LINGER_S", 0.01)
     client = Client()
     await client.ask()
     client.transport.unsent = 1

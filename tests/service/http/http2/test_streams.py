@@ -9,7 +9,7 @@ import pytest
 from service.http.exchange import Ended
 from service.http.http1.heads import Malformed
 from service.http.http2.streams import RequestScope, Stream
-from tests.service.http.http2.client import in_loop, settle
+from tests.service.http.transport import in_loop, settle
 
 PSEUDO = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/a?b"), (b":authority", b"h")]
 
