@@ -567,12 +567,17 @@ def test_no_call_is_lost_when_connections_reach_their_age(
     request.raw_input_contents.append(mnist.images[:1].tobytes())
     with grpc.insecure_channel(aging.grpc) as channel:
         stub = inference_grpc.GRPCInferenceServiceStub(channel)
+
+        def aged() -> bool:
+            return not fast_grpc or closed_connections(aging).get("age", 0) >= 3
+
+        # grpcio's own server does not count them: three seconds are six times the age.
         end = time.monotonic() + 3
-        while time.monotonic() < end:
+        give_up = end + 60
+        while time.monotonic() < end or not aged():
+            assert time.monotonic() < give_up
             calls = [stub.ModelInfer.future(request, wait_for_ready=True) for _ in range(20)]
             assert all(each.result().model_name == "mnist" for each in calls)
-    if fast_grpc:
-        assert closed_connections(aging)["age"] >= 3
 
 
 def test_a_flood_of_pings_ends_its_connection(server: Server) -> None:
