@@ -38,7 +38,7 @@ from service.grpc.http2.events import (
 from service.grpc.http2.headers import OK, RetryLater, Status
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.pool import Pool
-from service.grpc.http2.stream import Stream
+from service.grpc.http2.stream import State, Stream
 from service.observe import metrics
 from service.settings import Settings
 
@@ -278,6 +278,7 @@ class Http2Protocol(asyncio.Protocol):
     # Events and timers.
 
     def _handle(self, events: list[Event]) -> None:
+        timed: list[tuple[float, Stream]] = []
         for event in events:
             stream = event.stream
             if isinstance(event, MessageReceived):
@@ -290,8 +291,7 @@ class Http2Protocol(asyncio.Protocol):
                     self._inboxes[stream.id].put_nowait(event)
             elif isinstance(event, CallStarted):
                 if stream.deadline is not None:
-                    timer = self._loop.call_at(stream.deadline, self._expire, stream)
-                    self._timers[stream.id] = timer
+                    timed.append((stream.deadline, stream))
                 if not stream.headers.is_unary:
                     inbox = self._inboxes[stream.id] = asyncio.Queue()
                     self._tasks[stream.id] = self._loop.create_task(self._stream(stream, inbox))
@@ -301,8 +301,16 @@ class Http2Protocol(asyncio.Protocol):
                 self._drained.pop(stream.id).set()
             elif isinstance(event, CallCancelled | CallEnded):
                 self._cancel(stream.id)
+        self._start_timers(timed)
         if self._connection.has_output or self._connection.closed:
             self._flush_soon()
+
+    def _start_timers(self, timed: list[tuple[float, Stream]]) -> None:
+        for deadline, stream in timed:
+            # A timer takes long beside a refusal: a call that has ended by now gets none.
+            if stream.status is None and stream.state != State.CLOSED:
+                timer = self._loop.call_at(deadline, self._expire, stream)
+                self._timers[stream.id] = timer
 
     def _expire(self, stream: Stream) -> None:
         error = DeadlineExceeded.of()

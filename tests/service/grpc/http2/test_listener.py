@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -262,11 +263,13 @@ def test_an_unexpected_error_is_logged_and_answered_as_internal(
 
 
 @in_loop
-async def test_a_call_to_an_overloaded_model_is_refused_without_a_task() -> None:
+async def test_a_call_to_an_overloaded_model_is_refused_without_a_task_or_timer() -> None:
     peer = Peer(never)
     peer.calls.overloaded.add("a model")
     peer.calls.refusal = Overloaded.of("Too much", 2.5)
-    await peer.send(call(1, b"") + call(3, b"", block(UNARY, {"grpc-timeout": "9S"})))
+    with patch.object(peer.protocol._loop, "call_at") as timer:
+        await peer.send(call(1, b"") + call(3, b"", block(UNARY, {"grpc-timeout": "9S"})))
+    assert not timer.called
     for stream_id in (1, 3):
         fields, _ = answer(peer.transport.output, stream_id)
         assert fields["grpc-status"] == "14"
