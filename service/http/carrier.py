@@ -130,6 +130,15 @@ class Carrier(asyncio.BufferedProtocol):
         self._resume_reading()  # so that nothing is unread at the end
         self._lingering = self._loop.call_later(LINGER_S, self._linger)
 
+    def _drop_in_turns(self) -> None:
+        """Let others have their turn before more is read and dropped: libuv would read 2 MB."""
+        self._pause_reading()
+        self._loop.call_soon(self._drop_more)
+
+    def _drop_more(self) -> None:
+        if not self._transport.is_closing():
+            self._resume_reading()
+
     def _linger(self) -> None:
         """Close our other half, once the client has taken what it was sent."""
         if self._transport.get_write_buffer_size():

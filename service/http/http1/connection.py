@@ -34,6 +34,8 @@ RefuseEarly = Callable[[Any, Any, bytes | None], bool]
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 # Bytes of the next requests of a client that does not wait for its answers.
 _READ_AHEAD = 64 * 1024
+# Bytes of a body that are read before others get their turn: libuv would read 2 MB.
+_AT_ONCE = 256 * 1024
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 
 
@@ -179,6 +181,7 @@ class Http1Connection(Carrier):
     def data_received(self, data: bytes) -> None:
         self.moved_at = self._loop.time()
         if self._is_closing:
+            self._drop_in_turns()
             return
         unread = self.unread
         if self.request is None:
@@ -191,6 +194,8 @@ class Http1Connection(Carrier):
         self.unread = unread + data if unread else data
         if self._waiter is not None:
             self._wake()
+            if len(self.unread) > _AT_ONCE:
+                self._pause_reading()
         elif len(self.unread) > _READ_AHEAD or not self.request.is_read:
             self._pause_reading()
 

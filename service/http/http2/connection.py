@@ -193,6 +193,7 @@ class Http2Connection(Carrier):
         self.moved_at = self._received_at = self._loop.time()
         self._pinged_at = None  # any byte is as good as the answer
         if self._is_closing:
+            self._drop_in_turns()
             return
         self._reader.add(data)
         if not self._is_due and not self.is_write_paused:

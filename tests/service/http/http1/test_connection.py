@@ -187,6 +187,40 @@ async def test_what_nobody_asks_for_is_not_read() -> None:
 
 
 @in_loop
+async def test_a_large_body_is_not_read_to_its_end_in_one_turn() -> None:
+    """60 clients with 8 MB each held up others for 160 ms."""
+    client = Client()
+    client.server.data_received(POST % 8_000_000)
+    await settle()
+    part, size = bytes(64 * 1024), 0
+    while not client.transport.is_paused:  # as libuv would: no turn in between
+        client.server.data_received(part)
+        size += len(part)
+    assert size <= 512 * 1024
+    await client.send(bytes(8_000_000 - size), len(part))
+    assert [len(body) for body in client.bodies] == [len("POST /a ") + 8_000_000]
+
+
+@in_loop
+async def test_what_is_dropped_is_read_in_turns() -> None:
+    async def front(scope: RequestScope, request: Request) -> None:
+        request.response_bytes(503, [], b"busy")
+
+    client = Client(front)
+    await client.send(POST % 8_000_000)
+    assert client.transport.has_ended
+    for _ in range(3):
+        client.server.data_received(bytes(64 * 1024))
+        assert client.transport.is_paused
+        await settle()
+        assert not client.transport.is_paused
+    client.server.data_received(bytes(64 * 1024))
+    client.server.abort()
+    await settle()
+    assert client.transport.is_paused  # a transport that is closed must not be resumed
+
+
+@in_loop
 async def test_a_client_that_does_not_wait_for_answers_is_read_a_little_ahead() -> None:
     goes_on = asyncio.Event()
 
