@@ -133,11 +133,7 @@ class Carrier(asyncio.BufferedProtocol):
     def _drop_in_turns(self) -> None:
         """Let others have their turn before more is read and dropped: libuv would read 2 MB."""
         self._pause_reading()
-        self._loop.call_soon(self._drop_more)
-
-    def _drop_more(self) -> None:
-        if not self._transport.is_closing():
-            self._resume_reading()
+        self._loop.call_soon(self._resume_reading)
 
     def _linger(self) -> None:
         """Close our other half, once the client has taken what it was sent."""
@@ -161,6 +157,6 @@ class Carrier(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if not self._is_reading:
+        if not self._is_reading and not self._transport.is_closing():
             self._is_reading = True
             self._transport.resume_reading()
