@@ -36,6 +36,7 @@ from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
 from service.core.callers import Callers
 from service.core.errors import ProviderUnavailable, ServiceError, is_used_up
+from service.core.turns import Turns
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
 from service.http.compression import Compression
@@ -57,7 +58,7 @@ from service.operations.digits import Digits
 from service.operations.inference import Inference
 from service.ports import Listeners, accept_no_more
 from service.repository.models import Repository
-from service.runtime.allocator import return_memory, trim
+from service.runtime.allocator import Returns, resident, return_memory, trim
 from service.runtime.run_thread import RunThread
 from service.runtime.session import (
     BUILT_WITHOUT_CUDA,
@@ -81,9 +82,6 @@ _BEAT_S = 0.25  # the supervisor replaces a worker that has not beaten for 5 s
 # How long a thread keeps Python's global lock when another one asks for it. Python's default of
 # 5 ms is what each step of the event loop would wait while a thread converts JSON.
 _SWITCH_INTERVAL_S = 0.0005
-# Memory is returned when requests held more than LARGE, and have held less than SMALL for a while.
-_REST_S = 1.0
-_LARGE_BYTES, _SMALL_BYTES = 1024 * 1024, 64 * 1024
 _REMINDER_S = 60.0  # between two log lines that say that descriptors are used up
 _FAREWELL_S = 1.0  # of drain_seconds: HTTP/1 clients are told to leave, with their next answer
 _SLACK_S = 2.0  # past stop_timeout; the supervisor kills a worker 5 s past it
@@ -234,18 +232,15 @@ class Service:
     async def watch_budget(self) -> None:
         """Refuse the requests that wait too long for room, or hold it without using it.
 
-        After large requests, once the worker has little to do, return their memory to the system.
+        After much was in use, once the worker has little to do, return the memory to the system.
         """
-        most, loop = 0, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        returns = Returns(resident(), loop.time())
         while True:
             await asyncio.sleep(SWEEP_S)
             self.budget.sweep()
-            most = max(most, self.budget.used)
-            if most > _LARGE_BYTES and self.budget.used < _SMALL_BYTES:
-                await asyncio.sleep(_REST_S)
-                if self.budget.used < _SMALL_BYTES:
-                    most = 0
-                    await loop.run_in_executor(None, trim)
+            if reason := returns.due(self.budget.used, resident(), loop.time()):
+                await loop.run_in_executor(None, trim, reason == "large requests")
 
     async def watch_descriptors(self) -> None:
         """Log that no file descriptor is free, at most once a minute.
@@ -324,6 +319,7 @@ class Worker:
         self._callers = Callers(
             settings.trusted_proxies, forwards_certificates=settings.forwarded_certificates
         )
+        self._turns = Turns()
         self._http = HttpFront(
             max_request_bytes=settings.max_request_bytes,
             body_timeout=settings.body_timeout,
@@ -336,7 +332,7 @@ class Worker:
         self._listener: HttpListener | None = None
         if settings.fast_http:
             self._listener = HttpListener(
-                self._http, self._http, settings, tls, self._http.refuse_early
+                self._http, self._http, settings, self._turns, tls, self._http.refuse_early
             )
         self._connections = Connections(
             settings, self._http.in_flight, self._http, self._http.heard
@@ -520,6 +516,7 @@ class Worker:
             settings=settings,
             budget=service.budget,
             callers=self._callers,
+            turns=self._turns,
             gate=service.gate,
             tls=self._tls,
         )

@@ -16,6 +16,7 @@ from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import Overloaded
+from service.core.turns import Turns
 from service.grpc import digits as digits_service
 from service.grpc import health as health_service
 from service.grpc.administration import AdministrationService
@@ -62,6 +63,7 @@ class GrpcFront:
         settings: Settings,
         budget: Budget,
         callers: Callers,
+        turns: Turns,
         gate: Gate | None = None,
         tls: Tls | None = None,
     ) -> None:
@@ -79,7 +81,7 @@ class GrpcFront:
         }
         self._server: Server
         if settings.fast_grpc:
-            self._server = Http2Server(methods, self._calls, settings, budget, callers, tls)
+            self._server = Http2Server(methods, self._calls, settings, budget, callers, turns, tls)
         else:
             # Not above: grpcio takes 8 MB of a worker that does not need it.
             from service.grpc.grpcio_server import GrpcioServer

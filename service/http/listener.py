@@ -18,11 +18,12 @@ from typing import Any
 
 from service.access.tls import Tls
 from service.access.tls_protocol import TlsProtocol
+from service.core.turns import Turns
 from service.http.carrier import LINGER_S, Front
 from service.http.connections import Bodies, waiting_on
 from service.http.http1.connection import Http1Connection, RefuseEarly
 from service.http.http1.heads import Heads
-from service.http.http2.connection import Http2Connection, Turns
+from service.http.http2.connection import Http2Connection
 from service.observe import metrics
 from service.settings import Settings
 
@@ -49,6 +50,7 @@ class HttpListener:
         front: Front,
         bodies: Bodies,
         settings: Settings,
+        turns: Turns,
         tls: Tls | None = None,
         refuse_early: RefuseEarly | None = None,
     ) -> None:
@@ -60,7 +62,7 @@ class HttpListener:
         self._heads = Heads()
         self._buffer = memoryview(bytearray(_BUFFER))
         self._connections: set[Http1Connection | Http2Connection] = set()
-        self._turns = Turns()
+        self._turns = turns
         self._is_leaving = False
         self._joining: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None

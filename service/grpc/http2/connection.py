@@ -149,7 +149,7 @@ class Connection:
     def receive(self, data: bytes, now: float, at_most: int = sys.maxsize) -> list[Event]:
         """Take bytes from the peer and return what happened.
 
-        After `at_most` frames, the rest waits (`has_unread`) for the next call.
+        After frames that cost `at_most`, the rest waits (`has_unread`) for the next call.
         """
         if self.closed:
             return []
@@ -174,6 +174,11 @@ class Connection:
     def has_unread(self) -> bool:
         """Whether `receive` has more to do without more bytes."""
         return self._reader.has_frame and not self.closed
+
+    @property
+    def cost(self) -> int:
+        """What the last `receive` took, as `core.turns` counts it."""
+        return self._reader.cost
 
     def events(self) -> list[Event]:
         """Return what happened since the last call."""

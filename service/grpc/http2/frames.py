@@ -60,6 +60,8 @@ FRAME_HEADER = struct.Struct(">HBBBI")
 _SETTING = struct.Struct(">HI")
 _WORD = struct.Struct(">I")
 _STREAM_ID = 2**31 - 1  # the 32nd bit is reserved
+# HEADERS open a call, which takes some 100 us; the unit is that of `core.turns`.
+_HEADERS_COST = 10
 _PRIORITY_FIELDS = 5  # bytes at the start of a HEADERS frame with PRIORITISED
 
 # Type, flags, stream id, payload.
@@ -90,6 +92,7 @@ class FrameReader:
         self._max_frame = max_frame
         self._max_header_block = max_header_block
         self.has_frame = False  # that `frames` has left unread
+        self.cost = 0
         self._buffer = bytearray()
         # Flags, stream id and bytes of a header block whose CONTINUATION frames are missing. The
         # cost counts its frame headers as well, so that empty CONTINUATION frames have an end.
@@ -111,8 +114,8 @@ class FrameReader:
     def frames(self, data: bytes, at_most: int = sys.maxsize) -> Iterator[Frame]:
         """Yield the frames that `data` completes. Exhaust the iterator before the next call.
 
-        After `at_most` frames on the wire it ends, and `has_frame` says whether the next call has
-        one to yield without more data.
+        After frames that cost `at_most` it ends, and `has_frame` says whether the next call has one
+        to yield without more data. `cost` is that of the frames so far: as `core.turns` counts it.
         A header block comes as one HEADERS frame: CONTINUATION frames are appended to it, padding
         and priority fields removed. Raises ProtocolError after the frames that precede the error.
         """
@@ -122,6 +125,7 @@ class FrameReader:
             buffer = self._buffer
         position, end = 0, len(buffer)
         self.has_frame = False
+        self.cost = 0
         if not self.preface_received:
             start = bytes(buffer[: len(PREFACE)])
             if not PREFACE.startswith(start):
@@ -139,10 +143,10 @@ class FrameReader:
             start_of_payload = position + FRAME_HEADER.size
             if end - start_of_payload < size:
                 break
-            if not at_most:
+            if self.cost >= at_most:
                 self.has_frame = True
                 break
-            at_most -= 1
+            self.cost += _HEADERS_COST if kind in _HEADER_FRAMES else 1
             position = start_of_payload + size
             stream_id &= _STREAM_ID
             payload = copy_slice(buffer, start_of_payload, position)

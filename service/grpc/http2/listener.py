@@ -24,6 +24,7 @@ from service.core.errors import (
     excerpt,
 )
 from service.core.inflation import inflate
+from service.core.turns import Turns
 from service.grpc.answering import MESSAGE_SLACK, Call, Calls, Pipelined, Rpc
 from service.grpc.http2.connection import Connection
 from service.grpc.http2.events import (
@@ -46,9 +47,6 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _TLS_BYTES = 64 * 1024  # that are read of a connection at a time
-# Frames of a connection that are handled in one turn of the event loop. One read may bring
-# thousands, and at some 100 us for one that opens a call, they would hold up everyone else.
-_FRAMES_PER_TURN = 256
 # Bytes that one byte of deflate's format can stand for.
 _MOST_INFLATED = 1032
 # Seconds a peer may keep its side open after GOAWAY, and take to confirm one or to shake hands
@@ -69,6 +67,7 @@ class Http2Server:
         settings: Settings,
         budget: Budget,
         callers: Callers,
+        turns: Turns,
         tls: Tls | None = None,
     ) -> None:
         self._rpcs = rpcs
@@ -78,6 +77,7 @@ class Http2Server:
         # limit is refused before it is received.
         self._max_message = 2 * (settings.max_request_bytes + MESSAGE_SLACK)
         self._callers = callers
+        self._turns = turns
         self._connections: set[Http2Protocol] = set()
         self._pool = Pool(
             settings.max_connections,
@@ -125,6 +125,7 @@ class Http2Server:
             connections=self._connections,
             pool=self._pool,
             callers=self._callers,
+            turns=self._turns,
         )
 
     def _secure(self, context: ssl.SSLContext) -> TlsProtocol:
@@ -178,12 +179,14 @@ class Http2Protocol(asyncio.Protocol):
         connections: set[Http2Protocol],
         pool: Pool,
         callers: Callers,
+        turns: Turns,
     ) -> None:
         self._calls = calls
         self._inflate = inflate
         self._connections = connections
         self._pool = pool
         self._callers = callers
+        self._turns = turns
         self._peer = ""  # the address, "" for a Unix socket
         self.client_name = ""  # of its verified certificate, if it has one
         self.is_open = True  # `TlsProtocol` sets both when its handshake is done
@@ -197,8 +200,9 @@ class Http2Protocol(asyncio.Protocol):
         self._flush_scheduled = False
         self._hung_up = False
         self._is_write_paused = False
-        self._read_on_scheduled = False
+        self._is_waiting = False  # for its turn
         self._ticks: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         # Of each call, by its stream id: the task that answers it, and the timer of its deadline.
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -226,9 +230,11 @@ class Http2Protocol(asyncio.Protocol):
         self._connections.discard(self)
         self._pool.remove(self._connection)
         self._connection.lose()
+        self._connection.wake = _nothing  # no cycle is left: this memory waits for no collection
         metrics.grpc_connection_closed(self._connection.reason)
-        if self._ticks is not None:
-            self._ticks.cancel()
+        for timer in (self._ticks, self._lingering):
+            if timer is not None:
+                timer.cancel()
         for stream_id in [*self._tasks, *self._timers]:
             self._cancel(stream_id)
 
@@ -245,13 +251,17 @@ class Http2Protocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_write_paused = False
         self._handle(self._connection.resume())
-        self._read_on_soon()
+        self._wait()
 
     def data_received(self, data: bytes) -> None:
-        self._handle(self._connection.receive(data, self._loop.time(), _FRAMES_PER_TURN))
-        if self._connection.has_unread:
+        connection, turns = self._connection, self._turns
+        share = 0 if self._is_waiting else turns.share()
+        events = connection.receive(data, self._loop.time(), share)
+        turns.spend(connection.cost)
+        self._handle(events)
+        if connection.has_unread:
             self._transport.pause_reading()
-            self._read_on_soon()
+            self._wait()
 
     def eof_received(self) -> bool:
         """Keep our side open for the answers that are due. TLS has no sides that end alone."""
@@ -260,14 +270,14 @@ class Http2Protocol(asyncio.Protocol):
         self._handle(self._connection.end_of_input(self._loop.time()))
         return True
 
-    def _read_on_soon(self) -> None:
-        if not self._read_on_scheduled:
-            self._read_on_scheduled = True
-            self._loop.call_soon(self._read_on)
+    def _wait(self) -> None:
+        if not self._is_waiting:
+            self._is_waiting = True
+            self._turns.wait(self._read_on)
 
     def _read_on(self) -> None:
         """Take what is left of the bytes received, and then more."""
-        self._read_on_scheduled = False
+        self._is_waiting = False
         if self._is_write_paused:
             return
         if self._connection.has_unread:
@@ -509,14 +519,18 @@ class Http2Protocol(asyncio.Protocol):
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             latest = self._loop.time() + self._limits.body_timeout
-            self._loop.call_later(_LINGER_S, self._linger, latest)
+            self._lingering = self._loop.call_later(_LINGER_S, self._linger, latest)
 
     def _linger(self, latest: float) -> None:
         """Close our other half, once the peer has taken what it was sent or has had its time."""
         if self._transport.get_write_buffer_size() and self._loop.time() < latest:
-            self._loop.call_later(_LINGER_S, self._linger, latest)
+            self._lingering = self._loop.call_later(_LINGER_S, self._linger, latest)
         else:
             self._transport.abort()
+
+
+def _nothing() -> None:
+    pass
 
 
 def keep_alive(connection: socket.socket | None, limits: Limits) -> None:

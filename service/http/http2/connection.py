@@ -49,6 +49,7 @@ from h2.settings import SettingCodes
 from h2.settings import Settings as H2Settings
 
 from service.core.allowance import Allowance
+from service.core.turns import Turns
 from service.http.carrier import Carrier, Front
 from service.http.http1.connection import PREFACE, Http1Connection
 from service.http.http1.heads import Malformed
@@ -64,9 +65,6 @@ log = logging.getLogger(__name__)
 MAX_STREAMS = 128
 STREAM_WINDOW = 128 * 1024
 CONNECTION_WINDOW = 2 * STREAM_WINDOW
-# As `FrameReader` counts costs: some 5 ms, and 10 ms for the largest header block. What one read
-# brings may take half a second. All connections that have frames left share it (`Turns`).
-_COST_PER_TURN = 128
 # Bytes of answers that wait for the client. While there are more, no further request is begun;
 # those that have been begun, at most MAX_STREAMS, are answered.
 _MOST_HELD = 4 * 1024 * 1024
@@ -99,15 +97,6 @@ _CONFIGURATION = H2Configuration(
 class _StateMachine(H2Connection):
     # Streams that it remembers as closed. h2 keeps 65,536, which take 13 MB.
     MAX_CLOSED_STREAMS = 2 * MAX_STREAMS
-
-
-class Turns:
-    """What the connections of one event loop share: `due` is how many have frames left to read."""
-
-    __slots__ = ("due",)
-
-    def __init__(self) -> None:
-        self.due = 0
 
 
 class Http2Connection(Carrier):
@@ -343,7 +332,8 @@ class Http2Connection(Carrier):
             return
         self._is_working = True
         try:
-            content = self._reader.take(_COST_PER_TURN // max(1, self._turns.due) or 1)
+            content = self._reader.take(self._turns.share())
+            self._turns.spend(self._reader.cost)
             # h2 has processed all of these frames already, so nothing is sent on a stream until
             # its last event is handled.
             for event in self._h2.receive_data(content) if content else ():
@@ -369,15 +359,13 @@ class Http2Connection(Carrier):
             self.hang_up()
         if self._reader.has_more and not self._is_closing and not self.is_write_paused:
             self._is_due = True
-            self._turns.due += 1
             self._pause_reading()
-            self._loop.call_soon(self._next_turn)
+            self._turns.wait(self._next_turn)
         elif not self.is_write_paused:
             self._resume_reading()
 
     def _next_turn(self) -> None:
         self._is_due = False
-        self._turns.due -= 1
         self._work()
 
     def _request_received(self, event: RequestReceived) -> None:

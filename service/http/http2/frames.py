@@ -17,9 +17,10 @@ from h2.settings import SettingCodes
 MAX_FRAME = 16 * 1024
 # Bytes of a header block, and of the list that it stands for, as h2 counts it.
 MAX_HEADER_BLOCK = 64 * 1024
-# The cost of a frame is 1: some 40 us in h2 and here. That of a header block is 1 per this many
-# bytes, since each byte may stand for a header.
-_BYTES_PER_COST = 12
+# What a frame costs in h2 and here, in the unit of `core.turns`. A header block costs as much again
+# per this many bytes, since each byte may stand for a header.
+_FRAME_COST = 4
+_BYTES_PER_FRAME_COST = 12
 _HEADER = 9
 _HEADERS, _SETTINGS, _GOAWAY, _CONTINUATION = 1, 4, 7, 9
 _ACK, _END_HEADERS = 1, 4
@@ -64,6 +65,7 @@ class FrameReader:
     def __init__(self) -> None:
         self.is_client_leaving = False  # it has sent GOAWAY
         self.has_more = False  # whole frames may be left
+        self.cost = 0  # of what was taken last, as `core.turns` counts it
         self._received = bytearray()
         self._units = 0  # whole frames and header blocks that were taken
         self._has_settings = False
@@ -79,7 +81,7 @@ class FrameReader:
         return self._units if self._received or self._block is not None else None
 
     def take(self, most: int) -> bytes:
-        """The next whole frames, until their costs add up to `most`. Raises Breach."""
+        """The next whole frames, until their `cost` adds up to `most`. Raises Breach."""
         received = self._received
         size = len(received)
         kept: list[bytes] = []
@@ -97,10 +99,10 @@ class FrameReader:
             end = position + _HEADER + length
             if end > size:
                 break
-            cost += 1
+            cost += _FRAME_COST
             self._has_settings = True
             if is_block:
-                cost += length // _BYTES_PER_COST
+                cost += _FRAME_COST * (length // _BYTES_PER_FRAME_COST)
                 self._block = None if flags & _END_HEADERS else (self._block or 0) + length
             elif kind == _GOAWAY and self._block is None:
                 self.is_client_leaving = True
@@ -114,5 +116,6 @@ class FrameReader:
             position = end
         kept.append(bytes(received[begin:position]))
         del received[:position]
+        self.cost = cost
         self.has_more = cost >= most and len(received) >= _HEADER
         return kept[0] if len(kept) == 1 else b"".join(kept)

@@ -13,10 +13,11 @@ from typing import Any
 import hpack
 from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame
 
+from service.core.turns import Turns
 from service.http.exchange import Ended
 from service.http.http1.connection import PREFACE, Http1Connection
 from service.http.http1.heads import Heads
-from service.http.http2.connection import Http2Connection, Turns
+from service.http.http2.connection import Http2Connection
 from service.http.http2.streams import RequestScope, Stream
 from tests.fuzz.fields import Fields
 from tests.fuzz.transport import Transport

@@ -15,6 +15,7 @@ import pytest
 from service.access.tls import Tls
 from service.access.tls_protocol import TlsProtocol
 from service.core.callers import Callers
+from service.core.turns import Turns
 from service.grpc.http2 import frames, listener
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.listener import Http2Protocol
@@ -93,6 +94,7 @@ class Secure:
             connections=set(),
             pool=self.pool,
             callers=Callers(),
+            turns=Turns(),
         )
         self.server = TlsProtocol(
             tls.context(("h2",)), self.inner, ("h2",), memoryview(bytearray(1024))

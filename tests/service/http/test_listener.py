@@ -15,6 +15,7 @@ import h2.exceptions
 import pytest
 import uvloop
 
+from service.core.turns import Turns
 from service.http.http1.connection import PREFACE, Request, RequestScope
 from service.http.listener import HttpListener
 from service.settings import Settings
@@ -38,7 +39,7 @@ class Port:
         self.goes_on = asyncio.Event()
         self.clients: list[socket.socket] = []
         long = {"header_timeout": 3600.0, "idle_timeout": 86_400.0, "body_timeout": 3600.0}
-        self.tested = HttpListener(self.front, self, Settings(**(long | settings)))
+        self.tested = HttpListener(self.front, self, Settings(**(long | settings)), Turns())
         self.tested.start(self.socket)
 
     async def front(self, scope: RequestScope, request: Request) -> None:
@@ -272,7 +273,7 @@ def test_a_port_is_opened_where_no_socket_is_given(host: str) -> None:
             number = free.getsockname()[1]
             free.close()
             port = Port(stack)
-            tested = HttpListener(port.front, port, Settings(host=host, http_port=number))
+            tested = HttpListener(port.front, port, Settings(host=host, http_port=number), Turns())
             tested.start()
             assert tested._listener is not None
             bound = tested._listener.getsockname()[0]

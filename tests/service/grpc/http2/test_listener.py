@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +14,7 @@ import pytest
 from service.access.gate import Gate
 from service.core.callers import Callers
 from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
+from service.core.turns import PER_TURN, Turns
 from service.grpc.http2 import frames
 from service.grpc.http2.limits import Limits
 from service.grpc.http2.listener import Http2Protocol, Http2Server
@@ -112,10 +115,14 @@ class Peer:
     """A protocol that has received the preface of its client."""
 
     def __init__(
-        self, reply: Callable[[bytes], Awaitable[bytes]] = echo, limits: Limits = LIMITS
+        self,
+        reply: Callable[[bytes], Awaitable[bytes]] = echo,
+        limits: Limits = LIMITS,
+        turns: Turns | None = None,
     ) -> None:
         self.calls = Calls(reply)
         self.connections: set[Http2Protocol] = set()
+        self.turns = turns or Turns()
         self.pool = Pool(max_connections=1, max_calls=1000, silence=60.0, budget=budget())
         self.transport = Transport()
         self.protocol = self.connect(self.transport, limits)
@@ -134,6 +141,7 @@ class Peer:
             connections=self.connections,
             pool=self.pool,
             callers=Callers("10.0.0.1"),
+            turns=self.turns,
         )
         protocol.connection_made(transport)
         return protocol
@@ -418,6 +426,7 @@ async def test_many_frames_are_taken_over_several_turns() -> None:
     """One read brings more frames than a turn of the event loop may take."""
     peer = Peer()
     ping = frames.frame(frames.PING, 0, 0, bytes(8))
+    peer.turns.spend(PER_TURN - 50)
     peer.protocol.data_received(ping * 900 + ping[:3])
     await asyncio.sleep(0)
     assert 0 < pongs(peer.transport) < 900
@@ -427,6 +436,29 @@ async def test_many_frames_are_taken_over_several_turns() -> None:
     assert peer.transport.actions[-1] == "resume_reading"
     await peer.send(ping[3:])
     assert pongs(peer.transport) == 901
+
+
+@in_loop
+async def test_many_connections_take_no_more_of_a_turn_than_one() -> None:
+    """Each of them brings, in one read, more calls than one turn may open."""
+    shared = Turns()
+    limits = LIMITS._replace(max_streams=1000)
+    peers = [Peer(limits=limits, turns=shared) for _ in range(20)]
+    await turns()
+    opened = b"".join(headers(number) for number in range(1, 401, 2))
+    for peer in peers:
+        peer.protocol.data_received(opened)
+
+    def calls() -> int:
+        return sum(peer.pool.open_calls for peer in peers)
+
+    assert 0 < calls() <= PER_TURN // 10 + 1
+    before = calls()
+    while shared.waiting:
+        await asyncio.sleep(0)
+        assert calls() - before <= PER_TURN // 10 + 1
+        before = calls()
+    assert calls() == 20 * 200
 
 
 @in_loop
@@ -450,6 +482,22 @@ async def test_what_waits_for_its_turn_is_dropped_with_the_connection() -> None:
     peer.protocol.connection_lost(None)
     await turns()
     assert pongs(peer.transport) < 900
+
+
+@in_loop
+async def test_a_lost_connection_is_freed_without_a_garbage_collection() -> None:
+    """A thousand of them would hold some 5 MB until the next one."""
+    peer = Peer()
+    await peer.send(call(1, b"one") + headers(3))
+    gone = weakref.ref(peer.protocol)
+    gc.disable()
+    try:
+        peer.protocol.connection_lost(None)
+        del peer
+        await turns()
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @in_loop
@@ -485,7 +533,7 @@ async def test_stopping_waits_for_the_answer() -> None:
 def stop_of(*connections: Http2Protocol) -> tuple[Http2Server, asyncio.Future[None]]:
     """A server with these connections, and its stop, which has begun."""
     calls: Any = Calls(echo)
-    server = Http2Server(RPCS, calls, Settings(), budget(), Callers())
+    server = Http2Server(RPCS, calls, Settings(), budget(), Callers(), Turns())
     server._connections.update(connections)
     return server, asyncio.ensure_future(server.stop(timeout=3600.0))
 

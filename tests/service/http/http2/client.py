@@ -14,9 +14,10 @@ from h2.settings import SettingCodes
 from h2.settings import Settings as H2Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
+from service.core.turns import Turns
 from service.http.http1.connection import Http1Connection
 from service.http.http1.heads import Heads
-from service.http.http2.connection import Http2Connection, Turns
+from service.http.http2.connection import Http2Connection
 from service.http.http2.streams import RequestScope, Stream
 from service.settings import Settings
 from tests.service.http.transport import Transport, echo, settle

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,10 +21,12 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from service.core.turns import PER_TURN, Turns
 from service.http.exchange import Ended
 from service.http.http1.connection import PREFACE, Http1Connection
 from service.http.http2 import connection as module
-from service.http.http2.connection import CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW, Turns
+from service.http.http2.connection import CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW
+from service.http.http2.frames import FrameReader
 from service.http.http2.streams import RequestScope, Stream
 from tests.service.http.http2.client import (
     BODY_TIMEOUT,
@@ -639,7 +640,7 @@ async def test_small_frames_are_worked_off_in_turns(frame: Any) -> None:
     while client.transport.is_paused:
         await asyncio.sleep(0)
     assert sum(worked) == len(content)
-    assert max(worked) == 128 * len(frame.serialize())
+    assert max(worked) == PER_TURN // 4 * len(frame.serialize())
 
 
 @in_loop
@@ -647,26 +648,30 @@ async def test_connections_with_much_to_read_share_the_time_of_one() -> None:
     turns = Turns()
     clients = [Client(turns=turns) for _ in range(8)]
     worked: list[int] = []
+
+    def count(reader: FrameReader) -> None:
+        take = reader.take
+
+        def counted(most: int) -> bytes:
+            content = take(most)
+            worked.append(reader.cost)
+            return content
+
+        reader.take = counted  # type: ignore
+
     for client in clients:
         await client.flush()
-
-        def take(most: int, take: Callable[[int], bytes] = client.server._reader.take) -> bytes:
-            worked.append(most)
-            return take(most)
-
-        client.server._reader.take = take  # type: ignore
+        count(client.server._reader)
+    await asyncio.sleep(0)
     frame = PriorityFrame(1, depends_on=3).serialize()
     for client in clients:
         client.server.data_received(frame * 2000)
-    assert turns.due == 8
-    await asyncio.sleep(0)
-    worked.clear()
-    await asyncio.sleep(0)
-    assert len(worked) == 8
-    assert sum(worked) <= 160
+    assert turns.waiting == 8
     while any(client.transport.is_paused for client in clients):
+        assert sum(worked) <= PER_TURN + 4
+        worked.clear()
         await asyncio.sleep(0)
-    assert turns.due == 0
+    assert turns.waiting == 0
 
 
 @in_loop

@@ -65,12 +65,12 @@ def test_settings_of_a_wrong_size_are_left_to_h2() -> None:
     assert reader(wrong + PING).take(ALL) == wrong + PING
 
 
-def test_no_more_frames_than_asked_for() -> None:
+def test_no_more_frames_than_their_costs_allow() -> None:
     tested = reader(PING * 5)
-    assert tested.take(3) == PING * 3
-    assert tested.has_more
-    assert tested.take(3) == PING * 2
-    assert not tested.has_more
+    assert tested.take(3 * 4) == PING * 3  # the cost of a frame is 4
+    assert (tested.cost, tested.has_more) == (3 * 4, True)
+    assert tested.take(3 * 4) == PING * 2
+    assert (tested.cost, tested.has_more) == (2 * 4, False)
 
 
 def test_a_large_header_block_is_taken_alone() -> None:
