@@ -161,6 +161,10 @@ class _RunResult(NamedTuple):
     inferred: float
     split: float
 
+    @property
+    def has_failed(self) -> bool:
+        return isinstance(self.outputs, Exception)
+
 
 class _Running:
     """A batch that runs in a thread. `started` is the time of its current run, once it has one.
@@ -185,8 +189,9 @@ class Batcher:
 
     `statistics` is told of every run and of every request that gets no outputs. `clock` returns
     seconds and must agree with the event loop's time, in which deadlines are given. A run that
-    cannot be ended keeps its thread of `executor`. `on_hang` is called when there is one. The
-    batcher is in `overloaded` while it keeps its queue short.
+    cannot be ended keeps its thread of `executor`. `on_hang` is called when there is one, and
+    `between_runs` in that thread, between two runs of one call. The batcher is in `overloaded`
+    while it keeps its queue short.
     """
 
     def __init__(
@@ -200,12 +205,14 @@ class Batcher:
         *,
         max_split: int = sys.maxsize,
         overloaded: set[Batcher] | None = None,
+        between_runs: Callable[[], None] = lambda: None,
     ) -> None:
         self._session = session
         self._placement = Placement(
             session.timing, limits.inline_budget_s, is_row_wise=session.batchable
         )
         self._on_hang = on_hang
+        self._between_runs = between_runs
         self._limits = limits
         self._executor = executor
         self.statistics = statistics or ModelStatistics()
@@ -222,6 +229,7 @@ class Batcher:
             admission=self._admission,
             on_dropped=self._fail,
             clock=clock,
+            most_alone=self._inline_rows,
         )
         self._take = self._queue.take
         self._small_rows = self._queue.small_rows if joins else sys.maxsize
@@ -305,6 +313,10 @@ class Batcher:
             self._delay = None
             loop.call_soon(self._turn)
         return outputs
+
+    def _inline_rows(self) -> int:
+        """How many rows may run on the event loop, if the model has one shape."""
+        return 0 if self._placement.only is None else self._placement.only.inline_rows
 
     def _is_enough(self) -> bool:
         """Whether a batch of what is queued need not wait for more."""
@@ -441,18 +453,23 @@ class Batcher:
         loop = asyncio.get_running_loop()
         running = _Running(batch, self._session.options())
 
-        def run() -> tuple[list[_RunResult], float]:
+        def run() -> tuple[list[_RunResult], float, list[Queued]]:
             clock = self._placement.clock
             start = clock()
-            return self._run(batch, running), clock() - start
+            results = self._run(batch, running)
+            seconds = clock() - start
+            return results, seconds, self._run_on(results, running)
 
-        def back_on_the_loop(done: asyncio.Future[tuple[list[_RunResult], float]]) -> None:
+        def back_on_the_loop(
+            done: asyncio.Future[tuple[list[_RunResult], float, list[Queued]]],
+        ) -> None:
             assert running.timer is not None
             running.timer.cancel()
             self._in_thread = self._hangs = False
-            results, seconds = done.result()
-            # A failed run, or several, do not say how long a run of this many rows takes.
-            if place is not None and isinstance(results[0].outputs, list) and len(results) == 1:
+            results, seconds, following = done.result()
+            self._queue.took(following)
+            # A failed run, or several of its requests, do not say how long it takes.
+            if place is not None and results[0].batch is batch and not results[0].has_failed:
                 place.ran_in_thread(rows, seconds)
             self._finish(results)
 
@@ -546,6 +563,23 @@ class Batcher:
                 reason = InvalidArgument(_NOT_UTF8)
             return [_RunResult(batch, reason, start, start, start, start)]
         return [_RunResult(batch, parts, start, joined, inferred, split)]
+
+    def _run_on(self, results: list[_RunResult], running: _Running) -> list[Queued]:
+        """Run the next parts of a large request in the same go, while no other request waits.
+
+        A turn of the event loop between two parts would take 0.3 ms, as the run has emptied the
+        caches: 5 % of a request of 512 images. Adds to `results`; returns the parts.
+        """
+        parts: list[Queued] = []
+        if len(results) > 1 or len(results[0].batch) > 1:
+            return parts
+        for part in self._queue.following(results[0].batch[0]):
+            if results[-1].has_failed:
+                break
+            self._between_runs()
+            results += self._run([part], running)
+            parts.append(part)
+        return parts
 
     def _finish(self, results: list[_RunResult]) -> None:
         """Give each request its outputs, and schedule the next turn if others are waiting."""

@@ -151,25 +151,23 @@ class DigitLayout(NamedTuple):
         if not np.isfinite(exact).all():
             raise ModelFault.not_finite(self.model)
         terms = exact * np.log2(exact, where=exact > 0.0, out=np.zeros_like(exact))
-        return [
-            Prediction(
-                digit,
-                row,
-                entropy,
-                None if included is None else tuple(compress(_DIGITS, included)),
-                is_accepted,
-                *_WORDS[code],
-            )
-            for digit, row, entropy, is_accepted, code, included in zip(
-                probabilities.argmax(axis=1).tolist(),
-                probabilities,
-                (0.0 - terms.sum(axis=1)).tolist(),
-                accepted,
-                codes,
-                members,
-                strict=False,
-            )
-        ]
+        sets: Iterable[tuple[int, ...] | None] = repeat(None)
+        reasons: Iterable[str] = repeat("")
+        hints: Iterable[str] = repeat("")
+        if self.judgement is not None:
+            sets = [tuple(compress(_DIGITS, included or ())) for included in members]
+            reasons, hints = zip(*[_WORDS[code] for code in codes], strict=True)
+        columns = zip(
+            probabilities.argmax(axis=1).tolist(),
+            probabilities,
+            (0.0 - terms.sum(axis=1)).tolist(),
+            sets,
+            accepted,
+            reasons,
+            hints,
+            strict=False,
+        )
+        return list(map(Prediction._make, columns))
 
 
 class Rows:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,10 +56,11 @@ class Progress:
 
         Raises ValueError if they do not have a row for each of the part's.
         """
-        if any(np.shape(output)[:1] != (part.rows,) for output in outputs):
-            raise ValueError("the model gives outputs of another batch size than its inputs")
+        for output in outputs:
+            if np.shape(output)[:1] != (part.rows,):
+                raise ValueError("the model gives outputs of another batch size than its inputs")
         self.finished.append(outputs)
-        if self.waiting or sum(len(part[0]) for part in self.finished) < self.whole[2]:
+        if self.waiting or sum([len(part[0]) for part in self.finished]) < self.whole[2]:
             return None
         return [np.concatenate(column) for column in zip(*self.finished, strict=True)]
 
@@ -81,8 +82,9 @@ class FairQueue:
     """All flows of one model. `rows` and `requests` count what waits, `large_rows` a part of it.
 
     `batch_rows` is the largest batch, `part_rows` the largest part of a large request: one of more
-    rows than both. `joins` is whether requests may be joined. `admission` learns how long runs
-    take, and `on_dropped` gets the cancelled and expired requests.
+    rows than both. While no other request waits, a part may have as many rows as `most_alone` says.
+    `joins` is whether requests may be joined. `admission` learns how long runs take, and
+    `on_dropped` gets the cancelled and expired requests.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class FairQueue:
         admission: Admission,
         on_dropped: Callable[[list[Queued]], None],
         clock: Callable[[], float],
+        most_alone: Callable[[], int] = lambda: 0,
     ) -> None:
         self.small_rows = max(batch_rows, part_rows)  # of the largest request that is not large
         self.rows = 0
@@ -107,6 +110,7 @@ class FairQueue:
         self._admission = admission
         self._on_dropped = on_dropped
         self._clock = clock
+        self._most_alone = most_alone
         # A quarter of a batch, so that a batch has room for several callers.
         self._credit = max(1, batch_rows // 4)
         self._small = {"": self.last}
@@ -151,7 +155,7 @@ class FairQueue:
             queued = flow.requests[0]
             rows = queued.rows
             if queued.progress is not None and queued.progress.splits:
-                most = room if batch or is_contended else self.small_rows
+                most = room if batch or is_contended else self._rows_alone()
                 rows -= queued.progress.taken
                 rows = min(rows, most, flow.credit) if is_contended else min(rows, most)
             if queued.outputs.done() or (queued.deadline is not None and queued.deadline <= now):
@@ -186,6 +190,10 @@ class FairQueue:
             admission.standing_since, admission.standing_requests = now, self.requests
         return batch
 
+    def _rows_alone(self) -> int:
+        """The largest part while no other request waits."""
+        return max(self.small_rows, self._most_alone())
+
     def _has_turn(self, flow: Flow) -> bool:
         """Whether the first flow may run; if not, its turn is over."""
         if not flow.requests:
@@ -215,6 +223,43 @@ class FairQueue:
         return queued._replace(
             inputs=[array[start : start + rows] for array in queued.inputs], rows=rows
         )
+
+    def following(self, part: Queued) -> Iterator[Queued]:
+        """The next parts of a large request, while no other one waits.
+
+        They stay in the queue until `took`. May be called on another thread.
+        """
+        progress = part.progress
+        if progress is None or not progress.splits:
+            return
+        _, inputs, rows = progress.whole
+        start = progress.taken
+        while start < rows and self.requests == 1 and not part.outputs.done():
+            if part.deadline is not None and part.deadline <= self._clock():
+                return
+            end = min(start + self.small_rows, rows)
+            yield part._replace(inputs=[array[start:end] for array in inputs], rows=end - start)
+            start = end
+
+    def took(self, parts: Sequence[Queued]) -> None:
+        """Parts that were `following` have run: they wait no longer."""
+        if not parts:
+            return
+        for part in parts:
+            progress = part.progress
+            assert progress is not None
+            if not progress.waiting:  # it was dropped meanwhile
+                return
+            flow = self._large[progress.whole[0]]
+            if progress.taken + part.rows == progress.whole[2]:
+                self._pop(flow)
+            else:
+                self._count(flow, -part.rows)
+            progress.taken += part.rows
+            self.taken_rows += part.rows
+        self.requests_left = self.requests
+        if not self.requests:
+            self._admission.standing_since = None
 
     def run_whole(self, part: Queued) -> None:
         """Queue the large request of a part again, to run whole and before others of its flow."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from service.core.datatypes import Array, Buffer
+from service.core.datatypes import BYTES, Array, Buffer
 from service.core.errors import InvalidArgument
 
 Parameter = bool | int | float | str
@@ -88,6 +88,11 @@ class OutputTensor(NamedTuple):
     datatype: str
     array: Array
     region: RegionSlice | None = None
+
+    def slow_bytes(self, is_binary: bool) -> int:
+        """Bytes to encode value by value; few if it `is_binary`: its memory is copied as it is."""
+        size = int(self.array.nbytes)
+        return size // 16 if is_binary and self.datatype != BYTES else size
 
 
 class InferResponse(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -174,7 +174,17 @@ def from_values(
     return _shaped(spec, shape, numbers(field, values, DTYPES[spec.datatype]))
 
 
-def to_bytes(tensor: Tensor) -> bytes:
+class Contents(Protocol):
+    """A tensor, as `to_bytes` sees it."""
+
+    @property
+    def datatype(self) -> str: ...
+
+    @property
+    def array(self) -> Array: ...
+
+
+def to_bytes(tensor: Contents) -> bytes:
     """Raw contents: little-endian, in row-major order; each BYTES element follows its length."""
     return join_bytes(tensor.array) if tensor.datatype == BYTES else tensor.array.tobytes()
 

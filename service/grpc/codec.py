@@ -22,7 +22,7 @@ from service.core.request import (
     region_of,
     top_classes_of,
 )
-from service.core.tensors import Tensor, to_bytes
+from service.core.tensors import to_bytes
 from service.stubs.inference import inference_pb2 as pb
 
 # Datatype -> the field of InferTensorContents that carries it. FP16 and BF16 have none.
@@ -54,16 +54,15 @@ def decode(request: pb.ModelInferRequest, deadline: float | None, caller: str = 
     that of the inputs outside shared memory, or if a parameter is malformed.
     """
     all_raw = list(request.raw_input_contents)
-    if all_raw and is_typed(request):
-        name = next(tensor.name for tensor in request.inputs if tensor.HasField("contents"))
-        raise InvalidArgument(
-            "contents field must not be specified when using raw_input_contents for "
-            f"'{excerpt(name)}' for model '{excerpt(request.model_name)}'."
-        )
     inputs = []
     unused = iter(all_raw)
     for tensor in request.inputs:
         raw = values = region = None
+        if all_raw and tensor.HasField("contents"):
+            raise InvalidArgument(
+                "contents field must not be specified when using raw_input_contents for "
+                f"'{excerpt(tensor.name)}' for model '{excerpt(request.model_name)}'."
+            )
         if tensor.parameters:
             field = f"Input '{excerpt(tensor.name)}'"
             region = region_of(field, parameters_of(tensor.parameters))
@@ -105,7 +104,9 @@ def encode(answer: InferResponse, typed: bool) -> pb.ModelInferResponse:
         model_version=answer.version,
         id=answer.id,
         outputs=[_output(output, typed) for output in answer.outputs],
-        raw_output_contents=() if typed else [_raw(output) for output in answer.outputs],
+        raw_output_contents=()
+        if typed
+        else [b"" if output.region is not None else to_bytes(output) for output in answer.outputs],
     )
     if answer.warning:
         response.parameters["warning"].string_param = answer.warning
@@ -164,12 +165,6 @@ def _output(output: OutputTensor, typed: bool) -> pb.ModelInferResponse.InferOut
                 values = [value.encode() for value in values]
             contents.extend(values)
     return tensor
-
-
-def _raw(output: OutputTensor) -> bytes:
-    if output.region is not None:
-        return b""
-    return to_bytes(Tensor(output.name, output.datatype, output.array))
 
 
 def _wrong_count(request: pb.ModelInferRequest) -> InvalidArgument:

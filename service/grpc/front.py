@@ -81,7 +81,7 @@ class GrpcFront:
         }
         self._server: Server
         if settings.fast_grpc:
-            self._server = Http2Server(methods, self._calls, settings, budget, callers, turns, tls)
+            self._server = Http2Server(methods, self._calls, settings, budget, callers, tls, turns)
         else:
             # Not above: grpcio takes 8 MB of a worker that does not need it.
             from service.grpc.grpcio_server import GrpcioServer

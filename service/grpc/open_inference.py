@@ -81,9 +81,13 @@ class OpenInference:
         answering = self._inference.infer(decode(request, call.deadline, call.caller), call.trace)
         del request  # it has its contents a second time
         answer = await answering
-        size = sum([output.array.nbytes for output in answer.outputs])
+        size = 0
+        for output in answer.outputs:
+            size += output.array.nbytes
         if size > INLINE_BYTES:
-            return await off_loop(encode, answer, typed, size=size)
+            size = sum([output.slow_bytes(not typed) for output in answer.outputs])
+            if size > INLINE_BYTES:
+                return await off_loop(encode, answer, typed, size=size)
         return encode(answer, typed)
 
     def _refusal(self, model: str, version: str, call: Call) -> Overloaded | None:

@@ -47,6 +47,10 @@ class BinaryOutputs(NamedTuple):
     default: bool = False
     named: Mapping[str, bool] = {}
 
+    def of(self, output: str) -> bool:
+        """Whether the output of this name is sent as bytes."""
+        return self.named.get(output, self.default)
+
 
 ALL_BINARY = BinaryOutputs(True)
 
@@ -179,10 +183,7 @@ def _decode(
 def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
     """Encode an answer; the body is plain JSON if no output is binary."""
     blobs: list[bytes] = []
-    outputs = [
-        _encode_output(output, binary.named.get(output.name, binary.default), blobs)
-        for output in answer.outputs
-    ]
+    outputs = [_encode_output(output, binary.of(output.name), blobs) for output in answer.outputs]
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.id:
         body["id"] = answer.id

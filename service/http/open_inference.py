@@ -32,7 +32,7 @@ async def infer(
     else:
         decoded, binary = decode(request, json_bytes, model, version, limit)
     answer = await inference.infer(decoded, request.trace)
-    size = sum([output.array.nbytes for output in answer.outputs])
+    size = sum([output.slow_bytes(binary.of(output.name)) for output in answer.outputs])
     if size > INLINE_BYTES:
         return await off_loop(encode, answer, binary, size=size)
     return encode(answer, binary)

@@ -30,9 +30,9 @@ class RunThread(ThreadPoolExecutor):
 
     def __init__(self, name: str) -> None:
         super().__init__(1, thread_name_prefix=name)
-        self._gives_way = (
-            sys.platform != "linux"
-        )  # elsewhere, threads have no priority of their own
+        # Elsewhere than on Linux, threads have no priority of their own.
+        self._gives_way = sys.platform != "linux"
+        self._began = 0.0  # the current run, in CPU time of the thread
 
     def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a call in the thread."""
@@ -41,13 +41,19 @@ class RunThread(ThreadPoolExecutor):
         return super().submit(self._timed, call, *args, **kwargs)
 
     def _timed(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        start = time.thread_time()
+        self._began = time.thread_time()
         try:
             return call(*args, **kwargs)
         finally:
-            if time.thread_time() - start > _LONG_S and not self._gives_way:
-                self._gives_way = True
-                with contextlib.suppress(OSError):  # a sandbox may not allow it
-                    thread = threading.get_native_id()
-                    niceness = os.getpriority(os.PRIO_PROCESS, thread)
-                    os.setpriority(os.PRIO_PROCESS, thread, niceness + _NICENESS)
+            self.next_run()
+
+    def next_run(self) -> None:
+        """Tell two runs of one call apart; called in the thread."""
+        now = time.thread_time()
+        if now - self._began > _LONG_S and not self._gives_way:
+            self._gives_way = True
+            with contextlib.suppress(OSError):  # a sandbox may not allow it
+                thread = threading.get_native_id()
+                niceness = os.getpriority(os.PRIO_PROCESS, thread)
+                os.setpriority(os.PRIO_PROCESS, thread, niceness + _NICENESS)
+        self._began = now

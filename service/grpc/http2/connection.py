@@ -63,7 +63,7 @@ from service.grpc.http2.headers import (
     http_error,
 )
 from service.grpc.http2.limits import Limits
-from service.grpc.http2.pool import Pool
+from service.grpc.http2.pool import FREE_CALLS, Pool
 from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
 from service.grpc.http2.timeouts import End, Timeouts
 
@@ -379,7 +379,7 @@ class Connection:
         if (
             self._stopping
             or open_calls >= self._limits.max_streams
-            or not self._pool.may_open(open_calls)
+            or not (open_calls < FREE_CALLS or self._pool.may_open(open_calls))
         ):
             self._output.append(frames.reset(stream_id, frames.REFUSED_STREAM))
             if not end_stream:
@@ -445,7 +445,8 @@ class Connection:
         if stream.status is not None:
             return
         if self._accounts.count(stream, len(content)):
-            self._take_messages(stream, end_stream)
+            if end_stream or not stream.is_within_claim:
+                self._take_messages(stream, end_stream)
         else:
             error = self._accounts.refusal()
             self._cancel(stream, Status(error.grpc_code, error.message))
@@ -632,7 +633,8 @@ class Connection:
         self._pings.left += 1
         del self._streams[stream.id]
         self._pool.open_calls -= 1
-        self._close_if_done()
+        if self._stopping:
+            self._close_if_done()
 
     def _answer_refused(self, stream: Stream, error: InFlightLimit) -> None:
         self._events.append(CallCancelled(stream))

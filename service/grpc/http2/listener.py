@@ -67,8 +67,8 @@ class Http2Server:
         settings: Settings,
         budget: Budget,
         callers: Callers,
+        tls: Tls | None,
         turns: Turns,
-        tls: Tls | None = None,
     ) -> None:
         self._rpcs = rpcs
         self._calls = calls

@@ -267,6 +267,14 @@ class Stream:
             and self.status is None
         )
 
+    @property
+    def is_within_claim(self) -> bool:
+        """Whether the peer may send the rest of a message, and some of it is missing."""
+        claim = self.claim
+        if claim is None or not claim.is_granted:
+            return False
+        return 0 < claim.size - claim.moved <= self._receive_window
+
     # To the peer.
 
     def send(self, content: bytes) -> None:

@@ -341,7 +341,7 @@ def test_a_full_batch_and_one_of_a_preferred_size_do_not_wait_for_the_end_of_the
         max_batch_size=4, max_delay_s=60, preferred_rows=(2,), max_queue_s=100, part_rows=4
     )
     in_virtual_time(session, scenario, limits)
-    assert session.batches == [[1, 2], [3, 3, 4, 4], [5, 5, 5, 5], [5], [6]]
+    assert session.batches == [[1, 2], [3, 3, 4, 4], [5, 5, 5, 5, 5], [6]]
 
 
 def test_a_model_that_is_not_batched_has_no_delay() -> None:
@@ -434,6 +434,114 @@ def test_a_request_that_fails_counts_with_the_time_it_waited() -> None:
 
     failures = asyncio.run(main())["inference_stats"]["fail"]
     assert failures == {"count": 2, "ns": 4_000_000_000}
+
+
+class CountingExecutor(ThreadPoolExecutor):
+    """One thread; counts the pieces of work."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.submitted = 0
+
+    def submit(self, *arguments: Any, **keywords: Any) -> Future[Any]:
+        self.submitted += 1
+        return super().submit(*arguments, **keywords)
+
+
+class Pausing(Doubler):
+    """A slow session; each run begins when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(seconds=1.0)
+        self.begun = threading.Semaphore(0)
+        self.goes_on = threading.Semaphore(0)
+
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+        self.begun.release()
+        assert self.goes_on.acquire(timeout=120)
+        return super().run(inputs, options)
+
+    async def until_begun(self) -> None:
+        assert await asyncio.to_thread(self.begun.acquire, timeout=120)
+
+
+SMALL_PARTS = BatchLimits(max_batch_size=4, part_rows=4)
+TEN = rows(*range(1, 11))
+TEN_IN_PARTS = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+
+
+def test_the_parts_of_a_large_request_run_in_one_go_while_nothing_else_waits() -> None:
+    session = Doubler(seconds=1.0)
+    between: list[int] = []
+
+    async def main() -> None:
+        with CountingExecutor() as executor:
+            batcher = Batcher(
+                session,
+                SMALL_PARTS,
+                executor,
+                between_runs=lambda: between.append(len(session.batches)),
+            )
+            (doubled,) = await batcher.submit(TEN, 10)
+            assert doubled.tolist() == [2 * value for value in range(1, 11)]
+            assert (executor.submitted, batcher.queued_rows, batcher.waiting) == (1, 0, 0)
+            assert batcher.statistics.as_dict()["execution_count"] == 3
+
+    asyncio.run(main())
+    assert session.batches == TEN_IN_PARTS
+    assert between == [1, 2]
+
+
+def test_a_large_request_lets_one_that_comes_meanwhile_run_after_its_current_part() -> None:
+    session = Pausing()
+
+    async def main() -> None:
+        with CountingExecutor() as executor:
+            batcher = Batcher(session, SMALL_PARTS, executor)
+            large = batcher.submit(TEN, 10)
+            await session.until_begun()
+            small = batcher.submit(rows(50), 1, caller="other")
+            session.goes_on.release(20)
+            assert (await small)[0].tolist() == [100]
+            assert (await large)[0].tolist() == [2 * value for value in range(1, 11)]
+            assert batcher.queued_rows == 0
+
+    asyncio.run(main())
+    assert session.batches[0] == [1, 2, 3, 4]
+    assert 50 in session.batches[1]
+
+
+def test_a_large_request_that_is_cancelled_ends_after_its_current_part() -> None:
+    session = Pausing()
+
+    async def main() -> None:
+        with CountingExecutor() as executor:
+            batcher = Batcher(session, SMALL_PARTS, executor)
+            large = batcher.submit(TEN, 10)
+            await session.until_begun()
+            large.cancel()
+            session.goes_on.release(20)
+            assert (await batcher.submit(rows(50), 1))[0].tolist() == [100]
+            assert batcher.queued_rows == 0
+
+    asyncio.run(main())
+    assert session.batches == [[1, 2, 3, 4], [50]]
+
+
+@pytest.mark.parametrize("bad", [2, 6, 10])
+def test_a_large_request_with_a_part_that_fails_runs_whole_and_fails(bad: int) -> None:
+    session = Doubler(seconds=1.0)
+    values = [13 if value == bad else value for value in range(1, 11)]
+
+    async def main() -> None:
+        with CountingExecutor() as executor:
+            batcher = Batcher(session, SMALL_PARTS, executor)
+            with pytest.raises(InternalError):
+                await batcher.submit(rows(*values), 10)
+            assert (await batcher.submit(rows(50), 1))[0].tolist() == [100]
+            assert batcher.queued_rows == 0
+
+    asyncio.run(main())
 
 
 class FailsWhenJoined(Doubler):

@@ -11,6 +11,7 @@ from service.access.tls import Tls
 from service.core.budget import Budget
 from service.core.callers import Callers
 from service.core.errors import RequestTooLarge
+from service.core.turns import Turns
 from service.grpc import front, grpcio_server
 from service.grpc.answering import Calls, Rpc, Unary
 from service.grpc.front import GrpcFront
@@ -37,6 +38,7 @@ class FakeServer:
         budget: Budget,
         callers: Callers,
         tls: Tls | None,
+        turns: Turns | None = None,
     ) -> None:
         self.rpcs = rpcs
         self.calls = calls
@@ -78,6 +80,7 @@ def front_of(operations: Operations, settings: Settings) -> GrpcFront:
         settings=settings,
         budget=Budget(settings.max_inflight_bytes),
         callers=Callers(),
+        turns=Turns(),
     )
 
 

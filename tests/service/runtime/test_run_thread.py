@@ -34,6 +34,21 @@ def test_a_thread_gives_way_after_a_long_run_and_stays_the_only_one() -> None:
     assert niceness() == before
 
 
+def test_several_short_runs_of_one_call_keep_the_priority() -> None:
+    thread = RunThread("runs")
+
+    def runs() -> None:
+        for _ in range(4):
+            start = time.thread_time()
+            while time.thread_time() < start + 0.004:
+                pass
+            thread.next_run()
+
+    before = thread.submit(niceness).result()
+    thread.submit(runs).result()
+    assert thread.submit(niceness).result() == before
+
+
 def test_a_thread_that_waits_keeps_its_priority() -> None:
     thread = RunThread("run")
     thread.submit(time.sleep, 0.02).result()

@@ -426,10 +426,11 @@ async def test_many_frames_are_taken_over_several_turns() -> None:
     """One read brings more frames than a turn of the event loop may take."""
     peer = Peer()
     ping = frames.frame(frames.PING, 0, 0, bytes(8))
-    peer.turns.spend(PER_TURN - 50)
-    peer.protocol.data_received(ping * 900 + ping[:3])
+    update = frames.window_update(0, 1)
+    peer.turns.spend(PER_TURN - 100)
+    peer.protocol.data_received(update * 600 + ping * 900 + ping[:3])
     await asyncio.sleep(0)
-    assert 0 < pongs(peer.transport) < 900
+    assert pongs(peer.transport) < 900
     assert set(peer.transport.actions) == {"pause_reading"}
     await turns()
     assert pongs(peer.transport) == 900
@@ -464,6 +465,7 @@ async def test_many_connections_take_no_more_of_a_turn_than_one() -> None:
 @in_loop
 async def test_what_waits_for_its_turn_waits_for_the_peer_to_read_as_well() -> None:
     peer = Peer()
+    peer.turns.spend(PER_TURN - 100)
     peer.protocol.data_received(frames.frame(frames.PING, 0, 0, bytes(8)) * 900)
     peer.protocol.pause_writing()
     await turns()
@@ -478,6 +480,7 @@ async def test_what_waits_for_its_turn_waits_for_the_peer_to_read_as_well() -> N
 @in_loop
 async def test_what_waits_for_its_turn_is_dropped_with_the_connection() -> None:
     peer = Peer()
+    peer.turns.spend(PER_TURN - 100)
     peer.protocol.data_received(frames.frame(frames.PING, 0, 0, bytes(8)) * 900)
     peer.protocol.connection_lost(None)
     await turns()
@@ -533,7 +536,7 @@ async def test_stopping_waits_for_the_answer() -> None:
 def stop_of(*connections: Http2Protocol) -> tuple[Http2Server, asyncio.Future[None]]:
     """A server with these connections, and its stop, which has begun."""
     calls: Any = Calls(echo)
-    server = Http2Server(RPCS, calls, Settings(), budget(), Callers(), Turns())
+    server = Http2Server(RPCS, calls, Settings(), budget(), Callers(), None, Turns())
     server._connections.update(connections)
     return server, asyncio.ensure_future(server.stop(timeout=3600.0))
 
