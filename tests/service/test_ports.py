@@ -88,7 +88,8 @@ def http_of(listeners: Listeners) -> socket.socket:
 def test_the_sockets_of_workers_are_bound_and_refuse_until_one_listens(
     settings: Settings, listeners: Listeners
 ) -> None:
-    reserved = reserve(Settings())  # of another server
+    http, grpc = free_ports(2)
+    reserved = reserve(Settings(http_port=http, grpc_port=grpc))  # of another server
     for name in ("http_port", "grpc_port", "health_port"):
         address = ("127.0.0.1", getattr(settings, name))
         with pytest.raises(ConnectionRefusedError):

@@ -119,10 +119,7 @@ class FrameReader:
         A header block comes as one HEADERS frame: CONTINUATION frames are appended to it, padding
         and priority fields removed. Raises ProtocolError after the frames that precede the error.
         """
-        buffer: bytes | bytearray = data
-        if self._buffer:
-            self._buffer += data
-            buffer = self._buffer
+        buffer = self._unread_and(data) if self._buffer else data
         position, end = 0, len(buffer)
         self.has_frame = False
         self.cost = 0
@@ -158,6 +155,16 @@ class FrameReader:
             del self._buffer[:position]
         elif position < end:
             self._buffer += buffer[position:]
+
+    def _unread_and(self, data: bytes) -> bytes | bytearray:
+        """The bytes to read now; those that are no whole frame go into the buffer again."""
+        if len(data) < len(self._buffer):
+            self._buffer += data
+            return self._buffer
+        # Slices of bytes cost less than those of a bytearray.
+        joined = b"".join((self._buffer, data))
+        self._buffer.clear()
+        return joined
 
     def _join_header_block(
         self, kind: int, flags: int, stream_id: int, payload: bytes

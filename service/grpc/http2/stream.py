@@ -22,6 +22,8 @@ from service.grpc.http2.headers import RESPONSE_HEADERS, RequestHeaders, Status,
 # A message that fits needs no permission; for a larger one, `Connection` claims room first.
 STREAM_WINDOW = frames.DEFAULT_WINDOW
 MESSAGE_PREFIX = struct.Struct(">BI")
+# Bytes of a part of a message that is kept as it is: an object takes some 40 more.
+_LEAST_PART = 1024
 
 # The flag of the prefix (0 is uncompressed) and the content.
 Message = tuple[int, bytes]
@@ -70,7 +72,9 @@ class Stream:
     __slots__ = (
         "_buffer",
         "_content_left",
+        "_gathered",
         "_headers_sent",
+        "_parts",
         "_peer",
         "_receive_window",
         "_sent",
@@ -108,8 +112,12 @@ class Stream:
         self.deadline = None if headers.timeout is None else opened_at + headers.timeout
         self.state = State.OPEN
         self.status: Status | None = None
-        # Receiving: what has arrived of the next message.
+        # Receiving: what has arrived of the next message. Of a large one of a unary call, the
+        # buffer has the prefix, and `_gathered` bytes are in parts, which are copied once: at the
+        # end.
         self._buffer: bytes | bytearray = b""
+        self._parts: list[bytes | bytearray] | None = None
+        self._gathered = 0
         self._content_left = headers.content_length  # bytes that have to arrive, if known
         self._unread = 0  # messages of a streaming call that it has not read
         self._receive_window = STREAM_WINDOW
@@ -149,6 +157,15 @@ class Stream:
             raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more data than allowed")
         if self.status is not None:
             return
+        if self._parts is not None:
+            self._gathered += len(content)
+            if len(content) >= _LEAST_PART:
+                self._parts.append(content)
+            elif isinstance(last := self._parts[-1], bytearray):
+                last += content
+            else:
+                self._parts.append(bytearray(content))
+            return
         if not self._buffer:
             self._buffer = content
             return
@@ -168,10 +185,14 @@ class Stream:
             if size > max_message:
                 raise _too_large(max_message)
             end = MESSAGE_PREFIX.size + size
-            if ended and len(buffer) == end:
-                self._buffer = b""
-                return flag, copy_slice(buffer, MESSAGE_PREFIX.size, end)
-            is_longer = len(buffer) > end
+            arrived = len(buffer) + self._gathered
+            if ended and arrived == end:
+                parts, self._buffer = self._parts, b""
+                if parts is None:
+                    return flag, copy_slice(buffer, MESSAGE_PREFIX.size, end)
+                self._parts, self._gathered = None, 0
+                return flag, b"".join(parts)
+            is_longer = arrived > end
         if ended or is_longer:  # without waiting for END_STREAM: the rest could be endless
             raise CallFailed("INTERNAL", "The call ended without exactly one whole message.")
         return None
@@ -224,7 +245,7 @@ class Stream:
     @property
     def arrived(self) -> int:
         """Bytes of the message that is arriving."""
-        return len(self._buffer)
+        return len(self._buffer) + self._gathered
 
     @property
     def next_size(self) -> int:
@@ -245,7 +266,11 @@ class Stream:
         if whole > STREAM_WINDOW:
             if self.claim is None or not self.claim.is_granted:
                 return 0
-            size = whole - len(self._buffer) - self._receive_window
+            if self._parts is None and self.headers.is_unary:
+                content = bytes(self._buffer[MESSAGE_PREFIX.size :])
+                self._buffer = self._buffer[: MESSAGE_PREFIX.size]
+                self._parts, self._gathered = [content], len(content)
+            size = whole - self.arrived - self._receive_window
         else:
             missing = whole - len(self._buffer) if whole else STREAM_WINDOW // 2
             if self._receive_window >= missing:
@@ -284,7 +309,7 @@ class Stream:
     def finish(self, status: Status, content: bytes | None) -> None:
         """Queue the answer of a unary call, if there is one, and the trailers."""
         self.status = status
-        self._buffer = b""
+        self._buffer, self._parts, self._gathered = b"", None, 0
         if content is not None:
             self.send(content)
 
@@ -292,6 +317,7 @@ class Stream:
         """End the call with a status instead of the messages that wait for a window."""
         self.status = status
         self._buffer = self.output = b""
+        self._parts, self._gathered = None, 0
 
     @property
     def sent(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import struct
 import sys
 from collections.abc import Callable
@@ -485,6 +486,27 @@ def test_small_frames_of_a_large_message_copy_nothing_again(
     assert isinstance(event, MessageReceived)
     assert event.content == bytes(30_000)
     assert copied == [30_000]
+
+
+@pytest.mark.parametrize("sizes", [[16_000], [1], [1, 1024], [1023, 1024, 7]], ids=str)
+def test_a_message_above_the_window_is_kept_in_few_parts(sizes: list[int]) -> None:
+    """Objects of a byte each would hold forty times the bytes that are counted."""
+    opened = connection(Limits(max_message=1 << 20, max_streams=8, body_timeout=10.0))
+    opened.receive(headers(1), 0.0)
+    stream = opened._streams[1]
+    content = bytes(range(256)) * 600
+    whole = message(content)
+    opened.receive(data(1, whole[:16_000]), 0.0)
+    at, turn = 16_000, itertools.cycle(sizes)
+    while at < len(whole):
+        end = min(at + next(turn), len(whole))
+        events = opened.receive(data(1, whole[at:end], end=end == len(whole)), 0.0)
+        at = end
+        assert stream.arrived in (at, 0)
+        assert len(stream._parts or ()) <= 3 + 2 * at // 1024
+    (event,) = events
+    assert isinstance(event, MessageReceived)
+    assert event.content == content
 
 
 # What is wrong with a call ends that call.
