@@ -41,7 +41,7 @@ class Queued(NamedTuple):
 class Progress:
     """How far a large request is: rows taken from the queue, and the outputs of finished parts."""
 
-    __slots__ = ("finished", "has_failed", "splits", "taken", "waiting", "whole")
+    __slots__ = ("done", "finished", "has_failed", "splits", "taken", "waiting", "whole")
 
     def __init__(self, caller: str, inputs: Sequence[Array], rows: int, splits: bool) -> None:
         self.whole = (caller, inputs, rows)
@@ -50,19 +50,25 @@ class Progress:
         self.waiting = True  # some of it is in the queue
         self.has_failed = False
         self.finished: list[list[Array]] = []
+        self.done = 0  # rows of these
 
     def add(self, part: Queued, outputs: list[Array]) -> list[Array] | None:
         """Take the outputs of the next part; returns those of the request after the last one.
 
         Raises ValueError if they do not have a row for each of the part's.
         """
-        for output in outputs:
-            if np.shape(output)[:1] != (part.rows,):
-                raise ValueError("the model gives outputs of another batch size than its inputs")
+        if not fits(part, outputs):
+            raise ValueError("the model gives outputs of another batch size than its inputs")
         self.finished.append(outputs)
-        if self.waiting or sum([len(part[0]) for part in self.finished]) < self.whole[2]:
+        self.done += part.rows
+        if self.waiting or self.done < self.whole[2]:
             return None
         return [np.concatenate(column) for column in zip(*self.finished, strict=True)]
+
+
+def fits(part: Queued, outputs: Sequence[Array]) -> bool:
+    """Whether outputs have a row for each of the part's."""
+    return all(np.shape(output)[:1] == (part.rows,) for output in outputs)
 
 
 class Flow:
@@ -249,14 +255,14 @@ class FairQueue:
             progress = part.progress
             assert progress is not None
             if not progress.waiting:  # it was dropped meanwhile
-                return
+                break
             flow = self._large[progress.whole[0]]
             if progress.taken + part.rows == progress.whole[2]:
                 self._pop(flow)
             else:
                 self._count(flow, -part.rows)
             progress.taken += part.rows
-            self.taken_rows += part.rows
+            self.taken_rows = part.rows  # its run is the latest
         self.requests_left = self.requests
         if not self.requests:
             self._admission.standing_since = None
@@ -287,6 +293,7 @@ class FairQueue:
                     dropped.append(self._pop(flow))
                 else:
                     flow.requests.rotate(-1)
+        self.requests_left = min(self.requests_left, self.requests)
         return dropped
 
     def shed(self, rows: int) -> list[Queued]:

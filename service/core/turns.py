@@ -60,9 +60,11 @@ class Turns:
     def _next(self) -> None:
         self._is_scheduled = False
         self._left = PER_TURN
-        for _ in range(len(self._waiting)):
-            if self._left <= 0:
-                break
-            self._waiting.popleft()()
-        if self._waiting and not self._is_scheduled:
-            self._schedule()
+        try:
+            for _ in range(len(self._waiting)):
+                if self._left <= 0:
+                    break
+                self._waiting.popleft()()
+        finally:  # whatever one of them does, the others have their turn
+            if self._waiting and not self._is_scheduled:
+                self._schedule()

@@ -152,6 +152,7 @@ class Connection:
         After frames that cost `at_most`, the rest waits (`has_unread`) for the next call.
         """
         if self.closed:
+            self._reader.cost = 0
             return []
         self._now = now
         try:

@@ -465,7 +465,8 @@ class Pausing(Doubler):
         assert await asyncio.to_thread(self.begun.acquire, timeout=120)
 
 
-SMALL_PARTS = BatchLimits(max_batch_size=4, part_rows=4)
+# Every run is in the thread.
+SMALL_PARTS = BatchLimits(max_batch_size=4, part_rows=4, inline_budget_s=0)
 TEN = rows(*range(1, 11))
 TEN_IN_PARTS = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
 
@@ -490,6 +491,64 @@ def test_the_parts_of_a_large_request_run_in_one_go_while_nothing_else_waits() -
     asyncio.run(main())
     assert session.batches == TEN_IN_PARTS
     assert between == [1, 2]
+
+
+class TakesMilliseconds(Doubler):
+    """A slow session whose runs take a millisecond per row by the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(seconds=1.0)
+        self._clock = clock
+
+    def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+        self._clock.now += 0.001 * len(inputs[0])
+        return super().run(inputs, options)
+
+
+def test_parts_that_run_in_one_go_are_runs_of_their_own_for_the_estimate() -> None:
+    """Otherwise a model that only had large requests would refuse everyone with a deadline."""
+    clock = Clock()
+    session = TakesMilliseconds(clock)
+
+    async def main() -> None:
+        with CountingExecutor() as executor:
+            batcher = Batcher(session, SMALL_PARTS, executor, clock=clock)
+            for _ in range(20):
+                await batcher.submit(rows(*range(14, 30)), 16)
+            assert executor.submitted == 20
+            assert batcher._admission.run_seconds() == pytest.approx(0.004)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("count", "calls"), [(48, 1), (100, 2), (1000, 4)])
+def test_one_go_has_an_end(count: int, calls: int) -> None:
+    """By time (50 ms here) or by the number of parts, as each is some work on the event loop."""
+    clock = Clock()
+    session = TakesMilliseconds(clock) if count <= 100 else Doubler(seconds=1.0)
+
+    async def main() -> None:
+        with CountingExecutor() as executor:
+            batcher = Batcher(session, SMALL_PARTS, executor, clock=clock)
+            await batcher.submit([np.full(count, 7)], count)
+            assert executor.submitted == calls
+
+    asyncio.run(main())
+
+
+def test_outputs_of_another_size_end_the_go_and_the_request_runs_whole() -> None:
+    class Sums(Doubler):
+        def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
+            super().run(inputs, options)
+            return [inputs[0].sum(keepdims=True)]
+
+    session = Sums(seconds=1.0)
+
+    async def scenario(batcher: Batcher) -> None:
+        assert (await batcher.submit(TEN, 10))[0].tolist() == [55]
+
+    run(session, scenario, SMALL_PARTS)
+    assert [len(batch) for batch in session.batches] == [4, 10]
 
 
 def test_a_large_request_lets_one_that_comes_meanwhile_run_after_its_current_part() -> None:

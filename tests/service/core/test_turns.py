@@ -88,3 +88,21 @@ def test_no_turn_exceeds_its_units_and_everyone_is_served_in_order(costs: list[i
                 assert all(between.count(other) <= 2 for other in set(between))
 
     run(main())
+
+
+def test_what_one_connection_does_takes_nobodys_turn() -> None:
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        turns = Turns()
+        served: list[str] = []
+
+        def fails() -> None:
+            raise RuntimeError
+
+        turns.wait(fails)
+        turns.wait(lambda: served.append("the other"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert served == ["the other"]
+
+    run(main())
