@@ -522,7 +522,7 @@ def test_parts_that_run_in_one_go_are_runs_of_their_own_for_the_estimate() -> No
 
 
 @pytest.mark.parametrize(("count", "calls"), [(48, 1), (100, 2), (1000, 4)])
-def test_one_go_has_an_end(count: int, calls: int) -> None:
+def test_what_runs_in_one_go_has_an_end(count: int, calls: int) -> None:
     """By time (50 ms here) or by the number of parts, as each is some work on the event loop."""
     clock = Clock()
     session = TakesMilliseconds(clock) if count <= 100 else Doubler(seconds=1.0)
@@ -536,7 +536,7 @@ def test_one_go_has_an_end(count: int, calls: int) -> None:
     asyncio.run(main())
 
 
-def test_outputs_of_another_size_end_the_go_and_the_request_runs_whole() -> None:
+def test_after_outputs_of_another_size_the_request_runs_whole() -> None:
     class Sums(Doubler):
         def run(self, inputs: Sequence[Any], options: Options | None = None) -> list[Any]:
             super().run(inputs, options)
