@@ -163,10 +163,6 @@ class _RunResult(NamedTuple):
     inferred: float
     split: float
 
-    @property
-    def has_failed(self) -> bool:
-        return isinstance(self.outputs, Exception)
-
 
 class _Running:
     """A batch that runs in a thread. `started` is the time of its current run, once it has one.
@@ -455,26 +451,27 @@ class Batcher:
         loop = asyncio.get_running_loop()
         running = _Running(batch, self._session.options())
 
-        def run() -> tuple[list[_RunResult], float, list[Queued]]:
+        def run() -> tuple[list[_RunResult], float]:
             clock = self._placement.clock
             start = clock()
             results = self._run(batch, running)
             seconds = clock() - start
-            return results, seconds, self._run_on(results, running)
+            self._run_on(results, running)
+            return results, seconds
 
-        def back_on_the_loop(
-            done: asyncio.Future[tuple[list[_RunResult], float, list[Queued]]],
-        ) -> None:
+        def back_on_the_loop(done: asyncio.Future[tuple[list[_RunResult], float]]) -> None:
             assert running.timer is not None
             running.timer.cancel()
             self._in_thread = self._hangs = False
-            results, seconds, following = done.result()
-            if following:
-                self._queue.took(following)
-                self._admission.began = results[-1].start
-            # A failed run, or several of its requests, do not say how long it takes.
-            if place is not None and results[0].batch is batch and not results[0].has_failed:
-                place.ran_in_thread(rows, seconds)
+            results, seconds = done.result()
+            first, *others = results
+            if first.batch is batch:  # otherwise it failed, and its requests ran again alone
+                if others:
+                    self._queue.took([result.batch[0] for result in others])
+                    self._admission.began = others[-1].start
+                # A failed run does not say how long one of this many rows takes.
+                if place is not None and isinstance(first.outputs, list):
+                    place.ran_in_thread(rows, seconds)
             self._finish(results)
 
         self._in_thread = True
@@ -568,26 +565,23 @@ class Batcher:
             return [_RunResult(batch, reason, start, start, start, start)]
         return [_RunResult(batch, parts, start, joined, inferred, split)]
 
-    def _run_on(self, results: list[_RunResult], running: _Running) -> list[Queued]:
+    def _run_on(self, results: list[_RunResult], running: _Running) -> None:
         """Run the next parts of a large request in the same go, while no other request waits.
 
         A turn of the event loop between two parts would take 0.3 ms, as the run has emptied the
-        caches: 5 % of a request of 512 images. Adds to `results`; returns the parts. They are few
-        enough for `_finish` to be short, and for the queue's figures not to be old.
+        caches: 5 % of a request of 512 images. Adds to `results`, so few that `_finish` is short
+        and the queue's figures are not old.
         """
-        parts: list[Queued] = []
         if len(results) > 1 or len(results[0].batch) > 1:
-            return parts
+            return
         end = self._clock() + _GO_S
         for part in self._queue.following(results[0].batch[0]):
             last = results[-1]
             is_fine = isinstance(last.outputs, list) and fits(last.batch[0], last.outputs[0])
-            if not is_fine or len(parts) >= _GO_PARTS or self._clock() > end:
-                break
+            if not is_fine or len(results) > _GO_PARTS or self._clock() > end:
+                return
             self._between_runs()
             results += self._run([part], running)
-            parts.append(part)
-        return parts
 
     def _finish(self, results: list[_RunResult]) -> None:
         """Give each request its outputs, and schedule the next turn if others are waiting."""

@@ -249,8 +249,6 @@ class FairQueue:
 
     def took(self, parts: Sequence[Queued]) -> None:
         """Parts that were `following` have run: they wait no longer."""
-        if not parts:
-            return
         for part in parts:
             progress = part.progress
             assert progress is not None

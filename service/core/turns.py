@@ -12,8 +12,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-# Some 10 ms. 64 gRPC calls that arrive together, HEADERS and DATA, still fit into what a turn has
-# at least: it need not begin anew before that, which would cost each read a microsecond.
+# Some 10 ms per turn. The units are restored when fewer than enough are left, not after every read,
+# which would take a microsecond. Enough is what 64 gRPC calls that arrive together cost.
 PER_TURN, _ENOUGH = 1024, 704
 _LEAST_SHARE = 8
 

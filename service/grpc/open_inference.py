@@ -81,6 +81,7 @@ class OpenInference:
         answering = self._inference.infer(decode(request, call.deadline, call.caller), call.trace)
         del request  # it has its contents a second time
         answer = await answering
+        # All bytes first: of the usual few, it does not matter how slow they are.
         size = 0
         for output in answer.outputs:
             size += output.array.nbytes

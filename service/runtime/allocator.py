@@ -51,25 +51,25 @@ def resident() -> int:
 class Returns:
     """Finds out when to `trim`: once a worker that needed much memory has little to do."""
 
-    def __init__(self, resident: int, now: float) -> None:
-        self._least = resident
+    def __init__(self, size: int, now: float) -> None:
+        self._least = size
         self._most_held = 0
         self._busy_at = now
 
-    def due(self, held: int, resident: int, now: float) -> str:
-        """Why it is time, or "". `held` is how many bytes requests have, in a process of that size.
+    def due(self, held: int, size: int, now: float) -> str:
+        """Why it is time, or "". `held` is how many bytes requests have, in a process of `size`.
 
         While the process is larger than it was, as by many connections, it is time again and again:
         nothing says when they have ended.
         """
-        self._least = min(self._least, resident)
+        self._least = min(self._least, size)
         self._most_held = max(self._most_held, held)
         if held >= _SMALL_BYTES:
             self._busy_at = now
         rest = now - self._busy_at
         if self._most_held > _LARGE_BYTES and rest > _REST_S:
             reason = "large requests"
-        elif resident > self._least + _GROWN_BYTES and rest > _GROWN_REST_S:
+        elif size > self._least + _GROWN_BYTES and rest > _GROWN_REST_S:
             reason = "growth"
         else:
             return ""

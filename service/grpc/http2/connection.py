@@ -63,7 +63,7 @@ from service.grpc.http2.headers import (
     http_error,
 )
 from service.grpc.http2.limits import Limits
-from service.grpc.http2.pool import FREE_CALLS, Pool
+from service.grpc.http2.pool import Pool
 from service.grpc.http2.stream import STREAM_WINDOW, CallFailed, PeerSettings, State, Stream
 from service.grpc.http2.timeouts import End, Timeouts
 
@@ -380,7 +380,7 @@ class Connection:
         if (
             self._stopping
             or open_calls >= self._limits.max_streams
-            or not (open_calls < FREE_CALLS or self._pool.may_open(open_calls))
+            or not self._pool.may_open(open_calls)
         ):
             self._output.append(frames.reset(stream_id, frames.REFUSED_STREAM))
             if not end_stream:

@@ -119,7 +119,7 @@ class FrameReader:
         A header block comes as one HEADERS frame: CONTINUATION frames are appended to it, padding
         and priority fields removed. Raises ProtocolError after the frames that precede the error.
         """
-        buffer = self._unread_and(data) if self._buffer else data
+        buffer = self._with_unread(data) if self._buffer else data
         position, end = 0, len(buffer)
         self.has_frame = False
         self.cost = 0
@@ -156,7 +156,7 @@ class FrameReader:
         elif position < end:
             self._buffer += buffer[position:]
 
-    def _unread_and(self, data: bytes) -> bytes | bytearray:
+    def _with_unread(self, data: bytes) -> bytes | bytearray:
         """The bytes to read now; those that are no whole frame go into the buffer again."""
         if len(data) < len(self._buffer):
             self._buffer += data

@@ -14,7 +14,7 @@ no connection gives way, the newcomer is refused. Streams that are silent for ho
 a full server they are the ones that have to connect again.
 
 A connection may open calls as long as it has fewer than are free in the worker, or fewer than
-`FREE_CALLS`. One connection thus gets half of all calls at most, two get a third each, and a
+`_FREE_CALLS`. One connection thus gets half of all calls at most, two get a third each, and a
 newcomer always gets some: what one takes depends on what the others left, without looking at them.
 """
 
@@ -27,7 +27,7 @@ from typing import Protocol
 from service.core.budget import Budget
 
 # Calls that a connection may have open however many the others have.
-FREE_CALLS = 8
+_FREE_CALLS = 8
 # Seconds in which a new connection is expected to make its first call.
 _FRESH_S = 1.0
 # Unused connections that one look at all connections puts into line.
@@ -94,7 +94,7 @@ class Pool:
 
     def may_open(self, open_calls: int) -> bool:
         """Whether a connection with this many open calls may open another one."""
-        return open_calls < max(FREE_CALLS, self._max_calls - self.open_calls)
+        return open_calls < max(_FREE_CALLS, self._max_calls - self.open_calls)
 
     def _idle_victim(self, now: float) -> Member | None:
         """The connection without open calls that gives way."""

@@ -554,18 +554,16 @@ def test_after_outputs_of_another_size_the_request_runs_whole() -> None:
 def test_a_large_request_lets_one_that_comes_meanwhile_run_after_its_current_part() -> None:
     session = Pausing()
 
-    async def main() -> None:
-        with CountingExecutor() as executor:
-            batcher = Batcher(session, SMALL_PARTS, executor)
-            large = batcher.submit(TEN, 10)
-            await session.until_begun()
-            small = batcher.submit(rows(50), 1, caller="other")
-            session.goes_on.release(20)
-            assert (await small)[0].tolist() == [100]
-            assert (await large)[0].tolist() == [2 * value for value in range(1, 11)]
-            assert batcher.queued_rows == 0
+    async def scenario(batcher: Batcher) -> None:
+        large = batcher.submit(TEN, 10)
+        await session.until_begun()
+        small = batcher.submit(rows(50), 1, caller="other")
+        session.goes_on.release(20)
+        assert (await small)[0].tolist() == [100]
+        assert (await large)[0].tolist() == [2 * value for value in range(1, 11)]
+        assert batcher.queued_rows == 0
 
-    asyncio.run(main())
+    run(session, scenario, SMALL_PARTS)
     assert session.batches[0] == [1, 2, 3, 4]
     assert 50 in session.batches[1]
 
@@ -573,34 +571,29 @@ def test_a_large_request_lets_one_that_comes_meanwhile_run_after_its_current_par
 def test_a_large_request_that_is_cancelled_ends_after_its_current_part() -> None:
     session = Pausing()
 
-    async def main() -> None:
-        with CountingExecutor() as executor:
-            batcher = Batcher(session, SMALL_PARTS, executor)
-            large = batcher.submit(TEN, 10)
-            await session.until_begun()
-            large.cancel()
-            session.goes_on.release(20)
-            assert (await batcher.submit(rows(50), 1))[0].tolist() == [100]
-            assert batcher.queued_rows == 0
+    async def scenario(batcher: Batcher) -> None:
+        large = batcher.submit(TEN, 10)
+        await session.until_begun()
+        large.cancel()
+        session.goes_on.release(20)
+        assert (await batcher.submit(rows(50), 1))[0].tolist() == [100]
+        assert batcher.queued_rows == 0
 
-    asyncio.run(main())
+    run(session, scenario, SMALL_PARTS)
     assert session.batches == [[1, 2, 3, 4], [50]]
 
 
 @pytest.mark.parametrize("bad", [2, 6, 10])
 def test_a_large_request_with_a_part_that_fails_runs_whole_and_fails(bad: int) -> None:
-    session = Doubler(seconds=1.0)
     values = [13 if value == bad else value for value in range(1, 11)]
 
-    async def main() -> None:
-        with CountingExecutor() as executor:
-            batcher = Batcher(session, SMALL_PARTS, executor)
-            with pytest.raises(InternalError):
-                await batcher.submit(rows(*values), 10)
-            assert (await batcher.submit(rows(50), 1))[0].tolist() == [100]
-            assert batcher.queued_rows == 0
+    async def scenario(batcher: Batcher) -> None:
+        with pytest.raises(InternalError):
+            await batcher.submit(rows(*values), 10)
+        assert (await batcher.submit(rows(50), 1))[0].tolist() == [100]
+        assert batcher.queued_rows == 0
 
-    asyncio.run(main())
+    run(Doubler(seconds=1.0), scenario, SMALL_PARTS)
 
 
 class FailsWhenJoined(Doubler):

@@ -31,7 +31,7 @@ class Crowd:
 
     def work(self, member: int, *, waits: bool = True) -> None:
         share = self.turns.share()
-        assert not waits or share > 0  # whoever is called has something to spend
+        assert not waits or share > 0  # a connection that is called may spend something
         spent = min(share, self.left[member])
         self.left[member] -= spent
         self.served[-1].append((member, spent))
@@ -81,7 +81,7 @@ def test_no_turn_exceeds_its_units_and_everyone_is_served_in_order(costs: list[i
             assert sum(spent for _, spent in turn) <= PER_TURN + 8  # the least share, once
         order = [member for turn in crowd.served for member, spent in turn if spent]
         for member in crowd.left:
-            # Between two shares of one member, nobody else had three.
+            # Between two shares of one connection, no other connection has three.
             mine = [place for place, other in enumerate(order) if other == member]
             for begin, end in pairwise(mine):
                 between = order[begin + 1 : end]
