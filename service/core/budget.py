@@ -197,7 +197,12 @@ class Budget:
         if self._waiting:
             self._grant_waiting()
         for claim in [each for each in self._waiting if now - each.since >= self._patience]:
+            if claim not in self._waiting:
+                continue
             self._refuse(claim, InFlightLimit.full(self.limit))
+            # Its owner counts its first bytes no longer: that may be enough for the next one.
+            if self._waiting and self._fits(next(iter(self._waiting)).size):
+                self._grant_waiting()
         is_short, self._is_short = self._is_short, False
         if (self._waiting or is_short) and self._moving:
             # One per sweep: its owner still has to close it, and that may be enough.

@@ -18,9 +18,11 @@ from service.grpc.http2 import frames
 from service.grpc.http2.frames import ProtocolError, StreamError, copy_slice
 from service.grpc.http2.headers import RESPONSE_HEADERS, RequestHeaders, Status, trailers
 
-# Bytes that a peer may send on one stream before it must wait for WINDOW_UPDATE: HTTP/2's default.
-# A message that fits needs no permission; for a larger one, `Connection` claims room first.
-STREAM_WINDOW = frames.DEFAULT_WINDOW
+# Bytes that a peer may send on one stream before it must wait for WINDOW_UPDATE. A message that
+# fits needs no permission; for a larger one, `Connection` claims room first. At HTTP/2's default of
+# 64 KB, a peer had nothing left to send when its WINDOW_UPDATE came: the wait was 4 % of the time
+# of a message of 400 KB to a fast model.
+STREAM_WINDOW = 192 * 1024
 MESSAGE_PREFIX = struct.Struct(">BI")
 # Bytes of a part of a message that is kept as it is: an object takes some 40 more.
 _LEAST_PART = 1024

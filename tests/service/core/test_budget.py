@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -88,6 +89,27 @@ def test_a_claim_is_refused_once_it_has_waited_too_long() -> None:
     assert list(worker.refused) == ["3"]
     assert "max_inflight_bytes" in worker.refused["3"]
     assert worker.refusals == ["http"]
+
+
+def test_claims_whose_first_bytes_fill_the_budget_do_not_all_end_together() -> None:
+    """Eight messages have 4 MiB each in flight, which are counted, and wait for as much again."""
+    worker = Worker()
+    budget = worker.budget
+    budget.used = LIMIT
+
+    def refused(name: str) -> Callable[[InFlightLimit], None]:
+        def refuse(error: InFlightLimit) -> None:
+            worker.refused[name] = error.message
+            budget.used -= 4 * MIB
+
+        return refuse
+
+    for name in "abcdefgh":
+        granted = partial(worker.granted.append, name)
+        budget.claim(8 * MIB, "grpc", granted, refused(name))
+    worker.wait(PATIENCE_S)
+    assert worker.granted == ["c", "f"]
+    assert list(worker.refused) == ["a", "b", "d", "e", "g", "h"]
 
 
 def test_room_that_counted_messages_leave_goes_to_claims_that_wait() -> None:
