@@ -6,7 +6,7 @@ import math
 import statistics
 from pathlib import Path
 
-from benchmarks.compare.results import Comparison, Verdict, judge, read
+from benchmarks.compare.results import BOUND, Comparison, Verdict, judge, read
 from benchmarks.markdown import table
 
 
@@ -58,13 +58,13 @@ def markdown(comparison: Comparison) -> str:
 
 def _row(verdict: Verdict) -> list[str]:
     if math.isnan(verdict.ratio):
-        return [verdict.scenario.name, "", "", "", f"{verdict.bound:g}", "", "", "**no sample**"]
+        return [verdict.scenario.name, "", "", "", f"{BOUND:g}", "", "", "**no sample**"]
     return [
         verdict.scenario.name,
         f"{verdict.before:,.0f}/s",
         f"{verdict.after:,.0f}/s",
         f"{_ratio(verdict.ratio)} ({verdict.lowest:.2f} to {verdict.highest:.2f})",
-        f"{verdict.bound:g}",
+        f"{BOUND:g}",
         f"{verdict.cpu_before:,.0f} us",
         f"{verdict.cpu_after:,.0f} us",
         "yes" if verdict.holds else "**no**",

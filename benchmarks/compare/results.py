@@ -15,9 +15,7 @@ from benchmarks.serving.scenarios import Scenario
 
 Side = Literal["before", "after"]
 SIDES: Sequence[Side] = ("before", "after")
-# Lowest acceptable median of after / before. gRPC at 32 streams may lose more: its HTTP/2 front
-# trades some speed for a design that is tested without sockets.
-_BOUND, _BOUND_GRPC_32 = 0.97, 0.95
+BOUND = 0.97  # the lowest acceptable median of after / before
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +66,12 @@ class Verdict(NamedTuple):
     ratio: float
     lowest: float
     highest: float
-    bound: float
     cpu_before: float  # microseconds per request
     cpu_after: float
 
     @property
     def holds(self) -> bool:
-        return self.ratio >= self.bound  # NaN does not hold
-
-
-def bound(scenario: Scenario) -> float:
-    """The lowest acceptable ratio of a scenario."""
-    return _BOUND_GRPC_32 if scenario.wire == "grpc" and scenario.streams == 32 else _BOUND
+        return self.ratio >= BOUND  # NaN does not hold
 
 
 def judge(comparison: Comparison) -> list[Verdict]:
@@ -100,7 +92,6 @@ def judge(comparison: Comparison) -> list[Verdict]:
                 ratio=median(ratios),
                 lowest=min(ratios, default=math.nan),
                 highest=max(ratios, default=math.nan),
-                bound=bound(scenario),
                 cpu_before=median(before.cpu_us_per_request for before, _ in pairs),
                 cpu_after=median(after.cpu_us_per_request for _, after in pairs),
             )

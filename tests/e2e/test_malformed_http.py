@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.access.origins import SAFE_HEADERS
 from tests.conftest import Server
 
 INFER = b"POST /v2/models/mnist/infer HTTP/1.1\r\nHost: localhost\r\n"
@@ -31,6 +32,7 @@ def answer(connection: socket.socket) -> tuple[int, str]:
     response = http.client.HTTPResponse(connection)
     response.begin()
     assert response.headers["content-type"] == "application/json"
+    assert set(SAFE_HEADERS) <= set(response.headers.items())
     return response.status, json.loads(response.read())["error"]
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from time import time
 
+from service.access.origins import SAFE_HEADERS
 from service.http.http1.heads import Head
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -44,8 +45,9 @@ def encode(
 
 def refusal(status: int, body: bytes) -> bytes:
     """The answer to bytes that are not a request; the connection ends with it."""
+    safe = "".join([f"{name}: {value}\r\n" for name, value in SAFE_HEADERS])
     text = (
-        f"{_begin('1.1', status, int(time()))}content-type: application/json\r\n"
+        f"{_begin('1.1', status, int(time()))}content-type: application/json\r\n{safe}"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
     return text.encode("latin-1") + body

@@ -48,6 +48,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from h2.settings import Settings as H2Settings
 
+from service.access.origins import SAFE_HEADERS
 from service.core.allowance import Allowance
 from service.core.turns import Turns
 from service.http.carrier import Carrier, Front
@@ -401,7 +402,7 @@ class Http2Connection(Carrier):
         self._refused.clear()
         for stream_id, error in self._malformed.items():
             body = orjson.dumps({"error": str(error)})
-            headers = [("content-type", "application/json")]
+            headers = [("content-type", "application/json"), *SAFE_HEADERS]
             self.answer(self._streams[stream_id], error.status, headers, body)
             self._use_reset()
         self._malformed.clear()
