@@ -529,7 +529,7 @@ class Worker:
         self._pulse.has_served = True  # from here on, a request may end this process
         await self._grpc.start(self._listeners.get("grpc_port"))
         if self._listener is not None:
-            self._listener.start(self._listeners.get("http_port"))
+            self._listener.start(service.budget, self._listeners.get("http_port"))
         if settings.health_port:
             self._health = HealthPort(
                 service.http_app,

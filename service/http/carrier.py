@@ -13,6 +13,10 @@ import struct
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from service.core.budget import Budget, Claim
+from service.core.errors import InFlightLimit
+from service.observe import metrics
+
 Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
 
 # Seconds in which a client may close its side after ours, and finish a head during a stop.
@@ -62,15 +66,19 @@ class Carrier(asyncio.BufferedProtocol):
         buffer: memoryview,
         connections: set[Any],
         lost: Callable[[], None],
+        budget: Budget,
     ) -> None:
         """`buffer` is where bytes arrive; connections share it, as each takes its own out at once.
 
-        `lost` is called when the connection has ended.
+        `lost` is called when the connection has ended. Answers that the client does not take are
+        counted in `budget`.
         """
         self._front = front
         self._buffer = buffer
         self._connections = connections
         self._lost = lost
+        self.budget = budget
+        self._unwritten_claim: Claim | None = None  # of what the transport holds, if it is paused
         self._loop = asyncio.get_running_loop()
         self.is_open = True  # `TlsProtocol` sets it when its handshake is done
         self._has_ended = False  # the client has closed its side, or the connection is lost
@@ -82,6 +90,7 @@ class Carrier(asyncio.BufferedProtocol):
         # wait to be sent and since when it is as many, and whether there ever was a request.
         self.waits_since = self.moved_at = self.unsent_since = self._loop.time()
         self.unsent = 0
+        self._held = 0  # bytes of answers that the transport does not have yet
         self.was_used = False
 
     def handshake_failed(self) -> None:
@@ -98,9 +107,31 @@ class Carrier(asyncio.BufferedProtocol):
         raise NotImplementedError
 
     def pause_writing(self) -> None:
-        """Read nothing of a client that does not read its answers."""
+        """Read nothing of a client that does not read its answers, and count what it left.
+
+        If there is no room for that, the connection ends.
+        """
         self.is_write_paused = True
         self._pause_reading()
+        size = self._transport.get_write_buffer_size()
+        if (error := self.budget.no_room("http", size)) is not None:
+            self._displace(error)
+        else:
+            self._unwritten_claim = self.budget.answer(size, "http", self._displace)
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        self.moved_at = self._loop.time()
+        self._close_claim()
+
+    def note_progress(self, now: float) -> None:
+        """Look whether the client takes what it was sent."""
+        unwritten = self._transport.get_write_buffer_size()
+        if self._unwritten_claim is not None:
+            self._unwritten_claim.moved = self._unwritten_claim.size - unwritten
+        unsent = unwritten + self._held
+        if unsent != self.unsent:
+            self.unsent, self.unsent_since, self.moved_at = unsent, now, now
 
     @property
     def is_closing(self) -> bool:
@@ -147,9 +178,20 @@ class Carrier(asyncio.BufferedProtocol):
         """The connection is lost."""
         self._connections.discard(self)
         self._is_closing = True
+        self._close_claim()
         if self._lingering is not None:
             self._lingering.cancel()
         self._lost()
+
+    def _close_claim(self) -> None:
+        if self._unwritten_claim is not None:
+            self._unwritten_claim.close()
+            self._unwritten_claim = None
+
+    def _displace(self, error: InFlightLimit) -> None:
+        """The client takes its answer slowly, and others need the room."""
+        metrics.http_connection_closed("unread")
+        self.reset()
 
     def _pause_reading(self) -> None:
         if self._is_reading:

@@ -369,7 +369,8 @@ class HttpFront:
             passed = DeadlineExceeded.of("timeout")
             timer = self._loop.call_later(timeout, self._give_up, task, passed)
         try:
-            if 0 <= size <= _WHOLE_BYTES:
+            # A connection of HTTP/1 has one such body at a time, one of HTTP/2 has many.
+            if 0 <= size <= _WHOLE_BYTES and scope.http_version != "2":
                 return await protocol(), None
             return await self._in_chunks(scope, protocol, size, task)
         except (Ended, ProtocolError, ProtocolClosed):
@@ -396,7 +397,8 @@ class HttpFront:
         """
         budget, most = self._budget, self._max_request_bytes
         too_slow = partial(self._give_up, task)
-        claim = await budget.room(size, "http", too_slow) if size >= 0 else None
+        first = size if size >= 0 or scope.http_version != "2" else _WHOLE_BYTES
+        claim = await budget.room(first, "http", too_slow) if first >= 0 else None
         try:
             # Its value is its buffer: joining chunks would copy 4 MB on the loop, for some 2 ms.
             body = io.BytesIO()
@@ -406,7 +408,9 @@ class HttpFront:
                 empty_chunks += not chunk
                 if received > most:
                     raise RequestTooLarge.of("body", most)
-                if claim is None and received > _WHOLE_BYTES:
+                if size < 0 and received > _WHOLE_BYTES and (claim is None or claim.size < most):
+                    if claim is not None:
+                        claim.close()
                     claim = await budget.room(most, "http", too_slow)
                 if claim is not None:
                     claim.moved = received

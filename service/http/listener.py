@@ -18,6 +18,7 @@ from typing import Any
 
 from service.access.tls import Tls
 from service.access.tls_protocol import TlsProtocol
+from service.core.budget import Budget
 from service.core.turns import Turns
 from service.http.carrier import LINGER_S, Front
 from service.http.connections import Bodies, waiting_on
@@ -78,8 +79,12 @@ class HttpListener:
         )
         self._sweep_s = max(_SHORTEST_SWEEP_S, min(shortest / 4, _LONGEST_SWEEP_S))
 
-    def start(self, listener: socket.socket | None = None) -> None:
-        """Accept connections from now on: on a socket that is bound, or else on the port."""
+    def start(self, budget: Budget, listener: socket.socket | None = None) -> None:
+        """Accept connections from now on: on a socket that is bound, or else on the port.
+
+        `budget` counts answers that clients do not take.
+        """
+        self._budget = budget
         self._loop = asyncio.get_running_loop()
         settings = self._settings
         if listener is None:
@@ -174,6 +179,7 @@ class HttpListener:
             self._buffer,
             self._connections,
             self._resume,
+            self._budget,
             is_secure=self._context is not None,
             speak_http2=self._speak_http2,
             refuse_early=self._refuse_early,

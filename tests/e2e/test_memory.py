@@ -245,6 +245,39 @@ def test_half_sent_bodies_hold_no_more_than_the_budget_and_shut_nobody_out(
     server.wait_until(lambda: memory_mb(server) < 1.2 * at_rest)
 
 
+def test_answers_that_nobody_reads_hold_no_more_than_the_budget(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Forty answers of 8 MB; those who take a byte now and then would be in time for ever."""
+    folder = tmp_path / "zeros" / "1"
+    folder.mkdir(parents=True)
+    onnx.save(shape_from_contents().model, folder / "model.onnx")
+    server = start_server(tmp_path, model="zeros")
+    text = json.dumps(
+        {
+            "inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [2 * MIB]}],
+            "parameters": {"binary_data_output": True},
+        }
+    )
+    head = "POST /v2/models/zeros/infer HTTP/1.1\r\nhost: localhost\r\n"
+    request = f"{head}content-length: {len(text)}\r\n\r\n{text}".encode()
+    with contextlib.ExitStack() as on_exit:
+        connections = []
+        for _ in range(40):
+            connection = on_exit.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.http_port))
+            connection.sendall(request)
+            assert connection.recv(1)  # one answer after the other is made
+            connections.append(connection)
+        post = Post("/v2/models/zeros/infer", text.encode(), {}, {200})
+        # Those who read get through: the others give way to them.
+        server.wait_until(lambda: send(server, post) == 200, seconds=120)
+        assert memory_mb(server, "VmHWM") < LIMIT_MB
+        metrics = server.get("/metrics")[1].decode()
+        assert 'mnist_inflight_refused_total{transport="http"}' in metrics
+
+
 def test_a_client_that_does_not_read_its_answer_loses_its_connection(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:

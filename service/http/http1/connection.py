@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from service.core.budget import Budget
 from service.http.carrier import Carrier, Front, Scope
 from service.http.exchange import Ended
 from service.http.http1.chunks import ChunkedBody
@@ -139,6 +140,7 @@ class Http1Connection(Carrier):
         buffer: memoryview,
         connections: set[Any],
         lost: Callable[[], None],
+        budget: Budget,
         *,
         is_secure: bool,
         speak_http2: Callable[[Http1Connection, Any, bytes], None] | None = None,
@@ -149,7 +151,7 @@ class Http1Connection(Carrier):
         It gets the transport and what follows the preface. `refuse_early` may answer a request at
         once; it gets the body if that has arrived. The others are as in `Carrier`.
         """
-        super().__init__(front, buffer, connections, lost)
+        super().__init__(front, buffer, connections, lost, budget)
         self._heads = heads
         self._speak_http2 = speak_http2
         self._refuse_early = refuse_early
@@ -211,8 +213,7 @@ class Http1Connection(Carrier):
         return True
 
     def resume_writing(self) -> None:
-        self.is_write_paused = False
-        self.moved_at = self._loop.time()
+        super().resume_writing()
         if self.request is None:
             self._next()
 
@@ -283,12 +284,6 @@ class Http1Connection(Carrier):
 
     def retire(self) -> None:
         """Nothing: a client of HTTP/1 is told by `connection: close` in its next answer."""
-
-    def note_progress(self, now: float) -> None:
-        """Look whether the client takes what it was sent."""
-        unsent = self._transport.get_write_buffer_size()
-        if unsent != self.unsent:
-            self.unsent, self.unsent_since, self.moved_at = unsent, now, now
 
     def hang_up(self) -> None:
         """End our side, and soon the connection."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import time
 from typing import Any
 
@@ -50,6 +51,7 @@ from h2.settings import Settings as H2Settings
 
 from service.access.origins import SAFE_HEADERS
 from service.core.allowance import Allowance
+from service.core.errors import InFlightLimit
 from service.core.turns import Turns
 from service.http.carrier import Carrier, Front
 from service.http.http1.connection import PREFACE, Http1Connection
@@ -115,7 +117,7 @@ class Http2Connection(Carrier):
         body_timeout: float,
     ) -> None:
         """`before` has read the preface."""
-        super().__init__(front, buffer, connections, lost)
+        super().__init__(front, buffer, connections, lost, before.budget)
         self._turns = turns
         self._body_timeout = body_timeout
         self.scheme, self.client, self.server = before.scheme, before.client, before.server
@@ -129,7 +131,6 @@ class Http2Connection(Carrier):
         self._malformed: dict[int, Malformed] = {}
         self._refused: dict[int, None] = {}
         self._waiting: dict[int, Stream] = {}  # those whose answers wait for the client
-        self._held = 0  # bytes of these answers
         self._unwritten = 0  # bytes of answers that h2 has as frames
         self._tasks: set[asyncio.Task[None]] = set()  # also of requests that were given up
         self._last_stream_id = 0
@@ -202,8 +203,7 @@ class Http2Connection(Carrier):
         return True
 
     def resume_writing(self) -> None:
-        self.is_write_paused = False
-        self.moved_at = self._loop.time()
+        super().resume_writing()
         if not self._is_closing:
             self._send_waiting()
             if not self._is_due:
@@ -300,9 +300,7 @@ class Http2Connection(Carrier):
         While it takes others, an answer that stands still ends alone. Otherwise `listener` ends the
         connection.
         """
-        unsent = self._transport.get_write_buffer_size() + self._held
-        if unsent != self.unsent:
-            self.unsent, self.unsent_since, self.moved_at = unsent, now, now
+        super().note_progress(now)
         patience = self._body_timeout
         if self._waiting and now - self.unsent_since <= patience:
             for stream in list(self._waiting.values()):
@@ -499,6 +497,7 @@ class Http2Connection(Carrier):
         self._held -= len(stream.answer) - stream.sent
         stream.is_cut = True
         stream.received.clear()
+        stream.close_claim()
         stream.wake()
         self.read(stream)
         if not self._streams:
@@ -508,6 +507,7 @@ class Http2Connection(Carrier):
     def _drop_streams(self) -> None:
         for stream in self._streams.values():
             stream.is_cut = True
+            stream.close_claim()
             stream.wake()
         self._streams.clear()
         self._begun.clear()
@@ -530,6 +530,7 @@ class Http2Connection(Carrier):
                 # What got some of a window waits behind what got none.
                 self._waiting.pop(stream.id, None)
                 self._waiting[stream.id] = stream
+                self._count(stream)
                 return
             end = stream.sent + size
             connection.send_data(stream.id, body[stream.sent : end], end_stream=end == len(body))
@@ -541,6 +542,22 @@ class Http2Connection(Carrier):
             if self._unwritten >= _WRITE_BYTES:
                 self._write()
         self._finish(stream)
+
+    def _count(self, stream: Stream) -> None:
+        """Count in the budget what is left of an answer; without room for it, it ends."""
+        left = len(stream.answer) - stream.sent
+        if stream.claim is None:
+            if self.budget.no_room("http", left) is not None:
+                self._reset(stream, ErrorCodes.ENHANCE_YOUR_CALM)
+                return
+            displace = partial(self._give_up, stream)
+            stream.claim = self.budget.answer(left, "http", displace)
+        stream.claim.moved = stream.claim.size - left
+
+    def _give_up(self, stream: Stream, error: InFlightLimit) -> None:
+        """The client takes an answer slowly, and others need the room."""
+        self._reset(stream, ErrorCodes.CANCEL)
+        self._flush()
 
     def _send_waiting(self) -> None:
         """Use windows that have grown, the longest wait first."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from h2.exceptions import ProtocolError
 from h2.utilities import HeaderValidationFlags, normalize_inbound_headers, validate_headers
 
+from service.core.budget import Claim
 from service.http.carrier import Client, Scope
 from service.http.exchange import Ended
 from service.http.http1.heads import CONTROL, MAX_HEADERS, NAMES, Headers, Malformed, split_target
@@ -96,6 +97,7 @@ class Stream:
         "_connection",
         "_waiter",
         "answer",
+        "claim",
         "expects_continue",
         "id",
         "is_answered",
@@ -123,6 +125,7 @@ class Stream:
         self.is_answered = False
         self.answer = b""  # its body; `sent` bytes of it are sent, the last of them at `moved_at`
         self.sent = 0
+        self.claim: Claim | None = None  # of an answer that waits
         self.moved_at = now
         self._connection = connection
         self._waiter: asyncio.Future[None] | None = None
@@ -171,6 +174,12 @@ class Stream:
         """More of the body has come, or its end."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def close_claim(self) -> None:
+        """The answer waits no longer."""
+        if self.claim is not None:
+            self.claim.close()
+            self.claim = None
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         """Send the answer."""

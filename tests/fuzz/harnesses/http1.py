@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import h11
 
+from service.core.budget import Budget
 from service.http.exchange import Ended
 from service.http.http1.connection import Http1Connection, Request, RequestScope
 from service.http.http1.heads import Heads
@@ -81,7 +82,9 @@ async def _ours(content: bytes, size: int) -> tuple[list[_Seen], list[bytes]]:
 
     connections: set[Http1Connection] = set()
     buffer = memoryview(bytearray(1))
-    connection = Http1Connection(front, Heads(), buffer, connections, lambda: None, is_secure=False)
+    connection = Http1Connection(
+        front, Heads(), buffer, connections, lambda: None, Budget(1 << 25), is_secure=False
+    )
     transport = Transport()
     connection.connection_made(transport)
     for position in range(0, len(content), size):

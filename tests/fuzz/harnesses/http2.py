@@ -13,6 +13,7 @@ from typing import Any
 import hpack
 from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame
 
+from service.core.budget import Budget
 from service.core.turns import Turns
 from service.http.exchange import Ended
 from service.http.http1.connection import PREFACE, Http1Connection
@@ -120,6 +121,7 @@ async def _served(content: bytes, size: int, answer: bytes, is_retired: bool) ->
     connections: set[Any] = set()
     buffer = memoryview(bytearray(1))
     lost: Callable[[], None] = lambda: None  # noqa: E731
+    budget = Budget(1 << 25)
 
     def speak_http2(before: Http1Connection, transport: Any, received: bytes) -> None:
         successor = Http2Connection(
@@ -133,7 +135,7 @@ async def _served(content: bytes, size: int, answer: bytes, is_retired: bool) ->
 
     transport = Transport()
     first = Http1Connection(
-        front, Heads(), buffer, connections, lost, is_secure=False, speak_http2=speak_http2
+        front, Heads(), buffer, connections, lost, budget, is_secure=False, speak_http2=speak_http2
     )
     transport.protocol = first
     first.connection_made(transport)

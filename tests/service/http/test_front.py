@@ -79,6 +79,9 @@ class NeverArrives(Protocol):
     async def __call__(self) -> bytes:
         return await asyncio.Event().wait() and b""
 
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield await self()
+
 
 class EndsEarly(Protocol):
     """The client closes its side before the whole body is sent; it may still read."""
@@ -349,6 +352,21 @@ def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path) -> None:
         assert "body_timeout" in protocol.body["error"]
 
     with_front(tmp_path, scenario, body_timeout=0.01)
+
+
+def test_each_body_of_a_connection_with_http2_is_claimed_before_it_arrives(tmp_path: Path) -> None:
+    async def scenario(front: Any) -> None:
+        for headers, size in (({"content_length": "1000"}, 1000), ({}, 16_384)):
+            scope = RequestScope("POST", "/predict", "2", **headers)
+            waiting = [asyncio.create_task(front(scope, NeverArrives())) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert front._budget.used == 3 * size
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            assert front._budget.used == 0
+
+    with_front(tmp_path, scenario)
 
 
 class Trickles(Protocol):

@@ -15,6 +15,7 @@ import h2.exceptions
 import pytest
 import uvloop
 
+from service.core.budget import Budget
 from service.core.turns import Turns
 from service.http.http1.connection import PREFACE, Request, RequestScope
 from service.http.listener import HttpListener
@@ -40,7 +41,7 @@ class Port:
         self.clients: list[socket.socket] = []
         long = {"header_timeout": 3600.0, "idle_timeout": 86_400.0, "body_timeout": 3600.0}
         self.tested = HttpListener(self.front, self, Settings(**(long | settings)), Turns())
-        self.tested.start(self.socket)
+        self.tested.start(Budget(1 << 25), self.socket)
 
     async def front(self, scope: RequestScope, request: Request) -> None:
         if scope.path == "/slow":
@@ -234,7 +235,7 @@ async def test_those_who_left_are_waited_for(port: Port) -> None:
     other = port.connect()  # it waits in the socket's queue, for a successor
     await port.tested.wait_until_none(3600, lambda: False)
     assert not await port.is_closed(other)
-    port.tested.start(port.socket)
+    port.tested.start(Budget(1 << 25), port.socket)
     assert await port.ask(other)
     await port.tested.wait_until_none(3600, lambda: True)
     await port.tested.wait_until_none(0, lambda: False)
@@ -259,7 +260,7 @@ async def test_an_accept_that_fails_is_tried_again(port: Port) -> None:
 
     failing: Any = Failing(port.socket)
     port.tested.accept_no_more()
-    port.tested.start(failing)
+    port.tested.start(Budget(1 << 25), failing)
     assert await port.ask(port.connect())
     assert not failing.failures
     assert isinstance(port.tested, HttpListener)
@@ -274,7 +275,7 @@ def test_a_port_is_opened_where_no_socket_is_given(host: str) -> None:
             free.close()
             port = Port(stack)
             tested = HttpListener(port.front, port, Settings(host=host, http_port=number), Turns())
-            tested.start()
+            tested.start(Budget(1 << 25))
             assert tested._listener is not None
             bound = tested._listener.getsockname()[0]
             assert bound == ("127.0.0.1" if host == "localhost" else host)

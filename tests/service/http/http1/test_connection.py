@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.core.budget import SWEEP_S, Budget
 from service.http.http1.connection import Http1Connection, RefuseEarly, Request, RequestScope
 from service.http.http1.heads import Heads
 from tests.service.http.transport import Transport, echo, in_loop, settle
@@ -26,6 +27,8 @@ class Client:
     """A client's end of a connection."""
 
     def __init__(self, front: Front = echo, refuse_early: RefuseEarly | None = None) -> None:
+        self.budget = Budget(1 << 25)
+
         async def call(scope: RequestScope, request: Request) -> None:
             await front(scope, request)
 
@@ -38,6 +41,7 @@ class Client:
             buffer,
             self.connections,
             self._lose,
+            self.budget,
             is_secure=False,
             refuse_early=refuse_early,
         )
@@ -466,3 +470,42 @@ async def test_a_request_without_an_answer_ends_the_connection(
         await client.send(GET)
     assert client.transport.is_aborted
     assert ("no answer" in caplog.text) is bool(error)
+
+
+async def answer_at_length(scope: RequestScope, request: Request) -> None:
+    request.response_bytes(200, [], bytes(100_000))
+
+
+@in_loop
+async def test_what_a_client_leaves_of_its_answer_counts_in_the_budget() -> None:
+    client = Client(answer_at_length)
+    client.transport.protocol = client.server
+    client.transport.limit = 1000
+    await client.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    await settle()
+    assert client.budget.used == client.transport.unsent > 99_000
+    client.transport.unsent -= 60_000
+    client.server.note_progress(0.0)
+    assert client.budget.in_flight < 40_000
+    client.transport.take_all()
+    assert client.budget.used == 0
+
+
+@in_loop
+async def test_a_client_that_takes_its_answer_slowly_gives_way() -> None:
+    client = Client(answer_at_length)
+    now = 0.0
+    client.budget = client.server.budget = Budget(1 << 20, clock=lambda: now)
+    client.transport.protocol = client.server
+    client.transport.limit = 1000
+    await client.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    await settle()
+    for _ in range(20):
+        now += SWEEP_S
+        client.budget.sweep()
+    assert not client.transport.is_aborted  # nobody else needs the room
+    client.budget.refusal("http")
+    client.budget.sweep()
+    assert client.transport.is_aborted
+    client.server.connection_lost(None)
+    assert client.budget.used == 0

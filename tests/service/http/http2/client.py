@@ -14,6 +14,7 @@ from h2.settings import SettingCodes
 from h2.settings import Settings as H2Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
+from service.core.budget import Budget
 from service.core.turns import Turns
 from service.http.http1.connection import Http1Connection
 from service.http.http1.heads import Heads
@@ -47,6 +48,7 @@ class Client:
         self.connections: set[Any] = set()
         self.lost = 0
         self.settings = Settings()
+        self.budget = Budget(1 << 25)
         buffer = memoryview(bytearray(64 * 1024))
 
         def speak_http2(before: Http1Connection, transport: Any, received: bytes) -> None:
@@ -63,6 +65,7 @@ class Client:
             buffer,
             self.connections,
             self._lose,
+            self.budget,
             is_secure=False,
             speak_http2=speak_http2,
         )

@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 import pytest
+from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hyperframe.frame import (
     ContinuationFrame,
@@ -21,6 +22,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from service.core.budget import SWEEP_S, Budget
 from service.core.turns import PER_TURN, Turns
 from service.http.exchange import Ended
 from service.http.http1.connection import PREFACE, Http1Connection
@@ -348,6 +350,46 @@ async def test_a_transport_that_is_full_holds_back_answers_and_reading() -> None
     await client.flush()
     assert client.ended == [1, 3, 5]
     assert not client.transport.is_paused
+
+
+@in_loop
+async def test_answers_that_wait_for_a_window_count_in_the_budget() -> None:
+    client = Client(large(100_000), window=1000)
+    for stream in (1, 3, 5, 7):
+        client.h2.send_headers(stream, HEADERS, end_stream=True)
+    await client.flush()
+    assert client.budget.used == 4 * 99_000
+    client.h2.increment_flow_control_window(99_000, 1)
+    client.h2.increment_flow_control_window(1 << 20)
+    await client.flush()
+    assert client.ended == [1]
+    client.h2.reset_stream(3)
+    await client.flush()
+    assert client.budget.used == 2 * 99_000
+    client.server.connection_lost(None)
+    assert client.budget.used == 0
+
+
+@in_loop
+async def test_an_answer_that_is_taken_slowly_gives_way_alone() -> None:
+    client = Client(large(1 << 20), window=1000)
+    await client.flush()
+    now = 0.0
+    client.budget = client.server.budget = Budget(1 << 22, clock=lambda: now)
+    for stream in (1, 3):
+        client.h2.send_headers(stream, HEADERS, end_stream=True)
+    await client.flush()
+    client.h2.increment_flow_control_window(10_000, 3)
+    await client.flush()
+    for _ in range(20):
+        now += SWEEP_S
+        client.budget.sweep()
+    assert client.server.request is not None  # nobody else needs the room
+    client.budget.refusal("http")
+    client.budget.sweep()
+    await settle()
+    client.receive()
+    assert client.resets == {1: ErrorCodes.CANCEL}
 
 
 @in_loop
