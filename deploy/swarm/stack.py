@@ -11,6 +11,7 @@ Therefore this program
   addresses, and no IPVS is needed. Swarm cannot publish on one address only (BIND): the ports are
   open on every interface;
 - updates `serve` replica by replica, the new one first, with a rollback if it fails;
+- lets a stopping `serve` answer for 5 s more, as connections are still on their way to it;
 - runs `train` once, and again if it fails.
 Needs PyYAML (apt-get install python3-yaml).
 """
@@ -33,6 +34,9 @@ Mapping = dict[str, Any]
 _LEFT_OUT = ("build", "depends_on", "restart", "profiles", "security_opt", "tmpfs")
 _ONE_BY_ONE = {"parallelism": 1, "order": "start-first", "delay": "3s", "monitor": "10s"}
 _ROLLBACK = {"failure_action": "rollback"}
+# Swarm removes a task from the addresses of its service before it stops it, but clients use the
+# old ones for a moment.
+_DRAIN_S = 5
 
 
 def main() -> int:
@@ -101,6 +105,9 @@ def _service(name: str, service: Mapping, configs: Mapping, replicas: int) -> Ma
         deploy["rollback_config"] = _ONE_BY_ONE
         # No server is ready before `train` has published a model, and Swarm has no depends_on.
         task["healthcheck"] = service["healthcheck"] | {"start_period": "600s"}
+        task["environment"] = service["environment"] | {"MNIST_DRAIN_SECONDS": str(_DRAIN_S)}
+        grace = int(service["stop_grace_period"].removesuffix("s"))
+        task["stop_grace_period"] = f"{grace + _DRAIN_S}s"
     elif name == "envoy":
         deploy["mode"] = "global"
         deploy["update_config"] = {

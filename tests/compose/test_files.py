@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from deploy.swarm.stack import interpolate
+from deploy.swarm.stack import interpolate, stack_of
 from tests.conftest import ROOT
 
 FILES = sorted(ROOT.glob("docker-compose*.yml"))
@@ -71,3 +71,15 @@ def test_only_the_command_may_change_the_keys() -> None:
     # It is the image that serves, built the same way, and runs as confined as that.
     for key in ("image", "build", "init", "read_only", "cap_drop", "security_opt"):
         assert command[key] == plain["serve"][key], key
+
+
+def test_a_server_in_a_swarm_drains_and_has_more_time_to_stop() -> None:
+    compose = read("docker-compose.yml")
+    plain = compose["services"]["serve"]
+    task = stack_of(compose, profiles=[], replicas=2)["services"]["serve"]
+    drain = {"MNIST_DRAIN_SECONDS": "5"}
+    assert task["environment"] == plain["environment"] | drain != plain["environment"]
+    seconds = [int(each["stop_grace_period"].removesuffix("s")) for each in (plain, task)]
+    assert seconds[1] == seconds[0] + 5
+    # docs/deployment.md: 5 s more than the sum of the two settings.
+    assert seconds[1] >= int(plain["environment"]["MNIST_STOP_TIMEOUT"]) + 5 + 5

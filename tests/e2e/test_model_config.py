@@ -139,7 +139,7 @@ def configured(start_server: Callable[..., Server], models: Path) -> Server:
     return start_server(models, model="labelled", poll_interval=0.1, versions=2)
 
 
-triton = fixture_of("configured", ("http", "grpc"))
+triton = fixture_of("configured")
 
 
 def plain(answer: Any) -> Any:

@@ -429,11 +429,12 @@ def test_a_handshake_without_a_request_ends_after_the_header_timeout(
         ask(3)  # it has been idle for as long
 
 
+@pytest.mark.parametrize("fast_http", [True, False], ids=["own front", "Granian"])
 def test_new_certificates_are_served_without_a_failed_request(
-    start: Start, authority: Authority, mnist: Mnist
+    start: Start, authority: Authority, mnist: Mnist, fast_http: bool
 ) -> None:
     files = authority.server("renewed")
-    server = start(files, workers=2)
+    server = start(files, workers=2, fast_http=fast_http)
     ports = (server.http_port, server.grpc_port)
     old = served(server, ports[0])
     failures: list[object] = []

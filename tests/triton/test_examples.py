@@ -26,6 +26,7 @@ from tests.triton.repository import NAMES, publish_examples
 
 A = np.arange(16, dtype=np.int32).reshape(1, 16)
 B = np.ones((1, 16), np.int32)
+PRIORITY = "priority: without effect; all requests are equal."  # a warning
 
 
 @pytest.fixture(scope="module")
@@ -261,20 +262,26 @@ def test_metadata_has_properties(examples: Server) -> None:
     assert b"CPUExecutionProvider" in answer
 
 
-def test_streams_answer_every_request_by_its_id(examples: Server) -> None:
+def streamed(server: Server, *requests: tuple[str, dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """Send a stream of requests, each a model and options; the results and errors in order."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    client = tritonclient.grpc.InferenceServerClient(examples.grpc)
+    client = tritonclient.grpc.InferenceServerClient(server.grpc)
     client.start_stream(lambda result, error: answers.put((result, error)))
-    (first, second) = (
+    inputs = [
         tritonclient.grpc.InferInput(name, [1, 16], "INT32").set_data_from_numpy(values)
         for name, values in (("INPUT0", A), ("INPUT1", B))
-    )
-    for number in range(5):
-        client.async_stream_infer("simple", [first, second], request_id=str(number))
-    client.async_stream_infer("none", [first, second])
-    received = [answers.get(timeout=60) for _ in range(6)]
+    ]
+    for model, options in requests:
+        client.async_stream_infer(model, inputs, **options)
+    received = [answers.get(timeout=60) for _ in requests]
     client.stop_stream()
     client.close()
+    return received
+
+
+def test_streams_answer_every_request_by_its_id(examples: Server) -> None:
+    requests = [("simple", {"request_id": str(number)}) for number in range(5)]
+    received = streamed(examples, *requests, ("none", {}))
     for number, (result, error) in enumerate(received[:5]):
         assert error is None
         assert result.get_response().id == str(number)
@@ -324,8 +331,16 @@ def test_parameters_without_effect_are_named_in_the_answer(triton: Triton) -> No
         return str(found["string_param"] if found and triton.is_grpc else found)
 
     assert warning() == warning(timeout=60_000_000) == ""
-    assert warning(priority=1) == "priority: without effect; all requests are equal."
+    assert warning(priority=1) == PRIORITY
     assert warning(sequence_id=7, sequence_start=True).startswith("sequence_id, sequence_start: w")
+
+
+def test_a_message_of_a_stream_gets_the_same_warning(examples: Server) -> None:
+    received = streamed(examples, ("simple", {}), ("simple", {"priority": 1}), ("simple", {}))
+    before, message, after = (result.get_response().parameters for result, _ in received)
+    assert message["warning"].string_param == PRIORITY
+    assert "warning" not in before
+    assert "warning" not in after
 
 
 def test_a_sequence_model_takes_its_control_inputs_as_inputs(triton: Triton) -> None:

@@ -123,6 +123,22 @@ def test_large_response_is_compressed_off_the_event_loop(monkeypatch: pytest.Mon
     assert threads[0] == threading.get_ident() != threads[1]
 
 
+def test_a_request_body_is_decompressed_off_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[int] = []
+    inflate = compression.inflate
+
+    def recording(body: bytes, encoding: str, limit: int) -> bytes:
+        threads.append(threading.get_ident())
+        return inflate(body, encoding, limit)
+
+    monkeypatch.setattr(compression, "inflate", recording)
+    assert decode("gzip", gzip.compress(b"")) == b""
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
+
+
 def test_an_inflated_body_counts_until_its_request_is_answered() -> None:
     budget = Budget(1 << 20)
 

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ from service.core.errors import (
     NotFound,
     Unimplemented,
 )
+from service.observe import metrics
 from service.observe.metrics import Metrics
 from service.operations.administration import Administration
 from service.repository.models import Repository
@@ -337,6 +339,26 @@ def test_metrics_are_exposed_although_a_worker_does_not_answer(
         assert count.endswith(" 1.0")
 
     run_two(root, scenario, monkeypatch)
+
+
+def test_an_exposition_is_made_off_the_event_loop(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    make = metrics.exposition
+
+    def recording() -> bytes:
+        threads.append(threading.get_ident())
+        return make()
+
+    monkeypatch.setattr(metrics, "exposition", recording)
+
+    async def scenario(worker: Worker) -> None:
+        assert b"# HELP" in await worker.administration.exposition()
+
+    run(root, scenario)
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
 def test_scrapes_at_the_same_time_share_one_exposition(root: Path) -> None:

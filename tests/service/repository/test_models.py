@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ from service.core.placement import Timing
 from service.repository import models
 from service.repository.models import Repository
 from service.repository.triton_config import TritonConfig, TritonConfigs, VersionPolicy
+from service.repository.versions import VersionOnDisk
 from service.repository.versions import _external_of as external_of
 from service.runtime.session import Samples, SessionOptions
 from tests.descriptors import free_descriptors
@@ -836,6 +838,28 @@ def test_fixing_only_the_card_loads_the_version(fixture: Fixture) -> None:
         assert list(repository.failures) == ["mnist/1"]
 
     fixture.run(scenario)
+
+
+def test_digests_are_computed_off_the_event_loop(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    digests = models.digests
+
+    def recording(version: VersionOnDisk) -> dict[str, str]:
+        threads.append(threading.get_ident())
+        return digests(version)
+
+    monkeypatch.setattr(models, "digests", recording)
+    fixture.publish("mnist/1")
+
+    async def scenario(repository: Repository) -> None:
+        await repository.refresh()
+        assert repository.get("mnist").sha256 == hashlib.sha256(b"model").hexdigest()
+
+    fixture.run(scenario)
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
 def test_weights_in_a_file_of_their_own_are_checked_and_followed(

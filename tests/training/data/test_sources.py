@@ -1,6 +1,6 @@
 """The choice of data, on Fashion-MNIST in IDX form: nothing is hard-wired to digits.
 
-Debian's package dataset-fashion-mnist is used if it is installed. CI does not have it, so these
+Debian's package dataset-fashion-mnist is used if it is installed, as .ci/run tries to do. The other
 tests write files in the same form, with clothes that are drawn as rectangles.
 """
 

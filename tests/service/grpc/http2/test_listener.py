@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
@@ -630,3 +631,49 @@ async def test_the_end_of_input_is_the_end_of_a_connection_without_halves() -> N
     peer.transport.can_write_eof = lambda: False  # type: ignore[method-assign]
     await peer.send(call(1, b"one"))
     assert not peer.protocol.eof_received()
+
+
+OPTIONS = {
+    "SO_KEEPALIVE": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    "TCP_KEEPIDLE": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    "TCP_KEEPINTVL": (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+    "TCP_KEEPCNT": (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+    "TCP_USER_TIMEOUT": (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+}
+
+
+async def options_of_accepted(**settings: Any) -> dict[str, int]:
+    """What the kernel has of OPTIONS, for a connection that a server has accepted."""
+    calls: Any = Calls(echo)
+    server = Http2Server(RPCS, calls, Settings(**settings), budget(), Callers(), None, Turns())
+    listening = socket.create_server(("127.0.0.1", 0))
+    await server.start(listening)
+    with socket.create_connection(listening.getsockname()):
+        async with asyncio.timeout(60.0):
+            while not server._connections:
+                await asyncio.sleep(0)
+        (connection,) = server._connections
+        accepted = connection._transport.get_extra_info("socket")
+        options = {name: accepted.getsockopt(*option) for name, option in OPTIONS.items()}
+    await server.stop(timeout=60.0)
+    return options
+
+
+@in_loop
+async def test_the_kernel_looks_for_a_peer_that_is_gone() -> None:
+    options = await options_of_accepted(keepalive_interval=30.0, keepalive_timeout=8.0)
+    assert options == {
+        "SO_KEEPALIVE": 1,
+        "TCP_KEEPIDLE": 30,
+        "TCP_KEEPINTVL": 2,
+        "TCP_KEEPCNT": 4,
+        "TCP_USER_TIMEOUT": 38_000,  # milliseconds
+    }
+
+
+@in_loop
+async def test_the_kernel_looks_for_no_peer_without_an_interval() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as untouched:
+        defaults = {name: untouched.getsockopt(*option) for name, option in OPTIONS.items()}
+    assert await options_of_accepted(keepalive_interval=0.0) == defaults
+    assert defaults["SO_KEEPALIVE"] == defaults["TCP_USER_TIMEOUT"] == 0
