@@ -182,12 +182,6 @@ class Budget:
         self._grant(claim)
         return claim
 
-    def no_room(self, transport: str, size: int) -> InFlightLimit | None:
-        """The error for an answer that would exceed the limit, unless it is the only message."""
-        if self.used and self.used + size > self.limit:
-            return self.refusal(transport)
-        return None
-
     def sweep(self) -> None:
         """Grant what fits, and refuse claims that have waited too long or that hold up others.
 

@@ -107,17 +107,11 @@ class Carrier(asyncio.BufferedProtocol):
         raise NotImplementedError
 
     def pause_writing(self) -> None:
-        """Read nothing of a client that does not read its answers, and count what it left.
-
-        If there is no room for that, the connection ends.
-        """
+        """Read nothing of a client that does not read its answers, and count what it left."""
         self.is_write_paused = True
         self._pause_reading()
         size = self._transport.get_write_buffer_size()
-        if (error := self.budget.no_room("http", size)) is not None:
-            self._displace(error)
-        else:
-            self._unwritten_claim = self.budget.answer(size, "http", self._displace)
+        self._unwritten_claim = self.budget.answer(size, "http", self._displace)
 
     def resume_writing(self) -> None:
         self.is_write_paused = False

@@ -544,12 +544,9 @@ class Http2Connection(Carrier):
         self._finish(stream)
 
     def _count(self, stream: Stream) -> None:
-        """Count in the budget what is left of an answer; without room for it, it ends."""
+        """Count in the budget what is left of an answer."""
         left = len(stream.answer) - stream.sent
         if stream.claim is None:
-            if self.budget.no_room("http", left) is not None:
-                self._reset(stream, ErrorCodes.ENHANCE_YOUR_CALM)
-                return
             displace = partial(self._give_up, stream)
             stream.claim = self.budget.answer(left, "http", displace)
         stream.claim.moved = stream.claim.size - left
