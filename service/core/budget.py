@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from operator import itemgetter
 
 from service.core.errors import InFlightLimit
 
@@ -205,10 +206,21 @@ class Budget:
                 self._grant_waiting()
         is_short, self._is_short = self._is_short, False
         if (self._waiting or is_short) and self._moving:
-            # One per sweep: its owner still has to close it, and that may be enough.
-            slowest = min(self._moving, key=lambda claim: _lead(claim, now))
-            if _lead(slowest, now) < 0:
-                self._refuse(slowest, InFlightLimit.slow())
+            self._refuse_slow(now)
+
+    def _refuse_slow(self, now: float) -> None:
+        """Refuse the slowest claims: as many as make room for what waits, if any is too slow."""
+        needed = sum([claim.size for claim in self._waiting]) or self.used - self.limit
+        slow = sorted(
+            [(lead, claim) for claim in self._moving if (lead := _lead(claim, now)) < 0],
+            key=itemgetter(0),
+        )
+        for _, claim in slow:
+            if claim in self._moving:  # the end of another one may have ended it
+                needed -= claim.size
+                self._refuse(claim, InFlightLimit.slow())
+            if needed <= 0:
+                break
 
     def _fits(self, size: int) -> bool:
         eighths = 7 if size <= SMALL else 6

@@ -352,7 +352,7 @@ class HttpFront:
                 return body, claim
         budget = self._budget
         budget.used += len(body)
-        if budget.used > budget.limit:
+        if body and budget.used > budget.limit:
             budget.used -= len(body)
             raise budget.refusal("http")
         return body, None
@@ -397,7 +397,7 @@ class HttpFront:
         """
         budget, most = self._budget, self._max_request_bytes
         too_slow = partial(self._give_up, task)
-        first = size if size >= 0 or scope.http_version != "2" else _WHOLE_BYTES
+        first = size if size >= 0 or scope.http_version != "2" else min(_WHOLE_BYTES, most)
         claim = await budget.room(first, "http", too_slow) if first >= 0 else None
         try:
             # Its value is its buffer: joining chunks would copy 4 MB on the loop, for some 2 ms.

@@ -36,7 +36,7 @@ _BACKLOG = 1024
 _BUFFER = 64 * 1024  # bytes that are read of a connection at a time
 _ACCEPTED_PER_TURN = 64
 _TICK_S = 0.1  # between two looks at newcomers
-_SHORTEST_SWEEP_S, _LONGEST_SWEEP_S = 0.025, 1.0  # between two looks at all connections
+_SHORTEST_SWEEP_S, _LONGEST_SWEEP_S = 0.025, 0.25  # between two looks at all connections
 _PAUSE_S = 0.5  # after an accept that failed, as without a free descriptor
 # What a newcomer may replace: a request may be on its way to a connection that was just accepted,
 # and the rest of a body that has just begun to arrive.

@@ -551,6 +551,17 @@ class Http2Connection(Carrier):
             stream.claim = self.budget.answer(left, "http", displace)
         stream.claim.moved = stream.claim.size - left
 
+    def _displace(self, error: InFlightLimit) -> None:
+        """Others need the room: give up the largest answer that waits, and the socket after all."""
+        if not self._waiting:
+            super()._displace(error)
+            return
+        self._close_claim()
+        size = self._transport.get_write_buffer_size()
+        self._unwritten_claim = self.budget.answer(size, "http", self._displace)
+        largest = max(self._waiting.values(), key=lambda each: len(each.answer) - each.sent)
+        self._give_up(largest, error)
+
     def _give_up(self, stream: Stream, error: InFlightLimit) -> None:
         """The client takes an answer slowly, and others need the room."""
         self._reset(stream, ErrorCodes.CANCEL)

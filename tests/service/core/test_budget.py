@@ -139,6 +139,20 @@ def test_slow_claims_make_room_for_those_that_wait_the_slowest_first() -> None:
     assert worker.granted == ["next"]
 
 
+def test_as_many_slow_claims_give_way_as_others_need() -> None:
+    worker = Worker(16 * MIB)
+    for i in range(40):
+        worker.claim(f"slow {i}", SMALL)
+    worker.budget.used += 12 * MIB  # of messages that are only counted
+    worker.wait(5)
+    for i in range(20):
+        worker.claim(f"next {i}", SMALL)
+    assert not worker.granted
+    worker.wait(SWEEP_S)
+    assert list(worker.refused) == [f"slow {i}" for i in range(20)]
+    assert worker.granted == [f"next {i}" for i in range(20)]
+
+
 def test_a_claim_that_moves_fast_enough_is_left_alone() -> None:
     worker = Worker()
     fast = [worker.claim(f"{i}", 8 * MIB) for i in range(3)]

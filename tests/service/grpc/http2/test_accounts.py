@@ -61,6 +61,16 @@ def test_small_calls_get_through_beside_large_ones_that_wait() -> None:
         opened.finish(event.stream, OK, b"answer")
 
 
+def test_messages_that_fill_their_windows_and_wait_leave_room_to_small_calls() -> None:
+    opened, held = sharing(1_200_000)
+    for stream_id in (1, 3, 5):
+        pieces = [data(stream_id, bytes(16_000))] * 11
+        opened.receive(half_sent(stream_id, 800_000, 16_000) + b"".join(pieces), 0.0)
+    assert 900_000 < held.used < 1_050_000
+    (event,) = opened.receive(call(7, bytes(14_000)), 0.0)
+    assert isinstance(event, MessageReceived)
+
+
 def test_bytes_for_which_there_is_no_room_end_their_call_alone() -> None:
     opened, held = sharing(100_000)
     first = half_sent(1, 50_000, 16_000) + data(1, bytes(16_000)) + data(1, bytes(16_000))

@@ -1003,3 +1003,33 @@ async def test_an_answer_that_stalls_while_others_move_ends_alone() -> None:
     client.receive()
     assert client.resets == {1: CANCEL}
     assert list(server._streams) == [3]
+
+
+@in_loop
+async def test_a_socket_that_stalls_costs_the_largest_answer_before_the_connection() -> None:
+    client = Client(large(200_000), window=1 << 20)
+    await client.flush()
+    now = 0.0
+    client.budget = client.server.budget = Budget(1 << 22, clock=lambda: now)
+    client.h2.increment_flow_control_window(1 << 20)
+    await client.flush()
+    client.transport.limit = len(client.transport.output) + 1000
+    client.h2.send_headers(1, HEADERS, end_stream=True)
+    await client.write(client.h2.data_to_send())
+    await settle()
+    client.h2.send_headers(3, HEADERS, end_stream=True)
+    assert client.server.is_write_paused
+    for _ in range(20):
+        now += SWEEP_S
+        client.budget.sweep()
+    client.budget.refusal("http")
+    now += SWEEP_S
+    client.budget.sweep()
+    assert not client.transport.is_aborted
+    assert client.server.request is None  # the answer has given way
+    for _ in range(20):
+        now += SWEEP_S
+        client.budget.sweep()
+    client.budget.refusal("http")
+    client.budget.sweep()
+    assert client.transport.is_aborted
