@@ -110,8 +110,7 @@ class Carrier(asyncio.BufferedProtocol):
         """Read nothing of a client that does not read its answers, and count what it left."""
         self.is_write_paused = True
         self._pause_reading()
-        size = self._transport.get_write_buffer_size()
-        self._unwritten_claim = self.budget.answer(size, "http", self._displace)
+        self._claim_unwritten()
 
     def resume_writing(self) -> None:
         self.is_write_paused = False
@@ -176,6 +175,10 @@ class Carrier(asyncio.BufferedProtocol):
         if self._lingering is not None:
             self._lingering.cancel()
         self._lost()
+
+    def _claim_unwritten(self) -> None:
+        size = self._transport.get_write_buffer_size()
+        self._unwritten_claim = self.budget.answer(size, "http", self._displace)
 
     def _close_claim(self) -> None:
         if self._unwritten_claim is not None:

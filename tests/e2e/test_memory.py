@@ -245,32 +245,49 @@ def test_half_sent_bodies_hold_no_more_than_the_budget_and_shut_nobody_out(
     server.wait_until(lambda: memory_mb(server) < 1.2 * at_rest)
 
 
+ZEROS = "/v2/models/zeros/infer"
+
+
+def zeros_server(
+    start_server: Callable[..., Server], root: Path, **settings: object
+) -> tuple[Server, Callable[..., socket.socket]]:
+    """A server whose answers are as long as requests say, and a client that asks for N zeros.
+
+    The client's socket takes next to nothing of the answer.
+    """
+    folder = root / "zeros" / "1"
+    folder.mkdir(parents=True)
+    onnx.save(shape_from_contents().model, folder / "model.onnx")
+    server = start_server(root, model="zeros", **settings)
+
+    def ask(count: int, **parameters: object) -> socket.socket:
+        body = for_zeros(count, **parameters)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.http_port))
+        head = f"POST {ZEROS} HTTP/1.1\r\nhost: localhost\r\n"
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        return connection
+
+    return server, ask
+
+
+def for_zeros(count: int, **parameters: object) -> bytes:
+    """The body of a request for N zeros."""
+    tensor = {"name": "x", "datatype": "INT64", "shape": [1], "data": [count]}
+    return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+
+
 def test_answers_that_nobody_reads_hold_no_more_than_the_budget(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Forty answers of 8 MB; those who take a byte now and then would be in time for ever."""
-    folder = tmp_path / "zeros" / "1"
-    folder.mkdir(parents=True)
-    onnx.save(shape_from_contents().model, folder / "model.onnx")
-    server = start_server(tmp_path, model="zeros")
-    text = json.dumps(
-        {
-            "inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [2 * MIB]}],
-            "parameters": {"binary_data_output": True},
-        }
-    )
-    head = "POST /v2/models/zeros/infer HTTP/1.1\r\nhost: localhost\r\n"
-    request = f"{head}content-length: {len(text)}\r\n\r\n{text}".encode()
+    """Forty clients ask for 8 MB; one that takes a byte now and then would be in time for good."""
+    server, ask = zeros_server(start_server, tmp_path)
     with contextlib.ExitStack() as on_exit:
-        connections = []
         for _ in range(40):
-            connection = on_exit.enter_context(socket.socket())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect(("127.0.0.1", server.http_port))
-            connection.sendall(request)
+            connection = on_exit.enter_context(ask(2 * MIB, binary_data_output=True))
             assert connection.recv(1)  # one answer after the other is made
-            connections.append(connection)
-        post = Post("/v2/models/zeros/infer", text.encode(), {}, {200})
+        post = Post(ZEROS, for_zeros(2 * MIB, binary_data_output=True), {}, {200})
         # Those who read get through: the others give way to them.
         server.wait_until(lambda: send(server, post) == 200, seconds=120)
         assert memory_mb(server, "VmHWM") < LIMIT_MB
@@ -281,20 +298,9 @@ def test_answers_that_nobody_reads_hold_no_more_than_the_budget(
 def test_a_client_that_does_not_read_its_answer_loses_its_connection(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "zeros" / "1"
-    folder.mkdir(parents=True)
-    onnx.save(shape_from_contents().model, folder / "model.onnx")
-    server = start_server(tmp_path, model="zeros", body_timeout=1)
-    # As much JSON as the kernel's buffers cannot hold. The request is short: body_timeout is for
-    # requests too.
-    body = json.dumps(
-        {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [4 * MIB]}]}
-    )
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", server.http_port))
-        head = "POST /v2/models/zeros/infer HTTP/1.1\r\nhost: localhost\r\n"
-        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+    # The request is short: body_timeout is for requests too.
+    server, ask = zeros_server(start_server, tmp_path, body_timeout=1)
+    with ask(4 * MIB) as connection:  # as much JSON as the kernel's buffers cannot hold
         port = connection.getsockname()[1]
         server.wait_until(lambda: not has_connection_to(port))
 

@@ -13,6 +13,7 @@ from service.http.http1.heads import Head
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WITHOUT_BODY = (204, 304)
+_SAFE = "".join([f"{name}: {value}\r\n" for name, value in SAFE_HEADERS])
 
 
 def encode(
@@ -45,9 +46,8 @@ def encode(
 
 def refusal(status: int, body: bytes) -> bytes:
     """The answer to bytes that are not a request; the connection ends with it."""
-    safe = "".join([f"{name}: {value}\r\n" for name, value in SAFE_HEADERS])
     text = (
-        f"{_begin('1.1', status, int(time()))}content-type: application/json\r\n{safe}"
+        f"{_begin('1.1', status, int(time()))}content-type: application/json\r\n{_SAFE}"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
     return text.encode("latin-1") + body

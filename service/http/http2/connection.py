@@ -557,8 +557,7 @@ class Http2Connection(Carrier):
             super()._displace(error)
             return
         self._close_claim()
-        size = self._transport.get_write_buffer_size()
-        self._unwritten_claim = self.budget.answer(size, "http", self._displace)
+        self._claim_unwritten()
         largest = max(self._waiting.values(), key=lambda each: len(each.answer) - each.sent)
         self._give_up(largest, error)
 

@@ -503,7 +503,7 @@ async def test_a_client_that_takes_its_answer_slowly_gives_way() -> None:
     for _ in range(20):
         now += SWEEP_S
         client.budget.sweep()
-    assert not client.transport.is_aborted  # nobody else needs the room
+    assert not client.transport.is_aborted  # no other client needs the room
     client.budget.refusal("http")
     client.budget.sweep()
     assert client.transport.is_aborted

@@ -384,7 +384,7 @@ async def test_an_answer_that_is_taken_slowly_gives_way_alone() -> None:
     for _ in range(20):
         now += SWEEP_S
         client.budget.sweep()
-    assert client.server.request is not None  # nobody else needs the room
+    assert client.server.request is not None  # no other client needs the room
     client.budget.refusal("http")
     client.budget.sweep()
     await settle()
