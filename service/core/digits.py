@@ -51,11 +51,16 @@ HINTS = (
     "photo closer and sharper.",
 )
 # Up to this many rows plain Python is faster than numpy.
-_FEW_ROWS = 8
+FEW_ROWS = 8
 _PART_ROWS = 512
 _DIGITS = range(10)
 # Reason and hint for every value of an uint8; those of other conventions say nothing.
 _WORDS = (*zip(REASONS, HINTS, strict=True), *[("", "")] * (256 - len(REASONS)))
+
+
+def words_of(code: int) -> tuple[str, str]:
+    """The reason and the hint for a value of a graph's output `reason`, an uint8."""
+    return _WORDS[code]
 
 
 class Prediction(NamedTuple):
@@ -73,6 +78,34 @@ class Prediction(NamedTuple):
     accepted: bool | None = None
     reason: str = ""
     hint: str = ""
+
+
+class Columns(NamedTuple):
+    """The predictions for N images, field by field, which is faster where there are many.
+
+    `digits` is int64 [N], `probabilities` float32 [N,10], `entropy_bits` float64 [N]. `judgement`
+    is None for a model that does not judge; else it has `accepted`, bool [N]; the indexes of
+    reasons into REASONS, uint8 [N]; and `prediction_set`, bool [N,10].
+    """
+
+    digits: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    entropy_bits: npt.NDArray[np.float64]
+    judgement: tuple[Array, Array, Array] | None = None
+
+    def predictions(self) -> list[Prediction]:
+        """One prediction per image."""
+        sets: Iterable[tuple[int, ...] | None] = repeat(None)
+        accepted: Iterable[bool | None] = repeat(None)
+        reasons: Iterable[str] = repeat("")
+        hints: Iterable[str] = repeat("")
+        if self.judgement is not None:
+            accepted, codes, members = [array.tolist() for array in self.judgement]
+            sets = [tuple(compress(_DIGITS, included)) for included in members]
+            reasons, hints = zip(*map(words_of, codes), strict=True)
+        digits, entropies = self.digits.tolist(), self.entropy_bits.tolist()
+        columns = digits, self.probabilities, entropies, sets, accepted, reasons, hints
+        return list(map(Prediction._make, zip(*columns, strict=False)))
 
 
 class NotDigits(Exception):
@@ -107,67 +140,65 @@ class DigitLayout(NamedTuple):
         Raises ModelFault if the output has NaN or an infinite value. The logit of a digit that the
         model excludes may be minus infinity.
         """
-        probabilities = outputs[self.output]
-        if self.is_logits:
-            largest = probabilities.max(axis=-1, keepdims=True)
-            if not np.isfinite(largest).all():
-                raise ModelFault.not_finite(self.model)
-            shifted = np.exp(probabilities - largest)
-            probabilities = np.asarray(
-                shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32
-            )
+        probabilities = self._probabilities(outputs)
+        if len(probabilities) > FEW_ROWS:
+            return self._columns(probabilities, outputs).predictions()
         members: Iterable[Sequence[bool] | None] = repeat(None)
         accepted: Iterable[bool | None] = repeat(None)
         codes: Iterable[int] = repeat(0)
         if self.judgement is not None:
             accepted, codes, members = [outputs[index].tolist() for index in self.judgement]
         predictions = []
-        if len(probabilities) <= _FEW_ROWS:
-            # One loop without a call of ours, since every request runs it.
-            for row, values, is_accepted, code, included in zip(
-                probabilities, probabilities.tolist(), accepted, codes, members, strict=False
-            ):
-                try:
-                    entropy = 0.0 - sum(map(mul, values, map(log2, values)))
-                except ValueError:  # of log2; NaN follows from NaN and -inf
-                    entropy = 0.0 - sum(p * log2(p) if p > 0.0 else p - p for p in values)
-                if not entropy > -inf:
-                    raise ModelFault.not_finite(self.model)
-                prediction_set = None if included is None else tuple(compress(_DIGITS, included))
-                reason, hint = _WORDS[code]
-                predictions.append(
-                    Prediction(
-                        values.index(max(values)),
-                        row,
-                        entropy,
-                        prediction_set,
-                        is_accepted,
-                        reason,
-                        hint,
-                    )
+        # One loop without a call of ours, since every request runs it.
+        for row, values, is_accepted, code, included in zip(
+            probabilities, probabilities.tolist(), accepted, codes, members, strict=False
+        ):
+            try:
+                entropy = 0.0 - sum(map(mul, values, map(log2, values)))
+            except ValueError:  # of log2; NaN follows from NaN and -inf
+                entropy = 0.0 - sum(p * log2(p) if p > 0.0 else p - p for p in values)
+            if not entropy > -inf:
+                raise ModelFault.not_finite(self.model)
+            prediction_set = None if included is None else tuple(compress(_DIGITS, included))
+            reason, hint = _WORDS[code]
+            predictions.append(
+                Prediction(
+                    values.index(max(values)),
+                    row,
+                    entropy,
+                    prediction_set,
+                    is_accepted,
+                    reason,
+                    hint,
                 )
-            return predictions
+            )
+        return predictions
+
+    def columns(self, outputs: Sequence[Array]) -> Columns:
+        """The same, field by field; raises the same."""
+        return self._columns(self._probabilities(outputs), outputs)
+
+    def _probabilities(self, outputs: Sequence[Array]) -> npt.NDArray[np.float32]:
+        probabilities = outputs[self.output]
+        if not self.is_logits:
+            return probabilities
+        largest = probabilities.max(axis=-1, keepdims=True)
+        if not np.isfinite(largest).all():
+            raise ModelFault.not_finite(self.model)
+        shifted = np.exp(probabilities - largest)
+        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+    def _columns(self, probabilities: npt.NDArray[np.float32], outputs: Sequence[Array]) -> Columns:
         exact = probabilities.astype(np.float64)
         if not np.isfinite(exact).all():
             raise ModelFault.not_finite(self.model)
         terms = exact * np.log2(exact, where=exact > 0.0, out=np.zeros_like(exact))
-        sets: Iterable[tuple[int, ...] | None] = repeat(None)
-        reasons: Iterable[str] = repeat("")
-        hints: Iterable[str] = repeat("")
+        judgement = None
         if self.judgement is not None:
-            sets = [tuple(compress(_DIGITS, included or ())) for included in members]
-            reasons, hints = zip(*[_WORDS[code] for code in codes], strict=True)
-        columns = zip(
-            probabilities.argmax(axis=1).tolist(),
-            probabilities,
-            (0.0 - terms.sum(axis=1)).tolist(),
-            sets,
-            accepted,
-            reasons,
-            hints,
-            strict=False,
-        )
-        return list(map(Prediction._make, columns))
+            accepted, reason, members = self.judgement
+            judgement = outputs[accepted], outputs[reason], outputs[members]
+        entropy_bits = 0.0 - terms.sum(axis=1)
+        return Columns(probabilities.argmax(axis=1), probabilities, entropy_bits, judgement)
 
 
 class Rows:
@@ -184,12 +215,17 @@ class Rows:
         return sum(len(outputs[self._layout.output]) for outputs in self._runs)
 
     def __iter__(self) -> Iterator[Prediction]:
+        for part in self.parts():
+            yield from part.predictions()
+
+    def parts(self) -> Iterator[Columns]:
+        """The predictions in parts of at most 512. Raises ModelFault, as their layout does."""
         for outputs in self._runs:
             for start in range(0, len(outputs[self._layout.output]), _PART_ROWS):
                 end = start + _PART_ROWS
                 # A scalar is an output that is not read.
                 part = [output[start:end] if output.ndim else output for output in outputs]
-                yield from self._layout.predictions(part)
+                yield self._layout.columns(part)
 
     def judgements(self) -> Counter[tuple[bool | None, str]]:
         """How many of the predictions have each pair of `accepted` and reason."""

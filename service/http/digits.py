@@ -6,15 +6,14 @@ import asyncio
 import re
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from itertools import islice
+from functools import cache, partial
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from service.core.datatypes import Array
-from service.core.digits import Prediction, Rows
+from service.core.digits import Columns, Prediction, Rows, words_of
 from service.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -38,7 +37,7 @@ from service.http.message import (
 )
 from service.http.pictures import FORM, PICTURES, picture_of_form, picture_of_url
 from service.operations.classification import usable
-from service.operations.digits import INLINE_ROWS, Digits, Picture
+from service.operations.digits import INLINE_ROWS, Digits, Picture, Predictions
 
 # Parsing 64 KB of them, the most that a URL may have, takes 10 ms.
 _LONGEST_QUERY = 8192
@@ -49,6 +48,7 @@ _TIMEOUT = re.compile(r"(?:^|&)timeout=([0-9.eE+-]+)(?=&|$)")
 _OBJECT = b'{"image":'
 _FLAGS = {"": False, "false": False, "0": False, "true": True, "1": True}
 _UINT8 = np.dtype(np.uint8)
+_BITS = 1 << np.arange(10)
 
 
 async def predict(
@@ -109,28 +109,36 @@ async def predict(
         )
     except ModelNotFound as error:
         raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
+    return await _response(answer, explain=explain)
+
+
+async def _response(answer: Predictions, *, explain: bool) -> HttpResponse:
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
-    if isinstance(answer.rows, Rows):
-        return await off_loop(_long_response, body, answer.rows, size=784 * len(answer.rows))
-    body["predictions"] = fields_of(answer.rows)
     if explain:
         body["steps"] = [
             {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
             for name, png in answer.steps
         ]
-    response = json_response(body)
+    if not isinstance(answer.rows, Rows):
+        body["predictions"] = fields_of(answer.rows)
+        response = json_response(body)
+    elif (count := len(answer.rows)) > INLINE_ROWS:
+        response = await off_loop(_response_of_many, body, answer.rows, size=784 * count)
+    else:
+        response = _response_of_many(body, answer.rows)
     if answer.seconds:
         response.headers.append(server_timing(answer.seconds))
     return response
 
 
-def _long_response(body: dict[str, Any], rows: Rows) -> HttpResponse:
-    """The same for many predictions, which become JSON in parts."""
-    parts, predictions = [to_json(body)[:-1], b',"predictions":['], iter(rows)
-    while part := list(islice(predictions, INLINE_ROWS)):
-        parts += to_json(fields_of(part))[1:-1], b","
-    parts[-1] = b"]}"  # instead of the last comma
-    return HttpResponse(200, [("content-type", JSON)], b"".join(parts))
+def _response_of_many(body: dict[str, Any], rows: Rows) -> HttpResponse:
+    """The body with predictions that become JSON in parts."""
+    predictions = b",".join(map(objects_of, rows.parts()))
+    return HttpResponse(
+        200,
+        [("content-type", JSON)],
+        b"".join([to_json(body)[:-1], b',"predictions":[', predictions, b"]}"]),
+    )
 
 
 def query_of(request: HttpRequest) -> dict[str, str]:
@@ -204,6 +212,39 @@ def fields_of(rows: Sequence[Prediction]) -> list[dict[str, Any]]:
             row["reason"], row["hint"] = reason, hint
         fields.append(row)
     return fields
+
+
+def objects_of(columns: Columns) -> bytes:
+    """The JSON of `fields_of`, but without its brackets, for predictions in columns.
+
+    A column becomes JSON by one call and is cut at its commas: more than two times as fast as a
+    dict per row.
+    """
+    pieces = [b',{"digit":', b"", b',"probabilities":[', b"", b'],"entropy_bits":', b"", _end_of()]
+    pieces *= len(columns.digits)
+    pieces[1::7] = to_json(columns.digits)[1:-1].split(b",")
+    pieces[3::7] = to_json(columns.probabilities)[2:-2].split(b"],[")
+    pieces[5::7] = to_json(columns.entropy_bits)[1:-1].split(b",")
+    if columns.judgement is not None:
+        accepted, reasons, sets = columns.judgement
+        pieces[6::7] = map(_end_of, (sets @ _BITS).tolist(), accepted.tolist(), reasons.tolist())
+    pieces[0] = pieces[0][1:]
+    return b"".join(pieces)
+
+
+@cache
+def _end_of(members: int | None = None, accepted: bool | None = None, code: int = 0) -> bytes:
+    """The end of the JSON of a prediction: the fields that have the same values in many of them.
+
+    Bit n of `members` says whether the digit n is in the set; `code` is the value of `reason`.
+    """
+    end: dict[str, Any] = {
+        "prediction_set": None if members is None else [n for n in range(10) if members >> n & 1],
+        "accepted": accepted,
+    }
+    if accepted is False:
+        end["reason"], end["hint"] = words_of(code)
+    return b"," + to_json(end)[1:]
 
 
 async def form_or_json(

@@ -15,6 +15,8 @@ from PIL import Image
 from service.access.limits import Limits
 from service.core.datatypes import Array
 from service.core.digits import (
+    FEW_ROWS,
+    DigitLayout,
     Pixels,
     Prediction,
     Rows,
@@ -59,7 +61,7 @@ class Predictions(NamedTuple):
 
     model: str
     version: str
-    rows: list[Prediction] | Rows  # Rows of more than INLINE_ROWS images
+    rows: list[Prediction] | Rows  # Rows of more than FEW_ROWS images
     steps: list[tuple[str, bytes]]
     seconds: tuple[float, float] | None = None
 
@@ -165,18 +167,36 @@ class Digits:
         layout = served.layout or _no_layout(served)
         if self._limits is not None:
             self._limits.images(caller, len(images))
-        counts = served.batcher.statistics.judgements
-        if len(images) <= INLINE_ROWS:
-            inputs = [images] if layout.image_shape is None else layout.inputs(images)
-            submitted = monotonic() if explain else 0.0
-            outputs = await served.batcher.submit(inputs, len(images), deadline, caller, trace)
+        submitted = monotonic() if explain else 0.0
+        if len(images) > INLINE_ROWS:
+            rows = await self._many(images, served, layout, deadline, caller, trace)
             seconds = (submitted - began, monotonic() - submitted) if explain else None
-            rows = layout.predictions(outputs)
-            if found is not None and (found.reason or found.hint):
-                rows = [_judged(rows[0], found)]
-            for row in rows:
-                counts[row[4:6]] += 1
             return Predictions(served.name, served.version, rows, steps, seconds)
+        inputs = [images] if layout.image_shape is None else layout.inputs(images)
+        outputs = await served.batcher.submit(inputs, len(images), deadline, caller, trace)
+        seconds = (submitted - began, monotonic() - submitted) if explain else None
+        counts = served.batcher.statistics.judgements
+        if len(images) > FEW_ROWS:
+            rows = Rows(layout, [outputs])
+            counts.update(rows.judgements())
+            return Predictions(served.name, served.version, rows, steps, seconds)
+        few = layout.predictions(outputs)
+        if found is not None and (found.reason or found.hint):
+            few = [_judged(few[0], found)]
+        for row in few:
+            counts[row[4:6]] += 1
+        return Predictions(served.name, served.version, few, steps, seconds)
+
+    async def _many(
+        self,
+        images: Pixels,
+        served: ServedModel,
+        layout: DigitLayout,
+        deadline: float | None,
+        caller: str,
+        trace: Trace | None,
+    ) -> Rows:
+        """More than INLINE_ROWS images, with all that takes long off the event loop."""
         # FP32 inputs are four times as large as the pixels: only a part of them exists at a time.
         step = len(images) if layout.image_shape is None else INLINE_ROWS
         runs = []
@@ -184,9 +204,10 @@ class Digits:
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
             runs.append(await served.batcher.submit(inputs, len(part), deadline, caller, trace))
-        many = Rows(layout, runs)
-        counts.update(await off_loop(many.judgements, size=images.nbytes))
-        return Predictions(served.name, served.version, many, steps)
+        rows = Rows(layout, runs)
+        counts = await off_loop(rows.judgements, size=images.nbytes)
+        served.batcher.statistics.judgements.update(counts)
+        return rows
 
     async def read(
         self,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from service.core.batching import Batcher
 from service.core.datatypes import Array
-from service.core.digits import HINTS, REASONS
+from service.core.digits import HINTS, REASONS, Columns
 from service.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -28,8 +28,8 @@ from service.core.errors import (
 )
 from service.core.off_loop import INLINE_BYTES
 from service.core.trace import Trace
-from service.http.digits import predict
-from service.http.message import JSON, OCTETS, HttpRequest
+from service.http.digits import fields_of, objects_of, predict
+from service.http.message import JSON, OCTETS, HttpRequest, to_json
 from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS
 from tests.conftest import ROOT
@@ -121,6 +121,34 @@ def test_many_images_have_the_answers_of_each_alone(tmp_path: Path) -> None:
         assert np.allclose(last["probabilities"], only["probabilities"], atol=1e-6)
 
     run_with_operations(tmp_path, scenario)
+
+
+@given(st.integers(1, 40), st.booleans(), st.integers(0, 2**32 - 1))
+def test_columns_have_the_json_of_their_rows(rows: int, judges: bool, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    # Very small values are written with an exponent, and some are 0.
+    probabilities = random.dirichlet(np.full(10, 0.02), rows).astype(np.float32)
+    judgement = None
+    if judges:
+        codes = random.integers(0, 256, rows).astype(np.uint8)
+        judgement = random.random(rows) < 0.5, codes, random.random((rows, 10)) < 0.2
+    digits, entropies = probabilities.argmax(axis=1), random.exponential(size=rows)
+    columns = Columns(digits, probabilities, entropies, judgement)
+    assert b"[" + objects_of(columns) + b"]" == to_json(fields_of(columns.predictions()))
+
+
+@pytest.mark.parametrize("rows", [9, INLINE_ROWS + 1])
+def test_many_images_are_explained_as_one_is(tmp_path: Path, rows: int) -> None:
+    async def explain(operations: Operations) -> None:
+        request = request_of(bytes(784 * rows), OCTETS, "explain=true")
+        response = await predict(operations.digits, request)
+        answer = orjson.loads(response.body)
+        assert answer["steps"] == []
+        assert len(answer["predictions"]) == rows
+        assert [name for name, _ in response.headers] == ["content-type", "server-timing"]
+
+    publish_linear(tmp_path, card=CARD)
+    run_with_operations(tmp_path, explain)
 
 
 @pytest.mark.parametrize("start", ["", '{"image":', '{ "image" :', '{"image":[0],"image":'])
