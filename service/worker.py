@@ -36,6 +36,7 @@ from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
 from service.core.callers import Callers
 from service.core.errors import ProviderUnavailable, ServiceError, is_used_up
+from service.core.held_outputs import HeldOutputs, outputs_are_small, row_bytes
 from service.core.turns import Turns
 from service.grpc.front import GrpcFront
 from service.http.answering import HttpApp
@@ -99,6 +100,7 @@ class Service:
         """`waits` is that of `Trials`."""
         self.settings = settings
         self.budget = Budget(settings.max_inflight_bytes, count_refusal=Metrics.inflight_refused)
+        self.held_outputs = HeldOutputs(settings.max_inflight_bytes)
         self.models_changed: Callable[[], None] = lambda: None
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()
@@ -127,6 +129,8 @@ class Service:
         def make_batcher(name: str, version: str, session: Session) -> Batcher:
             within = limits.within(session.batching)
             thread = RunThread(f"run {name} {version}")
+            rows = max(within.max_batch_size, session.rows_of_a_run) * session.batchable
+            is_small = outputs_are_small(session.outputs, rows)
             return Batcher(
                 session,
                 within._replace(part_rows=session.rows_of_a_run),
@@ -136,6 +140,8 @@ class Service:
                 max_split=session.batching.max_split,
                 overloaded=self.overloaded,
                 between_runs=thread.next_run,
+                held=None if is_small else self.held_outputs,
+                row_bytes=row_bytes(session.outputs) * session.batchable,
             )
 
         self.repository = Repository(

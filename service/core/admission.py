@@ -36,7 +36,7 @@ class Admission:
 
     def __init__(self, max_seconds: float, batch_rows: int) -> None:
         self._max_seconds = max_seconds
-        self._batch_rows = batch_rows
+        self.batch_rows = batch_rows
         # Seconds of the latest runs, by the bit length of their rows. While requests wait, a run
         # lasts until the next one begins: the rest of the server takes time too.
         self.latest: list[deque[float]] = [deque(maxlen=_SAMPLES) for _ in range(_SIZES)]
@@ -58,7 +58,7 @@ class Admission:
         if not rows:
             if self._estimated_at != self.began:
                 self._estimated_at = self.began
-                self._estimate = self.run_seconds(self._batch_rows)
+                self._estimate = self.run_seconds(self.batch_rows)
             return self._estimate
         size = rows.bit_length()
         for latest in (*reversed(self.latest[: size + 1]), *self.latest[size + 1 :]):
@@ -70,7 +70,7 @@ class Admission:
         """Seconds until a request starts with this much ahead of it."""
         seconds = self.run_seconds()
         rest = max(0.0, seconds - (now - self.began)) if self.is_running else 0.0
-        return rest + ahead // self._batch_rows * seconds
+        return rest + ahead // self.batch_rows * seconds
 
     def bound(self, now: float, requests: int) -> float:
         """Seconds that a request may wait now, with this many requests in the queue."""

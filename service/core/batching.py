@@ -34,9 +34,11 @@ from service.core.errors import (
     InternalError,
     InvalidArgument,
     Overloaded,
+    RequestTooLarge,
     ServiceError,
     Unavailable,
 )
+from service.core.held_outputs import HeldOutputs
 from service.core.placement import Place, Placement, Timing
 from service.core.queueing import FairQueue, Progress, Queued, fits
 from service.core.statistics import BatchRun, ModelStatistics
@@ -204,7 +206,10 @@ class Batcher:
         max_split: int = sys.maxsize,
         overloaded: set[Batcher] | None = None,
         between_runs: Callable[[], None] = lambda: None,
+        held: HeldOutputs | None = None,
+        row_bytes: int = 0,
     ) -> None:
+        """`held` counts outputs; None if they are small. A row has `row_bytes`, 0 if unknown."""
         self._session = session
         self._placement = Placement(
             session.timing, limits.inline_budget_s, is_row_wise=session.batchable
@@ -238,6 +243,12 @@ class Batcher:
         self._delay: asyncio.TimerHandle | None = None
         self._in_thread = False
         self._has_traces = False  # whether any request was ever traced
+        self._held = held
+        self._row_bytes = 0
+        self._most_rows = self._most_joined = sys.maxsize  # of a request, and of one run
+        if held is not None and row_bytes:
+            self._most_rows = max(1, held.most // row_bytes)
+            self._limit_rows(held, row_bytes)
         self._dropped_at = -_DROP_S
         # The latest early refusal of each caller: until when it stands, its reason and its error.
         self._refusals: dict[str, tuple[float, str, Overloaded]] = {}
@@ -279,6 +290,7 @@ class Batcher:
         outputs: asyncio.Future[list[Array]] = loop.create_future()
         progress = None
         if rows > self._small_rows:
+            self._check_outputs_of(rows)
             progress = Progress(caller, inputs, rows, splits=rows <= self._max_split)
             flow = queue.flow(caller, is_large=True)
             queue.large_rows += rows
@@ -314,7 +326,26 @@ class Batcher:
 
     def _inline_rows(self) -> int:
         """How many rows may run on the event loop, if the model has one shape."""
-        return 0 if self._placement.only is None else self._placement.only.inline_rows
+        only = self._placement.only
+        return 0 if only is None else min(only.inline_rows, self._most_joined)
+
+    def _limit_rows(self, held: HeldOutputs, row_bytes: int) -> None:
+        """Adapt the rows of a run to the bytes that their outputs have."""
+        self._row_bytes = row_bytes
+        self._most_joined = max(1, held.most // 2 // row_bytes)
+        self._queue.limit_rows(self._most_joined)
+        self._batch_rows = min(self._batch_rows, self._most_joined)
+        self._admission.batch_rows = self._batch_rows
+        self._small_rows = self._queue.small_rows
+        self._next_run_rows = min(self._next_run_rows, self._batch_rows)
+
+    def _check_outputs_of(self, rows: int) -> None:
+        """Raise RequestTooLarge if the outputs of so many rows would be."""
+        if rows > self._most_rows:
+            raise RequestTooLarge(
+                f"The outputs of {rows} rows would have {rows * self._row_bytes} bytes; at most "
+                f"{self._most_rows} rows fit into max_inflight_bytes."
+            )
 
     def _is_enough(self) -> bool:
         """Whether a batch of what is queued need not wait for more."""
@@ -421,6 +452,8 @@ class Batcher:
             self._overloaded.discard(self)
 
     def _turn(self) -> None:
+        if self._held is not None and self._held.must_wait(self._turn):
+            return
         self._turn_scheduled = False
         batch = self._take()
         if self._refusals:
@@ -593,22 +626,7 @@ class Batcher:
         known = self._traced(results) if self._has_traces else results
         for batch, outputs_of_each, start, joined, inferred, split in known:
             if isinstance(outputs_of_each, Exception):
-                is_part = batch[0].progress is not None and not batch[0].outputs.done()
-                if is_part and not isinstance(outputs_of_each, ServiceError):
-                    # The outputs or the error must be those of the whole.
-                    self._queue.run_whole(batch[0])
-                    continue
-                for queued in batch:
-                    if not queued.outputs.done():
-                        is_told = isinstance(outputs_of_each, InvalidArgument)
-                        queued.outputs.set_exception(
-                            outputs_of_each
-                            if is_told
-                            else InternalError("The model failed on this input.")
-                        )
-                self._fail(batch)
-                if not isinstance(outputs_of_each, ServiceError):
-                    self.statistics.run_failed(outputs_of_each)
+                self._has_failed(batch, outputs_of_each)
                 continue
             rows, answered, arrivals = 0, 0, 0.0
             for queued, outputs in zip(batch, outputs_of_each, strict=True):
@@ -617,6 +635,8 @@ class Batcher:
                     self._fail([queued])
                     continue
                 if queued.progress is None:
+                    if self._held is not None:
+                        self._hold(self._held, outputs, queued.rows)
                     queued.outputs.set_result(outputs)
                 elif not self._is_complete(queued, outputs):
                     continue
@@ -637,6 +657,23 @@ class Batcher:
         if self._queue.requests and not self._turn_scheduled:
             self._turn_scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
+
+    def _has_failed(self, batch: list[Queued], error: Exception) -> None:
+        """Tell the requests of a run what the model raised on them."""
+        is_part = batch[0].progress is not None and not batch[0].outputs.done()
+        if is_part and not isinstance(error, ServiceError):
+            # The outputs or the error must be those of the whole.
+            self._queue.run_whole(batch[0])
+            return
+        for queued in batch:
+            if not queued.outputs.done():
+                is_told = isinstance(error, InvalidArgument)
+                queued.outputs.set_exception(
+                    error if is_told else InternalError("The model failed on this input.")
+                )
+        self._fail(batch)
+        if not isinstance(error, ServiceError):
+            self.statistics.run_failed(error)
 
     def _traced(self, results: list[_RunResult]) -> list[_RunResult]:
         """The same, once each run is added to the traces of its requests."""
@@ -660,8 +697,16 @@ class Batcher:
             self._queue.run_whole(part)
             return False
         if whole is not None:
+            if self._held is not None:
+                self._hold(self._held, whole, part.progress.whole[2])
             part.outputs.set_result(whole)
         return whole is not None
+
+    def _hold(self, held: HeldOutputs, outputs: Sequence[Array], rows: int) -> None:
+        """Count outputs until they are freed. They tell how large a row is, if that was open."""
+        row_bytes = held.hold(outputs) // max(1, rows)
+        if row_bytes > self._row_bytes and self._session.batchable:
+            self._limit_rows(held, row_bytes)
 
 
 def _split(outputs: list[Array], rows_of_each: list[int]) -> list[list[Array]]:

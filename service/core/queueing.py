@@ -123,6 +123,12 @@ class FairQueue:
         self._large: dict[str, Flow] = {}
         self._turns = deque([self.last])  # the flows; an empty one is forgotten at its next turn
 
+    def limit_rows(self, rows: int) -> None:
+        """Neither a batch nor a part of a large request has more rows than this from now on."""
+        self._batch_rows = min(self._batch_rows, rows)
+        self.small_rows = min(self.small_rows, rows)
+        self._credit = max(1, self._batch_rows // 4)
+
     def flow(self, caller: str, is_large: bool) -> Flow:
         """The flow of a caller, which becomes `last`."""
         flows = self._large if is_large else self._small

@@ -22,7 +22,10 @@ import pytest
 from PIL import Image
 
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
+from service.stubs.inference import inference_pb2 as inference
+from service.stubs.inference import inference_pb2_grpc as inference_grpc
 from tests.conftest import SHIPPED_MODELS, Server
+from tests.e2e.foreign_models import FLOAT, model, node
 from tests.e2e.unusual_models import shape_from_contents
 from tests.hostile_pictures import other, pictures
 from tests.service.linear_model import publish_linear
@@ -293,6 +296,49 @@ def test_answers_that_nobody_reads_hold_no_more_than_the_budget(
         assert memory_mb(server, "VmHWM") < LIMIT_MB
         metrics = server.get("/metrics")[1].decode()
         assert 'mnist_inflight_refused_total{transport="http"}' in metrics
+
+
+@pytest.mark.parametrize("transport", ["HTTP", "gRPC"])
+def test_small_requests_with_large_outputs_hold_no_more_than_the_budget(
+    start_server: Callable[..., Server], tmp_path: Path, transport: str
+) -> None:
+    """A hundred clients at a time whose outputs have 2 MB; before, a worker of 670 MB."""
+    (tmp_path / "wide" / "1").mkdir(parents=True)
+    factors = {"w": np.ones((1, 500_000), np.float32)}
+    product = model(
+        [node("Mul", ["x", "w"], ["y"])],
+        [("x", FLOAT, ["n", 1])],
+        [("y", FLOAT, ["n", 500_000])],
+        factors,
+    )
+    onnx.save(product, tmp_path / "wide" / "1" / "model.onnx")
+    server = start_server(tmp_path, model="wide")
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}
+    body = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    post = Post("/v2/models/wide/infer", body, {}, {200})
+    message = inference.ModelInferRequest(model_name="wide", raw_input_contents=[bytes(4)])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+
+    def is_answered() -> bool:
+        """A client that takes its answer slowly, as on a busy machine, may be refused."""
+        if transport == "HTTP":
+            return send(server, post) == 200
+        with grpc.insecure_channel(server.grpc) as channel:
+            stub = inference_grpc.GRPCInferenceServiceStub(channel)
+            try:
+                (output,) = stub.ModelInfer(message).raw_output_contents
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017
+                return False
+            return len(output) == 2_000_000
+
+    def client(_: int) -> None:
+        server.wait_until(is_answered, seconds=120)
+
+    with ThreadPoolExecutor(100) as pool:
+        for _ in pool.map(client, range(200)):
+            pass
+    assert memory_mb(server, "VmHWM") < LIMIT_MB
 
 
 def test_a_client_that_does_not_read_its_answer_loses_its_connection(

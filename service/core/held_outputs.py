@@ -1,0 +1,121 @@
+"""Bounds the memory of outputs between the model and the socket.
+
+A request of 100 bytes may have outputs of megabytes. They exist from the run until their answer is
+encoded, and long ones are encoded in a thread, one at a time, while the model goes on. So the
+outputs of answered requests are counted until they are freed, and while they have too many bytes,
+models whose outputs are not small take no further batch. Encoding alone frees them.
+
+Parts of a request that is not answered yet do not count: only further runs free these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import prod
+
+from service.core.datatypes import BYTES, DTYPES, Array
+from service.core.tensors import TensorSpec
+
+# A run with fewer bytes than this is not counted.
+_SMALL = 256 * 1024
+# Nobody waits longer than this for a turn, whatever became of the outputs that were given out.
+_LONGEST_WAIT_S = 0.5
+
+
+def row_bytes(outputs: Sequence[TensorSpec]) -> int:
+    """Bytes of one row of a batched model's outputs; 0 if that is open."""
+    return _bytes(outputs, first=1)
+
+
+def outputs_are_small(outputs: Sequence[TensorSpec], rows: int) -> bool:
+    """Whether outputs need not be counted. `rows` are the most of a run, 0 for no batching."""
+    return 0 < (_bytes(outputs, 1) * rows if rows else _bytes(outputs, 0)) <= _SMALL
+
+
+def _bytes(outputs: Sequence[TensorSpec], first: int) -> int:
+    size = 0
+    for spec in outputs:
+        own = spec.shape[first:]
+        if not spec.has_rank or spec.datatype == BYTES or any(length < 0 for length in own):
+            return 0
+        size += prod(own) * DTYPES[spec.datatype].itemsize
+    return size
+
+
+class _Reference(weakref.ref[Array]):
+    """A reference to an array that remembers its bytes."""
+
+    __slots__ = ("size",)
+
+    size: int
+
+
+class HeldOutputs:
+    """The outputs of answered requests that are not encoded yet, `most` bytes of them.
+
+    One answer may have as many, and one run of joined requests half of them. Lives on one event
+    loop; arrays may be freed on any thread.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._bytes = 0
+        self._references: dict[int, _Reference] = {}
+        self._freed: deque[int] = deque()  # sizes, from any thread
+        self._waiting: dict[Callable[[], None], asyncio.TimerHandle] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_overdue = False  # while a turn happens that waited for too long
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are held now."""
+        while self._freed:
+            self._bytes -= self._freed.popleft()
+        return self._bytes
+
+    def hold(self, outputs: Sequence[Array]) -> int:
+        """Count the outputs of a request until they are freed; returns their bytes."""
+        total = 0
+        for array in outputs:
+            reference = _Reference(array, self._free)
+            reference.size = array.nbytes
+            self._references[id(reference)] = reference
+            total += array.nbytes
+        self._bytes += total
+        return total
+
+    def _free(self, reference: _Reference) -> None:
+        # On any thread, and amidst anything: nothing here may wait for a lock.
+        self._references.pop(id(reference), None)
+        self._freed.append(reference.size)
+        loop = self._loop
+        if self._waiting and loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._wake)
+
+    def must_wait(self, turn: Callable[[], None]) -> bool:
+        """Whether a batch may not be taken now; if so, `turn` is called when it may."""
+        if self.bytes <= self.most or self._is_overdue:
+            return False
+        self._loop = loop = asyncio.get_running_loop()
+        if turn not in self._waiting:
+            self._waiting[turn] = loop.call_later(_LONGEST_WAIT_S, self._wait_no_longer, turn)
+        return True
+
+    def _wake(self) -> None:
+        if self.bytes <= self.most:
+            for turn in list(self._waiting):
+                self._let(turn)
+
+    def _wait_no_longer(self, turn: Callable[[], None]) -> None:
+        self._is_overdue = True
+        try:
+            self._let(turn)
+        finally:
+            self._is_overdue = False
+
+    def _let(self, turn: Callable[[], None]) -> None:
+        self._waiting.pop(turn).cancel()
+        turn()
