@@ -26,6 +26,8 @@ from service.core.errors import InFlightLimit
 
 # Claims of up to this many bytes do not wait behind larger ones.
 SMALL = 64 * 1024
+# Twice the headers of a request with a token and cookies.
+_USUAL_HEADERS = 16 * 1024
 # The slowest that a claim may move while others wait, in bytes per second, after GRACE_S seconds.
 SLOWEST = 1024 * 1024
 GRACE_S = 1.0
@@ -104,6 +106,7 @@ class Budget:
         self._count_refusal = count_refusal
         self._clock = clock
         self._claimed = 0  # bytes of `used` that are of claims
+        self._headers = 0  # and of headers
         # Granted claims whose bytes are moving, and claims that wait, both in their order.
         self._moving: dict[Claim, None] = {}
         self._waiting: dict[Claim, None] = {}
@@ -116,6 +119,19 @@ class Budget:
         return self.used - sum(
             claim.moved if claim.is_answer else claim.size - claim.moved for claim in self._moving
         )
+
+    def add_headers(self, size: int) -> bool:
+        """Count the headers of a request, or subtract them again; False if they do not fit.
+
+        They have a quarter of the budget, of which large ones leave half to those of usual size: no
+        client can keep the room for bodies, or for all headers, by requests that it does not end.
+        """
+        share = self.limit // (8 if size > _USUAL_HEADERS else 4)
+        if size > 0 and self._headers + size > share:
+            return False
+        self._headers += size
+        self.used += size
+        return True
 
     def refusal(self, transport: str) -> InFlightLimit:
         """The error for a counted message that does not fit."""

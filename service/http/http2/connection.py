@@ -384,6 +384,9 @@ class Http2Connection(Carrier):
                 self._malformed[stream_id] = error
                 return
             size = sum([len(name) + len(value) for name, value in block])
+            if size > _MAX_KNOWN_BYTES and not stream.count_headers(size, self.budget):
+                self._malformed[stream_id] = Malformed(str(self.budget.refusal("http")), 503)
+                return
             if len(block) <= _MAX_KNOWN_HEADERS and size <= _MAX_KNOWN_BYTES:
                 if len(self._scopes) >= _MAX_KNOWN:
                     self._scopes.clear()
@@ -497,7 +500,7 @@ class Http2Connection(Carrier):
         self._held -= len(stream.answer) - stream.sent
         stream.is_cut = True
         stream.received.clear()
-        stream.close_claim()
+        stream.give_back()
         stream.wake()
         self.read(stream)
         if not self._streams:
@@ -507,7 +510,7 @@ class Http2Connection(Carrier):
     def _drop_streams(self) -> None:
         for stream in self._streams.values():
             stream.is_cut = True
-            stream.close_claim()
+            stream.give_back()
             stream.wake()
         self._streams.clear()
         self._begun.clear()

@@ -10,7 +10,7 @@ from typing import Protocol
 from h2.exceptions import ProtocolError
 from h2.utilities import HeaderValidationFlags, normalize_inbound_headers, validate_headers
 
-from service.core.budget import Claim
+from service.core.budget import Budget, Claim
 from service.http.carrier import Client, Scope
 from service.http.exchange import Ended
 from service.http.http1.heads import CONTROL, MAX_HEADERS, NAMES, Headers, Malformed, split_target
@@ -94,7 +94,9 @@ class Stream:
     """
 
     __slots__ = (
+        "_budget",
         "_connection",
+        "_header_bytes",
         "_waiter",
         "answer",
         "claim",
@@ -129,6 +131,8 @@ class Stream:
         self.moved_at = now
         self._connection = connection
         self._waiter: asyncio.Future[None] | None = None
+        self._budget: Budget | None = None
+        self._header_bytes = 0  # that are counted there
 
     async def __call__(self) -> bytes:
         """The whole body. Raises Ended."""
@@ -175,11 +179,22 @@ class Stream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def close_claim(self) -> None:
-        """The answer waits no longer."""
+    def count_headers(self, size: int, budget: Budget) -> bool:
+        """Count headers of so many bytes; False if there is no room for them."""
+        size *= 2  # as bytes in h2, and as text
+        if not budget.add_headers(size):
+            return False
+        self._budget, self._header_bytes = budget, size
+        return True
+
+    def give_back(self) -> None:
+        """The stream has ended; what it holds counts no longer."""
         if self.claim is not None:
             self.claim.close()
             self.claim = None
+        if self._budget is not None:
+            self._budget.add_headers(-self._header_bytes)
+            self._budget = None
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         """Send the answer."""

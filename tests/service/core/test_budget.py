@@ -242,6 +242,21 @@ def test_any_mix_stays_within_the_limit_and_every_claim_ends(seed: int) -> None:
     assert worker.budget.used == 0
 
 
+def test_headers_have_a_quarter_of_the_budget_and_large_ones_half_of_that() -> None:
+    budget = Budget(16 * MIB)
+    large, usual = 128 * 1024, 4 * 1024
+    count = 0
+    while budget.add_headers(large):
+        count += 1
+    assert count * large == budget.used == 2 * MIB
+    while budget.add_headers(usual):
+        count += 1
+    assert budget.used == 4 * MIB
+    assert budget.claim(8 * MIB, "http", lambda: None, lambda error: None).is_granted
+    budget.add_headers(-large)
+    assert budget.add_headers(usual)
+
+
 def test_the_error_names_the_setting() -> None:
     for error in (InFlightLimit.full(LIMIT), InFlightLimit.slow()):
         assert "max_inflight_bytes" in error.message

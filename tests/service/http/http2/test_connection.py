@@ -371,6 +371,29 @@ async def test_answers_that_wait_for_a_window_count_in_the_budget() -> None:
 
 
 @in_loop
+async def test_long_headers_count_until_their_stream_ends() -> None:
+    async def front(scope: RequestScope, stream: Stream) -> None:
+        await stream()
+
+    client = Client(front)
+    await client.flush()
+    client.budget = client.server.budget = Budget(1 << 20)
+    long = [*POST, *[(f"x-{number}", "a" * 3000) for number in range(10)]]
+    for stream in (1, 3, 5, 7):
+        client.h2.send_headers(stream, long)
+    await client.flush()
+    assert 2 * 60_000 < client.budget.used < 1 << 17
+    answered = {stream: headers[":status"] for stream, (headers, _) in client.answers.items()}
+    assert answered == {5: "503", 7: "503"}
+    assert b"max_inflight_bytes" in client.answers[5][1]
+    client.h2.reset_stream(1)
+    await client.flush()
+    assert 60_000 < client.budget.used < 2 * 60_000
+    client.server.connection_lost(None)
+    assert client.budget.used == 0
+
+
+@in_loop
 async def test_an_answer_that_is_taken_slowly_gives_way_alone() -> None:
     client = Client(large(1 << 20), window=1000)
     await client.flush()
