@@ -12,6 +12,7 @@ import random
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -252,26 +253,28 @@ def test_half_sent_bodies_hold_no_more_than_the_budget_and_shut_nobody_out(
 def test_long_headers_of_requests_without_an_end_leave_room_for_others(
     start_server: Callable[..., Server],
 ) -> None:
-    """Thirty connections with 128 requests each, whose headers have 60 KB and whose bodies wait."""
+    """Fifty connections with 128 requests each, whose headers have 60 KB and whose bodies wait."""
     server = start_server()
     at_rest = memory_mb(server)
     client = h2.connection.H2Connection()
+    # Texts as they are: the Huffman code in Python takes most of a minute.
+    client.encoder.encode = partial(client.encoder.encode, huffman=False)  # type: ignore[method-assign]
     client.initiate_connection()
     fields = [(":method", "POST"), (":scheme", "http"), (":path", "/predict")]
     fields += [(":authority", server.http), ("content-type", OCTETS)]
-    fields += [(f"x-{number}", "~" * 3900) for number in range(15)]
+    fields += [(f"x-{number}", "a" * 3900) for number in range(15)]
     for stream in range(128):
         client.send_headers(2 * stream + 1, [*fields, ("x-stream", str(stream))])
     requests = client.data_to_send()
     with contextlib.ExitStack() as on_exit:
-        for _ in range(30):
+        for _ in range(50):
             connection = socket.create_connection(("127.0.0.1", server.http_port), timeout=120)
             on_exit.enter_context(connection)
             with contextlib.suppress(OSError):
                 connection.sendall(requests)
         small = Post("/predict", bytes(784), {"content-type": OCTETS}, {200})
         assert send(server, small) == 200
-        assert memory_mb(server, "VmHWM") - at_rest < 80
+        assert memory_mb(server, "VmHWM") - at_rest < 60
 
 
 ZEROS = "/v2/models/zeros/infer"
