@@ -15,11 +15,13 @@ time on the wall is also that of other programs on the machine.
    Where only the time on the wall is known, this needs an excess by far, and is never for good.
 3. A model that contains If, Loop, Scan or functions runs in threads from the start: its time may
    depend on values.
-4. If only the number of rows is open, the warm-up when the model was loaded has run the only
-   shape, so a row-wise model without such nodes is on the loop from the first request on. Reading
-   a further clock for each run would cost it 1 %. So only when a run exceeds the budget on the wall
-   are the next `_TIMED_RUNS` runs measured in CPU time. One of them that exceeds the budget costs
-   the place for half of its rows and more, without a penalty: it was the rows, not their values.
+4. If only the number of rows is open, the warm-up when the model was loaded has run the only shape,
+   so a row-wise model without such nodes is on the loop from the first request on, with the rows
+   that fit into the budget: up to `_STRETCH` times those of the warm-up, and `_PARTS` times that,
+   as a session runs so many in parts. Reading a further clock for each run would cost it 1 %. So
+   only when a run exceeds the budget on the wall are the next `_TIMED_RUNS` runs measured in CPU
+   time. One of them that exceeds the budget costs the place for half of its rows and more, without
+   a penalty: it was the rows, not their values.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from service.core.datatypes import Array
 
 _CLEAN_RUNS = 4
 _STRETCH = 4
+_PARTS = 4
 _PENALTY = 16
 _MOST_CLEAN_RUNS = 1 << 16
 _BY_FAR = 10  # times the budget
@@ -157,7 +160,7 @@ class Placement:
     def _warm_rows(self, timing: Timing) -> int:
         """The rows that fit into the budget by the warm-up."""
         for_rows_s = self.budget_s - timing.fixed_s
-        most = timing.rows * _STRETCH
+        most = timing.rows * _STRETCH * _PARTS
         if for_rows_s < timing.row_s:
             return 0
         return most if for_rows_s >= timing.row_s * most else int(for_rows_s / timing.row_s)

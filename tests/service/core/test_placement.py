@@ -134,7 +134,7 @@ def test_a_model_whose_only_shape_was_warmed_up_is_on_the_loop_at_once() -> None
     assert only.inline_rows == 9
     free = placement(Timing(is_known=True, rows=16), is_row_wise=True).only
     assert free is not None
-    assert free.inline_rows == 64  # four times what the warm-up ran
+    assert free.inline_rows == 256  # 16 times what the warm-up ran
     for slow in (Timing(is_known=True, fixed_s=0.002), Timing(is_known=True, row_s=0.002)):
         place = placement(slow, is_row_wise=True).only
         assert place is not None
@@ -150,7 +150,7 @@ def test_a_noisy_machine_never_costs_it_the_place() -> None:
             assert only.is_timed
             only.ran_inline(1, SHORT_S)
         assert not only.is_timed
-    assert only.inline_rows == 64
+    assert only.inline_rows == 256
 
 
 def test_it_loses_the_place_for_the_rows_that_took_long_and_earns_it_again() -> None:
