@@ -140,8 +140,9 @@ class Service:
                 max_split=session.batching.max_split,
                 overloaded=self.overloaded,
                 between_runs=thread.next_run,
-                held=None if is_small else self.held_outputs,
+                held=self.held_outputs,
                 row_bytes=row_bytes(session.outputs) * session.batchable,
+                has_small_runs=is_small,
             )
 
         self.repository = Repository(

@@ -208,8 +208,12 @@ class Batcher:
         between_runs: Callable[[], None] = lambda: None,
         held: HeldOutputs | None = None,
         row_bytes: int = 0,
+        has_small_runs: bool = False,
     ) -> None:
-        """`held` counts outputs; None if they are small. A row has `row_bytes`, 0 if unknown."""
+        """`held` counts outputs, but those of a run only if they are not small.
+
+        `row_bytes` are the bytes of a row, 0 if they are unknown.
+        """
         self._session = session
         self._placement = Placement(
             session.timing, limits.inline_budget_s, is_row_wise=session.batchable
@@ -244,11 +248,14 @@ class Batcher:
         self._in_thread = False
         self._has_traces = False  # whether any request was ever traced
         self._held = held
+        self._held_runs = None if has_small_runs else held
         self._row_bytes = 0
         self._most_rows = self._most_joined = sys.maxsize  # of a request, and of one run
         if held is not None and row_bytes:
+            self._row_bytes = row_bytes
             self._most_rows = max(1, held.most // row_bytes)
-            self._limit_rows(held, row_bytes)
+            if not has_small_runs:
+                self._limit_rows(held, row_bytes)
         self._dropped_at = -_DROP_S
         # The latest early refusal of each caller: until when it stands, its reason and its error.
         self._refusals: dict[str, tuple[float, str, Overloaded]] = {}
@@ -330,21 +337,22 @@ class Batcher:
         return 0 if only is None else min(only.inline_rows, self._most_joined)
 
     def _limit_rows(self, held: HeldOutputs, row_bytes: int) -> None:
-        """Adapt the rows of a run to the bytes that their outputs have."""
+        """Adapt the rows of a run to the bytes that their outputs have, or had in the last run."""
+        limits = self._limits
         self._row_bytes = row_bytes
-        self._most_joined = max(1, held.most // 2 // row_bytes)
-        self._queue.limit_rows(self._most_joined)
-        self._batch_rows = min(self._batch_rows, self._most_joined)
-        self._admission.batch_rows = self._batch_rows
+        self._most_joined = most = max(1, held.most // 2 // max(1, row_bytes))
+        self._batch_rows = self._admission.batch_rows = min(limits.max_batch_size, most)
+        self._queue.limit_rows(self._batch_rows, min(limits.part_rows, most))
         self._small_rows = self._queue.small_rows
-        self._next_run_rows = min(self._next_run_rows, self._batch_rows)
+        rows = self._batch_rows, limits.max_queue, limits.max_queue_requests
+        self._next_run_rows = min(rows)
 
     def _check_outputs_of(self, rows: int) -> None:
-        """Raise RequestTooLarge if the outputs of so many rows would be."""
+        """Raise RequestTooLarge if this many rows are known to have too large outputs."""
         if rows > self._most_rows:
             raise RequestTooLarge(
-                f"The outputs of {rows} rows would have {rows * self._row_bytes} bytes; at most "
-                f"{self._most_rows} rows fit into max_inflight_bytes."
+                f"The outputs of {rows} rows would have {rows * self._row_bytes} bytes, more than "
+                f"max_inflight_bytes; send at most {self._most_rows} per request."
             )
 
     def _is_enough(self) -> bool:
@@ -452,7 +460,7 @@ class Batcher:
             self._overloaded.discard(self)
 
     def _turn(self) -> None:
-        if self._held is not None and self._held.must_wait(self._turn):
+        if self._held_runs is not None and self._held_runs.must_wait(self._turn):
             return
         self._turn_scheduled = False
         batch = self._take()
@@ -626,7 +634,7 @@ class Batcher:
         known = self._traced(results) if self._has_traces else results
         for batch, outputs_of_each, start, joined, inferred, split in known:
             if isinstance(outputs_of_each, Exception):
-                self._has_failed(batch, outputs_of_each)
+                self._tell_failure(batch, outputs_of_each)
                 continue
             rows, answered, arrivals = 0, 0, 0.0
             for queued, outputs in zip(batch, outputs_of_each, strict=True):
@@ -635,8 +643,8 @@ class Batcher:
                     self._fail([queued])
                     continue
                 if queued.progress is None:
-                    if self._held is not None:
-                        self._hold(self._held, outputs, queued.rows)
+                    if self._held_runs is not None:
+                        self._hold(self._held_runs, outputs, queued.rows)
                     queued.outputs.set_result(outputs)
                 elif not self._is_complete(queued, outputs):
                     continue
@@ -658,7 +666,7 @@ class Batcher:
             self._turn_scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
-    def _has_failed(self, batch: list[Queued], error: Exception) -> None:
+    def _tell_failure(self, batch: list[Queued], error: Exception) -> None:
         """Tell the requests of a run what the model raised on them."""
         is_part = batch[0].progress is not None and not batch[0].outputs.done()
         if is_part and not isinstance(error, ServiceError):
@@ -698,14 +706,14 @@ class Batcher:
             return False
         if whole is not None:
             if self._held is not None:
-                self._hold(self._held, whole, part.progress.whole[2])
+                self._held.hold(whole)
             part.outputs.set_result(whole)
         return whole is not None
 
     def _hold(self, held: HeldOutputs, outputs: Sequence[Array], rows: int) -> None:
-        """Count outputs until they are freed. They tell how large a row is, if that was open."""
+        """Count outputs until they are freed. If the size of a row was unknown, they show it."""
         row_bytes = held.hold(outputs) // max(1, rows)
-        if row_bytes > self._row_bytes and self._session.batchable:
+        if row_bytes != self._row_bytes and self._session.batchable:
             self._limit_rows(held, row_bytes)
 
 

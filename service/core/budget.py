@@ -88,7 +88,8 @@ class Budget:
     """Counts the bytes of one worker. Belongs to one event loop.
 
     `used` is the bytes that are counted or granted. They exceed `limit` only by a claim that is
-    larger than its share and the only one, and by answers, which exist before they are claimed.
+    larger than its share and the only one, by the headers of one request, and by answers, which
+    exist before they are claimed.
     `clock` returns seconds; `count_refusal` is told the transport of each refusal.
     """
 
@@ -121,17 +122,22 @@ class Budget:
         )
 
     def add_headers(self, size: int) -> bool:
-        """Count the headers of a request, or subtract them again; False if they do not fit.
+        """Count the headers of a request; False if there is no room for them.
 
-        They have a quarter of the budget, of which large ones leave half to those of usual size: no
-        client can keep the room for bodies, or for all headers, by requests that it does not end.
+        They have a quarter of the budget, so requests that do not end leave room for the bodies of
+        others. Large ones leave half of it to those of usual size.
         """
         share = self.limit // (8 if size > _USUAL_HEADERS else 4)
-        if size > 0 and self._headers + size > share:
+        if self._headers and (self._headers + size > share or self.used + size > self.limit):
             return False
         self._headers += size
         self.used += size
         return True
+
+    def drop_headers(self, size: int) -> None:
+        """Count the headers of a request no longer."""
+        self._headers -= size
+        self.used -= size
 
     def refusal(self, transport: str) -> InFlightLimit:
         """The error for a counted message that does not fit."""

@@ -54,6 +54,7 @@ HINTS = (
 FEW_ROWS = 8
 _PART_ROWS = 512
 _DIGITS = range(10)
+_UNREAD = np.zeros((), np.uint8)
 # Reason and hint for every value of an uint8; those of other conventions say nothing.
 _WORDS = (*zip(REASONS, HINTS, strict=True), *[("", "")] * (256 - len(REASONS)))
 
@@ -178,6 +179,21 @@ class DigitLayout(NamedTuple):
         """The same, field by field; raises the same."""
         return self._columns(self._probabilities(outputs), outputs)
 
+    def check(self, outputs: Sequence[Array]) -> None:
+        """Raise ModelFault where `predictions` would."""
+        values = outputs[self.output]
+        if values.shape[1:] != (len(_DIGITS),):
+            raise ModelFault.of_shape(self.model, values.shape)
+        if self.is_logits:
+            values = values.max(axis=-1)
+        if not np.isfinite(values).all():
+            raise ModelFault.not_finite(self.model)
+
+    def read(self, outputs: Sequence[Array]) -> list[Array]:
+        """The same outputs without the contents of those that are not read."""
+        indexes = (self.output, *(self.judgement or ()))
+        return [each if index in indexes else _UNREAD for index, each in enumerate(outputs)]
+
     def _probabilities(self, outputs: Sequence[Array]) -> npt.NDArray[np.float32]:
         probabilities = outputs[self.output]
         if not self.is_logits:
@@ -228,7 +244,12 @@ class Rows:
                 yield self._layout.columns(part)
 
     def judgements(self) -> Counter[tuple[bool | None, str]]:
-        """How many of the predictions have each pair of `accepted` and reason."""
+        """How many of the predictions have each pair of `accepted` and reason.
+
+        Raises ModelFault if a prediction would.
+        """
+        for outputs in self._runs:
+            self._layout.check(outputs)
         if self._layout.judgement is None:
             return Counter({(None, ""): len(self)})
         counts: Counter[tuple[bool | None, str]] = Counter()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 # The most characters of a client's text in an error, a header or a log line.
@@ -84,6 +85,15 @@ class ModelFault(ServiceError):
             f"Model '{model}' is at fault: it answered this {thing} with NaN or an infinite value, "
             f"so no {answer} is the most probable; publish a version that does not, or choose "
             "another model."
+        )
+
+    @classmethod
+    def of_shape(cls, model: str, shape: Sequence[int]) -> ModelFault:
+        """The error for a classifier of digits whose output has another shape than [N,10]."""
+        return cls(
+            f"Model '{model}' is at fault: its probabilities or logits have the shape "
+            f"{list(shape)} instead of [N,10]; publish a version that has it, or choose another "
+            "model."
         )
 
 

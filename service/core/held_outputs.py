@@ -14,6 +14,7 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
 
 from service.core.datatypes import BYTES, DTYPES, Array
@@ -21,17 +22,17 @@ from service.core.tensors import TensorSpec
 
 # A run with fewer bytes than this is not counted.
 _SMALL = 256 * 1024
-# Nobody waits longer than this for a turn, whatever became of the outputs that were given out.
+# A model that waited for this long takes a batch, even if outputs are never freed.
 _LONGEST_WAIT_S = 0.5
 
 
 def row_bytes(outputs: Sequence[TensorSpec]) -> int:
-    """Bytes of one row of a batched model's outputs; 0 if that is open."""
+    """Bytes of one row of a batched model's outputs; 0 if their size is not fixed."""
     return _bytes(outputs, first=1)
 
 
 def outputs_are_small(outputs: Sequence[TensorSpec], rows: int) -> bool:
-    """Whether outputs need not be counted. `rows` are the most of a run, 0 for no batching."""
+    """Whether the outputs of a run need no count. It has up to `rows` rows; 0 for no batching."""
     return 0 < (_bytes(outputs, 1) * rows if rows else _bytes(outputs, 0)) <= _SMALL
 
 
@@ -54,10 +55,10 @@ class _Reference(weakref.ref[Array]):
 
 
 class HeldOutputs:
-    """The outputs of answered requests that are not encoded yet, `most` bytes of them.
+    """The outputs of answered requests that are not encoded yet.
 
-    One answer may have as many, and one run of joined requests half of them. Lives on one event
-    loop; arrays may be freed on any thread.
+    No batch is taken while they have more than `most` bytes. One answer may have as many, and one
+    run of joined requests half of them. Lives on one event loop; arrays may be freed on any thread.
     """
 
     def __init__(self, most: int) -> None:
@@ -88,12 +89,13 @@ class HeldOutputs:
         return total
 
     def _free(self, reference: _Reference) -> None:
-        # On any thread, and amidst anything: nothing here may wait for a lock.
+        # On any thread, in the midst of other code: nothing here may wait for a lock.
         self._references.pop(id(reference), None)
         self._freed.append(reference.size)
         loop = self._loop
-        if self._waiting and loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._wake)
+        if self._waiting and loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._wake)
 
     def must_wait(self, turn: Callable[[], None]) -> bool:
         """Whether a batch may not be taken now; if so, `turn` is called when it may."""
@@ -102,7 +104,10 @@ class HeldOutputs:
         self._loop = loop = asyncio.get_running_loop()
         if turn not in self._waiting:
             self._waiting[turn] = loop.call_later(_LONGEST_WAIT_S, self._wait_no_longer, turn)
-        return True
+        if self.bytes > self.most:
+            return True
+        self._waiting.pop(turn).cancel()  # what was freed just now found nobody waiting
+        return False
 
     def _wake(self) -> None:
         if self.bytes <= self.most:

@@ -123,10 +123,10 @@ class FairQueue:
         self._large: dict[str, Flow] = {}
         self._turns = deque([self.last])  # the flows; an empty one is forgotten at its next turn
 
-    def limit_rows(self, rows: int) -> None:
-        """Neither a batch nor a part of a large request has more rows than this from now on."""
-        self._batch_rows = min(self._batch_rows, rows)
-        self.small_rows = min(self.small_rows, rows)
+    def limit_rows(self, batch_rows: int, part_rows: int) -> None:
+        """Change the largest batch and the largest part."""
+        self._batch_rows = batch_rows
+        self.small_rows = max(batch_rows, part_rows)
         self._credit = max(1, self._batch_rows // 4)
 
     def flow(self, caller: str, is_large: bool) -> Flow:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -114,31 +114,29 @@ async def predict(
 
 async def _response(answer: Predictions, *, explain: bool) -> HttpResponse:
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    end: dict[str, Any] = {}
     if explain:
-        body["steps"] = [
+        end["steps"] = [
             {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
             for name, png in answer.steps
         ]
     if not isinstance(answer.rows, Rows):
         body["predictions"] = fields_of(answer.rows)
-        response = json_response(body)
+        response = json_response(body | end)
     elif (count := len(answer.rows)) > INLINE_ROWS:
-        response = await off_loop(_response_of_many, body, answer.rows, size=784 * count)
+        response = await off_loop(_response_of_many, body, answer.rows, end, size=784 * count)
     else:
-        response = _response_of_many(body, answer.rows)
+        response = _response_of_many(body, answer.rows, end)
     if answer.seconds:
         response.headers.append(server_timing(answer.seconds))
     return response
 
 
-def _response_of_many(body: dict[str, Any], rows: Rows) -> HttpResponse:
-    """The body with predictions that become JSON in parts."""
-    predictions = b",".join(map(objects_of, rows.parts()))
-    return HttpResponse(
-        200,
-        [("content-type", JSON)],
-        b"".join([to_json(body)[:-1], b',"predictions":[', predictions, b"]}"]),
-    )
+def _response_of_many(body: dict[str, Any], rows: Rows, end: dict[str, Any]) -> HttpResponse:
+    """The body with predictions, which become JSON in parts, and with the fields of `end`."""
+    pieces = [to_json(body)[:-1], b',"predictions":[', b",".join(map(objects_of, rows.parts()))]
+    pieces += [b"],", to_json(end)[1:]] if end else [b"]}"]
+    return HttpResponse(200, [("content-type", JSON)], b"".join(pieces))
 
 
 def query_of(request: HttpRequest) -> dict[str, str]:
@@ -223,16 +221,18 @@ def objects_of(columns: Columns) -> bytes:
     pieces = [b',{"digit":', b"", b',"probabilities":[', b"", b'],"entropy_bits":', b"", _end_of()]
     pieces *= len(columns.digits)
     pieces[1::7] = to_json(columns.digits)[1:-1].split(b",")
-    pieces[3::7] = to_json(columns.probabilities)[2:-2].split(b"],[")
+    pieces[3::7] = to_json(np.ascontiguousarray(columns.probabilities))[2:-2].split(b"],[")
     pieces[5::7] = to_json(columns.entropy_bits)[1:-1].split(b",")
     if columns.judgement is not None:
         accepted, reasons, sets = columns.judgement
-        pieces[6::7] = map(_end_of, (sets @ _BITS).tolist(), accepted.tolist(), reasons.tolist())
+        pieces[6::7] = map(
+            _end_of, (sets.astype(bool) @ _BITS).tolist(), accepted.tolist(), reasons.tolist()
+        )
     pieces[0] = pieces[0][1:]
     return b"".join(pieces)
 
 
-@cache
+@lru_cache(4096)
 def _end_of(members: int | None = None, accepted: bool | None = None, code: int = 0) -> bytes:
     """The end of the JSON of a prediction: the fields that have the same values in many of them.
 

@@ -167,12 +167,13 @@ class Digits:
         layout = served.layout or _no_layout(served)
         if self._limits is not None:
             self._limits.images(caller, len(images))
-        submitted = monotonic() if explain else 0.0
         if len(images) > INLINE_ROWS:
+            submitted = monotonic()
             rows = await self._many(images, served, layout, deadline, caller, trace)
             seconds = (submitted - began, monotonic() - submitted) if explain else None
             return Predictions(served.name, served.version, rows, steps, seconds)
         inputs = [images] if layout.image_shape is None else layout.inputs(images)
+        submitted = monotonic() if explain else 0.0
         outputs = await served.batcher.submit(inputs, len(images), deadline, caller, trace)
         seconds = (submitted - began, monotonic() - submitted) if explain else None
         counts = served.batcher.statistics.judgements
@@ -203,7 +204,9 @@ class Digits:
         for start in range(0, len(images), step):
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
-            runs.append(await served.batcher.submit(inputs, len(part), deadline, caller, trace))
+            outputs = await served.batcher.submit(inputs, len(part), deadline, caller, trace)
+            runs.append(layout.read(outputs))
+            del outputs  # what is not read is freed before the next run
         rows = Rows(layout, runs)
         counts = await off_loop(rows.judgements, size=images.nbytes)
         served.batcher.statistics.judgements.update(counts)

@@ -22,10 +22,10 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from tritonclient.grpc import service_pb2 as inference
+from tritonclient.grpc import service_pb2_grpc as inference_grpc
 
 from service.stubs.digits.v1 import digits_pb2, digits_pb2_grpc
-from service.stubs.inference import inference_pb2 as inference
-from service.stubs.inference import inference_pb2_grpc as inference_grpc
 from tests.conftest import SHIPPED_MODELS, Server
 from tests.e2e.foreign_models import FLOAT, model, node
 from tests.e2e.unusual_models import shape_from_contents
@@ -275,6 +275,10 @@ def test_long_headers_of_requests_without_an_end_leave_room_for_others(
         small = Post("/predict", bytes(784), {"content-type": OCTETS}, {200})
         assert send(server, small) == 200
         assert memory_mb(server, "VmHWM") - at_rest < 60
+        refused = 'mnist_inflight_refused_total{transport="http"}'
+        metrics = server.get("/metrics")[1].decode().splitlines()
+        (count,) = [line.split()[-1] for line in metrics if line.startswith(refused)]
+        assert float(count) > 50 * 64  # most of them, so they arrived
 
 
 ZEROS = "/v2/models/zeros/infer"

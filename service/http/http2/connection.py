@@ -86,6 +86,7 @@ _MAX_KNOWN, _MAX_KNOWN_BYTES, _MAX_KNOWN_HEADERS = 4, 1024, 32
 _ALL_STREAMS = 2**31 - 1  # the last stream of a GOAWAY that only announces the end
 _KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
 _WITHOUT_BODY = (204, 304)
+_NO_ROOM = 503
 _CONFIGURATION = H2Configuration(
     client_side=False,
     header_encoding=None,
@@ -385,7 +386,7 @@ class Http2Connection(Carrier):
                 return
             size = sum([len(name) + len(value) for name, value in block])
             if size > _MAX_KNOWN_BYTES and not stream.count_headers(size, self.budget):
-                self._malformed[stream_id] = Malformed(str(self.budget.refusal("http")), 503)
+                self._malformed[stream_id] = Malformed(str(self.budget.refusal("http")), _NO_ROOM)
                 return
             if len(block) <= _MAX_KNOWN_HEADERS and size <= _MAX_KNOWN_BYTES:
                 if len(self._scopes) >= _MAX_KNOWN:
@@ -404,6 +405,8 @@ class Http2Connection(Carrier):
         for stream_id, error in self._malformed.items():
             body = orjson.dumps({"error": str(error)})
             headers = [("content-type", "application/json"), *SAFE_HEADERS]
+            if error.status == _NO_ROOM:
+                headers.append(("retry-after", "1"))
             self.answer(self._streams[stream_id], error.status, headers, body)
             self._use_reset()
         self._malformed.clear()
@@ -464,6 +467,7 @@ class Http2Connection(Carrier):
             scope, stream = self._begun.pop(next(iter(self._begun)))
             stream.take_whole()
             task = self._loop.create_task(self._run(scope, stream))
+            stream.is_begun = True
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -473,6 +477,7 @@ class Http2Connection(Carrier):
         except Exception:
             log.exception("A request could not be answered.")
         finally:
+            stream.give_back_headers()
             if self._is_open(stream) and not stream.is_answered:
                 self._reset(stream, ErrorCodes.INTERNAL_ERROR)
                 self._flush()

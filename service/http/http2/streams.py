@@ -103,6 +103,7 @@ class Stream:
         "expects_continue",
         "id",
         "is_answered",
+        "is_begun",
         "is_complete",
         "is_cut",
         "is_head",
@@ -125,6 +126,7 @@ class Stream:
         self.is_complete = False  # all of the body has arrived
         self.is_cut = False  # no more of it will
         self.is_answered = False
+        self.is_begun = False  # a task has its headers
         self.answer = b""  # its body; `sent` bytes of it are sent, the last of them at `moved_at`
         self.sent = 0
         self.claim: Claim | None = None  # of an answer that waits
@@ -180,7 +182,7 @@ class Stream:
             self._waiter.set_result(None)
 
     def count_headers(self, size: int, budget: Budget) -> bool:
-        """Count headers of so many bytes; False if there is no room for them."""
+        """Count `size` bytes of headers; False if there is no room for them."""
         size *= 2  # as bytes in h2, and as text
         if not budget.add_headers(size):
             return False
@@ -188,12 +190,17 @@ class Stream:
         return True
 
     def give_back(self) -> None:
-        """The stream has ended; what it holds counts no longer."""
+        """The stream has ended; its answer counts no longer, nor do headers that nobody has."""
         if self.claim is not None:
             self.claim.close()
             self.claim = None
+        if not self.is_begun:
+            self.give_back_headers()
+
+    def give_back_headers(self) -> None:
+        """Count its headers no longer."""
         if self._budget is not None:
-            self._budget.add_headers(-self._header_bytes)
+            self._budget.drop_headers(self._header_bytes)
             self._budget = None
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:

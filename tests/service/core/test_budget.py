@@ -253,8 +253,17 @@ def test_headers_have_a_quarter_of_the_budget_and_large_ones_half_of_that() -> N
         count += 1
     assert budget.used == 4 * MIB
     assert budget.claim(8 * MIB, "http", lambda: None, lambda error: None).is_granted
-    budget.add_headers(-large)
+    budget.drop_headers(large)
     assert budget.add_headers(usual)
+    # A limit below the headers of one request does not refuse it for good.
+    assert Budget(1024).add_headers(large)
+
+
+def test_headers_do_not_take_the_room_of_what_is_counted() -> None:
+    budget = Budget(16 * MIB)
+    assert budget.add_headers(1024)
+    budget.used = 16 * MIB
+    assert not budget.add_headers(1024)
 
 
 def test_the_error_names_the_setting() -> None:

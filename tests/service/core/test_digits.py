@@ -80,6 +80,8 @@ def test_an_output_that_is_not_finite_is_the_fault_of_the_model(
         layout.predictions([output])
     with pytest.raises(ModelFault):
         list(Rows(layout, [[output]]))
+    with pytest.raises(ModelFault):  # so nothing is counted
+        Rows(layout, [[output]]).judgements()
 
 
 @pytest.mark.parametrize("rows", [2, 20])
@@ -125,6 +127,19 @@ def test_predictions_made_while_they_are_read_are_those_of_all_at_once() -> None
     assert rows.judgements() == Counter((row.accepted, row.reason) for row in expected)
     plain = Rows(layout._replace(judgement=None), [outputs])
     assert plain.judgements() == {(None, ""): 1500}
+
+
+@pytest.mark.parametrize("shape", [(20, 1, 10), (20, 10, 1), (20, 9)])
+def test_an_output_of_another_shape_is_the_fault_of_the_model(shape: tuple[int, ...]) -> None:
+    rows = Rows(DigitLayout(0, False, None, model="mine"), [[np.zeros(shape, np.float32)]])
+    with pytest.raises(ModelFault, match=r"^Model 'mine' is at fault: .* instead of \[N,10\]"):
+        rows.judgements()
+
+
+def test_outputs_that_are_not_read_are_not_kept() -> None:
+    outputs = [np.ones((3, 10)), np.ones((3, 500)), np.ones(3), np.ones(3), np.ones((3, 10))]
+    kept = DigitLayout(0, False, None, (2, 3, 4)).read(outputs)
+    assert [each.size for each in kept] == [30, 1, 3, 3, 30]
 
 
 @pytest.mark.parametrize("missing", ["accepted", "reason", "prediction_set"])

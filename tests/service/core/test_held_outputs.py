@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.core import held_outputs
 from service.core.batching import Batcher, BatchLimits
 from service.core.datatypes import Array
 from service.core.errors import RequestTooLarge
@@ -72,7 +73,7 @@ def test_bytes_count_until_arrays_are_freed_on_any_thread() -> None:
 
 
 class Wide(Doubler):
-    """A session with outputs of so many bytes per row."""
+    """A session with outputs of `size` bytes per row."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -115,7 +116,9 @@ def test_a_request_whose_outputs_are_known_to_be_too_large_is_refused() -> None:
     async def scenario(batcher: Batcher) -> None:
         (output,) = await batcher.submit(rows(*range(14, 30)), 16)
         assert output.shape == (16, KB)
-        message = r"^The outputs of 17 rows would have 17408 bytes; at most 16 rows fit into max_i"
+        message = (
+            "^The outputs of 17 rows would have 17408 bytes, more than max_inflight_bytes; send"
+        )
         with pytest.raises(RequestTooLarge, match=message):
             await batcher.submit(rows(*range(14, 31)), 17)
 
@@ -123,8 +126,9 @@ def test_a_request_whose_outputs_are_known_to_be_too_large_is_refused() -> None:
     assert [len(batch) for batch in session.batches] == [8, 8]
 
 
-def test_no_batch_is_taken_while_too_much_is_held() -> None:
+def test_no_batch_is_taken_while_too_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Wide(16 * KB)
+    monkeypatch.setattr(held_outputs, "_LONGEST_WAIT_S", 3600)
 
     async def scenario(batcher: Batcher) -> None:
         first = [await batcher.submit(rows(1), 1), await batcher.submit(rows(2), 1)]
@@ -133,19 +137,22 @@ def test_no_batch_is_taken_while_too_much_is_held() -> None:
             await asyncio.sleep(0)
         assert session.batches == [[1], [2]]
         await asyncio.get_running_loop().run_in_executor(None, first.clear)
-        await waiting
+        async with asyncio.timeout(60):
+            await waiting
         assert session.batches == [[1], [2], [3]]
 
     run(session, scenario, held=HeldOutputs(20 * KB), row_bytes=16 * KB)
 
 
-def test_outputs_that_are_never_freed_only_delay_others() -> None:
+def test_outputs_that_are_never_freed_only_delay_others(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Wide(16 * KB)
+    monkeypatch.setattr(held_outputs, "_LONGEST_WAIT_S", 0.001)
     outputs = []
 
     async def scenario(batcher: Batcher) -> None:
-        for number in range(3):
-            outputs.append(await batcher.submit(rows(number), 1))
+        async with asyncio.timeout(60):
+            for number in range(3):
+                outputs.append(await batcher.submit(rows(number), 1))
 
     run(session, scenario, held=HeldOutputs(20 * KB), row_bytes=16 * KB)
     assert len(session.batches) == 3
@@ -170,3 +177,56 @@ def test_finished_parts_of_a_request_do_not_hold_back_its_others() -> None:
     run(session, scenario, held=held)
     assert [len(batch) for batch in session.batches] == [1, 8, 8, 8, 8, 8]
     assert max(during) <= KB
+
+
+def test_the_size_of_the_latest_rows_counts_where_it_is_not_fixed() -> None:
+    session = Wide(8 * KB)
+
+    async def scenario(batcher: Batcher) -> None:
+        await batcher.submit(rows(1), 1)  # a large one: further runs have one row
+        session.size = KB
+        for _ in range(2):
+            await asyncio.gather(*(batcher.submit(rows(n), 1) for n in range(14, 24)))
+
+    run(session, scenario, held=HeldOutputs(16 * KB))
+    assert [len(batch) for batch in session.batches] == [1, 1, 8, 1, 8, 2]
+
+
+def test_where_runs_are_small_only_the_outputs_of_large_requests_count() -> None:
+    held = HeldOutputs(100 * KB)
+
+    async def scenario(batcher: Batcher) -> None:
+        small = await batcher.submit(rows(1), 1)
+        assert held.bytes == 0
+        large = await batcher.submit(rows(*range(14, 104)), 90)
+        assert held.bytes == large[0].nbytes == 90 * KB
+        with pytest.raises(RequestTooLarge):
+            await batcher.submit(rows(*range(14, 134)), 120)
+        assert len(small) == 1
+
+    session = Wide(KB)
+    run(session, scenario, held=held, row_bytes=KB, has_small_runs=True)
+
+
+def test_models_share_what_may_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_outputs, "_LONGEST_WAIT_S", 3600)
+    held, one, other = HeldOutputs(20 * KB), Wide(16 * KB), Wide(16 * KB)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            first, second = (
+                Batcher(each, BatchLimits(), executor, held=held) for each in (one, other)
+            )
+            outputs = [await first.submit(rows(1), 1), await first.submit(rows(2), 1)]
+            waiting = [asyncio.ensure_future(each.submit(rows(3), 1)) for each in (first, second)]
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not any(each.done() for each in waiting)
+            outputs.clear()
+            async with asyncio.timeout(60):
+                for number, _ in enumerate(waiting):
+                    await waiting[number]
+                    waiting[number] = asyncio.ensure_future(asyncio.sleep(0))
+
+    asyncio.run(main())
+    assert other.batches == [[3]]

@@ -374,6 +374,7 @@ async def test_answers_that_wait_for_a_window_count_in_the_budget() -> None:
 async def test_long_headers_count_until_their_stream_ends() -> None:
     async def front(scope: RequestScope, stream: Stream) -> None:
         await stream()
+        stream.response_bytes(200, [], b"")
 
     client = Client(front)
     await client.flush()
@@ -386,10 +387,37 @@ async def test_long_headers_count_until_their_stream_ends() -> None:
     answered = {stream: headers[":status"] for stream, (headers, _) in client.answers.items()}
     assert answered == {5: "503", 7: "503"}
     assert b"max_inflight_bytes" in client.answers[5][1]
+    assert client.answers[5][0]["retry-after"] == "1"
     client.h2.reset_stream(1)
     await client.flush()
     assert 60_000 < client.budget.used < 2 * 60_000
+    client.h2.end_stream(3)
+    await client.flush()
+    assert 3 in client.ended
+    assert client.budget.used == 0
+    client.h2.send_headers(9, long)
+    await client.flush()
+    assert client.budget.used > 60_000
     client.server.connection_lost(None)
+    await settle()
+    assert client.budget.used == 0
+
+
+@in_loop
+async def test_headers_count_while_a_request_has_them_that_was_given_up() -> None:
+    may_end = asyncio.Event()
+
+    async def front(scope: RequestScope, stream: Stream) -> None:
+        await may_end.wait()
+
+    client = Client(front)
+    client.h2.send_headers(1, [*HEADERS, ("x-long", "a" * 3000)], end_stream=True)
+    await client.flush()
+    client.h2.reset_stream(1)
+    await client.flush()
+    assert client.budget.used > 6000
+    may_end.set()
+    await settle()
     assert client.budget.used == 0
 
 
