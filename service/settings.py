@@ -270,8 +270,8 @@ class Settings:
         "limits",
         32 * 1024 * 1024,
         "bytes of requests and answers that each worker holds at a time; further requests are held "
-        "back for up to 5 seconds, then refused. Also the limit for outputs that wait to be encoded, "
-        "and for those of one request. At least max_request_bytes",
+        "back for up to 5 seconds, then refused. Also the limit for outputs that wait to be "
+        "encoded, and for those of one request. At least max_request_bytes",
         low=1024,
         high=10**11,
     )

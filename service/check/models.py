@@ -16,8 +16,7 @@ from service.check.finding import Finding, error, ok, warning
 from service.core.errors import ProviderUnavailable, Unavailable
 from service.operations.inference import Readiness
 from service.repository.models import Repository, ServedModel
-from service.repository.triton_config import CONFIG_FILE
-from service.repository.versions import printable
+from service.repository.versions import CONFIG_FILE, printable
 from service.runtime import cuda
 from service.runtime.session import BUILT_WITHOUT_CUDA, CUDA, cuda_is_built_in
 from service.settings import Settings

@@ -1,5 +1,7 @@
 """Inference requests and answers as HTTP bodies: JSON, or a JSON header and binary tensors.
 
+Numbers that JSON lacks are written and read as by Triton: NaN (also `null`, which is how it is
+written), Infinity and -Infinity.
 Source: Open Inference Protocol (KServe V2), "HTTP/REST"; Triton's "Binary Tensor Data Extension",
 including its raw binary request. Unknown fields are ignored, as the protocol demands.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 
 from service.core.datatypes import Array
@@ -83,13 +86,13 @@ def decode(
     """
     if json_bytes is None:
         size, none = len(request.body), memoryview(b"")
-        parsed = parse_json(request.body, max_json_bytes)
+        parsed = parse_json(request.body, max_json_bytes, takes_infinity=True)
         return _decode(parsed, none, size, model, version, request.caller)
     tail = memoryview(request.body)[json_bytes:]
     header = request.body[:json_bytes] if json_bytes <= _MAX_CACHED_BYTES else b""
     if (cached := _cache.get(header)) is not None and cached.binary_bytes == len(tail):
         return cached.request(tail, model, version, request.caller), cached.binary
-    body = parse_json(request.body, max_json_bytes, json_bytes)
+    body = parse_json(request.body, max_json_bytes, json_bytes, takes_infinity=True)
     decoded, binary = _decode(body, tail, json_bytes, model, version, request.caller)
     if header and all(tensor.raw is not None for tensor in decoded.inputs):
         if len(_cache) >= _MAX_CACHED:
@@ -262,13 +265,29 @@ def _encode_output(output: OutputTensor, binary: bool, blobs: list[bytes]) -> di
         encoded["parameters"] = {"binary_data_size": len(blob)}
     else:
         values = to_values(tensor)
-        if values.size > PART:  # in parts, so that no call holds Python's global lock for long
+        is_infinite = values.dtype.kind == "f" and np.isinf(values).any()
+        if values.size > PART or is_infinite:
+            # In parts, so that no call holds Python's global lock for long.
             starts = range(0, values.size, PART)
-            parts = [to_json(_listed(values[start : start + PART]))[1:-1] for start in starts]
+            encode = _with_infinities if is_infinite else _values_of
+            parts = [encode(values[start : start + PART]) for start in starts]
             encoded["data"] = orjson.Fragment(b"[" + b",".join(parts) + b"]")
         else:
             encoded["data"] = _listed(values)
     return encoded
+
+
+def _values_of(values: Array) -> bytes:
+    """The JSON of values, without the brackets."""
+    return to_json(_listed(values))[1:-1]
+
+
+def _with_infinities(values: Array) -> bytes:
+    """The same, with infinities as Triton writes them: `null` would be read as NaN."""
+    texts = _values_of(values).split(b",")
+    for index in np.flatnonzero(np.isinf(values)).tolist():
+        texts[index] = b"Infinity" if values[index] > 0 else b"-Infinity"
+    return b",".join(texts)
 
 
 def _listed(values: Array) -> Any:

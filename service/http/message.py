@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +19,10 @@ OCTETS = "application/octet-stream"
 # parse as numbers, so a body may not consist of them.
 _BYTES_PER_LIST = 64
 _BYTES_PER_STRING = 16
+_MOST_WITH_INFINITY = 64 * 1024
+# A string, so that what is in it stays, or a number that JSON lacks. A string without an end takes
+# all that is left, so that each byte is looked at once.
+_NOT_FINITE = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|-?\bInfinity\b|\bNaN\b', re.DOTALL)
 _FEW = 1024  # lists or strings that are accepted at any limit
 
 
@@ -68,8 +74,13 @@ def check_json_size(size: int, limit: int) -> None:
         )
 
 
-def parse_json(body: bytes, limit: int, end: int | None = None) -> Any:
-    """Parse strict JSON (RFC 8259, so no NaN): the body, or its first `end` bytes.
+def parse_json(
+    body: bytes, limit: int, end: int | None = None, *, takes_infinity: bool = False
+) -> Any:
+    """Parse strict JSON (RFC 8259): the body, or its first `end` bytes.
+
+    With `takes_infinity`, NaN, Infinity and -Infinity are numbers too, in up to 64 KB: reading
+    them takes five times as long.
 
     Parsing holds Python's global lock to its end, in any thread. Its time is bounded by
     `check_json_size`, which the caller has called, and by the number of lists, objects and
@@ -92,8 +103,25 @@ def parse_json(body: bytes, limit: int, end: int | None = None) -> Any:
     try:
         return orjson.loads(memoryview(body)[:end])
     except orjson.JSONDecodeError as error:
+        if takes_infinity and (body.find(b"NaN", 0, size) >= 0 or body.find(b"Inf", 0, size) >= 0):
+            return _parse_infinity(body[:size])
         reason = "is empty" if not size else f"is not valid JSON: {error}"
         raise InvalidArgument(f"The body {reason}.") from None
+
+
+def _parse_infinity(body: bytes) -> Any:
+    """Parse JSON in which NaN, Infinity and -Infinity are numbers. Raises InvalidArgument."""
+    if len(body) > _MOST_WITH_INFINITY:
+        raise InvalidArgument(
+            f"The body is not valid JSON: NaN and Infinity are read in up to {_MOST_WITH_INFINITY} "
+            "bytes; send the tensor as binary, or null for NaN."
+        )
+    try:
+        # All that `json` would accept beside them is refused by the stricter parser.
+        orjson.loads(_NOT_FINITE.sub(lambda match: match[1] or b"0", body))
+        return json.loads(body)
+    except ValueError as error:
+        raise InvalidArgument(f"The body is not valid JSON: {error}.") from None
 
 
 async def parse_value(body: bytes, limit: int) -> Any:

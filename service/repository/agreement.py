@@ -14,8 +14,8 @@ from service.core.classification.pictures import PictureRule
 from service.core.errors import ModelLoadError, excerpt
 from service.core.tensors import TensorSpec
 from service.repository.card import Card
-from service.repository.triton_config import CONFIG_FILE, NO_FORMAT, TensorConfig, TritonConfig
-from service.repository.versions import CARD_FILE, open_inside
+from service.repository.triton_config import NO_FORMAT, TensorConfig, TritonConfig
+from service.repository.versions import CARD_FILE, CONFIG_FILE, open_inside
 from service.runtime.presented import Tensor
 from service.runtime.session import Session
 
@@ -53,7 +53,10 @@ def labels_of(
     Those of a card belong to the outputs of a known kind. Raises ModelLoadError if a file cannot
     be read, or has other labels than the card.
     """
-    labels = {spec.name: card.labels for spec in outputs if card.labels and card.kind(spec.name)}
+    known = [spec for spec in outputs if card.kind(spec.name)]
+    if not known and len(outputs) == 1:  # there is no doubt which output they are about
+        known = list(outputs)
+    labels = {spec.name: card.labels for spec in known if card.labels}
     for output in config.outputs:
         if not output.label_filename:
             continue
@@ -77,6 +80,25 @@ def labels_of(
             )
         labels[output.name] = names
     return labels
+
+
+def unused_of(
+    card: Card, labels: Mapping[str, Sequence[str]], outputs: Sequence[TensorSpec]
+) -> list[str]:
+    """What the card or a file of labels says without effect on this model, with the reason."""
+    names = {spec.name for spec in outputs}
+    unused = [
+        f"output_kinds of '{excerpt(name)}' (the model has no such output)"
+        for name in card.output_kinds
+        if name not in names
+    ]
+    if card.labels and not labels:
+        unused.append("labels (output_kinds does not say which output has logits or probabilities)")
+    for spec in outputs:
+        count, classes = len(labels.get(spec.name, ())), spec.shape[-1] if spec.shape[1:] else -1
+        if count and classes >= 0 and count != classes:
+            unused.append(f"some labels of '{spec.name}' ({count} labels for {classes} classes)")
+    return unused
 
 
 def picture_rule(

@@ -130,6 +130,8 @@ def read(path: Path, model_file: Path) -> Card:
     for name in fields.keys() - known.keys():
         if near := difflib.get_close_matches(name, known, n=1, cutoff=_LIKE):
             log.warning("%s: %s is not a known field; %s is.", path, excerpt(name), near[0])
+        else:
+            log.info("%s: %s is not a known field and has no effect.", path, excerpt(name))
     sha256 = fields.get("sha256", "")
     try:
         samples = [

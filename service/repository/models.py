@@ -37,17 +37,18 @@ from service.repository.agreement import (
     labels_of,
     picture_rule,
     presented,
+    unused_of,
 )
 from service.repository.card import Card
 from service.repository.card import content as card_content
 from service.repository.card import read as read_card
 from service.repository.triton_config import (
-    CONFIG_FILE,
     TritonConfig,
     TritonConfigs,
     VersionPolicy,
 )
 from service.repository.versions import (
+    CONFIG_FILE,
     OnDisk,
     Signature,
     VersionOnDisk,
@@ -71,9 +72,10 @@ class ServedModel(NamedTuple):
     """One loaded version of a model, ready to answer requests.
 
     `config` is what config.pbtxt declares, `ignored` what it sets that has no effect on this model,
-    `labels` the names of classes by output. `layout` says how it classifies digits; None if it does
-    not, and `layout_problem` says why. `classifier` says how it classifies anything else; None if
-    it does not, or if its card does not say.
+    `unused` what its card and labels say without effect, `labels` the names of classes by output.
+    `layout` says how it classifies digits; None if it does not, and `layout_problem` says why.
+    `classifier` says how it classifies anything else; None if it does not, or if its card does not
+    say.
     """
 
     name: str
@@ -83,6 +85,7 @@ class ServedModel(NamedTuple):
     model_file: Path
     config: TritonConfig
     ignored: Sequence[str]
+    unused: Sequence[str]
     labels: Mapping[str, Sequence[str]]
     sha256: str
     session: Session
@@ -441,6 +444,10 @@ class Repository:
                 model.version,
                 session.warm_up_error.rstrip("."),
             )
+        if model.unused:
+            log.warning(
+                "%s version %s: no use is made of %s.", name, model.version, ", ".join(model.unused)
+            )
         if not on_disk:
             return
         policy, present = self._policy(on_disk[0]), {version.number for version in on_disk}
@@ -549,6 +556,7 @@ class Repository:
             model_file=file,
             config=config,
             ignored=[*config.ignored, *ignored_by(session, config)],
+            unused=unused_of(card, labels, session.outputs),
             labels=labels,
             sha256=sha256,
             session=session,

@@ -20,14 +20,13 @@ from google.protobuf import text_format
 from service.core.batching import QueueLimits
 from service.core.datatypes import BYTES
 from service.core.errors import ModelLoadError, excerpt, is_used_up
-from service.repository.versions import MODEL_FILE, open_regular
+from service.repository.versions import CONFIG_FILE, MODEL_FILE, open_regular
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from service.stubs.inference import model_config_pb2 as pb
 
-CONFIG_FILE = "config.pbtxt"
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 NO_FORMAT = "FORMAT_NONE"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 CARD_FILE = "model.json"
+CONFIG_FILE = "config.pbtxt"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
 # Names of files, each with its inode, size and modification time (ns).
@@ -92,7 +93,7 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
     for entry in entries:
         try:
             # Beside bare files, a folder may be about anything.
-            if entry.is_dir() and (not bare or _has_version(entry)):
+            if entry.is_dir() and (not bare or _is_of_a_model(entry)):
                 _add_model(on_disk, entry, configs)
         except (OSError, ValueError) as error:  # one folder must not hide the others
             if is_used_up(error):
@@ -103,13 +104,17 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
     return on_disk
 
 
-def _has_version(folder: Path) -> bool:
-    """Whether a folder in it has a model; not in one that cannot be listed.
+def _is_of_a_model(folder: Path) -> bool:
+    """Whether it holds a config.pbtxt, a model's file, or folders with the names of versions.
 
-    Raises OSError if descriptors or memory are used up. (glob() would say no, from Python 3.13 on.)
+    Not one that cannot be listed. Raises OSError if descriptors or memory are used up. (glob()
+    would say no, from Python 3.13 on.)
     """
     try:
-        return any((entry / MODEL_FILE).exists() for entry in folder.iterdir())
+        return any(
+            entry.name in (CONFIG_FILE, MODEL_FILE) or parse_version(entry.name) is not None
+            for entry in folder.iterdir()
+        )
     except OSError as error:
         if is_used_up(error):
             raise
@@ -188,19 +193,28 @@ def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
     """Add a model that is a file on its own, with the files that hold its weights."""
     file = file.absolute()
     folder, name, number = file.parent, file.stem, 1
-    config, config_signature = configs.nothing
+    (config, config_signature), model_folder = configs.nothing, folder
     if file.name == MODEL_FILE:
         name = folder.name or name
-        if version := parse_version(folder.name):
-            name, number = folder.parent.name, version
-            config, config_signature = configs.of(folder.parent)
+    if (folder / CONFIG_FILE).exists():
+        if sum(entry.suffix == ".onnx" for entry in folder.iterdir()) == 1:
+            config, config_signature = configs.of(folder)
+        else:
+            on_disk.unservable[CONFIG_FILE, ""] = (
+                "it is beside several models; give each of them a folder of its own"
+            )
+    elif version := parse_version(folder.name):
+        own, own_signature = configs.of(folder.parent)
+        if file.name == own.model_file:
+            name, number, model_folder = folder.parent.name, version, folder.parent
+            config, config_signature = own, own_signature
     if _has_no_name(on_disk, name):
         return
     card = file.with_suffix(".json")
     files = (file, *(folder / place for place in _external(file)))
     signature = (*_signature(folder, (*files, card)), *config_signature)
     on_disk.models[name] = [
-        VersionOnDisk(name, number, folder, folder.parent, file, files, card, signature, config)
+        VersionOnDisk(name, number, folder, model_folder, file, files, card, signature, config)
     ]
 
 

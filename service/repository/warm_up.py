@@ -15,8 +15,8 @@ import numpy as np
 
 from service.core.datatypes import BF16, BYTES, DTYPES, Array, split_bytes, strings
 from service.core.errors import ServiceError
-from service.repository.triton_config import CONFIG_FILE, TritonConfig, WarmUpInput
-from service.repository.versions import open_inside
+from service.repository.triton_config import TritonConfig, WarmUpInput
+from service.repository.versions import CONFIG_FILE, open_inside
 from service.runtime.presented import reshaped
 from service.runtime.session import Samples
 

@@ -10,7 +10,8 @@ from google.protobuf import text_format
 
 from service.core.errors import ModelLoadError
 from service.repository.card import read as read_card
-from service.repository.triton_config import CONFIG_FILE, read
+from service.repository.triton_config import read
+from service.repository.versions import CONFIG_FILE
 from service.stubs.inference.model_config_pb2 import ModelConfig
 from tests.conftest import SHIPPED_MODELS
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from typing import Any
 
@@ -126,3 +127,33 @@ def test_json_response_names_its_content_type() -> None:
     assert response.status == 503
     assert response.headers == [("content-type", JSON)]
     assert orjson.loads(response.body) == {"a": [0, 1]}
+
+
+NUMBERS = st.floats() | st.integers(-(2**53), 2**53)
+ODD_VALUES = st.recursive(
+    NUMBERS | st.text() | st.booleans(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(ODD_VALUES)
+def test_numbers_that_json_lacks_are_read_where_they_may_be(value: Any) -> None:
+    body = json.dumps([value, float("nan")], ensure_ascii=False).encode()
+    parsed = parse_json(body, 1 << 20, takes_infinity=True)
+    assert json.dumps(parsed) == json.dumps([value, float("nan")])
+    with pytest.raises(InvalidArgument):
+        parse_json(body, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"[NaN", b"[-NaN]", b"[NaNa]", b"[--Infinity]", b"[Inf]", b"[NaN,01]", b"[NaN,'a']"),
+        *(b'["\\ud800",NaN]', b'["' + b'\\"' * 30_000 + b",NaN]", b'[NaN,"\\', b'{"a":NaN,}'),
+        b"[" + b"NaN," * 20_000 + b"1]",
+    ],
+)
+def test_what_is_not_json_beside_them_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="not valid JSON"):
+        parse_json(body, 1 << 20, takes_infinity=True)

@@ -17,6 +17,7 @@ from service.repository.agreement import (
     labels_of,
     picture_rule,
     presented,
+    unused_of,
 )
 from service.repository.card import Card
 from service.repository.triton_config import TensorConfig, TritonConfig
@@ -90,6 +91,27 @@ def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path
     outputs = [TensorConfig("y", label_filename="none.txt")]
     with pytest.raises(ModelLoadError, match="cannot read the labels of 'y'"):
         labels_of(Card(), TritonConfig(outputs=outputs), [SCORES], tmp_path)
+
+
+def test_the_labels_of_a_card_are_about_the_only_output(tmp_path: Path) -> None:
+    card = Card(labels=("a", "b"))
+    assert labels_of(card, TritonConfig(), [SCORES], tmp_path) == {"y": ("a", "b")}
+    (tmp_path / "y.txt").write_text("a\nc\n")
+    config = TritonConfig(outputs=[TensorConfig("y", label_filename="y.txt")])
+    with pytest.raises(ModelLoadError, match=r"labels of 'y' in model.json .* remove one of them"):
+        labels_of(card, config, [SCORES], tmp_path)
+
+
+def test_what_a_card_says_without_effect_is_told() -> None:
+    outputs = [SCORES._replace(shape=(-1, 2)), SCORES._replace(name="z", shape=(-1, -1))]
+    card = Card(labels=("a", "b", "c"), output_kinds={"none": "logits"})
+    assert unused_of(card, {}, outputs) == [
+        "output_kinds of 'none' (the model has no such output)",
+        "labels (output_kinds does not say which output has logits or probabilities)",
+    ]
+    labels = {"y": ("a", "b", "c"), "z": ("a",)}
+    assert unused_of(Card(), labels, outputs) == ["some labels of 'y' (3 labels for 2 classes)"]
+    assert unused_of(Card(), {"y": ("a", "b")}, outputs) == []
 
 
 def test_labels_do_not_come_from_a_link_to_another_folder(tmp_path: Path) -> None:

@@ -273,6 +273,50 @@ def test_a_folder_of_bare_files_is_a_repository(tmp_path: Path) -> None:
     assert only_model(tmp_path) == ""
 
 
+def test_folders_of_models_beside_a_bare_file_are_served_or_listed(tmp_path: Path) -> None:
+    (tmp_path / "alone.onnx").touch()
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    publish(tmp_path, "named", "1").rename(tmp_path / "named" / "1" / "net.onnx")
+    (tmp_path / "named" / "config.pbtxt").write_text('default_model_filename: "net.onnx"')
+    publish(tmp_path, "unnamed", "1").rename(tmp_path / "unnamed" / "1" / "net.onnx")
+    (tmp_path / "empty" / "1").mkdir(parents=True)
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "config.pbtxt").write_text('backend: "python"')
+    on_disk = scan(tmp_path, TritonConfigs())
+    assert sorted(on_disk.models) == ["alone", "named"]
+    assert sorted(on_disk.unservable) == [("empty", "1"), ("python", ""), ("unnamed", "1")]
+    assert "'python'" in on_disk.unservable["python", ""]
+
+
+def test_a_configuration_beside_a_bare_file_is_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / "net.onnx").touch()
+    (folder / "config.pbtxt").write_text("max_batch_size: 4")
+    for path in (folder, folder / "net.onnx"):
+        (version,) = scan(path, TritonConfigs()).models["net"]
+        assert version.config.max_batch_size == 4
+        assert version.model_folder == folder
+    (folder / "config.pbtxt").write_text('name: "other"')
+    (version,) = scan(folder, TritonConfigs()).models["net"]
+    assert "name is 'other'" in version.config.problem
+    (folder / "b.onnx").touch()  # whose configuration is it?
+    on_disk = scan(folder, TritonConfigs())
+    assert sorted(on_disk.models) == ["b", "net"]
+    assert on_disk.unservable == {
+        ("config.pbtxt", ""): "it is beside several models; give each of them a folder of its own"
+    }
+
+
+def test_the_file_that_a_configuration_names_is_the_version_of_its_model(tmp_path: Path) -> None:
+    path = publish(tmp_path, "named", "7").rename(tmp_path / "named" / "7" / "net.onnx")
+    (tmp_path / "named" / "config.pbtxt").write_text(
+        'default_model_filename: "net.onnx" max_batch_size: 2'
+    )
+    (version,) = scan(path, TritonConfigs()).models["named"]
+    assert (version.number, version.config.max_batch_size) == (7, 2)
+
+
 def test_the_folder_of_a_model_or_a_version_can_be_served_itself(tmp_path: Path) -> None:
     publish(tmp_path, "net", "3")
     publish(tmp_path, "net", "12")
