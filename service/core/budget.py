@@ -88,8 +88,8 @@ class Budget:
     """Counts the bytes of one worker. Belongs to one event loop.
 
     `used` is the bytes that are counted or granted. They exceed `limit` only by a claim that is
-    larger than its share and the only one, by the headers of one request, and by answers, which
-    exist before they are claimed.
+    larger than its share and the only one, and by headers and answers, which exist before they are
+    counted.
     `clock` returns seconds; `count_refusal` is told the transport of each refusal.
     """
 
@@ -128,7 +128,7 @@ class Budget:
         others. Large ones leave half of it to those of usual size.
         """
         share = self.limit // (8 if size > _USUAL_HEADERS else 4)
-        if self._headers and (self._headers + size > share or self.used + size > self.limit):
+        if self._headers and self._headers + size > share:
             return False
         self._headers += size
         self.used += size

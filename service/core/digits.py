@@ -181,12 +181,7 @@ class DigitLayout(NamedTuple):
 
     def check(self, outputs: Sequence[Array]) -> None:
         """Raise ModelFault where `predictions` would."""
-        values = outputs[self.output]
-        if values.shape[1:] != (len(_DIGITS),):
-            raise ModelFault.of_shape(self.model, values.shape)
-        if self.is_logits:
-            values = values.max(axis=-1)
-        if not np.isfinite(values).all():
+        if not np.isfinite(self._probabilities(outputs)).all():
             raise ModelFault.not_finite(self.model)
 
     def read(self, outputs: Sequence[Array]) -> list[Array]:
@@ -196,6 +191,8 @@ class DigitLayout(NamedTuple):
 
     def _probabilities(self, outputs: Sequence[Array]) -> npt.NDArray[np.float32]:
         probabilities = outputs[self.output]
+        if probabilities.ndim != 2:
+            raise ModelFault.of_shape(self.model, probabilities.shape)
         if not self.is_logits:
             return probabilities
         largest = probabilities.max(axis=-1, keepdims=True)

@@ -119,9 +119,15 @@ def _parse_infinity(body: bytes) -> Any:
     try:
         # All that `json` would accept beside them is refused by the stricter parser.
         orjson.loads(_NOT_FINITE.sub(lambda match: match[1] or b"0", body))
-        return json.loads(body)
+        return json.loads(body, parse_int=_integer)
     except ValueError as error:
         raise InvalidArgument(f"The body is not valid JSON: {error}.") from None
+
+
+def _integer(text: str) -> int | float:
+    """As orjson reads them: what 64 bits cannot hold is a float."""
+    number = int(text)
+    return number if -(1 << 63) <= number < 1 << 64 else float(text)
 
 
 async def parse_value(body: bytes, limit: int) -> Any:

@@ -54,8 +54,8 @@ def labels_of(
     be read, or has other labels than the card.
     """
     known = [spec for spec in outputs if card.kind(spec.name)]
-    if not known and len(outputs) == 1:  # there is no doubt which output they are about
-        known = list(outputs)
+    if not known and len(outputs) == 1 and _may_have(card.labels, outputs[0]):
+        known = list(outputs)  # there is no doubt which output they are about
     labels = {spec.name: card.labels for spec in known if card.labels}
     for output in config.outputs:
         if not output.label_filename:
@@ -88,17 +88,30 @@ def unused_of(
     """What the card or a file of labels says without effect on this model, with the reason."""
     names = {spec.name for spec in outputs}
     unused = [
-        f"output_kinds of '{excerpt(name)}' (the model has no such output)"
+        f"output_kinds of '{excerpt(name)}' (the model serves no such output)"
         for name in card.output_kinds
         if name not in names
     ]
     if card.labels and not labels:
         unused.append("labels (output_kinds does not say which output has logits or probabilities)")
     for spec in outputs:
-        count, classes = len(labels.get(spec.name, ())), spec.shape[-1] if spec.shape[1:] else -1
-        if count and classes >= 0 and count != classes:
+        count, classes = len(labels.get(spec.name, ())), _classes(spec)
+        if count and classes > 0 and count != classes:
             unused.append(f"some labels of '{spec.name}' ({count} labels for {classes} classes)")
     return unused
+
+
+def _may_have(labels: Sequence[str], spec: TensorSpec) -> bool:
+    """Whether an output can have a value for each label."""
+    return spec.datatype in ("FP16", "FP32", "FP64") and _classes(spec) in (-1, len(labels))
+
+
+def _classes(spec: TensorSpec) -> int:
+    """The classes of an output, as `classifier_of` counts them; -1 if open, 0 if there are none."""
+    if not spec.shape[1:]:
+        return 0
+    sizes = [size for size in spec.shape[1:] if size != 1] or [2]
+    return sizes[0] if len(sizes) == 1 else 0
 
 
 def picture_rule(

@@ -446,7 +446,10 @@ class Repository:
             )
         if model.unused:
             log.warning(
-                "%s version %s: no use is made of %s.", name, model.version, ", ".join(model.unused)
+                "%s version %s is served without %s.",
+                name,
+                model.version,
+                "; ".join(model.unused),
             )
         if not on_disk:
             return
@@ -556,7 +559,7 @@ class Repository:
             model_file=file,
             config=config,
             ignored=[*config.ignored, *ignored_by(session, config)],
-            unused=unused_of(card, labels, session.outputs),
+            unused=[*session.unserved, *unused_of(card, labels, session.outputs)],
             labels=labels,
             sha256=sha256,
             session=session,

@@ -143,31 +143,35 @@ class TritonConfigs:
     nothing: tuple[TritonConfig, tuple[int, ...]] = (TritonConfig(), ())
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[Sequence[int], TritonConfig]] = {}
+        self._known: dict[tuple[Path, str], tuple[Sequence[int], TritonConfig]] = {}
 
-    def of(self, folder: Path) -> tuple[TritonConfig, tuple[int, ...]]:
+    def of(self, folder: Path, name: str = "") -> tuple[TritonConfig, tuple[int, ...]]:
         """The configuration of the model in `folder`, and a signature of its files.
+
+        The model has the name of the folder, unless it has another `name`.
 
         Raises OSError if descriptors or memory are used up.
         """
         own = _signature(folder / CONFIG_FILE)
         if not own:
             return TritonConfig(), ()
-        known = self._known.get(folder)
+        known = self._known.get((folder, name))
         if known is None or known[0] != own:
             try:
-                config = read(folder)
+                config = read(folder, name)
             except ModelLoadError as error:
                 if is_used_up(error) and isinstance(error.__cause__, OSError):
                     raise error.__cause__ from None
                 config = TritonConfig(problem=error.message)
-            known = self._known[folder] = own, config
+            known = self._known[folder, name] = own, config
         labels = sorted({output.label_filename for output in known[1].outputs} - {""})
         return known[1], own + tuple(n for name in labels for n in _signature(folder / name))
 
 
-def read(folder: Path) -> TritonConfig:
+def read(folder: Path, name: str = "") -> TritonConfig:
     """Read the configuration of the model in `folder`; without a file, one that says nothing.
+
+    The model has the name of the folder, unless it has another `name`.
 
     Raises ModelLoadError for a file that is malformed, has a field that Triton's configuration
     lacks or belongs to another model, and for one of another backend.
@@ -200,7 +204,7 @@ def read(folder: Path) -> TritonConfig:
         reason = " ".join(str(error).split())[:200]
         raise ModelLoadError(f"{path} is not a valid model configuration: {reason}") from error
     try:
-        return _config_of(message, folder.name, has_batch_size)
+        return _config_of(message, name or folder.name, has_batch_size)
     except ValueError as error:
         raise ModelLoadError(f"{path}: {error}") from error
 

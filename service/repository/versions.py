@@ -83,7 +83,7 @@ def scan(root: Path, configs: TritonConfigs) -> OnDisk:
         _add_bare(on_disk, root, configs)
         return on_disk
     entries = [entry for entry in sorted(root.iterdir()) if not entry.name.startswith(".")]
-    bare = [entry for entry in entries if entry.suffix == ".onnx" and _is_file(entry)]
+    bare = [entry for entry in entries if _is_bare(entry)]
     for file in bare:
         _add_bare(on_disk, file, configs)
     model_file = configs.of(root.absolute())[0].model_file
@@ -112,7 +112,8 @@ def _is_of_a_model(folder: Path) -> bool:
     """
     try:
         return any(
-            entry.name in (CONFIG_FILE, MODEL_FILE) or parse_version(entry.name) is not None
+            entry.name in (CONFIG_FILE, MODEL_FILE)
+            or (parse_version(entry.name) is not None and entry.is_dir())
             for entry in folder.iterdir()
         )
     except OSError as error:
@@ -194,20 +195,20 @@ def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
     file = file.absolute()
     folder, name, number = file.parent, file.stem, 1
     (config, config_signature), model_folder = configs.nothing, folder
-    if file.name == MODEL_FILE:
-        name = folder.name or name
-    if (folder / CONFIG_FILE).exists():
-        if sum(entry.suffix == ".onnx" for entry in folder.iterdir()) == 1:
-            config, config_signature = configs.of(folder)
-        else:
+    version = parse_version(folder.name)
+    own, own_signature = configs.of(folder.parent) if version else configs.nothing
+    if version and file.name in (MODEL_FILE, own.model_file):
+        name, number, model_folder = folder.parent.name, version, folder.parent
+        config, config_signature = own, own_signature
+    else:
+        if file.name == MODEL_FILE:
+            name = folder.name or name
+        if (folder / CONFIG_FILE).exists() and _is_alone(file):
+            config, config_signature = configs.of(folder, name)
+        elif (folder / CONFIG_FILE).exists():
             on_disk.unservable[CONFIG_FILE, ""] = (
                 "it is beside several models; give each of them a folder of its own"
             )
-    elif version := parse_version(folder.name):
-        own, own_signature = configs.of(folder.parent)
-        if file.name == own.model_file:
-            name, number, model_folder = folder.parent.name, version, folder.parent
-            config, config_signature = own, own_signature
     if _has_no_name(on_disk, name):
         return
     card = file.with_suffix(".json")
@@ -216,6 +217,20 @@ def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
     on_disk.models[name] = [
         VersionOnDisk(name, number, folder, model_folder, file, files, card, signature, config)
     ]
+
+
+def _is_bare(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix == ".onnx" and _is_file(path)
+
+
+def _is_alone(file: Path) -> bool:
+    """Whether a folder has no other bare file. Raises OSError if descriptors are used up."""
+    try:
+        return not any(_is_bare(path) for path in file.parent.iterdir() if path.name != file.name)
+    except OSError as error:  # of a folder that cannot be listed
+        if is_used_up(error):
+            raise
+        return True
 
 
 def _has_no_name(on_disk: OnDisk, name: str) -> bool:

@@ -75,6 +75,24 @@ def spec_of(node: Any, unranked: Container[str] = ()) -> TensorSpec:
     return TensorSpec(node.name, datatype, shape, is_optional=bool(inner))
 
 
+def outputs_of(
+    session: ort.InferenceSession, unranked: Container[str] = ()
+) -> tuple[tuple[TensorSpec, ...], list[str]]:
+    """The outputs of a session that can be served, and what the others are.
+
+    Raises ModelLoadError if none can.
+    """
+    served, others = [], []
+    for node in session.get_outputs():
+        try:
+            served.append(spec_of(node, unranked))
+        except ModelLoadError as error:
+            others.append(f"output {error.message.removeprefix('tensor ')}")
+            if len(others) == len(session.get_outputs()):
+                raise
+    return tuple(served), others
+
+
 def run_ort_values(
     session: RunsOrtValues,
     specs: Mapping[str, TensorSpec],

@@ -31,7 +31,7 @@ from service.core.tensors import TensorSpec, check_spec
 from service.runtime import cuda, onnx_graph, row_wise
 from service.runtime.device import DEVICE, OnDevice, wait_for_releases
 from service.runtime.fixed_batches import FixedBatches, have_fixed_rows
-from service.runtime.ort_values import run_ort_values, spec_of
+from service.runtime.ort_values import outputs_of, run_ort_values, spec_of
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ class SessionOptions(NamedTuple):
 class Session:
     """A warmed-up model. `run` may be called from any thread, one call at a time.
 
-    Attributes: `inputs` and `outputs` in the model's order; `provider`, the execution provider in
+    Attributes: `inputs` and `outputs` in the model's order, and in `unserved` what its outputs are
+    that have no datatype in the protocol; `provider`, the execution provider in
     use, and `fallback`, why it is not CUDA (empty if CUDA runs or was not requested); `batching`,
     whether the rows of several requests may be joined along dimension 0, and those of one request
     run in parts; `batchable`, the same as one word; `has_rows`, whether dimension 0 counts rows
@@ -123,7 +124,7 @@ class Session:
         self.provider: str = session.get_providers()[0]
         self.fallback = ""
         self.inputs = tuple(spec_of(node, unranked) for node in session.get_inputs())
-        self.outputs = tuple(spec_of(node, unranked) for node in session.get_outputs())
+        self.outputs, self.unserved = outputs_of(session, unranked)
         defaults = [spec_of(node) for node in session.get_overridable_initializers()]
         self.defaults = tuple(spec._replace(is_optional=True) for spec in defaults)
         # Such a model cannot be batched, whatever is declared.

@@ -751,6 +751,17 @@ def blobs() -> tuple[np.ndarray, np.ndarray]:
     return features, (features[:, 0] + features[:, 1] > 0).astype(np.int64)
 
 
+def sklearn_with_zipmap() -> Foreign:
+    """As skl2onnx exports it by default: its second output is a sequence, which is left out."""
+    from skl2onnx import to_onnx
+    from sklearn.linear_model import LogisticRegression
+
+    features, target = blobs()
+    made = to_onnx(LogisticRegression().fit(features, target), features[:1], target_opset=18)
+    (name,) = [each.name for each in made.graph.input]
+    return Foreign(made, [{name: features[:7]}])
+
+
 def sklearn_logistic() -> Foreign:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -829,7 +840,15 @@ MODELS: Sequence[Callable[[], Foreign]] = [
     *(quantized, dynamically_quantized, loop, condition, scan, lstm, gru, embedding),
     *(data_dependent_shape, top_k, boxes, resize, upsampling, picture_classifier, volume, logic),
     *(bits, all_integers, einsum, scatter, running_sum, spectrum, sampling_grid, unique),
-    *(inner_sequence, local_function, tree, sklearn_logistic, sklearn_forest, sklearn_boosting),
+    *(
+        inner_sequence,
+        local_function,
+        tree,
+        sklearn_logistic,
+        sklearn_with_zipmap,
+        sklearn_forest,
+        sklearn_boosting,
+    ),
     *(sklearn_neighbours, sklearn_clusters, sklearn_vectors, sklearn_network, sklearn_table),
 ]
 MODELS_WITH_FILES: Sequence[Callable[[Path], Foreign]] = [

@@ -73,7 +73,7 @@ def expected(path: Path, feed: Feed) -> dict[str, np.ndarray]:
         name: array.astype("S100") if any(isinstance(e, bytes) for e in array.flat) else array
         for name, array in feed.items()
     }
-    names = [node.name for node in session.get_outputs()]
+    names = [node.name for node in session.get_outputs() if "seq(" not in node.type]
     return dict(zip(names, session.run(names, arrays), strict=True))
 
 

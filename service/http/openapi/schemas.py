@@ -291,7 +291,8 @@ SCHEMAS: dict[str, Schema] = {
         outputs=list_of(reference("OutputTensor")),
     ),
     "OutputTensor": record(
-        "An output. `data` is flat, in row-major order; null is NaN or infinite.",
+        "An output. `data` is flat, in row-major order; null is NaN. Infinities "
+        "are `Infinity` and `-Infinity`, which strict JSON lacks.",
         "parameters data",
         **_TENSOR,
         parameters=_PARAMETERS,

@@ -259,13 +259,6 @@ def test_headers_have_a_quarter_of_the_budget_and_large_ones_half_of_that() -> N
     assert Budget(1024).add_headers(large)
 
 
-def test_headers_do_not_take_the_room_of_what_is_counted() -> None:
-    budget = Budget(16 * MIB)
-    assert budget.add_headers(1024)
-    budget.used = 16 * MIB
-    assert not budget.add_headers(1024)
-
-
 def test_the_error_names_the_setting() -> None:
     for error in (InFlightLimit.full(LIMIT), InFlightLimit.slow()):
         assert "max_inflight_bytes" in error.message

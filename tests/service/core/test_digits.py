@@ -129,11 +129,14 @@ def test_predictions_made_while_they_are_read_are_those_of_all_at_once() -> None
     assert plain.judgements() == {(None, ""): 1500}
 
 
-@pytest.mark.parametrize("shape", [(20, 1, 10), (20, 10, 1), (20, 9)])
+@pytest.mark.parametrize("shape", [(20, 1, 10), (20, 10, 1), (20,)])
 def test_an_output_of_another_shape_is_the_fault_of_the_model(shape: tuple[int, ...]) -> None:
     rows = Rows(DigitLayout(0, False, None, model="mine"), [[np.zeros(shape, np.float32)]])
     with pytest.raises(ModelFault, match=r"^Model 'mine' is at fault: .* instead of \[N,10\]"):
         rows.judgements()
+    few = [np.zeros((2, *shape[1:]), np.float32)]
+    with pytest.raises(ModelFault):
+        DigitLayout(0, False, None, model="mine").predictions(few)
 
 
 def test_outputs_that_are_not_read_are_not_kept() -> None:

@@ -94,24 +94,37 @@ def test_labels_that_cannot_be_read_or_contradict_the_card_are_an_error(tmp_path
 
 
 def test_the_labels_of_a_card_are_about_the_only_output(tmp_path: Path) -> None:
-    card = Card(labels=("a", "b"))
-    assert labels_of(card, TritonConfig(), [SCORES], tmp_path) == {"y": ("a", "b")}
+    card, spec = Card(labels=("a", "b")), SCORES._replace(shape=(-1, 2))
+    assert labels_of(card, TritonConfig(), [spec], tmp_path) == {"y": ("a", "b")}
     (tmp_path / "y.txt").write_text("a\nc\n")
     config = TritonConfig(outputs=[TensorConfig("y", label_filename="y.txt")])
     with pytest.raises(ModelLoadError, match=r"labels of 'y' in model.json .* remove one of them"):
-        labels_of(card, config, [SCORES], tmp_path)
+        labels_of(card, config, [spec], tmp_path)
 
 
 def test_what_a_card_says_without_effect_is_told() -> None:
     outputs = [SCORES._replace(shape=(-1, 2)), SCORES._replace(name="z", shape=(-1, -1))]
     card = Card(labels=("a", "b", "c"), output_kinds={"none": "logits"})
     assert unused_of(card, {}, outputs) == [
-        "output_kinds of 'none' (the model has no such output)",
+        "output_kinds of 'none' (the model serves no such output)",
         "labels (output_kinds does not say which output has logits or probabilities)",
     ]
     labels = {"y": ("a", "b", "c"), "z": ("a",)}
     assert unused_of(Card(), labels, outputs) == ["some labels of 'y' (3 labels for 2 classes)"]
     assert unused_of(Card(), {"y": ("a", "b")}, outputs) == []
+    for shape in ((-1, 1), (-1, 2, 1, 1), (-1, 2, 64, 64), (-1,)):
+        spec = SCORES._replace(shape=shape)
+        assert unused_of(Card(), {"y": ("a", "b")}, [spec]) == []
+
+
+def test_labels_are_not_those_of_an_output_without_classes(tmp_path: Path) -> None:
+    card = Card(labels=("a", "b"))
+    for spec in (
+        SCORES._replace(shape=(-1,)),
+        SCORES._replace(shape=(-1, 3)),
+        SCORES._replace(datatype="INT64"),
+    ):
+        assert labels_of(card, TritonConfig(), [spec], tmp_path) == {}
 
 
 def test_labels_do_not_come_from_a_link_to_another_folder(tmp_path: Path) -> None:

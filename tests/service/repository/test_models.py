@@ -47,7 +47,7 @@ class FakeSession:
     fallback = ""
     batchable = True
     batching = Batching(True, "a reason")
-    inputs = outputs = ()
+    inputs = outputs = unserved = ()
     defaults = ()
     warm_up_error = ""
     timing = Timing()

@@ -289,10 +289,12 @@ def test_folders_of_models_beside_a_bare_file_are_served_or_listed(tmp_path: Pat
 
 
 def test_a_configuration_beside_a_bare_file_is_its_own(tmp_path: Path) -> None:
-    folder = tmp_path / "net"
+    folder = tmp_path / "models"
     folder.mkdir()
     (folder / "net.onnx").touch()
-    (folder / "config.pbtxt").write_text("max_batch_size: 4")
+    (folder / ".tmp-net.onnx").touch()
+    (folder / "folder.onnx").mkdir()
+    (folder / "config.pbtxt").write_text('max_batch_size: 4 name: "net"')
     for path in (folder, folder / "net.onnx"):
         (version,) = scan(path, TritonConfigs()).models["net"]
         assert version.config.max_batch_size == 4

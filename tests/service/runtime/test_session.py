@@ -200,6 +200,29 @@ def test_model_that_cannot_be_served_is_rejected_at_load(tmp_path: Path) -> None
         load(broken, SessionOptions("cpu"))
 
 
+def test_an_output_without_a_datatype_is_left_out(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])
+    both = helper.make_tensor_sequence_value_info("both", TensorProto.FLOAT, ["n"])
+    nodes = [
+        helper.make_node("SequenceConstruct", ["x", "x"], ["both"]),
+        helper.make_node("Neg", ["x"], ["y"]),
+    ]
+    for outputs in ([both, y], [both]):
+        graph = helper.make_graph(nodes, "g", [x], outputs)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.save(made, tmp_path / "model.onnx")
+        if y not in outputs:
+            with pytest.raises(ModelLoadError, match=r"^tensor 'both' is a seq\("):
+                load_cpu(tmp_path / "model.onnx")
+            return
+        session = load_cpu(tmp_path / "model.onnx")
+        assert [spec.name for spec in session.outputs] == ["y"]
+        what = "output 'both' is a seq(tensor(float)), which is not supported"
+        assert session.unserved == [what]
+        assert session.run([np.ones(3, np.float32)])[0].tolist() == [-1, -1, -1]
+
+
 def test_cuda_on_a_cpu_build_is_an_error_and_auto_says_why(tmp_path: Path) -> None:
     model = publish_linear(tmp_path)
     with pytest.raises(ProviderUnavailable, match="without CUDA"):
