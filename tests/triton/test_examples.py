@@ -400,6 +400,12 @@ def test_metrics_have_tritons_names(examples: Server) -> None:
     success, rows, runs, duration = (counted(n) - b for n, b in zip(names, before, strict=True))
     assert (success, rows, runs) == (1, 2, 1)
     assert duration > 0
+    assert post(examples, "simple_int8", inputs=tensors[:1])[0] == 400
+    text = examples.get("/metrics")[1].decode()
+    assert 'nv_inference_request_failure{model="simple_int8"' in text
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    others = [f"{part}_duration_us" for part in parts]
+    assert [name for name in others if f"nv_inference_{name}{labels} " not in text] == []
 
 
 def test_only_the_models_asked_for_are_loaded(explicit: Server) -> None:
