@@ -141,7 +141,9 @@ class DigitLayout(NamedTuple):
         Raises ModelFault if the output has NaN or an infinite value. The logit of a digit that the
         model excludes may be minus infinity.
         """
-        probabilities = self._probabilities(outputs)
+        probabilities = outputs[self.output]
+        if self.is_logits or probabilities.ndim != 2:
+            probabilities = self._probabilities(outputs)
         if len(probabilities) > FEW_ROWS:
             return self._columns(probabilities, outputs).predictions()
         members: Iterable[Sequence[bool] | None] = repeat(None)

@@ -109,10 +109,19 @@ async def predict(
         )
     except ModelNotFound as error:
         raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
-    return await _response(answer, explain=explain)
+    if explain or isinstance(answer.rows, Rows):
+        return await _long_response(answer, explain=explain)
+    return json_response(
+        {
+            "model_name": answer.model,
+            "model_version": answer.version,
+            "predictions": fields_of(answer.rows),
+        }
+    )
 
 
-async def _response(answer: Predictions, *, explain: bool) -> HttpResponse:
+async def _long_response(answer: Predictions, *, explain: bool) -> HttpResponse:
+    """The answer for many images, or with steps."""
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     end: dict[str, Any] = {}
     if explain:
@@ -121,8 +130,7 @@ async def _response(answer: Predictions, *, explain: bool) -> HttpResponse:
             for name, png in answer.steps
         ]
     if not isinstance(answer.rows, Rows):
-        body["predictions"] = fields_of(answer.rows)
-        response = json_response(body | end)
+        response = json_response(body | {"predictions": fields_of(answer.rows)} | end)
     elif (count := len(answer.rows)) > INLINE_ROWS:
         response = await off_loop(_response_of_many, body, answer.rows, end, size=784 * count)
     else:
