@@ -187,7 +187,7 @@ class DigitLayout(NamedTuple):
             raise ModelFault.not_finite(self.model)
 
     def read(self, outputs: Sequence[Array]) -> list[Array]:
-        """The same outputs without the contents of those that are not read."""
+        """These outputs, with a scalar in place of each that is not used here."""
         indexes = (self.output, *(self.judgement or ()))
         return [each if index in indexes else _UNREAD for index, each in enumerate(outputs)]
 

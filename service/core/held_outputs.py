@@ -1,7 +1,7 @@
 """Bounds the memory of outputs between the model and the socket.
 
 A request of 100 bytes may have outputs of megabytes. They exist from the run until their answer is
-encoded, and long ones are encoded in a thread, one at a time, while the model goes on. So the
+encoded, and long ones are encoded in a thread, one at a time, while the model keeps running. So the
 outputs of answered requests are counted until they are freed, and while they have too many bytes,
 models whose outputs are not small take no further batch. Encoding alone frees them.
 
@@ -106,7 +106,8 @@ class HeldOutputs:
             self._waiting[turn] = loop.call_later(_LONGEST_WAIT_S, self._wait_no_longer, turn)
         if self.bytes > self.most:
             return True
-        self._waiting.pop(turn).cancel()  # what was freed just now found nobody waiting
+        # An array was freed after the first look, when no turn was registered to be called.
+        self._waiting.pop(turn).cancel()
         return False
 
     def _wake(self) -> None:

@@ -446,7 +446,7 @@ class Repository:
             )
         if model.unused:
             log.warning(
-                "%s version %s is served without %s.",
+                "%s version %s makes no use of %s.",
                 name,
                 model.version,
                 "; ".join(model.unused),

@@ -203,12 +203,13 @@ def _add_bare(on_disk: OnDisk, file: Path, configs: TritonConfigs) -> None:
     else:
         if file.name == MODEL_FILE:
             name = folder.name or name
-        if (folder / CONFIG_FILE).exists() and _is_alone(file):
-            config, config_signature = configs.of(folder, name)
-        elif (folder / CONFIG_FILE).exists():
-            on_disk.unservable[CONFIG_FILE, ""] = (
-                "it is beside several models; give each of them a folder of its own"
-            )
+        if (folder / CONFIG_FILE).exists():
+            if _is_alone(file):
+                config, config_signature = configs.of(folder, name)
+            else:
+                on_disk.unservable[CONFIG_FILE, ""] = (
+                    "it is beside several models; give each of them a folder of its own"
+                )
     if _has_no_name(on_disk, name):
         return
     card = file.with_suffix(".json")

@@ -86,8 +86,8 @@ def outputs_of(
     for node in session.get_outputs():
         try:
             served.append(spec_of(node, unranked))
-        except ModelLoadError as error:
-            others.append(f"output {error.message.removeprefix('tensor ')}")
+        except ModelLoadError:
+            others.append(f"output '{node.name}' ({node.type} is not supported)")
             if len(others) == len(session.get_outputs()):
                 raise
     return tuple(served), others

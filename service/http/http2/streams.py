@@ -190,7 +190,7 @@ class Stream:
         return True
 
     def give_back(self) -> None:
-        """The stream has ended; its answer counts no longer, nor do headers that nobody has."""
+        """Stop counting its answer, and its headers unless a task still has them."""
         if self.claim is not None:
             self.claim.close()
             self.claim = None
@@ -198,7 +198,7 @@ class Stream:
             self.give_back_headers()
 
     def give_back_headers(self) -> None:
-        """Count its headers no longer."""
+        """Stop counting its headers."""
         if self._budget is not None:
             self._budget.drop_headers(self._header_bytes)
             self._budget = None
