@@ -1,7 +1,8 @@
 """How a model is served, in the terms of the protocol's model configuration.
 
 The answer is complete: what config.pbtxt declares, what the model has, and the default of each
-field. Fields without effect have their defaults, or are left out if they are messages.
+field. Fields without effect have their defaults. Messages that choose between kinds of models
+(`sequence_batching`, `ensemble_scheduling`, ...) are left out, as in Triton's answers.
 
 Source: Triton's "Model Configuration Extension"; the fields are those of proto/inference/
 model_config.proto, enums by their names.
@@ -107,6 +108,26 @@ class WarmUpFields(TypedDict):
     count: int
 
 
+class PinnedMemory(TypedDict):
+    enable: bool
+
+
+class Optimization(TypedDict):
+    priority: str
+    input_pinned_memory: PinnedMemory
+    output_pinned_memory: PinnedMemory
+    gather_kernel_buffer_threshold: int
+    eager_batching: bool
+
+
+class TransactionPolicy(TypedDict):
+    decoupled: bool
+
+
+class ResponseCache(TypedDict):
+    enable: bool
+
+
 class ModelConfig(TypedDict):
     """A ModelConfig message as a dictionary.
 
@@ -123,12 +144,15 @@ class ModelConfig(TypedDict):
     output: list[OutputFields]
     batch_input: list[str]
     batch_output: list[str]
+    optimization: Optimization
     instance_group: list[InstanceGroup]
     default_model_filename: str
     cc_model_filenames: dict[str, str]
     metric_tags: dict[str, str]
     parameters: dict[str, Parameter]
     model_warmup: list[WarmUpFields]
+    model_transaction_policy: TransactionPolicy
+    response_cache: ResponseCache
     dynamic_batching: NotRequired[DynamicBatching]
 
 
@@ -171,6 +195,13 @@ def configuration(
         ],
         "batch_input": [],
         "batch_output": [],
+        "optimization": {
+            "priority": "PRIORITY_DEFAULT",
+            "input_pinned_memory": {"enable": False},
+            "output_pinned_memory": {"enable": False},
+            "gather_kernel_buffer_threshold": 0,
+            "eager_batching": False,
+        },
         "instance_group": [
             {
                 "name": f"{model.name}_0",
@@ -188,6 +219,8 @@ def configuration(
         "metric_tags": {},
         "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         "model_warmup": [_warm_up(each) for each in declared.warm_ups],
+        "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": False},
     }
     queue = session.batching.queue
     if session.batchable or queue != QueueLimits():

@@ -234,7 +234,8 @@ class Repository:
         entries = []
         for version in (v for versions in on_disk.models.values() for v in versions):
             name, number = version.name, str(version.number)
-            ready = number in self._models.get(name, ())
+            loaded = self._models.get(name, {})
+            ready = number in loaded
             failure = self._failed.get((name, version.number))
             reason = failure.reason if failure else ""
             if not ready and not reason:
@@ -244,6 +245,8 @@ class Repository:
                     reason = "not loaded: neither load_model nor a client asks for it"
                 elif not self._policy(version).selects(version.number):
                     reason = f"not among the versions of version_policy in {CONFIG_FILE}"
+                elif not loaded or version.number > int(next(iter(loaded))):
+                    reason = "it has not been loaded so far"
                 else:
                     reason = f"not among the newest {self._policy(version).latest}"
             entries.append(IndexEntry(name=name, version=number, ready=ready, reason=reason))

@@ -155,9 +155,15 @@ def _add_model(on_disk: OnDisk, folder: Path, configs: TritonConfigs) -> None:
     versions, unservable = [], {}
     for entry in folder.iterdir():
         number = parse_version(entry.name)
-        if number is None or not entry.is_dir():
-            continue
         file, card = entry / config.model_file, entry / CARD_FILE
+        if number is None:
+            if not entry.name.startswith(".") and _is_file(file):
+                unservable[name, printable(entry.name)] = config.problem or (
+                    "the name of a version's folder is a whole number, such as 1"
+                )
+            continue
+        if not entry.is_dir():
+            continue
         if not file.exists():
             others = sorted(each.name for each in entry.glob("*.onnx") if each.exists())
             unservable[name, entry.name] = config.problem or (

@@ -216,7 +216,10 @@ def test_trace_settings_are_off_and_stay_off(triton: Triton) -> None:
         triton.get_trace_settings("none")
 
 
-@pytest.mark.parametrize("settings", [{"model_control_mode": "poll"}, {"host": "0.0.0.0"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"model_control_mode": "poll"}, {"model_control_mode": "none"}, {"host": "0.0.0.0"}],
+)
 def test_server_without_control_rejects_changes(
     start_server: Callable[..., Server], settings: dict[str, object]
 ) -> None:
@@ -232,3 +235,23 @@ def test_server_without_control_rejects_changes(
     assert server.get("/v2/models/mnist/ready")[0] == 200
     assert server.get("/v2/logging")[0] == 200
     assert server.post("/v2/repository/index", b"", "application/json")[0] == 200
+
+
+def test_without_model_control_what_was_there_at_the_start_stays(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Beside a server that polls, which shows when the change would have been seen."""
+    shutil.copytree(SHIPPED_MODELS / "mnist" / "1", tmp_path / "mnist" / "1")
+    fixed, polling = (
+        start_server(tmp_path, model_control_mode=mode, poll_interval=0.05)
+        for mode in ("none", "poll")
+    )
+    shutil.copytree(tmp_path / "mnist" / "1", tmp_path / ".new")
+    (tmp_path / ".new").rename(tmp_path / "mnist" / "2")
+    polling.wait_until(lambda: polling.get("/v2/models/mnist/versions/2/ready")[0] == 200)
+    assert fixed.get("/v2/models/mnist/versions/2/ready")[0] == 404
+    index = fixed.post("/v2/repository/index", b"", "application/json")[1]
+    assert [(entry["version"], entry["state"], entry["reason"]) for entry in index] == [
+        ("2", "UNAVAILABLE", "it has not been loaded so far"),
+        ("1", "READY", ""),
+    ]

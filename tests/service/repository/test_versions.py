@@ -25,6 +25,8 @@ from service.repository.versions import (
 from tests.descriptors import free_descriptors
 from tests.e2e.onnx_models import external_model
 
+NO_NUMBER = "the name of a version's folder is a whole number, such as 1"
+
 
 def publish(root: Path, name: str, version: str, content: bytes = b"model") -> Path:
     folder = root / name / version
@@ -70,8 +72,18 @@ def test_whatever_is_not_a_version_with_a_model_is_ignored(tmp_path: Path) -> No
     assert on_disk.unservable == {
         ("mnist", "2"): "it has no model.onnx",
         ("mnist", "3"): "it has no model.onnx",
-        ("none", ""): "it has no version, a folder such as none/1",
+        ("mnist", "01"): NO_NUMBER,
+        ("none", "x"): NO_NUMBER,
     }
+
+
+def test_a_version_whose_folder_has_another_name_is_not_hidden_by_good_ones(tmp_path: Path) -> None:
+    for version in ("1", "v2", "2.0", ".3"):
+        publish(tmp_path, "mnist", version)
+    (tmp_path / "mnist" / "labels").mkdir()
+    on_disk = scan(tmp_path, TritonConfigs())
+    assert [version.number for version in on_disk.models["mnist"]] == [1]
+    assert on_disk.unservable == {("mnist", "v2"): NO_NUMBER, ("mnist", "2.0"): NO_NUMBER}
 
 
 def test_a_linked_version_is_served_as_any_other(tmp_path: Path) -> None:
