@@ -379,6 +379,7 @@ class Http2Connection(Carrier):
         block = tuple(event.headers)
         scope = self._scopes.get(block)
         if scope is None:
+            stream.is_head = (b":method", b"HEAD") in block  # also of one that is refused here
             try:
                 scope = RequestScope(block, self)
             except Malformed as error:

@@ -404,6 +404,24 @@ async def test_long_headers_count_until_their_stream_ends() -> None:
 
 
 @in_loop
+async def test_a_refused_head_request_has_no_body() -> None:
+    async def front(scope: RequestScope, stream: Stream) -> None:
+        await stream()
+
+    client = Client(front)
+    await client.flush()
+    client.server.budget = Budget(1 << 18)
+    head = [(":method", "HEAD"), *HEADERS[1:]]
+    client.h2.send_headers(1, [*POST, *[(f"x-{number}", "a" * 3000) for number in range(8)]])
+    client.h2.send_headers(3, [*head, ("x-long", "a" * 30_000)], end_stream=True)
+    client.h2.send_headers(5, [*head, ("x-long", "a\x01")], end_stream=True)
+    await client.flush()
+    assert client.ended == [3, 5]
+    assert [client.answers[n][0][":status"] for n in (3, 5)] == ["503", "400"]
+    assert [client.answers[n][1] for n in (3, 5)] == [b"", b""]
+
+
+@in_loop
 async def test_headers_count_while_a_request_has_them_that_was_given_up() -> None:
     may_end = asyncio.Event()
 
