@@ -101,10 +101,17 @@ def test_dependabot_watches_every_kind_of_dependency() -> None:
     settings = yaml.safe_load((GITHUB / "dependabot.yml").read_text())
     assert settings["version"] == 2
     kinds = {update["package-ecosystem"] for update in settings["updates"]}
-    assert kinds == {"pip", "github-actions", "docker", "docker-compose"}
+    assert kinds == {"pip", "github-actions", "docker", "docker-compose", "npm"}
     for update in settings["updates"]:
-        assert update["directory"] == "/"
         assert update["schedule"] == {"interval": "weekly"}
+        if update["package-ecosystem"] != "npm":
+            assert update["directory"] == "/"
+            continue
+        packages = [
+            path for path in ROOT.glob("*/**/package.json") if "node_modules" not in path.parts
+        ]
+        folders = {f"/{path.parent.relative_to(ROOT)}" for path in packages}
+        assert set(update["directories"]) == {f for f in folders if not f.startswith("/.")}
 
 
 @pytest.mark.parametrize("kind", ["bug", "feature"])

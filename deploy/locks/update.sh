@@ -13,11 +13,16 @@ cd "$(dirname "$0")/../.."
 upgrade=$([ "${1:-}" != --upgrade ] || echo --upgrade)
 readonly X86_64='--python-platform x86_64-manylinux_2_28'
 python=3.11
+lock_into() {
+  local file=$1
+  shift
+  uv pip compile "$@" --python-version $python --generate-hashes --no-emit-index-url --quiet \
+    --custom-compile-command deploy/locks/update.sh -o "$file"
+}
 lock() {
   local name=$1
   shift
-  uv pip compile "$@" --python-version $python --generate-hashes --no-emit-index-url --quiet \
-    --custom-compile-command deploy/locks/update.sh -o "deploy/locks/$name.txt"
+  lock_into "deploy/locks/$name.txt" "$@"
 }
 lock build deploy/locks/build.in --universal $upgrade
 lock tools deploy/locks/tools.in --universal $upgrade
@@ -38,3 +43,7 @@ for python in 3.11 3.14; do
     --extra cpu --extra traces --extra train --extra dev --extra docs --extra kubernetes --extra grpc --extra images \
     --python-platform x86_64-manylinux_2_36
 done
+# What `make test-triton` installs into environments of their own.
+python=3.11
+lock_into tests/triton/kserve.txt tests/triton/kserve.in --universal $upgrade
+lock_into tests/triton/perf_analyzer.txt tests/triton/perf_analyzer.in --universal --no-deps

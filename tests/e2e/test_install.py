@@ -169,16 +169,15 @@ def test_without_a_repository_the_packaged_model_is_served_until_there_is_one(
 def test_pipx_starts_a_server_from_the_wheel_alone(
     release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    venv.create(tmp_path / "tools", with_pip=True)
-    tools, cwd = tmp_path / "tools" / "bin", tmp_path / "empty"
-    run(tools / "python", "-m", "pip", "install", "--quiet", "pipx")
+    cwd = tmp_path / "empty"
     monkeypatch.setenv("PIPX_HOME", str(tmp_path / "pipx"))
     monkeypatch.setenv("PIPX_DEFAULT_PYTHON", sys.executable)
     cwd.mkdir()
-    pipx = [tools / "pipx", "run", "--spec", f"{release.wheel}[cpu]"]
-    run(*pipx, "mnist-serve", "--help", cwd=cwd)  # installs it
-    client = [tools / "pipx", "run", "--spec", f"{release.client}[grpc]", "mnist-predict"]
-    with serving(cwd, *pipx, "mnist-serve") as addresses:
+    pipx = [sys.executable, "-m", "pipx", "run", "--spec"]
+    serve = [*pipx, f"{release.wheel}[cpu]", "mnist-serve"]
+    run(*serve, "--help", cwd=cwd)  # installs it
+    client = [*pipx, f"{release.client}[grpc]", "mnist-predict"]
+    with serving(cwd, *serve) as addresses:
         assert version_that_finds_the_seven(cwd, addresses, *client) == "2"
 
 

@@ -43,11 +43,7 @@ VERSION = "1.34"
 GATEWAY = "components/gateway/gateway.yaml"
 FILES = (GATEWAY, "training/search.yaml", "training/pytorchjob.yaml")
 RECIPE = "### Behind a gateway"  # the heading in docs/deployment.md
-_NPM = (
-    "@kubernetes-models/gateway-api@2.0.0",
-    "@kubernetes-models/keda@2.0.0",
-    "@kubernetes-models/prometheus-operator@6.0.0",
-)
+_NPM = ("package.json", "package-lock.json")
 _NPM_GROUPS = ("gateway.networking.k8s.io/", "keda.sh/", "monitoring.coreos.com/")
 Manifest = dict[str, Any]
 
@@ -227,13 +223,16 @@ def npm_problems(manifests: list[Manifest]) -> list[str]:
             flush=True,
         )
         return []
-    versions = hashlib.sha256(" ".join(_NPM).encode()).hexdigest()[:8]
+    here = Path(__file__).parent
+    versions = hashlib.sha256((here / _NPM[1]).read_bytes()).hexdigest()[:8]
     folder = Path(tempfile.gettempdir()) / f"mnist-kubernetes-models-{os.getuid()}-{versions}"
     folder.mkdir(exist_ok=True)
     if not (folder / "node_modules").exists():
-        install = ["npm", "install", "--silent", "--no-audit", "--no-fund", *_NPM]
+        for file in _NPM:
+            shutil.copy(here / file, folder)
+        install = ["npm", "ci", "--silent", "--no-audit", "--no-fund"]
         subprocess.run(install, cwd=folder, check=True)
-    shutil.copy(Path(__file__).with_name("validate.mjs"), folder)
+    shutil.copy(here / "validate.mjs", folder)
     node = subprocess.run(
         ["node", "validate.mjs"], cwd=folder, input=json.dumps(manifests), capture_output=True,
         text=True, check=False,

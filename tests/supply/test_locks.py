@@ -1,4 +1,4 @@
-"""deploy/locks agrees with pyproject.toml: what is declared is locked, and all of it with hashes.
+"""The locks agree with pyproject.toml: what is declared is locked, and all of it with hashes.
 
 Needs no network, so it cannot see newer versions: dependabot and `make locks ARGS=--upgrade` do.
 """
@@ -18,7 +18,7 @@ from packaging.version import Version
 
 from tests.conftest import ROOT
 
-LOCKS = ROOT / "deploy" / "locks"
+LOCKS, TRITON = ROOT / "deploy" / "locks", ROOT / "tests" / "triton"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENT = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())["project"]
 PROJECT, BUILD = PYPROJECT["project"], PYPROJECT["build-system"]["requires"]
@@ -46,7 +46,7 @@ class Locked(NamedTuple):
 
 def read(name: str) -> list[Locked]:
     entries: list[Locked] = []
-    for line in (LOCKS / f"{name}.txt").read_text().splitlines():
+    for line in FILES[name].read_text().splitlines():
         if not line or line.startswith("#") or line == "    # via":
             continue
         if match := re.fullmatch(r"    --hash=sha256:([0-9a-f]{64})( \\)?", line):
@@ -95,7 +95,7 @@ def versions(name: str, environment: dict[str, str]) -> dict[str, Version]:
 def declared(name: str) -> list[Requirement]:
     """What a lock is made from."""
     lines: list[str] = []
-    if (file := LOCKS / f"{name.partition('-3.')[0]}.in").exists():
+    if (file := FILES[name].with_name(f"{name.partition('-3.')[0]}.in")).exists():
         lines = file.read_text().splitlines()
         lines += BUILD if "-r build.in" in lines else []
         lines = [line for line in lines if not line.startswith(("#", "-r "))]
@@ -109,11 +109,12 @@ def declared(name: str) -> list[Requirement]:
     return [r for r in map(Requirement, lines) if r.name not in left_out]
 
 
-NAMES = sorted(path.stem for path in LOCKS.glob("*.txt"))
+FILES = {path.stem: path for folder in (LOCKS, TRITON) for path in sorted(folder.glob("*.txt"))}
+NAMES = sorted(FILES)
 
 
 def test_every_lock_is_known() -> None:
-    assert set(NAMES) == {*EXTRAS, "build", "tools"}
+    assert set(NAMES) == {*EXTRAS, "build", "tools", "kserve", "perf_analyzer"}
 
 
 def test_the_build_lock_is_for_the_build_backend_of_the_project() -> None:
@@ -128,7 +129,7 @@ def test_what_the_project_declares_is_locked_in_a_version_that_it_allows(name: s
         for requirement in declared(name):
             if applies(requirement, environment):
                 package = canonicalize_name(requirement.name)
-                advice = f"deploy/locks/{name}.txt lacks {requirement}: run make locks"
+                advice = f"{FILES[name]} lacks {requirement}: run make locks"
                 assert package in locked, advice
                 assert requirement.specifier.contains(locked[package], prereleases=True), advice
 
@@ -141,7 +142,7 @@ def test_nothing_is_locked_that_no_package_requires(name: str) -> None:
     for entry in entries:
         ours = {parent for parent in entry.parents if re.search(r" |\.in$", parent)}
         if ours:
-            advice = f"{entry.requirement.name} in deploy/locks/{name}.txt: run make locks"
+            advice = f"{entry.requirement.name} in {FILES[name]}: run make locks"
             assert canonicalize_name(entry.requirement.name) in direct, advice
         assert ours or entry.parents & names, entry.requirement
 
@@ -152,7 +153,7 @@ def test_every_package_has_hashes_and_no_address(name: str) -> None:
         assert entry.hashes, entry.requirement
         assert entry.requirement.url is None
     # A lock does not decide from where packages come: that is pip's configuration.
-    assert not re.search(r"://|^--?(index|extra|find)", (LOCKS / f"{name}.txt").read_text(), re.M)
+    assert not re.search(r"://|^--?(index|extra|find)", FILES[name].read_text(), re.M)
 
 
 def test_every_node_package_has_a_lock_with_hashes_and_no_address() -> None:

@@ -20,9 +20,9 @@ from tests.conftest import ROOT, Server
 from tests.triton.repository import publish_examples
 
 FOLDER = ROOT / "build" / "triton"
-KSERVE = "kserve==0.21.0"
+HERE = Path(__file__).parent
+LOCKED = ("--require-hashes", "--no-deps", "--requirement")  # and kserve.txt, perf_analyzer.txt
 KSERVE_UNTIL = (3, 14)  # its Requires-Python is <3.14
-WHEELS = ("tritonclient==2.45.0", "nvidia-cuda-runtime-cu12==12.9.79")
 LIBRARY = "libb64-0d"
 # Options of perf_analyzer. A run lasts until three windows of 50 requests; any latency is stable.
 RUNS = (
@@ -50,10 +50,11 @@ def main() -> int:
         try:
             server.wait_until(server.is_ready)
             if sdk is None:
-                print(f"not run: KServe SDK, {KSERVE} is not made for this Python", flush=True)
+                print("not run: the KServe SDK, which is not made for this Python", flush=True)
             else:
-                script = Path(__file__).with_name("kserve_sdk.py")
-                failed += run("KServe SDK", [sdk, script, server.http, server.grpc], "")
+                failed += run(
+                    "KServe SDK", [sdk, HERE / "kserve_sdk.py", server.http, server.grpc], ""
+                )
             for protocol, address in (("http", server.http), ("grpc", server.grpc)):
                 for options in (*RUNS, *(OF_GRPC if protocol == "grpc" else ())):
                     command = [analyzer, "-i", protocol, "-u", address, *options]
@@ -74,7 +75,8 @@ def kserve_sdk(pip: list[str]) -> Path:
         subprocess.run(
             [sys.executable, "-m", "venv", "--without-pip", python.parents[1]], check=True
         )
-    subprocess.run([*pip, "--python", python, "install", KSERVE], check=True)
+    lock = HERE / "kserve.txt"
+    subprocess.run([*pip, "--python", python, "install", *LOCKED, lock], check=True)
     return python
 
 
@@ -82,7 +84,8 @@ def perf_analyzer(pip: list[str]) -> tuple[Path, str]:
     """The path of perf_analyzer, and of the folders with its libraries."""
     analyzer = FOLDER / "tritonclient-2.45.0.data" / "data" / "bin" / "perf_analyzer"
     if not analyzer.exists():
-        subprocess.run([*pip, "download", "--no-deps", "-d", FOLDER, *WHEELS], check=True)
+        lock = HERE / "perf_analyzer.txt"
+        subprocess.run([*pip, "download", "-d", FOLDER, *LOCKED, lock], check=True)
         for wheel in FOLDER.glob("*.whl"):
             zipfile.ZipFile(wheel).extractall(FOLDER)
         analyzer.chmod(0o755)
