@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import http.client
 import json
 import os
 import re
@@ -20,7 +22,7 @@ from service.access.keys import SCOPES, Key, KeysFile, digest_of, new_key
 from service.http.openapi.viewer import STATIC
 from tests.conftest import ROOT, SHIPPED_MODELS, Server
 from tests.e2e.browser import running_browser, violations
-from tests.e2e.openapi.conformance import DOCUMENT
+from tests.e2e.openapi.conformance import DOCUMENT, check
 
 CONFIGURATION = Path(__file__).parent / "openapi" / "schemathesis.toml"
 OPERATIONS = sum(map(len, DOCUMENT["paths"].values()))
@@ -103,6 +105,41 @@ def test_schemathesis_finds_nothing_on_a_server_with_keys_either(
         found: dict[str, Any] = json.loads(report.read_text())
         assert found["failures"] == []
         assert found["test_cases"]["generated"] > OPERATIONS
+
+
+PAGE = {"Origin": "http://page.example"}
+PREFLIGHT = PAGE | {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "x-api-key",
+}
+
+
+def test_answers_to_pages_of_others_and_to_what_is_no_request_are_in_the_document(
+    start_server: Callable[..., Server],
+) -> None:
+    server = start_server(allowed_origins=PAGE["Origin"])
+    headers = {f"x-{number}": "1" for number in range(100)}
+    for method, path, more, expected in (
+        ("GET", "/", PAGE | {"Accept": "text/html"}, 200),
+        ("GET", "/v2", PAGE, 200),
+        ("GET", "/v2/", PAGE, 200),
+        ("GET", "/docs", PAGE, 200),
+        ("OPTIONS", "/predict", PREFLIGHT, 204),
+        ("OPTIONS", "/predict", PAGE, 200),
+        ("POST", "/predict", PAGE, 415),
+        ("PUT", "/predict", PAGE, 405),
+        ("GET", "/nowhere", PAGE, 404),
+        ("GET", "/v2", {"Origin": "http://other.example"}, 403),
+        ("GET", "/v2", headers, 431),
+        ("GET", "/v2", {"Transfer-Encoding": "nothing"}, 400),
+    ):
+        connection = http.client.HTTPConnection(server.http, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers=more)
+            answer = connection.getresponse()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            assert answer.status == expected, (method, path)
+            check(method, path, answer.status, names, answer.read())
 
 
 @pytest.fixture(scope="module")

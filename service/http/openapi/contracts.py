@@ -270,4 +270,15 @@ VIEWER = Contract(
     otherwise={304: {}},
     errors=(NoSuchEndpoint,),
 )
-OPTIONS = Contract(PAGES, "The methods of the path", {}, answer_headers={"allow": STRING})
+_PREFLIGHT = ("access-control-allow-methods", "access-control-allow-headers")
+OPTIONS = Contract(
+    PAGES,
+    "The methods of the path, and what a page of another server may send (CORS preflight)",
+    {},
+    answer_headers={
+        "allow": STRING,
+        **dict.fromkeys(_PREFLIGHT, STRING),
+        "access-control-max-age": {"type": "integer"},
+    },
+    otherwise={204: {}},
+)

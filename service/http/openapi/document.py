@@ -6,19 +6,21 @@ Source: OpenAPI Specification 3.1.1, https://spec.openapis.org/oas/v3.1.1
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
 from service import __version__
 from service.access.gate import Need
 from service.access.keys import Scope
+from service.access.origins import SAFE_HEADERS
 from service.core import errors
 from service.core.errors import ServiceError
 from service.http.message import JSON
-from service.http.openapi.contracts import OPTIONS, TAGS, Contract
+from service.http.openapi.contracts import OPTIONS, PAGES, TAGS, Contract
 from service.http.openapi.schemas import SCHEMAS, STRING, VERSION, Schema, reference
 from service.http.pictures import FORM, PICTURES
+from service.http.static_files import PAGE_HEADERS
 
 # What any request may be answered with: its body is read and decompressed before its route runs.
 _COMMON: tuple[type[ServiceError], ...] = (
@@ -42,8 +44,9 @@ _ABOUT = """\
 This server classifies handwritten digits, and whatever else its models know: it takes pictures and
 returns probabilities, or takes and returns tensors by the Open Inference Protocol (KServe V2).
 
-A request that fails gets `{"error": "one sentence"}`. A path that is not listed here gets 404; a
-method that its path does not have gets 405, with the header `Allow`.
+A request that fails gets `{"error": "one sentence"}`. A path that is not listed here, with or
+without a slash at its end, gets 404; a method that its path does not have gets 405, with the header
+`Allow`.
 
 If the server has keys, a call needs one that has the scope of the operation: predict, read, admin
 or metrics. Without a valid one, all but the operations that need none answer the same 401, also for
@@ -86,6 +89,7 @@ _HEADERS = {
         "schema": STRING,
         "description": "The id that the request had, or a new one.",
     },
+    "allow": {"schema": STRING, "description": "The methods of the path."},
     "retry-after": {
         "schema": {"type": "integer", "minimum": 1},
         "description": "The expected wait in seconds, if waiting helps.",
@@ -96,7 +100,50 @@ _HEADERS = {
         "schema": {"type": "string", "enum": ["gzip", "deflate"]},
         "description": "How the body is compressed, if it is.",
     },
+    **{
+        name: {"required": True, "schema": STRING, "description": "Keeps browsers strict."}
+        for name, _ in SAFE_HEADERS
+    },
+    **{
+        name: {"schema": STRING, "description": "For a page whose origin is listed."}
+        for name in ("access-control-allow-origin", "access-control-expose-headers")
+    },
 }
+# On every answer; what bytes get that are no request has no id.
+_ALWAYS = (
+    "x-request-id",
+    "vary",
+    *(name for name, _ in SAFE_HEADERS),
+    "access-control-allow-origin",
+    "access-control-expose-headers",
+)
+_OF_PAGES = {name: STRING for name, _ in PAGE_HEADERS if name not in _HEADERS}
+_OF_ERRORS = (*_ALWAYS, "retry-after", "www-authenticate", "allow")
+_TOO_MANY_HEADERS = 431
+# What a client is told of each kind of failure.
+_FAILURES = {
+    400: "The request is wrong, or the model cannot be loaded; sending it again will fail again.",
+    401: "A valid key is needed.",
+    403: "The key lacks the scope, the settings do not allow it, or a web page of another server "
+    "asks.",
+    404: "What the request names does not exist: the path, the model or its version, the region.",
+    405: "The path exists, but does not accept this method.",
+    408: "The body did not arrive in time.",
+    409: "The name is taken.",
+    413: "The body, the picture or the batch exceeds a limit.",
+    415: "The endpoint does not read this content type.",
+    429: "The caller has used up what its limits allow; Retry-After says when to try again.",
+    431: "The headers are too many or too large.",
+    500: "The server failed, and its log says why under the request id; or the model's answer "
+    "cannot be used.",
+    501: "The protocol defines it, but this server does not implement it.",
+    503: "The server is busy or cannot do this now; try again, after the seconds of Retry-After if "
+    "it has them.",
+    504: "The deadline or timeout of the request, or a limit of the server, passed before the "
+    "answer.",
+}
+# Bytes that are no request are answered with these as well, before anything has given them an id.
+_WITHOUT_ID = (400, 431, 503)
 
 
 class Described(Protocol):
@@ -167,10 +214,10 @@ def document(routes: Iterable[Described]) -> dict[str, Any]:
             "securitySchemes": _SCHEMES,
             "responses": {
                 **{
-                    _phrase(status).replace(" ", ""): _error_response(status)
-                    for status in sorted({kind.http_status for kind in _kinds_of(ServiceError)})
+                    _phrase(status).replace(" ", ""): _error_response(status, description)
+                    for status, description in _FAILURES.items()
                 },
-                "Head": _answer("The error, without its body.", {}, ["x-request-id"]),
+                "Head": _answer("The error, without its body.", {}, _OF_ERRORS),
             },
         },
     }
@@ -187,16 +234,19 @@ def _operation(
     shared = ["x-request-id"]
     shared += ["content-encoding"] if contract.body else []
     shared += ["accept-encoding"] if compress else []
-    headers = ["x-request-id", *(["vary", "content-encoding"] if compress else [])]
+    headers = [*_ALWAYS, *(["content-encoding"] if compress else [])]
+    of_pages = _OF_PAGES if contract.tag == PAGES else {}
     answers = {200: contract.answer, **contract.otherwise}
     responses = {
-        str(status): _answer(_phrase(status), content, headers, contract.answer_headers)
+        str(status): _answer(
+            _phrase(status), content, headers, {**contract.answer_headers, **of_pages}
+        )
         for status, content in answers.items()
         if content is not None
     }
     refusals = () if scope is None else _REFUSALS
-    for kind in (*_COMMON, *refusals, *contract.errors):
-        status = kind.http_status
+    kinds = (*_COMMON, *refusals, *contract.errors)
+    for status in (*(kind.http_status for kind in kinds), _TOO_MANY_HEADERS):
         name = _phrase(status).replace(" ", "")
         responses.setdefault(str(status), {"$ref": f"#/components/responses/{name}"})
     operation: dict[str, Any] = {
@@ -272,19 +322,15 @@ def _without_content(operation: dict[str, Any]) -> dict[str, Any]:
     return operation
 
 
-def _error_response(status: int) -> dict[str, Any]:
-    names = ["x-request-id"]
+def _error_response(status: int, description: str) -> dict[str, Any]:
+    names = list(_ALWAYS)
     if status in (errors.Overloaded.http_status, errors.TooManyRequests.http_status):
         names.append("retry-after")
     if status == errors.Unauthenticated.http_status:
         names.append("www-authenticate")
-    kinds = [kind for kind in _kinds_of(ServiceError) if kind.http_status == status]
-    description = " ".join((kind.__doc__ or "").partition("\n")[0] for kind in kinds)
-    return _answer(description, {JSON: reference("Error")}, names)
-
-
-def _kinds_of(base: type[ServiceError]) -> Iterator[type[ServiceError]]:
-    """A class of errors, and all classes that inherit from it."""
-    yield base
-    for kind in base.__subclasses__():
-        yield from _kinds_of(kind)
+    if status == errors.MethodNotAllowed.http_status:
+        names.append("allow")
+    answer = _answer(description, {JSON: reference("Error")}, names, _OF_PAGES)
+    if status in _WITHOUT_ID:
+        answer["headers"]["x-request-id"] = _HEADERS["x-request-id"] | {"required": False}
+    return answer

@@ -14,8 +14,11 @@ from service.http.openapi.document import document
 from service.http.routes import ROUTES
 
 DOCUMENT = document(ROUTES)
+# Of HTTP itself; OpenAPI ignores content-type among the headers of an answer.
+_OF_HTTP = {"connection", "content-length", "content-type", "date", "keep-alive", "server"}
 _PATTERNS = {
-    path: re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path))) for path in DOCUMENT["paths"]
+    path: re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) + "/?")
+    for path in DOCUMENT["paths"]
 }
 
 
@@ -28,13 +31,15 @@ def check(method: str, target: str, status: int, headers: Mapping[str, str], bod
         # What the document's description says of other methods and paths.
         assert status in ((401, 405, 501) if items else (401, 404, 501))
         assert status != 405 or "allow" in headers
-        response = _resolved({"$ref": "#/components/responses/NotFound"})
+        name = "MethodNotAllowed" if status == 405 else "NotFound"
+        response = _resolved({"$ref": f"#/components/responses/{name}"})
     else:
         responses = operations[0]["responses"]
         assert str(status) in responses, f"{status} is not one of {', '.join(responses)}"
         response = _resolved(responses[str(status)])
     for name, header in response["headers"].items():
         assert name in headers or not _resolved(header).get("required"), f"{name} is missing"
+    assert headers.keys() - response["headers"].keys() <= _OF_HTTP
     content = response.get("content", {})
     if not content:
         assert body == b""
