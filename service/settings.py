@@ -18,7 +18,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -808,19 +808,19 @@ def load(
     environ: Mapping[str, str] | None = None,
     *,
     command_line: argparse.ArgumentParser | None = None,
-    problems: list[str] | None = None,
+    problems: list[SettingsError] | None = None,
 ) -> Settings:
     """Read the settings from flags (by default those of this process), environment and file.
 
     Raises SettingsError for a value that cannot be used, and for an unknown flag, variable or key;
-    with `problems`, adds the messages of all such errors to it instead, and leaves these values
-    out. argparse exits after --help, and if the value of a flag is missing.
+    with `problems`, adds all such errors to it instead, and leaves these values out. argparse exits
+    after --help, and if the value of a flag is missing.
     """
 
     def refuse(error: SettingsError) -> None:
         if problems is None:
             raise error from None
-        problems.append(str(error))
+        problems.append(error)
 
     environ = os.environ if environ is None else environ
     namespace, unknown_flags = (command_line or parser()).parse_known_args(arguments)
@@ -875,7 +875,7 @@ def load(
             elif name in file_values:
                 values[name] = _convert(name, kind, file_values[name], str(path))
         except SettingsError as error:
-            refuse(error)
+            refuse(SettingsError(str(error), name))
     settings = None
     while settings is None:
         try:
@@ -915,10 +915,17 @@ def _served_path(flags: dict[str, Any]) -> str | None:
         if flags["models"] is not None:
             raise SettingsError(f"{path!r} and --models are both given; remove one of them.")
         if not Path(path).exists():
-            nearest = _nearest(path, ["--" + name.replace("_", "-") for name in flags])
-            raise SettingsError(f"{path!r} is no file or folder; the nearest flag is {nearest}.")
+            flag = "" if set(path) & set("./") else _flag_like(path, flags)
+            hint = f"; did you mean {flag}?" if flag else "."
+            raise SettingsError(f"{path!r} is no file or folder{hint}")
         flags["models"] = path
     return path
+
+
+def _flag_like(word: str, names: Iterable[str]) -> str:
+    """The flag that a word without its hyphens almost is, or an empty string."""
+    flags = ["--" + name.replace("_", "-") for name in names]
+    return next(iter(difflib.get_close_matches(f"--{word.lstrip('-')}", flags, n=1)), "")
 
 
 def _is_service_link(name: str, value: str) -> bool:

@@ -23,14 +23,18 @@ _COLOURS = {Severity.OK: "32", Severity.WARNING: "33", Severity.ERROR: "31"}
 def check(arguments: Sequence[str] | None = None) -> int:
     """Print what was found. Returns the severity of the worst finding, 0 to 2."""
     logging.getLogger().addHandler(logging.NullHandler())  # findings are all that is printed
-    problems: list[str] = []
+    problems: list[SettingsError] = []
     settings = load(arguments, problems=problems)
     findings = [
-        error("settings", problem, "Correct or remove it; mnist-serve --help lists all settings.")
+        error(
+            "settings", str(problem), "Correct or remove it; mnist-serve --help lists all settings."
+        )
         for problem in problems
     ]
     late: list[str] = []  # models that are still being loaded
-    findings += _examine(settings, late)
+    # The settings that were refused have their defaults, about which nobody asks.
+    refused = {name for problem in problems for name in problem.settings}
+    findings += [each for each in _examine(settings, late) if each.subject not in refused]
     status = max(finding.severity for finding in findings)
     if sys.stdout is not None:  # the shell may have closed it; the status says enough then
         text = report(findings, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ)

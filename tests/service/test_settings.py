@@ -111,17 +111,21 @@ def test_help_has_every_setting_with_its_default_and_variable() -> None:
 def test_all_problems_can_be_collected_and_the_rest_of_the_settings_holds(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("worker = 2\nversions = 5\n")
-    problems: list[str] = []
+    problems: list[SettingsError] = []
     arguments = ["--config", str(file), "--unknown=1", "--http-port=0", "--grpc-port=9"]
     settings = load(arguments, {"MNIST_SPINNING": "maybe", "MNIST_X": ""}, problems=problems)
     assert settings == Settings(grpc_port=9, versions=5)
     words = ("--unknown", "MNIST_X", "'worker'", "MNIST_SPINNING", "http_port must be at least 1")
     assert len(problems) == len(words)
-    assert all(word in problem for word, problem in zip(words, problems, strict=True))
-    # Settings that contradict each other all have their defaults.
+    assert all(word in str(problem) for word, problem in zip(words, problems, strict=True))
+    assert [each.settings for each in problems[3:]] == [("spinning",), ("http_port",)]
+    # Settings that contradict each other have their defaults, and the others do not.
     problems.clear()
-    assert load(["--http-port=9", "--grpc-port=9"], {}, problems=problems) == Settings()
-    assert problems == ["http_port and grpc_port are both 9; change one of them."]
+    arguments = ["--http-port=9", "--grpc-port=9", "--versions=5"]
+    assert load(arguments, {}, problems=problems) == Settings(versions=5)
+    (problem,) = problems
+    assert str(problem) == "http_port and grpc_port are both 9; change one of them."
+    assert problem.settings == ("http_port", "grpc_port")
 
 
 def test_every_setting_has_a_heading_and_every_heading_a_setting() -> None:
@@ -244,7 +248,7 @@ def test_the_requests_in_flight_may_hold_at_least_one_of_the_largest() -> None:
         (["--max-queu=3"], "Unknown argument '--max-queu'; the nearest flag is --max-queue."),
         (["--hel"], "Unknown argument '--hel'; the nearest flag is --help."),
         (["--chek"], "Unknown argument '--chek'; the nearest flag is --check."),
-        (["workers"], "'workers' is no file or folder; the nearest flag is --workers."),
+        (["workers"], "'workers' is no file or folder; did you mean --workers?"),
         (["a", "b"], "Unknown argument 'b'; the nearest flag is --"),
         (["/", "--models", "/"], "'/' and --models are both given; remove one of them."),
     ],

@@ -83,7 +83,7 @@ _PARAMETERS = {
         "description": "How the answer may be compressed: gzip or deflate.",
     },
 }
-_HEADERS = {
+_HEADERS: dict[str, dict[str, Any]] = {
     "x-request-id": {
         "required": True,
         "schema": STRING,
@@ -332,5 +332,5 @@ def _error_response(status: int, description: str) -> dict[str, Any]:
         names.append("allow")
     answer = _answer(description, {JSON: reference("Error")}, names, _OF_PAGES)
     if status in _WITHOUT_ID:
-        answer["headers"]["x-request-id"] = _HEADERS["x-request-id"] | {"required": False}
+        answer["headers"]["x-request-id"] = {**_HEADERS["x-request-id"], "required": False}
     return answer

@@ -1,7 +1,7 @@
 """Many threads that share one client: `python -m tests.clients.python.many_threads`.
 
 It starts a server and makes 32 x 1,000 calls over HTTP and over gRPC, in some 2 minutes on two
-shared cores. CI makes fewer (test_client.py).
+shared cores. A step of .ci/run; `make test` makes fewer calls (test_client.py).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
 import shutil
@@ -18,7 +19,7 @@ from mnist_client.address import TLS
 from mnist_client.client import Client
 from mnist_client.command.drawing import boxes_on, printable
 from mnist_client.command.output import FORMATS, Progress, writer
-from mnist_client.command.sources import Entry, entries, names, names_in
+from mnist_client.command.sources import Entry, entries, holds_many, names, names_in
 from mnist_client.errors import (
     AccessDenied,
     ClientError,
@@ -52,6 +53,14 @@ examples:
 # Errors that every other picture would meet as well.
 _NO_ANSWER = Unreachable, DeadlineExceeded
 _REPEATED = *_NO_ANSWER, NotFound, AccessDenied
+
+
+# What the libraries say of a port that speaks another protocol.
+_OTHER_PROTOCOL = {
+    "Received http2 header with status": "The port answers HTTP, not gRPC; leave out --grpc, or "
+    "name the gRPC port (8001 by default) with --address.",
+    "WRONG_VERSION_NUMBER": "The port does not speak TLS; use http:// or grpc:// in --address.",
+}
 
 
 class UsageError(Exception):
@@ -159,7 +168,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict every picture. Returns the exit status, as --help lists them."""
-    options = parser().parse_args(arguments)
+    command_line = parser()
+    options, unknown = command_line.parse_known_args(arguments)
+    if unknown:
+        flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
+        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        command_line.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, "stdout is closed")
@@ -278,7 +293,8 @@ def _names(options: argparse.Namespace) -> tuple[Iterator[Entry | str], int | No
     if not options.pictures:
         raise UsageError("name a picture, a folder, a pattern or - for stdin; see --help.")
     all_names = list(names(options.pictures))
-    return iter(all_names), len(all_names)
+    may_be_many = any(isinstance(name, str) and holds_many(name) for name in all_names)
+    return iter(all_names), None if may_be_many else len(all_names)
 
 
 def _client(options: argparse.Namespace) -> Client:
@@ -339,6 +355,9 @@ def _is_refused(answer: Prediction | Reading) -> bool:
 
 
 def _sentence(error: ClientError) -> str:
+    for found, remedy in _OTHER_PROTOCOL.items():
+        if found in str(error):
+            return f"{error} {remedy}"
     if isinstance(error, ServerError):
         asks = isinstance(error, AccessDenied) and error.code in ("401", "UNAUTHENTICATED")
         return f"The server says: {error}{' Use --key-file, or set MNIST_KEY.' * asks}"

@@ -51,16 +51,14 @@ class Progress:
 
 
 def writer(kind: str, *, reads: bool, transport: str, width: int, colour: bool) -> Writer:
-    """The function that writes one answer to stdout; a header is written at once."""
+    """The function that writes one answer to stdout. A table's header is written with the first."""
     # `width` is that of the terminal in characters, 0 to draw no pictures of `read`.
     if kind == "jsonl":
         return lambda name, data, answer: print(json.dumps({"file": name, **fields_of(answer)}))
     if kind == "csv":
         return _csv(reads)
     if kind == "table":
-        header = "text" if reads else "digit  probability"
-        print(f"{header:18}  accepted             file")
-        return _table_row
+        return _table(reads)
 
     def draw(name: str, data: bytes, answer: Answer) -> None:
         if isinstance(answer, Reading):
@@ -145,6 +143,20 @@ def _csv(reads: bool) -> Writer:
             else column
             for column in columns
         )
+
+    return write
+
+
+def _table(reads: bool) -> Writer:
+    is_begun = False
+
+    def write(name: str, data: bytes, answer: Answer) -> None:
+        nonlocal is_begun
+        if not is_begun:
+            is_begun = True
+            header = "text" if reads else "digit  probability"
+            print(f"{header:18}  accepted             file")
+        _table_row(name, data, answer)
 
     return write
 

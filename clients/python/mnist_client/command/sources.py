@@ -61,6 +61,11 @@ def _lines(lines: Iterable[bytes]) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
+def holds_many(name: str) -> bool:
+    """Whether a file of this name may hold the pixels of many images."""
+    return name == STDIN or name.endswith(".raw")
+
+
 def entries(named: Iterable[Entry | str]) -> Iterator[Entry]:
     """Read each file when its turn comes. Stdin and .raw files may hold pixels of many images."""
     for name in named:
@@ -75,7 +80,7 @@ def entries(named: Iterable[Entry | str]) -> Iterator[Entry]:
             continue
         if media_type_of(data):
             yield Entry(name, data)
-        elif (name == STDIN or name.endswith(".raw")) and data and not len(data) % IMAGE_BYTES:
+        elif holds_many(name) and data and not len(data) % IMAGE_BYTES:
             images = len(data) // IMAGE_BYTES
             for index in range(images):
                 pixels = data[index * IMAGE_BYTES : (index + 1) * IMAGE_BYTES]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mnist_client.command.main import main, parser
+from mnist_client.command.output import Progress
 from PIL import Image
 
 from tests.clients.python.scripted import Reply, http
@@ -347,3 +348,44 @@ def test_the_examples_of_the_help_run(server: Server, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "7" in done.stdout
     assert (tmp_path / "boxes.png").exists()
+
+
+def test_a_mistyped_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, end in (
+        ("--fromat=csv", "unrecognized arguments: --fromat=csv; did you mean --format?"),
+        ("--xyzzy", "unrecognized arguments: --xyzzy"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([SEVEN, flag])
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.strip().endswith(end)
+
+
+def test_files_of_many_images_have_no_total(
+    address: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: list[int | None] = []
+
+    def progress(total: int | None) -> Progress:
+        totals.append(total)
+        return Progress(total)
+
+    monkeypatch.setattr("mnist_client.command.main.Progress", progress)
+    (tmp_path / "many.raw").write_bytes(bytes(5 * 784))
+    for names in ([SEVEN, SEVEN], [SEVEN, str(tmp_path / "many.raw")]):
+        assert main([*names, "--json", *address]) == 0
+    assert totals == [2, None]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [("grpc", "The port answers HTTP, not gRPC;"), ("https", "The port does not speak TLS;")],
+)
+def test_another_protocol_on_the_port_is_said_and_there_is_no_table_of_nothing(
+    server: Server, capsys: pytest.CaptureFixture[str], scheme: str, words: str
+) -> None:
+    assert main([SEVEN, SEVEN, "--attempts=1", "--address", f"{scheme}://{server.http}"]) != 0
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Start a server" not in captured.err
+    assert captured.out == ""
