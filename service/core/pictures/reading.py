@@ -368,12 +368,17 @@ def _may_be_a_digit(prediction: Prediction) -> bool:
 def _pieces(ink: Ink, most: int) -> list[_Piece]:
     """The connected pieces of ink that are neither specks nor lines between rows of digits."""
     mask = ink >= IS_INK
+    inked = Image.fromarray(mask.view(np.uint8)).getbbox()
+    if inked is None:
+        return []
+    # The paper around all ink takes time as well. One more pixel on every side is for soft edges.
+    start, first = max(inked[0] - 1, 0), max(inked[1] - 1, 0)
+    mask = np.ascontiguousarray(mask[first : inked[3] + 1, start : inked[2] + 1])
     labels, count = cc3d.connected_components(
         mask.view(np.uint8), connectivity=8, return_N=True, binary_image=True
     )
-    if not count:
-        return []
     boxes, areas = _boxes(mask, labels, count)
+    boxes += (start, first, start, first)
     heights, widths = boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0]
     typical = _typical(heights, areas)
     large = np.maximum(heights, widths) >= max(3, _SPECK * typical)
@@ -394,10 +399,13 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
         )
         region = np.s_[edge.top : edge.bottom, edge.left : edge.right]
         own, area = ink[region], int(areas[index])
-        if np.count_nonzero(labels[region]) > area:  # others as well
-            near = np.pad(labels[region] == index + 1, 1)
+        seen = np.s_[edge.top - first : edge.bottom - first, edge.left - start : edge.right - start]
+        # cc3d may leave labels on paper (seen in 4.1 with `binary_image`), so only ink counts.
+        if np.count_nonzero(mask[seen]) > area:  # others as well
+            near = np.zeros((own.shape[0] + 2, own.shape[1] + 2), bool)
+            near[1:-1, 1:-1] = mask[seen] & (labels[seen] == index + 1)
             near = near[:-2] | near[1:-1] | near[2:]
-            own = np.where(near[:, :-2] | near[:, 1:-1] | near[:, 2:], own, np.uint8(0))
+            own = own * (near[:, :-2] | near[:, 1:-1] | near[:, 2:])
         pieces.append(_Piece(box, edge, own, area, None))
     return pieces
 
@@ -464,7 +472,7 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
         else:
             best.append(piece)
     owners = [line for line in lines for _ in line]
-    boxes = np.array([piece.box for line in lines for piece in line])
+    boxes = np.array([piece.box for line in lines for piece in line] if small else [])
     for piece in small:
         own = piece.box
         across = np.maximum(boxes[:, 0] - own.right, own.left - boxes[:, 2])
