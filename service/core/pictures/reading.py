@@ -509,9 +509,13 @@ def _join_broken(lines: list[list[_Piece]], typical: int) -> None:
 
 def _height(line: list[_Piece]) -> float:
     """The height of a line's digits: half of its ink is in pieces of at least this height."""
-    heights = np.array([piece.box.bottom - piece.box.top for piece in line])
-    typical = _typical(heights, np.array([piece.area for piece in line]))
-    return max(typical, 0.75 * float(heights.max()))
+    sizes = sorted((piece.box.bottom - piece.box.top, piece.area) for piece in line)
+    half, below = sum(area for _, area in sizes) / 2, 0.0
+    for typical, area in sizes:
+        below += area
+        if below >= half:
+            break
+    return max(typical, 0.75 * sizes[-1][0])
 
 
 def _are_near(group: list[_Piece], height: float) -> bool:
