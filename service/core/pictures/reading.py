@@ -15,8 +15,9 @@ has not seen, until it has seen all of the cheapest way (the search A*: Hart, Ni
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import log
 from typing import NamedTuple
 
@@ -510,11 +511,8 @@ def _join_broken(lines: list[list[_Piece]], typical: int) -> None:
 def _height(line: list[_Piece]) -> float:
     """The height of a line's digits: half of its ink is in pieces of at least this height."""
     sizes = sorted((piece.box.bottom - piece.box.top, piece.area) for piece in line)
-    half, below = sum(area for _, area in sizes) / 2, 0.0
-    for typical, area in sizes:
-        below += area
-        if below >= half:
-            break
+    below = list(accumulate(area for _, area in sizes))
+    typical = sizes[bisect_left(below, below[-1] / 2)][0]
     return max(typical, 0.75 * sizes[-1][0])
 
 
