@@ -258,7 +258,7 @@ def _with_parts(
 ) -> list[list[Candidate]]:
     """The candidates of each line, and more of them where the model doubts."""
     lines: list[list[Candidate]] = []
-    number = count = len(candidates.numbers)
+    number, count = len(candidates.numbers), 0
     for known, line in zip(candidates.lines, candidates.pieces, strict=True):
         height = _height(line)
         found = list(known)
