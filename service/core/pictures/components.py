@@ -105,7 +105,8 @@ def _lines(mask: Mask) -> list[_Line]:
         return []
     least = 0.4 * width
     runs = _eroded(mask, _RUN)
-    if np.count_nonzero(_dilated(runs.any(axis=0)[None], _RUN)) < least:
+    covered = np.atleast_2d(runs.any(axis=0))
+    if np.count_nonzero(_dilated(covered, _RUN)) < least:
         return []  # without a look at how thick they are
     thin = _dilated(runs, _RUN)
     thin &= ~_dilated(_eroded(np.ascontiguousarray(mask.T), _THICK), _THICK).T

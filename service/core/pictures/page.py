@@ -57,7 +57,7 @@ _LOGS = np.log(np.arange(256) + 16)
 # depth of ink. _LEVELS are all light, _ZERO is that of the paper.
 _PAPER_SIDE = 128
 _LEVELS, _ZERO = 220, 32
-# One row of so many tells the levels of paper and pen.
+# The levels of paper and pen are taken from every fourth row.
 _SAMPLED = 4
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
