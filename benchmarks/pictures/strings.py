@@ -224,8 +224,8 @@ def _read(picture: Image.Image, classify: Classify) -> str:
     found = candidates_on(picture, _MOST)
     if not len(found.pixels):
         return ""
-    seen = classify(found.pixels)
-    more = further(found, seen, _MOST)
-    if len(more.pixels):
-        seen += classify(more.pixels)
-    return choose((found, more), seen).text
+    seen: dict[int, Prediction] = {}
+    while len(found.pixels):
+        seen.update(zip(found.numbers, classify(found.pixels), strict=True))
+        found = further(found, seen, _MOST)
+    return choose(found, seen).text

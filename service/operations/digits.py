@@ -222,7 +222,7 @@ class Digits:
         caller: str = "",
         trace: Trace | None = None,
     ) -> ReadAnswer:
-        """Read all digits on a picture, with one run of the model, or two where it leaves doubt.
+        """Read all digits on a picture, with one run of the model, or a few where it leaves doubt.
 
         `deadline`, `caller` and `trace` are those of `classify`. Raises what `classify` does for a
         picture, and RequestTooLarge for one of more than `max_read_digits` digits.
@@ -244,15 +244,15 @@ class Digits:
         if not len(found.pixels):
             seconds = (monotonic() - began, 0.0)
             return ReadAnswer(served.name, served.version, [], [], NO_DIGITS, seconds)
-        # Not those of the second run, which looks at the same ink again.
+        # Not those of later runs, which look at the same ink again.
         if self._limits is not None:
             self._limits.images(caller, len(found.pixels))
-        seen = await predictions(found.pixels)
+        seen: dict[int, Prediction] = {}
         size = found.pixels.nbytes
-        more = await off_loop(further, found, seen, most, size=size)
-        if len(more.pixels):
-            seen += await predictions(more.pixels)
-        reading = await off_loop(choose, (found, more), seen, size=size)
+        while len(found.pixels):
+            seen.update(zip(found.numbers, await predictions(found.pixels), strict=True))
+            found = await off_loop(further, found, seen, most, size=size)
+        reading = await off_loop(choose, found, seen, size=size)
         seconds = (monotonic() - began - in_model, in_model)
         for digit in reading.digits:
             served.batcher.statistics.judgements[digit.prediction[4:6]] += 1

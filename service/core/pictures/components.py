@@ -16,6 +16,8 @@ from service.core.pictures.page import IS_INK, Ink
 
 Mask = npt.NDArray[np.bool_]
 _LEAST_SIDE = 24  # pixels of a page with lines
+_RUN, _THICK = 9, 8  # the least length of a run, and the least thickness of what is no line
+_MARGIN = 0.06  # of the page's side: a line that comes as near to both edges goes through
 _SLOPES = np.linspace(-0.08, 0.08, 17)  # tan of up to 4.6 degrees
 
 
@@ -80,6 +82,10 @@ class _Line(NamedTuple):
 def _lines_on(mask: Mask) -> tuple[list[_Line], list[_Line]]:
     """The lines that go across the page, or that are boxes on it, and those that go down."""
     across = _lines(mask)
+    # Fewer than two across: only a line from edge to edge counts, which few pages have room for.
+    margin = int(_MARGIN * len(mask)) + 1
+    if len(across) < 2 and not (mask[:margin].any() and mask[-margin:].any()):
+        return [line for line in across if line.is_through], []
     down = _lines(np.ascontiguousarray(mask.T))
     if len(across) >= 2 and len(down) >= 2:  # a box, or squared paper
         return _longest(across), _longest(down)
@@ -97,9 +103,13 @@ def _lines(mask: Mask) -> list[_Line]:
     height, width = mask.shape
     if min(mask.shape) < _LEAST_SIDE:
         return []
-    thin = _opened(mask, 9)
-    thin &= ~_opened(np.ascontiguousarray(mask.T), 8).T
     least = 0.4 * width
+    runs = _eroded(mask, _RUN)
+    covered = np.atleast_2d(runs.any(axis=0))
+    if np.count_nonzero(_dilated(covered, _RUN)) < least:
+        return []  # without a look at how thick they are
+    thin = _dilated(runs, _RUN)
+    thin &= ~_dilated(_eroded(np.ascontiguousarray(mask.T), _THICK), _THICK).T
     if np.count_nonzero(thin.any(axis=0)) < least:
         return []
     rows, columns = np.nonzero(thin)
@@ -122,7 +132,7 @@ def _lines(mask: Mask) -> list[_Line]:
         if length >= least:
             thickness = max(1, round(int(near.sum()) / length))
             middle = float((rows[near] - slope * columns[near]).mean())
-            margin = 0.06 * width
+            margin = _MARGIN * width
             is_through = bool(
                 length >= 0.6 * width and seen[0] <= margin and seen[-1] >= width - 1 - margin
             )
@@ -131,21 +141,27 @@ def _lines(mask: Mask) -> list[_Line]:
     return lines
 
 
-def _opened(mask: Mask, length: int) -> Mask:
-    """The pixels of bool [H,W] that are in horizontal runs of at least `length`."""
+def _eroded(mask: Mask, length: int) -> Mask:
+    """Where runs of `length` pixels of bool [H,W] begin, [H,W - length + 1]."""
     run, done = mask, 1
     while done < length:  # the windows double, up to `length`
         step = min(done, length - done)
         run = run[:, :-step] & run[:, step:]
         done += step
-    opened = np.zeros_like(mask)
-    opened[:, : run.shape[1]] = run
+    return run
+
+
+def _dilated(begins: Mask, length: int) -> Mask:
+    """The pixels [H,W + length - 1] of runs of `length` that begin at the pixels of bool [H,W]."""
+    height, width = begins.shape
+    dilated = np.zeros((height, width + length - 1), bool)
+    dilated[:, :width] = begins
     done = 1
     while done < length:
         step = min(done, length - done)
-        opened[:, step:] |= opened[:, :-step].copy()
+        dilated[:, step:] |= dilated[:, :-step].copy()
         done += step
-    return opened
+    return dilated
 
 
 def _remove(ink: Ink, mask: Mask, line: _Line) -> None:

@@ -64,11 +64,10 @@ def cuts_through(ink: Ink, height: float, most: int) -> tuple[list[Cut], float]:
     small = grey * np.float32(1 / 255)
     rows, width = small.shape
     stroke = _stroke(small)
-    before = np.pad(small.cumsum(axis=1), ((0, 0), (1, 0)))[:, :-1]
+    before = np.zeros((rows, width), np.float32)
+    small[:, :-1].cumsum(axis=1, out=before[:, 1:])
     costs = _COSTS[grey]
-    (down, up), (left_above, left_below), (came, went) = _least_ink(
-        np.stack([costs, costs[::-1]]), np.stack([before, before[::-1]])
-    )
+    (down, up), (left_above, left_below), (came, went) = _least_ink(costs, before)
     through = (down + up[::-1] - costs).ravel()
     # Paths through all pixels, by the ink to their left: the best of each bin, and where it is.
     part = _PART * stroke * height / fine
@@ -87,8 +86,8 @@ def cuts_through(ink: Ink, height: float, most: int) -> tuple[list[Cut], float]:
     cuts = []
     for number, place in zip(chosen.tolist(), places[chosen].tolist(), strict=True):
         row, column = divmod(place, width)
-        above = _path(came, row, column)
-        below = _path(went, rows - 1 - row, column)
+        above = _path(came, width, row, column)
+        below = _path(went, width, rows - 1 - row, column)
         path = np.array([*above[::-1], *below[1:]], np.intp)
         crossed = float(best[number]) / (stroke * _FULL)
         cuts.append(Cut(path[row_of] * fine, crossed, (number - 1) * _PART))
@@ -100,56 +99,66 @@ def _stroke(ink: Floats) -> float:
 
     A row is as high as two columns are wide.
     """
-    mask = np.pad(ink > 0.4, 1)
-    edges = int(np.diff(mask, axis=0).sum()) + 2 * int(np.diff(mask, axis=1).sum())
+    mask = np.zeros((ink.shape[0] + 2, ink.shape[1] + 2), bool)
+    mask[1:-1, 1:-1] = ink > 0.4
+    edges = np.count_nonzero(mask[1:] != mask[:-1])
+    edges += 2 * np.count_nonzero(mask[:, 1:] != mask[:, :-1])
     width = 2.4 * float(ink.sum()) / (edges + 1)
     return max(width, 1.0)
 
 
-def _least_ink(costs: Costs, before: Floats) -> tuple[Costs, Floats, list[list[list[int]]]]:
-    """For each pixel [B,H,W] the least cost of a path from the first row to it.
+def _least_ink(costs: Costs, before: Floats) -> tuple[Costs, Floats, list[bytes]]:
+    """For each pixel of costs [H,W] the least cost of a path to it, from above and from below.
 
-    The second is the ink to the left of that path; `before` is that to the left of each pixel. The
-    third is the column in the row above from which the path comes.
+    All have these two as their first axis, and rows in the order of the paths. The second is the
+    ink to the left of that path; `before` is that to the left of each pixel. The third has the step
+    from the column in the row before, plus _REACH, of pixels in rows.
     """
-    pages, rows, width = costs.shape
+    rows, width = costs.shape
     steps = 2 * _REACH + 1
     # Of a walk along a row; a row is as high as two columns are wide.
-    along = np.pad(costs.cumsum(axis=2, dtype=np.int32), ((0, 0), (0, 0), (_REACH, _REACH)))
-    walks = np.empty((rows, steps, pages, width), np.int32)
-    for step in range(steps):
-        walk = np.abs(along[..., step : step + width] - along[..., _REACH : _REACH + width]) // 2
-        walk += _SIDEWAYS * abs(step - _REACH)
+    along = costs.cumsum(axis=1, dtype=np.int32)
+    walks = np.zeros((rows, steps, 2, width), np.int32)
+    walks[:, _REACH] = _REACH
+    for step in range(1, min(_REACH + 1, width)):
+        walk = along[:, step:] - along[:, :-step] >> 1
+        walk += _SIDEWAYS * step
         walk <<= _STEP_BITS
-        walk += step
-        walks[:, step] = walk.transpose(1, 0, 2)
+        walk += _REACH + step
+        walks[:, _REACH + step, 0, :-step] = walk
+        walk -= 2 * step
+        walks[:, _REACH - step, 0, step:] = walk
+    walks[:, :, 1] = walks[::-1, :, 0]
     shifted = costs << _STEP_BITS
-    padded = np.full((pages, width + 2 * _REACH), 2**30, np.int32)
+    shifted = np.stack([shifted, shifted[::-1]], axis=1)
+    padded = np.full((2, width + 2 * _REACH), 2**30, np.int32)
     inner = padded[:, _REACH:-_REACH]
-    inner[:] = shifted[:, 0]
+    inner[:] = shifted[0]
     near = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1).transpose(1, 0, 2)
-    least = np.empty((pages, rows, width), np.int32)
-    least[:, 0] = inner
+    least = np.empty((rows, 2, width), np.int32)
+    least[0] = inner
+    tried, whole = np.empty((steps, 2, width), np.int32), np.int32(-(1 << _STEP_BITS))
+    for walk, cost, best in zip(walks[1:], shifted[1:], least[1:], strict=True):
+        np.add(near, walk, out=tried)
+        np.minimum.reduce(tried, axis=0, out=best)
+        np.bitwise_and(best, whole, out=inner)
+        np.add(inner, cost, out=inner)
+    came = (least & (1 << _STEP_BITS) - 1).astype(np.uint8)
+    shifted += least
+    shifted[0] = least[0]
+    total = shifted >> _STEP_BITS
+    left_of = np.stack([before, before[::-1]], axis=1).reshape(rows, 2 * width)
+    origins = came.reshape(rows, 2 * width) + np.arange(-_REACH, 2 * width - _REACH)
     for row in range(1, rows):
-        best = (near + walks[row]).min(axis=0)
-        least[:, row] = best
-        best &= -(1 << _STEP_BITS)
-        np.add(best, shifted[:, row], out=inner)
-    came = (least & (1 << _STEP_BITS) - 1) + (np.arange(width) - _REACH)
-    total = (least >> _STEP_BITS) + costs
-    total[:, 0] = costs[:, 0]
-    left_of = np.empty_like(before)
-    left_of[:, 0] = before[:, 0]
-    flat = came + (width * np.arange(pages))[:, None, None]
-    for row in range(1, rows):
-        left_of[:, row] = left_of[:, row - 1].ravel()[flat[:, row]] + before[:, row]
-    return total, left_of, came.tolist()
+        left_of[row] += left_of[row - 1].take(origins[row])
+    left = left_of.reshape(rows, 2, width).transpose(1, 0, 2)
+    return total.transpose(1, 0, 2), left, [came[:, 0].tobytes(), came[:, 1].tobytes()]
 
 
-def _path(came: list[list[int]], row: int, column: int) -> list[int]:
+def _path(came: bytes, width: int, row: int, column: int) -> list[int]:
     """The columns of the path to a pixel, from its row to the first."""
     path = [column]
-    for above in range(row, 0, -1):
-        column = came[above][column]
+    for start in range(row * width, 0, -width):
+        column += came[start + column] - _REACH
         path.append(column)
     return path

@@ -3,16 +3,21 @@
 Strategy: connected pieces of ink are sorted into lines, and each is a digit, or a part of one that
 is broken. The model looks at all of them in one batch. Where it does not accept a piece, or the
 piece is wide, neighbours are tried together and the piece is cut (`cuts`): every run of parts that
-could be one digit is a candidate, in a second batch. `choose` then takes, per line, the cheapest
-way to use all ink once: the sum of the candidates' costs, which is -log of the largest probability,
-more for a candidate that the model does not accept, and more for cuts through ink and for odd
-shapes.
+could be one digit is a candidate. A line is read in the cheapest way to use all ink once: the sum
+of the candidates' costs, which is -log of the largest probability, more for a candidate that the
+model does not accept, and more for cuts through ink and for odd shapes.
+
+Most candidates need no look: the cost of their shape is known, and the model can only add to it. So
+`further` asks for those of the way that would be the cheapest if the model were sure of all that it
+has not seen, until it has seen all of the cheapest way (the search A*: Hart, Nilsson and Raphael,
+"A formal basis for the heuristic determination of minimum cost paths", 1968).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from itertools import accumulate, pairwise
 from math import log
 from typing import NamedTuple
 
@@ -45,6 +50,8 @@ _TALLEST = 1.8  # of such a digit
 _NEAR = 0.35  # small pieces further from every digit are ignored
 _LOWEST = 0.5  # of a candidate that is cut out of a piece
 _MOST_PIECES = 14  # of one candidate
+# After this many looks of the model, the next is at all candidates of the lines in doubt.
+_LOOKS = 8
 
 # Costs, in units of -log(probability); chosen with benchmarks/pictures/strings.py.
 _REFUSED = {"several_digits": 6.0, "not_a_digit": 3.0, "unsure": 1.3, "blank": 20.0}
@@ -91,7 +98,7 @@ class Candidate(NamedTuple):
     """A stretch of a line as one digit: from `first` to `last`, in pieces and parts of them.
 
     `cost` is that of its shape, whatever digit it is; `width` is in heights of the line's digits.
-    `row` is its index in the pixels of all candidates.
+    `number` is its own among all candidates of a page.
     """
 
     first: float
@@ -99,20 +106,28 @@ class Candidate(NamedTuple):
     box: Box
     cost: float
     width: float
-    row: int
+    group: list[_Piece]
+    number: int
 
 
 class Candidates(NamedTuple):
-    """What may be the digits of a page, line by line; `pixels` is uint8 [N,28,28].
+    """What may be the digits of a page, line by line.
 
+    `pixels`, uint8 [N,28,28], are the N candidates `numbers` that the model is to look at now.
     Boxes are in pixels of the page; `scale` makes them those of the picture. `pieces` has the ink
-    that each line consists of, from left to right.
+    that each line consists of, from left to right. `looks` counts those of the model.
     """
 
     lines: list[list[Candidate]]
+    numbers: list[int]
     pixels: Pixels
     pieces: list[list[_Piece]]
-    scale: float
+    scale: float = 1.0
+    looks: int = 1
+
+
+# What the model says about the candidates that it has seen, by their numbers.
+Predictions = Mapping[int, Prediction]
 
 
 class ReadDigit(NamedTuple):
@@ -189,7 +204,7 @@ def find_digits(ink: Ink, most: int) -> Candidates:
     """
     pieces = _lines(_pieces(ink, 2 * most))
     lines: list[list[Candidate]] = []
-    inks: list[Ink] = []
+    number = 0
     for line in pieces:
         height = _height(line)
         found = []
@@ -198,30 +213,62 @@ def find_digits(ink: Ink, most: int) -> Candidates:
                 group = line[first:last]
                 if len(group) > 1 and not _is_broken(group, height):
                     break
-                found.append(_candidate(first, last, group, (None, None), height, len(inks)))
-                inks.append(_together(group))
+                found.append(_candidate(first, last, group, (None, None), height, number))
+                number += 1
         lines.append(found)
-    return Candidates(lines, fit_digits(inks), pieces, 1.0)
+    seen_first = [candidate for line in lines for candidate in line]
+    return Candidates(lines, list(range(number)), _pixels(seen_first), pieces)
 
 
-def further(candidates: Candidates, predictions: Sequence[Prediction], most: int) -> Candidates:
-    """More candidates where the model doubts: neighbouring pieces together, and parts of one.
+def further(candidates: Candidates, predictions: Predictions, most: int) -> Candidates:
+    """What the model is to look at next; nothing once it has seen the cheapest way of each line.
 
-    Their rows of pixels follow those of `candidates`. Raises RequestTooLarge if they are parts of
-    more than `most` digits.
+    After the first look, there are more candidates where the model doubts: neighbouring pieces
+    together, and parts of one. Raises RequestTooLarge if they are parts of more than `most` digits.
     """
+    lines = candidates.lines
+    if candidates.looks == 1:
+        lines = _with_parts(candidates, predictions, most)
+    chosen: list[Candidate] = []
+    for line in lines:
+        unseen = [one for one in _cheapest(line, predictions) if one.number not in predictions]
+        if unseen and candidates.looks >= _LOOKS:
+            unseen = [one for one in line if one.number not in predictions]
+        chosen += unseen
+    numbers = [one.number for one in chosen]
+    looks = candidates.looks + 1
+    return candidates._replace(lines=lines, numbers=numbers, pixels=_pixels(chosen), looks=looks)
+
+
+def choose(candidates: Candidates, predictions: Predictions) -> Reading:
+    """The digits among the candidates, by what the model says; it has seen the cheapest way."""
+    reading = Reading([], [])
+    for number, line in enumerate(candidates.lines):
+        digits = []
+        for chosen in _cheapest(line, predictions):
+            box = Box(*(round(edge * candidates.scale) for edge in chosen.box))
+            digits.append(ReadDigit(box, number, predictions[chosen.number]))
+        reading.digits.extend(digits)
+        reading.lines.append(_text(digits))
+    return reading
+
+
+def _with_parts(
+    candidates: Candidates, predictions: Predictions, most: int
+) -> list[list[Candidate]]:
+    """The candidates of each line, and more of them where the model doubts."""
     lines: list[list[Candidate]] = []
-    inks: list[Ink] = []
-    start, count = len(candidates.pixels), 0
+    number, count = len(candidates.numbers), 0
     for known, line in zip(candidates.lines, candidates.pieces, strict=True):
         height = _height(line)
-        found: list[Candidate] = []
+        found = list(known)
         have = {(candidate.first, candidate.last) for candidate in known}
         for chosen in _cheapest(known, predictions):
             first, last = int(chosen.first), int(chosen.last)
+            prediction = predictions[chosen.number]
             wide = (chosen.box.right - chosen.box.left) / height
-            cost = chosen.cost + _cost(predictions[chosen.row], chosen.width)
-            if not _is_doubtful(predictions[chosen.row]) and wide < _WIDE_PIECE:
+            cost = chosen.cost + _cost(prediction, chosen.width)
+            if not _is_doubtful(prediction) and wide < _WIDE_PIECE:
                 continue
             for begin, end in ((first - 1, last), (first, last + 1), (first - 1, last + 1)):
                 group = line[max(begin, 0) : end]
@@ -229,9 +276,8 @@ def further(candidates: Candidates, predictions: Sequence[Prediction], most: int
                     continue
                 if _are_near(group, height):
                     have.add((begin, end))
-                    row = start + len(inks)
-                    found.append(_candidate(begin, end, group, (None, None), height, row))
-                    inks.append(_together(group))
+                    found.append(_candidate(begin, end, group, (None, None), height, number))
+                    number += 1
             if wide < _NARROWEST_CUT:
                 continue
             whole = _together(line[first:last])
@@ -244,36 +290,32 @@ def further(candidates: Candidates, predictions: Sequence[Prediction], most: int
                 group = parts[begin:end]
                 cuts = group[-1].cut, parts[begin - 1].cut if begin else None
                 left, right = (first + (last - first) * n / len(parts) for n in (begin, end))
-                candidate = _candidate(left, right, group, cuts, height, start + len(inks))
+                candidate = _candidate(left, right, group, cuts, height, number)
                 if candidate.cost < cost:  # otherwise the whole piece is cheaper
                     found.append(candidate)
-                    inks.append(_together(group))
+                    number += 1
         lines.append(found)
-    return candidates._replace(lines=lines, pixels=fit_digits(inks))
+    return lines
 
 
-def choose(candidates: Sequence[Candidates], predictions: Sequence[Prediction]) -> Reading:
-    """The digits among the candidates, given the model's prediction for each row of pixels."""
-    reading = Reading([], [])
-    for number, parts in enumerate(zip(*(each.lines for each in candidates), strict=True)):
-        digits = []
-        for chosen in _cheapest([one for part in parts for one in part], predictions):
-            box = Box(*(round(edge * candidates[0].scale) for edge in chosen.box))
-            digits.append(ReadDigit(box, number, predictions[chosen.row]))
-        reading.digits.extend(digits)
-        reading.lines.append(_text(digits))
-    return reading
+def _pixels(chosen: list[Candidate]) -> Pixels:
+    """Candidates as the model sees them, [N,28,28]."""
+    return fit_digits([_together(one.group) for one in chosen])
 
 
-def _cheapest(line: list[Candidate], predictions: Sequence[Prediction]) -> list[Candidate]:
-    """The candidates that use each stretch of a line once, at the least cost."""
+def _cheapest(line: list[Candidate], predictions: Predictions) -> list[Candidate]:
+    """The candidates that use each stretch of a line once, at the least cost.
+
+    Those that the model has not seen cost what they do if it is sure.
+    """
     costs = {0.0: 0.0}
     chosen: dict[float, Candidate] = {}
     for candidate in sorted(line, key=lambda one: one.last):
         before = costs.get(candidate.first)
         if before is None:
             continue
-        cost = before + candidate.cost + _cost(predictions[candidate.row], candidate.width)
+        seen = predictions.get(candidate.number)
+        cost = before + candidate.cost + (_cost(seen, candidate.width) if seen else _PER_DIGIT)
         if cost < costs.get(candidate.last, float("inf")):
             costs[candidate.last], chosen[candidate.last] = cost, candidate
     way = []
@@ -327,12 +369,17 @@ def _may_be_a_digit(prediction: Prediction) -> bool:
 def _pieces(ink: Ink, most: int) -> list[_Piece]:
     """The connected pieces of ink that are neither specks nor lines between rows of digits."""
     mask = ink >= IS_INK
+    inked = Image.fromarray(mask.view(np.uint8)).getbbox()
+    if inked is None:
+        return []
+    # The paper around all ink takes time as well. One more pixel on every side is for soft edges.
+    start, first = max(inked[0] - 1, 0), max(inked[1] - 1, 0)
+    mask = np.ascontiguousarray(mask[first : inked[3] + 1, start : inked[2] + 1])
     labels, count = cc3d.connected_components(
         mask.view(np.uint8), connectivity=8, return_N=True, binary_image=True
     )
-    if not count:
-        return []
     boxes, areas = _boxes(mask, labels, count)
+    boxes += (start, first, start, first)
     heights, widths = boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0]
     typical = _typical(heights, areas)
     large = np.maximum(heights, widths) >= max(3, _SPECK * typical)
@@ -353,10 +400,13 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
         )
         region = np.s_[edge.top : edge.bottom, edge.left : edge.right]
         own, area = ink[region], int(areas[index])
-        if np.count_nonzero(labels[region]) > area:  # others as well
-            near = np.pad(labels[region] == index + 1, 1)
+        seen = np.s_[edge.top - first : edge.bottom - first, edge.left - start : edge.right - start]
+        # cc3d may leave labels on paper (seen in 4.1 with `binary_image`), so only ink counts.
+        if np.count_nonzero(mask[seen]) > area:  # others as well
+            near = np.zeros((own.shape[0] + 2, own.shape[1] + 2), bool)
+            near[1:-1, 1:-1] = mask[seen] & (labels[seen] == index + 1)
             near = near[:-2] | near[1:-1] | near[2:]
-            own = np.where(near[:, :-2] | near[:, 1:-1] | near[:, 2:], own, np.uint8(0))
+            own = own * (near[:, :-2] | near[:, 1:-1] | near[:, 2:])
         pieces.append(_Piece(box, edge, own, area, None))
     return pieces
 
@@ -423,7 +473,7 @@ def _lines(pieces: list[_Piece]) -> list[list[_Piece]]:
         else:
             best.append(piece)
     owners = [line for line in lines for _ in line]
-    boxes = np.array([piece.box for line in lines for piece in line])
+    boxes = np.array([piece.box for line in lines for piece in line] if small else [])
     for piece in small:
         own = piece.box
         across = np.maximum(boxes[:, 0] - own.right, own.left - boxes[:, 2])
@@ -460,9 +510,10 @@ def _join_broken(lines: list[list[_Piece]], typical: int) -> None:
 
 def _height(line: list[_Piece]) -> float:
     """The height of a line's digits: half of its ink is in pieces of at least this height."""
-    heights = np.array([piece.box.bottom - piece.box.top for piece in line])
-    typical = _typical(heights, np.array([piece.area for piece in line]))
-    return max(typical, 0.75 * float(heights.max()))
+    sizes = sorted((piece.box.bottom - piece.box.top, piece.area) for piece in line)
+    below = list(accumulate(area for _, area in sizes))
+    typical = sizes[bisect_left(below, below[-1] / 2)][0]
+    return max(typical, 0.75 * sizes[-1][0])
 
 
 def _are_near(group: list[_Piece], height: float) -> bool:
@@ -485,21 +536,30 @@ def _is_broken(group: list[_Piece], height: float) -> bool:
 def _parts(ink: Ink, box: Box, height: float) -> list[_Piece]:
     """The parts of a piece between all promising cuts, from left to right."""
     cuts, total = cuts_through(ink, height, max(4, round(4 * (box.right - box.left) / height)))
-    part_of = np.zeros(ink.shape, np.uint8)
-    across = np.arange(ink.shape[1])
-    for cut in cuts:
-        part_of += across[None] >= cut.columns[:, None]
+    # Cuts may cross. As many of them are to the left of a pixel as the number of its part says.
+    rows, width = ink.shape
+    edges = np.full((len(cuts) + 2, rows, 1), width, np.int16)
+    edges[0] = 0
+    for number, cut in enumerate(cuts):
+        edges[number + 1, :, 0] = cut.columns
+    edges[1:-1].sort(axis=0)
+    starts, stops = edges.min(axis=(1, 2)).tolist(), edges.max(axis=(1, 2)).tolist()
+    across = np.arange(width, dtype=np.int16)
     parts = []
     ends = [cut.left for cut in cuts]
     for number, (begin, end) in enumerate(pairwise((0.0, *ends, total))):
-        own = np.where(part_of == number, ink, np.uint8(0))
+        start, stop = starts[number], stops[number + 1]
+        inside = across[start:stop] >= edges[number]
+        inside &= across[start:stop] < edges[number + 1]
+        own = ink[:, start:stop] * inside
         around = Image.fromarray(own).getbbox()
         if around is None:
             continue
         crossed = cuts[number].strokes if number < len(cuts) else None
         left, top, right, bottom = around
         own = np.ascontiguousarray(own[top:bottom, left:right])
-        where = Box(box.left + left, box.top + top, box.left + right, box.top + bottom)
+        left, right = box.left + start + left, box.left + start + right
+        where = Box(left, box.top + top, right, box.top + bottom)
         parts.append(_Piece(where, where, own, end - begin, crossed))
     if parts:
         parts[-1] = parts[-1]._replace(cut=None)  # the part behind the last cut may be empty
@@ -525,14 +585,14 @@ def _candidate(
     group: list[_Piece],
     cuts: tuple[float | None, ...],
     height: float,
-    row: int,
+    number: int,
 ) -> Candidate:
     """A group of pieces or parts as one digit, with the strokes that the cuts beside it cross."""
     box = _around([piece.box for piece in group])
     high, wide = (box.bottom - box.top) / height, (box.right - box.left) / height
     cost = _SHORT * max(0.0, _LOW - high) + _WIDE * max(0.0, wide / max(high, 1.0) - _USUAL)
     cost += sum((_PER_CUT + _PER_STROKE * crossed) / 2 for crossed in cuts if crossed is not None)
-    return Candidate(first, last, box, cost, wide, row)
+    return Candidate(first, last, box, cost, wide, group, number)
 
 
 def _together(group: list[_Piece]) -> Ink:
