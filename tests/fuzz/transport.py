@@ -30,8 +30,14 @@ class Transport:
     def close(self) -> None:
         self.has_ended = True
 
+    def abort(self) -> None:
+        self.has_ended = True
+
     def can_write_eof(self) -> bool:
         return True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def is_closing(self) -> bool:
         return False

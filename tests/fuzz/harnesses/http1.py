@@ -27,6 +27,7 @@ SEEDS = [
     b"\7" + _CHUNKED + b"3;x=y\r\nabc\r\n1\r\nd\r\n0\r\nTrailer: a\r\n\r\n" + _POST + b"\r\n",
     b"\3" + _POST + b"Connection: close\r\nContent-Length: 100\r\n\r\nabc",
     b"\2" + _CHUNKED + b"3\r\nabcX",
+    b"\3" + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 9 + b"GET \r\n",  # all of them are answered
 ]
 TOKENS = [
     *(b"GET ", b"POST ", b"OPTIONS * ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n\r\n", b"\r\n"),
@@ -100,13 +101,13 @@ async def _ours(content: bytes, size: int) -> tuple[list[_Seen], list[bytes]]:
 
 
 async def _settle(connection: Http1Connection) -> None:
-    """Let the loop run until nothing happens any longer."""
-    for _ in range(4):
+    """Let the loop run until nothing happens any longer: no request, and as much is unread."""
+    quiet = unread = 0
+    while quiet < 4:
         await asyncio.sleep(0)
-    while connection.request is not None and connection._waiter is None:
-        await asyncio.sleep(0)
-    for _ in range(4):
-        await asyncio.sleep(0)
+        is_busy = connection.request is not None and connection._waiter is None
+        quiet = 0 if is_busy or len(connection.unread) != unread else quiet + 1
+        unread = len(connection.unread)
 
 
 def _by_h11(content: bytes) -> list[_Seen]:
