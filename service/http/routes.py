@@ -56,6 +56,16 @@ async def index(playground: Playground, request: HttpRequest) -> HttpResponse:
     return response
 
 
+async def docs(viewer: Viewer, request: HttpRequest) -> HttpResponse:
+    """GET /docs: the page. Flask takes /docs/ too, where the page's relative links lead nowhere."""
+    page = await viewer.page(request)
+    if request.path.endswith("/"):
+        return HttpResponse(
+            308, [("location", "../docs")], b""
+        )  # relative: a proxy may add a prefix
+    return page
+
+
 async def prometheus(administration: Administration, request: HttpRequest) -> HttpResponse:
     """GET /metrics: Prometheus' text format."""
     try:
@@ -147,7 +157,7 @@ ROUTES = [
     Route(
         "GET", "/openapi.json", "openapi", Playground, openapi, about.DOCUMENT, None, compress=True
     ),
-    Route("GET", "/docs", "docs", Viewer, Viewer.page, about.VIEWER, None, compress=True),
+    Route("GET", "/docs", "docs", Viewer, docs, about.VIEWER, None, compress=True),
     Route("GET", "/docs/<file>", "docs", Viewer, Viewer.file, about.FILES, None, compress=True),
     Route(
         "GET",

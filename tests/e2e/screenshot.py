@@ -34,7 +34,7 @@ _PAGES = ("", "tutorial", "problems", "architecture", "settings", "reference/com
 
 def take(browser: Browser, address: str, path: Path) -> None:
     """Draw a digit, show what counted, and save the window as a PNG of few colours."""
-    playground = Playground(browser, address, viewport={"width": 1160, "height": 1064})
+    playground = Playground(browser, address, viewport={"width": 1160, "height": 1100})
     playground.draw(DIGITS[2])
     playground.wait_for("accepted", "2")
     playground.page.click("#heat")

@@ -177,6 +177,7 @@ def test_docs_sends_the_key_and_shows_a_placeholder(browser: Browser, keyed: Ser
     form.locator("output .status").wait_for()
     assert form.locator("output .status").inner_text().startswith("401")
     assert page.locator("#key-why").inner_text() == "This server asks for a key."
+    assert page.locator("#key-open").is_visible()
     assert violations(page) == []
     page.fill("#key", KEY)
     page.keyboard.press("Enter")

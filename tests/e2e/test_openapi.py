@@ -170,6 +170,19 @@ def test_the_page_is_small() -> None:
     assert sum(len(gzip.compress(path.read_bytes())) for path in STATIC.iterdir()) <= MOST_BYTES
 
 
+def test_a_slash_at_the_end_leads_to_the_page(pages: Callable[..., Page]) -> None:
+    page = pages("/#predict")
+    assert page.url.endswith("/docs#predict")
+    assert page.locator("#predict form").is_visible()
+    page.context.close()
+
+
+def test_a_server_without_keys_shows_no_button_for_one(pages: Callable[..., Page]) -> None:
+    page = pages()
+    assert page.locator("#key-open").is_hidden()
+    page.context.close()
+
+
 def test_the_page_lists_every_operation_and_finds_them(pages: Callable[..., Page]) -> None:
     page = pages()
     shown = page.locator(".operation:visible")

@@ -236,6 +236,42 @@ def test_undo_goes_back_over_ten_pictures(playground: Playground) -> None:
     playground.wait_for("accepted", "1")
 
 
+def test_what_is_not_accepted_does_not_look_certain(playground: Playground) -> None:
+    page = playground.page
+    playground.draw(TWO_DIGITS)
+    page.wait_for_selector("#as-number:not([hidden])")
+    digit = playground.text("#digit")
+    assert re.fullmatch(rf"Closest: {digit} \([\d.]+ %\)", playground.text("#sure"))
+    assert page.locator("#set").is_hidden()
+
+    Image.new("L", (320, 240), 255).save(file := io.BytesIO(), "PNG")
+    upload(playground, "paper.png", "image/png", file.getvalue())
+    playground.wait_for("refused", "?")
+    assert playground.text("#badge") == "Nothing there"
+    assert playground.text("#sure") == ""
+    assert page.locator("#set").is_hidden()
+    assert playground.bars() == [f"{digit}: no answer" for digit in range(10)]
+
+
+def test_a_number_is_as_sure_as_its_accepted_digits(playground: Playground) -> None:
+    shown = playground.page.evaluate(
+        """async () => {
+            const view = await import("/playground/view.js");
+            const digit = {box: [0, 0, 9, 9], digit: 1, entropy_bits: 0.2};
+            const accepted = {...digit, probabilities: [0.03, 0.97], accepted: true};
+            const refused = {...digit, probabilities: [0.01, 0.99], accepted: false,
+                reason: "not_a_digit"};
+            const shown = [];
+            for (const digits of [[accepted, refused], [refused]]) {
+                view.showReading({digits, lines: ["11"], times: {}}, {placement: [0, 0, 1]});
+                shown.push(document.getElementById("sure").textContent);
+            }
+            return [...shown, document.getElementById("found").textContent];
+        }"""
+    )
+    assert shown == ["At least 97.0 % sure of the others", "", "?closest: 1"]
+
+
 def test_a_damaged_file_is_reported(playground: Playground) -> None:
     upload(playground, "photo.png", "image/png", b"not a picture")
     playground.wait_for("error", "!")
@@ -354,6 +390,45 @@ def test_it_continues_when_the_server_is_back(
             "() => document.getElementById('version').options.length === 2"
         )
         close_after_complaints(playground, "ERR_CONNECTION_REFUSED", "ERR_EMPTY_RESPONSE", "503")
+
+
+def test_the_page_says_that_it_waits_for_the_server(playground: Playground) -> None:
+    page = playground.page
+    held: list[Any] = []
+    is_held = False
+
+    def take(route: Any) -> None:
+        if is_held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    def hold_and_draw() -> None:
+        nonlocal is_held
+        is_held = True
+        playground.draw(DIGITS[4])
+        page.wait_for_function(
+            "() => document.getElementById('badge').textContent === 'Waiting for the server'"
+        )
+
+    def answer() -> None:
+        nonlocal is_held
+        is_held = False
+        while held:
+            held.pop().continue_()
+        playground.wait_for("accepted", "4")
+
+    page.route("**/predict*", take)
+    hold_and_draw()
+    assert page.get_attribute("#verdict", "data-state") == "empty"
+    assert playground.text("#sure") == ""
+    answer()
+    # An earlier answer stays, but no longer as an accepted one.
+    hold_and_draw()
+    assert page.get_attribute("#verdict", "data-state") == "open"
+    assert playground.text("#digit") == "4"
+    answer()
+    page.unroute("**/predict*")
 
 
 def test_a_server_that_hangs_is_asked_again(
@@ -697,6 +772,29 @@ def test_drawing_needs_no_mouse(playground: Playground) -> None:
     playground.wait_for("accepted", "1")
 
 
+def test_the_pen_of_the_keyboard_is_announced(playground: Playground) -> None:
+    page, keyboard = playground.page, playground.page.keyboard
+    page.focus("#pad")
+
+    def state() -> str | None:
+        return page.text_content("#pen-state[role=status]")
+
+    assert state() == ""
+    for expected in ("Pen down", "Pen up", "Pen down"):
+        keyboard.press("Space")
+        assert state() == expected
+    # The sheet and the stroke go, and so does what the pen was drawing.
+    keyboard.press("Backspace")
+    assert state() == "Pen up"
+    keyboard.press("Space")
+    assert state() == "Pen down"
+    for _ in range(6):
+        keyboard.press("Shift+ArrowDown")
+    playground.wait_for("accepted", "1")
+    page.focus("#undo")
+    assert state() == "Pen up"
+
+
 def test_a_button_that_goes_hands_the_focus_on(playground: Playground) -> None:
     page = playground.page
     playground.draw(TWO_DIGITS)
@@ -741,6 +839,20 @@ def test_a_result_is_read_aloud_once(browser: Browser, two_workers: Server) -> N
     playground.close()
 
 
+def test_a_hint_that_is_a_question_is_read_aloud_as_one(playground: Playground) -> None:
+    playground.page.evaluate(
+        """async () => {
+            const view = await import("/playground/view.js");
+            const prediction = {digit: 1, probabilities: [0.03, 0.97], entropy_bits: 0.2,
+                accepted: false, reason: "not_a_digit", hint: "Is it inverted?"};
+            view.showPrediction({predictions: [prediction], times: {}});
+        }"""
+    )
+    live = playground.page.locator("#live:not(:empty)")
+    expected = "Not accepted. Not a digit. Closest: 1 (97.0 %). Is it inverted?"
+    assert live.text_content() == expected
+
+
 def test_a_contrast_theme_shows_strokes_bars_and_choices(
     browser: Browser, two_workers: Server
 ) -> None:
@@ -773,8 +885,31 @@ def test_a_contrast_theme_shows_strokes_bars_and_choices(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, two_workers: Server, scheme: str) -> None:
-    playground = Playground(browser, two_workers.http, color_scheme=scheme, reduced_motion="reduce")
+def test_pictures_of_another_shape_than_their_frames_are_on_neither_ink_nor_paper(
+    browser: Browser, two_workers: Server, scheme: str
+) -> None:
+    playground = Playground(browser, two_workers.http, color_scheme=scheme)
+    playground.draw(DIGITS[2])
+    playground.wait_for("accepted", "2")
+    colour = playground.page.evaluate(
+        "getComputedStyle(document.querySelector('#steps .frame')).backgroundColor"
+    )
+    values = [int(value) for value in re.findall(r"\d+", colour)]
+    assert min(values) > 40
+    assert max(values) < 220
+    playground.close()
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, two_workers: Server, scheme: str, width: int) -> None:
+    playground = Playground(
+        browser,
+        two_workers.http,
+        color_scheme=scheme,
+        reduced_motion="reduce",
+        viewport={"width": width, "height": 740},
+    )
     playground.draw(DIGITS[2])
     playground.wait_for("accepted", "2")
     playground.page.click("#heat")
@@ -804,6 +939,51 @@ def test_a_phone_of_360_pixels_draws_with_a_finger(browser: Browser, two_workers
     playground.wait_for("accepted", "1492")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     playground.close()
+
+
+@pytest.mark.parametrize("size", [(360, 740), (740, 360), (844, 390)])
+def test_the_sheet_and_the_bars_fit_the_screen_of_a_phone(
+    browser: Browser, two_workers: Server, size: tuple[int, int]
+) -> None:
+    width, height = size
+    playground = Playground(browser, two_workers.http, viewport={"width": width, "height": height})
+    page = playground.page
+    first, *rest = DIGITS[8]
+    mouse = page.mouse
+    mouse.move(*playground.at(*first[0]))
+    mouse.down()
+    for point in first[1:]:
+        mouse.move(*playground.at(*point))
+    page.wait_for_selector("#bars .top")
+    for selector in ("#pad", "#bars"):
+        box = page.locator(selector).bounding_box()
+        assert box is not None
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= height
+    mouse.up()
+    playground.draw(rest)
+    playground.wait_for("accepted", "8")
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    playground.close()
+
+
+def test_a_stylus_draws_and_its_pressure_changes_the_width(playground: Playground) -> None:
+    session = playground.context.new_cdp_session(playground.page)
+    (stroke,) = DIGITS[7]
+    ink = []
+    for force in (0.2, 0.9):
+        for i, point in enumerate([*stroke, stroke[-1]]):
+            x, y = playground.at(*point)
+            kind = "mouseReleased" if i == len(stroke) else "mouseMoved" if i else "mousePressed"
+            event = {"x": x, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
+            pen = {"type": kind, "pointerType": "pen", "force": force}
+            session.send("Input.dispatchMouseEvent", event | pen)
+        playground.wait_for("accepted", "7")
+        with Image.open(io.BytesIO(playground.posts[-1].post_data_buffer)) as sent:
+            ink.append((np.asarray(sent.convert("L")) < 128).sum())
+        playground.clear()
+    assert ink[1] > 1.5 * ink[0]
 
 
 def test_it_works_behind_envoy(browser: Browser, two_workers: Server, tmp_path: Path) -> None:

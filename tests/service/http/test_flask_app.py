@@ -84,6 +84,14 @@ def test_route_is_answered_by_its_handler(app: flask.Flask) -> None:
     assert response.headers["x-request-id"] == "mine"
 
 
+def test_docs_with_a_slash_at_the_end_leads_to_the_page_behind_any_prefix(app: flask.Flask) -> None:
+    """Relative links of the page would lead elsewhere from there."""
+    response = app.test_client().get("/docs/")
+    assert (response.status_code, response.headers["location"]) == (308, "../docs")
+    for path in ("/docs//", "/playground/", "/playground"):
+        assert app.test_client().get(path).status_code == 404
+
+
 def test_path_parameters_reach_the_handler(app: flask.Flask) -> None:
     response = app.test_client().get("/v2/models/a%20b/versions/7")
     assert response.status_code == 404

@@ -52,6 +52,7 @@ export function mount(changed) {
     element("button", { class: "main" }, "Use it"), forget,
     element("p", { class: "quiet", id: "key-note" }, "This page keeps it until you reload or close it, and stores it nowhere."));
   byId("access").append(element("p", { id: "key-why", role: "alert" }), form);
+  byId("key-open").hidden = true; // until the server asks for one
   const use = (value) => {
     key = value;
     input.value = "";

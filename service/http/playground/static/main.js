@@ -9,6 +9,7 @@ import { copy, snippets } from "./snippets.js";
 import * as view from "./view.js";
 
 const PAUSE_MS = 60; // from a change to its request; one request is under way at a time
+const LATE_MS = 1000; // until the page says that it waits for an answer
 const LONGEST_MS = 30_000; // for an answer
 const LONGEST_WAIT_MS = 10_000; // between attempts, unless the server names a longer time
 const DIGITS = "0123456789";
@@ -36,7 +37,7 @@ let answered = ""; // the model and the version of the last answer
 let hasLabels = false; // whether the chosen model has classes other than digits
 let startAgain = 0;
 
-const pad = new Pad(byId("pad"), changed);
+const pad = new Pad(byId("pad"), changed, (isDown) => (byId("pen-state").textContent = isDown ? "Pen down" : "Pen up"));
 
 const chosen = () => {
   const [model, version] = [byId("model").value, byId("version").value];
@@ -115,7 +116,8 @@ async function ask() {
 async function show(asked, request, mine, signal) {
   sent = request;
   showSnippet();
-  const answer = await api.send(request, signal);
+  const late = setTimeout(view.showWaiting, LATE_MS);
+  const answer = await api.send(request, signal).finally(() => clearTimeout(late));
   note(answer);
   if (mine !== turn) return;
   byId("seen").hidden = asked === "read";

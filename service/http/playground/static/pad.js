@@ -15,15 +15,16 @@ const MOST_PICTURES = 10; // among them: one of MOST_PIXELS takes 16 MB
 
 export class Pad {
   // `changed(isNew)` is called when the content changes; isNew if it is no longer the same drawing.
-  constructor(canvas, changed) {
-    this.canvas = canvas;
-    this.changed = changed;
+  // `penMoved(isDown)` is called when the pen of the keyboard is put down or lifted.
+  constructor(canvas, changed, penMoved) {
+    Object.assign(this, { canvas, changed, penMoved });
     this.pen = 30;
     this.strokes = []; // of points [x, y, width]
     this.picture = null; // {image, file, name}
     this.history = [];
     this.stroke = null;
-    this.cursor = null; // of the keyboard, {x, y, down}
+    this.cursor = null; // of the keyboard, {x, y}; its pen is down while there is a stroke
+    this.isDown = false; // that pen, as it was last drawn
     this.opened = 0; // files so far
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
@@ -131,23 +132,23 @@ export class Pad {
   }
 
   key(event) {
+    if (this.stroke && !this.cursor) return; // a mouse or a finger draws
     const step = event.shiftKey ? 40 : 10;
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-    const cursor = this.cursor ?? { x: WIDTH / 2, y: HEIGHT / 4, down: false };
+    const cursor = this.cursor ?? { x: WIDTH / 2, y: HEIGHT / 4 };
     if (moves[event.key]) {
       const [x, y] = moves[event.key];
       cursor.x = Math.min(WIDTH, Math.max(0, cursor.x + x * step));
       cursor.y = Math.min(HEIGHT, Math.max(0, cursor.y + y * step));
       this.cursor = cursor;
-      if (cursor.down && this.stroke) {
+      if (this.isDown) {
         this.stroke.push([cursor.x, cursor.y, this.pen]);
         this.update(false);
       }
     } else if (event.key === " ") {
-      cursor.down = !cursor.down;
       this.cursor = cursor;
-      if (cursor.down) this.begin(cursor.x, cursor.y, this.pen);
-      else this.stroke = null;
+      if (this.isDown) this.stroke = null;
+      else this.begin(cursor.x, cursor.y, this.pen);
     } else if (event.key === "Backspace" || event.key === "Delete") {
       this.clear();
     } else {
@@ -158,7 +159,7 @@ export class Pad {
   }
 
   showCursor(cursor) {
-    if (this.cursor?.down) this.stroke = null;
+    if (this.cursor) this.stroke = null;
     this.cursor = cursor;
     this.draw();
   }
@@ -169,6 +170,8 @@ export class Pad {
   }
 
   draw() {
+    const isDown = Boolean(this.cursor && this.stroke);
+    if (isDown !== this.isDown) this.penMoved((this.isDown = isDown));
     const { canvas } = this;
     const ratio = (canvas.clientWidth / WIDTH) * devicePixelRatio;
     const [width, height] = [Math.round(WIDTH * ratio), Math.round(HEIGHT * ratio)];
@@ -187,7 +190,7 @@ export class Pad {
     paint(context, this.strokes, style.color);
     if (this.cursor) {
       context.strokeStyle = style.caretColor;
-      context.lineWidth = this.cursor.down ? 5 : 2;
+      context.lineWidth = isDown ? 5 : 2;
       context.beginPath();
       context.arc(this.cursor.x, this.cursor.y, this.pen / 2 + 3, 0, 7);
       context.stroke();

@@ -17,6 +17,8 @@ const STEPS = {
   digit: "the digit",
   pixels: "the pixels",
 };
+const CLOSEST = "Closest:";
+const WAITING = "Waiting for the server";
 const QUIET_MS = 700; // until an answer that no longer changes is read aloud
 
 const bars = Array.from({ length: 10 }, (_, digit) => {
@@ -37,15 +39,17 @@ const bars = Array.from({ length: 10 }, (_, digit) => {
 
 function showBars(prediction) {
   showLabels(null);
+  // The set holds the right digit if there is one.
+  const isDigit = prediction?.accepted !== false || prediction.reason === "unsure";
+  const set = isDigit ? prediction?.prediction_set : undefined;
   bars.forEach(({ item, fill, value, spoken }, digit) => {
     const p = prediction?.probabilities[digit] ?? 0;
     fill.style.transform = `scaleY(${p})`;
     value.textContent = p >= 0.005 ? String(Math.round(100 * p)) : "";
-    spoken.textContent = `${digit}: ${prediction ? percent(p) : "no answer yet"}`;
+    spoken.textContent = `${digit}: ${prediction ? percent(p) : "no answer"}`;
     item.classList.toggle("top", prediction?.digit === digit);
-    item.classList.toggle("member", prediction?.prediction_set?.includes(digit) ?? false);
+    item.classList.toggle("member", set?.includes(digit) ?? false);
   });
-  const set = prediction?.prediction_set;
   byId("set").hidden = !set;
   byId("set").replaceChildren("Prediction set ", ...(set ?? []).map((digit) => element("b", {}, String(digit))));
   byId("entropy").textContent = prediction ? `${prediction.entropy_bits.toFixed(2)} bits` : "-";
@@ -80,22 +84,28 @@ function announce(text) {
   }, QUIET_MS);
 }
 
+const sentence = (text) => (/[.?!]$/.test(text) ? text : `${text}.`);
+
 function verdict(state, digit, badge, sure, hint) {
   byId("verdict").dataset.state = state;
   const texts = { digit, badge, sure, hint };
   for (const [id, text] of Object.entries(texts)) byId(id).textContent = text;
   byId("verdict").classList.toggle("long", digit.length > 2);
   byId("verdict").classList.toggle("longer", digit.length > 14);
-  const isSign = digit === "?" || digit === "!"; // for the eye
-  const sentences = isSign ? [badge, sure, hint] : [`${digit}, ${sure}`, badge, hint];
+  // A sign is for the eye, and CLOSEST names the digit.
+  const isNamed = digit === "?" || digit === "!" || sure.startsWith(CLOSEST);
+  const sentences = isNamed ? [badge, sure, hint] : [`${digit}, ${sure}`, badge, hint];
   if (state === "refused") sentences.unshift("Not accepted");
-  announce(state === "empty" ? "" : sentences.filter(Boolean).map((text) => text.replace(/\.?$/, ".")).join(" "));
+  announce(state === "empty" ? "" : sentences.filter(Boolean).map(sentence).join(" "));
 }
 
 function judge(prediction) {
   const { accepted, reason, hint = "", digit } = prediction;
-  const sure = `${percent(prediction.probabilities[digit])} sure`;
-  if (accepted === false) return ["refused", WORDS[reason] ?? "Not accepted", sure, hint];
+  const p = percent(prediction.probabilities[digit]);
+  const sure = `${p} sure`;
+  // The model may be sure which digit is the closest one; that does not make it one.
+  const closest = reason === "blank" ? "" : `${CLOSEST} ${digit} (${p})`;
+  if (accepted === false) return ["refused", WORDS[reason] ?? "Not accepted", closest, hint];
   if (accepted === null) return ["open", "Not judged", sure, "This model does not judge whether the picture shows a digit."];
   return ["accepted", "Accepted", sure, ""];
 }
@@ -114,6 +124,16 @@ export function showNothing() {
     : ["Ten bars show how probable each digit is.", "They move while you draw."];
   verdict("empty", "?", "Waiting for ink", sure, hint);
   forget("Every step from your picture to the pixels that the model takes will appear here.");
+}
+
+// An answer is late. One to an earlier picture stays until then, but no longer looks accepted.
+export function showWaiting() {
+  const { state } = byId("verdict").dataset;
+  if (state === "error") return; // which says that the page keeps trying
+  if (state === "empty") byId("sure").textContent = byId("hint").textContent = "";
+  else byId("verdict").dataset.state = "open";
+  byId("badge").textContent = WAITING;
+  announce(`${WAITING}.`);
 }
 
 // `hint` is what the page does about it.
@@ -154,9 +174,10 @@ export function showPrediction(answer) {
     return;
   }
   const [state, badge, sure, hint] = judge(prediction);
-  verdict(state, prediction.reason === "blank" ? "?" : String(prediction.digit), badge, sure, hint);
+  const isBlank = prediction.reason === "blank";
+  verdict(state, isBlank ? "?" : String(prediction.digit), badge, sure, hint);
   byId("as-number").hidden = prediction.reason !== "several_digits";
-  showBars(prediction);
+  showBars(isBlank ? null : prediction);
 }
 
 // The figures stay where they are while their pictures change, so nothing flickers.
@@ -234,20 +255,23 @@ export function showReading(answer, pad) {
     showBars(null);
     return;
   }
-  const refused = digits.filter(({ accepted }) => accepted === false).length;
-  const least = Math.min(...digits.map(({ digit, probabilities }) => probabilities[digit]));
+  const others = digits.filter(({ accepted }) => accepted !== false);
+  const refused = digits.length - others.length;
+  const least = Math.min(...others.map(({ digit, probabilities }) => probabilities[digit]));
   const count = `${digits.length} digit${digits.length > 1 ? "s" : ""}`;
   let [state, badge] = ["accepted", `${count} accepted`];
   if (refused) [state, badge] = ["refused", `${refused} of ${count} not accepted`];
   else if (digits.some(({ accepted }) => accepted === null)) [state, badge] = ["open", `${count}, not judged`];
-  verdict(state, lines.join(" "), badge, `At least ${percent(least)} sure of each`, "Choose a digit to see its bars.");
+  const sure = others.length ? `At least ${percent(least)} sure of ${refused ? "the others" : "each"}` : "";
+  verdict(state, lines.join(" "), badge, sure, "Choose a digit to see its bars.");
 
   const buttons = [];
   const boxes = digits.map((each, i) => {
     const [x0, y0, x1, y1] = each.box;
     const state = { false: "refused", true: "accepted" }[each.accepted] ?? "open";
     const text = each.accepted === false && each.reason !== "unsure" ? "?" : String(each.digit);
-    const button = element("button", { type: "button", class: state, "aria-pressed": "false" }, text, element("small", {}, percent(each.probabilities[each.digit], 0)));
+    const note = text === "?" ? `closest: ${each.digit}` : percent(each.probabilities[each.digit], 0);
+    const button = element("button", { type: "button", class: state, "aria-pressed": "false" }, text, element("small", {}, note));
     button.addEventListener("click", () => select(i));
     buttons.push(button);
     const x = Math.max(1, left + x0 * scale - 4);
