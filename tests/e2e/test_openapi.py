@@ -223,6 +223,22 @@ def test_the_form_sends_what_the_operation_takes(
     page.context.close()
 
 
+def test_predict_has_an_example_of_a_picture(pages: Callable[..., Page]) -> None:
+    page = pages("#predict")
+    form = page.locator("#predict form")
+    assert form.locator("textarea").input_value().startswith('{"image":"data:image/png;base64,')
+    form.locator("button.main").click()
+    form.locator("output .status").wait_for()
+    assert '"digit": 7' in form.locator("output").inner_text()
+    page.context.close()
+
+
+def test_a_pattern_is_what_a_value_matches(pages: Callable[..., Page]) -> None:
+    page = pages("#predict")
+    assert "string, matches ^[1-9][0-9]{0,17}$" in page.locator("#predict").inner_text()
+    page.context.close()
+
+
 def test_the_form_sends_a_file_and_shows_the_call(
     pages: Callable[..., Page], tmp_path: Path
 ) -> None:

@@ -132,6 +132,15 @@ _MODEL = {"model_name": STRING, "model_version": VERSION}
 _BLANK = {
     "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}]
 }
+# A test image of MNIST, for people to try.
+_SEVEN = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAA1ElEQVR42mNgGDaAEULZxv84+sM7+T8Dw60jP6Ze"
+    "R1Eidf7f379/v746/PLly29/P0qgSC77++/v3wYDBgYGBgaDR3/DkaRY1v3++6VGmAnKvfZXGEmy5e/fjbpwnt4X"
+    "FMmGw1FIvM3/ZuB0Pse/3x44JZf+W4pTTvXHPz04hwlNUoN17W1cGoXf/0P2I4ockyff/+v/Ge57Y9O3/O/fv//+"
+    "/r2KzdCTf//+3VmqJCyATbLc8+BbFZweCfh3DcUJKJJq/y/hlmRgOItPEg/wOKhEtFoAr0BRvGOGO6kAAAAASUVO"
+    "RK5CYII="
+)
 _LOG = {
     "log_file": STRING,
     "log_error": BOOLEAN,
@@ -173,12 +182,14 @@ SCHEMAS: dict[str, Schema] = {
         "type": "string",
         "pattern": f"^data:({'|'.join(PICTURES)});base64,",
         "description": "A picture in base64.",
+        "examples": [_SEVEN],
     },
     "Form": record("A picture as the only file of a form.", image=BYTES),
     "PictureObject": request_record("A picture.", "image", image=reference("DataUrl")),
     "ImageObject": request_record(
         "Pixels, or a picture.", "image", image=any_of(reference("Pixels"), reference("DataUrl"))
-    ),
+    )
+    | {"examples": [{"image": _SEVEN}]},
     "Rows": {
         **any_of(map_of(reference("Values")), list_of(reference("Values"))),
         "description": "What a model of anything but digits takes: an object with a field per "

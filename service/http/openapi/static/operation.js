@@ -59,6 +59,8 @@ function form(method, path, parameters, content) {
     return { ...each, input };
   });
   const type = element("select", {}, ...Object.keys(content).map((kind) => element("option", {}, kind)));
+  // Of all types, JSON alone has an example to send.
+  if (content["application/json"]) type.value = "application/json";
   const file = element("input", { type: "file" });
   const typed = element("textarea", { spellcheck: "false" });
   const source = element("div", {});

@@ -37,7 +37,7 @@ export function kind(schema) {
   return [schema.type ?? "anything"].flat().join(" | ") + (schema.format ? ` (${schema.format})` : "");
 }
 
-const LIMITS = { minimum: "from", maximum: "to", minItems: "at least", maxItems: "at most", pattern: "like", default: "default" };
+const LIMITS = { minimum: "from", maximum: "to", minItems: "at least", maxItems: "at most", pattern: "matches", default: "default" };
 
 const limits = (schema) =>
   Object.entries(LIMITS)
