@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from docs.site.hooks import DOCS, ROOT
-from tests.e2e.screenshot import MKDOCS
+from docs.site.hooks import DOCS
+from tests.e2e.make_run import clone
 
 # Attributes that make a browser fetch something.
 FETCHED = {("img", "src"), ("script", "src"), ("iframe", "src"), ("source", "src")}
@@ -38,23 +38,56 @@ class Html(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built in strict mode: a warning fails it."""
-    folder = tmp_path_factory.mktemp("site")
-    built = subprocess.run(
-        [*MKDOCS, "--site-dir", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone, since `make docs` writes into its tree."""
+    folder = tmp_path_factory.mktemp("clone")
+    clone(folder)
     return folder
+
+
+def make_docs(tree: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "docs"], cwd=tree, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tree: Path) -> Path:
+    """The site, built in strict mode: a warning fails it."""
+    built = make_docs(tree)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "INFO  " not in built.stdout + built.stderr
+    return tree / "build" / "site"
 
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[Path, Html]:
     return {path: Html(path.read_text()) for path in site.rglob("*.html")}
+
+
+DEFECTS = {
+    "a dead link": ("tutorial.md", "\n[Gone](no-such-page.md)\n", "link 'no-such-page.md'"),
+    "a page without a nav entry": ("lost.md", "# Lost\n", "- lost.md"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.usefixtures("site")  # which has been built from this tree as it was
+def test_make_docs_fails_because_of(defect: str, tree: Path) -> None:
+    name, text, message = DEFECTS[defect]
+    page = tree / "docs" / name
+    before = page.read_text() if page.exists() else None
+    page.write_text((before or "") + text)
+    try:
+        built = make_docs(tree)
+    finally:
+        if before is None:
+            page.unlink()
+        else:
+            page.write_text(before)
+    assert built.returncode != 0
+    assert message in built.stdout
+    assert "Aborted with 1 warning" in built.stdout
 
 
 def test_every_document_is_a_page(site: Path) -> None:
