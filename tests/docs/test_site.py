@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import re
 import subprocess
+import threading
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from docs.site.hooks import DOCS
+from tests.e2e.browser import running_browser, violations
 from tests.e2e.make_run import clone
+from tests.e2e.screenshot import Silent
 
 # Attributes that make a browser fetch something.
 FETCHED = {("img", "src"), ("script", "src"), ("iframe", "src"), ("source", "src")}
@@ -136,6 +143,32 @@ def test_lists_and_tables_are_what_a_code_host_makes_of_them(pages: dict[Path, H
             if re.search(r"^(- |\* |\d+\. |\|.*\|$)", paragraph, re.MULTILINE):
                 flat.append(f"{path}: {paragraph[-200:]}")
     assert flat == []
+
+
+def test_the_settings_are_the_first_that_a_search_finds(site: Path) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    boosted = {entry["location"].split("#")[0] for entry in index["docs"] if "boost" in entry}
+    assert boosted == {"settings/"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_the_theme_lets_us_mend(
+    site: Path, scheme: Literal["light", "dark"]
+) -> None:
+    handler = partial(Silent, directory=str(site))
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        running_browser() as browser,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page(color_scheme=scheme)
+        found = []
+        for name in ("", "tutorial/", "howto/clients/"):
+            page.goto(f"http://127.0.0.1:{server.server_port}/{name}")
+            # The script of the theme gives all buttons that copy code one unnamed <nav> each.
+            found += [each for each in violations(page) if not each.startswith("landmark-unique")]
+        server.shutdown()
+    assert found == []
 
 
 def test_files_outside_of_docs_are_pages_with_their_text(site: Path) -> None:

@@ -66,7 +66,7 @@ def look_at_the_site(browser: Browser, folder: Path) -> None:
     """Build the documentation, and save its pages, wide and narrow, light and dark."""
     with tempfile.TemporaryDirectory() as site:
         subprocess.run([*MKDOCS, "--site-dir", site], cwd=ROOT, check=True)
-        handler = partial(_Silent, directory=site)
+        handler = partial(Silent, directory=site)
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def look_at_the_site(browser: Browser, folder: Path) -> None:
             server.shutdown()
 
 
-class _Silent(http.server.SimpleHTTPRequestHandler):
+class Silent(http.server.SimpleHTTPRequestHandler):
     def log_request(self, *_: object) -> None:
         """Write no line per request."""
 
