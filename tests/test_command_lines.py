@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 import shutil
 import subprocess
@@ -80,6 +81,25 @@ def test_usage_is_one_line(command: str) -> None:
 def test_help_fits_into_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert [line for line in PARSERS[command]().format_help().splitlines() if len(line) > 80] == []
+
+
+SUITES = sorted(path.parent.name for path in (ROOT / "tests").glob("*/__main__.py"))
+
+
+@pytest.mark.parametrize("suite", [*SUITES, "compose.swarm"])
+def test_a_suite_explains_itself_and_refuses_what_it_does_not_know(
+    suite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Instead of running its tests, which take minutes."""
+    module = importlib.import_module(f"tests.{suite}" + ".__main__" * (suite in SUITES))
+    for argument, status in (("--help", 0), ("--no-such-option", 2)):
+        monkeypatch.setattr("sys.argv", [f"python -m tests.{suite}", argument])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        assert ended.value.code == status
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"usage: python -m tests.{suite} ")
+    assert "error: " in printed.err
 
 
 def test_examples_of_the_server_and_its_probe_run(

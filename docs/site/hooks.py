@@ -21,6 +21,7 @@ DOCS = ROOT / "docs"
 _ICON = ROOT / "service" / "http" / "playground" / "static" / "icon.svg"
 _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
+_SEARCH = 'data-md-component="search" role="dialog"'
 _AS_THEY_ARE = {".png", ".json", ".jsonl", ".svg"}
 _LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".proto": "protobuf", ".sh": "sh"}
 _LANGUAGES |= {".json": "json", ".toml": "toml", ".mjs": "javascript", ".ts": "typescript"}
@@ -58,6 +59,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if origin is not None:
         page.meta["search"] = {"exclude": True}
         page.meta["hide"] = ["navigation"]
+    if page.file.src_uri == "settings.md":
+        # Who searches for a setting wants its row, not each page that mentions it.
+        page.meta["search"] = {"boost": 10}
     if page.is_homepage:
         page.meta["hide"] = ["navigation", "toc"]
     folder = (origin or DOCS / page.file.src_uri).parent
@@ -76,6 +80,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         markdown,
         lambda text: _LINK.sub(lambda m: m[1] + moved(m[2]) + m[3], text) if "](" in text else text,
     )
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Name the search, which the theme leaves without a name for screen readers."""
+    return output.replace(_SEARCH, f'{_SEARCH} aria-label="Search"')
 
 
 def _outside_code(markdown: str, change: Callable[[str], str]) -> str:

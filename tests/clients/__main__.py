@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -33,7 +34,17 @@ class Picture(NamedTuple):
 
 
 def main() -> int:
-    """Run every example; 0 if all passed, else 1."""
+    """Run the examples; 0 if all passed, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
+    parser.add_argument(
+        "examples",
+        nargs="*",
+        metavar="EXAMPLE",
+        help=f"{', '.join(PROGRAMS)} (all of them)",
+    )
+    chosen = parser.parse_args().examples or list(PROGRAMS)
+    if unknown := set(chosen) - PROGRAMS.keys():
+        parser.error(f"there is no example {min(unknown)!r}; choose from {', '.join(PROGRAMS)}")
     assert PROGRAMS.keys() == {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
@@ -42,8 +53,8 @@ def main() -> int:
         try:
             server.wait_until(server.is_ready)
             with ThreadPoolExecutor() as pool:
-                results = pool.map(lambda name: run(name, tree / name, server, pictures), PROGRAMS)
-                problems = dict(zip(PROGRAMS, results, strict=True))
+                results = pool.map(lambda name: run(name, tree / name, server, pictures), chosen)
+                problems = dict(zip(chosen, results, strict=True))
         finally:
             server.stop()
     for example, problem in problems.items():

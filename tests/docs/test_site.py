@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import re
 import subprocess
+import threading
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from docs.site.hooks import DOCS, ROOT
-from tests.e2e.screenshot import MKDOCS
+from docs.site.hooks import DOCS
+from tests.e2e.browser import running_browser, violations
+from tests.e2e.make_run import clone
+from tests.e2e.screenshot import Silent
 
 # Attributes that make a browser fetch something.
 FETCHED = {("img", "src"), ("script", "src"), ("iframe", "src"), ("source", "src")}
@@ -38,23 +45,56 @@ class Html(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built in strict mode: a warning fails it."""
-    folder = tmp_path_factory.mktemp("site")
-    built = subprocess.run(
-        [*MKDOCS, "--site-dir", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone, since `make docs` writes into its tree."""
+    folder = tmp_path_factory.mktemp("clone")
+    clone(folder)
     return folder
+
+
+def make_docs(tree: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "docs"], cwd=tree, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tree: Path) -> Path:
+    """The site, built in strict mode: a warning fails it."""
+    built = make_docs(tree)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "INFO  " not in built.stdout + built.stderr
+    return tree / "build" / "site"
 
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[Path, Html]:
     return {path: Html(path.read_text()) for path in site.rglob("*.html")}
+
+
+DEFECTS = {
+    "a dead link": ("tutorial.md", "\n[Gone](no-such-page.md)\n", "link 'no-such-page.md'"),
+    "a page without a nav entry": ("lost.md", "# Lost\n", "- lost.md"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.usefixtures("site")  # which has been built from this tree as it was
+def test_make_docs_fails_because_of(defect: str, tree: Path) -> None:
+    name, text, message = DEFECTS[defect]
+    page = tree / "docs" / name
+    before = page.read_text() if page.exists() else None
+    page.write_text((before or "") + text)
+    try:
+        built = make_docs(tree)
+    finally:
+        if before is None:
+            page.unlink()
+        else:
+            page.write_text(before)
+    assert built.returncode != 0
+    assert message in built.stdout
+    assert "Aborted with 1 warning" in built.stdout
 
 
 def test_every_document_is_a_page(site: Path) -> None:
@@ -103,6 +143,32 @@ def test_lists_and_tables_are_what_a_code_host_makes_of_them(pages: dict[Path, H
             if re.search(r"^(- |\* |\d+\. |\|.*\|$)", paragraph, re.MULTILINE):
                 flat.append(f"{path}: {paragraph[-200:]}")
     assert flat == []
+
+
+def test_the_settings_are_the_first_that_a_search_finds(site: Path) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    boosted = {entry["location"].split("#")[0] for entry in index["docs"] if "boost" in entry}
+    assert boosted == {"settings/"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_the_theme_lets_us_mend(
+    site: Path, scheme: Literal["light", "dark"]
+) -> None:
+    handler = partial(Silent, directory=str(site))
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        running_browser() as browser,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page(color_scheme=scheme)
+        found = []
+        for name in ("", "tutorial/", "howto/clients/"):
+            page.goto(f"http://127.0.0.1:{server.server_port}/{name}")
+            # The script of the theme gives all buttons that copy code one unnamed <nav> each.
+            found += [each for each in violations(page) if not each.startswith("landmark-unique")]
+        server.shutdown()
+    assert found == []
 
 
 def test_files_outside_of_docs_are_pages_with_their_text(site: Path) -> None:

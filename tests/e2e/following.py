@@ -114,6 +114,8 @@ class Reader:
             return self._output([*make, *" ".join(options).split()])
         if not command.startswith(SERVERS):
             short = command.startswith("mnist-train")
+            if short:  # what follows a comment would belong to it
+                command = command.partition("  #")[0]
             return self._output(["bash", "-ec", command + SHORT * short])
         name = command.split(maxsplit=1)[0]
         if name in self._running:  # a page stops a server before it starts another

@@ -53,8 +53,8 @@ class Foreground:
         return self.process.returncode
 
 
-def make_run(tree: Path) -> MakeRun:
-    """Fill an empty folder with what git gives a newcomer, run `make run`, and stop its server.
+def clone(tree: Path) -> None:
+    """Fill an empty folder with what git gives a newcomer, as if `make setup` had run in it.
 
     This test's own environment is under .venv, the folder that Makefile and README name.
     Installing torch once more would prove nothing new.
@@ -71,6 +71,11 @@ def make_run(tree: Path) -> MakeRun:
         shutil.copy2(ROOT / file, tree / file)
     (tree / ".venv").symlink_to(sys.prefix)
     (tree / ".venv" / ".installed").touch()
+
+
+def make_run(tree: Path) -> MakeRun:
+    """Run `make run` in a clone, and stop its server."""
+    clone(tree)
     foreground = Foreground(MAKE_RUN, tree)
     try:
         foreground.read_until("stop with Ctrl-C")

@@ -27,7 +27,7 @@ FILE = ROOT / "docs" / "playground.png"
 REPORT = ROOT / "docs" / "report.png"
 LOOKS = ROOT / "build" / "looks"
 MODEL = ROOT / "models" / "mnist" / "2" / "model.onnx"
-MKDOCS = (sys.executable, "-m", "mkdocs", "build", "-q", "-f", "docs/site/mkdocs.yml")
+MKDOCS = (sys.executable, "-m", "mkdocs", "build", "-f", "docs/site/mkdocs.yml")
 _COLOURS = 255
 _PAGES = ("", "tutorial", "problems", "architecture", "settings", "reference/commands")
 
@@ -65,22 +65,8 @@ def take_report(browser: Browser, path: Path) -> None:
 def look_at_the_site(browser: Browser, folder: Path) -> None:
     """Build the documentation, and save its pages, wide and narrow, light and dark."""
     with tempfile.TemporaryDirectory() as site:
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "mkdocs",
-                "build",
-                "-q",
-                "-f",
-                "docs/site/mkdocs.yml",
-                "-d",
-                site,
-            ],
-            cwd=ROOT,
-            check=True,
-        )
-        handler = partial(_Silent, directory=site)
+        subprocess.run([*MKDOCS, "--site-dir", site], cwd=ROOT, check=True)
+        handler = partial(Silent, directory=site)
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +83,7 @@ def look_at_the_site(browser: Browser, folder: Path) -> None:
             server.shutdown()
 
 
-class _Silent(http.server.SimpleHTTPRequestHandler):
+class Silent(http.server.SimpleHTTPRequestHandler):
     def log_request(self, *_: object) -> None:
         """Write no line per request."""
 

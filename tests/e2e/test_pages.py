@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shlex
 import subprocess
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from subprocess import DEVNULL
@@ -65,7 +67,13 @@ NOT_RUN = {
     },
     "performance.md": {"": "takes minutes to hours; tests/benchmarks runs the commands in short"},
     "scaling.md": {"": CLUSTER},
-    "training.md": {"": TRAINING},
+    "training.md": {
+        "mnist-train --resume": TRAINING,
+        "mnist-train --config": TRAINING,
+        "mnist-evaluate runs": TRAINING,
+        "mnist-search": TRAINING,
+        "torchrun": "tests/training/test_processes.py runs two processes",
+    },
     "tutorial.md": {
         "make setup": "downloads 3 GB; this test's environment is what it makes",
         "source ": "this test's environment is active",
@@ -81,6 +89,7 @@ RUN_BY = {
 }
 FOLLOWED = (
     "deployment.md",
+    "training.md",
     "tutorial.md",
     "howto/clients.md",
     "howto/from-fastapi.md",
@@ -167,7 +176,8 @@ def test_what_does_not_run_here_names_what_exists() -> None:
                 elif words[:3] == ["kubectl", "apply", "-k"]:
                     assert (ROOT / words[3] / "kustomization.yaml").is_file(), command
     assert checked["docker"] > 5
-    assert min(checked["mnist-train"], checked["kubectl"], checked["make"]) > 4
+    assert min(checked["kubectl"], checked["make"]) > 4
+    assert min(checked["mnist-train"], checked["mnist-search"]) > 1
 
 
 def test_the_tutorial_leads_from_training_to_an_update(reader: Reader) -> None:
@@ -185,6 +195,14 @@ def test_the_tutorial_leads_from_training_to_an_update(reader: Reader) -> None:
         versions = reader.run(f"curl -s http://127.0.0.1:{reader.http}/v2/models/mnist")
 
 
+def test_models_are_trained_once_more_or_not_and_evaluated(reader: Reader) -> None:
+    *trained, unless_published, evaluated = follow(reader, "training.md")
+    versions = [path.parent.name for path in reader.folder.glob("models/mnist/*/model.onnx")]
+    assert sorted(versions)[-len(trained) :] == ["3", "4", "5"]
+    assert "Published" not in unless_published
+    assert "accuracy" in evaluated
+
+
 def test_clients_in_three_languages_get_the_seven(tmp_path: Path, server: Server) -> None:
     printed = follow(Reader(tmp_path, server), "howto/clients.md")
     form, body, package, plain, tensors, javascript = printed
@@ -194,6 +212,19 @@ def test_clients_in_three_languages_get_the_seven(tmp_path: Path, server: Server
     assert plain.split() == ["7", "[7]", "True"]
     assert tensors.split() == ["[False", "False", "False]"]
     assert javascript.strip() == "7"
+
+
+def test_a_web_page_gets_answers_once_its_origin_is_listed(
+    start_server: Callable[..., Server],
+) -> None:
+    text = (DOCS / "howto" / "clients.md").read_text()
+    (flag, origin) = re.findall(r"`mnist-serve (--allowed-origins) (\S+)`", text)[0]
+    server = start_server(arguments=[flag, origin])
+    url = f"http://{server.http}/v2/health/ready"
+    request = urllib.request.Request(url, headers={"Origin": origin})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
+    assert server.request("GET", "/v2", headers={"Origin": "https://other.example"})[0] == 403
 
 
 def test_a_repository_and_a_client_of_triton_work_as_they_are(reader: Reader) -> None:

@@ -9,6 +9,7 @@ made by its own commands, without a cluster, and compared with what the manifest
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import json
@@ -50,6 +51,7 @@ Manifest = dict[str, Any]
 
 def main() -> int:
     """Check every kustomization and file. Returns 0 if all are valid, else 1."""
+    argparse.ArgumentParser(prog="python -m tests.kubernetes", description=__doc__).parse_args()
     passed, failed = 0, 0
     for source in (*KUSTOMIZATIONS, *FILES):
         manifests = read(source)

@@ -6,6 +6,7 @@ of git nor a network. It is a step of a release, in docs/CONTRIBUTING.md.
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -36,13 +37,19 @@ def breaks(new: Path, old: Path) -> list[str]:
     return [re.sub(r"^\S+?:\d+:\d+:", "", line) for line in done.stdout.splitlines()]
 
 
-def main(version: str, folder: Path = RELEASED) -> None:
+def keep(version: str, folder: Path = RELEASED) -> None:
     """Replace the kept protos by the current ones."""
     for older in folder.glob("*.binpb"):
         older.unlink()
-    keep = [BUF, "build", PROTO, "--exclude-source-info", "-o", folder / f"{version}.binpb"]
-    subprocess.run(keep, check=True)
+    build = [BUF, "build", PROTO, "--exclude-source-info", "-o", folder / f"{version}.binpb"]
+    subprocess.run(build, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.proto", description=__doc__)
+    parser.add_argument("version", metavar="X.Y.Z", help="the version of the release")
+    keep(parser.parse_args().version)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

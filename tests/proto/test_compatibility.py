@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.proto.__main__ import PROTO, RELEASED, breaks, main
+from tests.proto.__main__ import PROTO, RELEASED, breaks, keep
 
 SEED = """syntax = "proto3";
 package seed.v1;
@@ -128,8 +128,8 @@ def test_the_kept_protos_are_those_of_the_newest_release_in_the_changelog() -> N
 
 
 def test_a_release_replaces_the_kept_protos_by_its_own(tmp_path: Path) -> None:
-    main("1.0.0", tmp_path)
-    main("1.0.1", tmp_path)
+    keep("1.0.0", tmp_path)
+    keep("1.0.1", tmp_path)
     (kept,) = tmp_path.iterdir()
     assert kept.name == "1.0.1.binpb"
     assert breaks(PROTO, kept) == []

@@ -8,6 +8,7 @@ packages, and its messages have the names of tritonclient's. Everything is kept 
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ OF_GRPC = (("-m", "simple", "--streaming"), ("-m", "simple_int8", "--async"))
 
 def main() -> int:
     """Run everything; 0 if all passed, else 1."""
+    argparse.ArgumentParser(prog="python -m tests.triton", description=__doc__).parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     sdk = kserve_sdk(pip) if sys.version_info < KSERVE_UNTIL else None
