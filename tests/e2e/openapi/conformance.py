@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 from openapi_schema_validator import OAS31Validator
@@ -31,7 +32,7 @@ def check(method: str, target: str, status: int, headers: Mapping[str, str], bod
         # What the document's description says of other methods and paths.
         assert status in ((401, 405, 501) if items else (401, 404, 501))
         assert status != 405 or "allow" in headers
-        name = "MethodNotAllowed" if status == 405 else "NotFound"
+        name = HTTPStatus(status).phrase.replace(" ", "")
         response = _resolved({"$ref": f"#/components/responses/{name}"})
     else:
         responses = operations[0]["responses"]
