@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import ipaddress
 import os
@@ -720,6 +721,8 @@ def _convert(name: str, kind: Any, raw: object, source: str) -> object:
         if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
             names = [name.strip() for part in parts for name in part.split(",")]
             return tuple(name for name in names if name)
+    elif kind is Path and isinstance(raw, str) and not _may_exist(raw):
+        allowed = "a path that a file system takes"
     else:
         allowed = {int: "a whole number", float: "a number"}.get(kind, "text")
         numeric = kind in (int, float)
@@ -731,11 +734,23 @@ def _convert(name: str, kind: Any, raw: object, source: str) -> object:
     raise SettingsError(f"{name} from {source} is {value}, but must be {allowed}.")
 
 
+def _may_exist(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except ValueError:  # a NUL in it
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from None
+        raise SettingsError(
+            f"Cannot read the settings file {excerpt(path)}: {error.strerror}."
+        ) from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
         raise SettingsError(f"The settings file {path} is not valid TOML: {error}.") from None
 
@@ -914,10 +929,15 @@ def _served_path(flags: dict[str, Any]) -> str | None:
     if path is not None:
         if flags["models"] is not None:
             raise SettingsError(f"{path!r} and --models are both given; remove one of them.")
-        if not Path(path).exists():
+        try:
+            Path(path).stat()
+        except (FileNotFoundError, NotADirectoryError):
             flag = "" if set(path) & set("./") else _flag_like(path, flags)
             hint = f"; did you mean {flag}?" if flag else "."
-            raise SettingsError(f"{path!r} is no file or folder{hint}")
+            raise SettingsError(f"{excerpt(repr(path))} is no file or folder{hint}") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in it
+            reason = getattr(error, "strerror", None) or error
+            raise SettingsError(f"{excerpt(repr(path))} cannot be used: {reason}.") from None
         flags["models"] = path
     return path
 

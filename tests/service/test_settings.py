@@ -250,6 +250,9 @@ def test_the_requests_in_flight_may_hold_at_least_one_of_the_largest() -> None:
         (["--chek"], "Unknown argument '--chek'; the nearest flag is --check."),
         (["workers"], "'workers' is no file or folder; did you mean --workers?"),
         (["a", "b"], "Unknown argument 'b'; the nearest flag is --"),
+        (["a" * 300], r"'a+\.\.\. cannot be used: File name too long\."),
+        (["a\0"], r"'a\\x00' cannot be used: embedded null byte\."),
+        (["--models", "a" * 300], r"models from --models is 'a+\.\.\., but must be a path that a"),
         (["/", "--models", "/"], "'/' and --models are both given; remove one of them."),
     ],
 )

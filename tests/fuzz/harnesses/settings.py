@@ -28,6 +28,7 @@ SEEDS = [
     b"\0--config=/dev/null\0--nothing\0--workers",
     b"x = " + b"[" * 500,
     b"workers = 1" + b"0" * 500,
+    b"\0" + b"a" * 300,
     *(f"\0MNIST_{name.upper()}=1".encode() for name in _HINTS),
     *(f"{name} = 1".encode() for name in _HINTS),
 ]
