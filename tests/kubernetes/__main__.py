@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import yaml
 
 from deploy import certificates
@@ -191,6 +190,8 @@ def _pods(manifest: Manifest) -> Iterator[Manifest]:
 
 
 def _against_schema(manifest: Manifest) -> Iterator[str]:
+    import kubernetes_validate  # of an extra that only these checks need
+
     try:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:
