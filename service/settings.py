@@ -928,16 +928,22 @@ def _served_path(flags: dict[str, Any]) -> str | None:
     path: str | None = flags.pop("path")
     if path is not None:
         if flags["models"] is not None:
-            raise SettingsError(f"{path!r} and --models are both given; remove one of them.")
+            raise SettingsError(
+                f"{path!r} and --models are both given; remove one of them.", "models"
+            )
         try:
             Path(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             flag = "" if set(path) & set("./") else _flag_like(path, flags)
             hint = f"; did you mean {flag}?" if flag else "."
-            raise SettingsError(f"{excerpt(repr(path))} is no file or folder{hint}") from None
+            raise SettingsError(
+                f"{excerpt(repr(path))} is no file or folder{hint}", "models"
+            ) from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in it
             reason = getattr(error, "strerror", None) or error
-            raise SettingsError(f"{excerpt(repr(path))} cannot be used: {reason}.") from None
+            raise SettingsError(
+                f"{excerpt(repr(path))} cannot be used: {reason}.", "models"
+            ) from None
         flags["models"] = path
     return path
 

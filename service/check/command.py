@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from service import SERVER_NAME, __version__
 from service.check.finding import Finding, Severity, count, error, ok
@@ -32,9 +33,9 @@ def check(arguments: Sequence[str] | None = None) -> int:
         for problem in problems
     ]
     late: list[str] = []  # models that are still being loaded
-    # The settings that were refused have their defaults, about which nobody asks.
+    # A setting that was refused has its default, and nothing is said about that.
     refused = {name for problem in problems for name in problem.settings}
-    findings += [each for each in _examine(settings, late) if each.subject not in refused]
+    findings += [each for each in _examine(settings, refused, late) if each.subject not in refused]
     status = max(finding.severity for finding in findings)
     if sys.stdout is not None:  # the shell may have closed it; the status says enough then
         text = report(findings, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
@@ -47,8 +48,11 @@ def check(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _examine(settings: Settings, late: list[str]) -> Iterator[Finding]:
-    """Everything but the settings themselves. Models that take too long are added to `late`."""
+def _examine(settings: Settings, refused: AbstractSet[str], late: list[str]) -> Iterator[Finding]:
+    """Everything but the settings themselves, and what depends on those that were refused.
+
+    Models that take too long are added to `late`.
+    """
     if conflict := conflicting_packages():
         problem, _, remedy = conflict.partition("; ")
         yield error("packages", f"{problem}.", f"{remedy[:1].upper()}{remedy[1:]}")
@@ -60,7 +64,8 @@ def _examine(settings: Settings, late: list[str]) -> Iterator[Finding]:
     except Exception as failed:  # whatever a broken package raises
         yield _unusable(failed)
         return
-    yield from machine.network(settings)
+    if "host" not in refused:
+        yield from machine.network(settings)
     yield from machine.tls(settings)
     yield from machine.access(settings)
     yield machine.cores(settings)
@@ -69,6 +74,8 @@ def _examine(settings: Settings, late: list[str]) -> Iterator[Finding]:
     yield machine.shared_memory(settings)
     temporary = machine.temporary_folder(settings)
     yield temporary
+    if "models" in refused:
+        return
     try:
         check_models(settings)
     except SettingsError as missing:

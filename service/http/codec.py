@@ -265,12 +265,10 @@ def _encode_output(output: OutputTensor, binary: bool, blobs: list[bytes]) -> di
         encoded["parameters"] = {"binary_data_size": len(blob)}
     else:
         values = to_values(tensor)
-        is_infinite = values.dtype.kind == "f" and np.isinf(values).any()
-        if values.size > PART or is_infinite:
+        if values.size > PART or values.dtype.kind == "f":
             # In parts, so that no call holds Python's global lock for long.
             starts = range(0, values.size, PART)
-            encode = _with_infinities if is_infinite else _values_of
-            parts = [encode(values[start : start + PART]) for start in starts]
+            parts = [_values_of(values[start : start + PART]) for start in starts]
             encoded["data"] = orjson.Fragment(b"[" + b",".join(parts) + b"]")
         else:
             encoded["data"] = _listed(values)
@@ -278,16 +276,17 @@ def _encode_output(output: OutputTensor, binary: bool, blobs: list[bytes]) -> di
 
 
 def _values_of(values: Array) -> bytes:
-    """The JSON of values, without the brackets."""
-    return to_json(_listed(values))[1:-1]
+    """The JSON of values, without the brackets.
 
-
-def _with_infinities(values: Array) -> bytes:
-    """The same, with infinities as Triton writes them: `null` would be read as NaN."""
-    texts = _values_of(values).split(b",")
-    for index in np.flatnonzero(np.isinf(values)).tolist():
-        texts[index] = b"Infinity" if values[index] > 0 else b"-Infinity"
-    return b",".join(texts)
+    Infinities are as Triton writes them: `null`, as orjson writes them, would be read as NaN.
+    """
+    text = to_json(_listed(values))[1:-1]
+    if values.dtype.kind == "f" and b"null" in text:
+        texts = text.split(b",")
+        for index in np.flatnonzero(np.isinf(values)).tolist():
+            texts[index] = b"Infinity" if values[index] > 0 else b"-Infinity"
+        return b",".join(texts)
+    return text
 
 
 def _listed(values: Array) -> Any:

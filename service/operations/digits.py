@@ -248,7 +248,7 @@ class Digits:
         if self._limits is not None:
             self._limits.images(caller, len(found.pixels))
         seen: dict[int, Prediction] = {}
-        size = found.pixels.nbytes
+        size = sum(piece.ink.nbytes for line in found.pieces for piece in line)
         while len(found.pixels):
             seen.update(zip(found.numbers, await predictions(found.pixels), strict=True))
             found = await off_loop(further, found, seen, most, size=size)

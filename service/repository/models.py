@@ -232,10 +232,9 @@ class Repository:
         except OSError as error:
             raise Unavailable(f"The model repository cannot be read: {error}.") from error
         entries = []
-        for version in (v for versions in on_disk.models.values() for v in versions):
+        for rank, version in (each for v in on_disk.models.values() for each in enumerate(v)):
             name, number = version.name, str(version.number)
-            loaded = self._models.get(name, {})
-            ready = number in loaded
+            ready = number in self._models.get(name, ())
             failure = self._failed.get((name, version.number))
             reason = failure.reason if failure else ""
             if not ready and not reason:
@@ -245,7 +244,7 @@ class Repository:
                     reason = "not loaded: neither load_model nor a client asks for it"
                 elif not self._policy(version).selects(version.number):
                     reason = f"not among the versions of version_policy in {CONFIG_FILE}"
-                elif not loaded or version.number > int(next(iter(loaded))):
+                elif rank < self._policy(version).latest:
                     reason = "it has not been loaded so far"
                 else:
                     reason = f"not among the newest {self._policy(version).latest}"

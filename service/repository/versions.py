@@ -159,7 +159,7 @@ def _add_model(on_disk: OnDisk, folder: Path, configs: TritonConfigs) -> None:
         if number is None:
             if not entry.name.startswith(".") and _is_file(file):
                 unservable[name, printable(entry.name)] = config.problem or (
-                    "the name of a version's folder is a whole number, such as 1"
+                    "a version's folder is named by a whole number from 1, without leading zeros"
                 )
             continue
         if not entry.is_dir():

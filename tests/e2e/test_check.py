@@ -134,6 +134,16 @@ def test_every_bad_setting_is_found_at_once(tmp_path: Path) -> None:
     assert "no file or folder" not in findings["error settings"]
 
 
+@pytest.mark.parametrize("flags", [("nosuch",), ("--models", "a" * 300), ("--host", "")])
+def test_what_depends_on_a_refused_setting_is_not_examined(flags: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "service.cli", "--check", *flags]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    subjects = {line[9:23].strip() for line in done.stdout.splitlines() if line[:9].strip() == "ok"}
+    assert ("model mnist" in subjects) == (flags[0] == "--host")
+    assert ("http_port" in subjects) == (flags[0] != "--host")
+
+
 def test_both_packages_of_onnx_runtime_are_found(tmp_path: Path) -> None:
     metadata = tmp_path / "onnxruntime_gpu-1.28.0.dist-info" / "METADATA"
     metadata.parent.mkdir()

@@ -130,7 +130,10 @@ def test_answers_to_pages_of_others_and_to_what_is_no_request_are_in_the_documen
         ("PUT", "/predict", PAGE, 405),
         ("GET", "/nowhere", PAGE, 404),
         ("GET", "/v2", {"Origin": "http://other.example"}, 403),
+        ("GET", "/docs/", PAGE, 308),
+        ("HEAD", "/docs/nothing.js", PAGE, 404),
         ("GET", "/v2", headers, 431),
+        ("HEAD", "/v2", headers, 431),
         ("GET", "/v2", {"Transfer-Encoding": "nothing"}, 400),
     ):
         connection = http.client.HTTPConnection(server.http, timeout=60)

@@ -228,9 +228,9 @@ def npm_problems(manifests: list[Manifest]) -> list[str]:
         return []
     here = Path(__file__).parent
     versions = hashlib.sha256((here / _NPM[1]).read_bytes()).hexdigest()[:8]
-    folder = Path(tempfile.gettempdir()) / f"mnist-kubernetes-models-{os.getuid()}-{versions}"
-    folder.mkdir(exist_ok=True)
-    if not (folder / "node_modules").exists():
+    folder = here.parents[1] / "build" / f"kubernetes-models-{versions}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "node_modules" / ".package-lock.json").exists():  # npm writes it at the end
         for file in _NPM:
             shutil.copy(here / file, folder)
         install = ["npm", "ci", "--silent", "--no-audit", "--no-fund"]

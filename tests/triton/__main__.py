@@ -22,7 +22,8 @@ from tests.triton.repository import publish_examples
 
 FOLDER = ROOT / "build" / "triton"
 HERE = Path(__file__).parent
-LOCKED = ("--require-hashes", "--no-deps", "--requirement")  # and kserve.txt, perf_analyzer.txt
+# And kserve.txt or perf_analyzer.txt.
+LOCKED = ("--only-binary=:all:", "--require-hashes", "--no-deps", "--requirement")
 KSERVE_UNTIL = (3, 14)  # its Requires-Python is <3.14
 LIBRARY = "libb64-0d"
 # Options of perf_analyzer. A run lasts until three windows of 50 requests; any latency is stable.

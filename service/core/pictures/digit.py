@@ -9,7 +9,7 @@ and is fitted here as the MNIST digits were.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -152,14 +152,17 @@ def _around(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> pages.Par
 
 def fit_digit(ink: Ink) -> Pixels:
     """Ink (0 = paper) of any size to [28,28], by the steps that made the MNIST digits."""
-    pixels: Pixels = fit_digits([ink])[0]
+    pixels: Pixels = fit_digits([ink], 1)[0]
     return pixels
 
 
-def fit_digits(inks: Sequence[Ink]) -> Pixels:
-    """Each ink (0 = paper), of any size, to [N,28,28], by the steps that made the MNIST digits."""
-    field = Image.new("L", (_BOX, _BOX * len(inks)))
-    sizes = [(0, 0)] * len(inks)
+def fit_digits(inks: Iterable[Ink], count: int) -> Pixels:
+    """Each of `count` inks (0 = paper), of any size, to [N,28,28], as the MNIST digits were made.
+
+    It holds one of them at a time.
+    """
+    field = Image.new("L", (_BOX, _BOX * count))
+    sizes = [(0, 0)] * count
     for index, ink in enumerate(inks):
         box = Image.fromarray((ink >= _IS_SEEN).view(np.uint8)).getbbox()
         if box is None:
@@ -173,7 +176,7 @@ def fit_digits(inks: Sequence[Ink]) -> Pixels:
         field.paste(seen.resize((width, height), method), (0, _BOX * index))
         sizes[index] = height, width
     boxes = np.asarray(field).reshape(-1, _BOX, _BOX)
-    pixels = np.zeros((len(inks), SIDE, SIDE), np.uint8)
+    pixels = np.zeros((count, SIDE, SIDE), np.uint8)
     down, across = boxes.sum(axis=2, dtype=np.float64), boxes.sum(axis=1, dtype=np.float64)
     at = np.arange(_BOX, dtype=np.float64)
     moments = (down @ at).tolist(), (across @ at).tolist(), down.sum(axis=1).tolist()

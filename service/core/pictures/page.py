@@ -57,8 +57,6 @@ _LOGS = np.log(np.arange(256) + 16)
 # depth of ink. _LEVELS are all light, _ZERO is that of the paper.
 _PAPER_SIDE = 128
 _LEVELS, _ZERO = 220, 32
-# The levels of paper and pen are taken from every fourth row.
-_SAMPLED = 4
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -174,7 +172,7 @@ def fine_ink_of(picture: Image.Image) -> Ink:
         picture = _in_grey(picture, factor)
     grey = np.asarray(picture)
     small = np.asarray(picture.reduce(factor))
-    if _ink_is_bright(np.ascontiguousarray(grey[::_SAMPLED])):
+    if _ink_is_bright(np.ascontiguousarray(grey[::2, ::2])):
         grey, small = 255 - grey, 255 - small
     paper = closed(small[None], max(3, max(small.shape) // 6 | 1))[0]
     # Fixed-point arithmetic in 16 bits: a pixel counts as at most a tenth brighter than its paper.
@@ -192,7 +190,7 @@ def fine_ink_of(picture: Image.Image) -> Ink:
     blocks *= scale[:, None]
     depth >>= 8
     np.subtract(_LEVELS + _ZERO, depth, out=depth)
-    levels = Image.fromarray(depth[::_SAMPLED].astype(np.uint8))
+    levels = Image.fromarray(depth.astype(np.uint8))
     usual, pen = _paper_and_pen(levels.histogram())
     if pen <= usual:
         return np.zeros(grey.shape, np.uint8)

@@ -50,6 +50,8 @@ _TALLEST = 1.8  # of such a digit
 _NEAR = 0.35  # small pieces further from every digit are ignored
 _LOWEST = 0.5  # of a candidate that is cut out of a piece
 _MOST_PIECES = 14  # of one candidate
+# The boxes of all pieces, in pages: they overlap where marks lie in each other.
+_MOST_INK = 8
 # After this many looks of the model, the next is at all candidates of the lines in doubt.
 _LOOKS = 8
 
@@ -289,7 +291,10 @@ def _with_parts(
             for begin, end in _runs(parts, height):
                 group = parts[begin:end]
                 cuts = group[-1].cut, parts[begin - 1].cut if begin else None
-                left, right = (first + (last - first) * n / len(parts) for n in (begin, end))
+                # No boundary between parts is one between pieces.
+                left, right = (
+                    last if n == len(parts) else first + n / len(parts) for n in (begin, end)
+                )
                 candidate = _candidate(left, right, group, cuts, height, number)
                 if candidate.cost < cost:  # otherwise the whole piece is cheaper
                     found.append(candidate)
@@ -300,7 +305,7 @@ def _with_parts(
 
 def _pixels(chosen: list[Candidate]) -> Pixels:
     """Candidates as the model sees them, [N,28,28]."""
-    return fit_digits([_together(one.group) for one in chosen])
+    return fit_digits((_together(one.group) for one in chosen), len(chosen))
 
 
 def _cheapest(line: list[Candidate], predictions: Predictions) -> list[Candidate]:
@@ -389,6 +394,10 @@ def _pieces(ink: Ink, most: int) -> list[_Piece]:
         raise _too_many(most // 2)
     bottom_of, right_of = ink.shape
     pieces = []
+    if (heights[kept] * widths[kept]).sum() > _MOST_INK * ink.size:
+        raise RequestTooLarge(
+            "image: its marks lie in each other; send a picture with digits side by side."
+        )
     for index in kept.tolist():
         box = Box(*boxes[index].tolist())
         # The edges of strokes are soft: one more pixel on every side belongs to them.

@@ -321,7 +321,9 @@ class Http1Connection(Carrier):
                     speak(self, self._transport, unread[len(PREFACE) :])
                 return
             metrics.http_connection_closed("malformed")
-            self.write(refusal(error.status, orjson.dumps({"error": str(error)})))
+            is_head = unread.startswith(b"HEAD ")
+            body = b"" if is_head else orjson.dumps({"error": str(error)})
+            self.write(refusal(error.status, body))
             self.hang_up()
             return
         self.unread = unread[end + 4 :]

@@ -266,8 +266,8 @@ VIEWER = Contract(
     "The page that shows the OpenAPI document",
     {HTML: STRING},
     headers=_UNLESS,
-    answer_headers=_CACHED,
-    otherwise={304: {}},
+    answer_headers={**_CACHED, "location": STRING},
+    otherwise={304: {}, 308: {}},  # 308: with a slash at the end of the path
     errors=(NoSuchEndpoint,),
 )
 _PREFLIGHT = ("access-control-allow-methods", "access-control-allow-headers")

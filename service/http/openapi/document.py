@@ -109,7 +109,7 @@ _HEADERS: dict[str, dict[str, Any]] = {
         for name in ("access-control-allow-origin", "access-control-expose-headers")
     },
 }
-# On every answer; what bytes get that are no request has no id.
+# On every answer, but see `_WITHOUT_ID`.
 _ALWAYS = (
     "x-request-id",
     "vary",
@@ -217,7 +217,9 @@ def document(routes: Iterable[Described]) -> dict[str, Any]:
                     _phrase(status).replace(" ", ""): _error_response(status, description)
                     for status, description in _FAILURES.items()
                 },
-                "Head": _answer("The error, without its body.", {}, _OF_ERRORS),
+                "Head": _without_id(
+                    _answer("The error, without its body.", {}, _OF_ERRORS, _OF_PAGES)
+                ),
             },
         },
     }
@@ -331,6 +333,10 @@ def _error_response(status: int, description: str) -> dict[str, Any]:
     if status == errors.MethodNotAllowed.http_status:
         names.append("allow")
     answer = _answer(description, {JSON: reference("Error")}, names, _OF_PAGES)
-    if status in _WITHOUT_ID:
-        answer["headers"]["x-request-id"] = {**_HEADERS["x-request-id"], "required": False}
+    return _without_id(answer) if status in _WITHOUT_ID else answer
+
+
+def _without_id(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer, whose header x-request-id may be missing."""
+    answer["headers"]["x-request-id"] = {**_HEADERS["x-request-id"], "required": False}
     return answer

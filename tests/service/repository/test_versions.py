@@ -25,7 +25,7 @@ from service.repository.versions import (
 from tests.descriptors import free_descriptors
 from tests.e2e.onnx_models import external_model
 
-NO_NUMBER = "the name of a version's folder is a whole number, such as 1"
+NO_NUMBER = "a version's folder is named by a whole number from 1, without leading zeros"
 
 
 def publish(root: Path, name: str, version: str, content: bytes = b"model") -> Path:

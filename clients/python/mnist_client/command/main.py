@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import shutil
 import sys
 from collections import deque
@@ -55,10 +56,10 @@ _NO_ANSWER = Unreachable, DeadlineExceeded
 _REPEATED = *_NO_ANSWER, NotFound, AccessDenied
 
 
-# What the libraries say of a port that speaks another protocol.
+# What the libraries say of a port that speaks another protocol; a status of 5xx is a proxy's.
 _OTHER_PROTOCOL = {
-    "Received http2 header with status": "The port answers HTTP, not gRPC; leave out --grpc, or "
-    "name the gRPC port (8001 by default) with --address.",
+    r"Received http2 header with status: 4\d\d": "The port answers HTTP, not gRPC; leave out "
+    "--grpc, or name the gRPC port (8001 by default) with --address.",
     "WRONG_VERSION_NUMBER": "The port does not speak TLS; use http:// or grpc:// in --address.",
 }
 
@@ -171,8 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line = parser()
     options, unknown = command_line.parse_known_args(arguments)
     if unknown:
-        flags = [f"--{name.replace('_', '-')}" for name in vars(options)]
-        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        flags = re.findall(r"--[a-z][a-z-]*", command_line.format_help())
+        word = next((word for word in unknown if word.startswith("-")), "")
+        nearest = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         command_line.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     try:
@@ -356,7 +358,7 @@ def _is_refused(answer: Prediction | Reading) -> bool:
 
 def _sentence(error: ClientError) -> str:
     for found, remedy in _OTHER_PROTOCOL.items():
-        if found in str(error):
+        if re.search(found, str(error)):
             return f"{error} {remedy}"
     if isinstance(error, ServerError):
         asks = isinstance(error, AccessDenied) and error.code in ("401", "UNAUTHENTICATED")

@@ -29,7 +29,9 @@ export class Pad {
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     for (const end of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(end, () => (this.stroke = null));
+      canvas.addEventListener(end, (event) => {
+        if (!this.cursor && event.pointerId === this.pointer) this.stroke = null;
+      });
     }
     canvas.addEventListener("keydown", (event) => this.key(event));
     canvas.addEventListener("blur", () => this.showCursor(null));

@@ -353,6 +353,7 @@ def test_the_examples_of_the_help_run(server: Server, tmp_path: Path) -> None:
 def test_a_mistyped_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     for flag, end in (
         ("--fromat=csv", "unrecognized arguments: --fromat=csv; did you mean --format?"),
+        ("--jsn", "unrecognized arguments: --jsn; did you mean --json?"),
         ("--xyzzy", "unrecognized arguments: --xyzzy"),
     ):
         with pytest.raises(SystemExit) as stopped:
