@@ -752,7 +752,9 @@ def _read_file(path: Path) -> dict[str, Any]:
             f"Cannot read the settings file {excerpt(path)}: {error.strerror}."
         ) from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
-        raise SettingsError(f"The settings file {path} is not valid TOML: {error}.") from None
+        raise SettingsError(
+            f"The settings file {excerpt(path)} is not valid TOML: {error}."
+        ) from None
 
 
 def parser() -> argparse.ArgumentParser:

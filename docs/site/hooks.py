@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         page.meta["search"] = {"exclude": True}
         page.meta["hide"] = ["navigation"]
     if page.file.src_uri == "settings.md":
-        # Who searches for a setting wants its row, not each page that mentions it.
+        # A search for a setting should find its row first, not each page that mentions it.
         page.meta["search"] = {"boost": 10}
     if page.is_homepage:
         page.meta["hide"] = ["navigation", "toc"]

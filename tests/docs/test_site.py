@@ -64,7 +64,8 @@ def site(tree: Path) -> Path:
     built = make_docs(tree)
     assert built.returncode == 0, built.stdout + built.stderr
     assert "INFO  " not in built.stdout + built.stderr
-    return tree / "build" / "site"
+    # Other tests build into this folder again.
+    return (tree / "build" / "site").rename(tree / "build" / "site-of-this-tree")
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ class Candidate(NamedTuple):
     """A stretch of a line as one digit: from `first` to `last`, in pieces and parts of them.
 
     `cost` is that of its shape, whatever digit it is; `width` is in heights of the line's digits.
-    `number` is its own among all candidates of a page.
+    `number` identifies it among the candidates of a page.
     """
 
     first: float
