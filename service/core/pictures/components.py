@@ -1,6 +1,7 @@
 """The connected components of a page: which are the digit, and which are frames, ruling and specks.
 
-A page has at most 128 pixels per side (`page.SIDE`) where one digit is found, and more where a number is read.
+A page has at most 128 pixels per side (`page.SIDE`) where one digit is found, and more where a
+number is read.
 """
 
 from __future__ import annotations
