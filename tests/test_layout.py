@@ -21,6 +21,7 @@ OTHER_TESTS = {
     "service/grpc/http2/conformance.py": "frame sequences by section of RFC 9113",
     "service/grpc/http2/interleavings.py": "random interleavings of the calls of a connection",
     "service/runtime/never_wrong.py": "random graphs through batcher and session together",
+    "service/imports.py": "what all modules of service/ import before the server is ready",
     "service/request_path.py": "the path of one request through all modules of service/",
 }
 # Compiled from proto/; tests/proto compares it with tritonclient's.
