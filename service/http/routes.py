@@ -58,12 +58,10 @@ async def index(playground: Playground, request: HttpRequest) -> HttpResponse:
 
 async def docs(viewer: Viewer, request: HttpRequest) -> HttpResponse:
     """GET /docs: the page. Flask takes /docs/ too, where the page's relative links lead nowhere."""
-    page = await viewer.page(request)
-    if request.path.endswith("/"):
-        return HttpResponse(
-            308, [("location", "../docs")], b""
-        )  # relative: a proxy may add a prefix
-    return page
+    page = await viewer.page(request)  # 404 if the page is switched off, whatever the path
+    # A relative location: a proxy may add a prefix.
+    is_moved = request.path.endswith("/")
+    return HttpResponse(308, [("location", "../docs")], b"") if is_moved else page
 
 
 async def prometheus(administration: Administration, request: HttpRequest) -> HttpResponse:

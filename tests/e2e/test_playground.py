@@ -792,7 +792,7 @@ def test_the_pen_of_the_keyboard_is_announced(playground: Playground) -> None:
     for _ in range(6):
         keyboard.press("Shift+ArrowDown")
     playground.wait_for("accepted", "1")
-    page.mouse.click(*playground.at(10, 10))  # the keyboard's pen goes on
+    page.mouse.click(*playground.at(10, 10))  # the keyboard's pen stays down
     assert state() == "Pen down"
     keyboard.press("ArrowDown")
     keyboard.press("Space")
