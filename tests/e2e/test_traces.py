@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -346,17 +348,32 @@ PROFILES = [
 
 @pytest.mark.parametrize("command", PROFILES)
 def test_a_worker_can_be_profiled(server: Server, tmp_path: Path, command: str) -> None:
-    """The commands of the manual, for a shorter time."""
+    """The commands of the manual, for a shorter time.
+
+    While requests arrive: of a worker that rests, py-spy has nothing to record.
+    """
     (file,) = (file for file in distribution("py-spy").files or () if file.name == "py-spy")
     (worker,) = server.worker_pids()
     words = command.replace("30", "1").replace("PID", str(worker)).split()[1:]
-    done = subprocess.run(
-        [Path(str(file.locate())).resolve(), *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    finished = threading.Event()
+
+    def ask() -> None:
+        while not finished.is_set():
+            server.get("/v2/models/mnist")
+
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(ask)
+        try:
+            done = subprocess.run(
+                [Path(str(file.locate())).resolve(), *words],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            finished.set()
+        asking.result()
     assert done.returncode == 0, done.stderr
     if "--output" in words:
         assert "<svg" in (tmp_path / "profile.svg").read_text()
