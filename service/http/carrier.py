@@ -19,6 +19,9 @@ from service.observe import metrics
 
 Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
 
+# Bytes that are read of a connection before a request asks for them: clients send the next requests
+# without waiting for their answers, and bodies before there is room for them.
+READ_AHEAD = 64 * 1024
 # Seconds in which a client may close its side after ours, and finish a head during a stop.
 LINGER_S = 1.0
 
@@ -70,11 +73,13 @@ class Carrier(asyncio.BufferedProtocol):
     ) -> None:
         """`buffer` is where bytes arrive; connections share it, as each takes its own out at once.
 
+        `READ_AHEAD` bytes of it are read at a time, unless a request has asked for more.
         `lost` is called when the connection has ended. Answers that the client does not take are
         counted in `budget`.
         """
         self._front = front
         self._buffer = buffer
+        self._ahead = buffer[:READ_AHEAD]
         self._connections = connections
         self._lost = lost
         self.budget = budget
@@ -97,7 +102,7 @@ class Carrier(asyncio.BufferedProtocol):
         """The connection ends before it speaks HTTP."""
 
     def get_buffer(self, size_hint: int) -> memoryview:
-        return self._buffer
+        return self._ahead
 
     def buffer_updated(self, count: int) -> None:
         self.data_received(bytes(self._buffer[:count]))

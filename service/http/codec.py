@@ -9,6 +9,7 @@ including its raw binary request. Unknown fields are ignored, as the protocol de
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,10 +31,10 @@ from service.core.request import (
 )
 from service.core.tensors import Tensor, to_bytes, to_values
 from service.http.message import (
+    JSON,
     OCTETS,
     HttpRequest,
     HttpResponse,
-    json_response,
     parse_json,
     to_json,
 )
@@ -87,7 +88,7 @@ def decode(
     if json_bytes is None:
         size, none = len(request.body), memoryview(b"")
         parsed = parse_json(request.body, max_json_bytes, takes_infinity=True)
-        return _decode(parsed, none, size, model, version, request.caller)
+        return _decode(parsed, none, size, model, version, request.caller, request.body)
     tail = memoryview(request.body)[json_bytes:]
     header = request.body[:json_bytes] if json_bytes <= _MAX_CACHED_BYTES else b""
     if (cached := _cache.get(header)) is not None and cached.binary_bytes == len(tail):
@@ -137,8 +138,15 @@ _cache: dict[bytes, _CachedHeader] = {}
 
 
 def _decode(
-    body: Any, tail: memoryview, size: int, model: str, version: str, caller: str
+    body: Any,
+    tail: memoryview,
+    size: int,
+    model: str,
+    version: str,
+    caller: str,
+    text: bytes = b"true",
 ) -> tuple[InferRequest, BinaryOutputs]:
+    """`text` is the JSON, if it may be worth searching: whole numbers are decoded faster then."""
     if not isinstance(body, dict):
         raise InvalidArgument("The body must be a JSON object.")
     request_id, inputs = body.get("id", ""), body.get("inputs")
@@ -152,9 +160,11 @@ def _decode(
     if max(len(inputs), len(outputs)) > _MAX_TENSORS:
         raise InvalidArgument(f"inputs, outputs: have more than {_MAX_TENSORS} tensors.")
     parameters = _parameters(body, "parameters")
+    # Most requests have neither letter, and one byte is found ten times as fast as four.
+    may_hold_booleans = (b"r" in text and b"true" in text) or (b"l" in text and b"false" in text)
     tensors = []
     for index, tensor in enumerate(inputs):
-        decoded, tail = _decode_input(tensor, f"inputs[{index}]", tail)
+        decoded, tail = _decode_input(tensor, f"inputs[{index}]", tail, may_hold_booleans)
         tensors.append(decoded)
     if tail:
         raise InvalidArgument(
@@ -193,14 +203,20 @@ def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
     if answer.warning:
         body["parameters"] = {"warning": answer.warning}
     body["outputs"] = outputs
-    if not blobs:
-        return json_response(body)
     header = to_json(body)
+    if b"null" in header:  # written for NaN, but also where Triton writes Infinity
+        for encoded in outputs:
+            _write_infinities(encoded)
+        header = to_json(body)
+    if not blobs:
+        return HttpResponse(200, [("content-type", JSON)], header)
     headers = [("content-type", OCTETS), (HEADER_LENGTH, str(len(header)))]
     return HttpResponse(200, headers, b"".join([header, *blobs]))
 
 
-def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTensor, memoryview]:
+def _decode_input(
+    tensor: Any, field: str, tail: memoryview, may_hold_booleans: bool
+) -> tuple[InputTensor, memoryview]:
     """One input, and the binary data that remain for the inputs after it."""
     if not isinstance(tensor, dict):
         raise InvalidArgument(f"{field}: must be an object.")
@@ -222,15 +238,29 @@ def _decode_input(tensor: Any, field: str, tail: memoryview) -> tuple[InputTenso
     if region is not None:
         return InputTensor(name, datatype, shape, region=region), tail
     if size is None:
-        if not isinstance(tensor.get("data"), list):
+        values = tensor.get("data")
+        if not isinstance(values, list):
             raise InvalidArgument(f"{field}.data: must be a list.")
-        return InputTensor(name, datatype, shape, values=tensor["data"]), tail
+        if datatype == "UINT8" and not may_hold_booleans and (octets := _octets(values, shape)):
+            return InputTensor(name, datatype, shape, octets), tail
+        return InputTensor(name, datatype, shape, values=values), tail
     if type(size) is not int or not 0 <= size <= len(tail):
         raise InvalidArgument(
             f"{field}.parameters.binary_data_size is {excerpt(size)}, but {len(tail)} bytes of "
             "binary data are left in the body."
         )
     return InputTensor(name, datatype, shape, raw=tail[:size]), tail[size:]
+
+
+def _octets(values: list[Any], shape: list[int]) -> bytes:
+    """Pixels as bytes, in a third of the time; empty if they are none, which others then tell."""
+    if len(values) > PART:
+        return b""
+    try:
+        octets = bytes(values)
+    except (TypeError, ValueError):
+        return b""
+    return octets if len(octets) == prod(shape) else b""
 
 
 def _decode_output(output: Any, field: str) -> tuple[RequestedOutput, bool | None]:
@@ -265,14 +295,22 @@ def _encode_output(output: OutputTensor, binary: bool, blobs: list[bytes]) -> di
         encoded["parameters"] = {"binary_data_size": len(blob)}
     else:
         values = to_values(tensor)
-        if values.size > PART or values.dtype.kind == "f":
-            # In parts, so that no call holds Python's global lock for long.
-            starts = range(0, values.size, PART)
-            parts = [_values_of(values[start : start + PART]) for start in starts]
-            encoded["data"] = orjson.Fragment(b"[" + b",".join(parts) + b"]")
-        else:
-            encoded["data"] = _listed(values)
+        encoded["data"] = _in_parts(values) if values.size > PART else _listed(values)
     return encoded
+
+
+def _in_parts(values: Array) -> orjson.Fragment:
+    """The JSON of values, made in parts, so that no call holds Python's global lock for long."""
+    starts = range(0, values.size, PART)
+    parts = [_values_of(values[start : start + PART]) for start in starts]
+    return orjson.Fragment(b"[" + b",".join(parts) + b"]")
+
+
+def _write_infinities(encoded: dict[str, Any]) -> None:
+    """Put the JSON of an output with infinite values in the place of its values."""
+    values = encoded.get("data")
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        encoded["data"] = _in_parts(values)
 
 
 def _values_of(values: Array) -> bytes:

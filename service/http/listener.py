@@ -20,9 +20,9 @@ from service.access.tls import Tls
 from service.access.tls_protocol import TlsProtocol
 from service.core.budget import Budget
 from service.core.turns import Turns
-from service.http.carrier import LINGER_S, Front
+from service.http.carrier import LINGER_S, READ_AHEAD, Front
 from service.http.connections import Bodies, waiting_on
-from service.http.http1.connection import Http1Connection, RefuseEarly
+from service.http.http1.connection import AT_ONCE, Http1Connection, RefuseEarly
 from service.http.http1.heads import Heads
 from service.http.http2.connection import Http2Connection
 from service.observe import metrics
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 _ALPN = ("h2", "http/1.1")  # the best first
 _PROTOCOLS = (*_ALPN, None)
 _BACKLOG = 1024
-_BUFFER = 64 * 1024  # bytes that are read of a connection at a time
 _ACCEPTED_PER_TURN = 64
 _TICK_S = 0.1  # between two looks at newcomers
 _SHORTEST_SWEEP_S, _LONGEST_SWEEP_S = 0.025, 0.25  # between two looks at all connections
@@ -61,7 +60,7 @@ class HttpListener:
         self._settings = settings
         self._context = tls.context(_ALPN) if tls else None
         self._heads = Heads()
-        self._buffer = memoryview(bytearray(_BUFFER))
+        self._buffer = memoryview(bytearray(AT_ONCE))
         self._connections: set[Http1Connection | Http2Connection] = set()
         self._turns = turns
         self._is_leaving = False
@@ -186,7 +185,7 @@ class HttpListener:
         )
         if self._context is None:
             return connection
-        return TlsProtocol(self._context, connection, _PROTOCOLS, self._buffer)
+        return TlsProtocol(self._context, connection, _PROTOCOLS, self._buffer[:READ_AHEAD])
 
     def _speak_http2(self, before: Http1Connection, transport: Any, received: bytes) -> None:
         connection = Http2Connection(

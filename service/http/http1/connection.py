@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from service.core.budget import Budget
-from service.http.carrier import Carrier, Front, Scope
+from service.http.carrier import READ_AHEAD, Carrier, Front, Scope
 from service.http.exchange import Ended
 from service.http.http1.chunks import ChunkedBody
 from service.http.http1.heads import CHUNKED, MAX_HEAD, Head, Heads, Malformed, check_begin
@@ -33,10 +33,8 @@ log = logging.getLogger(__name__)
 RefuseEarly = Callable[[Any, Any, bytes | None], bool]
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
-# Bytes of the next requests of a client that does not wait for its answers.
-_READ_AHEAD = 64 * 1024
-# Bytes of a body that are read before others get their turn: libuv would read 2 MB.
-_AT_ONCE = 256 * 1024
+# Bytes of a body that are read before others get their turn: libuv would read 32 times as much.
+AT_ONCE = 256 * 1024
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 
 
@@ -180,6 +178,10 @@ class Http1Connection(Carrier):
         self.request = None
         self._end()
 
+    def get_buffer(self, size_hint: int) -> memoryview:
+        """All of it for a body that is waited for: fewer reads, and fewer pieces to join."""
+        return self._ahead if self._waiter is None else self._buffer
+
     def data_received(self, data: bytes) -> None:
         self.moved_at = self._loop.time()
         if self._is_closing:
@@ -196,9 +198,9 @@ class Http1Connection(Carrier):
         self.unread = unread + data if unread else data
         if self._waiter is not None:
             self._wake()
-            if len(self.unread) > _AT_ONCE:
+            if len(self.unread) >= AT_ONCE:
                 self._pause_reading()
-        elif len(self.unread) > _READ_AHEAD or not self.request.is_read:
+        elif len(self.unread) > READ_AHEAD or not self.request.is_read:
             self._pause_reading()
 
     def eof_received(self) -> bool:
@@ -333,7 +335,7 @@ class Http1Connection(Carrier):
         request.take_whole()
         if self._scope is None or self._scope[0] is not head:
             self._scope = head, RequestScope(head, self)
-        if self.unread and (request.whole is None or len(self.unread) > _READ_AHEAD):
+        if self.unread and (request.whole is None or len(self.unread) > READ_AHEAD):
             self._pause_reading()
         scope = self._scope[1]
         if self._refuse_early is None or not self._refuse_early(scope, request, request.whole):

@@ -37,6 +37,9 @@ SEEDS = [
 SEEDS.append(
     f'{{"inputs": [{_TENSOR % ("INT64", "[9007199254740993, 1.0]")}]}}'.encode()  # rounded once
 )
+SEEDS += [
+    f'{{"inputs": [{_TENSOR % ("UINT8", data)}]}}'.encode() for data in ("[7, true]", "[false, 7]")
+]
 TOKENS = [
     *(f'"{word}"'.encode() for word in (*_DATATYPES, "inputs", "outputs", "name", "datatype")),
     *(
@@ -74,7 +77,11 @@ def check(data: bytes) -> None:
             assert tensor.region.offset >= 0
             continue
         if tensor.raw is not None:
-            assert len(tensor.raw) == 0  # this body has no binary part
+            # This body has no binary part: they are pixels, which are decoded at once.
+            assert tensor.datatype == "UINT8"
+            assert {type(leaf) for leaf in source["data"]} == {int}
+            assert list(tensor.raw) == source["data"]
+            assert len(tensor.raw) == prod(tensor.shape)
             continue
         for datatype in {tensor.datatype, "FP32", "INT64"} & DTYPES.keys():
             _check_values(
