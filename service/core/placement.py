@@ -17,11 +17,11 @@ time on the wall is also that of other programs on the machine.
    depend on values.
 4. If only the number of rows is open, the warm-up when the model was loaded has run the only shape,
    so a row-wise model without such nodes is on the loop from the first request on, with the rows
-   that fit into the budget: up to `_STRETCH` times those of the warm-up, and `_PARTS` times that,
-   as a session runs that many in parts. Reading a further clock for each run would cost it 1 %. So
-   only when a run exceeds the budget on the wall are the next `_TIMED_RUNS` runs measured in CPU
-   time. One of them that exceeds the budget costs the place for half of its rows and more, without
-   a penalty: it was the rows, not their values.
+   that fit into the budget: up to `_STRETCH` times those of the warm-up, and `_PARTS` times that.
+   Reading a further clock for each run would cost it 1 %. So only when a run exceeds the budget on
+   the wall are the next `_TIMED_RUNS` runs measured in CPU time. One of them that exceeds the
+   budget costs the place for half of its rows and more, without a penalty: it was the rows, not
+   their values.
 """
 
 from __future__ import annotations

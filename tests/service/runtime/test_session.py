@@ -67,16 +67,18 @@ class CountingRuntime:
         return self._runtime.run(names, feed, options)
 
 
-def counting_session(path: Path, max_rows: int) -> tuple[Session, list[int]]:
+def counting_session(
+    path: Path, max_rows: int, batching: Batching = DECLARED
+) -> tuple[Session, list[int]]:
     """A session, and the rows of every run that ONNX Runtime is asked for from now on."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     counting = session._sess = CountingRuntime(session._sess)
-    counted = Session(session, max_rows, DECLARED)
+    counted = Session(session, max_rows, batching)
     counting.rows.clear()  # those of the warm-up
     return counted, counting.rows
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 50])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 32, 33, 40, 50])
 def test_parts_have_the_outputs_of_the_whole(mnist: Mnist, count: int) -> None:
     images = mnist.images[:count]
     whole = load_cpu(SHIPPED)
@@ -86,13 +88,32 @@ def test_parts_have_the_outputs_of_the_whole(mnist: Mnist, count: int) -> None:
         assert output.dtype == expected.dtype
         assert np.abs(output - expected).max() < 1e-4
     assert sum(rows) == count
-    assert max(rows) <= 8
+    # Four parts run at once.
+    assert rows == [count] if count <= 32 else max(rows) == 8
+
+
+@pytest.mark.parametrize(
+    ("batching", "expected"),
+    [
+        (DECLARED, [20]),
+        (DECLARED._replace(max_rows=9), [8, 8, 4]),  # the largest batch of config.pbtxt
+        (Batching(True, "verified", max_rows=8, max_split=19, declared=False), [20]),
+        (Batching(True, "verified", max_rows=8, max_split=32, declared=False), [20]),
+        (DECLARED._replace(max_rows=4), [4] * 5),
+    ],
+)
+def test_parts_run_at_once_only_if_that_is_safe(
+    mnist: Mnist, batching: Batching, expected: list[int]
+) -> None:
+    session, rows = counting_session(SHIPPED, max_rows=8, batching=batching)
+    session.run([mnist.images[:20]])
+    assert rows == expected
 
 
 def test_every_input_and_output_is_split(tmp_path: Path) -> None:
     publish_sum(tmp_path)
     session = load_cpu(tmp_path / "sum" / "1" / "model.onnx", max_rows=4)
-    a, b = np.random.default_rng(0).normal(size=(2, 11, 3)).astype(np.float32)
+    a, b = np.random.default_rng(0).normal(size=(2, 19, 3)).astype(np.float32)
     total, gap = session.run([a, b])
     assert np.array_equal(total, a + b)
     assert np.array_equal(gap, a - b)
@@ -104,7 +125,7 @@ def test_parts_keep_every_datatype(tmp_path: Path, datatype: str) -> None:
     name = f"identity_{datatype.lower()}"
     session = load_cpu(tmp_path / name / "1" / "model.onnx", max_rows=4)
     kinds = {"BF16": np.uint16, "BYTES": object, "BOOL": bool, "FP64": np.float64}
-    values = np.arange(18).reshape(9, 2)
+    values = np.arange(38).reshape(19, 2)
     x = (values.astype(str) if datatype == "BYTES" else values).astype(kinds[datatype])
     (y,) = session.run([x])
     assert y.tolist() == x.tolist()
@@ -119,7 +140,7 @@ def test_a_model_with_more_output_rows_than_input_rows_runs_whole(tmp_path: Path
         [("y", TensorProto.FLOAT, ["other", 2])],
     )
     session = load_cpu(tmp_path / "twice" / "1" / "model.onnx", max_rows=4)
-    x = np.arange(18, dtype=np.float32).reshape(9, 2)
+    x = np.arange(38, dtype=np.float32).reshape(19, 2)
     assert np.array_equal(session.run([x])[0], np.concatenate([x, x]))
 
 
@@ -132,9 +153,9 @@ def test_a_model_that_is_not_batchable_is_never_split(tmp_path: Path) -> None:
         [("y", TensorProto.FLOAT, [1, 1])],
     )
     session = load_cpu(tmp_path / "mean" / "1" / "model.onnx", max_rows=4)
-    x = np.arange(18, dtype=np.float32).reshape(9, 2)
+    x = np.arange(38, dtype=np.float32).reshape(19, 2)
     assert not session.batchable
-    assert session.run([x])[0].item() == pytest.approx(8.5)
+    assert session.run([x])[0].item() == pytest.approx(18.5)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +191,9 @@ def test_if_a_part_fails_the_whole_decides(tmp_path: Path) -> None:
         [("y", TensorProto.FLOAT, ["batch"])],
     )
     session = load_cpu(tmp_path / "pick" / "1" / "model.onnx", max_rows=4)
-    x, backwards = np.arange(9, dtype=np.float32), np.arange(9)[::-1].copy()
+    x, backwards = np.arange(19, dtype=np.float32), np.arange(19)[::-1].copy()
     assert session.run([x, backwards])[0].tolist() == x[::-1].tolist()
-    backwards[8] = 9
+    backwards[18] = 19
     with pytest.raises(Exception, match="out of data bounds"):
         session.run([x, backwards])
 
@@ -240,7 +261,7 @@ def ended() -> ort.RunOptions:
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BF16"])
-@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("count", [1, 9, 19])
 def test_every_kind_of_run_can_be_ended(tmp_path: Path, datatype: str, count: int) -> None:
     publish_identity(tmp_path, datatype)
     path = tmp_path / f"identity_{datatype.lower()}" / "1" / "model.onnx"
