@@ -284,3 +284,45 @@ def test_remembered_headers_are_few_and_short(monkeypatch: pytest.MonkeyPatch) -
             decoded(binary_request({"id": str(index), "inputs": inputs}, b"x" * size))
     assert 0 < len(remembered) <= codec._MAX_CACHED
     assert all(len(header) <= codec._MAX_CACHED_BYTES for header in remembered)
+
+
+@pytest.mark.parametrize(
+    ("data", "is_decoded"),
+    [
+        ("[7, 255]", True),
+        ("[[7], [255]]", False),
+        ("[7, true]", False),
+        ("[false, 7]", False),
+        ("[7, 256]", False),
+        ("[7, -1]", False),
+        ("[7, 1.0]", False),
+        ("[7]", False),
+        ("[]", False),
+    ],
+)
+def test_pixels_are_decoded_at_once_if_they_are_nothing_else(data: str, is_decoded: bool) -> None:
+    text = '{"inputs": [{"data": %s, "name": "x", "datatype": "UINT8", "shape": [2]}]}'
+    request, _ = decoded(request_of((text % data).encode()))
+    (pixels,) = request.inputs
+    assert pixels.raw == (bytes([7, 255]) if is_decoded else None)
+    assert pixels.values == (None if is_decoded else orjson.loads(data))
+
+
+def test_infinities_are_written_as_tritons_and_nothing_else_changes() -> None:
+    bits = np.array([0x7F80, 0x3F80], np.uint16)
+    outputs = [
+        OutputTensor("null", "FP32", np.array([1.5, np.nan, -np.inf], np.float32)),
+        OutputTensor("b", "FP64", np.array([[0.1], [np.inf]])),
+        OutputTensor("c", "BF16", bits),
+        OutputTensor("d", "BYTES", np.array(["null", "Infinity"], object)),
+        OutputTensor("e", "INT64", np.array([1, 2])),
+    ]
+    body = encode(InferResponse("m", "1", "null", outputs), BinaryOutputs()).body
+    texts = [part.partition(b"]")[0] for part in body.split(b'"data":[')[1:]]
+    assert texts == [
+        b"1.5,null,-Infinity",
+        b"0.1,Infinity",
+        b"Infinity,1.0",
+        b'"null","Infinity"',
+        b"1,2",
+    ]

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from service.core.budget import SWEEP_S, Budget
-from service.http.http1.connection import Http1Connection, RefuseEarly, Request, RequestScope
+from service.http.carrier import READ_AHEAD
+from service.http.http1.connection import (
+    AT_ONCE,
+    Http1Connection,
+    RefuseEarly,
+    Request,
+    RequestScope,
+)
 from service.http.http1.heads import Heads
 from tests.service.http.transport import Transport, echo, in_loop, settle
 
@@ -34,7 +41,7 @@ class Client:
 
         self.connections: set[Http1Connection] = set()
         self.lost = 0
-        buffer = memoryview(bytearray(64 * 1024))
+        buffer = memoryview(bytearray(AT_ONCE))
         self.server = Http1Connection(
             call,
             Heads(),
@@ -203,6 +210,28 @@ async def test_a_large_body_is_not_read_to_its_end_in_one_turn() -> None:
     assert size <= 512 * 1024
     await client.send(bytes(8_000_000 - size), len(part))
     assert [len(body) for body in client.bodies] == [len("POST /a ") + 8_000_000]
+
+
+@in_loop
+async def test_a_body_is_read_in_large_pieces_once_it_is_asked_for() -> None:
+    """512 images are 400 KB. What nobody has asked for must not take as much memory."""
+    asks = asyncio.Event()
+
+    async def front(scope: RequestScope, request: Request) -> None:
+        await asks.wait()
+        await echo(scope, request)
+
+    client = Client(front)
+    sizes = [len(client.server.get_buffer(-1))]
+    await client.send(POST % 300_000)
+    sizes.append(len(client.server.get_buffer(-1)))
+    asks.set()
+    await settle()
+    sizes.append(len(client.server.get_buffer(-1)))
+    await client.send(bytes(300_000), sizes[-1])
+    sizes.append(len(client.server.get_buffer(-1)))
+    assert sizes == [READ_AHEAD, READ_AHEAD, AT_ONCE, READ_AHEAD]
+    assert [len(body) for body in client.bodies] == [len("POST /a ") + 300_000]
 
 
 @in_loop
