@@ -215,8 +215,8 @@ def numbers(field: str, values: Any, dtype: np.dtype[Any], may_hold_booleans: bo
 def _flat_numbers(
     field: str, flat: Sequence[Any], dtype: np.dtype[Any], may_hold_booleans: bool
 ) -> Array:
-    if dtype == np.uint8 and (octets := _octets(flat, may_hold_booleans)) is not None:
-        return np.frombuffer(octets, np.uint8)
+    if dtype == np.uint8 and (pixels := octets(flat, may_hold_booleans)) is not None:
+        return np.frombuffer(pixels, np.uint8)
     kinds = set(map(type, flat))
     if list in kinds:
         raise InvalidArgument(f"{field} has rows of different lengths.")
@@ -305,17 +305,17 @@ def _flatten(field: str, values: Any) -> tuple[Sequence[Any], list[int]]:
     return flat, shape
 
 
-def _octets(values: Sequence[Any], may_hold_booleans: bool) -> bytes | None:
+def octets(values: Sequence[Any], may_hold_booleans: bool) -> bytes | None:
     """The values as bytes if all are whole numbers from 0 to 255, else None.
 
     Checking the types of 784 pixels would take three times as long.
     """
     try:
-        octets = bytes(values)
+        found = bytes(values)
     except (TypeError, ValueError):
         return None
     # bytes() takes True for 1. In the JSON of such a list only true and false contain an "e".
-    return None if may_hold_booleans and b"e" in orjson.dumps(values) else octets
+    return None if may_hold_booleans and b"e" in orjson.dumps(values) else found
 
 
 def _for(model: str) -> str:

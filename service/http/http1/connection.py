@@ -179,7 +179,7 @@ class Http1Connection(Carrier):
         self._end()
 
     def get_buffer(self, size_hint: int) -> memoryview:
-        """All of it for a body that is waited for: fewer reads, and fewer pieces to join."""
+        """The whole buffer for a body that is waited for: fewer reads, and fewer pieces to join."""
         return self._ahead if self._waiter is None else self._buffer
 
     def data_received(self, data: bytes) -> None:
