@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -40,7 +40,7 @@ from service.core.errors import (
 )
 from service.core.held_outputs import HeldOutputs
 from service.core.placement import Place, Placement, Timing
-from service.core.queueing import FairQueue, Progress, Queued, fits
+from service.core.queueing import FairQueue, Progress, Queued, Read, Share, fits
 from service.core.statistics import BatchRun, ModelStatistics
 from service.core.trace import Batch, Trace
 
@@ -59,6 +59,8 @@ _GO_S, _GO_PARTS = 0.05, 64
 _LATE_S = 0.1  # a look that is later was held up by a machine that is too busy
 _MOST_LATE = 3  # times max_run_s; no run has more than this in addition
 _OBEYS_S = 5.0  # a run that takes longer to end does not obey
+
+R = TypeVar("R", bound=Read)
 
 
 class RunOptions(Protocol):
@@ -152,6 +154,7 @@ class BatchLimits(NamedTuple):
 class _RunResult(NamedTuple):
     """The outputs of each request of a run, or what the model raised on its only request.
 
+    Requests with `read` that ran together share what that made of the outputs.
     Instead of the latter, DeadlineExceeded if the run was ended, and InvalidArgument if the outputs
     are text that is not UTF-8.
 
@@ -159,7 +162,7 @@ class _RunResult(NamedTuple):
     """
 
     batch: list[Queued]
-    outputs: list[list[Array]] | Exception
+    outputs: list[list[Array] | Share[Read]] | Exception
     start: float
     joined: float
     inferred: float
@@ -271,6 +274,7 @@ class Batcher:
         """Requests in the queue at this moment."""
         return self._queue.requests
 
+    @overload
     def submit(
         self,
         inputs: Sequence[Array],
@@ -278,8 +282,33 @@ class Batcher:
         deadline: float | None = None,
         caller: str = "",
         trace: Trace | None = None,
-    ) -> asyncio.Future[list[Array]]:
+    ) -> asyncio.Future[list[Array]]: ...
+
+    @overload
+    def submit(
+        self,
+        inputs: Sequence[Array],
+        rows: int,
+        deadline: float | None,
+        caller: str,
+        trace: Trace | None,
+        read: Callable[[list[Array]], R],
+    ) -> asyncio.Future[list[Array] | Share[R]]: ...
+
+    def submit(
+        self,
+        inputs: Sequence[Array],
+        rows: int,
+        deadline: float | None = None,
+        caller: str = "",
+        trace: Trace | None = None,
+        read: Callable[[list[Array]], Read] | None = None,
+    ) -> asyncio.Future[Any]:
         """Queue `rows` rows; await the future for the outputs, in the model's order.
+
+        With `read`, which must not raise, a request that ran together with others gets its share of
+        what that makes of the outputs of the run: they are read once, and not cut. All requests of
+        a model that give one give the same.
 
         Raises Overloaded at once if the queue is full, or if the request would wait too long: past
         its `deadline` (loop time) or the bound on time. The future fails with DeadlineExceeded if
@@ -294,7 +323,7 @@ class Batcher:
             if refusal is not None:
                 raise refusal
         loop = asyncio.get_running_loop()
-        outputs: asyncio.Future[list[Array]] = loop.create_future()
+        outputs: asyncio.Future[Any] = loop.create_future()
         progress = None
         if rows > self._small_rows:
             self._check_outputs_of(rows)
@@ -313,7 +342,7 @@ class Batcher:
             start_by = now + self._queue_timeout_s
             deadline = start_by if deadline is None else min(deadline, start_by)
         # By position: this is made for every request.
-        flow.requests.append(Queued(inputs, rows, deadline, outputs, now, progress, trace))
+        flow.requests.append(Queued(inputs, rows, deadline, outputs, now, progress, trace, read))
         flow.rows += rows
         queue.rows += rows
         queue.requests += 1
@@ -584,7 +613,7 @@ class Batcher:
             options, running.started, running.late_s = running.options, start, 0.0
         try:
             if len(batch) == 1:
-                parts = [self._session.run(batch[0].inputs, options)]
+                parts: list[Any] = [self._session.run(batch[0].inputs, options)]
                 inferred = split = self._clock()
             else:
                 columns = zip(*(queued.inputs for queued in batch), strict=True)
@@ -593,7 +622,7 @@ class Batcher:
                 joined = self._clock()
                 outputs = self._session.run(inputs, options)
                 inferred = self._clock()
-                parts = _split(outputs, [queued.rows for queued in batch])
+                parts = _split(outputs, batch, cuts_all=self._held_runs is not None)
                 split = self._clock()
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             was_ended = options is not None and options.terminate
@@ -618,7 +647,8 @@ class Batcher:
         end = self._clock() + _GO_S
         for part in self._queue.following(results[0].batch[0]):
             last = results[-1]
-            is_fine = isinstance(last.outputs, list) and fits(last.batch[0], last.outputs[0])
+            outputs = last.outputs if isinstance(last.outputs, Exception) else last.outputs[0]
+            is_fine = isinstance(outputs, list) and fits(last.batch[0], outputs)
             if not is_fine or len(results) > _GO_PARTS or self._clock() > end:
                 return
             self._between_runs()
@@ -644,7 +674,8 @@ class Batcher:
                     continue
                 if queued.progress is None:
                     if self._held_runs is not None:
-                        self._hold(self._held_runs, outputs, queued.rows)
+                        own = outputs if isinstance(outputs, list) else outputs.of.outputs
+                        self._hold(self._held_runs, own, queued.rows)
                     queued.outputs.set_result(outputs)
                 elif not self._is_complete(queued, outputs):
                     continue
@@ -696,9 +727,10 @@ class Batcher:
                     trace.add(run)
         return results
 
-    def _is_complete(self, part: Queued, outputs: list[Array]) -> bool:
+    def _is_complete(self, part: Queued, outputs: list[Array] | Share[Read]) -> bool:
         """Whether a large request is answered, now that one more part of it is finished."""
         assert part.progress is not None
+        assert isinstance(outputs, list)
         try:
             whole = part.progress.add(part, outputs)
         except ValueError:  # only the outputs of the whole are right
@@ -717,15 +749,25 @@ class Batcher:
             self._limit_rows(held, row_bytes)
 
 
-def _split(outputs: list[Array], rows_of_each: list[int]) -> list[list[Array]]:
-    rows = sum(rows_of_each)
+def _split(
+    outputs: list[Array], batch: list[Queued], *, cuts_all: bool
+) -> list[list[Array] | Share[Read]]:
+    """What each request of a run gets; with `cuts_all`, nobody keeps what is another's."""
+    rows = sum([queued.rows for queued in batch])
     if any(len(output) != rows for output in outputs):
         # The model's shapes promised one output row per input row. Run alone, each request gets
         # all of its outputs.
         raise RuntimeError("the model gives outputs of another batch size than its inputs")
-    parts: list[list[Array]] = []
+    parts: list[list[Array] | Share[Read]] = []
     start = 0
-    for count in rows_of_each:
-        parts.append([output[start : start + count] for output in outputs])
-        start += count
+    shared: Read | None = None
+    for queued in batch:
+        end = start + queued.rows
+        if queued.read is None or queued.progress is not None or cuts_all:
+            parts.append([output[start:end] for output in outputs])
+        else:
+            if shared is None:
+                shared = queued.read(outputs)
+            parts.append(Share(shared, start, end))
+        start = end
     return parts

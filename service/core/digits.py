@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import compress, repeat
 from math import inf, log2, prod
 from operator import mul
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from service.core.errors import InvalidArgument, ModelFault
 from service.core.tensors import TensorSpec
 
 Pixels = npt.NDArray[np.uint8]
+Judgement = tuple[bool | None, str]  # `accepted` and `reason` of a prediction
 
 SIDE = 28
 # The labels in the card of a model of digits, if it has any.
@@ -108,6 +110,14 @@ class Columns(NamedTuple):
         columns = digits, self.probabilities, entropies, sets, accepted, reasons, hints
         return list(map(Prediction._make, zip(*columns, strict=False)))
 
+    def judgements(self) -> list[Judgement]:
+        """`accepted` and the reason of each row."""
+        if self.judgement is None:
+            return [(None, "")] * len(self.digits)
+        accepted, codes, _ = self.judgement
+        pairs = zip(accepted.tolist(), codes.tolist(), strict=True)
+        return [(is_accepted, _WORDS[code][0]) for is_accepted, code in pairs]
+
 
 class NotDigits(Exception):
     """The model does not classify 28x28 images; the message says why, with no subject."""
@@ -186,6 +196,10 @@ class DigitLayout(NamedTuple):
         if not np.isfinite(self._probabilities(outputs)).all():
             raise ModelFault.not_finite(self.model)
 
+    def reading(self, outputs: list[Array]) -> Reading:
+        """What the outputs of a run say, for `Batcher.submit`; it never raises."""
+        return Reading(self, outputs)
+
     def read(self, outputs: Sequence[Array]) -> list[Array]:
         """These outputs, with a scalar in place of each that is not used here."""
         indexes = (self.output, *(self.judgement or ()))
@@ -216,6 +230,68 @@ class DigitLayout(NamedTuple):
         return Columns(probabilities.argmax(axis=1), probabilities, entropy_bits, judgement)
 
 
+class Reading:
+    """The predictions of a run, made once for all of its requests.
+
+    `columns` is None for a run of few rows, where a loop is faster, and for one with a row that is
+    not finite, which only its own request may be told of. `json` is for who makes JSON of them.
+    """
+
+    __slots__ = ("_judgements", "_layout", "_predictions", "columns", "json", "outputs")
+
+    def __init__(self, layout: DigitLayout, outputs: list[Array]) -> None:
+        self.outputs = outputs
+        self._layout = layout
+        self.columns: Columns | None = None
+        self.json: list[bytes] | None = None
+        self._judgements: list[Judgement] = []  # of each row, if there are columns
+        self._predictions: list[Prediction] | None = None
+        if len(outputs[layout.output]) > FEW_ROWS:
+            with suppress(ModelFault):
+                self.columns = layout.columns(outputs)
+                self._judgements = self.columns.judgements()
+
+    def share(self, start: int, stop: int) -> tuple[list[Prediction] | FewRows, list[Judgement]]:
+        """The predictions for one request's rows, and how each is judged. Raises ModelFault."""
+        if self.columns is not None:
+            return FewRows(self, start, stop), self._judgements[start:stop]
+        rows = self._layout.predictions([output[start:stop] for output in self.outputs])
+        return rows, [row[4:6] for row in rows]
+
+    def predictions(self) -> list[Prediction]:
+        """One prediction per row of the run, if there are columns."""
+        if self._predictions is None:
+            assert self.columns is not None
+            self._predictions = self.columns.predictions()
+        return self._predictions
+
+
+class FewRows(Sequence[Prediction]):
+    """The predictions of one request: rows `start` to `stop` of a reading with columns."""
+
+    __slots__ = ("reading", "start", "stop")
+
+    def __init__(self, reading: Reading, start: int, stop: int) -> None:
+        self.reading = reading
+        self.start = start
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Prediction]: ...
+
+    def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
+        return self.reading.predictions()[self.start : self.stop][index]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self[:])
+
+
 class Rows:
     """The predictions for many images, made while they are read: 10,000 objects take 7 MB.
 
@@ -242,7 +318,7 @@ class Rows:
                 part = [output[start:end] if output.ndim else output for output in outputs]
                 yield self._layout.columns(part)
 
-    def judgements(self) -> Counter[tuple[bool | None, str]]:
+    def judgements(self) -> Counter[Judgement]:
         """How many of the predictions have each pair of `accepted` and reason.
 
         Raises ModelFault if a prediction would.
@@ -251,7 +327,7 @@ class Rows:
             self._layout.check(outputs)
         if self._layout.judgement is None:
             return Counter({(None, ""): len(self)})
-        counts: Counter[tuple[bool | None, str]] = Counter()
+        counts: Counter[Judgement] = Counter()
         accepted, reason, _ = self._layout.judgement
         for outputs in self._runs:
             pairs = zip(outputs[accepted].tolist(), outputs[reason].tolist(), strict=True)

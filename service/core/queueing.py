@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,20 +22,38 @@ from service.core.admission import Admission
 from service.core.datatypes import Array
 from service.core.trace import Trace
 
+T = TypeVar("T")
+
 
 class Queued(NamedTuple):
     """A request, or a part of one; `deadline` and `arrived` in the batcher's clock.
 
-    The parts of a large request share its `outputs`, its `arrived` and its `progress`.
+    The parts of a large request share its `outputs`, its `arrived` and its `progress`. With `read`,
+    the outputs of the whole run are read by it once, for all requests of the run.
     """
 
     inputs: Sequence[Array]
     rows: int
     deadline: float | None
-    outputs: asyncio.Future[list[Array]]
+    outputs: asyncio.Future[Any]
     arrived: float
     progress: Progress | None = None
     trace: Trace | None = None
+    read: Callable[[list[Array]], Read] | None = None
+
+
+class Read(Protocol):
+    """What was read from the outputs of a run, for all of its requests."""
+
+    outputs: list[Array]
+
+
+class Share(NamedTuple, Generic[T]):
+    """A request's rows, `start` to `stop`, of what was read."""
+
+    of: T
+    start: int
+    stop: int
 
 
 class Progress:

@@ -14,6 +14,7 @@ from service.http.message import (
     HttpRequest,
     HttpResponse,
     json_response,
+    media_type,
     parse_value,
     server_timing,
 )
@@ -47,7 +48,7 @@ async def predict(
             f"Model '{served.name}' {served.layout_problem} {usable(digits.repository)}"
         )
     body, header = request.body, request.header("content-type") or ""
-    content_type = header.partition(";")[0].strip().lower()
+    content_type = media_type(request)
     picture: Picture | None = None
     pixels: bytes | None = None
     values: Any = None

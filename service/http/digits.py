@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from service.core.datatypes import Array
-from service.core.digits import Columns, Prediction, Rows, words_of
+from service.core.digits import Columns, FewRows, Prediction, Rows, words_of
 from service.core.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -30,7 +30,7 @@ from service.http.message import (
     HttpRequest,
     HttpResponse,
     check_json_size,
-    json_response,
+    media_type,
     parse_json,
     server_timing,
     to_json,
@@ -46,6 +46,7 @@ _SECONDS = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNOREC
 # As `query_of` would find it, but ten times as fast.
 _TIMEOUT = re.compile(r"(?:^|&)timeout=([0-9.eE+-]+)(?=&|$)")
 _OBJECT = b'{"image":'
+_OPENING = b',{"digit":'  # of a prediction; no text in one has it
 _FLAGS = {"": False, "false": False, "0": False, "true": True, "1": True}
 _UINT8 = np.dtype(np.uint8)
 _BITS = 1 << np.arange(10)
@@ -84,7 +85,9 @@ async def predict(
         served = None  # without a default model, what is wrong with the body is reported first
     if served is not None and served.layout is None:
         return await classification.predict(digits, served, request, top, explain, deadline)
-    content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
+    content_type = request.header("content-type") or ""
+    if content_type != OCTETS and content_type not in PICTURES:
+        content_type = media_type(request)
     picture: Picture | None = None
     pixels: bytes | None = None
     values: Array | None = None
@@ -109,40 +112,57 @@ async def predict(
         )
     except ModelNotFound as error:
         raise ModelNotFound(f"{error} {usable(digits.repository)}") from None
-    if explain or isinstance(answer.rows, Rows):
+    rows = answer.rows
+    if explain or isinstance(rows, Rows):
         return await _long_response(answer, explain=explain)
-    return json_response(
-        {
-            "model_name": answer.model,
-            "model_version": answer.version,
-            "predictions": fields_of(answer.rows),
-        }
-    )
+    few = _shared_objects(rows) if isinstance(rows, FewRows) else to_json(fields_of(rows))[1:-1]
+    begin = _begin_of(answer.model, answer.version)
+    return HttpResponse(200, [("content-type", JSON)], begin + few + b"]}")
+
+
+@lru_cache(64)
+def _begin_of(model: str, version: str) -> bytes:
+    """The begin of an answer's JSON, up to its predictions."""
+    return to_json({"model_name": model, "model_version": version})[:-1] + b',"predictions":['
+
+
+def _shared_objects(rows: FewRows) -> bytes:
+    """The JSON of predictions, without brackets, of which all requests of the run take theirs."""
+    reading = rows.reading
+    if reading.json is None:
+        assert reading.columns is not None
+        reading.json = objects_of(reading.columns)[len(_OPENING) - 1 :].split(_OPENING)
+    return _OPENING[1:] + _OPENING.join(reading.json[rows.start : rows.stop])
 
 
 async def _long_response(answer: Predictions, *, explain: bool) -> HttpResponse:
     """The answer for many images, or with steps."""
-    body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    rows = answer.rows
+    begin = _begin_of(answer.model, answer.version)
     end: dict[str, Any] = {}
     if explain:
         end["steps"] = [
             {"name": name, "png": "data:image/png;base64," + b64encode(png).decode()}
             for name, png in answer.steps
         ]
-    if not isinstance(answer.rows, Rows):
-        response = json_response(body | {"predictions": fields_of(answer.rows)} | end)
-    elif (count := len(answer.rows)) > INLINE_ROWS:
-        response = await off_loop(_response_of_many, body, answer.rows, end, size=784 * count)
+    if len(rows) > INLINE_ROWS:
+        response = await off_loop(_response_of, begin, rows, end, size=784 * len(rows))
     else:
-        response = _response_of_many(body, answer.rows, end)
+        response = _response_of(begin, rows, end)
     if answer.seconds:
         response.headers.append(server_timing(answer.seconds))
     return response
 
 
-def _response_of_many(body: dict[str, Any], rows: Rows, end: dict[str, Any]) -> HttpResponse:
-    """The body with predictions, which become JSON in parts, and with the fields of `end`."""
-    pieces = [to_json(body)[:-1], b',"predictions":[', b",".join(map(objects_of, rows.parts()))]
+def _response_of(
+    begin: bytes, rows: Sequence[Prediction] | Rows, end: dict[str, Any]
+) -> HttpResponse:
+    """The body with predictions, many of which become JSON in parts, and the fields of `end`."""
+    if isinstance(rows, Rows):
+        objects = b",".join(map(objects_of, rows.parts()))
+    else:
+        objects = to_json(fields_of(rows))[1:-1]
+    pieces = [begin, objects]
     pieces += [b"],", to_json(end)[1:]] if end else [b"]}"]
     return HttpResponse(200, [("content-type", JSON)], b"".join(pieces))
 
@@ -226,7 +246,7 @@ def objects_of(columns: Columns) -> bytes:
     A column becomes JSON by one call and is cut at its commas: more than two times as fast as a
     dict per row.
     """
-    pieces = [b',{"digit":', b"", b',"probabilities":[', b"", b'],"entropy_bits":', b"", _end_of()]
+    pieces = [_OPENING, b"", b',"probabilities":[', b"", b'],"entropy_bits":', b"", _end_of()]
     pieces *= len(columns.digits)
     pieces[1::7] = to_json(columns.digits)[1:-1].split(b",")
     pieces[3::7] = to_json(np.ascontiguousarray(columns.probabilities))[2:-2].split(b"],[")
@@ -264,7 +284,7 @@ async def form_or_json(
     pictures.
     """
     body, header = request.body, request.header("content-type") or ""
-    content_type = header.partition(";")[0].strip().lower()
+    content_type = media_type(request)
     if content_type == FORM:
         return None, partial(picture_of_form, body, header)
     if content_type != JSON:

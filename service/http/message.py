@@ -47,6 +47,11 @@ class HttpResponse(NamedTuple):
     body: bytes
 
 
+def media_type(request: HttpRequest) -> str:
+    """The content type without parameters, in lower case; empty if there is none."""
+    return (request.header("content-type") or "").partition(";")[0].strip().lower()
+
+
 def to_json(value: Any) -> bytes:
     """Encode a value, which may contain numpy arrays, with floats in their shortest exact form."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -8,7 +8,14 @@ from typing import Any
 from service.core.errors import InvalidArgument
 from service.core.off_loop import off_loop
 from service.http.digits import fields_of, form_or_json, query_of, within
-from service.http.message import JSON, HttpRequest, HttpResponse, json_response, server_timing
+from service.http.message import (
+    JSON,
+    HttpRequest,
+    HttpResponse,
+    json_response,
+    media_type,
+    server_timing,
+)
 from service.http.pictures import FORM, PICTURES
 from service.operations.digits import INLINE_ROWS, Digits, Picture, ReadAnswer
 
@@ -26,7 +33,7 @@ async def read(digits: Digits, request: HttpRequest, deadline: float | None = No
     if deadline is None and "timeout" in query:
         return await within(query["timeout"], partial(read, digits, request), request.arrived)
     model, version = query.get("model", ""), query.get("version", "")
-    content_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
+    content_type = media_type(request)
     picture: Picture | None = request.body
     if content_type not in PICTURES:
         _, picture = await form_or_json(request, digits.max_json_bytes, (JSON, FORM))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
@@ -29,6 +29,7 @@ from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import Room, memory_of, open_picture
 from service.core.pictures.parts import check_parts
 from service.core.pictures.reading import ReadDigit, candidates_on, choose, further
+from service.core.queueing import Share
 from service.core.trace import Trace
 from service.repository.models import Repository, ServedModel
 
@@ -61,7 +62,7 @@ class Predictions(NamedTuple):
 
     model: str
     version: str
-    rows: list[Prediction] | Rows  # Rows of more than FEW_ROWS images
+    rows: Sequence[Prediction] | Rows  # Rows of more than FEW_ROWS images
     steps: list[tuple[str, bytes]]
     seconds: tuple[float, float] | None = None
 
@@ -143,14 +144,14 @@ class Digits:
         found: Found | None = None
         steps: list[tuple[str, bytes]] = []
         if picture is not None:
-            image: Image.Image | None = None
-            if (
-                isinstance(picture, bytes)
+            image = (
+                open_picture(picture, *self._max_pixels)
+                if isinstance(picture, bytes)
                 and len(picture) <= _INLINE_PICTURE_BYTES
                 # deflated, up to 1 MB: pictures/parts.py
                 and not (explain or b"TXt" in picture or b"iCCP" in picture)
-            ):
-                image = open_picture(picture, *self._max_pixels)
+                else None
+            )
             if image is not None and image.width * image.height <= _INLINE_PICTURE_PIXELS:
                 found = find_digit(image)
             else:
@@ -167,25 +168,26 @@ class Digits:
         layout = served.layout or _no_layout(served)
         if self._limits is not None:
             self._limits.images(caller, len(images))
-        if len(images) > INLINE_ROWS:
-            submitted = monotonic()
+        batcher, counts = served.batcher, served.batcher.statistics.judgements
+        submitted = monotonic() if explain else 0.0
+        if len(images) > FEW_ROWS:
             rows = await self._many(images, served, layout, deadline, caller, trace)
             seconds = (submitted - began, monotonic() - submitted) if explain else None
             return Predictions(served.name, served.version, rows, steps, seconds)
         inputs = [images] if layout.image_shape is None else layout.inputs(images)
-        submitted = monotonic() if explain else 0.0
-        outputs = await served.batcher.submit(inputs, len(images), deadline, caller, trace)
+        own = await batcher.submit(inputs, len(images), deadline, caller, trace, layout.reading)
         seconds = (submitted - began, monotonic() - submitted) if explain else None
-        counts = served.batcher.statistics.judgements
-        if len(images) > FEW_ROWS:
-            rows = Rows(layout, [outputs])
-            counts.update(rows.judgements())
-            return Predictions(served.name, served.version, rows, steps, seconds)
-        few = layout.predictions(outputs)
+        few: Sequence[Prediction]
+        if isinstance(own, Share):
+            few, judgements = own.of.share(own.start, own.stop)
+        else:
+            few = layout.predictions(own)
+            judgements = [row[4:6] for row in few]
         if found is not None and (found.reason or found.hint):
             few = [_judged(few[0], found)]
-        for row in few:
-            counts[row[4:6]] += 1
+            judgements = [few[0][4:6]]
+        for judgement in judgements:
+            counts[judgement] += 1
         return Predictions(served.name, served.version, few, steps, seconds)
 
     async def _many(
@@ -197,7 +199,13 @@ class Digits:
         caller: str,
         trace: Trace | None,
     ) -> Rows:
-        """More than INLINE_ROWS images, with all that takes long off the event loop."""
+        """More than FEW_ROWS images, with all that takes long off the event loop."""
+        if len(images) <= INLINE_ROWS:
+            inputs = layout.inputs(images)
+            outputs = await served.batcher.submit(inputs, len(images), deadline, caller, trace)
+            rows = Rows(layout, [outputs])
+            served.batcher.statistics.judgements.update(rows.judgements())
+            return rows
         # FP32 inputs are four times as large as the pixels: only a part of them exists at a time.
         step = len(images) if layout.image_shape is None else INLINE_ROWS
         runs = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from service.core.batching import Batcher, BatchLimits
-from service.core.datatypes import Array
-from service.core.trace import Trace
 from service.repository.models import Repository
 from service.runtime.session import SessionOptions
 from tests.service.composition import Operations, operations_of
@@ -58,14 +56,15 @@ class CallersOf(Batcher):
 
     def submit(
         self,
-        inputs: Sequence[Array],
+        inputs: Any,
         rows: int,
         deadline: float | None = None,
         caller: str = "",
-        trace: Trace | None = None,
-    ) -> asyncio.Future[list[Array]]:
+        *others: Any,
+        **named: Any,
+    ) -> Any:
         self.callers.append(caller)
-        return super().submit(inputs, rows, deadline, caller, trace)
+        return super().submit(inputs, rows, deadline, caller, *others, **named)
 
 
 def run_with_operations(

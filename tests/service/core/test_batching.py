@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from service.core.errors import (
     Overloaded,
     Unavailable,
 )
+from service.core.held_outputs import HeldOutputs
 from service.core.placement import Timing
 from service.core.statistics import ModelStatistics
 from service.core.trace import Batch, Trace
@@ -79,6 +80,58 @@ def test_requests_that_wait_together_run_together_and_get_their_own_rows() -> No
 
     run(session, scenario)
     assert session.batches == [[1, 2, 3, 4]]
+
+
+class Sum:
+    """What is read of the outputs of a run of `Doubler`."""
+
+    made: ClassVar[list[Sum]] = []
+
+    def __init__(self, outputs: list[Any]) -> None:
+        self.outputs = outputs
+        self.made.append(self)
+
+
+def test_the_outputs_of_a_run_are_read_once_for_all_who_ask_for_that() -> None:
+    Sum.made.clear()
+
+    async def scenario(batcher: Batcher) -> None:
+        how = (None, "", None, Sum)
+        one, plain, two = await asyncio.gather(
+            batcher.submit(rows(1), 1, *how),
+            batcher.submit(rows(2, 3), 2),
+            batcher.submit(rows(4, 5), 2, *how),
+        )
+        assert one.of is two.of
+        assert one.of.outputs[0].tolist() == [2, 4, 6, 8, 10]
+        assert (one.start, one.stop, two.start, two.stop) == (0, 1, 3, 5)
+        assert plain[0].tolist() == [4, 6]
+        # Alone, and after a run that failed, a request has its outputs as they are; so has one in
+        # parts.
+        unlucky, lucky = batcher.submit(rows(13), 1, *how), batcher.submit(rows(7), 1, *how)
+        assert [output.tolist() for output in await lucky] == [[14]]
+        with pytest.raises(InternalError):
+            await unlucky
+        many = await batcher.submit(rows(*range(20, 90)), 70, *how)
+        assert [output.tolist() for output in many] == [list(range(40, 180, 2))]
+
+    run(Doubler(), scenario, BatchLimits(max_batch_size=16, part_rows=16))
+    assert len(Sum.made) == 1
+
+
+def test_who_reads_large_outputs_keeps_only_its_own() -> None:
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            held = HeldOutputs(1 << 20)
+            batcher = Batcher(Doubler(), BatchLimits(), executor, held=held)
+            how = (None, "", None, Sum)
+            one, two = await asyncio.gather(
+                batcher.submit(rows(1), 1, *how), batcher.submit(rows(2, 3), 2, *how)
+            )
+            assert [one[0].tolist(), two[0].tolist()] == [[2], [4, 6]]
+            assert held.bytes == 3 * 8
+
+    asyncio.run(main())
 
 
 def test_a_run_is_a_step_of_each_traced_request_in_it() -> None:

@@ -5,7 +5,6 @@ import base64
 import io
 import re
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.core.batching import Batcher
-from service.core.datatypes import Array
 from service.core.digits import HINTS, REASONS, Columns
 from service.core.errors import (
     DeadlineExceeded,
@@ -27,7 +25,6 @@ from service.core.errors import (
     UnsupportedMediaType,
 )
 from service.core.off_loop import INLINE_BYTES
-from service.core.trace import Trace
 from service.http.digits import fields_of, objects_of, predict
 from service.http.message import JSON, OCTETS, HttpRequest, to_json
 from service.http.pictures import FORM, PICTURES
@@ -135,6 +132,37 @@ def test_columns_have_the_json_of_their_rows(rows: int, judges: bool, seed: int)
     digits, entropies = probabilities.argmax(axis=1), random.exponential(size=rows)
     columns = Columns(digits, probabilities, entropies, judgement)
     assert b"[" + objects_of(columns) + b"]" == to_json(fields_of(columns.predictions()))
+
+
+@pytest.mark.parametrize("model", ["linear", "judge"])
+def test_requests_of_one_run_have_the_answers_of_each_alone(tmp_path: Path, model: str) -> None:
+    publish_linear(tmp_path, card=CARD)
+    publish_judging(tmp_path)
+    random = np.random.default_rng(5)
+    images = [random.integers(0, 256, (1 + i % 3, 28, 28), np.uint8) for i in range(12)]
+    images += [judged_image(5, i % 5)[None] for i in range(6)]
+
+    async def scenario(operations: Operations) -> None:
+        async def answer(image: np.ndarray) -> Any:
+            request = request_of(image.tobytes(), OCTETS, f"model={model}")
+            response = await predict(operations.digits, request)
+            assert response.headers == [("content-type", JSON)]
+            return orjson.loads(response.body)
+
+        statistics = operations.inference.repository.get(model, "").batcher.statistics
+        alone = [await answer(image) for image in images]
+        counted = dict(statistics.judgements)
+        together = await asyncio.gather(*[answer(image) for image in images])
+        assert statistics.as_dict()["execution_count"] == len(images) + 1
+        assert statistics.judgements == {key: 2 * count for key, count in counted.items()}
+        for one, other in zip(alone, together, strict=True):
+            assert one.keys() == other.keys()
+            for row, same in zip(one["predictions"], other["predictions"], strict=True):
+                for name in ("probabilities", "entropy_bits"):
+                    assert np.allclose(row.pop(name), same.pop(name), atol=1e-6)
+                assert list(row.items()) == list(same.items())
+
+    run_with_operations(tmp_path, scenario)
 
 
 @pytest.mark.parametrize("rows", [9, INLINE_ROWS + 1])
@@ -360,16 +388,11 @@ class Overdue(Batcher):
     deadlines: ClassVar[list[float | None]] = []
 
     def submit(
-        self,
-        inputs: Sequence[Array],
-        rows: int,
-        deadline: float | None = None,
-        caller: str = "",
-        trace: Trace | None = None,
-    ) -> asyncio.Future[list[Array]]:
+        self, inputs: Any, rows: int, deadline: float | None = None, *others: Any, **named: Any
+    ) -> Any:
         self.deadlines.append(deadline)
         if deadline is None or deadline > asyncio.get_running_loop().time() + 1:
-            return super().submit(inputs, rows, deadline, caller, trace)
+            return super().submit(inputs, rows, deadline, *others, **named)
         return asyncio.get_running_loop().create_future()  # of a model that does not answer
 
 
