@@ -10,6 +10,7 @@ and is fitted here as the MNIST digits were.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -54,11 +55,12 @@ def find_digit(image: Image.Image, *, explain: bool = False) -> Found:
     decode(image)
     if image.size == (SIDE, SIDE):
         is_plain = image.mode == "L" and not image.info
-        grey = np.asarray(image if is_plain else upright(image, SIDE).convert("L"))
-        edges = grey[0], grey[-1], grey[:, 0], grey[:, -1]
-        # The median of the border is the background.
-        border = sorted(b"".join([edge.tobytes() for edge in edges]))
-        if (border[(len(border) - 1) // 2] + border[len(border) // 2]) / 2 < 128:
+        raw = (image if is_plain else upright(image, SIDE).convert("L")).tobytes()
+        border = raw[:SIDE] + raw[-SIDE:] + raw[::SIDE] + raw[SIDE - 1 :: SIDE]
+        # The median of the border is the background; mostly it is all 0.
+        if border.count(0) > len(border) // 2 or median(border) < 128:
+            # Twice as fast as to make an array of the image.
+            grey = np.frombuffer(raw, np.uint8).reshape(SIDE, SIDE)
             steps: tuple[tuple[str, Image.Image], ...] = ()
             if explain:
                 steps = (("pixels", Image.fromarray(grey)),)

@@ -27,6 +27,7 @@ PngImagePlugin.MAX_TEXT_MEMORY = 4 * PngImagePlugin.MAX_TEXT_CHUNK
 # in several scans, and libwebp 8 more.
 _DECODED_BYTES, _COSTLY_BYTES = 4, 12
 # What Pillow raises for damaged files. AssertionError: a PNG of colour type 3 without a palette.
+_PNG = b"\x89PNG\r\n\x1a\n"
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, AssertionError)
 IS_DAMAGED = "image: the file is damaged or cut short; save it again."
 
@@ -85,6 +86,8 @@ def open_picture(body: bytes, max_pixels: int, max_decoded_pixels: int) -> Image
     try:
         if body[:4] == b"RIFF":
             image = _WebP(io.BytesIO(body))
+        elif body.startswith(_PNG):
+            image = PngImagePlugin.PngImageFile(io.BytesIO(body))
         else:
             image = Image.open(io.BytesIO(body), formats=FORMATS)
     except (UnidentifiedImageError, *DAMAGED):
