@@ -1,8 +1,7 @@
 """The bytes of requests and answers that one worker holds at a time, over all transports.
 
-How it works. A short message that has arrived is only counted: its transport adds the size to
-`used`, takes it back and raises `refusal` if `used` then exceeds `limit`, and subtracts it when the
-message is answered. Everything else makes a `Claim` before it is read.
+How it works. A short message that has arrived is only counted, and its transport subtracts its size
+from `used` when it is answered. Everything else makes a `Claim` before it is read.
 
 A claim reserves its whole size, so that a body which has begun can always be finished: no two of
 them wait for each other. A claim that does not fit waits in the order of arrival, and its transport
@@ -138,6 +137,13 @@ class Budget:
         """Count the headers of a request no longer."""
         self._headers -= size
         self.used -= size
+
+    def count(self, size: int, transport: str) -> None:
+        """Count a short message that has arrived. Raises InFlightLimit."""
+        self.used += size
+        if size and self.used > self.limit:
+            self.used -= size
+            raise self.refusal(transport)
 
     def refusal(self, transport: str) -> InFlightLimit:
         """The error for a counted message that does not fit."""

@@ -70,6 +70,7 @@ class HttpFront:
         """With `reads_ahead`, requests are those of the server's own HTTP, which have `whole`."""
         self._reads_ahead = reads_ahead
         self._max_request_bytes = max_request_bytes
+        self._at_once = min(_WHOLE_BYTES, max_request_bytes)
         self._body_timeout = body_timeout
         self._fast_lane = fast_lane
         self._callers = callers
@@ -101,7 +102,7 @@ class HttpFront:
         self._loop = asyncio.get_running_loop()
         self._sweep()
 
-    async def __call__(  # noqa: PLR0912 - one story; a helper would cost time in every request
+    async def __call__(  # noqa: PLR0912, PLR0915 - one story; helpers would cost each request time
         self, scope: Scope, protocol: Exchange
     ) -> None:
         """Answer one request (RSGI's callable)."""
@@ -138,8 +139,15 @@ class HttpFront:
             is_timed = query and "timeout" in query and self._app.is_timed(scope.method, scope.path)
             timeout = timeout_of(query) if is_timed else 0.0
             arrived = self._loop.time() if timeout else 0.0
+            # Granian's protocol does not have it.
+            whole: bytes | None = protocol.whole if self._reads_ahead else None  # type: ignore[attr-defined]
+            claim: Claim | None = None
             try:
-                body, claim = await self._body(scope, protocol, headers, timeout)
+                if whole is not None and len(whole) <= self._at_once:
+                    body = whole
+                    self._budget.count(len(body), "http")
+                else:
+                    body, claim = await self._body(scope, protocol, headers, timeout)
             except ServiceError as error:
                 response = await self._refuse(scope, error, caller, trace=trace)
             else:
@@ -343,19 +351,10 @@ class HttpFront:
             raise RequestTooLarge.of("body", self._max_request_bytes)
         if size < 0 and scope.method in ("GET", "HEAD") and _has_no_body(scope):
             return b"", None
-        is_small = size <= _WHOLE_BYTES  # or without a length, which HTTP/2 does not need
-        # Granian's protocol does not have it.
-        body: bytes | None = protocol.whole if is_small and self._reads_ahead else None  # type: ignore[attr-defined]
-        if body is None or len(body) > _WHOLE_BYTES:
-            body, claim = await self._arriving(scope, protocol, size, timeout)
-            if claim is not None:
-                return body, claim
-        budget = self._budget
-        budget.used += len(body)
-        if body and budget.used > budget.limit:
-            budget.used -= len(body)
-            raise budget.refusal("http")
-        return body, None
+        body, claim = await self._arriving(scope, protocol, size, timeout)
+        if claim is None:
+            self._budget.count(len(body), "http")
+        return body, claim
 
     async def _arriving(
         self, scope: Scope, protocol: Exchange, size: int, timeout: float

@@ -23,7 +23,15 @@ from service.core.budget import Budget
 from service.http.carrier import READ_AHEAD, Carrier, Front, Scope
 from service.http.exchange import Ended
 from service.http.http1.chunks import ChunkedBody
-from service.http.http1.heads import CHUNKED, MAX_HEAD, Head, Heads, Malformed, check_begin
+from service.http.http1.heads import (
+    CHUNKED,
+    MAX_HEAD,
+    MAX_KNOWN,
+    Head,
+    Heads,
+    Malformed,
+    check_begin,
+)
 from service.http.http1.responses import CONTINUE, encode, refusal
 from service.observe import metrics
 from service.settings import Settings
@@ -35,6 +43,7 @@ RefuseEarly = Callable[[Any, Any, bytes | None], bool]
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 # Bytes of a body that are read before others get their turn: libuv would read 32 times as much.
 AT_ONCE = 256 * 1024
+_NONE = b"\0"  # no head begins like this
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 
 
@@ -59,12 +68,19 @@ class Request:
     __slots__ = ("_chunks", "_connection", "_is_asked_for", "_left", "head", "whole")
 
     def __init__(self, connection: Http1Connection, head: Head) -> None:
+        """Take the body out of what has arrived, if that is all of it."""
         self._connection = connection
         self.head = head
-        self._chunks = ChunkedBody() if head.size == CHUNKED else None
-        self._left = head.size  # bytes of a body with a length that are not read
         self._is_asked_for = not head.expects_continue
+        self._chunks: ChunkedBody | None = None
+        size = self._left = head.size  # bytes of a body with a length that are not read
         self.whole: bytes | None = None
+        if size == len(connection.unread):  # nearly always
+            self.whole, self._left, connection.unread = connection.unread, 0, b""
+        elif size == CHUNKED:
+            self._chunks = ChunkedBody()
+        elif size < len(connection.unread):
+            self.whole = self._take(connection)
 
     async def __call__(self) -> bytes:
         """The whole body. Raises Ended."""
@@ -98,13 +114,6 @@ class Request:
     def is_read(self) -> bool:
         """Whether the end of the body has been read."""
         return self._left == 0 if self._chunks is None else self._chunks.is_complete
-
-    def take_whole(self) -> None:
-        """Take the body out of what has arrived, if that is all of it."""
-        if self._left == 0:
-            self.whole = b""
-        elif 0 < self._left <= len(self._connection.unread):
-            self.whole = self._take(self._connection)
 
     def _take(self, connection: Http1Connection) -> bytes:
         unread = connection.unread
@@ -158,7 +167,9 @@ class Http1Connection(Carrier):
         self.unread = b""
         self._searched = 0  # bytes of it, in which no head ends
         self.request: Request | None = None  # the one that is being answered
+        # Of the latest request. `_known` are the bytes of its head, unless it is long.
         self._scope: tuple[Head, RequestScope] | None = None
+        self._known = _NONE
         self._task: asyncio.Task[None] | None = None  # that answers it
         self._waiter: asyncio.Future[None] | None = None  # of a body
         self._has_begun = False  # bytes of the next head have come
@@ -245,7 +256,7 @@ class Http1Connection(Carrier):
             return  # the connection is lost
         closes = (
             not request.head.keeps_alive
-            or not request.is_read
+            or (request.whole is None and not request.is_read)
             or (self._has_ended and not self.unread)
             or ("connection", "close") in headers
         )
@@ -297,9 +308,25 @@ class Http1Connection(Carrier):
 
     def _next(self) -> None:
         """Begin the next request, if its head has arrived."""
-        unread = self.unread
         if self.request is not None or self._is_closing or self.is_write_paused:
             return
+        if self.unread.startswith(self._known):  # clients repeat their heads
+            self.unread = self.unread[len(self._known) :]
+        elif not self._has_taken_head():
+            return
+        assert self._scope is not None
+        head, scope = self._scope
+        self._searched = 0
+        self.was_used = True
+        request = self.request = Request(self, head)
+        if self.unread and (request.whole is None or len(self.unread) > READ_AHEAD):
+            self._pause_reading()
+        if self._refuse_early is None or not self._refuse_early(scope, request, request.whole):
+            self._task = self._loop.create_task(self._run(scope, request))
+
+    def _has_taken_head(self) -> bool:
+        """Take the next head out of what has arrived, if all of it has, as that of `_scope`."""
+        unread = self.unread
         if empty := _EMPTY_LINES.match(unread):  # before a request (RFC 9112, 2.2)
             unread = self.unread = unread[empty.end() :]
             self._searched = 0
@@ -313,7 +340,7 @@ class Http1Connection(Carrier):
                     self.hang_up()
                 else:
                     self._resume_reading()
-                return
+                return False
             head = self._heads.parse(unread[:end])
         except Malformed as error:
             if (speak := self._speak_http2) and self._may_be_preface(unread):
@@ -321,25 +348,19 @@ class Http1Connection(Carrier):
                     self._is_closing = True  # for this object
                     self._connections.discard(self)
                     speak(self, self._transport, unread[len(PREFACE) :])
-                return
+                return False
             metrics.http_connection_closed("malformed")
             is_head = unread.startswith(b"HEAD ")
             body = b"" if is_head else orjson.dumps({"error": str(error)})
             self.write(refusal(error.status, body))
             self.hang_up()
-            return
-        self.unread = unread[end + 4 :]
-        self._searched = 0
-        self.was_used = True
-        request = self.request = Request(self, head)
-        request.take_whole()
+            return False
+        end += 4
+        self._known = unread[:end] if end <= MAX_KNOWN else _NONE
+        self.unread = unread[end:]
         if self._scope is None or self._scope[0] is not head:
             self._scope = head, RequestScope(head, self)
-        if self.unread and (request.whole is None or len(self.unread) > READ_AHEAD):
-            self._pause_reading()
-        scope = self._scope[1]
-        if self._refuse_early is None or not self._refuse_early(scope, request, request.whole):
-            self._task = self._loop.create_task(self._run(scope, request))
+        return True
 
     def _may_be_preface(self, unread: bytes) -> bool:
         """Whether a connection begins with HTTP/2's preface, as far as it has come."""

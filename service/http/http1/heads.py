@@ -31,7 +31,8 @@ _BEGINS = re.compile(
     rf"{_NAME}(?: (?:[!-~\x80-\xff]+(?: [HTP/1.0]{{0,8}}\r?)?)?)?".encode("latin-1")
 )
 _MOST_DIGITS = 19  # of a length: below 2**63
-_MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 1024
+# Heads that a worker remembers, and the bytes of the longest.
+_MOST_KNOWN, MAX_KNOWN = 256, 1024
 
 
 class Malformed(Exception):
@@ -129,8 +130,8 @@ class Heads:
         head = self._known.get(content)
         if head is None:
             head = Head(content)
-            if len(content) <= _MAX_KNOWN_BYTES:
-                if len(self._known) >= _MAX_KNOWN:
+            if len(content) <= MAX_KNOWN:
+                if len(self._known) >= _MOST_KNOWN:
                     self._known.clear()
                 self._known[content] = head
         return head

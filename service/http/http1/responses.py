@@ -14,6 +14,8 @@ from service.http.http1.heads import Head
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WITHOUT_BODY = (204, 304)
 _SAFE = "".join([f"{name}: {value}\r\n" for name, value in SAFE_HEADERS])
+# Those of nearly every answer.
+_LINES = {(name, value): f"{name}: {value}\r\n" for name, value in SAFE_HEADERS}
 
 
 def encode(
@@ -25,8 +27,9 @@ def encode(
     Raises ValueError.
     """
     lines = [_begin(head.http_version, status, int(time()))]
-    for name, value in headers:
-        lines.append(f"{name}: {value}\r\n")
+    for pair in headers:
+        line = _LINES.get(pair)
+        lines.append(f"{pair[0]}: {pair[1]}\r\n" if line is None else line)
     has_body = status not in _WITHOUT_BODY and head.method != "HEAD"
     if has_body:
         lines.append(f"content-length: {len(body)}\r\n")

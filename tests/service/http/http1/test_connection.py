@@ -19,7 +19,7 @@ from service.http.http1.connection import (
     Request,
     RequestScope,
 )
-from service.http.http1.heads import Heads
+from service.http.http1.heads import MAX_KNOWN, Heads
 from tests.service.http.transport import Transport, echo, in_loop, settle
 
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -139,6 +139,27 @@ async def test_a_request_says_who_sends_it() -> None:
     assert scope is again  # of equal requests of one client
     assert (scope.client, scope.server, scope.scheme) == ("192.0.2.1:5", "::1:80", "http")
     assert (scope.authority, scope.query_string, scope.headers.get("x")) == ("h:1", "b", "y")
+
+
+@in_loop
+async def test_a_request_like_the_one_before_may_come_in_any_pieces() -> None:
+    requests = POST % 3 + b"abc" + POST % 3 + b"abd" + GET + GET + POST % 13 + b"x" * 13
+    answers = [b"POST /a abc", b"POST /a abd", b"GET /a ", b"GET /a ", b"POST /a " + b"x" * 13]
+    for size in range(1, len(requests)):
+        client = Client()
+        for start in range(0, len(requests), size):
+            await client.send(requests[start : start + size])
+        assert client.bodies == answers
+
+
+@in_loop
+async def test_a_long_head_is_not_remembered() -> None:
+    client = Client()
+    head = GET[:-2] + b"X: " + b"y" * MAX_KNOWN + b"\r\n\r\n"
+    await client.send(GET + head + head + GET)
+    assert client.bodies == [b"GET /a "] * 4
+    await client.send(head)
+    assert len(client.server._known) == 1
 
 
 @in_loop
