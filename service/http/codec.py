@@ -9,13 +9,14 @@ including its raw binary request. Unknown fields are ignored, as the protocol de
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
-from service.core.datatypes import Array
+from service.core.datatypes import BYTES, DTYPES, Array
 from service.core.errors import InvalidArgument, excerpt
 from service.core.off_loop import PART
 from service.core.request import (
@@ -193,6 +194,36 @@ def _decode(
 
 def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
     """Encode an answer; the body is plain JSON if no output is binary."""
+    if not answer.id and not answer.warning:
+        places = [
+            (name, datatype, array.shape)
+            for name, datatype, array, region in answer.outputs
+            if binary.of(name) and datatype != BYTES and region is None
+        ]
+        if places and len(places) == len(answer.outputs):
+            header = _header_of(answer.model, answer.version, tuple(places))
+            body = b"".join([header, *[output.array.tobytes() for output in answer.outputs]])
+            return HttpResponse(
+                200, [("content-type", OCTETS), (HEADER_LENGTH, str(len(header)))], body
+            )
+    return _encode_any(answer, binary)
+
+
+@lru_cache(256)
+def _header_of(
+    model: str, version: str, places: tuple[tuple[str, str, tuple[int, ...]], ...]
+) -> bytes:
+    """The JSON before outputs that are all binary: name, datatype and shape of each."""
+    outputs = []
+    for name, datatype, shape in places:
+        parameters = {"binary_data_size": prod(shape) * DTYPES[datatype].itemsize}
+        outputs.append(
+            {"name": name, "datatype": datatype, "shape": shape, "parameters": parameters}
+        )
+    return to_json({"model_name": model, "model_version": version, "outputs": outputs})
+
+
+def _encode_any(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
     blobs: list[bytes] = []
     outputs = [_encode_output(output, binary.of(output.name), blobs) for output in answer.outputs]
     body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}

@@ -32,9 +32,10 @@ async def infer(
     else:
         decoded, binary = decode(request, json_bytes, model, version, limit)
     answer = await inference.infer(decoded, request.trace)
-    size = sum([output.slow_bytes(binary.of(output.name)) for output in answer.outputs])
-    if size > INLINE_BYTES:
-        return await off_loop(encode, answer, binary, size=size)
+    if sum([output.array.nbytes for output in answer.outputs]) > INLINE_BYTES:
+        size = sum([output.slow_bytes(binary.of(output.name)) for output in answer.outputs])
+        if size > INLINE_BYTES:
+            return await off_loop(encode, answer, binary, size=size)
     return encode(answer, binary)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from service.access.origins import SAFE_HEADERS, Header
 from service.core.errors import InvalidArgument, Overloaded
-from service.http.answering import HttpApp, Match
+from service.http.answering import _KNOWN, _KNOWN_LENGTH, HttpApp, Match
 from service.http.message import HttpRequest, HttpResponse
 from service.http.routes import ROUTES
 from service.http.static_files import PAGE_HEADERS
@@ -191,5 +191,21 @@ def test_a_cancelled_request_stays_cancelled(tmp_path: Path) -> None:
         answer.cancel()
         with pytest.raises(asyncio.CancelledError):
             await answer
+
+    with_app(tmp_path, scenario)
+
+
+def test_paths_that_are_remembered_are_few_and_short(tmp_path: Path) -> None:
+    async def scenario(app: HttpApp) -> None:
+        for index in range(2 * _KNOWN):
+            for path in (f"/v2/models/{index}/infer", f"/v2/models/{index:0{_KNOWN_LENGTH}}/infer"):
+                for _ in range(2):
+                    match = app.match("POST", path)
+                    assert match is not None
+                    assert match.parameters == {"model": path.split("/")[3]}
+            assert app.match("POST", f"/nothing/{index}") is None
+        assert app.match("GET", "/v2/models/1/infer") is None
+        assert 0 < len(app._found) <= _KNOWN
+        assert all(len(path) <= _KNOWN_LENGTH for _, path in app._found)
 
     with_app(tmp_path, scenario)
