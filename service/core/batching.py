@@ -282,6 +282,8 @@ class Batcher:
         deadline: float | None = None,
         caller: str = "",
         trace: Trace | None = None,
+        *,
+        is_admitted: bool = False,
     ) -> asyncio.Future[list[Array]]: ...
 
     @overload
@@ -303,12 +305,15 @@ class Batcher:
         caller: str = "",
         trace: Trace | None = None,
         read: Callable[[list[Array]], Read] | None = None,
+        *,
+        is_admitted: bool = False,
     ) -> asyncio.Future[Any]:
         """Queue `rows` rows; await the future for the outputs, in the model's order.
 
         With `read`, which must not raise, a request that ran together with others gets its share of
         what that makes of the outputs of the run: they are read once, and not cut. All requests of
-        a model that give one give the same.
+        a model that give one give the same. `is_admitted` is for the next run of a request that had
+        one already, which is not refused.
 
         Raises Overloaded at once if the queue is full, or if the request would wait too long: past
         its `deadline` (loop time) or the bound on time. The future fails with DeadlineExceeded if
@@ -316,8 +321,9 @@ class Batcher:
         future removes its rows from the queue.
         """
         queue = self._queue
-        if (queue.requests and queue.rows + rows > self._next_run_rows) or (
-            deadline is not None and (queue.requests or self._admission.is_running)
+        if not is_admitted and (
+            (queue.requests and queue.rows + rows > self._next_run_rows)
+            or (deadline is not None and (queue.requests or self._admission.is_running))
         ):
             refusal = self.refusal(rows, deadline, caller)
             if refusal is not None:

@@ -212,7 +212,9 @@ class Digits:
         for start in range(0, len(images), step):
             part = images[start : start + step]
             inputs = await off_loop(layout.inputs, part, size=part.nbytes)
-            outputs = await served.batcher.submit(inputs, len(part), deadline, caller, trace)
+            outputs = await served.batcher.submit(
+                inputs, len(part), deadline, caller, trace, is_admitted=start > 0
+            )
             runs.append(layout.read(outputs))
             del outputs  # what is not read is freed before the next run
         rows = Rows(layout, runs)
@@ -245,7 +247,9 @@ class Digits:
             nonlocal in_model
             inputs = await off_loop(layout.inputs, pixels, size=pixels.nbytes)
             submitted = monotonic()
-            outputs = await served.batcher.submit(inputs, len(pixels), deadline, caller, trace)
+            outputs = await served.batcher.submit(
+                inputs, len(pixels), deadline, caller, trace, is_admitted=bool(seen)
+            )
             in_model += monotonic() - submitted
             return await off_loop(layout.predictions, outputs, size=pixels.nbytes)
 

@@ -187,7 +187,9 @@ def test_a_full_queue_refuses_at_once() -> None:
         first = batcher.submit(rows(1, 2, 3), 3)  # over the bound, but the queue is empty
         with pytest.raises(Overloaded, match="3 images"):
             batcher.submit(rows(4), 1)
+        again = batcher.submit(rows(5), 1, is_admitted=True)
         await first
+        assert (await again)[0].tolist() == [10]
         await batcher.submit(rows(4), 1)
 
     run(Doubler(), scenario, BatchLimits(max_queue=2))

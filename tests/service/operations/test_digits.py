@@ -6,15 +6,16 @@ import struct
 import threading
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from service.core import digits as digits_module
+from service.core.batching import Batcher
 from service.core.digits import Prediction
-from service.core.errors import InvalidArgument, ModelNotFound, RequestTooLarge
+from service.core.errors import InvalidArgument, ModelNotFound, Overloaded, RequestTooLarge
 from service.core.pictures.digit import Found, find_digit
 from service.core.pictures.files import open_picture
 from service.operations import digits
@@ -153,6 +154,33 @@ def test_many_images_for_a_model_of_floats_are_converted_in_parts(
 
     run_with_operations(tmp_path, scenario)
     assert converted == [512, 512, 176]
+
+
+class Crowded(Batcher):
+    """Refuses everything but the first run of each request and what follows it."""
+
+    admitted: ClassVar[list[bool]] = []
+
+    def submit(self, *values: Any, is_admitted: bool = False, **named: Any) -> Any:
+        if not is_admitted and self.admitted:
+            raise Overloaded.of("The queue is full", 1.0)
+        self.admitted.append(is_admitted)
+        return super().submit(*values, is_admitted=is_admitted, **named)
+
+
+def test_a_request_of_several_runs_is_refused_before_the_first_or_never(tmp_path: Path) -> None:
+    publish_linear(tmp_path, card={"output_kinds": {"scores": "logits"}})
+    Crowded.admitted.clear()
+
+    async def scenario(operations: Operations) -> None:
+        images = bytes(784 * (2 * digits.INLINE_ROWS + 1))
+        answer = await operations.digits.classify(pixels=images)
+        assert len(answer.rows) == 2 * digits.INLINE_ROWS + 1
+        assert Crowded.admitted == [False, True, True]
+        with pytest.raises(Overloaded):
+            await operations.digits.classify(pixels=images)
+
+    run_with_operations(tmp_path, scenario, Crowded)
 
 
 def test_every_form_of_the_same_image_gets_the_same_prediction(tmp_path: Path) -> None:
