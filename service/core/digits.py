@@ -196,9 +196,9 @@ class DigitLayout(NamedTuple):
         if not np.isfinite(self._probabilities(outputs)).all():
             raise ModelFault.not_finite(self.model)
 
-    def reading(self, outputs: list[Array]) -> Reading:
+    def shared(self, outputs: list[Array]) -> SharedPredictions:
         """What the outputs of a run say, for `Batcher.submit`; it never raises."""
-        return Reading(self, outputs)
+        return SharedPredictions(self, outputs)
 
     def read(self, outputs: Sequence[Array]) -> list[Array]:
         """These outputs, with a scalar in place of each that is not used here."""
@@ -230,7 +230,7 @@ class DigitLayout(NamedTuple):
         return Columns(probabilities.argmax(axis=1), probabilities, entropy_bits, judgement)
 
 
-class Reading:
+class SharedPredictions:
     """The predictions of a run, made once for all of its requests.
 
     `columns` is None for a run of few rows, where a loop is faster, and for one with a row that is
@@ -267,12 +267,12 @@ class Reading:
 
 
 class FewRows(Sequence[Prediction]):
-    """The predictions of one request: rows `start` to `stop` of a reading with columns."""
+    """The predictions of one request: rows `start` to `stop` of shared ones with columns."""
 
-    __slots__ = ("reading", "start", "stop")
+    __slots__ = ("shared", "start", "stop")
 
-    def __init__(self, reading: Reading, start: int, stop: int) -> None:
-        self.reading = reading
+    def __init__(self, shared: SharedPredictions, start: int, stop: int) -> None:
+        self.shared = shared
         self.start = start
         self.stop = stop
 
@@ -286,7 +286,7 @@ class FewRows(Sequence[Prediction]):
     def __getitem__(self, index: slice) -> list[Prediction]: ...
 
     def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
-        return self.reading.predictions()[self.start : self.stop][index]
+        return self.shared.predictions()[self.start : self.stop][index]
 
     def __iter__(self) -> Iterator[Prediction]:
         return iter(self[:])

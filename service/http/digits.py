@@ -128,11 +128,11 @@ def _begin_of(model: str, version: str) -> bytes:
 
 def _shared_objects(rows: FewRows) -> bytes:
     """The JSON of predictions, without brackets, of which all requests of the run take theirs."""
-    reading = rows.reading
-    if reading.json is None:
-        assert reading.columns is not None
-        reading.json = objects_of(reading.columns)[len(_OPENING) - 1 :].split(_OPENING)
-    return _OPENING[1:] + _OPENING.join(reading.json[rows.start : rows.stop])
+    shared = rows.shared
+    if shared.json is None:
+        assert shared.columns is not None
+        shared.json = objects_of(shared.columns)[len(_OPENING) - 1 :].split(_OPENING)
+    return _OPENING[1:] + _OPENING.join(shared.json[rows.start : rows.stop])
 
 
 async def _long_response(answer: Predictions, *, explain: bool) -> HttpResponse:

@@ -175,7 +175,7 @@ class Digits:
             seconds = (submitted - began, monotonic() - submitted) if explain else None
             return Predictions(served.name, served.version, rows, steps, seconds)
         inputs = [images] if layout.image_shape is None else layout.inputs(images)
-        own = await batcher.submit(inputs, len(images), deadline, caller, trace, layout.reading)
+        own = await batcher.submit(inputs, len(images), deadline, caller, trace, layout.shared)
         seconds = (submitted - began, monotonic() - submitted) if explain else None
         few: Sequence[Prediction]
         if isinstance(own, Share):

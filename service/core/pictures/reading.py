@@ -1,16 +1,16 @@
 """Numbers on a page: where their digits are, in reading order.
 
 Strategy: connected pieces of ink are sorted into lines, and each is a digit, or a part of one that
-is broken. The model looks at all of them in one batch. Where it does not accept a piece, or the
+is broken. The model sees all of them in one batch. Where it does not accept a piece, or the
 piece is wide, neighbours are tried together and the piece is cut (`cuts`): every run of parts that
 could be one digit is a candidate. A line is read in the cheapest way to use all ink once: the sum
 of the candidates' costs, which is -log of the largest probability, more for a candidate that the
 model does not accept, and more for cuts through ink and for odd shapes.
 
-Most candidates need no look: the cost of their shape is known, and the model can only add to it. So
-`further` asks for those of the way that would be the cheapest if the model were sure of all that it
-has not seen, until it has seen all of the cheapest way (the search A*: Hart, Nilsson and Raphael,
-"A formal basis for the heuristic determination of minimum cost paths", 1968).
+Most candidates need not be seen: the cost of their shape is known, and the model can only add to
+it. So `further` asks for those of the way that would be the cheapest if the model were sure of all
+that it has not seen, until it has seen all of the cheapest way (the search A*: Hart, Nilsson and
+Raphael, "A formal basis for the heuristic determination of minimum cost paths", 1968).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _LOWEST = 0.5  # of a candidate that is cut out of a piece
 _MOST_PIECES = 14  # of one candidate
 # The boxes of all pieces, in pages: they overlap where marks lie in each other.
 _MOST_INK = 8
-# After this many looks of the model, the next is at all candidates of the lines in doubt.
-_LOOKS = 8
+# After this many rounds, the model sees all candidates of the lines in doubt.
+_ROUNDS = 8
 
 # Costs, in units of -log(probability); chosen with benchmarks/pictures/strings.py.
 _REFUSED = {"several_digits": 6.0, "not_a_digit": 3.0, "unsure": 1.3, "blank": 20.0}
@@ -115,9 +115,9 @@ class Candidate(NamedTuple):
 class Candidates(NamedTuple):
     """What may be the digits of a page, line by line.
 
-    `pixels`, uint8 [N,28,28], are the N candidates `numbers` that the model is to look at now.
+    `pixels`, uint8 [N,28,28], are the N candidates `numbers` that the model is to see now.
     Boxes are in pixels of the page; `scale` makes them those of the picture. `pieces` has the ink
-    that each line consists of, from left to right. `looks` counts those of the model.
+    that each line consists of, from left to right. `rounds` counts the batches that it saw.
     """
 
     lines: list[list[Candidate]]
@@ -125,7 +125,7 @@ class Candidates(NamedTuple):
     pixels: Pixels
     pieces: list[list[_Piece]]
     scale: float = 1.0
-    looks: int = 1
+    rounds: int = 1
 
 
 # What the model says about the candidates that it has seen, by their numbers.
@@ -223,23 +223,23 @@ def find_digits(ink: Ink, most: int) -> Candidates:
 
 
 def further(candidates: Candidates, predictions: Predictions, most: int) -> Candidates:
-    """What the model is to look at next; nothing once it has seen the cheapest way of each line.
+    """What the model is to see next; nothing once it has seen the cheapest way of each line.
 
-    After the first look, there are more candidates where the model doubts: neighbouring pieces
+    After the first round, there are more candidates where the model doubts: neighbouring pieces
     together, and parts of one. Raises RequestTooLarge if they are parts of more than `most` digits.
     """
     lines = candidates.lines
-    if candidates.looks == 1:
+    if candidates.rounds == 1:
         lines = _with_parts(candidates, predictions, most)
     chosen: list[Candidate] = []
     for line in lines:
         unseen = [one for one in _cheapest(line, predictions) if one.number not in predictions]
-        if unseen and candidates.looks >= _LOOKS:
+        if unseen and candidates.rounds >= _ROUNDS:
             unseen = [one for one in line if one.number not in predictions]
         chosen += unseen
     numbers = [one.number for one in chosen]
-    looks = candidates.looks + 1
-    return candidates._replace(lines=lines, numbers=numbers, pixels=_pixels(chosen), looks=looks)
+    rounds = candidates.rounds + 1
+    return candidates._replace(lines=lines, numbers=numbers, pixels=_pixels(chosen), rounds=rounds)
 
 
 def choose(candidates: Candidates, predictions: Predictions) -> Reading:

@@ -106,7 +106,7 @@ def test_a_model_that_judges_says_what_it_accepts_and_why_not(rows: int) -> None
 
 
 @given(st.integers(1, 30), st.booleans(), st.integers(0, 2**32 - 1))
-def test_shares_of_a_reading_are_the_predictions_of_each_request(
+def test_shared_predictions_are_the_predictions_of_each_request(
     rows: int, judges: bool, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
@@ -114,11 +114,11 @@ def test_shares_of_a_reading_are_the_predictions_of_each_request(
     reasons = random.integers(0, 256, rows).astype(np.uint8)
     outputs: list[Array] = [probabilities, reasons == 0, reasons, probabilities > 0.1]
     layout = DigitLayout(0, False, None, (1, 2, 3) if judges else None)
-    reading = layout.reading(outputs)
+    shared_by_all = layout.shared(outputs)
     start = 0
     while start < rows:
         stop = min(rows, start + int(random.integers(1, 9)))
-        shared, judgements = reading.share(start, stop)
+        shared, judgements = shared_by_all.share(start, stop)
         alone = layout.predictions([output[start:stop] for output in outputs])
         assert len(shared) == len(judgements) == stop - start
         for row, right, judgement in zip(shared, alone, judgements, strict=True):
@@ -136,11 +136,11 @@ def test_shares_of_a_reading_are_the_predictions_of_each_request(
 def test_only_the_request_whose_row_is_not_finite_is_told(rows: int) -> None:
     output = np.full((rows, 10), 0.1, np.float32)
     output[1, 3] = np.nan
-    reading = DigitLayout(output=0, is_logits=False, image_shape=None).reading([output])
-    predictions, judgements = reading.share(0, 1)
+    shared = DigitLayout(output=0, is_logits=False, image_shape=None).shared([output])
+    predictions, judgements = shared.share(0, 1)
     assert (predictions[0].digit, judgements) == (0, [(None, "")])
     with pytest.raises(ModelFault):
-        reading.share(0, 2)
+        shared.share(0, 2)
 
 
 def test_predictions_made_while_they_are_read_are_those_of_all_at_once() -> None:

@@ -123,7 +123,7 @@ def test_the_candidates_of_noise_are_bounded() -> None:
     while len(found.pixels):
         seen |= dict.fromkeys(found.numbers, prediction(3, 0.5, "not_a_digit"))
         found = further(found, seen, 50)
-        assert found.looks <= 10
+        assert found.rounds <= 10
     assert len(seen) <= 4 * 50 * 15
     dust = np.where(noise > 250, 255, 0).astype(np.uint8)
     with pytest.raises(RequestTooLarge, match="max_read_digits"):
@@ -165,14 +165,14 @@ def test_the_model_sees_no_more_than_it_takes_to_know_the_cheapest_way() -> None
     assert (way.text, best.text) == ("44", "44")
 
 
-def test_after_a_few_looks_the_next_is_at_all_that_is_left() -> None:
+def test_after_a_few_rounds_the_model_sees_all_that_is_left() -> None:
     spans = [(0, 1), *((0, 1) for _ in range(30))]
     seen = {0: prediction(1, 0.5, "unsure")}
-    found = further(candidates(line_of(*spans))._replace(looks=2), seen, 10)
+    found = further(candidates(line_of(*spans))._replace(rounds=2), seen, 10)
     while found.numbers:
         seen |= dict.fromkeys(found.numbers, prediction(1, 0.4, "unsure"))
         found = further(found, seen, 10)
-    assert found.looks < 12
+    assert found.rounds < 12
     assert len(seen) == len(spans)
 
 
