@@ -180,6 +180,19 @@ def test_a_response_carries_its_values_raw_or_typed(values: list[float], typed: 
         assert list(message.raw_output_contents) == [array.tobytes()]
 
 
+def test_responses_of_one_shape_have_their_own_ids_warnings_and_contents() -> None:
+    for number, (request_id, warning) in enumerate([("", ""), ("mine", "odd"), ("", "")]):
+        array = np.array([number], np.uint8)
+        output = OutputTensor("o", "UINT8", array)
+        message = encode(InferResponse("m", "2", request_id, [output], warning), False)
+        assert (message.id, list(message.raw_output_contents)) == (request_id, [bytes([number])])
+        assert message.parameters["warning"].string_param == warning
+    assert encode(InferResponse("n", "2", "", [output]), False).model_name == "n"
+    assert encode(InferResponse("m", "2", "", []), False) == pb.ModelInferResponse(
+        model_name="m", model_version="2"
+    )
+
+
 def test_a_typed_response_with_fp16_is_raw() -> None:
     outputs = (
         OutputTensor("a", "FP32", np.ones(1, np.float32)),
