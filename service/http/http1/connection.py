@@ -43,7 +43,6 @@ RefuseEarly = Callable[[Any, Any, bytes | None], bool]
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 # Bytes of a body that are read before others get their turn: libuv would read 32 times as much.
 AT_ONCE = 256 * 1024
-_NONE = b"\0"  # no head begins like this
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 
 
@@ -167,9 +166,9 @@ class Http1Connection(Carrier):
         self.unread = b""
         self._searched = 0  # bytes of it, in which no head ends
         self.request: Request | None = None  # the one that is being answered
-        # Of the latest request. `_known` are the bytes of its head, unless it is long.
+        # Of the latest request. `_known` are the bytes of its head, none if it is long.
         self._scope: tuple[Head, RequestScope] | None = None
-        self._known = _NONE
+        self._known = b""
         self._task: asyncio.Task[None] | None = None  # that answers it
         self._waiter: asyncio.Future[None] | None = None  # of a body
         self._has_begun = False  # bytes of the next head have come
@@ -310,7 +309,7 @@ class Http1Connection(Carrier):
         """Begin the next request, if its head has arrived."""
         if self.request is not None or self._is_closing or self.is_write_paused:
             return
-        if self.unread.startswith(self._known):  # clients repeat their heads
+        if self._known and self.unread.startswith(self._known):  # clients repeat their heads
             self.unread = self.unread[len(self._known) :]
         elif not self._has_taken_head():
             return
@@ -356,7 +355,7 @@ class Http1Connection(Carrier):
             self.hang_up()
             return False
         end += 4
-        self._known = unread[:end] if end <= MAX_KNOWN else _NONE
+        self._known = unread[:end] if end <= MAX_KNOWN else b""
         self.unread = unread[end:]
         if self._scope is None or self._scope[0] is not head:
             self._scope = head, RequestScope(head, self)

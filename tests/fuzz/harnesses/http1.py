@@ -27,6 +27,7 @@ SEEDS = [
     b"\7" + _CHUNKED + b"3;x=y\r\nabc\r\n1\r\nd\r\n0\r\nTrailer: a\r\n\r\n" + _POST + b"\r\n",
     b"\3" + _POST + b"Connection: close\r\nContent-Length: 100\r\n\r\nabc",
     b"\2" + _CHUNKED + b"3\r\nabcX",
+    b"\0\0" + _POST + b"\r\n",
     b"\3" + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 9 + b"GET \r\n",  # all of them are answered
 ]
 TOKENS = [
