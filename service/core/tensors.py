@@ -144,11 +144,11 @@ def from_bytes(
             f"input byte size mismatch for input '{spec.name}'{_for(model)}. Expected {expected}, "
             f"got {len(raw)}; its shape is {_excerpt_of(shape)} of {spec.datatype}."
         )
-    array = np.frombuffer(raw, dtype).reshape(tuple(shape))
+    array: Array = np.ndarray(tuple(shape), dtype, raw)
     if spec.datatype == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
         raise InvalidArgument(f"Input '{spec.name}' has bytes other than 0 and 1 for BOOL.")
     # Behind a JSON header numbers start at any address, but kernels may need aligned loads.
-    return array if array.flags.aligned else array.copy()
+    return array if dtype.itemsize == 1 or array.flags.aligned else array.copy()
 
 
 def from_values(

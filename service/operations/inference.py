@@ -132,8 +132,13 @@ class Inference:
         timeout, warning = scheduling_of(request.parameters) if request.parameters else (None, "")
         if timeout is not None and not served.config.queue.obeys_timeouts:
             timeout, warning = None, " ".join(filter(None, [_VOID_TIMEOUT, warning]))
-        inputs = [self._fetched(tensor) for tensor in request.inputs]
-        size = max([_decoding_bytes(each, request.size) for each in inputs], default=0)
+        inputs, size = list(request.inputs), 0
+        for index, tensor in enumerate(inputs):
+            if tensor.region is not None:
+                inputs[index] = self._fetched(tensor)
+            elif tensor.raw is not None and len(tensor.raw) <= INLINE_BYTES:
+                continue  # next to nothing, as for most requests
+            size = max(size, _decoding_bytes(inputs[index], request.size))
         if size > INLINE_BYTES:
             arrays = await off_loop(_arrays, served, inputs, size=size)
         else:
