@@ -758,7 +758,7 @@ class Batcher:
 def _split(
     outputs: list[Array], batch: list[Queued], *, cuts_all: bool
 ) -> list[list[Array] | Share[Read]]:
-    """What each request of a run gets; with `cuts_all`, nobody keeps what is another's."""
+    """The outputs of each request of a run. With `cuts_all`, none holds rows of others."""
     rows = sum([queued.rows for queued in batch])
     if any(len(output) != rows for output in outputs):
         # The model's shapes promised one output row per input row. Run alone, each request gets

@@ -194,6 +194,15 @@ def _decode(
 
 def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
     """Encode an answer; the body is plain JSON if no output is binary."""
+    header, blobs = _parts_of(answer, binary)
+    if not blobs:
+        return HttpResponse(200, [("content-type", JSON)], header)
+    headers = [("content-type", OCTETS), (HEADER_LENGTH, str(len(header)))]
+    return HttpResponse(200, headers, b"".join([header, *blobs]))
+
+
+def _parts_of(answer: InferResponse, binary: BinaryOutputs) -> tuple[bytes, list[bytes]]:
+    """The JSON of an answer, and the contents of its binary outputs."""
     if not answer.id and not answer.warning:
         places = [
             (name, datatype, array.shape)
@@ -202,11 +211,21 @@ def encode(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
         ]
         if places and len(places) == len(answer.outputs):
             header = _header_of(answer.model, answer.version, tuple(places))
-            body = b"".join([header, *[output.array.tobytes() for output in answer.outputs]])
-            return HttpResponse(
-                200, [("content-type", OCTETS), (HEADER_LENGTH, str(len(header)))], body
-            )
-    return _encode_any(answer, binary)
+            return header, [output.array.tobytes() for output in answer.outputs]
+    blobs: list[bytes] = []
+    outputs = [_encode_output(output, binary.of(output.name), blobs) for output in answer.outputs]
+    body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    if answer.id:
+        body["id"] = answer.id
+    if answer.warning:
+        body["parameters"] = {"warning": answer.warning}
+    body["outputs"] = outputs
+    header = to_json(body)
+    if b"null" in header:  # written for NaN, but also where Triton writes Infinity
+        for encoded in outputs:
+            _write_infinities(encoded)
+        header = to_json(body)
+    return header, blobs
 
 
 @lru_cache(256)
@@ -221,26 +240,6 @@ def _header_of(
             {"name": name, "datatype": datatype, "shape": shape, "parameters": parameters}
         )
     return to_json({"model_name": model, "model_version": version, "outputs": outputs})
-
-
-def _encode_any(answer: InferResponse, binary: BinaryOutputs) -> HttpResponse:
-    blobs: list[bytes] = []
-    outputs = [_encode_output(output, binary.of(output.name), blobs) for output in answer.outputs]
-    body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
-    if answer.id:
-        body["id"] = answer.id
-    if answer.warning:
-        body["parameters"] = {"warning": answer.warning}
-    body["outputs"] = outputs
-    header = to_json(body)
-    if b"null" in header:  # written for NaN, but also where Triton writes Infinity
-        for encoded in outputs:
-            _write_infinities(encoded)
-        header = to_json(body)
-    if not blobs:
-        return HttpResponse(200, [("content-type", JSON)], header)
-    headers = [("content-type", OCTETS), (HEADER_LENGTH, str(len(header)))]
-    return HttpResponse(200, headers, b"".join([header, *blobs]))
 
 
 def _decode_input(

@@ -85,7 +85,7 @@ async def predict(
         served = None  # without a default model, what is wrong with the body is reported first
     if served is not None and served.layout is None:
         return await classification.predict(digits, served, request, top, explain, deadline)
-    content_type = request.header("content-type") or ""
+    content_type = request.header("content-type") or ""  # mostly without parameters
     if content_type != OCTETS and content_type not in PICTURES:
         content_type = media_type(request)
     picture: Picture | None = None
@@ -127,7 +127,7 @@ def _begin_of(model: str, version: str) -> bytes:
 
 
 def _shared_objects(rows: FewRows) -> bytes:
-    """The JSON of predictions, without brackets, of which all requests of the run take theirs."""
+    """The JSON of predictions without brackets. The run has it once, and each request its part."""
     shared = rows.shared
     if shared.json is None:
         assert shared.columns is not None
@@ -157,7 +157,7 @@ async def _long_response(answer: Predictions, *, explain: bool) -> HttpResponse:
 def _response_of(
     begin: bytes, rows: Sequence[Prediction] | Rows, end: dict[str, Any]
 ) -> HttpResponse:
-    """The body with predictions, many of which become JSON in parts, and the fields of `end`."""
+    """The body: the predictions, as JSON in parts if they are many, then the fields of `end`."""
     if isinstance(rows, Rows):
         objects = b",".join(map(objects_of, rows.parts()))
     else:
