@@ -100,7 +100,7 @@ class Service:
         """`waits` is that of `Trials`."""
         self.settings = settings
         self.budget = Budget(settings.max_inflight_bytes, count_refusal=Metrics.inflight_refused)
-        self.held_outputs = HeldOutputs(settings.max_inflight_bytes)
+        self.held_outputs = HeldOutputs(self.budget)
         self.models_changed: Callable[[], None] = lambda: None
         self.replace_me: Callable[[], None] = lambda: None
         self.metrics = Metrics()

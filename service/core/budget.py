@@ -102,6 +102,8 @@ class Budget:
     ) -> None:
         self.limit = limit
         self.used = 0
+        self.answers = 0  # bytes of `used` that are of answers
+        self.answer_closed: Callable[[], None] = lambda: None  # called after each
         self._patience = patience
         self._count_refusal = count_refusal
         self._clock = clock
@@ -209,6 +211,7 @@ class Budget:
         """
         claim = Claim(self, size, transport, lambda: None, refused, is_answer=True)
         self._grant(claim)
+        self.answers += size
         return claim
 
     def sweep(self) -> None:
@@ -305,8 +308,12 @@ class Budget:
         self._waiting.pop(claim, None)
         if claim.is_granted:
             self._moving.pop(claim, None)
+            size = claim.size
             self._resize(claim, 0)
             claim.is_granted = False
+            if claim.is_answer:
+                self.answers -= size
+                self.answer_closed()
 
 
 def _lead(claim: Claim, now: float) -> float:

@@ -2,8 +2,9 @@
 
 A request of 100 bytes may have outputs of megabytes. They exist from the run until their answer is
 encoded, and long ones are encoded in a thread, one at a time, while the model keeps running. So the
-outputs of answered requests are counted until they are freed, and while they have too many bytes,
-models whose outputs are not small take no further batch. Encoding alone frees them.
+outputs of answered requests are counted until they are freed, and while they and the answers that
+wait for their clients have too many bytes, models whose outputs are not small take no further
+batch. Encoding frees outputs. Clients that take their answers too slowly lose them (`Budget`).
 
 Parts of a request that is not answered yet do not count: only further runs free these.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import prod
 
+from service.core.budget import Budget
 from service.core.datatypes import BYTES, DTYPES, Array
 from service.core.tensors import TensorSpec
 
@@ -57,12 +59,15 @@ class _Reference(weakref.ref[Array]):
 class HeldOutputs:
     """The outputs of answered requests that are not encoded yet.
 
-    No batch is taken while they have more than `most` bytes. One answer may have as many, and one
-    run of joined requests half of them. Lives on one event loop; arrays may be freed on any thread.
+    No batch is taken while they and the answers of `budget` have more than `most` bytes, which is
+    the budget's limit. One answer may have as many, and one run of joined requests half of them.
+    Lives on one event loop; arrays may be freed on any thread.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, budget: Budget) -> None:
+        self.most = budget.limit
+        self._budget = budget
+        budget.answer_closed = self._wake
         self._bytes = 0
         self._references: dict[int, _Reference] = {}
         self._freed: deque[int] = deque()  # sizes, from any thread
@@ -99,19 +104,23 @@ class HeldOutputs:
 
     def must_wait(self, turn: Callable[[], None]) -> bool:
         """Whether a batch may not be taken now; if so, `turn` is called when it may."""
-        if self.bytes <= self.most or self._is_overdue:
+        if self._fit() or self._is_overdue:
             return False
         self._loop = loop = asyncio.get_running_loop()
         if turn not in self._waiting:
             self._waiting[turn] = loop.call_later(_LONGEST_WAIT_S, self._wait_no_longer, turn)
-        if self.bytes > self.most:
+        if not self._fit():
             return True
         # An array was freed after the first look, when no turn was registered to be called.
         self._waiting.pop(turn).cancel()
         return False
 
+    def _fit(self) -> bool:
+        # Clients that leave some answers unread hold up nobody: only those beyond half count.
+        return self.bytes + max(0, self._budget.answers - self.most // 2) <= self.most
+
     def _wake(self) -> None:
-        if self.bytes <= self.most:
+        if self._waiting and self._fit():
             for turn in list(self._waiting):
                 self._let(turn)
 

@@ -75,6 +75,9 @@ _MAX_FRAME = frames.DEFAULT_FRAME  # a connection keeps an unfinished frame, whi
 # The last stream of a GOAWAY that only announces the end (RFC 9113, 6.8).
 _ALL_STREAMS = 2**31 - 1
 _KEEPALIVE, _LEAVING = b"keepalv?", b"leaving?"  # the content of our PINGs
+# Bytes of messages that are queued at a time. The rest stays where it is counted, and larger writes
+# are no faster.
+_MOST_QUEUED = 512 * 1024
 # Calls that ended before their request did. Frames of theirs that arrive later are ignored.
 _MAX_UNFINISHED = 1024
 # Why a connection ends, beside the rules of time.
@@ -129,11 +132,13 @@ class Connection:
         self._peer = PeerSettings()
         self._most_send_credit = 0  # no stream has more
         self._window_has_grown = False  # since output was last tried
+        self._room = _MOST_QUEUED  # bytes of messages that may still be queued
+        self._has_more = False  # output waits for that room
         self._resets = allowances.resets()
         self._pings = allowances.pings()
         self._now = now  # when the peer's last bytes came
         self._events: list[Event] = []
-        self._output = [
+        self._output: list[bytes | memoryview] = [
             frames.settings(
                 {
                     frames.MAX_CONCURRENT_STREAMS: limits.max_streams,
@@ -194,7 +199,18 @@ class Connection:
         """Return everything queued since the last call."""
         output = b"".join(self._output)
         self._output.clear()
+        self._room = _MOST_QUEUED
         return output
+
+    @property
+    def has_more(self) -> bool:
+        """Whether output had to wait for what `data_to_send` returned. If so, call `send_more`."""
+        return self._has_more and not self._paused
+
+    def send_more(self) -> list[Event]:
+        """Queue the next part of what waits."""
+        self._send_waiting()
+        return self.events()
 
     def send(self, stream: Stream, content: bytes) -> bool:
         """Send a message of a streaming call. If it returns False, wait for `OutputDrained`."""
@@ -590,9 +606,12 @@ class Connection:
         """Use windows that have grown, the longest wait first."""
         if self._paused:
             return
-        self._window_has_grown = False
+        self._window_has_grown = self._has_more = False
         for stream in list(self._waiting.values()):
             if self._send_window <= 0:
+                return
+            if self._room <= 0:
+                self._has_more = True
                 return
             if stream.send_window > 0:
                 self._resume(stream)
@@ -608,10 +627,13 @@ class Connection:
 
     def _send_frames(self, stream: Stream) -> None:
         """Queue the frames that the windows allow; close the stream after its trailers."""
-        parts, used = stream.next_frames(0 if self._paused else self._send_window)
+        window = 0 if self._paused else min(self._send_window, self._room)
+        parts, used = stream.next_frames(window)
         self._send_window -= used
+        self._room -= used
         self._output += parts
         if stream.output:
+            self._has_more |= self._room <= 0
             # What got some of a window waits behind what got none.
             if used:
                 self._waiting.pop(stream.id, None)

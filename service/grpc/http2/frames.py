@@ -234,6 +234,11 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return FRAME_HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
 
 
+def header(kind: int, flags: int, stream_id: int, size: int) -> bytes:
+    """The header of a frame whose payload has `size` bytes."""
+    return FRAME_HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id)
+
+
 def headers(flags: int, stream_id: int, block: bytes, max_frame: int) -> bytes:
     """Build a HEADERS frame, and CONTINUATION frames if the block is larger than `max_frame`."""
     size = len(block)

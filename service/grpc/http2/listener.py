@@ -13,10 +13,11 @@ from typing import Any
 
 from service.access.tls import Tls
 from service.access.tls_protocol import TlsProtocol
-from service.core.budget import Budget
+from service.core.budget import Budget, Claim
 from service.core.callers import Callers
 from service.core.errors import (
     DeadlineExceeded,
+    InFlightLimit,
     InternalError,
     Overloaded,
     ServiceError,
@@ -200,6 +201,7 @@ class Http2Protocol(asyncio.Protocol):
         self._flush_scheduled = False
         self._hung_up = False
         self._is_write_paused = False
+        self._unwritten: Claim | None = None  # of what the transport holds, if it is paused
         self._is_waiting = False  # for its turn
         self._ticks: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -232,6 +234,7 @@ class Http2Protocol(asyncio.Protocol):
         self._connection.lose()
         self._connection.wake = _nothing  # no cycle is left: this memory waits for no collection
         metrics.grpc_connection_closed(self._connection.reason)
+        self._close_unwritten()
         for timer in (self._ticks, self._lingering):
             if timer is not None:
                 timer.cancel()
@@ -243,15 +246,28 @@ class Http2Protocol(asyncio.Protocol):
         self._connection.reason = "handshake"
 
     def pause_writing(self) -> None:
-        """Take no more work from a peer that does not read its answers."""
+        """Take no more work from a peer that does not read its answers; count what it left."""
         self._is_write_paused = True
+        size = self._transport.get_write_buffer_size()
+        self._unwritten = self._pool.budget.answer(size, "grpc", self._displace)
         self._connection.pause()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._is_write_paused = False
+        self._close_unwritten()
         self._handle(self._connection.resume())
         self._wait()
+
+    def _close_unwritten(self) -> None:
+        if self._unwritten is not None:
+            self._unwritten.close()
+            self._unwritten = None
+
+    def _displace(self, error: InFlightLimit) -> None:
+        """The peer takes its answers slowly, and others need the room."""
+        self._connection.reason = "unread"
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         connection, turns = self._connection, self._turns
@@ -512,6 +528,8 @@ class Http2Protocol(asyncio.Protocol):
             return
         if self._connection.has_output:
             self._transport.write(self._connection.data_to_send())
+            if self._connection.has_more:
+                self._handle(self._connection.send_more())  # which leaves in the next turn
         if self._connection.closed:
             # Close only our half now. Closing a socket that has unread bytes resets the connection,
             # and the peer would lose the GOAWAY frame with its reason.

@@ -336,13 +336,13 @@ class Stream:
         if self.send_window > frames.LARGEST_WINDOW:
             raise StreamError(frames.FLOW_CONTROL_ERROR, "a window larger than allowed")
 
-    def next_frames(self, window: int) -> tuple[list[bytes], int]:
+    def next_frames(self, window: int) -> tuple[list[bytes | memoryview], int]:
         """Return the frames that can be sent now, and how many bytes of `window` they use.
 
         `window` is the connection's. The last frame has the trailers: it comes once the status is
         known and all messages are sent, and moves the stream to its next state.
         """
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         used = 0
         if self.output:
             if not self._headers_sent:
@@ -355,8 +355,11 @@ class Stream:
                 size = min(unsent, window - used, stream_window, peer.max_frame)
                 if size <= 0:
                     return parts, used
-                chunk = self.output[self._sent : self._sent + size]
-                parts.append(frames.frame(frames.DATA, 0, self.id, chunk))
+                if size == len(self.output):
+                    parts.append(frames.frame(frames.DATA, 0, self.id, self.output))
+                else:  # copied once, where they are joined
+                    chunk = memoryview(self.output)[self._sent : self._sent + size]
+                    parts += frames.header(frames.DATA, 0, self.id, size), chunk
                 used += size
                 self._sent += size
                 self.send_credit -= size

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.core.batching import Batcher, Batching, BatchLimits, QueueLimits
+from service.core.budget import Budget
 from service.core.errors import (
     DeadlineExceeded,
     InternalError,
@@ -122,7 +123,7 @@ def test_the_outputs_of_a_run_are_read_once_for_all_who_ask_for_that() -> None:
 def test_who_reads_large_outputs_keeps_only_its_own() -> None:
     async def main() -> None:
         with ThreadPoolExecutor(1) as executor:
-            held = HeldOutputs(1 << 20)
+            held = HeldOutputs(Budget(1 << 20))
             batcher = Batcher(Doubler(), BatchLimits(), executor, held=held)
             how = (None, "", None, Sum)
             one, two = await asyncio.gather(

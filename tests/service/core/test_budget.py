@@ -200,7 +200,12 @@ def test_answers_count_and_those_that_are_not_read_make_room() -> None:
     next_claim = worker.claim("next", 8 * MIB)
     worker.wait(GRACE_S + 2 * SWEEP_S)
     assert "1" in worker.refused
+    assert worker.budget.answers == 32 * MIB
+    closed: list[int] = []
+    worker.budget.answer_closed = lambda: closed.append(worker.budget.answers)
     answers[1].close()
+    answers[1].close()
+    assert closed == [24 * MIB]
     answers[2].close()
     assert next_claim.is_granted
 

@@ -12,6 +12,7 @@ import pytest
 
 from service.core import held_outputs
 from service.core.batching import Batcher, BatchLimits
+from service.core.budget import Budget
 from service.core.datatypes import Array
 from service.core.errors import RequestTooLarge
 from service.core.held_outputs import HeldOutputs, outputs_are_small, row_bytes
@@ -55,7 +56,7 @@ def test_without_batches_the_first_dimension_counts(spec: TensorSpec, is_small: 
 
 
 def test_bytes_count_until_arrays_are_freed_on_any_thread() -> None:
-    held = HeldOutputs(100)
+    held = HeldOutputs(Budget(100))
     arrays = [np.zeros(10 * KB, np.uint8) for _ in range(4)]
     for array in arrays:
         assert held.hold([array[: 5 * KB], array]) == 15 * KB
@@ -104,7 +105,7 @@ def test_a_run_has_as_many_rows_as_fit_into_half_of_the_bytes(is_known: bool) ->
         for _ in range(2):
             await asyncio.gather(*(batcher.submit(rows(n), 1) for n in range(14, 30)))
 
-    run(session, scenario, held=HeldOutputs(16 * KB), row_bytes=KB * is_known)
+    run(session, scenario, held=HeldOutputs(Budget(16 * KB)), row_bytes=KB * is_known)
     sizes = [len(batch) for batch in session.batches]
     # Where the size of a row is open, the first run tells it.
     assert sizes == ([8, 8, 8, 8] if is_known else [16, 8, 8])
@@ -122,7 +123,7 @@ def test_a_request_whose_outputs_are_known_to_be_too_large_is_refused() -> None:
         with pytest.raises(RequestTooLarge, match=message):
             await batcher.submit(rows(*range(14, 31)), 17)
 
-    run(session, scenario, held=HeldOutputs(16 * KB), row_bytes=KB)
+    run(session, scenario, held=HeldOutputs(Budget(16 * KB)), row_bytes=KB)
     assert [len(batch) for batch in session.batches] == [8, 8]
 
 
@@ -141,7 +142,30 @@ def test_no_batch_is_taken_while_too_much_is_held(monkeypatch: pytest.MonkeyPatc
             await waiting
         assert session.batches == [[1], [2], [3]]
 
-    run(session, scenario, held=HeldOutputs(20 * KB), row_bytes=16 * KB)
+    run(session, scenario, held=HeldOutputs(Budget(20 * KB)), row_bytes=16 * KB)
+
+
+def test_answers_that_wait_for_their_clients_count_beyond_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session, budget = Wide(16 * KB), Budget(20 * KB)
+    monkeypatch.setattr(held_outputs, "_LONGEST_WAIT_S", 3600)
+
+    async def scenario(batcher: Batcher) -> None:
+        first = await batcher.submit(rows(1), 1)
+        answers = [budget.answer(7 * KB, "grpc", lambda error: None) for _ in range(2)]
+        await batcher.submit(rows(2), 1)
+        answers.append(budget.answer(KB, "grpc", lambda error: None))
+        waiting = asyncio.ensure_future(batcher.submit(rows(3), 1))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert session.batches == [[1], [2]]
+        answers.pop().close()
+        async with asyncio.timeout(60):
+            await waiting
+        assert len(first) == 1
+
+    run(session, scenario, held=HeldOutputs(budget), row_bytes=16 * KB)
 
 
 def test_outputs_that_are_never_freed_only_delay_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +178,12 @@ def test_outputs_that_are_never_freed_only_delay_others(monkeypatch: pytest.Monk
             for number in range(3):
                 outputs.append(await batcher.submit(rows(number), 1))
 
-    run(session, scenario, held=HeldOutputs(20 * KB), row_bytes=16 * KB)
+    run(session, scenario, held=HeldOutputs(Budget(20 * KB)), row_bytes=16 * KB)
     assert len(session.batches) == 3
 
 
 def test_finished_parts_of_a_request_do_not_hold_back_its_others() -> None:
-    held = HeldOutputs(16 * KB)
+    held = HeldOutputs(Budget(16 * KB))
     during = []
 
     class Watched(Wide):
@@ -188,12 +212,12 @@ def test_the_size_of_the_latest_rows_counts_where_it_is_not_fixed() -> None:
         for _ in range(2):
             await asyncio.gather(*(batcher.submit(rows(n), 1) for n in range(14, 24)))
 
-    run(session, scenario, held=HeldOutputs(16 * KB))
+    run(session, scenario, held=HeldOutputs(Budget(16 * KB)))
     assert [len(batch) for batch in session.batches] == [1, 1, 8, 1, 8, 2]
 
 
 def test_where_runs_are_small_only_the_outputs_of_large_requests_count() -> None:
-    held = HeldOutputs(100 * KB)
+    held = HeldOutputs(Budget(100 * KB))
 
     async def scenario(batcher: Batcher) -> None:
         small = await batcher.submit(rows(1), 1)
@@ -210,7 +234,7 @@ def test_where_runs_are_small_only_the_outputs_of_large_requests_count() -> None
 
 def test_models_share_what_may_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_outputs, "_LONGEST_WAIT_S", 3600)
-    held, one, other = HeldOutputs(20 * KB), Wide(16 * KB), Wide(16 * KB)
+    held, one, other = HeldOutputs(Budget(20 * KB)), Wide(16 * KB), Wide(16 * KB)
 
     async def main() -> None:
         with ThreadPoolExecutor(1) as executor:

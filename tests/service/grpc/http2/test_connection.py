@@ -310,6 +310,31 @@ def test_answers_that_wait_for_the_connections_window_resume() -> None:
     assert (fields["grpc-status"], content) == ("0", message(b"answer"))
 
 
+def test_a_large_answer_is_queued_in_parts_and_counts_until_it_is_written() -> None:
+    pool = Pool(max_connections=8, max_calls=100, silence=1.0, budget=budget())
+    opened = connection(LARGE_LIMITS, pool)
+    window = frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 22})
+    opened.receive(window + frames.window_update(0, 1 << 22), 0.0)
+    first, second = opened_stream(opened), opened_stream(opened, 3)
+    at_rest = pool.budget.used
+    assert not opened.send(first, bytes(1 << 20))
+    assert not opened.send(second, b"answer")
+    assert pool.budget.answers == pool.budget.used - at_rest == (1 << 20) + 5 + 11
+    output = b""
+    sizes, events = [], []
+    while opened.has_output:
+        part = opened.data_to_send()
+        sizes.append(len(part))
+        output += part
+        if opened.has_more:
+            events += opened.send_more()
+    assert max(sizes) < 600 * 1024
+    assert described(events) == [("OutputDrained", 3), ("OutputDrained", 1)]
+    assert answer(output, 1)[1] == message(bytes(1 << 20))
+    assert answer(output, 3)[1] == message(b"answer")
+    assert pool.budget.answers == 0
+
+
 def test_frames_are_no_larger_than_the_peer_allows() -> None:
     opened = connection()
     opened.receive(frames.settings({frames.MAX_FRAME_SIZE: 20_000}), 0.0)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from service.core.budget import Budget
+from service.grpc.http2 import connection as server_side
 from service.grpc.http2 import frames
 from service.grpc.http2.connection import CONNECTION_WINDOW
 from service.grpc.http2.events import (
@@ -74,6 +76,8 @@ class Call:
 class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(server_side, "_MOST_QUEUED", 20_000)  # less than an answer
         self.now = 0.0
         self.budget = Budget(LIMIT, clock=lambda: self.now)
         self.pool = Pool(4, max_calls=100, silence=1e9, budget=self.budget)
@@ -149,6 +153,8 @@ class Interleavings(RuleBasedStateMachine):
             elif kind == frames.HEADERS and flags & frames.END_STREAM:
                 assert call is not None
                 call.endings.append("answered")
+        if self.server.has_more:
+            self.handle(self.server.send_more())
 
     # The client.
 
@@ -352,8 +358,15 @@ class Interleavings(RuleBasedStateMachine):
             waits_for_room = stream.claim is not None and not stream.claim.is_granted
             assert call.inbox or waits_for_room
 
+    @invariant()
+    def what_the_windows_allow_is_sent(self) -> None:
+        if self.is_paused or self.server._send_window <= 0:
+            return
+        assert not any(stream.send_window > 0 for stream in self.server._waiting.values())
+
     def teardown(self) -> None:
         """Everything ends, and nothing is held any more."""
+        self.patch.undo()
         if self.is_paused:
             self.stop_or_start_reading()
         self.deliver(len(self.on_the_way) + 1)

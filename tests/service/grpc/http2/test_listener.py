@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from service.access.gate import Gate
+from service.core.budget import SWEEP_S
 from service.core.callers import Callers
 from service.core.errors import InternalError, NotFound, Overloaded, Unavailable
 from service.core.turns import PER_TURN, Turns
@@ -48,6 +49,7 @@ class Transport:
         self.writes: list[bytes] = []
         self.actions: list[str] = []
         self.closing = False
+        self.unwritten = 0  # bytes that the kernel did not take
         self.peer = ("10.0.0.1", 50000)
 
     @property
@@ -57,6 +59,9 @@ class Transport:
     def write(self, content: bytes) -> None:
         assert "write_eof" not in self.actions
         self.writes.append(content)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unwritten
 
     def is_closing(self) -> bool:
         return self.closing
@@ -416,6 +421,60 @@ async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     peer.protocol.resume_writing()
     await turns()
     assert peer.transport.actions == ["pause_reading", "resume_reading"]
+
+
+@in_loop
+async def test_what_a_peer_does_not_read_counts_and_makes_room_for_others() -> None:
+    peer = Peer()
+    shared, now = peer.pool.budget, 0.0
+    shared._clock = lambda: now
+    at_rest = shared.used
+    peer.transport.unwritten = 100_000
+    peer.protocol.pause_writing()
+    assert shared.used - at_rest == shared.answers == 100_000
+    peer.protocol.resume_writing()
+    assert (shared.used, shared.answers) == (at_rest, 0)
+
+    peer.protocol.pause_writing()
+    for _ in range(8):
+        now += SWEEP_S
+        shared.sweep()
+    assert "abort" not in peer.transport.actions  # there is room for all
+    shared.refusal("grpc")
+    now += SWEEP_S
+    shared.sweep()
+    assert peer.transport.actions[-1] == "abort"
+    peer.protocol.connection_lost(None)
+    assert shared.answers == 0
+
+
+@in_loop
+async def test_a_large_answer_leaves_in_parts_until_its_peer_does_not_read() -> None:
+    content = bytes(3 << 20)
+
+    async def reply(_: bytes) -> bytes:
+        return content
+
+    peer = Peer(reply)
+    window = frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 24})
+    await peer.send(window + frames.window_update(0, 1 << 24))
+    peer.transport.writes.clear()
+
+    def write(part: bytes) -> None:
+        peer.transport.writes.append(part)
+        if len(peer.transport.output) > 1 << 20:
+            peer.protocol.pause_writing()
+
+    peer.transport.write = write  # type: ignore[method-assign]
+    await peer.send(call(1, b"one"))
+    assert 1 << 20 < len(peer.transport.output) < 2 << 20
+    assert peer.pool.budget.answers == len(content) + 5
+    del peer.transport.write
+    peer.protocol.resume_writing()
+    await turns()
+    assert answer(peer.transport.output, 1)[1] == message(content)
+    assert max(map(len, peer.transport.writes)) < 1 << 20
+    assert peer.pool.budget.answers == 0
 
 
 def pongs(transport: Transport) -> int:
