@@ -67,7 +67,7 @@ class HeldOutputs:
     def __init__(self, budget: Budget) -> None:
         self.most = budget.limit
         self._budget = budget
-        budget.answer_closed = self._wake
+        budget.answer_closed = self._wake_soon
         self._bytes = 0
         self._references: dict[int, _Reference] = {}
         self._freed: deque[int] = deque()  # sizes, from any thread
@@ -97,6 +97,9 @@ class HeldOutputs:
         # On any thread, in the midst of other code: nothing here may wait for a lock.
         self._references.pop(id(reference), None)
         self._freed.append(reference.size)
+        self._wake_soon()
+
+    def _wake_soon(self) -> None:
         loop = self._loop
         if self._waiting and loop is not None:
             with suppress(RuntimeError):  # the loop is closed
@@ -120,7 +123,7 @@ class HeldOutputs:
         return self.bytes + max(0, self._budget.answers - self.most // 2) <= self.most
 
     def _wake(self) -> None:
-        if self._waiting and self._fit():
+        if self._fit():
             for turn in list(self._waiting):
                 self._let(turn)
 
