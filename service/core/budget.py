@@ -46,6 +46,7 @@ class Claim:
     __slots__ = (
         "_budget",
         "_granted",
+        "_measure",
         "_refused",
         "is_answer",
         "is_granted",
@@ -71,6 +72,7 @@ class Claim:
         self.transport = transport
         self.is_answer = is_answer
         self.is_granted = False
+        self._measure: Callable[[], int] | None = None  # how much has moved
         self.since = 0.0  # when it was made; once it is granted, when that was
         self.moved = 0
 
@@ -112,7 +114,7 @@ class Budget:
         # Granted claims whose bytes are moving, and claims that wait, both in their order.
         self._moving: dict[Claim, None] = {}
         self._waiting: dict[Claim, None] = {}
-        self._is_short = False  # a counted message was refused since the last sweep
+        self._is_short = False  # since the last sweep, something had no room that does not wait
         self._swept_at = clock()
 
     @property
@@ -204,15 +206,27 @@ class Budget:
             claim.complete()
         return claim
 
-    def answer(self, size: int, transport: str, refused: Callable[[InFlightLimit], None]) -> Claim:
+    def answer(
+        self,
+        size: int,
+        transport: str,
+        refused: Callable[[InFlightLimit], None],
+        measure: Callable[[], int] | None = None,
+    ) -> Claim:
         """Claim the bytes of an answer. It is granted at once, since the answer exists already.
 
-        `refused` is called if the client reads too slowly while others wait.
+        `refused` is called if the client reads too slowly while others wait. `measure` returns how
+        much has left, where the owner does not keep `moved` up to date.
         """
         claim = Claim(self, size, transport, lambda: None, refused, is_answer=True)
+        claim._measure = measure
         self._grant(claim)
         self.answers += size
         return claim
+
+    def run_short(self) -> None:
+        """Something that does not wait here needs the room of answers that wait."""
+        self._is_short = True
 
     def sweep(self) -> None:
         """Grant what fits, and refuse claims that have waited too long or that hold up others.
@@ -242,6 +256,9 @@ class Budget:
     def _refuse_slow(self, now: float) -> None:
         """Refuse the slowest claims: as many as make room for what waits, if any is too slow."""
         needed = sum([claim.size for claim in self._waiting]) or self.used - self.limit
+        for claim in self._moving:
+            if claim._measure is not None:
+                claim.moved = claim._measure()
         slow = sorted(
             [(lead, claim) for claim in self._moving if (lead := _lead(claim, now)) < 0],
             key=itemgetter(0),
@@ -308,11 +325,11 @@ class Budget:
         self._waiting.pop(claim, None)
         if claim.is_granted:
             self._moving.pop(claim, None)
-            size = claim.size
+            if claim.is_answer:
+                self.answers -= claim.size
             self._resize(claim, 0)
             claim.is_granted = False
             if claim.is_answer:
-                self.answers -= size
                 self.answer_closed()
 
 

@@ -113,14 +113,15 @@ class HeldOutputs:
         if turn not in self._waiting:
             self._waiting[turn] = loop.call_later(_LONGEST_WAIT_S, self._wait_no_longer, turn)
         if not self._fit():
+            if self.bytes <= self.most:
+                self._budget.run_short()
             return True
         # An array was freed after the first look, when no turn was registered to be called.
         self._waiting.pop(turn).cancel()
         return False
 
     def _fit(self) -> bool:
-        # Clients that leave some answers unread hold up nobody: only those beyond half count.
-        return self.bytes + max(0, self._budget.answers - self.most // 2) <= self.most
+        return self.bytes + self._budget.answers <= self.most
 
     def _wake(self) -> None:
         if self._fit():

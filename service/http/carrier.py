@@ -8,13 +8,12 @@ the connection.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from service.core.budget import Budget, Claim
 from service.core.errors import InFlightLimit
+from service.core.sockets import reset
 from service.observe import metrics
 
 Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
@@ -138,10 +137,8 @@ class Carrier(asyncio.BufferedProtocol):
 
     def reset(self) -> None:
         """End the connection at once, also for the kernel: it drops what is not sent."""
-        if (connection := self._transport.get_extra_info("socket")) is not None:
-            off = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
-        self.abort()
+        self._is_closing = True
+        reset(self._transport)
 
     def abort(self) -> None:
         """End the connection at once."""

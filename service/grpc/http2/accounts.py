@@ -86,18 +86,17 @@ class Accounts:
             stream.holds.clear()
 
     def answer_waits(
-        self, stream: Stream, is_only: bool, refused: Callable[[InFlightLimit], None]
+        self, stream: Stream, must_fit: bool, refused: Callable[[InFlightLimit], None]
     ) -> InFlightLimit | None:
-        """Count output that the peer does not let out. Returns an error if there is no room.
+        """Count output that waits. Returns an error if it `must_fit`, but there is no room.
 
-        The only answer of a connection that waits has room in any case. `refused` may be called
-        later, if the peer reads too slowly while others wait.
+        `refused` may be called later, if the peer reads too slowly while others wait.
         """
         size = len(stream.output)
         if stream.answer is None or stream.answer.size != size:
             self.answer_sent(stream)
             budget = self._budget
-            if not is_only and budget.used + size > budget.limit:
+            if must_fit and budget.used + size > budget.limit:
                 return budget.refusal("grpc")
             stream.answer = budget.answer(size, "grpc", refused)
         stream.answer.moved = stream.sent

@@ -207,6 +207,14 @@ class Connection:
         """Whether output had to wait for what `data_to_send` returned. If so, call `send_more`."""
         return self._has_more and not self._paused
 
+    def give_up_answer(self, error: InFlightLimit) -> bool:
+        """Refuse the largest answer that waits. Returns False if there is none."""
+        if not self._waiting:
+            return False
+        largest = max(self._waiting.values(), key=lambda each: len(each.output) - each.sent)
+        self._answer_refused(largest, error)
+        return True
+
     def send_more(self) -> list[Event]:
         """Queue the next part of what waits."""
         self._send_waiting()
@@ -639,7 +647,10 @@ class Connection:
                 self._waiting.pop(stream.id, None)
             self._waiting[stream.id] = stream
             refused = partial(self._answer_refused, stream)
-            if error := self._accounts.answer_waits(stream, len(self._waiting) == 1, refused):
+            # What waits only for the next turn of the loop, or alone, is not refused.
+            is_moving = not self._paused and self._send_window > 0 and stream.send_window > 0
+            must_fit = not is_moving and len(self._waiting) > 1
+            if error := self._accounts.answer_waits(stream, must_fit, refused):
                 self._answer_refused(stream, error)
             return
         if self._waiting:

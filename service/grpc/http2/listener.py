@@ -25,6 +25,7 @@ from service.core.errors import (
     excerpt,
 )
 from service.core.inflation import inflate
+from service.core.sockets import reset
 from service.core.turns import Turns
 from service.grpc.answering import MESSAGE_SLACK, Call, Calls, Pipelined, Rpc
 from service.grpc.http2.connection import Connection
@@ -248,8 +249,7 @@ class Http2Protocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Take no more work from a peer that does not read its answers; count what it left."""
         self._is_write_paused = True
-        size = self._transport.get_write_buffer_size()
-        self._unwritten = self._pool.budget.answer(size, "grpc", self._displace)
+        self._claim_unwritten()
         self._connection.pause()
         self._transport.pause_reading()
 
@@ -259,15 +259,26 @@ class Http2Protocol(asyncio.Protocol):
         self._handle(self._connection.resume())
         self._wait()
 
+    def _claim_unwritten(self) -> None:
+        transport = self._transport
+        size = transport.get_write_buffer_size()
+        self._unwritten = self._pool.budget.answer(
+            size, "grpc", self._displace, lambda: max(0, size - transport.get_write_buffer_size())
+        )
+
     def _close_unwritten(self) -> None:
         if self._unwritten is not None:
             self._unwritten.close()
             self._unwritten = None
 
     def _displace(self, error: InFlightLimit) -> None:
-        """The peer takes its answers slowly, and others need the room."""
-        self._connection.reason = "unread"
-        self._transport.abort()
+        """Others need the room: give up the largest answer that waits, and the socket after all."""
+        self._close_unwritten()
+        if self._connection.give_up_answer(error):
+            self._claim_unwritten()
+        else:
+            self._connection.reason = "unread"
+            reset(self._transport)
 
     def data_received(self, data: bytes) -> None:
         connection, turns = self._connection, self._turns
@@ -524,13 +535,18 @@ class Http2Protocol(asyncio.Protocol):
         self._flush_scheduled = False
         if events := self._connection.events():
             self._handle(events)
-        if self._hung_up or self._transport.is_closing():
+        if self._hung_up:
+            return
+        if self._transport.is_closing():
+            self._connection.data_to_send()  # to nobody; it holds answers
+            if self._connection.closed:
+                self._transport.abort()
             return
         if self._connection.has_output:
             self._transport.write(self._connection.data_to_send())
             if self._connection.has_more:
                 self._handle(self._connection.send_more())  # which leaves in the next turn
-        if self._connection.closed:
+        if self._connection.closed and not self._connection.has_output:
             # Close only our half now. Closing a socket that has unread bytes resets the connection,
             # and the peer would lose the GOAWAY frame with its reason.
             self._hung_up = True

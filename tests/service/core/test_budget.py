@@ -210,6 +210,22 @@ def test_answers_count_and_those_that_are_not_read_make_room() -> None:
     assert next_claim.is_granted
 
 
+def test_an_answer_is_measured_when_others_need_its_room() -> None:
+    worker = Worker()
+    left = {"slow": 0, "fast": 0}
+    answers = {
+        name: worker.budget.answer(12 * MIB, "grpc", worker.refuser(name), partial(left.get, name))
+        for name in left
+    }
+    worker.claim("next", 12 * MIB)
+    for _ in range(12):
+        left["fast"] += MIB
+        worker.wait(SWEEP_S)
+    assert "slow" in worker.refused
+    assert "fast" not in worker.refused
+    assert answers["fast"].moved >= 10 * MIB
+
+
 def test_a_counted_message_that_does_not_fit_is_refused_and_makes_slow_claims_give_way() -> None:
     worker = Worker()
     stalled = [worker.claim(f"{i}", SMALL) for i in range(448)]

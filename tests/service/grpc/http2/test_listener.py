@@ -35,6 +35,7 @@ from tests.service.grpc.http2.client import (
     data,
     goaway,
     headers,
+    kinds,
     message,
     sent,
 )
@@ -421,6 +422,65 @@ async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     peer.protocol.resume_writing()
     await turns()
     assert peer.transport.actions == ["pause_reading", "resume_reading"]
+
+
+@pytest.mark.parametrize("size", [600 << 10, 3 << 20])
+@pytest.mark.parametrize("end", ["stop", "eof_received", "retire"])
+def test_a_large_answer_is_whole_when_its_connection_ends(size: int, end: str) -> None:
+    content = bytes(size)
+
+    async def reply(_: bytes) -> bytes:
+        return content
+
+    @in_loop
+    async def test() -> None:
+        peer = Peer(reply)
+        window = frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 24})
+        await peer.send(window + frames.window_update(0, 1 << 24))
+        peer.protocol.data_received(call(1, b"one"))
+        getattr(peer.protocol, end)()
+        if end == "retire":  # the answer to its PING
+            peer.protocol.data_received(frames.frame(frames.PING, frames.ACK, 0, b"leaving?"))
+        await turns()
+        assert answer(peer.transport.output, 1)[1] == message(content)
+        assert peer.transport.actions[-1] == "write_eof"
+
+    test()
+
+
+@in_loop
+async def test_a_peer_that_does_not_read_loses_its_largest_answer_first() -> None:
+    peer = Peer(lambda content: asyncio.sleep(0, bytes(int(content))))
+    shared, now = peer.pool.budget, 0.0
+    shared._clock = lambda: now
+    await peer.send(call(1, b"100") + call(3, b"9000") + call(5, b"200"))
+    peer.transport.writes.clear()
+    peer.transport.unwritten = 1000
+    peer.protocol.pause_writing()
+    await peer.send(call(7, b"100") + call(9, b"9000"))
+    shared.run_short()
+    for _ in range(4):
+        now += SWEEP_S
+        shared.sweep()
+        shared.run_short()
+    assert "abort" not in peer.transport.actions
+    now += SWEEP_S
+    shared.sweep()
+    await turns()
+    assert answer(peer.transport.output, 9)[0]["grpc-status"] == "8"
+    assert kinds(peer.transport.output, 7) == [frames.HEADERS]
+    assert "abort" not in peer.transport.actions
+
+
+@in_loop
+async def test_what_waits_only_for_its_turn_is_not_refused() -> None:
+    peer = Peer(lambda content: asyncio.sleep(0, bytes(100_000)))
+    window = frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 24})
+    await peer.send(window + frames.window_update(0, 1 << 24))
+    peer.pool.budget.used += peer.pool.budget.limit - 50_000
+    await peer.send(b"".join(call(number, b"one") for number in range(1, 17, 2)))
+    for number in range(1, 17, 2):
+        assert answer(peer.transport.output, number)[1] == message(bytes(100_000))
 
 
 @in_loop
