@@ -1,4 +1,4 @@
-"""A virtual environment per rival, created on demand from its pinned requirements and kept."""
+"""A virtual environment per rival, created on demand from its locked requirements and kept."""
 
 from __future__ import annotations
 
@@ -21,9 +21,17 @@ class NotInstalled(Exception):
 
 
 def environment(
-    name: str, requirements: Path, interpreter: str = sys.executable, *, install: bool = True
+    name: str,
+    requirements: Path,
+    interpreter: str = sys.executable,
+    *,
+    install: bool = True,
+    is_locked: bool = True,
 ) -> Path:
-    """The folder of a rival's environment, with its packages installed. Raises NotInstalled."""
+    """The folder of a rival's environment, with its packages installed. Raises NotInstalled.
+
+    `is_locked` says that the requirements are all packages, with the hashes of their files.
+    """
     folder = VENVS / name
     marker = folder / ".installed"
     pins = requirements.read_text(encoding="utf-8")
@@ -34,7 +42,8 @@ def environment(
     print(f"Installing {name} into {folder} ...", flush=True)
     _run([interpreter, "-m", "venv", "--clear", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    _run([*pip, "--requirement", str(requirements)])
+    lock = ["--no-deps", "--require-hashes"] if is_locked else []
+    _run([*pip, *lock, "--requirement", str(requirements)])
     marker.write_text(pins, encoding="utf-8")
     return folder
 
@@ -50,7 +59,7 @@ def own_environment() -> Path:
     requirements = VENVS / "ours.txt"
     dependencies = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
     requirements.write_text("\n".join(dependencies) + "\n", encoding="utf-8")
-    return environment("ours", requirements)
+    return environment("ours", requirements, is_locked=False)
 
 
 def size_mb(folder: Path) -> float:

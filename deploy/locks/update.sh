@@ -47,3 +47,7 @@ done
 python=3.11
 lock_into tests/triton/kserve.txt tests/triton/kserve.in --universal $upgrade
 lock_into tests/triton/perf_analyzer.txt tests/triton/perf_analyzer.in --universal --no-deps
+# What `make bench` installs for each rival: the versions that are pinned there, whatever is newest.
+for rival in benchmarks/rivals/*/requirements.in; do
+  lock_into "${rival%.in}.txt" "$rival" --python-platform x86_64-manylinux_2_36 --no-deps --no-annotate
+done

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from packaging.version import Version
 from tests.conftest import ROOT
 
 LOCKS, TRITON = ROOT / "deploy" / "locks", ROOT / "tests" / "triton"
+RIVALS = sorted((ROOT / "benchmarks" / "rivals").iterdir())
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENT = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())["project"]
 PROJECT, BUILD = PYPROJECT["project"], PYPROJECT["build-system"]["requires"]
@@ -45,8 +47,12 @@ class Locked(NamedTuple):
 
 
 def read(name: str) -> list[Locked]:
+    return entries_of(FILES[name])
+
+
+def entries_of(lock: Path) -> list[Locked]:
     entries: list[Locked] = []
-    for line in FILES[name].read_text().splitlines():
+    for line in lock.read_text().splitlines():
         if not line or line.startswith("#") or line == "    # via":
             continue
         if match := re.fullmatch(r"    --hash=sha256:([0-9a-f]{64})( \\)?", line):
@@ -154,6 +160,21 @@ def test_every_package_has_hashes_and_no_address(name: str) -> None:
         assert entry.requirement.url is None
     # A lock does not decide from where packages come: that is pip's configuration.
     assert not re.search(r"://|^--?(index|extra|find)", FILES[name].read_text(), re.M)
+
+
+@pytest.mark.parametrize("rival", RIVALS, ids=lambda folder: folder.name)
+def test_a_rival_is_locked_in_the_versions_that_were_measured(rival: Path) -> None:
+    lines = (rival / "requirements.in").read_text().splitlines()
+    frozen = {canonicalize_name(r.name): r for r in map(Requirement, filter(is_pin, lines))}
+    locked = entries_of(rival / "requirements.txt")
+    assert len(frozen) == len(locked)
+    for entry in locked:
+        assert entry.hashes, entry.requirement
+        assert frozen[canonicalize_name(entry.requirement.name)] == entry.requirement, "make locks"
+
+
+def is_pin(line: str) -> bool:
+    return not line.startswith("#")
 
 
 def test_every_node_package_has_a_lock_with_hashes_and_no_address() -> None:
