@@ -120,6 +120,7 @@ class Budget:
     @property
     def in_flight(self) -> int:
         """Bytes that requests and answers hold now: `used` without what has not arrived yet."""
+        self._measure_moving()
         return self.used - sum(
             claim.moved if claim.is_answer else claim.size - claim.moved for claim in self._moving
         )
@@ -256,9 +257,7 @@ class Budget:
     def _refuse_slow(self, now: float) -> None:
         """Refuse the slowest claims: as many as make room for what waits, if any is too slow."""
         needed = sum([claim.size for claim in self._waiting]) or self.used - self.limit
-        for claim in self._moving:
-            if claim._measure is not None:
-                claim.moved = claim._measure()
+        self._measure_moving()
         slow = sorted(
             [(lead, claim) for claim in self._moving if (lead := _lead(claim, now)) < 0],
             key=itemgetter(0),
@@ -269,6 +268,11 @@ class Budget:
                 self._refuse(claim, InFlightLimit.slow())
             if needed <= 0:
                 break
+
+    def _measure_moving(self) -> None:
+        for claim in self._moving:
+            if claim._measure is not None:
+                claim.moved = claim._measure()
 
     def _fits(self, size: int) -> bool:
         eighths = 7 if size <= SMALL else 6

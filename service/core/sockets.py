@@ -5,6 +5,23 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
+
+from service.core.budget import Budget, Claim
+from service.core.errors import InFlightLimit
+
+
+def claim_unwritten(
+    budget: Budget,
+    transport: asyncio.Transport,
+    name: str,
+    refused: Callable[[InFlightLimit], None],
+) -> Claim:
+    """Count what a transport holds whose client does not read; the rest as for `Budget.answer`."""
+    size = transport.get_write_buffer_size()
+    return budget.answer(
+        size, name, refused, lambda: max(0, size - transport.get_write_buffer_size())
+    )
 
 
 def reset(transport: asyncio.Transport) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from service.core.budget import Budget, Claim
 from service.core.errors import InFlightLimit
-from service.core.sockets import reset
+from service.core.sockets import claim_unwritten, reset
 from service.observe import metrics
 
 Front = Callable[[Any, Any], Coroutine[Any, Any, None]]
@@ -124,8 +124,6 @@ class Carrier(asyncio.BufferedProtocol):
     def note_progress(self, now: float) -> None:
         """Look whether the client takes what it was sent."""
         unwritten = self._transport.get_write_buffer_size()
-        if self._unwritten_claim is not None:
-            self._unwritten_claim.moved = self._unwritten_claim.size - unwritten
         unsent = unwritten + self._held
         if unsent != self.unsent:
             self.unsent, self.unsent_since, self.moved_at = unsent, now, now
@@ -179,8 +177,9 @@ class Carrier(asyncio.BufferedProtocol):
         self._lost()
 
     def _claim_unwritten(self) -> None:
-        size = self._transport.get_write_buffer_size()
-        self._unwritten_claim = self.budget.answer(size, "http", self._displace)
+        self._unwritten_claim = claim_unwritten(
+            self.budget, self._transport, "http", self._displace
+        )
 
     def _close_claim(self) -> None:
         if self._unwritten_claim is not None:

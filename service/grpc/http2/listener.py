@@ -25,7 +25,7 @@ from service.core.errors import (
     excerpt,
 )
 from service.core.inflation import inflate
-from service.core.sockets import reset
+from service.core.sockets import claim_unwritten, reset
 from service.core.turns import Turns
 from service.grpc.answering import MESSAGE_SLACK, Call, Calls, Pipelined, Rpc
 from service.grpc.http2.connection import Connection
@@ -260,10 +260,8 @@ class Http2Protocol(asyncio.Protocol):
         self._wait()
 
     def _claim_unwritten(self) -> None:
-        transport = self._transport
-        size = transport.get_write_buffer_size()
-        self._unwritten = self._pool.budget.answer(
-            size, "grpc", self._displace, lambda: max(0, size - transport.get_write_buffer_size())
+        self._unwritten = claim_unwritten(
+            self._pool.budget, self._transport, "grpc", self._displace
         )
 
     def _close_unwritten(self) -> None:
@@ -538,7 +536,7 @@ class Http2Protocol(asyncio.Protocol):
         if self._hung_up:
             return
         if self._transport.is_closing():
-            self._connection.data_to_send()  # to nobody; it holds answers
+            self._connection.data_to_send()  # dropped: nobody gets these answers any more
             if self._connection.closed:
                 self._transport.abort()
             return

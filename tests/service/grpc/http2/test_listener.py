@@ -525,6 +525,7 @@ async def test_a_large_answer_leaves_in_parts_until_its_peer_does_not_read() -> 
         if len(peer.transport.output) > 1 << 20:
             peer.protocol.pause_writing()
 
+    # For this test alone, the transport is one that fills up.
     peer.transport.write = write  # type: ignore[method-assign]
     await peer.send(call(1, b"one"))
     assert 1 << 20 < len(peer.transport.output) < 2 << 20
