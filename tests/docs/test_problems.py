@@ -68,8 +68,7 @@ def test_starts_are_compared_with_every_other_server() -> None:
     _, shipped, mlp = ours
     (first, soonest, _), *rest = sorted(others, key=lambda each: each[1])
     assert shipped < soonest
-    seven = f"1.2 to {max(each[1] for each in rest):.1f} s"
-    assert f"{min(each[1] for each in rest):.1f}" == "1.2"
+    seven = f"{min(each[1] for each in rest):.1f} to {max(each[1] for each in rest):.1f} s"
     assert f"{shipped:.2f} s, {first} {soonest:.2f} s, seven other servers {seven}" in PROSE
     assert f"| {shipped:.2f} s; {first} {soonest:.2f} s, seven others {seven} |" in PAGE
     faster = [f"{name} {s:.2f} s" for s, name in sorted((s, n) for n, _, s in others) if s < mlp]
@@ -78,7 +77,8 @@ def test_starts_are_compared_with_every_other_server() -> None:
         f"With `mlp`: {mlp:.2f} s, and four servers are faster: {', '.join(faster[:-1])} and "
         f"{faster[-1]}."
     ) in PROSE
-    assert f"which this run missed: {(shipped + mlp) / 2:.2f} s." in PROSE
+    median = (shipped + mlp) / 2
+    assert f"which this run {'kept' if median <= 1 else 'missed'}: {median:.2f} s." in PROSE
 
 
 def test_updates_images_and_the_stack_are_those_of_the_last_deployment() -> None:
