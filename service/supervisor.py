@@ -71,7 +71,6 @@ log = logging.getLogger(__name__)
 # after process ids.
 LONGEST_SOCKET_FOLDER = 90
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_CERTIFICATE_S = 1.0  # between two looks at the files of TLS
 _SLACK_S = 5  # past stop_timeout; a worker cuts its requests off earlier, and exits
 _TICK_S = 0.5  # between two looks at the workers
 _LATE_TICK_S = 1.5  # after a longer gap, the supervisor itself has not run
@@ -189,8 +188,7 @@ class Supervisor(MPServer):
         load_worker = partial(_load_worker, self.settings, self._lifecycle, state_folder, self._tls)
         threading.Thread(target=self._watch_workers, name="watch", daemon=True).start()
         if self._tls:
-            watch = partial(self._watch_certificate, self._tls)
-            threading.Thread(target=watch, name="certificate", daemon=True).start()
+            self._follow_certificate(self._tls)
         try:
             if not self.interrupt_signal:
                 self.serve(
@@ -414,23 +412,28 @@ class Supervisor(MPServer):
                     )
                     worker.inner.kill()
 
-    def _watch_certificate(self, tls: Tls) -> None:
-        """Replace the workers when the files of TLS have changed. Runs in a thread."""
+    def _follow_certificate(self, tls: Tls) -> None:
+        """Say from now on what becomes of new files of TLS, and replace workers of Granian.
+
+        The server's own fronts and grpcio take them over as they are.
+        """
         problem = ""
-        while True:
-            time.sleep(_CERTIFICATE_S)
-            if tls.has_changed():
-                try:
-                    tls.read()
-                except SettingsError as error:
-                    if problem != str(error):  # an unreadable file is tried again every second
-                        problem = str(error)
-                        log.error("TLS continues with the certificate that it has: %s", error)
-                    continue
-                problem = ""
-                say_certificate(tls)
+
+        def say_problem(error: SettingsError) -> None:
+            nonlocal problem
+            if problem != str(error):  # an unreadable file is tried again every second
+                problem = str(error)
+                log.error("TLS continues with the certificate that it has: %s", error)
+
+        def take_over() -> None:
+            nonlocal problem
+            problem = ""
+            say_certificate(tls)
+            if not self.settings.fast_http:
                 self.reload_signal = True
                 self.main_loop_interrupt.set()
+
+        tls.follow(take_over, say_problem)
 
     def _stop_workers(self) -> None:
         """Stop all workers; kill those that are too slow.

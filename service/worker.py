@@ -549,6 +549,17 @@ class Worker:
                 (settings.own_host, settings.http_port), self._listeners.get("health_port")
             )
         service.models_changed = self._grpc.publish_health
+        self._follow(service, loop)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        self._lag = LagMonitor(service.metrics.loop_lag)
+        # Not at once: the first beat shows that the HTTP port is open too.
+        loop.call_later(_BEAT_S, self._beat, loop)
+        self._say_ready()
+
+    def _follow(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch from now on what changes: files, connections, and what this process has left."""
+        if self._tls is not None:
+            self._tls.follow()  # the supervisor says what is wrong with new files
         if service.keys is not None:
             service.keys.following = loop.create_task(service.keys.follow())
         self._watching = loop.create_task(service.watch())
@@ -557,11 +568,6 @@ class Worker:
         if self._listener is None:
             self._watching_connections = loop.create_task(self._connections.watch())
         self._watching_descriptors = loop.create_task(service.watch_descriptors())
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        self._lag = LagMonitor(service.metrics.loop_lag)
-        # Not at once: the first beat shows that the HTTP port is open too.
-        loop.call_later(_BEAT_S, self._beat, loop)
-        self._say_ready()
 
     def _say_ready(self) -> None:
         settings, state = self._settings, self._service.inference.readiness()

@@ -2,8 +2,9 @@
 
 The supervisor reads the files, examines them as a client would, and keeps what it read in memory
 that the workers inherit and open as files. So a worker that starts later, as after a crash, finds
-what was examined, and not what somebody is writing at the moment. When the files have changed and
-are good, the supervisor replaces the workers: Granian reads a certificate once, at its start.
+what was examined, and not what somebody is writing at the moment. Supervisor and workers follow
+the files: new ones that are good count for each connection from then on. Only Granian reads a
+certificate once, at its start, so that its workers have to be replaced.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,6 +22,7 @@ from service.core.errors import excerpt
 from service.settings import Settings, SettingsError
 
 _DAY_S = 86_400
+_POLL_S = 1.0  # between two looks at the files
 SOON_DAYS = 14  # a certificate that expires within these should have been renewed
 _FILES = ("tls_certificate", "tls_key", "tls_client_ca")
 # What RFC 9113 (9.2.2) leaves of TLS 1.2, and what rustls offers on the HTTP port. TLS 1.3 has
@@ -29,23 +32,49 @@ _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _KINDS = ("URI", "DNS")
 
 
+_Stamp = tuple[object, ...]
+
+
 class UnreadableFile(SettingsError):
     """A file cannot be read now. It may be readable later, although it does not change."""
+
+
+class Copy(NamedTuple):
+    """A file that was read, and a path to read it from in this process and those that it forks."""
+
+    path: str = ""
+    content: bytes = b""
+
+
+class _Certificate(NamedTuple):
+    names: tuple[str, ...] = ()
+    expires: float = 0.0  # seconds since the epoch
+
+
+class _Files(NamedTuple):
+    """What was read at one time."""
+
+    certificate: Copy = Copy()
+    key: Copy = Copy()
+    client_ca: Copy = Copy()
+    served: _Certificate = _Certificate()
+    stamp: _Stamp = ()
+    descriptors: Sequence[int] = ()
 
 
 class Tls:
     """What the server proves itself with, and whose client certificates it accepts.
 
-    `certificate`, `key` and `client_ca` are paths to read from, in this process and in those that
-    it forks; `names` are those of the certificate, `expires` its end in seconds since the epoch.
     Raises SettingsError, which names the setting, for what clients could not use.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._descriptors: list[int] = []
-        self._stamp: tuple[object, ...] = ()
-        self._next_stamp: tuple[object, ...] = ()
+        self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}  # by their protocols
+        self._next_stamp: _Stamp = ()
+        self._refused: _Stamp = ()
+        self._stale: Sequence[int] = ()
+        self._files = _Files()
         self.read()
 
     def read(self) -> None:
@@ -56,12 +85,14 @@ class Tls:
         stamp = self._look()
         descriptors: list[int] = []
         try:
-            paths = [self._copy(name, descriptors) for name in _FILES]
-            certificate = _examine(self._settings, *paths)
+            pem, key, ca = [self._copy(name, descriptors) for name in _FILES]
+            served = _examine(self._settings, pem.path, key.path, ca.path)
+            files = _Files(pem, key, ca, served, stamp, descriptors)
+            contexts = {protocols: self._context(files, protocols) for protocols in self._contexts}
         except SettingsError as error:
             _close(descriptors)
             if not isinstance(error, UnreadableFile):
-                self._stamp = self._next_stamp = stamp
+                self._refused = self._next_stamp = stamp
             raise
         except OSError as error:  # no descriptor or no memory is left
             _close(descriptors)
@@ -70,38 +101,80 @@ class Tls:
                 f"{error.strerror}.",
                 "tls_certificate",
             ) from None
-        self._stamp = self._next_stamp = stamp
-        _close(self._descriptors)
-        self._descriptors = descriptors
-        self.certificate, self.key, self.client_ca = paths
-        self.names, self.expires = certificate
+        # Those from before stay open: a worker may just have been told their paths.
+        _close(self._stale)
+        self._stale = self._files.descriptors
+        self._files, self._contexts, self._next_stamp = files, contexts, stamp
+
+    def follow(
+        self,
+        on_change: Callable[[], None] = lambda: None,
+        on_problem: Callable[[SettingsError], None] = lambda problem: None,
+    ) -> None:
+        """From now on, read the files when they have changed, in a thread of its own.
+
+        It calls `on_change` after a change, and `on_problem` for each attempt that failed.
+        """
+
+        def run() -> NoReturn:
+            while True:
+                time.sleep(_POLL_S)
+                if self.has_changed():
+                    try:
+                        self.read()
+                    except SettingsError as error:
+                        on_problem(error)
+                    else:
+                        on_change()
+
+        threading.Thread(target=run, name="certificate", daemon=True).start()
 
     def has_changed(self) -> bool:
         """Whether the files differ from those last read, and have settled since the last call."""
         last, self._next_stamp = self._next_stamp, self._look()
-        return self._next_stamp not in (self._stamp, ()) and self._next_stamp == last
+        known = (self._files.stamp, self._refused, ())
+        return self._next_stamp not in known and self._next_stamp == last
 
     def close(self) -> None:
         """Forget what was read."""
-        _close(self._descriptors)
-        self._descriptors = []
+        _close([*self._files.descriptors, *self._stale])
+        self._files, self._stale = _Files(), ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the certificate."""
+        return self._files.served.names
+
+    @property
+    def files(self) -> _Files:
+        """What was read last; another object after each reading."""
+        return self._files
 
     @property
     def days_left(self) -> int:
         """Whole days until the certificate expires."""
-        return int((self.expires - time.time()) // _DAY_S)
+        return int((self._files.served.expires - time.time()) // _DAY_S)
 
     @property
     def described(self) -> str:
         """The certificate in words, for the log."""
         names = ", ".join(self.names[:4]) or "no name"
-        until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.expires))
+        until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self._files.served.expires))
         return f"certificate of {excerpt(names)}, valid until {until}"
 
-    def context(self, protocols: Sequence[str]) -> ssl.SSLContext:
-        """For the server's own fronts; `protocols` are those of ALPN, the best first."""
+    def context(self, *protocols: str) -> ssl.SSLContext:
+        """For a connection to the server's own fronts; `protocols` are those of ALPN, best first.
+
+        To be asked for each connection: the first call costs a millisecond, the others nothing.
+        """
+        context = self._contexts.get(protocols)
+        if context is None:
+            context = self._contexts[protocols] = self._context(self._files, protocols)
+        return context
+
+    def _context(self, files: _Files, protocols: tuple[str, ...]) -> ssl.SSLContext:
         settings = self._settings
-        context = _context(self.certificate, self.key)
+        context = _context(files.certificate.path, files.key.path)
         context.minimum_version = {
             "1.2": ssl.TLSVersion.TLSv1_2,
             "1.3": ssl.TLSVersion.TLSv1_3,
@@ -110,27 +183,27 @@ class Tls:
         context.set_alpn_protocols(protocols)
         context.options |= ssl.OP_NO_RENEGOTIATION
         if settings.tls_client_auth != "none":
-            context.load_verify_locations(cafile=self.client_ca)
+            context.load_verify_locations(cafile=files.client_ca.path)
             is_required = settings.tls_client_auth == "required"
             context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
         return context
 
     def for_granian(self) -> Any:
         """What Granian's workers take as `ssl_ctx` for HTTP."""
-        settings = self._settings
+        settings, files = self._settings, self._files
         password, revoked = None, list[str]()
         return (
             True,
-            self.certificate,
-            self.key,
+            files.certificate.path,
+            files.key.path,
             password,
             f"tls{settings.tls_min_version}",
-            self.client_ca or None,
+            files.client_ca.path or None,
             revoked,
             settings.tls_client_auth == "required",
         )
 
-    def _look(self) -> tuple[object, ...]:
+    def _look(self) -> _Stamp:
         """What changes when the files do; empty while one of them is missing."""
         try:
             states = [Path(file).stat() for file in self._paths() if file]
@@ -141,11 +214,11 @@ class Tls:
     def _paths(self) -> list[str]:
         return [getattr(self._settings, name) for name in _FILES]
 
-    def _copy(self, name: str, descriptors: list[int]) -> str:
-        """Copy a file into memory; the path of the copy."""
+    def _copy(self, name: str, descriptors: list[int]) -> Copy:
+        """Copy a file into memory."""
         path = getattr(self._settings, name)
         if not path:
-            return ""
+            return Copy()
         try:
             content = Path(path).read_bytes()
         except OSError as error:
@@ -153,17 +226,12 @@ class Tls:
                 f"{name}: cannot read {excerpt(path)}: {error.strerror}.", name
             ) from None
         if not hasattr(os, "memfd_create"):  # not Linux
-            return str(Path(path).resolve())
+            return Copy(str(Path(path).resolve()), content)
         descriptor = os.memfd_create(name)
         descriptors.append(descriptor)
         with open(descriptor, "wb", closefd=False) as copy:
             copy.write(content)
-        return f"/proc/self/fd/{descriptor}"
-
-
-class _Certificate(NamedTuple):
-    names: tuple[str, ...]
-    expires: float
+        return Copy(f"/proc/self/fd/{descriptor}", content)
 
 
 def _close(descriptors: Iterable[int]) -> None:

@@ -8,7 +8,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -62,14 +61,7 @@ class GrpcioServer:
         self._handlers: grpc.GenericRpcHandler = _Handlers(rpcs, self._unary, self._stream)
         if calls.gate is not None:
             self._handlers = _GatedHandlers(partial(self._gated, calls.gate), rpcs)
-        self._credentials: grpc.ServerCredentials | None = None
-        if tls is not None:
-            pair = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
-            self._credentials = grpc.ssl_server_credentials(
-                [pair],
-                Path(tls.client_ca).read_bytes() if tls.client_ca else None,
-                require_client_auth=settings.tls_client_auth == "required",
-            )
+        self._tls = tls
         self._server = self._bound()
         self._watching: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Future[None]] = set()
@@ -95,10 +87,11 @@ class GrpcioServer:
         server.add_generic_rpc_handlers((self._handlers,))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"{host}:{settings.grpc_port}"
-        if self._credentials is None:
+        if self._tls is None:
             server.add_insecure_port(address)
         else:
-            server.add_secure_port(address, self._credentials)
+            is_required = settings.tls_client_auth == "required"
+            server.add_secure_port(address, _credentials(self._tls, is_required=is_required))
         return server
 
     async def start(self, listener: socket.socket | None = None) -> None:
@@ -273,6 +266,26 @@ class GrpcioServer:
         request_id = self._calls.request_id(_metadata(context).get("x-request-id"))
         context.set_trailing_metadata((("x-request-id", request_id),))
         return request_id
+
+
+def _credentials(tls: Tls, *, is_required: bool) -> grpc.ServerCredentials:
+    """Those of the files that `tls` has read last, for each new connection."""
+
+    def configuration() -> Any:
+        pair = served.key.content, served.certificate.content
+        return grpc.ssl_server_certificate_configuration([pair], served.client_ca.content or None)
+
+    served = tls.files
+
+    def renewed() -> Any:
+        """What grpcio asks for before each handshake, in a thread of its own; None if as before."""
+        nonlocal served
+        if served is tls.files:
+            return None
+        served = tls.files
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), renewed, is_required)
 
 
 def _life_of_connections(settings: Settings) -> list[tuple[str, int]]:

@@ -58,7 +58,9 @@ class HttpListener:
         self._bodies = bodies
         self._refuse_early = refuse_early
         self._settings = settings
-        self._context = tls.context(_ALPN) if tls else None
+        self._tls = tls
+        if tls:
+            tls.context(*_ALPN)  # an error in it ends the start
         self._heads = Heads()
         self._buffer = memoryview(bytearray(AT_ONCE))
         self._connections: set[Http1Connection | Http2Connection] = set()
@@ -179,13 +181,14 @@ class HttpListener:
             self._connections,
             self._resume,
             self._budget,
-            is_secure=self._context is not None,
+            is_secure=self._tls is not None,
             speak_http2=self._speak_http2,
             refuse_early=self._refuse_early,
         )
-        if self._context is None:
+        if self._tls is None:
             return connection
-        return TlsProtocol(self._context, connection, _PROTOCOLS, self._buffer[:READ_AHEAD])
+        context = self._tls.context(*_ALPN)
+        return TlsProtocol(context, connection, _PROTOCOLS, self._buffer[:READ_AHEAD])
 
     def _speak_http2(self, before: Http1Connection, transport: Any, received: bytes) -> None:
         connection = Http2Connection(

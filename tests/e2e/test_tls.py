@@ -28,6 +28,7 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 from mnist_client import TLS, AccessDenied, Client
+from mnist_client.client import NO_RETRIES
 
 from deploy.envoy import tls as tls_configuration
 from tests.certificates import Authority, Files
@@ -35,6 +36,7 @@ from tests.conftest import SHIPPED_MODELS, Mnist, Server, free_ports
 from tests.e2e.test_envoy import running_envoy
 
 SEVEN = "docs/seven.png"
+FRONTS = [("own HTTP", "own gRPC"), ("own HTTP", "grpcio"), ("Granian", "own gRPC")]
 KEY = "mnist_of_a_test"
 V1_1, V1_2, V1_3 = ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
@@ -429,31 +431,36 @@ def test_a_handshake_without_a_request_ends_after_the_header_timeout(
         ask(3)  # it has been idle for as long
 
 
-@pytest.mark.parametrize("fast_http", [True, False], ids=["own front", "Granian"])
+@pytest.mark.parametrize("fronts", FRONTS, ids=" and ".join)
 def test_new_certificates_are_served_without_a_failed_request(
-    start: Start, authority: Authority, mnist: Mnist, fast_http: bool
+    start: Start, authority: Authority, mnist: Mnist, fronts: tuple[str, str]
 ) -> None:
     files = authority.server("renewed")
-    server = start(files, workers=2, fast_http=fast_http)
+    fast_http, fast_grpc = fronts[0] != "Granian", fronts[1] != "grpcio"
+    server = start(files, workers=2, fast_http=fast_http, fast_grpc=fast_grpc)
     ports = (server.http_port, server.grpc_port)
     old = served(server, ports[0])
     failures: list[object] = []
-    counts = {"https": 0, "grpcs": 0}
+    counts = dict.fromkeys([("https", 1), ("grpcs", 1), ("https", 2**31), ("grpcs", 2**31)], 0)
     done = threading.Event()
 
-    def predict(scheme: str, port: int) -> None:
-        tls = TLS(ca_file=server.ca)
-        with Client(f"{scheme}://localhost:{port}", tls=tls, timeout=60) as client:
-            while not done.is_set():
-                try:
-                    assert client.predict(mnist.images[0]).digit == mnist.labels[0]
-                except Exception as error:
-                    failures.append(error)
-                counts[scheme] += 1
+    def predict(scheme: str, calls: int) -> None:
+        """Call until the end, on a new connection after so many calls."""
+        tls, port = TLS(ca_file=server.ca), ports[scheme == "grpcs"]
+        while not done.is_set():
+            with Client(
+                f"{scheme}://localhost:{port}", tls=tls, timeout=60, retries=NO_RETRIES
+            ) as client:
+                for _ in range(calls):
+                    if done.is_set():
+                        break
+                    try:
+                        assert client.predict(mnist.images[0]).digit == mnist.labels[0]
+                    except Exception as error:
+                        failures.append(error)
+                    counts[scheme, calls] += 1
 
-    threads = [
-        threading.Thread(target=predict, args=pair) for pair in zip(counts, ports, strict=True)
-    ]
+    threads = [threading.Thread(target=predict, args=each) for each in counts]
     for thread in threads:
         thread.start()
     try:
@@ -465,30 +472,55 @@ def test_new_certificates_are_served_without_a_failed_request(
         files.key.write_bytes(key)
         workers = set(server.worker_pids())
         authority.server("renewed")
-        server.wait_until(
-            lambda: (
-                not workers & set(server.worker_pids())
-                and len(server.worker_pids()) == 2
-                and all(served(server, port) != old for port in ports)
-            )
-        )
+        new = ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+        # One worker may be later than the other.
+        server.wait_until(lambda: {served(server, port) for port in ports * 4} == {new})
         before = dict(counts)
         server.wait_until(lambda: all(counts[each] > before[each] + 20 for each in counts))
+        if fast_http:  # Granian reads certificates at its start
+            assert set(server.worker_pids()) == workers
     finally:
         done.set()
         for thread in threads:
             thread.join()
     assert failures == []
-    new = ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
-    assert {served(server, port) for port in ports * 4} == {new}
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("fast_grpc", [True, False], ids=["own front", "grpcio"])
+def test_new_authorities_of_clients_count_for_new_connections(
+    start: Start, authority: Authority, tmp_path: Path, fast_grpc: bool
+) -> None:
+    ca = tmp_path / "clients.pem"
+    ca.write_bytes(authority.ca.read_bytes())
+    server = start(fast_grpc=fast_grpc, tls_client_auth="required", tls_client_ca=ca)
+    other = Authority(tmp_path / "other")
+    former, later = authority.issue("former", "former.example"), other.issue("later", "later")
+    workers = server.worker_pids()
+    with server.channel(former) as kept:
+        check = kept.unary_unary("/grpc.health.v1.Health/Check")
+        assert check(b"", timeout=60) == b"\x08\x01"
+        assert server.serves(former)
+        ca.write_bytes(other.ca.read_bytes())
+        server.wait_until(lambda: is_let_in(server, later))
+        assert not is_let_in(server, former)
+        assert check(b"", timeout=60) == b"\x08\x01"
+    assert server.worker_pids() == workers
+
+
+def is_let_in(server: SecureServer, certificate: Files) -> bool:
+    """Whether both ports answer a client with this certificate; both must say the same."""
+    try:
+        return server.serves(certificate)
+    except (httpx.HTTPError, grpc.RpcError):
+        return False
 
 
 def test_new_certificates_are_served_once_the_supervisor_has_descriptors(
     start: Start, authority: Authority
 ) -> None:
     files = authority.server("late", days=30.5)
-    server = start(files)
+    server = start(files, fast_http=False)  # it has to replace the worker
     old = served(server, server.http_port)
     supervisor = server.process.pid
     soft, hard = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)

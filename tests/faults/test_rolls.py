@@ -1,4 +1,4 @@
-"""Workers are replaced under load, by SIGHUP and by new certificates: no request fails.
+"""Workers are replaced under load by SIGHUP, as certificates change: no request fails.
 
 No client here repeats a request, but for one that is refused over HTTP/2. Clients that keep
 connections leave one when an answer says so.
@@ -250,8 +250,7 @@ def test_no_request_fails_while_workers_are_replaced(
     def begin() -> None:
         if authority:
             authority.server()  # new files
-        else:
-            rolled.server.process.send_signal(signal.SIGHUP)
+        rolled.server.process.send_signal(signal.SIGHUP)
 
     calls = {
         "new HTTP connections": rolled.fresh_http,

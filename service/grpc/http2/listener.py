@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -49,6 +48,7 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _TLS_BYTES = 64 * 1024  # that are read of a connection at a time
+_ALPN = ("h2",)
 # Bytes that one byte of deflate's format can stand for.
 _MOST_INFLATED = 1032
 # Seconds a peer may keep its side open after GOAWAY, and take to confirm one or to shake hands
@@ -87,13 +87,15 @@ class Http2Server:
             silence=settings.body_timeout,
             budget=budget,
         )
-        self._context = tls.context(("h2",)) if tls else None
+        self._tls = tls
+        if tls:
+            tls.context(*_ALPN)  # an error in it ends the start
         self._buffer = memoryview(bytearray(_TLS_BYTES if tls else 0))
         self._server: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket | None = None) -> None:
         settings, loop = self._settings, asyncio.get_running_loop()
-        make = self._protocol if self._context is None else partial(self._secure, self._context)
+        make = self._protocol if self._tls is None else partial(self._secure, self._tls)
         if listener is not None:
             self._server = await loop.create_server(make, sock=listener, backlog=_BACKLOG)
         else:
@@ -130,8 +132,8 @@ class Http2Server:
             turns=self._turns,
         )
 
-    def _secure(self, context: ssl.SSLContext) -> TlsProtocol:
-        return TlsProtocol(context, self._protocol(), ("h2",), self._buffer)
+    def _secure(self, tls: Tls) -> TlsProtocol:
+        return TlsProtocol(tls.context(*_ALPN), self._protocol(), _ALPN, self._buffer)
 
     async def stop(self, timeout: float) -> None:
         """Send the clients elsewhere; give calls in flight `timeout` seconds to finish.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Any
@@ -120,17 +121,76 @@ def test_files_that_change_are_read_again_when_they_have_settled(authority: Auth
     assert not tls.has_changed()
 
 
+def seen(context: ssl.SSLContext) -> bytes:
+    """The certificate that a client of this context gets, in DER."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = context.wrap_bio(to_server, to_client, server_side=True)
+    theirs = client.wrap_bio(to_client, to_server)
+    for side in (theirs, ours, theirs):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    certificate = theirs.getpeercert(binary_form=True)
+    assert certificate is not None
+    return certificate
+
+
+def test_connections_get_the_certificate_that_was_read_last(authority: Authority) -> None:
+    others = len(open_copies())
+    tls = Tls(settings_of(authority.server()))
+    first, path = tls.context("h2", "http/1.1"), tls.files.key.path
+    assert tls.context("h2", "http/1.1") is first
+    files = authority.server()
+    tls.read()
+    second = tls.context("h2", "http/1.1")
+    assert seen(second) == ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+    assert seen(first) != seen(second)
+    # A worker that was told the paths before, and opens them now.
+    assert Path(path).read_bytes() != tls.files.key.content == files.key.read_bytes()
+    authority.server()
+    tls.read()
+    assert len(open_copies()) == others + 2 * 2
+    tls.close()
+    assert len(open_copies()) == others
+
+
+def open_copies() -> list[str]:
+    """The files in memory that this process has open for TLS."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself
+            links.append(str(entry.readlink()))
+    return [link for link in links if link.startswith("/memfd:tls_")]
+
+
+def test_files_that_are_as_they_were_again_are_read_no_second_time(authority: Authority) -> None:
+    files = authority.server()
+    tls = Tls(settings_of(files))
+    files.key.rename(kept := files.key.with_suffix(".kept"))
+    files.key.write_bytes(b"nonsense")
+    assert not tls.has_changed()
+    assert tls.has_changed()
+    with pytest.raises(SettingsError, match="tls_key"):
+        tls.read()
+    kept.rename(files.key)
+    assert not tls.has_changed()
+    assert not tls.has_changed()
+
+
 def test_a_bad_new_pair_leaves_the_old_one_and_is_reported_once(authority: Authority) -> None:
     files = authority.server()
     tls = Tls(settings_of(files))
-    before = Path(tls.certificate).read_bytes(), Path(tls.key).read_bytes()
+    before = tls.files
+    context = tls.context("h2")
     files.certificate.write_bytes(authority.server("other").certificate.read_bytes())
     assert not tls.has_changed()
     assert tls.has_changed()
     with pytest.raises(SettingsError, match="tls_key"):
         tls.read()
-    assert (Path(tls.certificate).read_bytes(), Path(tls.key).read_bytes()) == before
-    tls.context(("h2",))
+    assert tls.files is before
+    assert Path(before.key.path).read_bytes() == before.key.content
+    assert tls.context("h2") is context
     assert not tls.has_changed()
     assert not tls.has_changed()
     files.key.unlink()  # as between two steps of a program that replaces it
@@ -148,7 +208,7 @@ def test_new_files_are_read_again_once_there_are_descriptors(authority: Authorit
             assert tls.has_changed()
             with pytest.raises(UnreadableFile, match="Too many open files"):
                 tls.read()
-        tls.context(("h2",))
+        tls.context("h2", f"another {free}")
         assert tls.days_left == 30
     assert tls.has_changed()
     tls.read()
@@ -166,7 +226,7 @@ def test_the_context_asks_for_certificates_as_set(authority: Authority) -> None:
     for asks, mode in modes.items():
         ca = "" if asks == "none" else str(authority.ca)
         tls = Tls(settings_of(files, tls_client_auth=asks, tls_client_ca=ca))
-        assert tls.context(("h2",)).verify_mode is mode
+        assert tls.context("h2").verify_mode is mode
         assert tls.for_granian()[-1] is (asks == "required")
         tls.close()
 

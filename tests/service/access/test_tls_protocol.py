@@ -97,7 +97,7 @@ class Secure:
             turns=Turns(),
         )
         self.server = TlsProtocol(
-            tls.context(("h2",)), self.inner, ("h2",), memoryview(bytearray(1024))
+            tls.context("h2"), self.inner, ("h2",), memoryview(bytearray(1024))
         )
         tls.close()
         self.server.connection_made(self.transport)
