@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +25,10 @@ def environment(
     interpreter: str = sys.executable,
     *,
     install: bool = True,
-    is_locked: bool = True,
 ) -> Path:
     """The folder of a rival's environment, with its packages installed. Raises NotInstalled.
 
-    `is_locked` says that the requirements are all packages, with the hashes of their files.
+    The requirements are all packages, with the hashes of their files.
     """
     folder = VENVS / name
     marker = folder / ".installed"
@@ -42,24 +40,17 @@ def environment(
     print(f"Installing {name} into {folder} ...", flush=True)
     _run([interpreter, "-m", "venv", "--clear", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    lock = ["--no-deps", "--require-hashes"] if is_locked else []
-    _run([*pip, *lock, "--requirement", str(requirements)])
+    _run([*pip, "--no-deps", "--require-hashes", "--requirement", str(requirements)])
     marker.write_text(pins, encoding="utf-8")
     return folder
 
 
 def own_environment() -> Path:
-    """An environment with this server's own dependencies, to measure its size.
+    """An environment with what the image installs to serve, to measure its size.
 
     The measured server runs from the working tree on this interpreter instead. Raises NotInstalled.
     """
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        project = tomllib.load(file)["project"]
-    VENVS.mkdir(exist_ok=True)
-    requirements = VENVS / "ours.txt"
-    dependencies = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
-    requirements.write_text("\n".join(dependencies) + "\n", encoding="utf-8")
-    return environment("ours", requirements, is_locked=False)
+    return environment("ours", ROOT / "deploy" / "locks" / "serve.txt")
 
 
 def size_mb(folder: Path) -> float:
