@@ -417,17 +417,11 @@ class Supervisor(MPServer):
 
         The server's own fronts and grpcio take them over as they are.
         """
-        problem = ""
 
         def say_problem(error: SettingsError) -> None:
-            nonlocal problem
-            if problem != str(error):  # an unreadable file is tried again every second
-                problem = str(error)
-                log.error("TLS continues with the certificate that it has: %s", error)
+            log.error("TLS continues with the certificate that it has: %s", error)
 
         def take_over() -> None:
-            nonlocal problem
-            problem = ""
             say_certificate(tls)
             if not self.settings.fast_http:
                 self.reload_signal = True

@@ -30,7 +30,7 @@ from service.access.gate import KeysWatch, gate_of
 from service.access.keys import KeysError
 from service.access.limits import limits_of
 from service.access.origins import Origins
-from service.access.tls import Tls
+from service.access.tls import NotUsableYet, Tls
 from service.banner import banner, width
 from service.core.batching import Batcher, BatchLimits
 from service.core.budget import SWEEP_S, Budget
@@ -70,7 +70,7 @@ from service.runtime.session import (
 )
 from service.runtime.shared_memory import SharedRegions
 from service.runtime.trial import Trials
-from service.settings import Settings, is_loopback, load
+from service.settings import Settings, SettingsError, is_loopback, load
 
 if TYPE_CHECKING:
     from service.observe.spans import SpanExporter
@@ -559,7 +559,7 @@ class Worker:
     def _follow(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
         """Watch from now on what changes: files, connections, and what this process has left."""
         if self._tls is not None:
-            self._tls.follow()  # the supervisor says what is wrong with new files
+            self._tls.follow(on_problem=_say_problem)
         if service.keys is not None:
             service.keys.following = loop.create_task(service.keys.follow())
         self._watching = loop.create_task(service.watch())
@@ -621,6 +621,11 @@ class Worker:
         while not self._lifecycle.stopping.value:
             time.sleep(0.05)
         os._exit(1)
+
+
+def _say_problem(error: SettingsError) -> None:
+    if isinstance(error, NotUsableYet):  # the supervisor says what is wrong with the files
+        log.error("This worker continues with the certificate that it has: %s", error)
 
 
 def origins_of(settings: Settings) -> Origins:

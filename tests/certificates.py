@@ -39,14 +39,18 @@ class Authority:
         *identities: str,
         common_name: str | None = None,
         days: float = 1.0,
+        begins: float = -400.0,
         key_type: trustme.KeyType = trustme.KeyType.ECDSA,
     ) -> Files:
-        """Write NAME.pem and NAME.key, over what is there; `days` until it expires."""
+        """Write NAME.pem and NAME.key, over what is there.
+
+        The certificate is valid from `begins` to `days`, both in days from now.
+        """
         now = datetime.datetime.now(datetime.UTC)
         issued = self._ca.issue_cert(
             *identities,
             common_name=common_name,
-            not_before=now - 400 * _DAY,
+            not_before=now + begins * _DAY,
             not_after=now + days * _DAY,
             key_type=key_type,
         )
@@ -55,6 +59,6 @@ class Authority:
         issued.private_key_pem.write_to_path(files.key)
         return files
 
-    def server(self, name: str = "server", *, days: float = 1.0) -> Files:
+    def server(self, name: str = "server", **times: float) -> Files:
         """A certificate for this machine."""
-        return self.issue(name, "localhost", "127.0.0.1", "::1", days=days)
+        return self.issue(name, "localhost", "127.0.0.1", "::1", **times)

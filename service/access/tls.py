@@ -10,6 +10,7 @@ certificate once, at its start, so that its workers have to be replaced.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import ssl
 import threading
@@ -22,6 +23,7 @@ from service.core.errors import excerpt
 from service.settings import Settings, SettingsError
 
 _DAY_S = 86_400
+_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID of OpenSSL
 _POLL_S = 1.0  # between two looks at the files
 SOON_DAYS = 14  # a certificate that expires within these should have been renewed
 _FILES = ("tls_certificate", "tls_key", "tls_client_ca")
@@ -32,11 +34,13 @@ _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _KINDS = ("URI", "DNS")
 
 
+log = logging.getLogger(__name__)
+
 _Stamp = tuple[object, ...]
 
 
-class UnreadableFile(SettingsError):
-    """A file cannot be read now. It may be readable later, although it does not change."""
+class NotUsableYet(SettingsError):
+    """The files cannot be used now, but perhaps later, although they do not change."""
 
 
 class Copy(NamedTuple):
@@ -44,6 +48,9 @@ class Copy(NamedTuple):
 
     path: str = ""
     content: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Copy({self.path!r})"  # its content may be a key
 
 
 class _Certificate(NamedTuple):
@@ -80,7 +87,7 @@ class Tls:
     def read(self) -> None:
         """Read the files again. After a SettingsError, what was read before stays.
 
-        After an UnreadableFile, `has_changed` asks for another try.
+        After an NotUsableYet, `has_changed` asks for another try.
         """
         stamp = self._look()
         descriptors: list[int] = []
@@ -88,23 +95,23 @@ class Tls:
             pem, key, ca = [self._copy(name, descriptors) for name in _FILES]
             served = _examine(self._settings, pem.path, key.path, ca.path)
             files = _Files(pem, key, ca, served, stamp, descriptors)
-            contexts = {protocols: self._context(files, protocols) for protocols in self._contexts}
-        except SettingsError as error:
+            contexts = {of: self._context(files, of) for of in list(self._contexts)}
+        except BaseException as error:
             _close(descriptors)
-            if not isinstance(error, UnreadableFile):
+            if isinstance(error, OSError):  # no descriptor or no memory is left
+                raise NotUsableYet(
+                    f"tls_certificate: cannot read {excerpt(self._settings.tls_certificate)}: "
+                    f"{error.strerror}.",
+                    "tls_certificate",
+                ) from None
+            if not isinstance(error, NotUsableYet):
                 self._refused = self._next_stamp = stamp
             raise
-        except OSError as error:  # no descriptor or no memory is left
-            _close(descriptors)
-            raise UnreadableFile(
-                f"tls_certificate: cannot read {excerpt(self._settings.tls_certificate)}: "
-                f"{error.strerror}.",
-                "tls_certificate",
-            ) from None
-        # Those from before stay open: a worker may just have been told their paths.
-        _close(self._stale)
-        self._stale = self._files.descriptors
+        # Those from before stay open: a worker may just have been told their paths. Nobody finds a
+        # number here that is closed already, also if this process is forked at this moment.
+        stale, self._stale = self._stale, self._files.descriptors
         self._files, self._contexts, self._next_stamp = files, contexts, stamp
+        _close(stale)
 
     def follow(
         self,
@@ -113,19 +120,25 @@ class Tls:
     ) -> None:
         """From now on, read the files when they have changed, in a thread of its own.
 
-        It calls `on_change` after a change, and `on_problem` for each attempt that failed.
+        It calls `on_change` after a change, and `on_problem` for an attempt that failed otherwise
+        than the one before.
         """
 
         def run() -> NoReturn:
+            problem = ""
             while True:
                 time.sleep(_POLL_S)
                 if self.has_changed():
                     try:
                         self.read()
-                    except SettingsError as error:
-                        on_problem(error)
-                    else:
                         on_change()
+                        problem = ""
+                    except SettingsError as error:
+                        if problem != str(error):  # some files are tried again every second
+                            problem = str(error)
+                            on_problem(error)
+                    except Exception:  # without this thread, no renewal would ever be served
+                        log.exception("TLS continues with the certificate that it has.")
 
         threading.Thread(target=run, name="certificate", daemon=True).start()
 
@@ -136,9 +149,9 @@ class Tls:
         return self._next_stamp not in known and self._next_stamp == last
 
     def close(self) -> None:
-        """Forget what was read."""
+        """Close the copies of the files; what is known of the certificate stays."""
         _close([*self._files.descriptors, *self._stale])
-        self._files, self._stale = _Files(), ()
+        self._files, self._stale = self._files._replace(descriptors=()), ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -167,9 +180,10 @@ class Tls:
 
         To be asked for each connection: the first call costs a millisecond, the others nothing.
         """
-        context = self._contexts.get(protocols)
+        contexts = self._contexts
+        context = contexts.get(protocols)
         if context is None:
-            context = self._contexts[protocols] = self._context(self._files, protocols)
+            context = contexts[protocols] = self._context(self._files, protocols)
         return context
 
     def _context(self, files: _Files, protocols: tuple[str, ...]) -> ssl.SSLContext:
@@ -222,7 +236,7 @@ class Tls:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise UnreadableFile(
+            raise NotUsableYet(
                 f"{name}: cannot read {excerpt(path)}: {error.strerror}.", name
             ) from None
         if not hasattr(os, "memfd_create"):  # not Linux
@@ -292,9 +306,12 @@ def _examine(settings: Settings, certificate: str, key: str, client_ca: str) -> 
         for side in (theirs, ours, theirs):
             with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
-        seen = theirs.getpeercert()
+        seen: dict[str, Any] = theirs.getpeercert() or {}
+        names = tuple(str(pair[1]) for pair in seen.get("subjectAltName", ()))
+        expires = ssl.cert_time_to_seconds(str(seen["notAfter"]))
     except ssl.SSLCertVerificationError as error:
-        raise SettingsError(
+        refusal = NotUsableYet if error.verify_code == _NOT_YET_VALID else SettingsError
+        raise refusal(
             f"tls_certificate: clients would refuse {shown}: {error.verify_message}.",
             "tls_certificate",
         ) from None
@@ -303,9 +320,12 @@ def _examine(settings: Settings, certificate: str, key: str, client_ca: str) -> 
             f"tls_certificate: {shown} does not work with its key: {_words(error.reason)}.",
             "tls_certificate",
         ) from None
-    assert seen is not None
-    names = tuple(str(pair[1]) for pair in seen.get("subjectAltName", ()))
-    return _Certificate(names, ssl.cert_time_to_seconds(str(seen["notAfter"])))
+    except ValueError:  # also of decoding: a name that is not UTF-8
+        raise SettingsError(
+            f"tls_certificate: {shown} has a name or a date that cannot be read.",
+            "tls_certificate",
+        ) from None
+    return _Certificate(names, expires)
 
 
 def _words(reason: str | None) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any, NoReturn
@@ -33,6 +34,7 @@ _LINGER_S = 1.0
 _WATCH_S = 0.1  # between two looks whether grpcio still serves
 _RETRY_S = 1.0  # between two attempts to start it again
 _REMINDER_S = 60.0  # between two log lines that it did not
+_HANDSHAKE_S = 0.1  # much more than grpcio takes to begin a handshake
 # Longer times are taken for never.
 _LONGEST_MS = 2**31 - 1
 
@@ -282,6 +284,9 @@ def _credentials(tls: Tls, *, is_required: bool) -> grpc.ServerCredentials:
         nonlocal served
         if served is tls.files:
             return None
+        # grpcio frees what a handshake beside this one may be about to use (seen with 1.85: the
+        # process ends). It asks under a lock, so no other begins, and that one ends meanwhile.
+        time.sleep(_HANDSHAKE_S)
         served = tls.files
         return configuration()
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID
 
-from service.access.tls import Tls, UnreadableFile, client_name
+from service.access import tls as tls_module
+from service.access.tls import NotUsableYet, Tls, client_name
 from service.settings import Settings, SettingsError
 from tests.certificates import Authority, Files
 from tests.descriptors import free_descriptors
@@ -81,8 +88,6 @@ def test_the_files_of_another_setting_are_refused(authority: Authority) -> None:
 def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphrase(
     authority: Authority,
 ) -> None:
-    from cryptography.hazmat.primitives import serialization
-
     files = authority.server()
     key = serialization.load_pem_private_key(files.key.read_bytes(), None)
     files.key.write_bytes(
@@ -108,6 +113,93 @@ def test_authorities_must_be_certificates(authority: Authority) -> None:
     words = refusal(settings_of(files, tls_client_ca=str(files.key), **asks))
     assert words.startswith("tls_client_ca: ")
     assert refusal(settings_of(files, tls_client_ca="/none", **asks)).startswith("tls_client_ca: ")
+
+
+def test_a_name_that_is_no_text_is_refused_as_any_other_fault(authority: Authority) -> None:
+    files = authority.server()
+    tls = Tls(settings_of(files))
+    files.certificate.write_bytes(with_name(files, b"caf\xe9.example"))
+    assert refusal(settings_of(files)).endswith("has a name or a date that cannot be read.")
+    assert not tls.has_changed()
+    assert tls.has_changed()
+    with pytest.raises(SettingsError):
+        tls.read()
+    assert not tls.has_changed()
+
+
+def with_name(files: Files, name: bytes) -> bytes:
+    """A certificate for the key of these files, whose alternative name has these bytes."""
+    key = serialization.load_pem_private_key(files.key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    own = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
+    value = b"\x30" + bytes([len(name) + 2]) + b"\x82" + bytes([len(name)]) + name  # DER
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(own, own, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, value), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def test_a_certificate_that_is_not_yet_valid_is_tried_again(authority: Authority) -> None:
+    tls = Tls(settings_of(authority.server()))
+    authority.server(begins=0.5)
+    assert not tls.has_changed()
+    for _ in range(2):
+        assert tls.has_changed()
+        with pytest.raises(NotUsableYet, match="not yet valid"):
+            tls.read()
+
+
+def test_the_thread_that_follows_the_files_survives_and_says_a_problem_once(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    monkeypatch.setattr(tls_module.threading, "Thread", Inline)
+    tls = Tls(settings_of(authority.server(days=30.5)))
+    changes: list[int] = []
+    problems: list[str] = []
+    looks = iter(range(8))
+
+    def wait(seconds: float) -> None:
+        look = next(looks, None)
+        if look is None:
+            raise Ended
+        if look == 0:
+            authority.server(begins=0.5)
+        if look == 4:
+            authority.server(days=60.5)
+
+    def take_over() -> None:
+        changes.append(tls.days_left)
+        raise RuntimeError("of the caller")
+
+    monkeypatch.setattr(tls_module.time, "sleep", wait)
+    with pytest.raises(Ended):
+        tls.follow(take_over, lambda error: problems.append(str(error)))
+    assert changes == [60]
+    assert len(problems) == 1
+    assert "of the caller" in caplog.text
+
+
+class Inline:
+    """A thread that runs where it is started."""
+
+    def __init__(self, *, target: Callable[[], None], name: str, daemon: bool) -> None:
+        self.start = target
+
+
+def test_the_key_is_not_shown(authority: Authority) -> None:
+    files = Tls(settings_of(authority.server())).files
+    assert b"PRIVATE" in files.key.content
+    assert "PRIVATE" not in f"{files!r}"
 
 
 def test_files_that_change_are_read_again_when_they_have_settled(authority: Authority) -> None:
@@ -206,7 +298,7 @@ def test_new_files_are_read_again_once_there_are_descriptors(authority: Authorit
     for free in range(3):
         with free_descriptors(free):
             assert tls.has_changed()
-            with pytest.raises(UnreadableFile, match="Too many open files"):
+            with pytest.raises(NotUsableYet, match="Too many open files"):
                 tls.read()
         tls.context("h2", f"another {free}")
         assert tls.days_left == 30
