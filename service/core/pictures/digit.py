@@ -31,6 +31,12 @@ _ENTERS = 1 / 32
 _SHADOW_DEPTH = 0.65
 # What comes closer to an edge than this part of the side nearly reaches it.
 _NEARLY = 1 / 12
+# The tip of a shadow that is wider elsewhere seems to take at most this much light.
+_TIP_DEPTH = 0.45
+# A square of this part of the side that is as dark as ink beside it is no paper. As dark is what is
+# brighter by no more than this part of what paper would be.
+_BLOCK = 24
+_AS_DARK = 0.3
 # A digit of fewer pixels on a page is looked at again in a larger copy of the picture.
 _SMALL = 44
 
@@ -118,6 +124,8 @@ def _digit_on(page: pages.Page) -> _Digit | None:
     near = near[:, :-2] | near[:, 1:-1] | near[:, 2:]
     if page.depth < _SHADOW_DEPTH and _enters(mask[1:-1, 1:-1]):
         return None
+    if page.depth < _TIP_DEPTH and _continues(mask[1:-1, 1:-1], page):
+        return None
     boxes = found.boxes[chosen]
     top, left = (max(int(edge) - 1, 0) for edge in boxes[:, :2].min(axis=0))
     bottom, right = (int(edge) + 1 for edge in boxes[:, 2:].max(axis=0))
@@ -137,6 +145,25 @@ def _enters(mask: npt.NDArray[np.bool_]) -> bool:
         return True
     near = [np.count_nonzero(side[int(len(side) * _NEARLY)]) >= least for side in sides]
     return near.count(True) >= 2
+
+
+def _continues(mask: npt.NDArray[np.bool_], page: pages.Page) -> bool:
+    """Whether paper beside what seems to be ink is as dark: it is the end of a wide shadow.
+
+    Where a shadow is wider than any stroke, it is taken for paper. Lines are too thin to count.
+    """
+    if page.picture.mode != "L":  # shadows have no colour
+        return False
+    grey = np.asarray(page.picture)
+    block = max(3, max(mask.shape) // _BLOCK | 1)
+    reach = block + 2
+    inked = np.where(mask, grey, np.uint8(255))
+    darkest = pages.extreme(np.pad(inked, reach, constant_values=255), 2 * reach + 1, np.minimum)
+    # The paper around ink of this depth is brighter by `step`, the paper in a shadow by nothing.
+    step = darkest * (_AS_DARK * page.depth / (1 - page.depth))
+    edge = pages.extreme(np.pad(mask, 1), 3, np.maximum)
+    is_dark = (grey <= darkest + step) & (darkest < 255) & ~edge
+    return bool(pages.extreme(is_dark, block, np.minimum).any())
 
 
 def _around(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> pages.Part:

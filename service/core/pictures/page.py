@@ -22,7 +22,7 @@ size.
 from __future__ import annotations
 
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,7 @@ WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 
 Ink = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+_Value = TypeVar("_Value", np.uint8, np.bool_)
 
 
 class Page(NamedTuple):
@@ -281,22 +282,27 @@ def closed(planes: Ink, size: int) -> Ink:
     for axis in (1, 2):  # `np.pad` takes as long as the rest
         along = np.arange(1 - size, planes.shape[axis] + size - 1)
         padded = padded.take(along, axis, mode="clip")
-    for axis in (1, 2):
-        padded = _extreme(padded, size, axis, np.maximum)
-    for axis in (1, 2):
-        padded = _extreme(padded, size, axis, np.minimum)
-    return padded
+    return extreme(extreme(padded, size, np.maximum), size, np.minimum)
 
 
-def _extreme(values: Ink, size: int, axis: int, of: np.ufunc) -> Ink:
+def extreme(values: npt.NDArray[_Value], size: int, of: np.ufunc) -> npt.NDArray[_Value]:
+    """The largest (or smallest) in each square of [...,H,W]: [...,H+1-size,W+1-size]."""
+    for axis in (-2, -1):
+        values = _extreme(values, size, axis, of)
+    return values
+
+
+def _extreme(
+    values: npt.NDArray[_Value], size: int, axis: int, of: np.ufunc
+) -> npt.NDArray[_Value]:
     """The largest (or smallest) of each `size` neighbours along an axis, which becomes shorter."""
     length = values.shape[axis] - size + 1
     done = 1
 
-    def part(start: int, count: int) -> Ink:
+    def part(start: int, count: int) -> npt.NDArray[_Value]:
         index = [slice(None)] * values.ndim
         index[axis] = slice(start, start + count)
-        part: Ink = values[tuple(index)]
+        part: npt.NDArray[_Value] = values[tuple(index)]
         return part
 
     while done < size:

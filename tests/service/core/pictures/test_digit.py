@@ -75,6 +75,27 @@ def test_a_shadow_across_a_blank_page_is_no_digit(angle: float, soft: float) -> 
     assert (found.reason, "shadows" in found.hint) == ("blank", True)
 
 
+@pytest.mark.parametrize("soft", [0.5, 3.0])
+@pytest.mark.parametrize("wide", [0.2, 0.35, 0.5])
+def test_the_tip_of_a_wide_shadow_is_no_digit(wide: float, soft: float) -> None:
+    y, x = np.mgrid[:240, -100:100]
+    away = np.maximum(np.abs(x) - wide * (y - 60), 60 - y)  # a finger that comes in from below
+    light = 1 - 0.45 / (1 + np.exp(np.clip(away / soft, -30, 30)))
+    page = 240 * light + np.random.default_rng(1).normal(0, 2, light.shape)
+    assert find_digit(picture(page)).reason == "blank"
+
+
+@pytest.mark.parametrize("thick", [2, 6])
+def test_a_faint_digit_beside_lines_as_dark_is_read(thick: int) -> None:
+    page = np.zeros((240, 240))
+    page[65:175, 50:190] = seven(140, 110)
+    alone = find_digit(picture(235 - 60 * page))
+    page[50 : 50 + thick] = page[185 : 185 + thick] = 1
+    found = find_digit(picture(235 - 60 * page))
+    assert not found.reason
+    assert closeness(found.pixels, alone.pixels) > 0.9
+
+
 def test_a_dark_digit_may_run_out_of_the_page_and_a_faint_one_may_come_near() -> None:
     whole = seven()
     rows, columns = (np.flatnonzero(whole.any(axis=axis)) for axis in (1, 0))
