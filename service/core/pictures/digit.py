@@ -155,6 +155,8 @@ def _continues(mask: npt.NDArray[np.bool_], page: pages.Page) -> bool:
     if page.picture.mode != "L":  # shadows have no colour
         return False
     grey = np.asarray(page.picture)
+    if grey[mask].mean() > grey.mean():  # bright ink is no shadow
+        return False
     block = max(3, max(mask.shape) // _BLOCK | 1)
     reach = block + 2
     inked = np.where(mask, grey, np.uint8(255))

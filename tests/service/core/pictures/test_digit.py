@@ -96,6 +96,15 @@ def test_a_faint_digit_beside_lines_as_dark_is_read(thick: int) -> None:
     assert closeness(found.pixels, alone.pixels) > 0.9
 
 
+@pytest.mark.parametrize(("paper", "ink"), [(100, 150), (150, 190), (20, 50), (60, 90)])
+def test_faint_chalk_is_read(paper: int, ink: int) -> None:
+    page = np.zeros((240, 240))
+    page[65:175, 50:190] = seven(140, 110)
+    found = find_digit(picture(paper + (ink - paper) * page))
+    assert not found.reason
+    assert closeness(found.pixels, find_digit(picture(255 * page)).pixels) > 0.9
+
+
 def test_a_dark_digit_may_run_out_of_the_page_and_a_faint_one_may_come_near() -> None:
     whole = seven()
     rows, columns = (np.flatnonzero(whole.any(axis=axis)) for axis in (1, 0))
