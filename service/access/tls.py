@@ -104,7 +104,7 @@ class Tls:
                     f"{error.strerror}.",
                     "tls_certificate",
                 ) from None
-            if not isinstance(error, NotUsableYet):
+            if isinstance(error, SettingsError) and not isinstance(error, NotUsableYet):
                 self._refused = self._next_stamp = stamp
             raise
         # Those from before stay open: a worker may just have been told their paths. Nobody finds a

@@ -285,7 +285,7 @@ def _credentials(tls: Tls, *, is_required: bool) -> grpc.ServerCredentials:
         if served is tls.files:
             return None
         # grpcio frees what a handshake beside this one may be about to use (seen with 1.85: the
-        # process ends). It asks under a lock, so no other begins, and that one ends meanwhile.
+        # process ends). It asks under a lock: no other begins, and that one has time to end.
         time.sleep(_HANDSHAKE_S)
         served = tls.files
         return configuration()

@@ -34,9 +34,10 @@ _NEARLY = 1 / 12
 # The tip of a shadow that is wider elsewhere seems to take at most this much light.
 _TIP_DEPTH = 0.45
 # A square of this part of the side that is as dark as ink beside it is no paper. As dark is what is
-# brighter by no more than this part of what paper would be.
+# brighter (or darker) by no more than this part of what paper would be.
 _BLOCK = 24
 _AS_DARK = 0.3
+_DARKEST = 5  # of the ink, in percent
 # A digit of fewer pixels on a page is looked at again in a larger copy of the picture.
 _SMALL = 44
 
@@ -161,10 +162,13 @@ def _continues(mask: npt.NDArray[np.bool_], page: pages.Page) -> bool:
     reach = block + 2
     inked = np.where(mask, grey, np.uint8(255))
     darkest = pages.extreme(np.pad(inked, reach, constant_values=255), 2 * reach + 1, np.minimum)
+    is_near = darkest < 255
+    # A digit that crosses the edge of a shadow is darker than that somewhere, a shadow is not.
+    darkest = np.minimum(darkest, np.percentile(grey[mask], _DARKEST))
     # The paper around ink of this depth is brighter by `step`, the paper in a shadow by nothing.
     step = darkest * (_AS_DARK * page.depth / (1 - page.depth))
     edge = pages.extreme(np.pad(mask, 1), 3, np.maximum)
-    is_dark = (grey <= darkest + step) & (darkest < 255) & ~edge
+    is_dark = (np.abs(grey - darkest) <= step) & is_near & ~edge & (page.ink < IS_INK)
     return bool(pages.extreme(is_dark, block, np.minimum).any())
 
 
