@@ -33,7 +33,6 @@ _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # The kinds of a subject alternative name that can name a client, the most specific first.
 _KINDS = ("URI", "DNS")
 
-
 log = logging.getLogger(__name__)
 
 _Stamp = tuple[object, ...]
@@ -87,7 +86,7 @@ class Tls:
     def read(self) -> None:
         """Read the files again. After a SettingsError, what was read before stays.
 
-        After an NotUsableYet, `has_changed` asks for another try.
+        After a NotUsableYet, `has_changed` asks for another try.
         """
         stamp = self._look()
         descriptors: list[int] = []
@@ -107,8 +106,8 @@ class Tls:
             if isinstance(error, SettingsError) and not isinstance(error, NotUsableYet):
                 self._refused = self._next_stamp = stamp
             raise
-        # Those from before stay open: a worker may just have been told their paths. Nobody finds a
-        # number here that is closed already, also if this process is forked at this moment.
+        # Those from before stay open: a worker may just have been told their paths. They are closed
+        # last, so that a worker forked at this moment does not close their numbers again.
         stale, self._stale = self._stale, self._files.descriptors
         self._files, self._contexts, self._next_stamp = files, contexts, stamp
         _close(stale)
@@ -133,12 +132,14 @@ class Tls:
                         self.read()
                         on_change()
                         problem = ""
-                    except SettingsError as error:
-                        if problem != str(error):  # some files are tried again every second
-                            problem = str(error)
+                    except Exception as error:  # without this thread, none would be read again
+                        if problem == str(error):  # some files are tried again every second
+                            continue
+                        problem = str(error)
+                        if isinstance(error, SettingsError):
                             on_problem(error)
-                    except Exception:  # without this thread, no renewal would ever be served
-                        log.exception("TLS continues with the certificate that it has.")
+                        else:
+                            log.exception("TLS continues with the certificate that it has.")
 
         threading.Thread(target=run, name="certificate", daemon=True).start()
 

@@ -445,7 +445,7 @@ def test_new_certificates_are_served_without_a_failed_request(
     done = threading.Event()
 
     def predict(scheme: str, calls: int) -> None:
-        """Call until the end, on a new connection after so many calls."""
+        """Call until the end, and connect again after this number of calls."""
         tls, port = TLS(ca_file=server.ca), ports[scheme == "grpcs"]
         while not done.is_set():
             with Client(

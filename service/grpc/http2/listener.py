@@ -538,7 +538,7 @@ class Http2Protocol(asyncio.Protocol):
         if self._hung_up:
             return
         if self._transport.is_closing():
-            self._connection.data_to_send()  # dropped: nobody gets these answers any more
+            self._connection.data_to_send()  # dropped: the client is gone
             if self._connection.closed:
                 self._transport.abort()
             return
